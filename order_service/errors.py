@@ -1,0 +1,83 @@
+"""Every error this service raises. A refused command is not one: see `domain.reasons`.
+
+* OrderServiceError
+  + HistoryError            an event that cannot follow the one before it: a bug, so we stop
+  + DecodeError             bytes that are no message of ours: kept as a dead letter
+  + UserServiceUnavailable  no answer about a user: the order waits
+  + KafkaAwayError          no broker answers in time
+  + TopicsError             a topic is missing or not as the table of topics says: we refuse to run
+  + LaneParked              a lane cannot start or go on: its partition pauses, the others go on
+  + WorkerError             this worker must end; the next claim of its partitions finds out what happened
+    - Fenced                another worker owns what we held
+    - RunLost               records are missing between two runs of a partition
+    - Stuck                 a commit, abort or stop is unresolved past its deadline
+  + PortTakenError          a port that we would listen on has another listener
+  + EmbeddedError           what `up` starts cannot start: the message says what to install or set
+"""
+
+
+class OrderServiceError(Exception):
+    """Root of the errors of this service."""
+
+
+class HistoryError(OrderServiceError):
+    """An event cannot follow the one before it."""
+
+
+class DecodeError(OrderServiceError):
+    """Bytes are no message of ours. `reason` is a short constant, the message says more and never echoes the bytes."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class UserServiceUnavailable(OrderServiceError):
+    """The User Service gave no answer about a user."""
+
+
+class KafkaAwayError(OrderServiceError):
+    """No broker answers at the given addresses in time."""
+
+
+class TopicsError(OrderServiceError):
+    """A topic is missing, or its partition count, cleanup policy or size limit is not what the table of topics says."""
+
+    exit_code = 13
+
+
+class LaneParked(OrderServiceError):
+    """A lane cannot start or go on; its partition pauses until a person has looked."""
+
+
+class WorkerError(OrderServiceError):
+    """This worker must end at once; `exit_code` tells the operator which kind it was."""
+
+    exit_code = 1
+
+
+class Fenced(WorkerError):
+    """Another worker has claimed a partition of ours."""
+
+    exit_code = 10
+
+
+class RunLost(WorkerError):
+    """A run of records did not reach its lane: deciding on would skip commands."""
+
+    exit_code = 11
+
+
+class Stuck(WorkerError):
+    """A commit, abort or stop did not resolve in time: its outcome is for the next claim to find out."""
+
+    exit_code = 12
+
+
+class PortTakenError(OrderServiceError):
+    """Another process listens on a port of ours; the message names the setting that changes it."""
+
+
+class EmbeddedError(OrderServiceError):
+    """A part of the embedded run cannot start; the message is one line that says what to install or set."""

@@ -1,0 +1,27 @@
+"""What a worker measures, for Prometheus. Times are seconds; every name starts with `orders_`."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+COMMANDS: Final = Counter(
+    "orders_commands_total", "Commands decided, by type, outcome and reason.", ["type", "outcome", "reason"]
+)
+DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Records that are no command, by reason.", ["reason"])
+TURN_SECONDS: Final = Histogram("orders_turn_seconds", "From taking a turn's commands to its commit.", buckets=_FAST)
+TURN_COMMANDS: Final = Histogram(
+    "orders_turn_commands", "Commands taken in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
+)
+LAG: Final = Gauge("orders_lag_commands", "Commands behind the end of the partition.", ["partition"])
+LANES: Final = Gauge("orders_lanes", "Partitions this worker holds, by state.", ["state"])
+PARKED: Final = Gauge("orders_lane_parked", "1 for a lane that is parked and needs a person.", ["partition"])
+WAITING: Final = Gauge("orders_waiting_commands", "Commands that wait for the User Service.")
+WAITING_OLDEST: Final = Gauge("orders_waiting_oldest_seconds", "Age of the oldest waiting command.")
+CLAIMS: Final = Counter("orders_claims_total", "Claims of a partition, by outcome.", ["outcome"])
+CLAIM_SECONDS: Final = Histogram(
+    "orders_claim_seconds",
+    "Time to claim and restore one partition.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
