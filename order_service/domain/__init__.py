@@ -1,0 +1,1 @@
+"""The rules of orders: pure, typed, without I/O, clock or chance."""

@@ -1,0 +1,286 @@
+"""The answer to a command: what the rules of an order do not know: who asks, when, for which version, whether again.
+
+`answer` is as pure as `decide`: time and what is known of the user come in as values.
+"""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import lru_cache
+from hashlib import blake2b, sha1
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct, structs
+
+from order_service.domain import content
+from order_service.domain.messages import (
+    AmendOrder,
+    CancelOrder,
+    Command,
+    CreateOrder,
+    DeliverOrder,
+    Event,
+    Fact,
+    OrderAmended,
+    PayOrder,
+    Rejection,
+    ShipOrder,
+)
+from order_service.domain.order import ABSENT, Order, decide, evolve
+from order_service.domain.reasons import MEANINGS, NEVER_REMEMBERED, Reason, Refusal, Status
+from order_service.errors import HistoryError
+
+MAX_AMENDMENTS: Final = 50
+MAX_REFUSED: Final = 16
+SERVICE_ACTOR: Final = "service:order-service"
+_NAMESPACE: Final = UUID("6d3a1f0e-6f2b-5d7e-9f5a-0f3c5f1d2b4a").bytes
+
+Known = tuple[str, bytes]
+"""A remembered command: its id and its digest."""
+
+
+class UserCheck(StrEnum):
+    """What is known of the user of a create."""
+
+    ACTIVE = "active"
+    NOT_FOUND = "not_found"
+    NOT_ACTIVE = "not_active"
+    TIMED_OUT = "timed_out"
+
+
+class AskUser(Struct, frozen=True):
+    """Nothing is decided before the User Service has said something of this user."""
+
+    user_id: str
+
+
+class Repeat(Struct, frozen=True):
+    """The order remembers this command: its first answer stands, and nothing new happens."""
+
+
+class Entry(Struct, frozen=True, gc=False, array_like=True):
+    """What the table keeps of one order: its state, the head of its history, and the commands it remembers.
+
+    Every accepted command made one event, so the n-th of `accepted` made version n.
+    """
+
+    order: Order
+    created_at: datetime
+    changed_at: datetime
+    head: bytes
+    accepted: tuple[Known, ...]
+    refused: tuple[Known, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The version of the newest event."""
+        return len(self.accepted)
+
+
+Answer = Event | Rejection | Repeat | AskUser
+REPEAT: Final = Repeat()
+
+
+def answer(command: Command, entry: Entry | None, now: datetime, user: UserCheck | None = None) -> Answer:
+    """Say what becomes of `command`: one event, one rejection, nothing new, or first a question about its user.
+
+    `entry` is None for an order that does not exist; `user` is None while nothing is known; `now` is whole
+    milliseconds.
+    """
+    digest = command_digest(command)
+    match _remembered(command.command_id, digest, entry) or _outcome(command, entry, now, user):
+        case Repeat() | AskUser() as no_outcome:
+            return no_outcome
+        case Refusal() as refusal:
+            return reject(command, entry, now, refusal)
+        case fact:
+            return _event(command, digest, entry, now, fact)
+
+
+def reject(command: Command, entry: Entry | None, now: datetime, refusal: Refusal) -> Rejection:
+    """Make the rejection of `command`. Who may not see an order is told what holds for one that does not exist."""
+    seen = entry if entry is not None and _may_see(command.actor, entry.order) else None
+    digest = command_digest(command)
+    return Rejection(
+        rejection_id=_uuid(command.order_id, command.command_id, digest.hex()),
+        command_id=command.command_id,
+        command_digest=digest,
+        command_type=type(command).__name__,
+        order_id=command.order_id,
+        reason=refusal.reason,
+        detail=refusal.detail or MEANINGS[refusal.reason].cause,
+        status=Status.ABSENT if seen is None else seen.order.status,
+        version=0 if seen is None else seen.version,
+        actor=command.actor,
+        rejected_at=now,
+        correlation_id=command.correlation_id,
+    )
+
+
+def after_event(entry: Entry | None, event: Event, head: bytes) -> Entry:
+    """Fold an event into the table's entry; `head` is the digest of the event's encoded value.
+
+    Raises HistoryError if the event cannot follow: another version than the next, or another previous digest.
+    """
+    if (event.version, event.previous_digest) != _next(entry):
+        raise HistoryError(f"version {event.version} of an order cannot follow on version {_next(entry)[0] - 1}")
+    known = (event.command_id, event.command_digest)
+    if entry is None:
+        return Entry(evolve(ABSENT, event.fact), event.occurred_at, event.occurred_at, head, (known,))
+    order, accepted = evolve(entry.order, event.fact), (*entry.accepted, known)
+    return Entry(order, entry.created_at, event.occurred_at, head, accepted, entry.refused)
+
+
+def after_rejection(entry: Entry | None, rejection: Rejection) -> Entry | None:
+    """Remember a refusal, where there is an order to remember it; the oldest of more than 16 is forgotten."""
+    if entry is None or rejection.reason in NEVER_REMEMBERED:
+        return entry
+    known = (rejection.command_id, rejection.command_digest)
+    return structs.replace(entry, refused=(*entry.refused, known)[-MAX_REFUSED:])
+
+
+def payment_timeout(order_id: str) -> CancelOrder:
+    """Make the command by which an order that was not paid in time cancels itself; the same one every time."""
+    command_id = _uuid(order_id, "payment_timeout")
+    return CancelOrder(command_id=command_id, order_id=order_id, actor=SERVICE_ACTOR, reason="payment_timeout")
+
+
+def payment_due_at(entry: Entry, payment_due_s: float) -> datetime | None:
+    """Say when an unpaid order is due, None if nothing is due any more."""
+    return entry.created_at + timedelta(seconds=payment_due_s) if entry.order.status is Status.CREATED else None
+
+
+_encode_deterministic: Final = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+def command_digest(command: Command) -> bytes:
+    """Digest a command: the same for JSON and Avro, and for the same wish sent again with another deadline.
+
+    Shape: BLAKE2b-128 of the MessagePack map of `type` and the command's fields, in the order of `messages`, without
+           `decide_by`, `correlation_id` and fields at their default; the keys of `metadata` sorted.
+    """
+    if command.decide_by is not None or command.correlation_id is not None:
+        command = structs.replace(command, decide_by=None, correlation_id=None)
+    return blake2b(_encode_deterministic(command), digest_size=16).digest()
+
+
+def _remembered(command_id: str, digest: bytes, entry: Entry | None) -> Repeat | Refusal | None:
+    """Look for the command among those that its order remembers: is it the same again, or another under its id."""
+    found = None
+    if entry is not None:
+        for known_id, known_digest in entry.accepted + entry.refused:
+            if known_id == command_id:
+                if known_digest == digest:
+                    return REPEAT
+                found = Refusal(Reason.COMMAND_ID_REUSED)
+    return found
+
+
+def _outcome(command: Command, entry: Entry | None, now: datetime, user: UserCheck | None) -> Fact | Refusal | AskUser:
+    """Check in this order: deadline, actor, presence, version, content, rules, and last the user."""
+    if command.decide_by is not None and now > command.decide_by:
+        return Refusal(Reason.DEADLINE_PASSED)
+    if not _may(command):
+        return Refusal(Reason.NOT_ALLOWED)
+    order = ABSENT if entry is None else entry.order
+    refusal = _presence(command, order) or _version(command, entry) or content.fault(command)
+    if refusal is not None:
+        return refusal
+    outcome = decide(command, order)
+    if isinstance(outcome, OrderAmended) and entry is not None and entry.version > MAX_AMENDMENTS:
+        return Refusal(Reason.TOO_MANY_CHANGES)
+    if isinstance(command, CreateOrder) and not isinstance(outcome, Refusal):
+        return _user(command, user) or outcome
+    return outcome
+
+
+@lru_cache(maxsize=8192)
+def _actor(actor: str) -> tuple[str, str]:
+    """Take `user:<id>` and `service:<id>` apart; whoever writes another name is nobody."""
+    kind, _, who = actor.partition(":")
+    return (kind, who) if content.is_id(who) else ("", "")
+
+
+def _may(command: Command) -> bool:
+    """Allow a service all, a user to create for itself, to amend and to cancel (its own orders: see `_presence`)."""
+    kind, who = _actor(command.actor)
+    if kind == "service":
+        return True
+    match command:
+        case CreateOrder():
+            return kind == "user" and command.user_id == who
+        case AmendOrder() | CancelOrder():
+            return kind == "user"
+        case PayOrder() | ShipOrder() | DeliverOrder():
+            return False
+
+
+def _may_see(actor: str, order: Order) -> bool:
+    return actor.startswith("service:") or actor == f"user:{order.user_id}"
+
+
+def _presence(command: Command, order: Order) -> Refusal | None:
+    if isinstance(command, CreateOrder):
+        return None if order is ABSENT else Refusal(Reason.ORDER_EXISTS)
+    if order is ABSENT or not _may_see(command.actor, order):
+        return Refusal(Reason.ORDER_NOT_FOUND)
+    return None
+
+
+def _version(command: Command, entry: Entry | None) -> Refusal | None:
+    actual = 0 if entry is None else entry.version
+    if command.expected_version is None or command.expected_version == actual:
+        return None
+    return Refusal(
+        Reason.VERSION_CONFLICT, f"expected version {command.expected_version}, the order is at version {actual}"
+    )
+
+
+def _user(command: CreateOrder, user: UserCheck | None) -> Refusal | AskUser | None:
+    match user:
+        case None:
+            return AskUser(command.user_id)
+        case UserCheck.ACTIVE:
+            return None
+        case UserCheck.NOT_FOUND:
+            return Refusal(Reason.USER_NOT_FOUND)
+        case UserCheck.NOT_ACTIVE:
+            return Refusal(Reason.USER_NOT_ACTIVE)
+        case UserCheck.TIMED_OUT:
+            return Refusal(Reason.USER_CHECK_TIMED_OUT)
+
+
+def _event(command: Command, digest: bytes, entry: Entry | None, now: datetime, fact: Fact) -> Event:
+    version, previous_digest = _next(entry)
+    return Event(
+        event_id=event_id(command.order_id, version),
+        order_id=command.order_id,
+        version=version,
+        command_id=command.command_id,
+        command_digest=digest,
+        correlation_id=command.correlation_id,
+        actor=command.actor,
+        occurred_at=now if entry is None else max(now, entry.changed_at),
+        previous_digest=previous_digest,
+        fact=fact,
+    )
+
+
+def _next(entry: Entry | None) -> tuple[int, bytes | None]:
+    """Tell the version and the previous digest that the next event must carry."""
+    return (1, None) if entry is None else (entry.version + 1, entry.head)
+
+
+def event_id(order_id: str, version: int) -> str:
+    """Name an event: the uuid5 of its order and version, so the same fact has the same name in every run."""
+    return _uuid(order_id, str(version))
+
+
+_VARIANTS: Final = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+
+
+def _uuid(*names: str) -> str:
+    """Make the uuid5 of `names` joined by NUL; as `uuid.uuid5` does, at a fifth of its time."""
+    digest = sha1(_NAMESPACE + "\0".join(names).encode(), usedforsecurity=False).hexdigest()
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{_VARIANTS[digest[16]]}{digest[17:20]}-{digest[20:32]}"

@@ -1,0 +1,194 @@
+"""What the values of a command may be. A fault is `invalid_order`: a JSON pointer to the value, and what it must be."""
+
+import re
+from typing import Final
+
+from msgspec import structs
+
+from order_service.domain.messages import (
+    ID_PATTERN,
+    AmendOrder,
+    CancelOrder,
+    Command,
+    Contents,
+    CreateOrder,
+    DeliverOrder,
+    Line,
+    PayOrder,
+    ShipOrder,
+)
+from order_service.domain.reasons import Reason, Refusal
+
+MAX_LINES: Final = 500
+MAX_QUANTITY: Final = 10**6
+MAX_UNIT_PRICE: Final = 10**12
+MAX_TOTAL: Final = 2**53
+MAX_TEXT: Final = 200
+MAX_METADATA: Final = 20
+MAX_METADATA_KEY: Final = 40
+MAX_METADATA_VALUE: Final = 500
+CANCEL_REASONS: Final = (
+    "customer_request",
+    "payment_failed",
+    "payment_timeout",
+    "out_of_stock",
+    "fraud",
+    "other",
+)
+CURRENCIES: Final = frozenset(
+    """
+    AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF
+    CHW CLF CLP CNY COP COU CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD
+    HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD
+    MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN
+    PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD
+    TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
+    """.split()  # noqa: SIM905, a block of codes reads better than 168 quoted strings
+)
+"""The active codes of ISO 4217 with which money is paid; no metals, funds of account, or test codes."""
+
+is_id: Final = re.compile(ID_PATTERN).match
+
+
+def fault(command: Command) -> Refusal | None:
+    """Name the first value of `command` that is out of range, whatever the order."""
+    match command:
+        case CreateOrder():
+            return _id("/user_id", command.user_id) or _currency(command.currency) or _given(command)
+        case AmendOrder():
+            return _anything(command) or _given(command)
+        case PayOrder():
+            return (
+                _id("/payment_id", command.payment_id)
+                or _currency(command.currency)
+                or _money("/amount", command.amount)
+            )
+        case ShipOrder():
+            return _text("/carrier", command.carrier) or _text("/tracking_number", command.tracking_number)
+        case DeliverOrder():
+            return None
+        case CancelOrder():
+            return _cancel_reason(command.reason) or _text("/note", command.note)
+
+
+def fault_of_contents(contents: Contents) -> Refusal | None:
+    """Name what is wrong with an order as a whole: its discount against its lines, its total."""
+    subtotal = _subtotal(contents.lines)
+    if contents.discount > subtotal:
+        return _invalid("/discount", f"at most the subtotal, {subtotal}")
+    if not 0 <= contents.total <= MAX_TOTAL:
+        return _invalid("/lines", "a total of 0…2^53")
+    return None
+
+
+def total(lines: tuple[Line, ...], discount: int, tax: int, shipping: int) -> int:
+    """Add up an order, in minor units."""
+    return _subtotal(lines) - discount + tax + shipping
+
+
+def numbered(lines: tuple[Line, ...]) -> tuple[Line, ...]:
+    """Give each line without a `line_id` its place as one, counted from 1."""
+    return tuple(
+        line if line.line_id is not None else structs.replace(line, line_id=str(place))
+        for place, line in enumerate(lines, start=1)
+    )
+
+
+def _subtotal(lines: tuple[Line, ...]) -> int:
+    return sum(line.quantity * line.unit_price for line in lines)
+
+
+def _invalid(pointer: str, must_be: str) -> Refusal:
+    return Refusal(Reason.INVALID_ORDER, f"{pointer or 'the command'} must be {must_be}")
+
+
+def _anything(command: AmendOrder) -> Refusal | None:
+    given = (
+        command.lines is not None
+        or command.discount is not None
+        or command.tax is not None
+        or command.shipping is not None
+        or command.shipping_address_ref is not None
+        or command.metadata is not None
+    )
+    return None if given else _invalid("", "a change of at least one of its fields")
+
+
+def _given(command: CreateOrder | AmendOrder) -> Refusal | None:
+    return (
+        _lines(command.lines)
+        or _not_negative("/discount", command.discount)
+        or _not_negative("/tax", command.tax)
+        or _not_negative("/shipping", command.shipping)
+        or _id("/shipping_address_ref", command.shipping_address_ref)
+        or _metadata(command.metadata)
+    )
+
+
+def _lines(lines: tuple[Line, ...] | None) -> Refusal | None:
+    if lines is None:
+        return None
+    if not 1 <= len(lines) <= MAX_LINES:
+        return _invalid("/lines", f"1…{MAX_LINES} lines, not {len(lines)}")
+    for index, line in enumerate(lines):
+        refusal = _line(index, line)
+        if refusal is not None:
+            return refusal
+    if len({line.line_id or str(place) for place, line in enumerate(lines, start=1)}) != len(lines):
+        return _invalid("/lines", "lines of different line_ids")
+    return None
+
+
+def _line(index: int, line: Line) -> Refusal | None:
+    if line.line_id is not None and not is_id(line.line_id):
+        return _id(f"/lines/{index}/line_id", line.line_id)
+    if not is_id(line.sku):
+        return _id(f"/lines/{index}/sku", line.sku)
+    if line.name is not None and len(line.name) > MAX_TEXT:
+        return _text(f"/lines/{index}/name", line.name)
+    if not 1 <= line.quantity <= MAX_QUANTITY:
+        return _invalid(f"/lines/{index}/quantity", f"1…{MAX_QUANTITY}")
+    if not 0 <= line.unit_price <= MAX_UNIT_PRICE:
+        return _invalid(f"/lines/{index}/unit_price", f"0…{MAX_UNIT_PRICE}")
+    return None
+
+
+def _metadata(metadata: dict[str, str] | None) -> Refusal | None:
+    if not metadata:
+        return None
+    if len(metadata) > MAX_METADATA:
+        return _invalid("/metadata", f"at most {MAX_METADATA} entries")
+    if any(len(key) > MAX_METADATA_KEY for key in metadata):
+        return _invalid("/metadata", f"under keys of at most {MAX_METADATA_KEY} characters")
+    if any(len(value) > MAX_METADATA_VALUE for value in metadata.values()):
+        return _invalid("/metadata", f"of values of at most {MAX_METADATA_VALUE} characters")
+    return None
+
+
+def _id(pointer: str, value: str | None) -> Refusal | None:
+    if value is None or is_id(value):
+        return None
+    return _invalid(pointer, "an id: 1…64 of A-Z a-z 0-9 . _ -, the first a letter or digit")
+
+
+def _text(pointer: str, value: str | None) -> Refusal | None:
+    if value is None or len(value) <= MAX_TEXT:
+        return None
+    return _invalid(pointer, f"at most {MAX_TEXT} characters")
+
+
+def _not_negative(pointer: str, amount: int | None) -> Refusal | None:
+    """Check an amount that is part of a total, which has a bound of its own."""
+    return None if amount is None or amount >= 0 else _invalid(pointer, "at least 0")
+
+
+def _money(pointer: str, amount: int) -> Refusal | None:
+    return None if 0 <= amount <= MAX_TOTAL else _invalid(pointer, f"0…{MAX_TOTAL}")
+
+
+def _currency(currency: str) -> Refusal | None:
+    return None if currency in CURRENCIES else _invalid("/currency", "a currency code of ISO 4217")
+
+
+def _cancel_reason(reason: str) -> Refusal | None:
+    return None if reason in CANCEL_REASONS else _invalid("/reason", "one of " + ", ".join(CANCEL_REASONS))

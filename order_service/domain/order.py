@@ -1,0 +1,170 @@
+"""The order: its states, and the two pure functions that are its rules, `decide` and `evolve`.
+
+Each state carries only what it needs, so no order is both open and cancelled.
+"""
+
+from collections.abc import Iterable
+from typing import ClassVar, Final
+
+from msgspec import Struct, structs
+
+from order_service.domain import content
+from order_service.domain.messages import (
+    AmendOrder,
+    CancelOrder,
+    Command,
+    Contents,
+    CreateOrder,
+    DeliverOrder,
+    Fact,
+    OrderAmended,
+    OrderCancelled,
+    OrderCreated,
+    OrderDelivered,
+    OrderPaid,
+    OrderShipped,
+    PayOrder,
+    ShipOrder,
+)
+from order_service.domain.reasons import RULES, Reason, Refusal, Status
+from order_service.errors import HistoryError
+
+
+class Absent(Struct, frozen=True, gc=False, tag="absent"):
+    """Nothing has happened to this order yet."""
+
+    status: ClassVar = Status.ABSENT
+    user_id: ClassVar[None] = None
+
+
+class Created(Contents, frozen=True, gc=False, tag="created"):
+    """Placed, and open to changes."""
+
+    status: ClassVar = Status.CREATED
+
+
+class Paid(Struct, frozen=True, gc=False, tag="paid"):
+    """Paid in full; `total` is what a cancellation owes."""
+
+    status: ClassVar = Status.PAID
+    user_id: str
+    total: int
+
+
+class Shipped(Struct, frozen=True, gc=False, tag="shipped"):
+    """On its way."""
+
+    status: ClassVar = Status.SHIPPED
+    user_id: str
+
+
+class Delivered(Struct, frozen=True, gc=False, tag="delivered"):
+    """Arrived."""
+
+    status: ClassVar = Status.DELIVERED
+    user_id: str
+
+
+class Cancelled(Struct, frozen=True, gc=False, tag="cancelled"):
+    """Ended before it was shipped."""
+
+    status: ClassVar = Status.CANCELLED
+    user_id: str
+
+
+Order = Absent | Created | Paid | Shipped | Delivered | Cancelled
+ABSENT: Final[Order] = Absent()
+
+
+def decide(command: Command, order: Order) -> Fact | Refusal:
+    """Say what `command` makes of `order`: the one fact that happened, or why it is refused.
+
+    The cases are the allowed cells of the table of rules; every other cell is a reason in it.
+    """
+    match command, order:
+        case CreateOrder(), Absent():
+            return _create(command)
+        case AmendOrder(), Created():
+            return _amend(command, order)
+        case PayOrder(), Created():
+            return _pay(command, order)
+        case ShipOrder(), Paid():
+            return OrderShipped(command.carrier, command.tracking_number)
+        case DeliverOrder(), Shipped():
+            return OrderDelivered()
+        case CancelOrder(), Created():
+            return OrderCancelled(command.reason, command.note, refund_due=0)
+        case CancelOrder(), Paid():
+            return OrderCancelled(command.reason, command.note, refund_due=order.total)
+    reason = RULES[type(command), order.status]
+    if not isinstance(reason, Reason):
+        raise HistoryError(f"the table of rules allows {type(command).__name__} on {order.status}, the rules do not")
+    return Refusal(reason)
+
+
+def _create(command: CreateOrder) -> OrderCreated | Refusal:
+    contents = OrderCreated(
+        user_id=command.user_id,
+        currency=command.currency,
+        lines=content.numbered(command.lines),
+        discount=command.discount,
+        tax=command.tax,
+        shipping=command.shipping,
+        total=content.total(command.lines, command.discount, command.tax, command.shipping),
+        shipping_address_ref=command.shipping_address_ref,
+        metadata=command.metadata,
+    )
+    return content.fault_of_contents(contents) or contents
+
+
+def _amend(command: AmendOrder, order: Created) -> OrderAmended | Refusal:
+    lines = order.lines if command.lines is None else content.numbered(command.lines)
+    discount = order.discount if command.discount is None else command.discount
+    tax = order.tax if command.tax is None else command.tax
+    shipping = order.shipping if command.shipping is None else command.shipping
+    contents = OrderAmended(
+        user_id=order.user_id,
+        currency=order.currency,
+        lines=lines,
+        discount=discount,
+        tax=tax,
+        shipping=shipping,
+        total=content.total(lines, discount, tax, shipping),
+        shipping_address_ref=(
+            order.shipping_address_ref if command.shipping_address_ref is None else command.shipping_address_ref
+        ),
+        metadata=order.metadata if command.metadata is None else command.metadata,
+    )
+    return content.fault_of_contents(contents) or contents
+
+
+def _pay(command: PayOrder, order: Created) -> OrderPaid | Refusal:
+    if (command.amount, command.currency) != (order.total, order.currency):
+        expected, actual = f"{order.total} {order.currency}", f"{command.amount} {command.currency}"
+        return Refusal(Reason.PAYMENT_MISMATCH, f"expected {expected}, got {actual}")
+    return OrderPaid(command.payment_id, command.amount, command.currency)
+
+
+def evolve(order: Order, fact: Fact) -> Order:
+    """Apply a fact. It never refuses; it stops at a history that cannot be."""
+    match fact, order:
+        case OrderCreated(), Absent():
+            return Created(*structs.astuple(fact))
+        case OrderAmended(), Created():
+            return Created(*structs.astuple(fact))
+        case OrderPaid(), Created():
+            return Paid(order.user_id, fact.amount)
+        case OrderShipped(), Paid():
+            return Shipped(order.user_id)
+        case OrderDelivered(), Shipped():
+            return Delivered(order.user_id)
+        case OrderCancelled(), Created() | Paid():
+            return Cancelled(order.user_id)
+    raise HistoryError(f"{type(fact).__name__} cannot follow on an order that is {order.status}")
+
+
+def fold(facts: Iterable[Fact], order: Order = ABSENT) -> Order:
+    """Apply many facts, oldest first."""
+    for fact in facts:
+        order = evolve(order, fact)
+    return order

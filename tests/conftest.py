@@ -1,0 +1,18 @@
+"""One broker for all tests that need one; topics are told apart by `ORDERS_TOPIC_PREFIX`."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+from tests.broker import running_kafka
+
+settings.register_profile("local", deadline=None, max_examples=150)
+settings.register_profile("ci", deadline=None, max_examples=150, derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers(tmp_path_factory):
+    with running_kafka(tmp_path_factory.mktemp("kafka")) as servers:
+        yield servers
