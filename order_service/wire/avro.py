@@ -1,0 +1,142 @@
+"""Messages as Avro in the Confluent wire format.
+
+Shape:   byte 0, 4 bytes schema id (big-endian), Avro body; nothing after it.
+Units:   times are milliseconds since 1970 UTC, money is minor units.
+Source:  Confluent wire format; Avro 1.11 specification, "Binary encoding".
+"""
+
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from io import BytesIO
+from typing import Any, Final
+
+import fastavro
+import msgspec
+
+from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Event, Rejection
+from order_service.errors import DecodeError
+from order_service.wire.reasons import DeadLetterReason as Why
+from order_service.wire.schemas import SCHEMAS, Message, Schema
+from order_service.wire.writer import EPOCH, Write, compiled
+
+MAX_COMMAND_BYTES: Final = 256 * 1024
+MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
+
+_HEADER: Final = tuple(field for field in Event.__struct_fields__ if field != "fact")
+_FACTS: Final = frozenset(FACT_TYPES)
+_COMMANDS: Final = frozenset(COMMAND_TYPES)
+_REJECTIONS: Final = frozenset({Rejection})
+
+
+def encode_event(event: Event) -> bytes:
+    """Encode one event by the newest schema of its fact."""
+    fact = type(event.fact)
+    return SCHEMAS.newest[fact].prefix + _WRITE[fact](event)
+
+
+def encode_rejection(rejection: Rejection) -> bytes:
+    """Encode one rejection."""
+    return SCHEMAS.newest[Rejection].prefix + _WRITE[Rejection](rejection)
+
+
+def encode_command(command: Command) -> bytes:
+    """Encode one command by the newest schema of its type."""
+    return SCHEMAS.newest[type(command)].prefix + _WRITE[type(command)](command)
+
+
+def decode_event(data: bytes) -> Event:
+    """Decode one event.
+
+    Raises DecodeError for any other bytes: cut short, not an event's schema, bytes left over, over 4 MiB.
+    """
+    schema, flat = _read(data, _FACTS, MAX_EVENT_BYTES)
+    flat["occurred_at"] = _time(flat["occurred_at"])
+    flat["fact"] = _shaped(flat, schema.message)
+    event: Event = _shaped(flat, Event)
+    return event
+
+
+def decode_rejection(data: bytes) -> Rejection:
+    """Decode one rejection. Raises DecodeError for any other bytes."""
+    _, flat = _read(data, _REJECTIONS, MAX_EVENT_BYTES)
+    flat["rejected_at"] = _time(flat["rejected_at"])
+    rejection: Rejection = _shaped(flat, Rejection)
+    return rejection
+
+
+def decode_avro_command(data: bytes) -> Command:
+    """Decode one command; `commands.decode_command` takes JSON as well.
+
+    Raises DecodeError for any other bytes, over 256 KiB, and for an order_id or command_id that is no id.
+    """
+    schema, flat = _read(data, _COMMANDS, MAX_COMMAND_BYTES)
+    if flat["decide_by"] is not None:
+        flat["decide_by"] = _time(flat["decide_by"])
+    command: Command = _shaped(flat, schema.message)
+    return command
+
+
+def digest(value: bytes) -> bytes:
+    """Digest the whole value of a record, with its first five bytes: BLAKE2b-128."""
+    return blake2b(value, digest_size=16).digest()
+
+
+def _read(data: bytes, wanted: frozenset[type[Message]], max_bytes: int) -> tuple[Schema, dict[str, Any]]:
+    """Read the fields of a message of one of the `wanted` types, all bytes of it."""
+    if len(data) > max_bytes:
+        raise DecodeError(Why.TOO_LARGE, f"{len(data)} bytes, at most {max_bytes}")
+    schema = _schema(data, wanted)
+    body = BytesIO(data)
+    body.seek(len(schema.prefix))
+    flat = _body(body, schema)
+    if body.tell() != len(data):
+        raise DecodeError(Why.NOT_AVRO, f"{len(data) - body.tell()} bytes are left over")
+    return schema, flat
+
+
+def _schema(data: bytes, wanted: frozenset[type[Message]]) -> Schema:
+    if len(data) < 5 or data[0] != 0:
+        raise DecodeError(Why.NOT_AVRO, "expected byte 0 and a schema id of 4 bytes")
+    schema_id = int.from_bytes(data[1:5], "big")
+    schema = SCHEMAS.by_id.get(schema_id)
+    if schema is None:
+        raise DecodeError(Why.UNKNOWN_SCHEMA, f"no schema of ours has the id {schema_id}")
+    if schema.message not in wanted:
+        raise DecodeError(Why.UNKNOWN_SCHEMA, f"schema {schema_id} is of another kind: {schema.message.__name__}")
+    return schema
+
+
+def _body(body: BytesIO, schema: Schema) -> dict[str, Any]:
+    newest = SCHEMAS.newest[schema.message]
+    reader = None if schema.version == newest.version else newest.plain
+    try:
+        flat: dict[str, Any] = fastavro.schemaless_reader(body, schema.plain, reader)  # type: ignore[assignment]
+    except (
+        EOFError,
+        IndexError,
+    ) as error:  # IndexError: no byte where a number should be, or no such branch of a union
+        raise DecodeError(Why.NOT_AVRO, "cut short, or a union index out of range") from error
+    except UnicodeDecodeError:
+        raise DecodeError(Why.NOT_AVRO, "a string is not UTF-8") from None  # its cause would hold the bytes
+    return flat
+
+
+def _time(milliseconds: int) -> datetime:
+    try:
+        return EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError as error:
+        raise DecodeError(Why.BAD_SHAPE, "a time is outside the years 1 to 9999") from error
+
+
+def _shaped(flat: dict[str, Any], shape: type[Any]) -> Any:
+    try:
+        return msgspec.convert(flat, shape)
+    except msgspec.ValidationError as error:
+        raise DecodeError(Why.BAD_SHAPE, str(error)) from error
+
+
+def _writer(schema: Schema) -> Write:
+    return compiled(schema.avro, _HEADER if schema.message in _FACTS else None)
+
+
+_WRITE: Final = {message: _writer(schema) for message, schema in SCHEMAS.newest.items()}

@@ -1,0 +1,103 @@
+"""Headers of the records that a turn writes.
+
+Events and rejections carry CloudEvents attributes and the `command_offset` they answer, dead letters where they came
+from and why. Source: CloudEvents 1.0.2, Kafka protocol binding, binary content mode.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Final
+
+from order_service.domain.messages import FACT_TYPES, Event, Rejection
+from order_service.errors import DecodeError
+
+Headers = list[tuple[str, bytes]]
+ReadHeaders = Sequence[tuple[str, bytes | None]]
+"""Headers as a consumer hands them on: a value can be null."""
+
+COMMAND_OFFSET: Final = "command_offset"
+MAX_ORIGINAL_BYTES: Final = 1024 * 1024
+"""What is kept of a dead letter's own headers: all that a record of 1 MiB can carry, so that the letter fits 4 MiB."""
+
+_CONSTANT: Final = {
+    message: (
+        ("ce_specversion", b"1.0"),
+        ("ce_type", b"orders.v1." + message.__name__.encode()),
+        ("ce_source", b"/order-service"),
+        ("content-type", b"application/avro"),
+    )
+    for message in (*FACT_TYPES, Rejection)
+}
+
+
+def event_headers(event: Event, traceparent: bytes | None, command_offset: int | None) -> Headers:
+    """Make the headers of an event; the service's own commands have neither `traceparent` nor offset."""
+    headers = [
+        *_CONSTANT[type(event.fact)],
+        ("ce_id", event.event_id.encode()),
+        ("ce_time", _rfc3339(event.occurred_at)),
+        ("ce_subject", event.order_id.encode()),
+    ]
+    return _with_origin(headers, traceparent, command_offset)
+
+
+def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_offset: int | None) -> Headers:
+    """Make the headers of a rejection, like those of an event."""
+    headers = [
+        *_CONSTANT[Rejection],
+        ("ce_id", rejection.rejection_id.encode()),
+        ("ce_time", _rfc3339(rejection.rejected_at)),
+        ("ce_subject", rejection.order_id.encode()),
+    ]
+    return _with_origin(headers, traceparent, command_offset)
+
+
+def dead_letter_headers(
+    error: DecodeError, topic: str, partition: int, offset: int, timestamp: int, original_headers: ReadHeaders
+) -> Headers:
+    """Make the headers of a dead letter: `dl_…` say why and whence, `orig_…` are its own.
+
+    Units: `timestamp` is milliseconds since 1970 UTC. Of its own headers those past 1 MiB are only counted, in
+    `dl_headers_dropped`.
+    """
+    original = list(_fitting(original_headers))
+    dropped = len(original_headers) - len(original)
+    return [
+        ("dl_reason", error.reason.encode()),
+        ("dl_detail", error.detail.encode()),
+        ("dl_topic", topic.encode()),
+        ("dl_partition", b"%d" % partition),
+        ("dl_offset", b"%d" % offset),
+        ("dl_timestamp", b"%d" % timestamp),
+        (COMMAND_OFFSET, b"%d" % offset),
+        *([("dl_headers_dropped", b"%d" % dropped)] if dropped else []),
+        *original,
+    ]
+
+
+def _with_origin(headers: Headers, traceparent: bytes | None, command_offset: int | None) -> Headers:
+    if command_offset is not None:
+        headers.append((COMMAND_OFFSET, b"%d" % command_offset))
+    if traceparent is not None:
+        headers.append(("traceparent", traceparent))
+    return headers
+
+
+@lru_cache(maxsize=64)  # all events of a turn carry the same time
+def _rfc3339(moment: datetime) -> bytes:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+
+
+def _fitting(headers: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, bytes]]:
+    size = 0
+    for key, value in headers:
+        kept = (f"orig_{key}", value or b"")
+        size += len(kept[0].encode()) + len(kept[1]) + _LENGTHS
+        if size > MAX_ORIGINAL_BYTES:
+            return
+        yield kept
+
+
+_LENGTHS: Final = 10
+"""The most bytes that the two lengths of a header take (Kafka record format v2: two varints)."""
