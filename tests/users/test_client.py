@@ -1,0 +1,549 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+from aiohttp import ClientSession
+from prometheus_client import REGISTRY
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from order_service.domain.answer import UserCheck
+from order_service.errors import UserServiceUnavailable
+from order_service.settings import Settings
+from order_service.users.breaker import Breaker, Refusals, State
+from order_service.users.client import BODY_MAX, Policy, UserClient
+from order_service.users.stub import Mode
+
+
+def outcome(name: str) -> float:
+    return REGISTRY.get_sample_value("orders_user_lookups_total", {"outcome": name}) or 0.0
+
+
+def state_of(it: Breaker) -> State:
+    return it.state
+
+
+def ok(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+async def no_answer(users, user_id, **how):
+    with pytest.raises(UserServiceUnavailable):
+        await users.check(user_id, **how)
+
+
+# What is an answer, and what is none
+
+
+@pytest.mark.parametrize(
+    ("user_id", "check", "tries"),
+    [
+        pytest.param("ann", UserCheck.ACTIVE, 1, id="an active user may order"),
+        pytest.param("unknown-1", UserCheck.NOT_FOUND, 1, id="404 is an answer"),
+        pytest.param("inactive-1", UserCheck.NOT_ACTIVE, 1, id="another status may not order"),
+        pytest.param("flaky-1", UserCheck.ACTIVE, 2, id="a failure that passes is tried again"),
+        pytest.param("slow-50-ann", UserCheck.ACTIVE, 1, id="a slow answer within the time is an answer"),
+    ],
+)
+async def test_an_answer_says_what_a_user_is(users, stub, user_id, check, tries):
+    before = outcome(check.value)
+    assert await users.check(user_id) is check
+    assert stub.requests == {user_id: tries}
+    assert outcome(check.value) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "tries"),
+    [
+        (Mode.HANG, 1),
+        (Mode.RESET, 3),
+        (Mode.ERROR, 3),
+        (Mode.TOO_MANY, 1),
+        (Mode.UNAUTHORIZED, 1),
+        (Mode.FORBIDDEN, 1),
+        (Mode.REDIRECT, 1),
+        (Mode.GARBAGE, 1),
+        (Mode.HUGE, 1),
+        (Mode.DRIP, 1),
+    ],
+)
+async def test_every_fault_is_no_answer_within_three_tries_and_heals(users, stub, mode, tries):
+    assert await users.check("warm") is UserCheck.ACTIVE  # so that a pooled connection is there
+    stub.mode = mode
+    before = outcome("no_answer")
+    async with asyncio.timeout(1.0):
+        await no_answer(users, "ann")
+    assert stub.requests == {"warm": 1, "ann": tries}
+    assert outcome("no_answer") == before + 1
+    stub.mode = Mode.OK
+    assert await users.check("ann") is UserCheck.ACTIVE
+
+
+async def test_nobody_listening_is_no_answer(open_client, unused_tcp_port):
+    users = await open_client(url=f"http://127.0.0.1:{unused_tcp_port}")
+    await no_answer(users, "ann")
+
+
+async def test_a_user_slower_than_the_time_is_no_answer(users, stub):
+    await no_answer(users, "slow-5000-ann")
+    assert stub.requests == {"slow-5000-ann": 1}
+
+
+async def test_a_retry_after_within_the_time_is_waited_for(open_client, stub, until):
+    users = await open_client(total_s=5.0, probe_every_s=6.0)
+    stub.mode = Mode.TOO_MANY
+    asking = asyncio.create_task(users.check("ann"))
+    await until(lambda: stub.requests.get("ann") == 1)
+    asked_at = asyncio.get_running_loop().time()
+    stub.mode = Mode.OK
+    assert await asking is UserCheck.ACTIVE
+    assert asyncio.get_running_loop().time() - asked_at >= 0.9
+    assert stub.requests["ann"] == 2
+
+
+@pytest.mark.parametrize("after", [b"", b"-1", b"soon", b"Wed, 21 Oct 2026 07:28:00 GMT", b"9" * 500, "²".encode()])
+async def test_any_other_retry_after_is_not_waited_for(open_client, bytes_server, after):
+    head = b"HTTP/1.1 429 Slow down\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n"
+    async with bytes_server(head % after) as (url, heads):
+        await no_answer(await open_client(url=url), "ann")
+        assert len(heads) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(ok(b""), id="nothing"),
+        pytest.param(ok(b"{"), id="half an object"),
+        pytest.param(ok(b"[]"), id="a list"),
+        pytest.param(ok(b"null"), id="null"),
+        pytest.param(ok(b"{}"), id="no field"),
+        pytest.param(ok(b'{"status": 1}'), id="a number in the field"),
+        pytest.param(ok(b'{"status": null}'), id="null in the field"),
+        pytest.param(ok(b'{"status": ["active"]}'), id="a list in the field"),
+        pytest.param(ok(b'{"status": "\xff"}'), id="no UTF-8"),
+        pytest.param(ok(b'{"a":' * 13_000), id="nested too deep"),
+        pytest.param(ok(b'{"status": "active"}' + b" " * BODY_MAX), id="too large"),
+        pytest.param(ok(b'{"status": "active"}')[:-1], id="cut short"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="a bad chunk"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", id="a bad length"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", id="a huge header"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n", id="another protocol"),
+        pytest.param(b"\x00" * 100, id="zeros"),
+        pytest.param(b"", id="a closed connection"),
+        pytest.param(b"HTTP/1.1 204 No Content\r\n\r\n", id="another success"),
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", id="our mistake"),
+        pytest.param(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n", id="gone"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00", id="compressed"
+        ),
+    ],
+)
+async def test_anything_else_is_no_answer(open_client, bytes_server, answer):
+    async with bytes_server(answer) as (url, heads):
+        await no_answer(await open_client(url=url), "ann")
+        assert 1 <= len(heads) <= 3
+
+
+async def test_a_body_of_just_the_limit_is_read(open_client, bytes_server):
+    async with bytes_server(ok(b'{"status": "active"}'.ljust(BODY_MAX))) as (url, _):
+        assert await (await open_client(url=url)).check("ann") is UserCheck.ACTIVE
+
+
+async def test_the_field_and_the_path_can_be_set(open_client, bytes_server):
+    async with bytes_server(ok(b'{"state": "active", "status": "gone"}')) as (url, heads):
+        users = await open_client(url=url + "/api", path="/u/{id}/state?full=1", field="state")
+        assert await users.check("ann") is UserCheck.ACTIVE
+        assert heads[0].startswith(b"GET /api/u/ann/state?full=1 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("user_id", "segment"),
+    [
+        ("a/b", b"a%2Fb"),
+        ("../admin", b"..%2Fadmin"),
+        ("..\\admin", b"..%5Cadmin"),
+        ("%2e%2e", b"%252e%252e"),
+        ("%2F", b"%252F"),
+        ("a?b=c#d", b"a%3Fb%3Dc%23d"),
+        ("a;b&c", b"a%3Bb%26c"),
+        ("a b\r\nX: y", b"a%20b%0D%0AX%3A%20y"),
+        ("{id}", b"%7Bid%7D"),
+        ("@evil.example", b"%40evil.example"),
+        ("ü", b"%C3%BC"),
+        ("\ud800", b"%ED%A0%80"),
+        ("...", b"..."),
+    ],
+)
+async def test_an_id_stays_one_segment_of_the_path(open_client, bytes_server, user_id, segment):
+    async with bytes_server(ok(b'{"status": "active"}')) as (url, heads):
+        await (await open_client(url=url)).check(user_id)
+        assert heads[0].split(b"\r\n")[0] == b"GET /v1/users/%s HTTP/1.1" % segment
+
+
+@pytest.mark.parametrize("user_id", ["", ".", ".."])
+async def test_an_id_that_no_path_can_carry_is_nobody_and_is_not_asked_for(users, stub, user_id):
+    assert await users.check(user_id) is UserCheck.NOT_FOUND
+    assert not stub.requests
+
+
+# The cache, and one lookup in flight per user
+
+
+@pytest.mark.parametrize(("user_id", "keep_s"), [("ann", 60.0), ("unknown-1", 5.0), ("inactive-1", 5.0)])
+async def test_an_answer_is_kept_for_its_time(users, stub, clock, user_id, keep_s):
+    assert users.known(user_id) is None
+    check = await users.check(user_id)
+    clock.now += keep_s - 0.01
+    cached = outcome("cached")
+    assert users.known(user_id) is check
+    assert await users.check(user_id) is check
+    assert outcome("cached") == cached + 2
+    assert stub.requests[user_id] == 1
+    clock.now += 0.02
+    assert users.known(user_id) is None
+    assert await users.check(user_id) is check
+    assert stub.requests[user_id] == 2
+
+
+async def test_no_answer_is_not_kept(users, stub):
+    stub.mode = Mode.GARBAGE
+    await no_answer(users, "ann")
+    assert users.known("ann") is None
+
+
+async def test_the_cache_is_bounded_and_the_oldest_answer_leaves(open_client, clock):
+    users = await open_client(cache_max=3)
+    for user_id in ("a", "b", "c"):
+        await users.check(user_id)
+    clock.now += 61
+    for user_id in ("a", "d"):
+        await users.check(user_id)
+    assert users.known("a") is UserCheck.ACTIVE  # asked anew, so not the oldest
+    assert list(users._cache) == ["c", "a", "d"]
+
+
+async def test_many_who_ask_about_one_user_share_one_lookup(users, stub):
+    checks = await asyncio.gather(*(users.check("slow-50-ann") for _ in range(20)))
+    assert set(checks) == {UserCheck.ACTIVE}
+    assert stub.requests == {"slow-50-ann": 1}
+
+
+async def test_all_who_share_a_lookup_hear_that_there_is_no_answer(users, stub):
+    stub.mode = Mode.HANG
+    asking = [asyncio.create_task(users.check("ann")) for _ in range(3)]
+    for error in await asyncio.gather(*asking, return_exceptions=True):
+        assert isinstance(error, UserServiceUnavailable)
+    assert stub.requests == {"ann": 1}
+
+
+async def test_cancelling_one_who_waits_does_not_end_the_lookup(users, stub, until):
+    first, second = (asyncio.create_task(users.check("slow-100-ann")) for _ in range(2))
+    await until(lambda: stub.requests)
+    first.cancel()
+    assert await second is UserCheck.ACTIVE
+    assert first.cancelled()
+    assert stub.requests == {"slow-100-ann": 1}
+
+
+@pytest.mark.parametrize("mode", [Mode.OK, Mode.HANG])
+async def test_a_lookup_that_nobody_waits_for_ends_quietly(users, stub, until, mode):
+    stub.mode = mode
+    only = asyncio.create_task(users.check("slow-50-ann"))
+    await until(lambda: stub.requests)
+    only.cancel()
+    await until(lambda: not users._flights)
+    gc.collect()  # a result that nobody took would be reported here, and a warning fails a test
+    assert (users.known("slow-50-ann") is UserCheck.ACTIVE) is (mode is Mode.OK)
+
+
+# The bound on concurrency
+
+
+async def test_no_more_lookups_go_out_than_there_are_slots(open_client, stub, until):
+    users = await open_client(concurrency=3, queue_max=2)
+    stub.mode = Mode.HANG
+    asking = [asyncio.create_task(users.check(f"u{n}")) for n in range(5)]
+    await until(lambda: len(stub.requests) == 3)
+    async with asyncio.timeout(0.1):
+        await no_answer(users, "one too many in the queue")
+    assert len(stub.requests) == 3
+    stub.mode = Mode.OK
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(answer, UserServiceUnavailable) for answer in answers[:3])
+    assert users._slots.free == 3
+    assert await users.check("later") is UserCheck.ACTIVE
+
+
+async def test_waiting_for_a_slot_ends(open_client, stub, until):
+    users = await open_client(concurrency=1)
+    stub.mode = Mode.HANG
+    asking = [asyncio.create_task(users.check(f"u{n}")) for n in range(8)]
+    async with asyncio.timeout(1.2):  # one time for the slot and one for the answer, not eight
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(answer, UserServiceUnavailable) for answer in answers)
+    assert len(stub.requests) <= 3
+
+
+async def test_asking_again_takes_a_quarter_of_the_slots_and_leaves_the_rest(open_client, stub, until):
+    users = await open_client(concurrency=8, total_s=2.0, probe_every_s=3.0)
+    assert users.room_again == 2
+    stub.mode = Mode.HANG
+    again = [asyncio.create_task(users.check(f"u{n}", again=True)) for n in range(5)]
+    await until(lambda: len(stub.requests) == 2)
+    assert users.room_again == 0
+    stub.mode = Mode.OK
+    assert await asyncio.gather(*(users.check(f"new-{n}") for n in range(20))) == [UserCheck.ACTIVE] * 20
+    assert set(stub.requests) - {f"new-{n}" for n in range(20)} == {"u0", "u1"}
+    for task in again:
+        task.cancel()
+
+
+async def test_a_few_users_that_hang_delay_nobody_else(open_client, stub):
+    users = await open_client(concurrency=32, total_s=1.0, probe_every_s=2.0)
+    hanging = [asyncio.create_task(users.check(f"slow-60000-{n}")) for n in range(10)]
+    async with asyncio.timeout(5):
+        checks = await asyncio.gather(*(users.check(f"u{n}") for n in range(500)))
+    assert set(checks) == {UserCheck.ACTIVE}
+    assert users.breaker is State.CLOSED
+    answers = await asyncio.gather(*hanging, return_exceptions=True)
+    assert all(isinstance(answer, UserServiceUnavailable) for answer in answers)
+
+
+# The breaker
+
+ANSWER = "an answer"
+
+
+@pytest.mark.parametrize(
+    ("story", "state"),
+    [
+        pytest.param([], State.CLOSED, id="a new breaker is closed"),
+        pytest.param([(0, "abcde")], State.CLOSED, id="five users at once are not yet a silence"),
+        pytest.param([(0, "abcd"), (5, "e")], State.OPEN, id="five users and five seconds open it"),
+        pytest.param([(0, "abcde"), (5, "a")], State.OPEN, id="so does one of them after the five seconds"),
+        pytest.param([(0, "abcd"), (4.9, "e")], State.CLOSED, id="a little less silence does not"),
+        pytest.param([(2, "abcd", 2), (5, "e", 2)], State.OPEN, id="the silence begins when the first of them asked"),
+        pytest.param([(1, ANSWER), (2, "abcd", 2), (5.9, "e", 2)], State.CLOSED, id="but not before the last answer"),
+        pytest.param([(n, "a") for n in range(100)], State.CLOSED, id="one hanging user never opens it"),
+        pytest.param([(n, "abcd") for n in range(100)], State.CLOSED, id="nor do four"),
+        pytest.param([(0, "abcd"), (3, ANSWER), (6, "e")], State.CLOSED, id="an answer begins the count anew"),
+        pytest.param([(0, ANSWER), (60, "abcde")], State.CLOSED, id="a quiet hour before is no silence"),
+        pytest.param([(0, "abcde"), (5, "f"), (5.1, ANSWER)], State.CLOSED, id="a late answer closes it"),
+        pytest.param([(0, "abcde"), (5, "f"), (6, "g")], State.OPEN, id="a late failure leaves it open"),
+        pytest.param(
+            [(0, "abcde"), (5, "f"), (6, ANSWER), (7, "abcde"), (11.9, "f")], State.CLOSED, id="it forgets when closed"
+        ),
+    ],
+)
+def test_when_the_breaker_opens(clock, story, state):
+    breaker = Breaker(users=5, silence_s=5.0, probe_every_s=3.0, clock=clock)
+    start = clock.now
+    for at, what, *took_s in story:
+        clock.now = start + at
+        if what is ANSWER:
+            breaker.answered()
+        else:
+            for user_id in what:
+                breaker.unanswered(user_id, clock.now - sum(took_s))
+    assert breaker.state is state
+    assert breaker.refuses is (state is State.OPEN)
+
+
+def test_an_open_breaker_lets_one_probe_through_at_a_time(clock):
+    breaker = Breaker(users=1, silence_s=0.0, probe_every_s=3.0, clock=clock)
+    assert breaker.admit()
+    assert breaker.unanswered("a", clock.now)
+    assert not breaker.admit()
+    clock.now += 3.0
+    assert [breaker.admit() for _ in range(3)] == [True, False, False]
+    assert state_of(breaker) is State.HALF_OPEN
+    assert not breaker.unanswered("a", clock.now)  # it was open before
+    assert state_of(breaker) is State.OPEN
+    clock.now += 2.9
+    assert not breaker.admit()
+    clock.now += 0.2
+    assert breaker.admit()
+    clock.now += 3.0
+    assert breaker.admit()  # the probe before was lost; that does not keep it shut for ever
+    assert breaker.answered()
+    assert state_of(breaker) is State.CLOSED
+    assert [breaker.admit() for _ in range(3)] == [True] * 3
+    assert not breaker.answered()  # it was closed before
+
+
+async def test_a_dead_service_opens_the_breaker_and_a_probe_closes_it(users, stub, clock):
+    told: list[str] = []
+    users.when_closed.append(lambda: told.append("ask again"))
+    stub.mode = Mode.ERROR
+    with capture_logs() as logs:
+        for n, second in enumerate((0, 1, 2, 3, 5)):
+            clock.now = 1000.0 + second
+            await no_answer(users, f"u{n}")
+        assert state_of(users._breaker) is State.OPEN
+        assert users.room_again == 0
+        stub.mode = Mode.OK
+        requests, not_asked = dict(stub.requests), outcome("not_asked")
+        for n in range(10):
+            await no_answer(users, f"new-{n}")
+        assert stub.requests == requests
+        assert outcome("not_asked") == not_asked + 10
+        assert REGISTRY.get_sample_value("orders_user_breaker_state") == 2
+        clock.now += 1.0
+        assert users.room_again == 1  # the probe
+        answers = await asyncio.gather(*(users.check(f"unknown-{n}") for n in range(5)), return_exceptions=True)
+    assert [answer for answer in answers if isinstance(answer, UserCheck)] == [UserCheck.NOT_FOUND]
+    assert users.breaker is State.CLOSED
+    assert told == ["ask again"]
+    assert REGISTRY.get_sample_value("orders_user_breaker_state") == 0
+    assert await users.check("new-1") is UserCheck.ACTIVE
+    assert [entry["log_level"] for entry in logs if "stamina" not in entry["event"]] == ["warning", "info"]
+
+
+async def test_users_that_hang_never_open_it_while_others_are_answered(users, stub, clock):
+    for n in range(6):
+        hanging = asyncio.create_task(users.check(f"slow-60000-{n}"))
+        assert await users.check(f"ann-{n}") is UserCheck.ACTIVE
+        clock.now += 10
+        with pytest.raises(UserServiceUnavailable):
+            await hanging
+    assert users.breaker is State.CLOSED
+
+
+async def test_a_full_queue_says_nothing_of_the_service(open_client, stub, clock, until):
+    users = await open_client(concurrency=1, queue_max=0, total_s=1.0, probe_every_s=2.0)
+    asking = asyncio.create_task(users.check("slow-300-ann"))
+    await until(lambda: stub.requests)
+    for n in range(10):
+        clock.now += 1
+        await no_answer(users, f"u{n}")
+    assert users.breaker is State.CLOSED
+    assert await asking is UserCheck.ACTIVE
+
+
+# Our credential
+
+
+@pytest.mark.parametrize("mode", [Mode.UNAUTHORIZED, Mode.FORBIDDEN])
+async def test_a_refused_credential_makes_us_not_ready_and_back(users, stub, clock, mode):
+    assert users.problem is None
+    stub.mode = mode
+    with capture_logs() as logs:
+        for n in range(4):
+            await no_answer(users, f"u{n}")
+    assert [(entry["log_level"], entry["status"]) for entry in logs] == [("error", int(mode))]
+    assert users.problem == f"the User Service refuses our credential with status {mode}"
+    stub.mode = Mode.OK
+    await users.check("ann")
+    assert users.problem is not None  # one answer among refusals: still to be looked at
+    clock.now += 5
+    assert users.problem is None
+    with capture_logs() as logs:
+        await users.check("bob")
+        await users.check("cid")
+    assert [entry["log_level"] for entry in logs] == ["info"]
+
+
+@pytest.mark.parametrize(
+    ("story", "problem"),
+    [
+        pytest.param([], False, id="nothing has happened"),
+        pytest.param([(0, 401)], True, id="refused"),
+        pytest.param([(0, 401), (3600, None)], True, id="refused an hour ago, and no answer since"),
+        pytest.param([(0, 401), (1, 0)], True, id="answered just after"),
+        pytest.param([(0, 401), (1, 0), (5, None)], False, id="answered, and calm since"),
+        pytest.param([(0, 401), (1, 0), (2, 403), (3, 0), (6, None)], True, id="some are refused and some answered"),
+        pytest.param([(0, 401), (9, 0)], False, id="answered after a long time"),
+    ],
+)
+def test_when_a_refusal_is_over(clock, story, problem):
+    refusals = Refusals(calm_s=5.0, clock=clock)
+    start = clock.now
+    for at, status in story:
+        clock.now = start + at
+        if status:
+            refusals.refused(status)
+        elif status == 0:
+            refusals.answered()
+    assert (refusals.reason is not None) is problem
+
+
+async def test_the_token_goes_into_the_header_and_nowhere_else(open_client, bytes_server):
+    policy = Policy(url="http://127.0.0.1:1", token=SecretStr("open-sesame"))
+    assert "open-sesame" not in repr(policy)
+    async with bytes_server(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n") as (url, heads):
+        users = await open_client(url=url, token=policy.token)
+        with capture_logs() as logs, pytest.raises(UserServiceUnavailable) as refused:
+            await users.check("ann")
+    assert b"\r\nAuthorization: Bearer open-sesame\r\n" in heads[0]
+    assert "open-sesame" not in f"{logs} {refused.value!r} {users.problem}"
+
+
+async def test_a_redirect_is_not_followed_and_a_cookie_not_kept(open_client, bytes_server, stub):
+    answer = b"HTTP/1.1 307 Go\r\nLocation: /elsewhere\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"
+    async with bytes_server(answer) as (url, heads):
+        users = await open_client(url=url)
+        await no_answer(users, "ann")
+        await no_answer(users, "bob")
+    assert [head.split(b" ")[1] for head in heads] == [b"/v1/users/ann", b"/v1/users/bob"]
+    assert b"cookie" not in b"".join(heads).lower()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"token": SecretStr("a\nb")},
+        {"token": SecretStr("ü")},
+        {"url": "http://me:secret@127.0.0.1", "token": SecretStr("t")},
+        {"probe_every_s": 2.0, "total_s": 2.0},
+    ],
+)
+def test_a_policy_that_cannot_work_is_refused_at_the_start(wrong):
+    with pytest.raises(ValueError, match="must"):
+        Policy(**({"url": "http://127.0.0.1"} | wrong))
+
+
+def test_the_policy_comes_from_the_settings():
+    settings = Settings(
+        user_service_url="http://users.example/api/",
+        user_service_path="/people/{id}",
+        user_service_field="state",
+        user_service_token=SecretStr("t"),
+        user_service_concurrency=8,
+    )
+    assert Policy.from_settings(settings) == Policy(
+        url="http://users.example/api",
+        path="/people/{id}",
+        field="state",
+        token=SecretStr("t"),
+        concurrency=8,
+    )
+
+
+# The end
+
+
+async def test_closing_with_lookups_in_flight_leaves_nothing_behind(url, stub, clock, until):
+    stub.mode = Mode.HANG
+    before = asyncio.all_tasks()
+    async with UserClient(Policy(url=url, concurrency=2), clock=clock) as users:
+        asking = [asyncio.create_task(users.check(f"u{n}")) for n in range(4)]
+        await until(lambda: len(stub.requests) == 2)
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(answer, UserServiceUnavailable) for answer in answers)
+    await no_answer(users, "later")
+    await users.close()  # a second time does nothing
+    await until(lambda: not {task for task in asyncio.all_tasks() - before if "user lookup" in task.get_name()})
+    assert not users._flights
+    gc.collect()
+    assert REGISTRY.get_sample_value("orders_user_lookups_in_flight") == 0
+
+
+async def test_the_mode_can_be_switched_over_http_while_lookups_wait(open_client, stub, url, until):
+    users = await open_client(total_s=3.0, probe_every_s=4.0)
+    async with ClientSession() as http:
+        await (await http.put(f"{url}/mode", json={"mode": "500"})).read()
+        await no_answer(users, "ann")
+        await (await http.put(f"{url}/mode", json={"mode": "ok"})).read()
+    assert await users.check("ann", again=True) is UserCheck.ACTIVE
