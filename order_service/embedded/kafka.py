@@ -1,0 +1,319 @@
+"""Which Kafka this machine gives us, and how a local one is made ready to run (`broker.py` runs it).
+
+All three are the real Apache Kafka: one that a setting names, one that Maven fetches and Java runs, one in a container.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+from msgspec import Struct
+
+from order_service.embedded.broker import HOST, LOG, Broker, free_port
+from order_service.embedded.supervisor import open_log
+from order_service.errors import EmbeddedError
+from order_service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+VERSION = "4.3.1"
+IMAGE = f"apache/kafka:{VERSION}"
+JAVA_MIN = 17
+POM = Path(__file__).with_name("pom.xml")
+CLUSTER_ID = "OrderServiceEmbedded0w"
+"""Any 16 bytes in URL-safe base64; a data directory keeps the one it was formatted with."""
+
+PROPERTIES: Mapping[str, str] = {
+    # Our topics are created with the settings of DESIGN's table, never by a typing error in a name.
+    "auto.create.topics.enable": "false",
+    # One node holds Kafka's own topics alone, and few partitions of them start faster.
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "4",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "share.coordinator.state.topic.num.partitions": "1",
+    # A single worker need not wait for others to join; tests notice a dead one within 2 s.
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+    # A node that was killed is let in again when its last session has expired: 9 s by default.
+    "broker.heartbeat.interval.ms": "500",
+    "broker.session.timeout.ms": "4000",
+    # The changelogs are compacted. The cleaner's default buffer of 128 MiB is a quarter of our heap.
+    "log.cleaner.enable": "true",
+    "log.cleaner.dedupe.buffer.size": str(32 * 1024 * 1024),
+}
+"""What a node of ours has set, embedded or in a container, beside its listeners."""
+
+HEAP = ("-Xms256m", "-Xmx512m", "-XX:+ExitOnOutOfMemoryError")
+LOGGING = (
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",
+    "-Dorg.slf4j.simpleLogger.log.kafka.server.BrokerServer=info",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
+    "-Dorg.slf4j.simpleLogger.showThreadName=false",
+)
+
+
+class External(Struct, frozen=True, tag=True):
+    """KAFKA_BOOTSTRAP_SERVERS names one."""
+
+    bootstrap_servers: str
+
+
+class Embedded(Struct, frozen=True, tag=True):
+    """Java runs one from the jars that Maven fetches."""
+
+    java: str
+    mvn: str
+
+
+class Docker(Struct, frozen=True, tag=True):
+    """A Docker engine runs one."""
+
+    docker: str
+
+
+class Missing(Struct, frozen=True, tag=True):
+    """What a choice lacks, as a clause that says what to install or start."""
+
+    remedy: str
+
+
+Local = Embedded | Docker
+Choice = External | Local
+Which = Callable[[str], str | None]
+
+
+def java_version(java: str) -> int | None:
+    """Ask `java` for its major version; None where it cannot run (macOS has a stub that only says so)."""
+    try:
+        done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_java_version(done.stderr)
+
+
+def parse_java_version(text: str) -> int | None:
+    """Find 17 in `openjdk version "17.0.15"`, and 8 in the older form `"1.8.0_402"`."""
+    found = re.search(r'version "(?:1\.)?(\d+)', text)
+    return int(found[1]) if found else None
+
+
+def engine_answers(docker: str) -> bool:
+    """Ask whether the engine behind the `docker` command is there; the command alone says nothing."""
+    try:
+        done = subprocess.run([docker, "version"], capture_output=True, timeout=15, check=False)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
+
+
+def find_program(name: str) -> str | None:
+    """Find a program on the PATH; for Java, JAVA_HOME goes first, as Maven has it too."""
+    home = os.environ.get("JAVA_HOME")
+    own = shutil.which(Path(home, "bin", "java")) if home and name == "java" else None
+    return str(own) if own else shutil.which(name)
+
+
+def choose_kafka(
+    settings: Settings,
+    which: Which = find_program,
+    java_version: Callable[[str], int | None] = java_version,
+    engine_answers: Callable[[str], bool] = engine_answers,
+) -> Choice:
+    """Choose the Kafka of DESIGN, section 9: the one that is named, else Maven's, else Docker's.
+
+    `ORDERS_KAFKA` forces a local one, even past a named one: whoever writes it wants to leave a shared cluster alone.
+    Raises EmbeddedError, in one line that says what to install or set.
+    """
+    if settings.kafka_bootstrap_servers and not settings.kafka:
+        return External(settings.kafka_bootstrap_servers)
+    if settings.kafka == "embedded":
+        return _or_raise(_embedded(which, java_version), "ORDERS_KAFKA=embedded: ")
+    if settings.kafka == "docker":
+        return _or_raise(_docker(which, engine_answers), "ORDERS_KAFKA=docker: ")
+    embedded = _embedded(which, java_version)
+    if isinstance(embedded, Embedded):
+        return embedded
+    docker = _docker(which, engine_answers)
+    return _or_raise(docker, f"no Kafka: {embedded.remedy}; or ", "; or set KAFKA_BOOTSTRAP_SERVERS")
+
+
+def _or_raise(choice: Local | Missing, before: str, after: str = "") -> Local:
+    if isinstance(choice, Missing):
+        raise EmbeddedError(f"{before}{choice.remedy}{after}")
+    return choice
+
+
+def _embedded(which: Which, java_version: Callable[[str], int | None]) -> Embedded | Missing:
+    java, mvn = which("java"), which("mvn")
+    version = java_version(java) if java else None
+    if java is None or version is None or version < JAVA_MIN:
+        found = f" (found Java {version})" if version else ""
+        return Missing(f"install Java {JAVA_MIN} or newer{found}" + ("" if mvn else " and Maven"))
+    return Embedded(java, mvn) if mvn else Missing("install Maven (no mvn on the PATH)")
+
+
+def _docker(which: Which, engine_answers: Callable[[str], bool]) -> Docker | Missing:
+    docker = which("docker")
+    if docker is None:
+        return Missing("install Docker")
+    return Docker(docker) if engine_answers(docker) else Missing("start the Docker engine (it does not answer)")
+
+
+def local_broker(choice: Local, settings: Settings) -> Broker:
+    """Make the chosen local Kafka ready under the settings' data directory and port; it does not run yet."""
+    directory = settings.data_dir / "kafka"
+    match choice:
+        case Embedded():
+            return embedded_broker(choice, directory, settings.kafka_port)
+        case Docker():
+            return docker_broker(choice, directory, settings.kafka_port)
+
+
+def embedded_broker(choice: Embedded, directory: Path, port: int = 0) -> Broker:
+    """Make a node ready whose settings, data and log lie in `directory`; the jars are fetched if need be.
+
+    A directory that was used before keeps its topics and records. Port 0 takes a free one.
+    """
+    jars = fetch_jars(choice.mvn, cache_dir())
+    port = port or free_port()
+    directory.mkdir(parents=True, exist_ok=True)
+    open_log(directory / LOG).close()  # before we overwrite the settings of one that runs there
+    Path(directory, "server.properties").write_text(_lines(_node_properties(port, free_port())), encoding="ascii")
+    java = [choice.java, "-cp", f"{jars}/*"]
+    if not Path(directory, "data", "meta.properties").exists():
+        _format(java, directory)
+    return Broker([*java, *HEAP, *LOGGING, "kafka.Kafka", "server.properties"], directory, port)
+
+
+def _node_properties(port: int, controller_port: int) -> dict[str, str]:
+    """Give the node's settings without any path, so that none needs escaping: Kafka runs in its directory.
+
+    A static quorum, because the controller's free port may be another one at the next start.
+    """
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@{HOST}:{controller_port}",
+        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": "data",
+        **PROPERTIES,
+    }
+
+
+def _lines(properties: Mapping[str, str]) -> str:
+    return "".join(f"{name}={value}\n" for name, value in properties.items())
+
+
+def _format(java: list[str], directory: Path) -> None:
+    quick = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+    tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", CLUSTER_ID, "-c", "server.properties"]
+    command = [java[0], *quick, *java[1:], *tool]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
+    if done.returncode != 0:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise EmbeddedError(f"Kafka cannot use {directory} (set ORDERS_DATA_DIR to another place): {' '.join(last)}")
+
+
+def cache_dir() -> Path:
+    """Say where the jars are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "order-service"
+
+
+def fetch_jars(mvn: str, cache: Path, pom: Path = POM) -> Path:
+    """Let Maven copy Kafka's jars into a folder of `cache`, once; return the folder.
+
+    The folder appears whole or not at all, and its name holds a digest of the pom, so that other jars are another
+    folder. Of two runs at once one fetches and the other waits for it.
+    """
+    digest = hashlib.blake2b(pom.read_bytes(), digest_size=4).hexdigest()
+    folder = cache / f"kafka-{VERSION}-{digest}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with Path(cache, "fetch.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file closes, or its holder dies
+        if not folder.is_dir():
+            _fetch_into(folder, mvn, pom)
+    return folder
+
+
+def _fetch_into(folder: Path, mvn: str, pom: Path) -> None:
+    log.info("Maven fetches Kafka, once; it takes a moment", version=VERSION, folder=str(folder))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as unfinished:
+        jars = Path(unfinished, "jars")
+        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
+        # Maven writes beside its pom, which may lie where we must not write.
+        own_pom = shutil.copy(pom, unfinished)
+        command = [mvn, "--batch-mode", "--quiet", "--file", own_pom, *goal]
+        done = subprocess.run(  # noqa: S603
+            command, cwd=unfinished, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0 or not any(jars.glob("*.jar")):
+            raise EmbeddedError(f"Maven could not fetch Kafka {VERSION}: {_first_error(done.stdout + done.stderr)}")
+        jars.rename(folder)
+
+
+def _first_error(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("[ERROR] ") for line in lines if line.startswith("[ERROR]")]
+    return (errors or lines or ["it said nothing"])[0][:300]
+
+
+def docker_broker(choice: Docker, directory: Path, port: int = 0) -> Broker:
+    """Make a container ready that runs in the foreground; its data is a volume named after the port.
+
+    `directory` gets the log alone: a folder of ours would not be writable for the user inside the image.
+    """
+    port = port or free_port()
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"order-service-kafka-{port}"
+    # One that a killed run left behind would keep the name. Its data is in the volume.
+    subprocess.run([choice.docker, "rm", "--force", name], capture_output=True, timeout=60, check=False)  # noqa: S603
+    options = ["--rm", "--name", name, "--publish", f"{HOST}:{port}:9092", "--volume", f"{name}:/var/lib/kafka/data"]
+    variables = [part for key, value in container_env(port).items() for part in ("--env", f"{key}={value}")]
+    command = [choice.docker, "run", *options, *variables, IMAGE]
+    # The image may have to be pulled first.
+    return Broker(command, directory, port, start_within_s=600.0)
+
+
+def container_env(port: int) -> dict[str, str]:
+    """Give the image's variables for a node that the host reaches at 127.0.0.1 and `port`.
+
+    Two listeners, because a node also calls itself, and inside the container the host's port leads nowhere.
+    Source: the image's README: a property a.b is KAFKA_A_B; setting one discards all its defaults.
+    """
+    properties = {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": "1@localhost:29093",
+        "listeners": "HOST://:9092,INTERNAL://:29092,CONTROLLER://:29093",
+        "advertised.listeners": f"HOST://{HOST}:{port},INTERNAL://localhost:29092",
+        "listener.security.protocol.map": "HOST:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "INTERNAL",
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": "/var/lib/kafka/data",
+        **PROPERTIES,
+    }
+    return {
+        "CLUSTER_ID": CLUSTER_ID,
+        **{"KAFKA_" + key.upper().replace(".", "_"): value for key, value in properties.items()},
+    }
