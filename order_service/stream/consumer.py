@@ -1,0 +1,305 @@
+"""Faust's consumer, made to fetch runs from where our lanes say, and to keep no books of its own.
+
+faust-streaming 0.15.3 seeks to the group's committed offsets, books holes in offsets as processed, drops what it
+believes to have read, and lets a failed commit pass: whenever partitions move, commands are lost. So it may fetch, be
+a member of the group and tell us of assignments; position, order and commit are ours. Names with an underscore are not
+public; the exact pin in pyproject.toml and the tests on a real broker hold them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import aiokafka
+import faust
+import structlog
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import (
+    CorruptRecordException,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+)
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.tables.manager import TableManager
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from order_service.stream.inbox import Run
+
+log = structlog.get_logger()
+
+FETCH_WAIT_MS: Final = 250
+PARTITION_FETCH_BYTES: Final = 1024 * 1024
+METADATA_AGE_MS: Final = 30_000
+PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError, RecordTooLargeError, CorruptRecordException)
+"""Errors of one partition that no retry mends: its lane parks, the others go on."""
+
+_ALL: Final[set[TP]] = set()
+"""aiokafka takes the empty set for all partitions that are assigned and not paused."""
+
+_FAUST_LOG: Final = logging.getLogger("faust.app")
+_T = TypeVar("_T")
+
+
+class FetchThread(driver.AIOKafkaConsumerThread):
+    """The thread that fetches. It hands on one Faust record per run, and numbers the runs since a partition's seek."""
+
+    logger = _FAUST_LOG
+    consumer: "RunConsumer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._seeks: dict[TopicPartition, int] = {}
+        self._numbers: dict[TopicPartition, int] = {}
+        self._last_seek = 0
+
+    def _create_worker_consumer(self, transport: object) -> aiokafka.AIOKafkaConsumer:  # noqa: ARG002, Faust's signature
+        conf = self.app.conf
+        return aiokafka.AIOKafkaConsumer(
+            **self.consumer.app.connection,
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            group_instance_id=conf.consumer_group_instance_id,
+            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+            metadata_max_age_ms=METADATA_AGE_MS,
+            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+        )
+
+    def hold(self, partitions: Iterable[TopicPartition]) -> None:
+        """Keep new partitions from being fetched before their lanes run; 0 is no place to begin, only a place."""
+        consumer = self._ensure_consumer()
+        for partition in partitions:
+            consumer.pause(partition)
+            consumer.seek(partition, 0)
+
+    async def open(self, partition: TopicPartition, offset: int) -> int:
+        """Fetch a partition from `offset` on; the number of this seek, which its runs will carry."""
+        consumer = self._ensure_consumer()
+        consumer.seek(partition, offset)
+        consumer.resume(partition)
+        self._last_seek += 1
+        self._seeks[partition] = self._last_seek
+        self._numbers[partition] = 0
+        return self._last_seek
+
+    def pause(self, partition: TopicPartition) -> None:
+        """Fetch no more of a partition for now."""
+        self._ensure_consumer().pause(partition)
+
+    def resume(self, partition: TopicPartition) -> None:
+        """Fetch a partition again."""
+        self._ensure_consumer().resume(partition)
+
+    async def reached(self, partition: TopicPartition) -> tuple[int, int | None, int]:
+        """Tell how far a partition was fetched: the next offset, the seek, and how many runs were handed on since."""
+        offset = await self._ensure_consumer().position(partition)
+        return offset, self._seeks.get(partition), self._numbers.get(partition, 0)
+
+    async def _fetch_records(
+        self,
+        consumer: aiokafka.AIOKafkaConsumer,
+        active_partitions: object,  # noqa: ARG002, what is not to be fetched is paused
+        timeout: float | None = None,  # noqa: ASYNC109, Faust's signature
+        max_records: int | None = None,
+    ) -> dict[TP, list[Any]]:
+        try:
+            fetched = await super()._fetch_records(consumer, _ALL, timeout=timeout, max_records=max_records)
+        except PARKING as error:
+            partitions = _partitions_of(error)
+            if not partitions:
+                raise
+            for partition in partitions:
+                self._park(partition, repr(error))
+            return {}
+        return {partition: [self._as_run(partition, records)] for partition, records in fetched.items()}
+
+    def _as_run(self, partition: TopicPartition, records: list[Any]) -> Any:
+        number = self._numbers.get(partition, 0)
+        self._numbers[partition] = number + 1
+        return replace(records[-1], value=Run(self._seeks.get(partition, -1), number, records))
+
+    def _park(self, partition: TopicPartition, reason: str) -> None:
+        self._ensure_consumer().pause(partition)
+        self.app.loop.call_soon_threadsafe(self.consumer.app.on_unreadable, partition.partition, reason)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Tell the group our positions; nothing depends on it but the eyes of lag monitors."""
+        positions = {
+            TopicPartition(place.topic, place.partition): OffsetAndMetadata(offset, "")
+            for place, offset in offsets.items()
+            if place in self.assignment()
+        }
+        try:
+            await self._ensure_consumer().commit(positions)
+        except (KafkaError, IllegalStateError) as error:
+            log.warning("The group was not told our positions; lag monitors show old ones.", error=repr(error))
+            return False
+        return True
+
+
+def _partitions_of(error: Exception) -> list[TopicPartition]:
+    """Find the partitions that an error of aiokafka is about: it carries one, or a map from them."""
+    about = error.args[0] if error.args else None
+    return [
+        partition
+        for partition in (about if isinstance(about, dict) else [about])
+        if isinstance(partition, TopicPartition)
+    ]
+
+
+class Listener(driver.ConsumerRebalanceListener):
+    """Holds partitions the moment they are assigned, before anything is fetched from a committed offset."""
+
+    _thread: FetchThread
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Hold them, then let Faust and our worker know."""
+        partitions = list(assigned)
+        self._thread.hold(partitions)
+        await super().on_partitions_assigned(partitions)
+
+
+class NoBooks(dict[TP, None]):
+    """Faust drops records below the offset that it remembers to have read: let it remember nothing."""
+
+    def __getitem__(self, _place: TP) -> None:
+        return None
+
+    def __setitem__(self, _place: TP, _offset: object) -> None:
+        pass
+
+
+class RunConsumer(driver.Consumer):
+    """Faust's consumer without its opinions: it neither seeks nor commits by itself."""
+
+    logger = _FAUST_LOG
+    RebalanceListener = Listener
+    _thread: FetchThread
+    app: "RunApp"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._read_offset = NoBooks()  # type: ignore[assignment]
+
+    def _new_consumer_thread(self) -> FetchThread:
+        return FetchThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, None]:  # noqa: ASYNC109, Faust's signature
+        """Wait for the next runs; all that was fetched is handed on, also of a partition that was paused meanwhile."""
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow.wait())
+        return await self._getmany(active_partitions=None, timeout=timeout), None
+
+    async def perform_seek(self) -> None:
+        """Stay where the lanes are: the group's committed offsets mean nothing."""
+
+    async def commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
+        """Tell the group where the lanes are, for lag monitors."""
+        offsets = self.app.positions()
+        return bool(offsets) and await self._commit(offsets)
+
+    async def in_fetch_thread(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run `work` in the loop of the thread that fetches, which is the only one that may touch its consumer."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._thread.thread_loop))
+
+    def soon_in_fetch_thread(self, work: Callable[[TopicPartition], None], partition: TopicPartition) -> None:
+        """Let the thread that fetches do something to a partition soon; not if it is ours no more by then."""
+        self._thread.thread_loop.call_soon_threadsafe(self._if_assigned, work, partition)
+
+    def _if_assigned(self, work: Callable[[TopicPartition], None], partition: TopicPartition) -> None:
+        if partition in self._thread._ensure_consumer().assignment():  # noqa: SLF001
+            work(partition)
+
+    def partition_count(self, topic: str) -> int | None:
+        """Tell how many partitions a topic has now, as far as is known."""
+        consumer = self._thread._consumer  # noqa: SLF001
+        partitions = consumer.partitions_for_topic(topic) if consumer is not None else None
+        return len(partitions) if partitions else None
+
+    def end_of(self, partition: TopicPartition) -> int:
+        """Tell the end of a partition as of the last fetch, 0 before that."""
+        consumer = self._thread._consumer  # noqa: SLF001
+        if consumer is None or partition not in consumer.assignment():
+            return 0
+        return consumer.highwater(partition) or 0
+
+    @property
+    def thread(self) -> FetchThread:
+        """The thread that fetches."""
+        return self._thread
+
+
+class RunTransport(driver.Transport):
+    """Faust's transport with our consumer."""
+
+    Consumer = RunConsumer
+
+
+class RawSchema(faust.Schema[Any, Any]):
+    """Leave keys and values as they are: a run is decoded by us."""
+
+    def compile(
+        self,
+        app: Any,
+        *,
+        on_key_decode_error: object = None,  # noqa: ARG002, Faust's signature
+        on_value_decode_error: object = None,  # noqa: ARG002
+        default_propagate: bool = False,
+    ) -> Callable[..., Coroutine[Any, Any, faust.Event]]:
+        """Wrap a record in an event, untouched."""
+
+        async def decode(message: Any, *, propagate: bool = default_propagate) -> faust.Event:  # noqa: ARG001
+            return faust.Event(app, message.key, message.value, None, message)
+
+        return decode
+
+
+class NoTables(TableManager):
+    """Faust's manager of tables, of which we have none: it starts without the second that it waits for them."""
+
+    logger = _FAUST_LOG
+
+    async def on_start(self) -> None:
+        """Start what tells the app that all tables are there."""
+        await self._update_channels()
+        await self.recovery.start()
+
+
+class RunApp(faust.App):
+    """A Faust app that consumes runs. Its hooks are set by `app.build`."""
+
+    logger = _FAUST_LOG
+    connection: dict[str, Any]
+    positions: Callable[[], dict[TP, int]]
+    on_unreadable: Callable[[int, str], None]
+    before_start: Callable[[], Coroutine[Any, Any, None]]
+    before_leaving: Callable[[], Coroutine[Any, Any, None]]
+
+    async def on_first_start(self) -> None:
+        """Start what the stream needs before the first partition is assigned; Faust's own folders are not needed."""
+        await self.before_start()
+
+    def _new_transport(self) -> RunTransport:
+        return RunTransport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> RunTransport:
+        return RunTransport(self.conf.broker_producer, self)
+
+    async def _stop_consumer(self) -> None:
+        """Finish the turn in flight before the group hears that we leave."""
+        await self.before_leaving()
+        await super()._stop_consumer()

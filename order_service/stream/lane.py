@@ -1,0 +1,297 @@
+"""The lane: what a worker holds of one partition, and how it decides what comes in. No I/O: it fills `Changes`."""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache
+
+import structlog
+from aiokafka import ConsumerRecord
+from msgspec import Struct, field
+
+from order_service.domain.answer import (
+    AskUser,
+    Entry,
+    UserCheck,
+    after_event,
+    after_rejection,
+    answer,
+    payment_due_at,
+    payment_timeout,
+    reject,
+)
+from order_service.domain.messages import Command, CreateOrder, Event, Rejection
+from order_service.domain.reasons import Reason, Refusal
+from order_service.errors import DecodeError, RunLost
+from order_service.stream.inbox import Received, Run
+from order_service.stream.table import Table
+from order_service.stream.waiting import Waiting, WaitingRoom
+from order_service.wire import avro, changelog
+from order_service.wire.commands import check_key
+from order_service.wire.headers import Headers, dead_letter_headers, event_headers, rejection_headers
+
+log = structlog.get_logger()
+
+Record = tuple[bytes | None, bytes | None, int | None, Headers]
+"""Key, value, timestamp in milliseconds (None: now) and headers of a record to write."""
+
+Outcome = tuple[str, str, str]
+"""Command type, outcome and reason, as counted by `orders_commands_total`."""
+
+
+class Changes(Struct):
+    """What one turn writes for one partition."""
+
+    events: list[Record] = field(default_factory=list)
+    rejections: list[Record] = field(default_factory=list)
+    dead_letters: list[Record] = field(default_factory=list)
+    table: dict[str, Entry] = field(default_factory=dict)
+    waiting: dict[bytes, bytes | None] = field(default_factory=dict)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    dead_reasons: Counter[str] = field(default_factory=Counter)
+    next_offset: int = 0
+    moved: bool = False
+
+    def __bool__(self) -> bool:
+        return self.moved or bool(self.waiting or self.table or self.rejections)
+
+
+class LanePolicy(Struct, frozen=True):
+    """What a lane must know of the settings. Times are seconds."""
+
+    partition_count: int
+    commands_topic: str
+    user_deadline_s: float = 3600.0
+    waiting_max: int = 20_000
+    payment_due_s: float | None = None
+
+
+class Lane:
+    """Table, waiting room, timers and position of one partition.
+
+    `known` tells what the user cache knows of a user; `ask` is called with a user that an order waits for now.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        policy: LanePolicy,
+        known: Callable[[str], UserCheck | None],
+        ask: Callable[[str], None],
+    ) -> None:
+        self.partition = partition
+        self.policy = policy
+        self.table = Table()
+        self.room = WaitingRoom(policy.user_deadline_s)
+        self.next_offset = 0
+        self.log_offset = 0
+        self.seek: int | None = None
+        self.next_run = 0
+        self._known = known
+        self._ask = ask
+        self._changes = Changes()
+        self._timers: list[tuple[datetime, str]] = []
+
+    def restore(self, entries: dict[str, Entry], waiting: list[Waiting], next_offset: int) -> None:
+        """Begin with what the changelogs hold."""
+        self.table = Table(entries)
+        self.room = WaitingRoom(self.policy.user_deadline_s)
+        self.set_timers()
+        for command in sorted(waiting, key=lambda command: command.offset):
+            self.room.add(command)
+        self.next_offset = next_offset
+
+    def set_timers(self) -> None:
+        """Set the timers anew, from the table."""
+        self._timers = []
+        if self.policy.payment_due_s is not None:
+            for order_id, entry in self.table.items():
+                self._set_timer(order_id, entry)
+
+    def follow(self, seek: int) -> None:
+        """Expect the runs that follow this seek, and no others."""
+        self.seek = seek
+        self.next_run = 0
+
+    def accept(self, run: Run) -> bool:
+        """Tell whether a run is the next one; False for one from before the seek, RunLost where one is missing."""
+        if run.seek != self.seek:
+            return False
+        if run.number != self.next_run:
+            raise RunLost(f"partition {self.partition}: expected run {self.next_run} since the seek, got {run.number}")
+        self.next_run += 1
+        return True
+
+    def is_full(self) -> bool:
+        """Tell whether so many commands wait that no more are taken."""
+        return len(self.room) >= self.policy.waiting_max
+
+    def decide(self, received: list[Received], now: datetime) -> None:
+        """Decide commands in the order of the log; those below the position were decided before."""
+        for record, command in received:
+            if record.offset < self.next_offset:
+                continue
+            self.next_offset = record.offset + 1
+            self._changes.moved = True
+            if isinstance(command, DecodeError):
+                self._bury(record, command)
+            else:
+                self._take(record, command, now)
+
+    def settle(self, now: datetime) -> None:
+        """Decide what waits and can be decided by now, in sequence per order."""
+        for order_id, check in self.room.take_released(now):
+            self._release(order_id, check, now)
+
+    def due_orders(self, now: datetime) -> list[str]:
+        """Take the orders whose payment is due by `now`; the caller sees to it that no payment is overtaken."""
+        due = []
+        while self._timers and self._timers[0][0] <= now:
+            due.append(heapq.heappop(self._timers)[1])
+        return due
+
+    def cancel_unpaid(self, order_ids: list[str], now: datetime) -> None:
+        """Cancel those of the orders that are still unpaid: the lane's own command, the same one every time."""
+        for order_id in order_ids:
+            entry = self.table.get(order_id)
+            if entry is None or self._due_at(entry) is None:
+                continue
+            outcome = answer(payment_timeout(order_id), entry, now)
+            if isinstance(outcome, Event):
+                self._happened(outcome, entry, "CancelOrder", None, None)
+            else:  # somebody else has used its command_id, which only a producer with bad intent would
+                log.error("An unpaid order cannot be cancelled.", order_id=order_id, answer=type(outcome).__name__)
+
+    def next_due(self) -> datetime | None:
+        """Tell when the next payment is due."""
+        return self._timers[0][0] if self._timers else None
+
+    def take_changes(self) -> Changes:
+        """Take what was decided since the last call, for one transaction."""
+        changes, self._changes = self._changes, Changes()
+        changes.table = self.table.take_changes()
+        changes.next_offset = self.next_offset
+        return changes
+
+    def _take(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
+        order_id = command.order_id
+        waits = order_id in self.room
+        if record.key != order_id.encode() or not (waits or order_id in self.table):
+            try:  # an order that is here already lies in the right partition: only its key is compared
+                check_key(record.key, order_id, self.partition, self.policy.partition_count)
+            except DecodeError as error:
+                self._bury(record, error)
+                return
+        if waits:
+            self._queue_up(record, command, now)
+            return
+        user = self._known(command.user_id) if isinstance(command, CreateOrder) else None
+        if self._answer(command, record.offset, _traceparent(record.headers), now, user) is not None:
+            self._wait(record, command, now)
+
+    def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
+        if self.room.is_full(command.order_id):
+            entry = self.table.get(command.order_id)
+            rejection = reject(command, entry, now, Refusal(Reason.TOO_MANY_WAITING))
+            self._refused(rejection, record.offset, _traceparent(record.headers))
+        else:
+            self._wait(record, command, now)
+
+    def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
+        """Keep a command in the waiting room, durably, with all that a restart needs to decide it."""
+        waiting = Waiting(command, record.offset, now, _traceparent(record.headers))
+        first = command.order_id not in self.room
+        self.room.add(waiting)
+        self._changes.waiting[waiting.key] = changelog.encode(
+            changelog.Waiting(
+                offset=record.offset,
+                key=record.key,
+                value=record.value or b"",
+                headers=tuple(record.headers),
+                timestamp_ms=record.timestamp,
+                came_at=now,
+            )
+        )
+        if first and isinstance(command, CreateOrder):
+            self._ask(command.user_id)
+
+    def _release(self, order_id: str, check: UserCheck, now: datetime) -> None:
+        """Decide an order's waiting commands until one of them needs another answer."""
+        user: UserCheck | None = check
+        while (head := self.room.head(order_id)) is not None:
+            if user is None and isinstance(head.command, CreateOrder):
+                user = self._known(head.command.user_id)
+            ask = self._answer(head.command, head.offset, head.traceparent, now, user)
+            if ask is not None:
+                self.room.wait_again(order_id)
+                self._ask(ask.user_id)
+                return
+            self.room.leave(order_id)
+            self._changes.waiting[head.key] = None
+            user = None
+
+    def _answer(
+        self, command: Command, offset: int | None, traceparent: bytes | None, now: datetime, user: UserCheck | None
+    ) -> AskUser | None:
+        """Answer one command and note what it changes; the question back if its user must be asked first."""
+        entry = self.table.get(command.order_id)
+        match answer(command, entry, now, user):
+            case Event() as event:
+                self._happened(event, entry, type(command).__name__, offset, traceparent)
+            case Rejection() as rejection:
+                self._refused(rejection, offset, traceparent)
+                remembered = after_rejection(entry, rejection)
+                if remembered is not None and remembered is not entry:
+                    self.table.put(command.order_id, remembered)
+            case AskUser() as ask:
+                return ask
+            case _:
+                self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
+        return None
+
+    def _happened(
+        self, event: Event, entry: Entry | None, command_type: str, offset: int | None, traceparent: bytes | None
+    ) -> None:
+        value = avro.encode_event(event)
+        after = after_event(entry, event, avro.digest(value))
+        self.table.put(event.order_id, after)
+        if entry is None:
+            self._set_timer(event.order_id, after)
+        headers = event_headers(event, traceparent, offset)
+        self._changes.events.append((event.order_id.encode(), value, _ms(event.occurred_at), headers))
+        self._changes.outcomes[command_type, "accepted", ""] += 1
+
+    def _refused(self, rejection: Rejection, offset: int | None, traceparent: bytes | None) -> None:
+        value = avro.encode_rejection(rejection)
+        headers = rejection_headers(rejection, traceparent, offset)
+        self._changes.rejections.append((rejection.order_id.encode(), value, _ms(rejection.rejected_at), headers))
+        self._changes.outcomes[rejection.command_type, "rejected", rejection.reason] += 1
+
+    def _bury(self, record: "ConsumerRecord[bytes, bytes]", error: DecodeError) -> None:
+        headers = dead_letter_headers(
+            error, self.policy.commands_topic, record.partition, record.offset, record.timestamp, record.headers
+        )
+        self._changes.dead_letters.append((record.key, record.value, None, headers))
+        self._changes.dead_reasons[error.reason] += 1
+
+    def _set_timer(self, order_id: str, entry: Entry) -> None:
+        due_at = self._due_at(entry)
+        if due_at is not None:
+            heapq.heappush(self._timers, (due_at, order_id))
+
+    def _due_at(self, entry: Entry) -> datetime | None:
+        due_s = self.policy.payment_due_s
+        return None if due_s is None else payment_due_at(entry, due_s)
+
+
+@lru_cache(maxsize=64)  # all records of a turn carry the same time
+def _ms(time: datetime) -> int:
+    return round(time.timestamp() * 1000)
+
+
+def _traceparent(headers: "tuple[tuple[str, bytes], ...]") -> bytes | None:
+    for name, value in headers:
+        if name == "traceparent":
+            return value
+    return None

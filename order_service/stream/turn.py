@@ -1,0 +1,208 @@
+"""The turn: what came in over all lanes is decided, and written in one transaction.
+
+While one turn commits, the next is decided; its commit, and everything that tells of it, waits for the first.
+Whatever fails in a turn or its commit ends the process: what was decided in memory is then not what is in the log.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import structlog
+from msgspec import Struct
+
+from order_service import metrics
+from order_service.errors import Stuck
+from order_service.stream.inbox import Inbox
+from order_service.stream.lane import Changes, Lane, Record
+from order_service.stream.producer import DEADLINE_S, TurnProducer
+from order_service.stream.topics import TopicNames
+from order_service.wire import changelog
+from order_service.wire.changelog import POSITION_KEY, Position
+
+log = structlog.get_logger()
+
+MOST_COMMANDS: Final = 2_000
+"""In one turn: some 50 ms of deciding, so that nobody waits long behind a backlog."""
+
+
+AT_A_TIME: Final = 200
+"""Commands decided before the loop gets its turn: some 5 ms."""
+
+
+class Turn(Struct, frozen=True):
+    """What one turn has decided, per lane, and when it began."""
+
+    changes: list[tuple[Lane, Changes]]
+    commands: int
+    began_at: float
+
+
+class TurnTaker:
+    """Takes turns over the running lanes of one assignment, as the owner that their claims have named.
+
+    `step` is told each step done; `end_of` gives the last known end of a lane's commands.
+    """
+
+    def __init__(
+        self,
+        producer: TurnProducer,
+        names: TopicNames,
+        inbox: Inbox,
+        *,
+        turn_s: float,
+        end_of: Callable[[int], int],
+        step: Callable[[str], None],
+    ) -> None:
+        self.lanes: dict[int, Lane] = {}
+        self._producer = producer
+        self._names = names
+        self._inbox = inbox
+        self._turn_s = turn_s
+        self._end_of = end_of
+        self._step = step
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._flight: asyncio.Task[None] | None = None
+        self._due: dict[int, list[str]] = {}
+
+    def wake(self) -> None:
+        """Let the next turn begin: something came in, was answered or is due."""
+        self._wake.set()
+
+    def cancel_unpaid(self, partition: int, order_ids: list[str]) -> None:
+        """Let the next turn cancel these orders, if they are still unpaid."""
+        self._due.setdefault(partition, []).extend(order_ids)
+        self.wake()
+
+    async def run(self) -> None:
+        """Take turns until told to stop; returns when the last of them is committed."""
+        while not self._stopping:
+            await self._until_there_is_work()
+            began_at = time.monotonic()
+            turn = await self._decide(began_at)
+            await self._landed()
+            if turn is not None:
+                self._flight = asyncio.create_task(self._commit(turn), name="commit of a turn")
+                await asyncio.sleep(max(0.0, began_at + self._turn_s - time.monotonic()))
+        await self._landed()
+
+    def stop(self) -> None:
+        """Let `run` return after the turn in flight."""
+        self._stopping = True
+        self._wake.set()
+
+    async def _landed(self) -> None:
+        """Wait for the commit in flight; its error is ours."""
+        if self._flight is not None:
+            await self._flight
+            self._flight = None
+
+    async def _until_there_is_work(self) -> None:
+        """Wait for a wake-up, the end of the commit in flight (to see its error at once), or the next deadline."""
+        if self._inbox.has_any(self._full()) or any(lane.room.has_answers() for lane in self.lanes.values()):
+            return
+        wake = asyncio.create_task(self._wake.wait())
+        try:
+            await asyncio.wait(
+                {wake, self._flight} if self._flight is not None else {wake},
+                timeout=self._until_deadline(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            wake.cancel()
+        self._wake.clear()
+
+    def _until_deadline(self) -> float | None:
+        """Tell in how many seconds a waiting command must be decided at the latest."""
+        deadlines = [deadline for lane in self.lanes.values() if (deadline := lane.room.next_deadline()) is not None]
+        if not deadlines:
+            return None
+        return max(0.0, (min(deadlines) - _now()).total_seconds()) + 0.001
+
+    async def _decide(self, began_at: float) -> Turn | None:
+        """Decide what waits and is answered, what is due, and what came in, in this order.
+
+        In between, the loop gets its turn: so the commit in flight goes on meanwhile.
+        """
+        taken = self._inbox.take(MOST_COMMANDS, self._full())
+        self._step("turn.taken")
+        now = _now()
+        lanes = list(self.lanes.values())
+        for lane in lanes:
+            lane.settle(now)
+            lane.cancel_unpaid(self._due.pop(lane.partition, []), now)
+            received = taken.get(lane.partition, [])
+            for start in range(0, len(received), AT_A_TIME):
+                lane.decide(received[start : start + AT_A_TIME], now)
+                await asyncio.sleep(0)
+        changes = [(lane, changed) for lane in lanes if (changed := lane.take_changes())]
+        if not changes:
+            return None
+        self._step("turn.decided")
+        return Turn(changes, sum(map(len, taken.values())), began_at)
+
+    def _full(self) -> set[int]:
+        return {partition for partition, lane in self.lanes.items() if lane.is_full()}
+
+    async def _commit(self, turn: Turn) -> None:
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await self._write(turn)
+        except TimeoutError as error:
+            raise Stuck(
+                f"a commit of {self._producer.transactional_id} takes longer than {DEADLINE_S:.0f} s"
+            ) from error
+        _count(turn)
+
+    async def _write(self, turn: Turn) -> None:
+        """Write all of a turn in one transaction; it is committed when every batch has arrived."""
+        await self._producer.begin()
+        self._step("turn.begun")
+        sent: list[asyncio.Future[Any]] = []
+        places: list[tuple[Lane, int]] = []
+        for lane, changes in turn.changes:
+            for topic, records in self._records(changes, lane.partition):
+                if topic == self._names.table:
+                    places.append((lane, len(sent)))
+                sent += await self._producer.send_all(topic, lane.partition, records)
+        await self._producer.arrive(sent)
+        self._step("turn.produced")
+        arrived = await self._producer.commit(sent)
+        self._step("turn.committed")
+        for lane, place in places:
+            lane.log_offset = arrived[place].offset
+
+    def _records(self, changes: Changes, partition: int) -> list[tuple[str, list[Record]]]:
+        position = Position(changes.next_offset, self._producer.transactional_id, self._end_of(partition))
+        table: list[Record] = [
+            (order_id.encode(), changelog.encode(entry), None, []) for order_id, entry in changes.table.items()
+        ]
+        table.append((POSITION_KEY, changelog.encode(position), None, []))
+        waiting: list[Record] = [(key, value, None, []) for key, value in changes.waiting.items()]
+        by_topic = [
+            (self._names.table, table),
+            (self._names.waiting, waiting),
+            (self._names.events, changes.events),
+            (self._names.rejections, changes.rejections),
+            (self._names.dead_letters, changes.dead_letters),
+        ]
+        return [(topic, records) for topic, records in by_topic if records]
+
+
+def _now() -> datetime:
+    """Read the clock, in whole milliseconds, as events carry it."""
+    now = datetime.now(UTC)
+    return now - timedelta(microseconds=now.microsecond % 1000)
+
+
+def _count(turn: Turn) -> None:
+    metrics.TURN_SECONDS.observe(time.monotonic() - turn.began_at)
+    metrics.TURN_COMMANDS.observe(turn.commands)
+    for _, changes in turn.changes:
+        for (command, outcome, reason), count in changes.outcomes.items():
+            metrics.COMMANDS.labels(command, outcome, reason).inc(count)
+        for reason, count in changes.dead_reasons.items():
+            metrics.DEAD_LETTERS.labels(reason).inc(count)

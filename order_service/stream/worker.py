@@ -1,0 +1,357 @@
+"""The worker: what one process does with the partitions that the group assigns to it.
+
+Each assignment gets an owner id, a producer and turns of its own; its lanes start one by one as their claims are done.
+What an earlier assignment held is used again if the log says that nobody else has written since.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+from uuid import uuid4
+
+import structlog
+from msgspec import Struct
+
+from order_service import metrics
+from order_service.domain.answer import UserCheck
+from order_service.domain.messages import CreateOrder
+from order_service.errors import DecodeError, LaneParked, TopicsError
+from order_service.settings import Settings
+from order_service.stream.asking import Asking
+from order_service.stream.claim import Claimed, Claimer, Kept, claim_until_done
+from order_service.stream.inbox import Inbox, Received, Run
+from order_service.stream.lane import Lane, LanePolicy
+from order_service.stream.producer import DEADLINE_S, TurnProducer, stop
+from order_service.stream.topics import TopicNames
+from order_service.stream.turn import TurnTaker
+from order_service.users.client import UserClient
+from order_service.wire.commands import decode_command
+
+log = structlog.get_logger()
+
+CLAIMS_AT_ONCE: Final = 4
+WATCH_EVERY_S: Final = 0.5
+
+
+class Fetching(Protocol):
+    """What a worker needs of the consumer, all of it about the commands topic."""
+
+    async def open(self, partition: int, offset: int) -> int:
+        """Fetch a partition from an offset on; the number of this seek."""
+
+    def pause(self, partition: int) -> None:
+        """Fetch no more of a partition for now."""
+
+    def resume(self, partition: int) -> None:
+        """Fetch a partition again."""
+
+    async def reached(self, partition: int) -> tuple[int, int | None, int]:
+        """Tell the next offset to fetch, the seek, and the runs handed on since."""
+
+    async def end(self, partition: int) -> int:
+        """Ask the broker for the end of a partition, uncommitted records included."""
+
+    def end_of(self, partition: int) -> int:
+        """Tell the end as of the last fetch."""
+
+    def partition_count(self) -> int | None:
+        """Tell how many partitions there are now, as far as is known."""
+
+
+class Context(Struct, frozen=True):
+    """What every assignment of a worker shares."""
+
+    settings: Settings
+    names: TopicNames
+    connection: dict[str, Any]
+    fetching: Fetching
+    users: UserClient
+    end_process: Callable[[BaseException], None]
+    step: Callable[[str], None]
+
+
+class Assignment:
+    """The lanes of one assignment, under an owner id that no other assignment has or will have."""
+
+    def __init__(self, context: Context, partitions: set[int], previous: "Assignment | None", asking: Asking) -> None:
+        self.owner = f"{context.settings.app_id}-worker-{uuid4().hex}"
+        self.partitions = partitions
+        self.parked: dict[int, str] = {}
+        self.is_clean = False
+        self._context = context
+        self._kept = previous.kept() if previous is not None else {}
+        self._asking = asking
+        self._producer = TurnProducer(self.owner, context.connection)
+        self.inbox = Inbox(context.fetching.pause, context.fetching.resume)
+        self.turns = TurnTaker(
+            self._producer,
+            context.names,
+            self.inbox,
+            turn_s=context.settings.turn_ms / 1000,
+            end_of=context.fetching.end_of,
+            step=context.step,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def lanes(self) -> dict[int, Lane]:
+        """The lanes that run."""
+        return self.turns.lanes
+
+    def start(self) -> None:
+        """Begin to claim; returns at once, since a rebalance waits for us."""
+        self._spawn(self._claim_all(), "claims")
+
+    async def stop(self) -> None:
+        """Finish the turn in flight and end; unclean if anything is unresolved then."""
+        self.turns.stop()
+        started = [task for task in self._tasks if task.get_name() == "turns"]
+        for task in self._tasks.difference(started):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await stop(self._producer)
+        self.is_clean = all(not task.cancelled() and task.exception() is None for task in started)
+
+    def kept(self) -> dict[int, tuple[Lane, Kept]]:
+        """Give the lanes whose memory is as new as their log, if all of our commits are known to have succeeded."""
+        if not self.is_clean:
+            return {}
+        return {
+            partition: (lane, Kept(self.owner, lane.log_offset, lane.next_offset))
+            for partition, lane in self.lanes.items()
+        }
+
+    def park(self, partition: int, reason: str) -> None:
+        """Stop one lane until a person has looked; the others go on."""
+        log.error("A lane is parked.", partition=partition, reason=reason)
+        self.parked[partition] = reason
+        self.lanes.pop(partition, None)
+        self.inbox.close(partition)
+        metrics.PARKED.labels(partition).set(1)
+
+    async def _claim_all(self) -> None:
+        async with asyncio.timeout(DEADLINE_S * 6):
+            await self._producer.start()
+        self._spawn(self.turns.run(), "turns")
+        self._spawn(self._watch_payments(), "payments")
+        at_once = asyncio.Semaphore(CLAIMS_AT_ONCE)
+        for partition in sorted(self.partitions):
+            self._spawn(self._claim(partition, at_once), "claim")
+
+    async def _claim(self, partition: int, at_once: asyncio.Semaphore) -> None:
+        context = self._context
+        claimer = Claimer(context.settings.app_id, self.owner, context.names, context.connection, context.step)
+        lane, kept = self._kept.get(partition, (None, None))
+        began_at = time.monotonic()
+        try:
+            async with at_once:
+                claimed = await claim_until_done(claimer, partition, kept)
+        except LaneParked as error:
+            metrics.CLAIMS.labels("parked").inc()
+            self.park(partition, str(error))
+            return
+        await self._open(self._lane(partition, lane, claimed), claimed)
+        metrics.CLAIMS.labels("kept" if claimed.state is None else "restored").inc()
+        metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
+
+    def _lane(self, partition: int, kept: Lane | None, claimed: Claimed) -> Lane:
+        if kept is not None and claimed.state is None:
+            kept.set_timers()
+            return kept
+        settings = self._context.settings
+        policy = LanePolicy(
+            partition_count=settings.partitions,
+            commands_topic=self._context.names.commands,
+            user_deadline_s=settings.user_deadline_s,
+            waiting_max=settings.waiting_max,
+            payment_due_s=settings.payment_due_s,
+        )
+        lane = Lane(partition, policy, self._context.users.known, self._asking.ask)
+        entries, waiting = claimed.state or ({}, [])
+        lane.restore(entries, waiting, claimed.next_offset)
+        return lane
+
+    async def _open(self, lane: Lane, claimed: Claimed) -> None:
+        """Let a claimed lane run: from here its runs are decided."""
+        lane.log_offset = claimed.log_offset
+        self.inbox.open(lane.partition)
+        lane.follow(await self._context.fetching.open(lane.partition, claimed.next_offset))
+        self.lanes[lane.partition] = lane
+        metrics.PARKED.labels(lane.partition).set(0)
+        log.info(
+            "A lane runs.",
+            partition=lane.partition,
+            offset=claimed.next_offset,
+            orders=len(lane.table),
+            waiting=len(lane.room),
+            kept=claimed.state is None,
+        )
+        for user_id in lane.room.users():
+            self._asking.ask(user_id)
+        self.turns.wake()
+
+    async def _watch_payments(self) -> None:
+        """Look for orders whose payment is due, and let each be cancelled once no earlier payment can be in the log."""
+        if self._context.settings.payment_due_s is None:
+            return
+        while True:
+            now = datetime.now(UTC)
+            for lane in list(self.lanes.values()):
+                due = lane.due_orders(now)
+                if due:
+                    self._spawn(self._cancel_once_read(lane, due), "payments due")
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def _cancel_once_read(self, lane: Lane, order_ids: list[str]) -> None:
+        """Wait until the lane has read past the end that the commands had after the orders were due."""
+        end = await self._context.fetching.end(lane.partition)
+        while not await self._has_read(lane, end):  # noqa: ASYNC110, the broker is asked, there is no event of it
+            await asyncio.sleep(0.05)
+        self.turns.cancel_unpaid(lane.partition, order_ids)
+
+    async def _has_read(self, lane: Lane, end: int) -> bool:
+        """Tell whether all before `end` is decided; what is no command (control records) is skipped by the fetch."""
+        if lane.next_offset >= end:
+            return True
+        offset, seek, runs = await self._context.fetching.reached(lane.partition)
+        return offset >= end and (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """End the process by the task that saw the error, not by whoever would look next."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._context.end_process(error)
+        elif task.get_name() == "payments due":
+            self._tasks.discard(task)
+
+
+class Worker:
+    """Follows the group: an assignment at a time, its lanes fed with what is received."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._asking = Asking(
+            context.users, self._wanted, self._answered, concurrency=context.settings.user_service_concurrency
+        )
+        self._assignment: Assignment | None = None
+        self._last: Assignment | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to ask about users and to measure."""
+        self._tasks = [
+            asyncio.create_task(self._asking.run(), name="asking"),
+            asyncio.create_task(self._watch(), name="watch"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Finish the turn in flight and end."""
+        await self.revoked()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def assigned(self, partitions: set[int]) -> None:
+        """Take over partitions; returns before their claims are done."""
+        await self.revoked()
+        self._assignment = Assignment(self._context, partitions, self._last, self._asking)
+        self._last = None
+        log.info("Partitions are assigned.", partitions=sorted(partitions), owner=self._assignment.owner)
+        self._assignment.start()
+
+    async def revoked(self) -> None:
+        """Finish the turn in flight and let go of all partitions; what is in memory is kept in case they come back."""
+        assignment, self._assignment = self._assignment, None
+        if assignment is not None:
+            await assignment.stop()
+            self._last = assignment
+
+    def receive(self, partition: int, run: Run) -> None:
+        """Decode a run, ask ahead about the users of its creates, and queue it for the next turn."""
+        assignment = self._assignment
+        lane = assignment.lanes.get(partition) if assignment is not None else None
+        if assignment is None or lane is None or not lane.accept(run):
+            return
+        received = [_decoded(record) for record in run.records]
+        for _, command in received:
+            if isinstance(command, CreateOrder):
+                self._asking.ask(command.user_id)
+        assignment.inbox.put(partition, received)
+        assignment.turns.wake()
+
+    def unreadable(self, partition: int, reason: str) -> None:
+        """Park a lane whose commands cannot be fetched."""
+        if self._assignment is not None:
+            self._assignment.park(partition, reason)
+
+    def positions(self) -> dict[int, int]:
+        """Tell the position of each running lane."""
+        assignment = self._assignment
+        return {} if assignment is None else {lane.partition: lane.next_offset for lane in assignment.lanes.values()}
+
+    def faults(self) -> list[str]:
+        """Tell why this worker is not ready; empty if it is."""
+        assignment = self._assignment
+        if assignment is None:
+            return ["no partitions are assigned yet"]
+        claiming = sorted(assignment.partitions - assignment.lanes.keys() - assignment.parked.keys())
+        faults = [
+            f"partition {partition} is parked: {reason}" for partition, reason in sorted(assignment.parked.items())
+        ]
+        faults += [f"partition {partition} is being claimed" for partition in claiming]
+        return faults + ([self._context.users.problem] if self._context.users.problem else [])
+
+    def _wanted(self, user_id: str) -> bool:
+        return self._assignment is not None and any(
+            lane.room.waits_for(user_id) for lane in self._assignment.lanes.values()
+        )
+
+    def _answered(self, user_id: str, check: UserCheck) -> None:
+        if self._assignment is None:
+            return
+        for lane in self._assignment.lanes.values():
+            lane.room.answered(user_id, check)
+            if lane.room.has_answers():
+                self._assignment.turns.wake()
+
+    async def _watch(self) -> None:
+        """Measure, and see whether the topic still has the partitions that we began with."""
+        while True:
+            self._measure()
+            expected, actual = self._context.settings.partitions, self._context.fetching.partition_count()
+            if actual is not None and actual != expected:
+                raise TopicsError(
+                    f"{self._context.names.commands} has {actual} partitions now, it had {expected}: keys move"
+                )
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    def _measure(self) -> None:
+        assignment = self._assignment
+        lanes = {} if assignment is None else assignment.lanes
+        for partition, lane in lanes.items():
+            metrics.LAG.labels(partition).set(max(0, self._context.fetching.end_of(partition) - lane.next_offset))
+        metrics.LANES.labels("running").set(len(lanes))
+        metrics.LANES.labels("parked").set(0 if assignment is None else len(assignment.parked))
+        metrics.WAITING.set(sum(len(lane.room) for lane in lanes.values()))
+        oldest = min((since for lane in lanes.values() if (since := lane.room.oldest()) is not None), default=None)
+        metrics.WAITING_OLDEST.set(0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds())
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._context.end_process(error)
+
+
+def _decoded(record: Any) -> Received:
+    try:
+        return record, decode_command(record.value)
+    except DecodeError as error:
+        return record, error

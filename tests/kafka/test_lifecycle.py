@@ -1,0 +1,21 @@
+"""The main job: commands of a foreign producer come out as events at a foreign consumer."""
+
+from tests.samples import amend, cancel, create, deliver, pay, ship
+
+
+def test_an_order_goes_from_created_to_delivered(service):
+    commands = [create, amend, pay, ship, deliver, cancel]
+    worker = service.start_worker().wait_ready()
+    service.send(commands)
+    service.wait_outcomes(6)
+    assert [type(event.fact).__name__ for event in service.events()] == [
+        "OrderCreated",
+        "OrderAmended",
+        "OrderPaid",
+        "OrderShipped",
+        "OrderDelivered",
+    ]
+    assert [rejection.reason for rejection in service.rejections()] == ["already_delivered"]
+    service.check(commands)
+    worker.send(15)
+    assert worker.wait_ended(within_s=10) == 0

@@ -1,0 +1,93 @@
+"""A turn on a real broker: all of it is committed, or nothing, whatever becomes of its process."""
+
+import signal
+
+import pytest
+from aiokafka.errors import RequestTimedOutError
+from aiokafka.protocol.transaction import EndTxnRequest
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from order_service.errors import Fenced, Stuck
+from order_service.kafka import connection
+from order_service.stream.producer import fence, started
+from tests.samples import but, create
+from tests.service import histories
+
+
+def limit_events(service, max_bytes):
+    """Set what a record of the events topic may have."""
+    entry = ConfigEntry("max.message.bytes", str(max_bytes), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, service.names.events, incremental_configs=[entry])
+    for future in service.kafka.incremental_alter_configs([resource]).values():
+        future.result(30)
+
+
+def test_a_record_that_the_broker_refuses_commits_nothing(service):
+    first = [but(create, order_id="order-1", command_id="small")]
+    large = [but(create, order_id="order-1-b", command_id="large", metadata={f"key-{n}": "x" * 500 for n in range(20)})]
+    worker = service.start_worker().wait_lanes(4)
+    service.send(first)
+    service.wait_outcomes(1)
+    before = service.positions()
+    limit_events(service, 4096)
+    service.send(large)
+    assert worker.wait_ended() == 12
+    assert "MessageSizeTooLarge" in worker.lines("This worker ends.")[0]["reason"]
+    assert service.positions() == before
+    service.check(first)
+    limit_events(service, 4 * 1024 * 1024)
+    service.start_worker()
+    service.wait_outcomes(2)
+    service.check(first + large)
+
+
+def test_a_worker_told_to_end_in_the_middle_of_load_loses_nothing(service):
+    commands = histories(300)
+    worker = service.start_worker().wait_lanes(4)
+    with service.sending(commands, per_s=600):
+        service.wait_outcomes(200)
+        worker.send(signal.SIGTERM)
+        assert worker.wait_ended(within_s=10) == 0
+    assert service.outcome_count() < len(commands)
+    service.start_worker()
+    service.wait_outcomes(len(commands))
+    service.check(commands)
+
+
+def lose_the_answer_to_the_first_end(producer):
+    """Let the first EndTxn reach the broker, and its answer not reach us."""
+    send = producer.client.send
+    lost = []
+
+    async def send_and_lose(node_id, request, **more):
+        answer = await send(node_id, request, **more)
+        if isinstance(request, EndTxnRequest) and not lost:
+            lost.append(answer)
+            raise RequestTimedOutError
+        return answer
+
+    producer.client.send = send_and_lose
+
+
+async def test_an_end_whose_answer_was_lost_ends_the_process(service):
+    async with started(f"{service.app_id}-worker", connection(service.settings())) as producer:
+        lose_the_answer_to_the_first_end(producer)
+        await producer.begin()
+        sent = await producer.send_all(service.names.dead_letters, 0, [(b"order-1", b"{}", None, [])])
+        with pytest.raises(Stuck, match="sent twice"):
+            await producer.commit(sent)
+
+
+async def test_what_a_fenced_producer_raises_is_named(service):
+    own = connection(service.settings())
+    async with started(f"{service.app_id}-worker", own) as producer:
+        await producer.begin()
+        sent = await producer.send_all(service.names.dead_letters, 0, [(b"order-1", b"{}", None, [])])
+        await producer.arrive(sent)
+        await fence(producer.transactional_id, own)
+        sent = await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", None, [])])
+        with pytest.raises(Fenced):
+            await producer.arrive(sent)
+        with pytest.raises(Fenced):
+            await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", None, [])])
+    assert service.dead_letters() == []

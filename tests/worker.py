@@ -1,0 +1,40 @@
+"""A worker for tests: `python -m tests.worker [STEP COUNT SIGNAL]`, which gets the signal at the COUNT-th STEP.
+
+Between a signal and its effect nothing else is done: the process sends it to itself.
+"""
+
+import os
+import signal
+import sys
+
+from order_service import log
+from order_service.settings import Settings
+from order_service.stream.app import run
+
+
+class Failpoint:
+    """Sends this process a signal when a step was done so many times."""
+
+    def __init__(self, step: str, count: str, signal_name: str) -> None:
+        self._step = step
+        self._left = int(count)
+        self._signal = signal.Signals[signal_name]
+
+    def __call__(self, step: str) -> None:
+        """Count a step."""
+        if step == self._step:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), self._signal)
+
+
+def main() -> None:
+    """Run a worker with the settings of the environment."""
+    log.configure("json")
+    if sys.argv[1:]:
+        run(Settings(), step=Failpoint(*sys.argv[1:]))
+    run(Settings())
+
+
+if __name__ == "__main__":
+    main()
