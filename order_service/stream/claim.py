@@ -13,7 +13,6 @@ so what was read up to the barrier is all that any earlier worker has done or wi
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
@@ -169,11 +168,16 @@ class Changelogs:
 
     async def read_to_end(self) -> None:
         """Read up to the last stable offset, enough to learn the owner."""
-        await self._read({place: end - 1 for place, end in (await self._reader.end_offsets(self.partitions)).items()})
+        await self.read_past(
+            {place: end - 1 for place, end in (await self._reader.end_offsets(self.partitions)).items()}
+        )
 
-    async def read_past(self, offsets: dict[TopicPartition, int]) -> None:
+    async def read_past(self, last: dict[TopicPartition, int]) -> None:
         """Read until past these offsets, however long a foreign transaction keeps them from us."""
-        await self._read(offsets)
+        while await self._behind(last):
+            for place, records in (await self._reader.getmany(timeout_ms=200)).items():
+                for record in records:
+                    self._apply(place, record.key, record.value)
 
     def state(self) -> tuple[dict[str, Entry], list[Waiting]]:
         """Decode what was read: the entries of the orders, and the commands that wait."""
@@ -202,16 +206,6 @@ class Changelogs:
             )
         return next_offset, end
 
-    async def _read(self, last: dict[TopicPartition, int]) -> None:
-        complain_at = time.monotonic() + COMPLAIN_AFTER_S
-        while await self._behind(last):
-            for place, records in (await self._reader.getmany(timeout_ms=200)).items():
-                for record in records:
-                    self._apply(place, record.key, record.value)
-            if time.monotonic() > complain_at:
-                complain_at += COMPLAIN_AFTER_S
-                log.warning("Still reading a changelog: it is long, or a foreign transaction is open.", last=str(last))
-
     async def _behind(self, last: dict[TopicPartition, int]) -> bool:
         return any([await self._reader.position(place) <= offset for place, offset in last.items()])
 
@@ -237,10 +231,25 @@ def _waiting(value: bytes) -> Waiting:
 
 
 async def claim_until_done(claimer: Claimer, partition: int, kept: Kept | None, *, pause_s: float = 1.0) -> Claimed:
-    """Claim a partition, again while a broker cannot be reached or a partition has no leader."""
+    """Claim a partition, again while no broker can be read from, however long that takes."""
     while True:
         try:
-            return await claimer.claim(partition, kept)
+            return await _claim_and_complain(claimer, partition, kept)
         except KafkaError as error:
             log.warning("A claim failed; trying again.", partition=partition, error=repr(error))
             await asyncio.sleep(pause_s)
+
+
+async def _claim_and_complain(claimer: Claimer, partition: int, kept: Kept | None) -> Claimed:
+    claiming = asyncio.create_task(claimer.claim(partition, kept), name=f"claim of {partition}")
+    try:
+        while not (await asyncio.wait({claiming}, timeout=COMPLAIN_AFTER_S))[0]:
+            log.warning(
+                "A claim takes long: its changelog is, or a broker is away, or a foreign transaction is open.",
+                partition=partition,
+            )
+    except asyncio.CancelledError:
+        claiming.cancel()
+        await asyncio.gather(claiming, return_exceptions=True)
+        raise
+    return claiming.result()

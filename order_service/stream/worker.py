@@ -81,7 +81,8 @@ class Assignment:
         self.parked: dict[int, str] = {}
         self.is_clean = False
         self._context = context
-        self._kept = previous.kept() if previous is not None else {}
+        kept = previous.kept() if previous is not None else {}
+        self._kept = {partition: kept[partition] for partition in partitions & kept.keys()}
         self._asking = asking
         self._producer = TurnProducer(self.owner, context.connection)
         self.inbox = Inbox(context.fetching.pause, context.fetching.resume)
@@ -143,7 +144,7 @@ class Assignment:
     async def _claim(self, partition: int, at_once: asyncio.Semaphore) -> None:
         context = self._context
         claimer = Claimer(context.settings.app_id, self.owner, context.names, context.connection, context.step)
-        lane, kept = self._kept.get(partition, (None, None))
+        lane, kept = self._kept.pop(partition, (None, None))
         began_at = time.monotonic()
         try:
             async with at_once:
