@@ -39,11 +39,15 @@ METADATA_AGE_MS: Final = 30_000
 PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError, RecordTooLargeError, CorruptRecordException)
 """Errors of one partition that no retry mends: its lane parks, the others go on."""
 
-_ALL: Final[set[TP]] = set()
-"""aiokafka takes the empty set for all partitions that are assigned and not paused."""
-
 _FAUST_LOG: Final = logging.getLogger("faust.app")
 _T = TypeVar("_T")
+
+
+class Partitions(set[TP]):
+    """The partitions that are handed on; true even if there are none, since aiokafka takes an empty set for all."""
+
+    def __bool__(self) -> bool:
+        return True
 
 
 class FetchThread(driver.AIOKafkaConsumerThread):
@@ -56,6 +60,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         super().__post_init__()
         self._seeks: dict[TopicPartition, int] = {}
         self._numbers: dict[TopicPartition, int] = {}
+        self._handed_on = Partitions()
         self._last_seek = 0
 
     def _create_worker_consumer(self, transport: object) -> aiokafka.AIOKafkaConsumer:  # noqa: ARG002, Faust's signature
@@ -82,6 +87,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
     def hold(self, partitions: Iterable[TopicPartition]) -> None:
         """Keep new partitions from being fetched before their lanes run; 0 is no place to begin, only a place."""
         consumer = self._ensure_consumer()
+        self._handed_on.clear()
         for partition in partitions:
             consumer.pause(partition)
             consumer.seek(partition, 0)
@@ -91,18 +97,22 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         consumer.seek(partition, offset)
         consumer.resume(partition)
+        self._handed_on.add(partition)
         self._last_seek += 1
         self._seeks[partition] = self._last_seek
         self._numbers[partition] = 0
         return self._last_seek
 
     def pause(self, partition: TopicPartition) -> None:
-        """Fetch no more of a partition for now."""
-        self._ensure_consumer().pause(partition)
+        """Hand on no more of a partition for now. What was fetched ahead stays: aiokafka's own pause would drop it."""
+        self._handed_on.discard(partition)
 
     def resume(self, partition: TopicPartition) -> None:
-        """Fetch a partition again."""
-        self._ensure_consumer().resume(partition)
+        """Hand on a partition again, and at once what was fetched of it."""
+        self._handed_on.add(partition)
+        fetcher = self._ensure_consumer()._fetcher  # noqa: SLF001
+        for waiter in list(fetcher._fetch_waiters):  # noqa: SLF001
+            fetcher._notify(waiter)  # noqa: SLF001
 
     async def reached(self, partition: TopicPartition) -> tuple[int, int | None, int]:
         """Tell how far a partition was fetched: the next offset, the seek, and how many runs were handed on since."""
@@ -117,7 +127,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         max_records: int | None = None,
     ) -> dict[TP, list[Any]]:
         try:
-            fetched = await super()._fetch_records(consumer, _ALL, timeout=timeout, max_records=max_records)
+            fetched = await super()._fetch_records(consumer, self._handed_on, timeout=timeout, max_records=max_records)
         except PARKING as error:
             partitions = _partitions_of(error)
             if not partitions:
