@@ -3,8 +3,6 @@
 import re
 from typing import Final
 
-from msgspec import structs
-
 from order_service.domain.messages import (
     ID_PATTERN,
     AmendOrder,
@@ -73,7 +71,7 @@ def fault(command: Command) -> Refusal | None:
 
 def fault_of_contents(contents: Contents) -> Refusal | None:
     """Name what is wrong with an order as a whole: its discount against its lines, its total."""
-    subtotal = _subtotal(contents.lines)
+    subtotal = contents.total + contents.discount - contents.tax - contents.shipping
     if contents.discount > subtotal:
         return _invalid("/discount", f"at most the subtotal, {subtotal}")
     if not 0 <= contents.total <= MAX_TOTAL:
@@ -83,19 +81,26 @@ def fault_of_contents(contents: Contents) -> Refusal | None:
 
 def total(lines: tuple[Line, ...], discount: int, tax: int, shipping: int) -> int:
     """Add up an order, in minor units."""
-    return _subtotal(lines) - discount + tax + shipping
+    subtotal = 0
+    for line in lines:
+        subtotal += line.quantity * line.unit_price
+    return subtotal - discount + tax + shipping
 
 
 def numbered(lines: tuple[Line, ...]) -> tuple[Line, ...]:
     """Give each line without a `line_id` its place as one, counted from 1."""
     return tuple(
-        line if line.line_id is not None else structs.replace(line, line_id=str(place))
-        for place, line in enumerate(lines, start=1)
+        [
+            Line(
+                line_id=line.line_id or str(place),
+                sku=line.sku,
+                name=line.name,
+                quantity=line.quantity,
+                unit_price=line.unit_price,
+            )
+            for place, line in enumerate(lines, start=1)
+        ]
     )
-
-
-def _subtotal(lines: tuple[Line, ...]) -> int:
-    return sum(line.quantity * line.unit_price for line in lines)
 
 
 def _invalid(pointer: str, must_be: str) -> Refusal:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct, structs
 
@@ -61,7 +62,7 @@ def run(settings: Settings, *, say: Say, on_ready: Callable[[Running], object]) 
     children += [_users(settings, environment)] if has_stub else []
     children += [_worker(settings, environment)]
     admin = _url(settings.host, settings.admin_port)
-    running = Running(servers, f"{admin}/health/ready", f"{admin}/metrics", url, hints)
+    running = Running(servers, f"{admin}/health/ready", f"{admin}/metrics", _without_user(url), hints)
     supervisor = Supervisor([_announced(child, say) for child in children])
     code = asyncio.run(supervisor.run(lambda: on_ready(running)))
     say("all of it has ended")
@@ -214,6 +215,12 @@ def _answers(host: str, port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _without_user(url: str) -> str:
+    """Take name and password out of a URL that is shown."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _url(host: str, port: int) -> str:

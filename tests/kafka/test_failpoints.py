@@ -39,7 +39,7 @@ def test_whatever_is_cut_off_is_done_once_by_another(service, step):
     heir = service.start_worker()
     if step in CLAIM:  # so that there is an owner to take over from
         heir.wait_lanes(4)
-    killed, stopped = (service.start_worker((step, 2, name)) for name in ("SIGKILL", "SIGSTOP"))
+    killed, stopped = (service.start_worker((step, 1 if step in CLAIM else 3, name)) for name in ("SIGKILL", "SIGSTOP"))
     send_until(
         service, sent, lambda: killed.process.poll() is not None and stopped.is_stopped(), f"two workers reach {step}"
     )
