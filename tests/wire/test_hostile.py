@@ -139,7 +139,7 @@ def _deliver(*strings):
         pytest.param(_deliver(longs(-1)), id="a string of -1 bytes"),
         pytest.param(_deliver(b"\x80" * 200_000 + b"\0"), id="a length of 200,000 bytes"),
         pytest.param(b'{"type":' + b"[" * 200_000, id="JSON nested 200,000 deep"),
-        pytest.param(b'{"x":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001, id="objects nested 50,000 deep"),
+        pytest.param(b'{"x":' + b'{"a":' * 40_000 + b"1" + b"}" * 40_001, id="objects nested 40,000 deep"),
         pytest.param(b'{"type":"CreateOrder","lines":[' + b"{}," * 80_000 + b"{}]}", id="80,000 empty lines"),
         pytest.param(b'{"type":"PayOrder","amount":1' + b"0" * 250_000 + b"}", id="a number of 250,000 digits"),
         pytest.param(b'{"type":"PayOrder","amount":1e' + b"9" * 250_000 + b"}", id="an exponent of 250,000 digits"),
