@@ -179,8 +179,10 @@ def _credentials(settings: Settings) -> Any:
 def end_process(error: BaseException) -> None:
     """End at once, without a word to the group: the next claim finds out what happened."""
     code = getattr(error, "exit_code", 1)
-    detail = str(error) if isinstance(error, OrderServiceError) else repr(error)
-    log.error("This worker ends.", exit_code=code, reason=detail, exc_info=None if code != 1 else error)
+    if isinstance(error, OrderServiceError):
+        log.error("This worker ends.", exit_code=code, reason=str(error))
+    else:  # a bug: say where
+        log.error("This worker ends.", exit_code=code, reason=repr(error), exc_info=error)
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)

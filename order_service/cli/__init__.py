@@ -1,0 +1,74 @@
+"""The command line. Exit status: 0 done, 1 refused or failed with one line, 2 wrong call; a worker has its own too."""
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from order_service import __version__, log
+from order_service.cli import ordering, running, watching
+from order_service.errors import OrderServiceError
+
+OWN_CODES = frozenset({"up", "worker", "topics"})
+"""Commands whose exit code tells an operator more than that it failed."""
+
+
+class Commands(TyperGroup):
+    """Runs a command; an error that we know ends it with one line, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command of `ctx`."""
+        try:
+            return super().invoke(ctx)
+        except OrderServiceError as error:
+            typer.echo(f"order-service: {error}", err=True)
+            own = ctx.invoked_subcommand in OWN_CODES
+            raise typer.Exit(getattr(error, "exit_code", 1) if own else 1) from error
+        except (FileNotFoundError, PermissionError) as error:
+            typer.echo(f"order-service: {error.strerror}: {error.filename}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="An order service that lives in Kafka: every command is decided exactly once, in order per order.",
+)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"order-service {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    log.configure(level=logging.WARNING)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it complains of ends in our one line
+
+
+app.command("up", rich_help_panel="Run")(running.up)
+app.command("worker", rich_help_panel="Run")(running.worker)
+app.command("users", rich_help_panel="Run")(running.users)
+app.add_typer(running.topics, name="topics", rich_help_panel="Run")
+app.command("config", rich_help_panel="Run")(running.config)
+for command in (ordering.create, ordering.amend, ordering.pay, ordering.ship, ordering.deliver, ordering.cancel):
+    app.command(command.__name__, rich_help_panel="Order")(command)
+app.command("tail", rich_help_panel="Read")(watching.tail)
+app.command("timeline", rich_help_panel="Read")(watching.timeline)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="order-service")

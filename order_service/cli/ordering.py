@@ -1,0 +1,138 @@
+"""The six commands and their own options; `envelope` sends them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from order_service.cli.envelope import Fields, given, sends
+from order_service.domain.content import CANCEL_REASONS
+from order_service.domain.messages import AmendOrder, CancelOrder, CreateOrder, DeliverOrder, PayOrder, ShipOrder
+
+User = Annotated[str | None, typer.Option(help="Whose order it is; must be an active user.")]
+Currency = Annotated[str | None, typer.Option(help="ISO 4217.")]
+Lines = Annotated[
+    list[str] | None,
+    typer.Option("--line", metavar="SKU:QUANTITY:UNIT_PRICE[:NAME]", help="One line; money is in minor units (cents)."),
+]
+Discount = Annotated[int | None, typer.Option(help="In minor units, at most the subtotal.")]
+Tax = Annotated[int | None, typer.Option(help="In minor units.")]
+Shipping = Annotated[int | None, typer.Option(help="In minor units.")]
+AddressRef = Annotated[str | None, typer.Option(help="Names a shipping address that is kept elsewhere.")]
+Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note of yours; can be repeated.")]
+Body = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.json", help="Fields as JSON; - is stdin."),
+]
+
+
+@sends(CreateOrder)
+def create(
+    user: User = None,
+    currency: Currency = None,
+    line: Lines = None,
+    discount: Discount = None,
+    tax: Tax = None,
+    shipping: Shipping = None,
+    address_ref: AddressRef = None,
+    metadata: Metadata = None,
+    body: Body = None,
+) -> Fields:
+    """Place an order, from options or from a file; an option goes over what the file says."""
+    contents = _contents(line, discount, tax, shipping, address_ref, metadata)
+    return _from_file(body) | given(user_id=user, currency=currency) | contents
+
+
+@sends(AmendOrder)
+def amend(
+    line: Lines = None,
+    discount: Discount = None,
+    tax: Tax = None,
+    shipping: Shipping = None,
+    address_ref: AddressRef = None,
+    metadata: Metadata = None,
+    body: Body = None,
+) -> Fields:
+    """Change an order before it is paid: what is given replaces what was."""
+    return _from_file(body) | _contents(line, discount, tax, shipping, address_ref, metadata)
+
+
+@sends(PayOrder)
+def pay(
+    payment_id: Annotated[str, typer.Option(help="Names the payment.")],
+    amount: Annotated[int, typer.Option(help="The order's whole total, in minor units.")],
+    currency: Annotated[str, typer.Option(help="The order's currency.")],
+) -> Fields:
+    """Record a payment of the whole total."""
+    return {"payment_id": payment_id, "amount": amount, "currency": currency}
+
+
+@sends(ShipOrder)
+def ship(
+    carrier: Annotated[str, typer.Option(help="Who carries it.")],
+    tracking_number: Annotated[str, typer.Option(help="The carrier's number.")],
+) -> Fields:
+    """Record that a paid order left the house."""
+    return {"carrier": carrier, "tracking_number": tracking_number}
+
+
+@sends(DeliverOrder)
+def deliver() -> Fields:
+    """Record that a shipped order arrived."""
+    return {}
+
+
+@sends(CancelOrder)
+def cancel(
+    reason: Annotated[str, typer.Option(help=f"One of {', '.join(CANCEL_REASONS)}.")],
+    note: Annotated[str | None, typer.Option(help="In your words.")] = None,
+) -> Fields:
+    """Cancel an order that was not shipped yet."""
+    return {"reason": reason, **given(note=note)}
+
+
+def _contents(
+    lines: list[str] | None,
+    discount: int | None,
+    tax: int | None,
+    shipping: int | None,
+    address_ref: str | None,
+    metadata: list[str] | None,
+) -> Fields:
+    return given(
+        lines=[_line(text) for text in lines] if lines else None,
+        discount=discount,
+        tax=tax,
+        shipping=shipping,
+        shipping_address_ref=address_ref,
+        metadata=dict(_pair(text) for text in metadata) if metadata else None,
+    )
+
+
+def _line(text: str) -> Fields:
+    sku, *rest = text.split(":", 3)
+    try:
+        quantity, unit_price = int(rest[0]), int(rest[1])
+    except (IndexError, ValueError) as error:
+        raise typer.BadParameter(f"--line {text!r} is not SKU:QUANTITY:UNIT_PRICE, with whole numbers") from error
+    return {"sku": sku, "quantity": quantity, "unit_price": unit_price, **given(name=rest[2] if rest[2:] else None)}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"--metadata {text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _from_file(path: Path | None) -> Fields:
+    if path is None:
+        return {}
+    try:
+        data = typer.get_binary_stream("stdin").read() if str(path) == "-" else path.read_bytes()
+        return msgspec.json.decode(data, type=dict[str, object])
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} is not one JSON object: {error}") from error

@@ -1,0 +1,145 @@
+"""What runs: everything at once (`up`), or its parts; and the topics and settings that they run on."""
+
+import asyncio
+import errno
+import signal
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from order_service import log
+from order_service.cli import show
+from order_service.cli.environment import read_settings, redacted
+from order_service.errors import PortTakenError
+from order_service.kafka import connect_admin
+from order_service.settings import Settings
+from order_service.stream.topics import create_topics, topic_configs, topic_faults, topic_names
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print for programs: one JSON object per line.")]
+
+topics = typer.Typer(no_args_is_help=True, help="Create the topics, or compare them with what they must be.")
+
+
+def up(as_json: AsJson = False) -> None:
+    """Run everything on this machine: Kafka, the User Service stub and a worker. Ctrl-C ends all of it."""
+    from order_service.embedded import up as embedded  # noqa: PLC0415 - other commands start without it
+
+    settings = read_settings()
+    log.configure("json" if as_json else settings.log or "console")
+    began_at = time.monotonic()
+
+    def ready(running: embedded.Running) -> None:
+        took_s = time.monotonic() - began_at
+        if as_json:
+            show.json_line({"ready": True, "took_s": round(took_s, 1), **running.as_dict()})
+        else:
+            typer.echo("\n".join(embedded.ready_lines(running, took_s)))
+
+    raise typer.Exit(embedded.run(settings, say=lambda line: typer.echo(line, err=True), on_ready=ready))
+
+
+def worker(
+    make_topics: Annotated[
+        bool, typer.Option("--create-topics", help="Create the topics that are missing first.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")] = False,
+) -> None:
+    """Decide commands, until SIGTERM or Ctrl-C."""
+    settings = read_settings()
+    log.configure("json" if as_json else settings.log)
+    if make_topics:
+        asyncio.run(_create(settings))
+    from order_service.stream.app import run  # noqa: PLC0415 - faust alone takes longer than the rest
+
+    run(settings)
+
+
+def users(
+    latency_ms: Annotated[int, typer.Option(min=0, help="How long each answer takes.")] = 0, as_json: AsJson = False
+) -> None:
+    """Run a stub of the User Service: any id is an active user, but unknown-1, inactive-1, slow-500-1, flaky-1."""
+    settings = read_settings()
+    log.configure(settings.log)
+
+    def ready(url: str) -> None:
+        if as_json:
+            show.json_line({"users": url})
+        else:
+            typer.echo(f"the User Service stub answers at {url}")
+
+    try:
+        asyncio.run(_serve_users(settings, latency_ms, ready))
+    except OSError as error:
+        why = "is taken" if error.errno == errno.EADDRINUSE else f"of {settings.host} cannot be used: {error.strerror}"
+        raise PortTakenError(f"port {settings.users_port} {why}: set ORDERS_USERS_PORT to another one") from error
+
+
+async def _serve_users(settings: Settings, latency_ms: int, ready: Callable[[str], None]) -> None:
+    from order_service.users.stub import serve_stub  # noqa: PLC0415 - other commands need no HTTP server
+
+    serving = asyncio.create_task(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        return
+
+
+@topics.command("create")
+def topics_create(as_json: AsJson = False) -> None:
+    """Create the topics that are missing; those that exist stay as they are."""
+    settings = read_settings()
+    made = asyncio.run(_create(settings))
+    for name in topic_configs(topic_names(settings.topic_prefix)):
+        state = "created" if name in made else "exists"
+        if as_json:
+            show.json_line({"topic": name, "state": state})
+        else:
+            typer.echo(f"{state:<8} {name}")
+
+
+@topics.command("check")
+def topics_check(as_json: AsJson = False) -> None:
+    """Compare the topics with what they must be; exit with 13 if one differs."""
+    settings = read_settings()
+    faults = asyncio.run(_faults(settings))
+    if as_json:
+        show.json_line({"ok": not faults, "faults": faults})
+    elif faults:
+        for fault in faults:
+            typer.echo(f"order-service: {fault}", err=True)
+    else:
+        typer.echo(f"all topics are as they must be, with {settings.partitions} partitions each")
+    raise typer.Exit(13 if faults else 0)
+
+
+def config(as_json: AsJson = False) -> None:
+    """Show all settings as they are in use, without secrets."""
+    values = redacted(read_settings())
+    if as_json:
+        show.json_line(values)
+        return
+    show.table(("variable", "value"), [("", (name, _text(value))) for name, value in values.items()])
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+async def _create(settings: Settings) -> list[str]:
+    admin = await connect_admin(settings)
+    try:
+        return await create_topics(admin, settings)
+    finally:
+        await admin.close()
+
+
+async def _faults(settings: Settings) -> list[str]:
+    admin = await connect_admin(settings, patience_s=5.0)
+    try:
+        return await topic_faults(admin, settings)
+    finally:
+        await admin.close()

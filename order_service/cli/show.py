@@ -1,0 +1,150 @@
+"""How things look: plain lines, colours and tables on a terminal, one JSON object a line for programs."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import typer
+from msgspec import structs
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from order_service.domain.messages import (
+    Contents,
+    Event,
+    Fact,
+    Line,
+    OrderAmended,
+    OrderCancelled,
+    OrderCreated,
+    OrderDelivered,
+    OrderPaid,
+    OrderShipped,
+    Rejection,
+)
+from order_service.reading import Seen
+
+STYLES = {
+    "OrderCreated": "cyan",
+    "OrderAmended": "cyan",
+    "OrderPaid": "green",
+    "OrderShipped": "green",
+    "OrderDelivered": "bold green",
+    "OrderCancelled": "yellow",
+}
+KEPT_WHOLE = {"time", "version", "offset"}
+"""Columns that a narrow terminal does not fold."""
+Row = tuple[str, Sequence[str]]
+"""A style, and the cells."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Make a console for the stream as it is now; it breaks no lines and adds no colours of its own."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def line(*parts: tuple[str, str]) -> None:
+    """Print one line of texts and their styles."""
+    console().print(Text.assemble(*[(safe(text), style) for text, style in parts]))
+    sys.stdout.flush()
+
+
+def json_line(value: object) -> None:
+    """Print one JSON object as a line, at once."""
+    typer.echo(msgspec.json.encode(value))
+
+
+def table(heads: Sequence[str], rows: Iterable[Row]) -> None:
+    """Print a table: drawn on a terminal, otherwise columns two blanks apart."""
+    rows = [(style, [safe(cell) for cell in cells]) for style, cells in rows]
+    if console().is_terminal:
+        columns = [Column(head, overflow="fold", no_wrap=head in KEPT_WHOLE) for head in heads]
+        drawn = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for style, cells in rows:
+            drawn.add_row(*[Text(cell) for cell in cells], style=style)
+        Console(highlight=False).print(drawn)
+        return
+    lines = [list(heads), *[list(cells) for _, cells in rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def safe(text: str) -> str:
+    """Write out what would steer a terminal: values come from anybody who may send a command."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def as_dict(seen: Seen) -> dict[str, Any]:
+    """Give an event or a rejection flat, as its Avro record is, with its type and place; digests are hexadecimal."""
+    message = seen.message
+    fields = structs.asdict(message)
+    kind = "Rejection"
+    if isinstance(message, Event):
+        del fields["fact"]
+        fields |= structs.asdict(message.fact)
+        kind = type(message.fact).__name__
+    plain = {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
+    place = {"partition": seen.partition, "offset": seen.offset, "command_offset": seen.command_offset}
+    return {"type": kind, **plain, **place}
+
+
+def name_and_style(message: Event | Rejection) -> tuple[str, str]:
+    """Name what happened, and give its colour."""
+    if isinstance(message, Rejection):
+        return f"refused {message.command_type}", "red"
+    name = type(message.fact).__name__
+    return name, STYLES[name]
+
+
+def what(message: Event | Rejection, before: Contents | None = None) -> str:
+    """Say what an event changed or why a command was refused; `before` is what was in the order."""
+    if isinstance(message, Rejection):
+        return f"{message.reason}: {message.detail}"
+    return _changed(message.fact, before)
+
+
+def _changed(fact: Fact, before: Contents | None) -> str:
+    match fact:
+        case OrderCreated():
+            return f"{fact.user_id} orders {_lines(fact.lines)}; total {fact.total} {fact.currency}"
+        case OrderAmended():
+            return _difference(fact, before)
+        case OrderPaid():
+            return f"{fact.amount} {fact.currency}, payment {fact.payment_id}"
+        case OrderShipped():
+            return f"{fact.carrier}, {fact.tracking_number}"
+        case OrderDelivered():
+            return "arrived"
+        case OrderCancelled():
+            note = f" ({fact.note})" if fact.note else ""
+            return f"{fact.reason}{note}" + (f"; refund due {fact.refund_due}" if fact.refund_due else "")
+
+
+def _lines(lines: tuple[Line, ...]) -> str:
+    shown = ", ".join(f"{line.quantity} {line.sku} at {line.unit_price}" for line in lines[:3])
+    return shown + (f" and {len(lines) - 3} lines more" if len(lines) > 3 else "")
+
+
+def _difference(after: Contents, before: Contents | None) -> str:
+    if before is None:
+        return f"{_lines(after.lines)}; total {after.total} {after.currency}"
+    changes = []
+    for field in Contents.__struct_fields__:
+        old, new = getattr(before, field), getattr(after, field)
+        if old != new:
+            changes.append(f"{field} {_lines(new)}" if field == "lines" else f"{field} {_value(old)} -> {_value(new)}")
+    return "; ".join(changes) or "nothing is different"
+
+
+def _value(value: object) -> str:
+    match value:
+        case None:
+            return "none"
+        case dict():
+            return "{" + ", ".join(f"{key}={text}" for key, text in value.items()) + "}"
+        case _:
+            return str(value)

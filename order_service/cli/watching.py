@@ -1,0 +1,140 @@
+"""Reading along: `tail` shows events as they come, `timeline` the history of one order."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated
+
+import typer
+from aiokafka.structs import ConsumerRecord, TopicPartition
+from rich.progress import Progress
+
+from order_service.cli import show
+from order_service.cli.environment import read_settings
+from order_service.cli.history import Chain, Step, steps, time_of
+from order_service.domain.messages import Contents, Event
+from order_service.domain.order import ABSENT
+from order_service.errors import HistoryError
+from order_service.reading import Reader, Seen, decode
+from order_service.settings import Settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+
+
+def tail(
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Show first what is there already.")] = False,
+    order: Annotated[str | None, typer.Option(metavar="ORDER_ID", help="Only this order.")] = None,
+    rejections: Annotated[bool, typer.Option("--rejections", help="Show what was refused as well.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show events as they come, until Ctrl-C."""
+    asyncio.run(_tail(read_settings(), order, from_beginning=from_beginning, rejections=rejections, as_json=as_json))
+
+
+async def _tail(
+    settings: Settings, order_id: str | None, *, from_beginning: bool, rejections: bool, as_json: bool
+) -> None:
+    async with Reader(settings) as reader:
+        topics = [reader.names.events, *([reader.names.rejections] if rejections else [])]
+        places = await (reader.places(*topics) if order_id is None else reader.places_of(order_id, *topics))
+        starts = await (reader.starts(places) if from_beginning else reader.ends(places))
+        async for record in reader.follow(starts):
+            if order_id is None or record.key == order_id.encode():
+                _show_record(record, reader, as_json=as_json)
+
+
+def _show_record(record: ConsumerRecord, reader: Reader, *, as_json: bool) -> None:
+    try:
+        seen = decode(record, reader.names)
+    except HistoryError as error:
+        typer.echo(f"order-service: {error}", err=True)
+        return
+    if as_json:
+        show.json_line(show.as_dict(seen))
+        return
+    message = seen.message
+    name, style = show.name_and_style(message)
+    show.line(
+        (f"{time_of(seen)}  ", "dim"),
+        (f"{message.order_id}  ", "bold"),
+        (f"v{message.version}  ", ""),
+        (name, style),
+        (f"  {show.what(message)}", ""),
+        (f"  by {message.actor}", "dim"),
+    )
+
+
+def timeline(
+    order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order.")], as_json: AsJson = False
+) -> None:
+    """Show the history of one order as Kafka has it, and check its chain of digests."""
+    outcomes = asyncio.run(_outcomes(read_settings(), order_id))
+    if not outcomes:
+        typer.echo(f"order-service: Kafka knows nothing of an order {show.safe(order_id)}", err=True)
+        raise typer.Exit(1)
+    chain = Chain()
+    history = steps(outcomes, chain)
+    if as_json:
+        for step in history:
+            show.json_line(show.as_dict(step.seen) | ({"fault": step.fault} if step.fault else {}))
+    else:
+        show.table(("time", "version", "event", "what changed", "actor", "command", "offset"), map(_row, history))
+    _verdict(order_id, history, chain, as_json=as_json)
+
+
+def _verdict(order_id: str, history: list[Step], chain: Chain, *, as_json: bool) -> None:
+    """Say where the order stands; exit with 1 if its history is broken, or if there never was an order."""
+    faults = [step.fault for step in history if step.fault]
+    for fault in faults:
+        show.console(stderr=True).print(f"THE HISTORY OF {order_id} IS BROKEN: {fault}", style="bold red", markup=False)
+    if faults:
+        raise typer.Exit(1)
+    if chain.order is ABSENT:
+        typer.echo(f"order-service: there is no order {order_id}, only what was refused", err=True)
+        raise typer.Exit(1)
+    if not as_json:
+        show.line(
+            (f"{order_id} is {chain.order.status}, version {chain.version}; the chain of digests is whole", "bold")
+        )
+
+
+async def _outcomes(settings: Settings, order_id: str) -> list[Seen]:
+    """Read all events and rejections of one order, with a bar on a terminal: its partition holds others too."""
+    async with Reader(settings) as reader:
+        places = await reader.places_of(order_id, reader.names.events, reader.names.rejections)
+        ends = await reader.ends(places)
+        starts = await reader.starts(places)
+        console = show.console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("reading", total=sum(ends.values()) - sum(starts.values()))
+            records = _counted(reader.until(ends), starts, lambda done: progress.update(task, completed=done))
+            return [decode(record, reader.names) async for record in records if record.key == order_id.encode()]
+
+
+async def _counted(
+    records: AsyncIterator[ConsumerRecord], starts: dict[TopicPartition, int], tell: Callable[[int], object]
+) -> AsyncIterator[ConsumerRecord]:
+    """Pass records on and tell how many offsets are behind them, every thousandth time."""
+    reached = dict(starts)
+    count = 0
+    async for record in records:
+        reached[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        count += 1
+        if count % 1000 == 0:
+            tell(sum(reached.values()) - sum(starts.values()))
+        yield record
+
+
+def _row(step: Step) -> show.Row:
+    message = step.seen.message
+    name, style = show.name_and_style(message)
+    before = step.before if isinstance(step.before, Contents) else None
+    cells = (
+        time_of(step.seen),
+        str(message.version) if isinstance(message, Event) else "-",
+        name,
+        show.what(message, before),
+        message.actor,
+        message.command_id,
+        f"{step.seen.partition}:{step.seen.offset}",
+    )
+    return style, cells

@@ -1,0 +1,182 @@
+"""Read the topics as anybody may: committed records only, by assignment, without a group."""
+
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Self
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError, for_code
+from aiokafka.structs import ConsumerRecord, TopicPartition
+from msgspec import Struct
+
+from order_service.domain.messages import Event, Rejection
+from order_service.errors import DecodeError, HistoryError, KafkaAwayError, TopicsError
+from order_service.kafka import connection
+from order_service.settings import Settings
+from order_service.stream.topics import TopicNames, topic_names
+from order_service.wire import avro
+from order_service.wire.commands import partition_of
+from order_service.wire.headers import COMMAND_OFFSET
+
+STALLED_S: Final = 30.0
+"""A reading that gets no further for so long is given up: the broker is away, or a foreign transaction is open."""
+
+
+class Seen(Struct, frozen=True):
+    """An event or a rejection, where it stands, and the digest of its bytes, which the next event must name.
+
+    `command_offset` is the command that it answers; the service's own cancellations have none.
+    """
+
+    message: Event | Rejection
+    partition: int
+    offset: int
+    digest: bytes
+    command_offset: int | None
+
+    @property
+    def order_id(self) -> str:
+        """The order that it is about."""
+        return self.message.order_id
+
+
+class Reader:
+    """A consumer of any of our topics. `Reader(settings)` is used with `async with`; KafkaAwayError if none answers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.names: TopicNames = topic_names(settings.topic_prefix)
+        self._connection = connection(settings)
+        self._servers: str = self._connection["bootstrap_servers"]
+        self._consumer = AIOKafkaConsumer(
+            **self._connection,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=200,
+            request_timeout_ms=10_000,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            with kafka_answers(self._servers):
+                await self._consumer.start()
+        except KafkaAwayError:
+            await self._consumer.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self._consumer.stop()
+
+    async def places(self, *topics: str) -> list[TopicPartition]:
+        """Name all partitions of these topics; TopicsError if one is missing."""
+        counts = await self._counts(topics)
+        return [TopicPartition(topic, partition) for topic in topics for partition in range(counts[topic])]
+
+    async def places_of(self, order_id: str, *topics: str) -> list[TopicPartition]:
+        """Name the partition of an order in each of these topics; TopicsError if one is missing."""
+        counts = await self._counts(topics)
+        return [TopicPartition(topic, partition_of(order_id.encode(), counts[topic])) for topic in topics]
+
+    async def ends(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Ask where what is committed ends now; what is not yet committed lies behind it."""
+        with kafka_answers(self._servers):
+            return dict(await self._consumer.end_offsets(places))
+
+    async def starts(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Ask where what is kept begins."""
+        with kafka_answers(self._servers):
+            return dict(await self._consumer.beginning_offsets(places))
+
+    async def follow(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
+        """Give the records from these offsets on, as they come, without an end."""
+        self._seek(starts)
+        while True:
+            for record in await self._some():
+                yield record
+
+    async def until(self, ends: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
+        """Give all records that lie before these ends; KafkaAwayError if it gets no further for 30 s."""
+        starts = await self.starts(list(ends))
+        self._seek({place: start for place, start in starts.items() if start < ends[place]})
+        give_up_at, last = time.monotonic() + STALLED_S, -1
+        while (behind := await self._behind(ends)) > 0:
+            if behind != last:
+                give_up_at, last = time.monotonic() + STALLED_S, behind
+            elif time.monotonic() > give_up_at:
+                raise KafkaAwayError(f"Kafka at {self._servers} gives no records any more, {behind} are to come")
+            for record in await self._some():
+                if record.offset < ends[TopicPartition(record.topic, record.partition)]:
+                    yield record
+
+    async def _counts(self, topics: Sequence[str]) -> dict[str, int]:
+        """Count the partitions of topics. A consumer knows only those of topics that it has been assigned."""
+        admin = AIOKafkaAdminClient(**self._connection, request_timeout_ms=10_000)
+        try:
+            with kafka_answers(self._servers):
+                await admin.start()
+                described = await admin.describe_topics(list(topics))
+        finally:
+            await admin.close()
+        for topic in described:
+            if topic["error_code"]:
+                said = for_code(topic["error_code"])
+                raise TopicsError(f"Kafka at {self._servers}: {_cure(said)}: {topic['topic']}")
+        return {topic["topic"]: len(topic["partitions"]) for topic in described}
+
+    def _seek(self, starts: Mapping[TopicPartition, int]) -> None:
+        self._consumer.assign(list(starts))
+        for place, offset in starts.items():
+            self._consumer.seek(place, offset)
+
+    async def _some(self) -> list[ConsumerRecord]:
+        with kafka_answers(self._servers):
+            fetched = await self._consumer.getmany(timeout_ms=500, max_records=1000)
+        return [record for records in fetched.values() for record in records]
+
+    async def _behind(self, ends: Mapping[TopicPartition, int]) -> int:
+        places = self._consumer.assignment()
+        return sum([max(0, ends[place] - await self._consumer.position(place)) for place in places])
+
+
+def decode(record: ConsumerRecord, names: TopicNames) -> Seen:
+    """Decode a record of the events or the rejections; HistoryError, with its place, if it is neither."""
+    decode_value = avro.decode_event if record.topic == names.events else avro.decode_rejection
+    try:
+        message = decode_value(record.value or b"")
+    except DecodeError as error:
+        place = f"offset {record.offset} of partition {record.partition} of {record.topic}"
+        raise HistoryError(f"{place} cannot be read: {error}") from error
+    return Seen(message, record.partition, record.offset, avro.digest(record.value), command_offset(record))
+
+
+def command_offset(record: ConsumerRecord) -> int | None:
+    """Find the offset of the command that a record answers."""
+    found = dict(record.headers).get(COMMAND_OFFSET)
+    return int(found) if found is not None and found.isdigit() else None
+
+
+@contextmanager
+def kafka_answers(servers: str) -> Iterator[None]:
+    """Turn what a client raises for a Kafka that is away, or does not let us in, into one line."""
+    try:
+        yield
+    except KafkaConnectionError as error:
+        line = f"no Kafka answers at {servers}: start one (`order-service up`), or set KAFKA_BOOTSTRAP_SERVERS"
+        raise KafkaAwayError(line) from error
+    except KafkaError as error:
+        said = str(error).strip() or type(error).__name__
+        raise KafkaAwayError(f"Kafka at {servers} does not serve us: {said}") from error
+    except TimeoutError as error:
+        raise KafkaAwayError(f"Kafka at {servers} does not answer in time") from error
+
+
+def _cure(error: type[BaseException]) -> str:
+    if error is UnknownTopicOrPartitionError:
+        return "a topic is missing (run `order-service topics create`, or see ORDERS_TOPIC_PREFIX)"
+    return f"a topic cannot be used ({error.__name__})"

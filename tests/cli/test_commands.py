@@ -1,0 +1,192 @@
+"""The six commands, `tail` and `timeline`, on a real Kafka with a worker."""
+
+import signal
+import subprocess
+import sys
+from uuid import uuid4
+
+import pytest
+
+from order_service.stream.topics import topic_configs, topic_names
+from order_service.users.stub import Mode
+from order_service.wire import avro
+from tests.cli.conftest import CommandLine
+from tests.samples import but, order_created
+from tests.service import PATIENCE_S, until
+
+PAY = ["--payment-id", "payment-1", "--amount", "2500", "--currency", "EUR"]
+
+
+@pytest.fixture
+def order_id():
+    return f"order-{uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def created(cli, order_id):
+    create(cli, order_id)
+    return order_id
+
+
+def create(cli, order_id, *more, user="dana", code=0):
+    [told] = cli.json(
+        "create", order_id, "--user", user, "--currency", "EUR", "--line", "mug-blue:2:1250", *more, code=code
+    )
+    return told
+
+
+def test_an_order_goes_its_way_and_the_timeline_tells_it(cli, created):
+    cli("amend", created, "--metadata", "channel=phone")
+    cli("ship", created, "--carrier", "DHL", "--tracking-number", "JD0146", code=1)
+    cli("pay", created, *PAY)
+    cli("ship", created, "--carrier", "DHL", "--tracking-number", "JD0146", "--avro")
+    cli("deliver", created)
+    history = cli.json("timeline", created)
+    assert [(step["type"], step["version"]) for step in history] == [
+        ("OrderCreated", 1),
+        ("OrderAmended", 2),
+        ("Rejection", 2),
+        ("OrderPaid", 3),
+        ("OrderShipped", 4),
+        ("OrderDelivered", 5),
+    ]
+    said = cli("timeline", created).stdout
+    assert "refused ShipOrder  not_paid: The order is not paid yet." in said
+    assert said.endswith(f"{created} is delivered, version 5; the chain of digests is whole\n")
+
+
+BODY = '{"user_id": "dana", "currency": "EUR", "lines": [{"sku": "a", "quantity": 1, "unit_price": 5}]}'
+
+
+def test_standard_input_makes_an_order(cli, order_id):
+    assert "total 5 EUR" in cli("create", order_id, "--body", "-", stdin=BODY).stdout
+
+
+def test_a_file_makes_an_order_and_it_is_cancelled(cli, order_id, tmp_path):
+    file = tmp_path / "order.json"
+    file.write_text(BODY)
+    [told] = cli.json("create", order_id, "--body", file, "--tax", "2", "--actor", "user:dana")
+    assert (told["event"]["total"], told["event"]["actor"]) == (7, "user:dana")
+    assert "accepted: OrderCancelled, version 2" in cli("cancel", order_id, "--reason", "other").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        pytest.param(["pay", *PAY[:2], "--amount", "1", "--currency", "EUR"], "payment_mismatch", id="a cent short"),
+        pytest.param(["deliver"], "not_paid", id="too soon"),
+        pytest.param(["deliver", "--expected-version", "7"], "version_conflict", id="another version"),
+        pytest.param(["deliver", "--actor", "user:dana"], "not_allowed", id="not theirs to do"),
+        pytest.param(["deliver", "--decide-by", "2020-01-01T00:00:00Z"], "deadline_passed", id="too late"),
+        pytest.param(["cancel", "--reason", "whim"], "invalid_order", id="a value out of range"),
+    ],
+)
+def test_a_refusal_ends_with_1_and_its_reason(cli, created, arguments, reason):
+    command, *options = arguments
+    said = cli(command, created, *options, code=1).stdout
+    assert said.startswith(f"refused: {reason}: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_an_unknown_user_is_refused(cli, order_id):
+    assert create(cli, order_id, user="unknown-1", code=1)["rejection"]["reason"] == "user_not_found"
+
+
+def test_a_command_sent_again_is_told_its_first_answer(cli, created):
+    first, again = (cli.json("pay", created, *PAY, "--command-id", "pay-1")[0] for _ in range(2))
+    assert (first["outcome"], first["repeated"]) == ("accepted", False)
+    assert (again["outcome"], again["repeated"], again["event"]) == ("accepted", True, first["event"])
+    assert again["offset"] > first["offset"]
+
+
+def test_a_refused_command_sent_again_is_told_its_first_answer(cli, created):
+    first, again = (cli.json("deliver", created, "--command-id", "deliver-1", code=1)[0] for _ in range(2))
+    assert (first["repeated"], again["repeated"]) == (False, True)
+    assert again["rejection"] == first["rejection"]
+
+
+def test_a_refusal_that_no_order_remembers_is_a_new_one_each_time(cli, order_id):
+    first, again = (cli.json("deliver", order_id, "--command-id", "deliver-1", code=1)[0] for _ in range(2))
+    assert (first["repeated"], again["repeated"]) == (False, False)
+    assert again["rejection"]["offset"] > first["rejection"]["offset"]
+
+
+def test_nobody_waits_with_wait_0(cli, created):
+    assert cli("pay", created, *PAY, "--wait", "0").stdout.startswith("sent: command ")
+    until(lambda: len(cli.json("timeline", created)) == 2, "the payment is decided all the same")
+
+
+def test_a_create_that_waits_for_the_user_service_says_so(cli, service, order_id):
+    service.users.stub.mode = Mode.HANG
+    try:
+        assert create(cli, order_id, "--wait", "1", user="new-1", code=1)["outcome"] == "waiting"
+    finally:
+        service.users.stub.mode = Mode.OK
+
+
+def test_an_order_that_never_was_has_no_timeline(cli, order_id):
+    assert cli("timeline", order_id, code=1).stderr == f"order-service: Kafka knows nothing of an order {order_id}\n"
+    cli("deliver", order_id, code=1)
+    assert "only what was refused" in cli("timeline", order_id, code=1).stderr
+
+
+def test_a_broken_chain_is_said_loudly(cli, service, created):
+    forged = avro.encode_event(but(order_created, order_id=created, version=2, previous_digest=bytes(16)))
+    service.producer.produce(service.names.events, key=created, value=forged)
+    assert service.producer.flush(30) == 0
+    result = cli("timeline", created, code=1)
+    assert f"THE HISTORY OF {created} IS BROKEN" in result.stderr
+
+
+def test_tail_shows_events_as_they_come(cli, service, created, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "order_service.cli",
+        "tail",
+        "--from-beginning",
+        "--rejections",
+        "--order",
+        created,
+    ]
+    shown, complaints = tmp_path / "out", tmp_path / "err"
+    with shown.open("wb") as out, complaints.open("wb") as err:
+        tail = subprocess.Popen([*command, "--order", created], env=service.environment, stdout=out, stderr=err)
+    try:
+        until(lambda: "OrderCreated" in shown.read_text(), "the past is shown")
+        cli("deliver", created, code=1)
+        until(lambda: "refused DeliverOrder" in shown.read_text(), "a refusal is shown")
+        cli("pay", created, *PAY)
+        until(lambda: "OrderPaid" in shown.read_text(), "a payment is shown")
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(PATIENCE_S) == 130
+    finally:
+        tail.kill()
+        tail.wait()
+    assert (len(shown.read_text().splitlines()), complaints.read_text()) == (3, "")
+
+
+def test_topics_are_created_once_and_checked(service):
+    prefix = f"t{uuid4().hex[:8]}."
+    cli = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": prefix, "ORDERS_PARTITIONS": "1"})
+    cli("topics", "check", code=13)
+    names = set(topic_configs(topic_names(prefix)))
+    for state in ("created", "exists"):
+        told = cli.json("topics", "create")
+        assert {(topic["topic"], topic["state"]) for topic in told} == {(name, state) for name in names}
+    assert cli.json("topics", "check") == [{"ok": True, "faults": []}]
+    other = CommandLine(cli.environment | {"ORDERS_PARTITIONS": "2"})
+    assert "ORDERS_PARTITIONS says 2" in other("topics", "check", code=13).stderr
+
+
+def test_without_topics_there_is_one_line(service):
+    cli = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": "nowhere."})
+    assert "run `order-service topics create`" in cli("deliver", "order-1", code=1).stderr
+
+
+def test_without_a_worker_a_command_stays_undecided(service):
+    prefix = f"t{uuid4().hex[:8]}."
+    cli = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": prefix, "ORDERS_PARTITIONS": "1"})
+    cli("topics", "create")
+    said = cli("deliver", "order-1", "--wait", "0.5", code=1).stdout
+    assert said.startswith("undecided: no outcome within 0.5 s; it is in Kafka and will be decided.")

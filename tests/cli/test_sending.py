@@ -1,0 +1,53 @@
+"""What is known of a sent command, from single records of its partition; `test_commands.py` has the real ones."""
+
+import pytest
+from aiokafka.structs import ConsumerRecord
+
+from order_service.cli.sending import Unreadable, Watch
+from order_service.stream.topics import topic_names
+from order_service.wire.changelog import POSITION_KEY, Position, encode, waiting_key
+from tests.samples import ORDER_ID, pay
+
+NAMES = topic_names()
+OFFSET = 7
+
+
+@pytest.fixture
+def watch():
+    return Watch(NAMES, pay, OFFSET)
+
+
+def record(topic, key=None, value=None, **headers):
+    sent = tuple(headers.items())
+    return ConsumerRecord(topic, 0, 0, 0, 0, key, value, None, len(key or b""), len(value or b""), sent)
+
+
+def position(next_offset):
+    return record(NAMES.table, POSITION_KEY, encode(Position(next_offset, "worker", next_offset)))
+
+
+def test_a_position_behind_the_command_says_that_it_is_decided(watch):
+    assert watch.see(position(OFFSET)) is None
+    assert not watch.is_decided
+    assert watch.see(position(OFFSET + 1)) is None
+    assert watch.is_decided
+
+
+def test_a_command_that_waits_is_not_decided_until_it_leaves(watch):
+    key = waiting_key(ORDER_ID, OFFSET)
+    watch.see(record(NAMES.waiting, key, b"kept"))
+    watch.see(position(OFFSET + 1))
+    assert (watch.waits, watch.is_decided) == (True, False)
+    watch.see(record(NAMES.waiting, key))
+    assert (watch.waits, watch.is_decided) == (False, True)
+
+
+def test_another_command_that_waits_says_nothing(watch):
+    watch.see(record(NAMES.waiting, waiting_key(ORDER_ID, OFFSET - 1), b"kept"))
+    assert not watch.waits
+
+
+def test_a_dead_letter_is_known_by_the_offset_of_its_command(watch):
+    told = {"dl_reason": b"bad_shape", "dl_detail": b"no order"}
+    assert watch.see(record(NAMES.dead_letters, command_offset=b"6", **told)) is None
+    assert watch.see(record(NAMES.dead_letters, command_offset=b"7", **told)) == Unreadable("bad_shape", "no order")
