@@ -16,8 +16,10 @@ _SHARED = (
 _QUIET = {
     "faust": logging.WARNING,
     "mode": logging.WARNING,
-    "aiokafka": logging.WARNING,
     "aiohttp.access": logging.WARNING,
+    "aiokafka": logging.WARNING,
+    # It calls an error what it tries again: at a first start there is no coordinator for a moment.
+    "aiokafka.consumer.group_coordinator": logging.CRITICAL,
 }
 
 
