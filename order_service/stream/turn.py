@@ -86,8 +86,15 @@ class TurnTaker:
             await self._landed()
             if turn is not None:
                 self._flight = asyncio.create_task(self._commit(turn), name="commit of a turn")
-                await asyncio.sleep(max(0.0, began_at + self._turn_s - time.monotonic()))
+                await asyncio.sleep(max(0.0, began_at + self._pace(turn) - time.monotonic()))
         await self._landed()
+
+    def _pace(self, turn: Turn) -> float:
+        """Tell how long after its begin the next turn may begin: sooner if this one had hardly anything to do.
+
+        A transaction costs the same whatever is in it, so under load fewer are better; with little to do, sooner is.
+        """
+        return self._turn_s if turn.commands > 1 else self._turn_s / 4
 
     def stop(self) -> None:
         """Let `run` return after the turn in flight."""
