@@ -29,7 +29,7 @@ from tests.wire import strategies
 from tests.wire.table import CASES
 
 every_message = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-some = settings(max_examples=60, deadline=None)
+some = settings(max_examples=150, deadline=None)
 
 
 @every_message

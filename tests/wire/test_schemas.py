@@ -9,7 +9,7 @@ import fastavro
 import pytest
 from fastavro.read import SchemaResolutionError
 from fastavro.utils import generate_many
-from msgspec import structs
+from msgspec import NODEFAULT, structs
 
 from order_service.domain.messages import Event, OrderPaid, PayOrder
 from order_service.wire.schemas import MESSAGE_TYPES, SCHEMAS, folder, load, released_ids
@@ -63,7 +63,7 @@ def test_the_newest_schema_has_the_fields_of_its_message_and_their_defaults(sche
     assert names in (list(schema.message.__struct_fields__), _event_fields(schema.message))
     if schema.message.__name__.endswith("Order"):
         assert {field["name"]: field["default"] for field in schema.avro["fields"] if "default" in field} == {
-            field.name: field.default_factory() if field.default is structs.NODEFAULT else field.default
+            field.name: field.default_factory() if field.default is NODEFAULT else field.default
             for field in structs.fields(schema.message)
             if not field.required
         }
