@@ -19,6 +19,7 @@ from order_service.admin import AdminServer
 from order_service.errors import OrderServiceError, PortTakenError
 from order_service.kafka import connect_admin, connection, tls
 from order_service.settings import Settings
+from order_service.stream import lenient
 from order_service.stream.consumer import NoTables, RawSchema, RunApp, RunConsumer
 from order_service.stream.topics import check_topics, topic_names
 from order_service.stream.worker import Context, Worker
@@ -192,6 +193,7 @@ def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None)
     """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
     asyncio.run(_check(settings))
     gc.set_threshold(*GC_THRESHOLD)
+    lenient.install()
     app = build(settings, step=step)
     worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.spinner = None
