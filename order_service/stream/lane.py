@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
+from typing import Final
 
 import structlog
 from aiokafka import ConsumerRecord
@@ -29,7 +30,14 @@ from order_service.stream.table import Table
 from order_service.stream.waiting import Waiting, WaitingRoom
 from order_service.wire import avro, changelog
 from order_service.wire.commands import check_key
-from order_service.wire.headers import Headers, dead_letter_headers, event_headers, rejection_headers
+from order_service.wire.headers import (
+    Headers,
+    dead_letter_headers,
+    dead_letter_part,
+    event_headers,
+    fitting,
+    rejection_headers,
+)
 
 log = structlog.get_logger()
 
@@ -38,6 +46,12 @@ Record = tuple[bytes | None, bytes | None, int | None, Headers]
 
 Outcome = tuple[str, str, str]
 """Command type, outcome and reason, as counted by `orders_commands_total`."""
+
+
+MAX_DEAD_KEY: Final = 64 * 1024
+MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
+"""With 1 MiB of headers it fits the 4 MiB of a record, and no record that was not compressed is cut."""
+MAX_TRACEPARENT: Final = 256
 
 
 class Changes(Struct):
@@ -208,7 +222,7 @@ class Lane:
                 offset=record.offset,
                 key=record.key,
                 value=record.value or b"",
-                headers=tuple(record.headers),
+                headers=tuple(fitting(record.headers)),
                 timestamp_ms=record.timestamp,
                 came_at=now,
             )
@@ -272,7 +286,9 @@ class Lane:
         headers = dead_letter_headers(
             error, self.policy.commands_topic, record.partition, record.offset, record.timestamp, record.headers
         )
-        self._changes.dead_letters.append((record.key, record.value, None, headers))
+        key, key_cut = dead_letter_part(record.key, MAX_DEAD_KEY)
+        value, value_cut = dead_letter_part(record.value, MAX_DEAD_VALUE)
+        self._changes.dead_letters.append((key, value, None, headers + key_cut + value_cut))
         self._changes.dead_reasons[error.reason] += 1
 
     def _set_timer(self, order_id: str, entry: Entry) -> None:
@@ -292,6 +308,6 @@ def _ms(time: datetime) -> int:
 
 def _traceparent(headers: "tuple[tuple[str, bytes], ...]") -> bytes | None:
     for name, value in headers:
-        if name == "traceparent":
+        if name == "traceparent" and value is not None and len(value) <= MAX_TRACEPARENT:
             return value
     return None

@@ -53,6 +53,17 @@ def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_o
     return _with_origin(headers, traceparent, command_offset)
 
 
+def dead_letter_part(data: bytes | None, most: int) -> tuple[bytes | None, Headers]:
+    """Give a dead letter's key or value, and a header `dl_cut` with its length where it had to be cut.
+
+    Kafka bounds what a batch has when it is compressed, so one record of a producer can unpack to more than fits our
+    topics. What it was whole is at its origin for as long as the commands are kept.
+    """
+    if data is None or len(data) <= most:
+        return data, []
+    return data[:most], [("dl_cut", b"%d" % len(data))]
+
+
 def dead_letter_headers(
     error: DecodeError, topic: str, partition: int, offset: int, timestamp: int, original_headers: ReadHeaders
 ) -> Headers:
@@ -61,7 +72,7 @@ def dead_letter_headers(
     Units: `timestamp` is milliseconds since 1970 UTC. Of its own headers those past 1 MiB are only counted, in
     `dl_headers_dropped`.
     """
-    original = list(_fitting(original_headers))
+    original = [(f"orig_{name}", value or b"") for name, value in fitting(original_headers)]
     dropped = len(original_headers) - len(original)
     return [
         ("dl_reason", error.reason.encode()),
@@ -89,15 +100,15 @@ def _rfc3339(moment: datetime) -> bytes:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
 
 
-def _fitting(headers: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, bytes]]:
+def fitting(headers: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, bytes | None]]:
+    """Give the first of a record's headers, up to 1 MiB of them."""
     size = 0
-    for key, value in headers:
-        kept = (f"orig_{key}", value or b"")
-        size += len(kept[0].encode()) + len(kept[1]) + _LENGTHS
+    for name, value in headers:
+        size += len(name.encode()) + len(value or b"") + _LENGTHS
         if size > MAX_ORIGINAL_BYTES:
             return
-        yield kept
+        yield name, value
 
 
-_LENGTHS: Final = 10
-"""The most bytes that the two lengths of a header take (Kafka record format v2: two varints)."""
+_LENGTHS: Final = 15
+"""The most bytes that the two lengths of a header take (Kafka record format v2: two varints), and those of `orig_`."""

@@ -15,6 +15,7 @@ from order_service.wire.commands import encode_json_command, partition_of
 from tests.samples import but, create
 from tests.service import header
 
+GZIP = 1
 CRC_AT, ATTRIBUTES_AT = 17, 21
 """Where a batch of format 2 has its checksum, and where what it covers begins. Source: Kafka protocol guide."""
 
@@ -22,7 +23,7 @@ CRC_AT, ATTRIBUTES_AT = 17, 21
 def batch(records, codec=0):
     """Make a batch in which each `?` of a header's name is a byte that no UTF-8 text has."""
     builder = DefaultRecordBatchBuilder(
-        2, codec, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=1 << 20
+        2, codec, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=1 << 25
     )
     for offset, (key, value, headers) in enumerate(records):
         builder.append(offset, 1_700_000_000_000, key=key, value=value, headers=headers)
@@ -80,3 +81,19 @@ def test_commands_may_be_compressed(service, codec):
     service.send(commands)
     service.wait_outcomes(50)
     service.check(commands)
+
+
+def test_a_record_that_unpacks_to_more_than_fits_is_cut_and_stops_nothing(service):
+    key, bomb = create.order_id.encode(), b"{" + b" " * (8 << 20)
+    partition = partition_of(key, service.partitions)
+    asyncio.run(produce(service, partition, batch([(key, bomb, [("huge", bytes(5 << 20))])], codec=GZIP)))
+    worker = service.start_worker().wait_ready()
+    service.send([create])
+    service.wait_outcomes(2)
+    [letter] = service.dead_letters()
+    assert bomb.startswith(letter.value())
+    assert header(letter, "dl_cut") == str(len(bomb)).encode()
+    assert header(letter, "dl_headers_dropped") == b"1"
+    assert header(letter, "dl_reason") == b"too_large"
+    assert len(service.events()) == 1
+    assert worker.process.poll() is None
