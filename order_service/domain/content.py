@@ -139,7 +139,8 @@ def _lines(lines: tuple[Line, ...] | None) -> Refusal | None:
         refusal = _line(index, line)
         if refusal is not None:
             return refusal
-    if len({line.line_id or str(place) for place, line in enumerate(lines, start=1)}) != len(lines):
+    ids = [line.line_id or str(place) for place, line in enumerate(lines, start=1)]
+    if len(set(ids)) != len(ids):
         return _invalid("/lines", "lines of different line_ids")
     return None
 

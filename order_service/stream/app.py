@@ -39,6 +39,7 @@ class FaustFetching:
         self._app = app
         self._topic = topic
         self._offsets: AIOKafkaConsumer | None = None
+        self._starting = asyncio.Lock()
 
     @property
     def _consumer(self) -> RunConsumer:
@@ -70,9 +71,11 @@ class FaustFetching:
 
     async def end(self, partition: int) -> int:
         """Ask the broker for the end of a partition, uncommitted records included."""
-        if self._offsets is None:
-            self._offsets = AIOKafkaConsumer(**self._app.connection, enable_auto_commit=False)
-            await self._offsets.start()
+        async with self._starting:  # several lanes may ask at once
+            if self._offsets is None:
+                offsets = AIOKafkaConsumer(**self._app.connection, enable_auto_commit=False)
+                await offsets.start()
+                self._offsets = offsets
         place = self._place(partition)
         return int((await self._offsets.end_offsets([place]))[place])
 

@@ -258,7 +258,6 @@ class UserClient:
         entry = self._cache.get(user_id)
         if entry is None or entry[1] <= self._clock():
             return None
-        CACHED.inc()
         return entry[0]
 
     async def check(self, user_id: str, *, again: bool = False) -> UserCheck:
@@ -270,6 +269,7 @@ class UserClient:
             return UserCheck.NOT_FOUND
         check = self.known(user_id)
         if check is not None:
+            CACHED.inc()
             return check
         flight = self._flights.get(user_id) or self._start(user_id, again=again)
         await asyncio.wait((flight,))

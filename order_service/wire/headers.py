@@ -89,7 +89,7 @@ def dead_letter_headers(
 
 def _with_origin(headers: Headers, traceparent: bytes | None, command_offset: int | None) -> Headers:
     if command_offset is not None:
-        headers.append((COMMAND_OFFSET, b"%d" % command_offset))
+        headers.append((COMMAND_OFFSET, str(command_offset).encode()))
     if traceparent is not None:
         headers.append(("traceparent", traceparent))
     return headers
