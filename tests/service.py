@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from order_service.domain.answer import Entry, after_event, after_rejection
@@ -250,7 +250,7 @@ class Service:
             sender.join()
         assert sender.sent == len(commands), "all commands were sent"
 
-    def read(self, topic: str, *, committed: bool = True) -> list[Message]:
+    def read(self, topic: str, *, committed: bool = True) -> list[Any]:
         """Read a topic from its start to its end, in the order of each partition."""
         consumer = Consumer(
             {
@@ -259,6 +259,7 @@ class Service:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,  # what it takes to see that there is no more, half a second by default
                 "isolation.level": "read_committed" if committed else "read_uncommitted",
             }
         )
@@ -276,7 +277,7 @@ class Service:
         """Read all rejections."""
         return [avro.decode_rejection(message.value()) for message in self.read(self.names.rejections)]
 
-    def dead_letters(self) -> list[Message]:
+    def dead_letters(self) -> list[Any]:
         """Read all dead letters."""
         return self.read(self.names.dead_letters)
 
@@ -392,21 +393,21 @@ def vars_of(names: Any) -> dict[str, str]:
     return {field: getattr(names, field) for field in names.__struct_fields__}
 
 
-def header(message: Message, name: str) -> bytes | None:
+def header(message: Any, name: str) -> bytes | None:
     """Give a header of a message."""
     return next((value for key, value in message.headers() or [] if key == name), None)
 
 
-def _command_offset(message: Message) -> int:
+def _command_offset(message: Any) -> int:
     return int(header(message, "command_offset") or 0)
 
 
-def _until_eof(consumer: Consumer, partitions: int) -> Iterable[Message]:
+def _until_eof(consumer: Consumer, partitions: int) -> Iterable[Any]:
     ended: set[int] = set()
     deadline = time.monotonic() + PATIENCE_S
     while len(ended) < partitions:
         assert time.monotonic() < deadline, "a topic can be read to its end"
-        message = consumer.poll(0.2)
+        message: Any = consumer.poll(0.2)
         if message is None:
             continue
         if message.error() is None:

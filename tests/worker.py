@@ -8,8 +8,9 @@ import signal
 import sys
 
 from order_service import log
+from order_service.errors import OrderServiceError
 from order_service.settings import Settings
-from order_service.stream.app import run
+from order_service.stream.app import end_process, run
 
 
 class Failpoint:
@@ -28,12 +29,18 @@ class Failpoint:
                 os.kill(os.getpid(), self._signal)
 
 
+def _nothing(_step: str) -> None:
+    pass
+
+
 def main() -> None:
     """Run a worker with the settings of the environment."""
     log.configure("json")
-    if sys.argv[1:]:
-        run(Settings(), step=Failpoint(*sys.argv[1:]))
-    run(Settings())
+    step = Failpoint(*sys.argv[1:]) if sys.argv[1:] else _nothing
+    try:
+        run(Settings(), step=step)
+    except OrderServiceError as error:  # it cannot begin
+        end_process(error)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ class Claimer(Struct, frozen=True):
         async with Changelogs(partition, self.names, self.connection, kept) as logs:
             await logs.read_to_end()
             self.step("claim.read")
+            await logs.check_waiting_room()
             await self._fence_owners(lock, logs)
             if kept is not None and not logs.is_still(kept):
                 return None
@@ -129,7 +130,9 @@ class Changelogs:
         self._table_log = TopicPartition(names.table, partition)
         self._waiting_log = TopicPartition(names.waiting, partition)
         self._commands = TopicPartition(names.commands, partition)
-        self._events = TopicPartition(names.events, partition)
+        self._outcomes = [
+            TopicPartition(topic, partition) for topic in (names.events, names.rejections, names.dead_letters)
+        ]
         self._kept = kept
         self._table: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, bytes] = {}
@@ -142,8 +145,12 @@ class Changelogs:
         self._offsets = AIOKafkaConsumer(**connection, **shared)
 
     async def __aenter__(self) -> Self:
-        await self._reader.start()
-        await self._offsets.start()
+        try:
+            await self._reader.start()
+            await self._offsets.start()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         self._reader.assign(self.partitions)
         if self._kept is not None:
             self._reader.seek(self._table_log, self._kept.log_offset)
@@ -172,6 +179,12 @@ class Changelogs:
             {place: end - 1 for place, end in (await self._reader.end_offsets(self.partitions)).items()}
         )
 
+    async def check_waiting_room(self) -> None:
+        """Raise LaneParked if what waited is lost: every position was written after a barrier in this changelog too."""
+        ends = await self._offsets.end_offsets([self._waiting_log])
+        if self._position is not None and ends[self._waiting_log] == 0:
+            raise LaneParked("the changelog of the waiting room is lost: what waited there has no outcome")
+
     async def read_past(self, last: dict[TopicPartition, int]) -> None:
         """Read until past these offsets, however long a foreign transaction keeps them from us."""
         while await self._behind(last):
@@ -187,15 +200,14 @@ class Changelogs:
     async def place(self) -> tuple[int, int]:
         """Tell where to go on in the commands, and their end; LaneParked if the log does not go together with it.
 
-        A partition without a position is new, unless there are events: then its changelog is lost.
+        A partition without a position is new, unless something came of its commands: then its changelog is lost.
         """
-        places = [self._commands, self._events]
-        starts = await self._offsets.beginning_offsets(places)
-        ends = await self._offsets.end_offsets(places)
-        start, end = starts[self._commands], ends[self._commands]
+        start = (await self._offsets.beginning_offsets([self._commands]))[self._commands]
+        ends = await self._offsets.end_offsets([self._commands, *self._outcomes])
+        end = ends[self._commands]
         if self._position is None:
-            if ends[self._events] > 0:
-                raise LaneParked("there are events but no position: the changelog is lost and must be rebuilt")
+            if self._waiting or any(ends[place] > 0 for place in self._outcomes):
+                raise LaneParked("there are outcomes but no position: the changelog is lost and must be rebuilt")
             return start, end
         next_offset, known_end = self._position.next_offset, self._position.end_offset
         if next_offset < start:

@@ -35,7 +35,8 @@ log = structlog.get_logger()
 
 FETCH_WAIT_MS: Final = 250
 PARTITION_FETCH_BYTES: Final = 1024 * 1024
-METADATA_AGE_MS: Final = 30_000
+METADATA_AGE_MS: Final = 5_000
+"""How long a changed partition count goes unnoticed; until then commands are read whose keys have moved."""
 PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError, RecordTooLargeError, CorruptRecordException)
 """Errors of one partition that no retry mends: its lane parks, the others go on."""
 

@@ -135,12 +135,13 @@ class TurnTaker:
         In between, the loop gets its turn: so the commit in flight goes on meanwhile.
         """
         taken = self._inbox.take(MOST_COMMANDS, self._full())
+        due, self._due = self._due, {}  # what gets due from here on may wait for a payment in `taken`
         self._step("turn.taken")
         now = _now()
         lanes = list(self.lanes.values())
         for lane in lanes:
             lane.settle(now)
-            lane.cancel_unpaid(self._due.pop(lane.partition, []), now)
+            lane.cancel_unpaid(due.get(lane.partition, []), now)
             received = taken.get(lane.partition, [])
             for start in range(0, len(received), AT_A_TIME):
                 lane.decide(received[start : start + AT_A_TIME], now)

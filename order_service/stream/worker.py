@@ -189,9 +189,17 @@ class Assignment:
             waiting=len(lane.room),
             kept=claimed.state is None,
         )
-        for user_id in lane.room.users():
-            self._asking.ask(user_id)
+        self._ask_about(lane)
         self.turns.wake()
+
+    def _ask_about(self, lane: Lane) -> None:
+        """Ask about the users that orders wait for; some are known, whose answer came before the lane could hear it."""
+        for user_id in lane.room.users():
+            check = self._context.users.known(user_id)
+            if check is None:
+                self._asking.ask(user_id)
+            else:
+                lane.room.answered(user_id, check)
 
     async def _watch_payments(self) -> None:
         """Look for orders whose payment is due, and let each be cancelled once no earlier payment can be in the log."""
@@ -243,6 +251,8 @@ class Worker:
         )
         self._assignment: Assignment | None = None
         self._last: Assignment | None = None
+        self._moving = asyncio.Lock()
+        self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -256,14 +266,17 @@ class Worker:
 
     async def stop(self) -> None:
         """Finish the turn in flight and end."""
+        self._leaving = True
         await self.revoked()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def assigned(self, partitions: set[int]) -> None:
-        """Take over partitions; returns before their claims are done."""
+        """Take over partitions; returns before their claims are done. Who is leaving takes nothing over."""
         await self.revoked()
+        if self._leaving:
+            return
         self._assignment = Assignment(self._context, partitions, self._last, self._asking)
         self._last = None
         log.info("Partitions are assigned.", partitions=sorted(partitions), owner=self._assignment.owner)
@@ -271,10 +284,13 @@ class Worker:
 
     async def revoked(self) -> None:
         """Finish the turn in flight and let go of all partitions; what is in memory is kept in case they come back."""
-        assignment, self._assignment = self._assignment, None
-        if assignment is not None:
-            await assignment.stop()
-            self._last = assignment
+        async with self._moving:  # whoever asks second waits for the same turn in flight
+            assignment, self._assignment = self._assignment, None
+            if assignment is not None:
+                await assignment.stop()
+                self._last = assignment
+                metrics.LAG.clear()  # whoever has these partitions next tells of them
+                metrics.PARKED.clear()
 
     def receive(self, partition: int, run: Run) -> None:
         """Decode a run, ask ahead about the users of its creates, and queue it for the next turn."""
@@ -290,8 +306,8 @@ class Worker:
         assignment.turns.wake()
 
     def unreadable(self, partition: int, reason: str) -> None:
-        """Park a lane whose commands cannot be fetched."""
-        if self._assignment is not None:
+        """Park a lane whose commands cannot be fetched, if it runs: what is said of an earlier assignment is old."""
+        if self._assignment is not None and partition in self._assignment.lanes:
             self._assignment.park(partition, reason)
 
     def positions(self) -> dict[int, int]:
@@ -304,6 +320,8 @@ class Worker:
         assignment = self._assignment
         if assignment is None:
             return ["no partitions are assigned yet"]
+        if self._context.fetching.partition_count() is None:
+            return [f"the topic {self._context.names.commands} is not there"]
         claiming = sorted(assignment.partitions - assignment.lanes.keys() - assignment.parked.keys())
         faults = [
             f"partition {partition} is parked: {reason}" for partition, reason in sorted(assignment.parked.items())

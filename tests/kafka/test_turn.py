@@ -1,16 +1,17 @@
 """A turn on a real broker: all of it is committed, or nothing, whatever becomes of its process."""
 
 import signal
+from typing import Any
 
 import pytest
 from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.transaction import EndTxnRequest
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from order_service.errors import Fenced, Stuck
 from order_service.kafka import connection
 from order_service.stream.producer import fence, started
-from tests.samples import but, create
+from tests.samples import SHOP, but, create
 from tests.service import histories
 
 
@@ -57,7 +58,7 @@ def test_a_worker_told_to_end_in_the_middle_of_load_loses_nothing(service):
 def lose_the_answer_to_the_first_end(producer):
     """Let the first EndTxn reach the broker, and its answer not reach us."""
     send = producer.client.send
-    lost = []
+    lost: list[Any] = []
 
     async def send_and_lose(node_id, request, **more):
         answer = await send(node_id, request, **more)
@@ -91,3 +92,12 @@ async def test_what_a_fenced_producer_raises_is_named(service):
         with pytest.raises(Fenced):
             await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", None, [])])
     assert service.dead_letters() == []
+
+
+def test_unpaid_orders_are_cancelled_in_all_lanes_at_once(service):
+    orders = [but(create, order_id=f"order-{n}", command_id=f"create-{n}", actor=SHOP) for n in range(20)]
+    service.start_worker(ORDERS_PAYMENT_DUE_S="1").wait_lanes(4)
+    service.send(orders)
+    service.wait_outcomes(40)
+    reasons = [event.fact.reason for event in service.events() if event.version == 2]
+    assert reasons == ["payment_timeout"] * 20

@@ -1,0 +1,82 @@
+"""The turn without a broker: what may happen between two slices of a turn that the loop is given."""
+
+import asyncio
+from typing import Any
+
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.structs import RecordMetadata
+
+from order_service.domain.answer import UserCheck
+from order_service.stream.inbox import Inbox
+from order_service.stream.lane import Lane, LanePolicy
+from order_service.stream.topics import topic_names
+from order_service.stream.turn import AT_A_TIME, TurnTaker
+from order_service.wire import avro
+from order_service.wire.commands import encode_json_command
+from tests.samples import ORDER_ID, but, create, entry_after, pay
+
+NAMES = topic_names()
+POLICY = LanePolicy(partition_count=2, commands_topic=NAMES.commands, payment_due_s=1)
+
+
+class Written:
+    """Takes what turns write, as a producer that always succeeds."""
+
+    transactional_id = "orders-worker-1"
+
+    def __init__(self):
+        self.records = []
+
+    async def begin(self):
+        pass
+
+    async def send_all(self, topic, partition, records):
+        self.records += [(topic, partition, record) for record in records]
+        place = TopicPartition(topic, partition)
+        return [RecordMetadata(topic, partition, place, len(self.records), 0, 0, 0)]
+
+    async def arrive(self, sent):
+        return sent
+
+    async def commit(self, sent):
+        return sent
+
+    def facts(self, partition):
+        """Give the facts of the events of a partition."""
+        values = [record[1] for topic, where, record in self.records if (topic, where) == (NAMES.events, partition)]
+        return [type(avro.decode_event(value).fact).__name__ for value in values]
+
+
+def received(command, offset, partition):
+    value = encode_json_command(command)
+    key = command.order_id.encode()
+    return ConsumerRecord(NAMES.commands, partition, offset, 0, 0, key, value, None, len(key), len(value), ()), command
+
+
+def lane_with(partition, entries):
+    lane = Lane(partition, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
+    lane.restore(entries, [], 0)
+    return lane
+
+
+async def test_an_order_that_gets_due_within_a_turn_is_not_cancelled_before_its_payment_in_that_turn():
+    long, short = lane_with(0, {}), lane_with(1, {ORDER_ID: entry_after([create])})
+    inbox = Inbox(lambda _partition: None, lambda _partition: None)
+    inbox.open(0)
+    inbox.open(1)
+    inbox.put(0, [received(but(create, command_id=f"create-{n}"), n, 0) for n in range(AT_A_TIME + 1)])
+    inbox.put(1, [received(pay, 0, 1)])
+    written: Any = Written()
+
+    def step(name):
+        if name == "turn.taken":  # nothing is queued any more: the lane seems to have read all
+            asyncio.get_running_loop().call_soon(turns.cancel_unpaid, 1, [ORDER_ID])
+        if name == "turn.committed":
+            turns.stop()
+
+    turns = TurnTaker(written, NAMES, inbox, turn_s=0.001, end_of=lambda _partition: 0, step=step)
+    turns.lanes.update({0: long, 1: short})
+    turns.wake()
+    async with asyncio.timeout(5):
+        await turns.run()
+    assert written.facts(1) == ["OrderPaid"]
