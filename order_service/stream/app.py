@@ -51,10 +51,10 @@ class FaustFetching:
     def _place(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
 
-    async def open(self, partition: int, offset: int) -> int:
-        """Fetch a partition from an offset on."""
+    async def open(self, partition: int, offset: int, seek: int) -> None:
+        """Fetch a partition from an offset on; its runs carry the number of this seek."""
         consumer = self._consumer
-        return await consumer.in_fetch_thread(consumer.thread.open(self._place(partition), offset))
+        await consumer.in_fetch_thread(consumer.thread.open(self._place(partition), offset, seek))
 
     def pause(self, partition: int) -> None:
         """Fetch no more of a partition for now."""

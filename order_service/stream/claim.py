@@ -50,7 +50,7 @@ class Kept(Struct, frozen=True):
 class Claimed(Struct, frozen=True):
     """What a claim found: where to go on, and the state, or None where the state in memory is the newest."""
 
-    next_offset: int
+    position: Position
     log_offset: int
     state: tuple[dict[str, Entry], list[Waiting]] | None
 
@@ -87,11 +87,11 @@ class Claimer(Struct, frozen=True):
             if kept is not None and not logs.is_still(kept):
                 return None
             state = None if kept is not None else logs.state()
-            next_offset, end_offset = await logs.place()
+            position = await logs.place(self.owner)
             self.step("claim.barrier")
-            log_offset = await self._name_ourselves(partition, lock, Position(next_offset, self.owner, end_offset))
+            log_offset = await self._name_ourselves(partition, lock, position)
             self.step("claim.named")
-            return Claimed(next_offset, log_offset, state)
+            return Claimed(position, log_offset, state)
 
     async def _fence_owners(self, lock: TurnProducer, logs: "Changelogs") -> None:
         """Fence the owner, and whoever turns up as owner before the barrier."""
@@ -197,26 +197,42 @@ class Changelogs:
         entries = {key.decode(): changelog.decode_entry(value) for key, value in self._table.items()}
         return entries, [_waiting(value) for value in self._waiting.values()]
 
-    async def place(self) -> tuple[int, int]:
-        """Tell where to go on in the commands, and their end; LaneParked if the log does not go together with it.
+    async def place(self, owner: str) -> Position:
+        """Make the position from which `owner` goes on; LaneParked if the commands are not those of the last position.
 
         A partition without a position is new, unless something came of its commands: then its changelog is lost.
         """
-        start = (await self._offsets.beginning_offsets([self._commands]))[self._commands]
-        ends = await self._offsets.end_offsets([self._commands, *self._outcomes])
-        end = ends[self._commands]
-        if self._position is None:
+        commands = self._commands
+        start = (await self._offsets.beginning_offsets([commands]))[commands]
+        ends = await self._offsets.end_offsets([commands, *self._outcomes])
+        end = ends[commands]
+        last = self._position
+        if last is None:
             if self._waiting or any(ends[place] > 0 for place in self._outcomes):
                 raise LaneParked("there are outcomes but no position: the changelog is lost and must be rebuilt")
-            return start, end
-        next_offset, known_end = self._position.next_offset, self._position.end_offset
-        if next_offset < start:
-            raise LaneParked(f"commands from {next_offset} to {start} are deleted and were never decided")
-        if next_offset > end or known_end > end:
+            return Position(start, owner, end, None)
+        if last.next_offset < start:
+            raise LaneParked(f"commands from {last.next_offset} to {start} are deleted and were never decided")
+        if max(last.next_offset, last.end_offset) > end:
             raise LaneParked(
-                f"the commands end at {end}, they ended at {known_end} before: the topic was cut or recreated"
+                f"the commands end at {end}, they ended at {last.end_offset}: the topic was cut or recreated"
             )
-        return next_offset, end
+        if start < last.next_offset and not await self._is_same_topic(last):
+            raise LaneParked(f"the command before {last.next_offset} is not the one that was decided: another topic?")
+        return Position(last.next_offset, owner, end, last.last_timestamp_ms)
+
+    async def _is_same_topic(self, last: Position) -> bool:
+        """Look whether the last decided command is still there, by its time."""
+        if last.last_timestamp_ms is None:
+            return True
+        self._offsets.assign([self._commands])
+        self._offsets.seek(self._commands, last.next_offset - 1)
+        found = await self._offsets.getmany(timeout_ms=10_000, max_records=1)
+        return any(
+            (record.offset, record.timestamp) == (last.next_offset - 1, last.last_timestamp_ms)
+            for records in found.values()
+            for record in records
+        )
 
     async def _behind(self, last: dict[TopicPartition, int]) -> bool:
         return any([await self._reader.position(place) <= offset for place, offset in last.items()])

@@ -62,7 +62,6 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         self._seeks: dict[TopicPartition, int] = {}
         self._numbers: dict[TopicPartition, int] = {}
         self._handed_on = Partitions()
-        self._last_seek = 0
 
     def _create_worker_consumer(self, transport: object) -> aiokafka.AIOKafkaConsumer:  # noqa: ARG002, Faust's signature
         conf = self.app.conf
@@ -93,16 +92,15 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             consumer.pause(partition)
             consumer.seek(partition, 0)
 
-    async def open(self, partition: TopicPartition, offset: int) -> int:
-        """Fetch a partition from `offset` on; the number of this seek, which its runs will carry."""
+    async def open(self, partition: TopicPartition, offset: int, seek: int) -> None:
+        """Fetch a partition from `offset` on, if it is still ours; its runs carry the number of this seek."""
         consumer = self._ensure_consumer()
-        consumer.seek(partition, offset)
-        consumer.resume(partition)
-        self._handed_on.add(partition)
-        self._last_seek += 1
-        self._seeks[partition] = self._last_seek
-        self._numbers[partition] = 0
-        return self._last_seek
+        if partition in consumer.assignment():
+            consumer.seek(partition, offset)
+            consumer.resume(partition)
+            self._handed_on.add(partition)
+            self._seeks[partition] = seek
+            self._numbers[partition] = 0
 
     def pause(self, partition: TopicPartition) -> None:
         """Hand on no more of a partition for now. What was fetched ahead stays: aiokafka's own pause would drop it."""

@@ -29,6 +29,7 @@ from order_service.stream.inbox import Received, Run
 from order_service.stream.table import Table
 from order_service.stream.waiting import Waiting, WaitingRoom
 from order_service.wire import avro, changelog
+from order_service.wire.changelog import Position
 from order_service.wire.commands import check_key
 from order_service.wire.headers import (
     Headers,
@@ -65,6 +66,7 @@ class Changes(Struct):
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     dead_reasons: Counter[str] = field(default_factory=Counter)
     next_offset: int = 0
+    last_timestamp_ms: int | None = None
     moved: bool = False
 
     def __bool__(self) -> bool:
@@ -99,22 +101,23 @@ class Lane:
         self.table = Table()
         self.room = WaitingRoom(policy.user_deadline_s)
         self.next_offset = 0
+        self.last_timestamp_ms: int | None = None
         self.log_offset = 0
-        self.seek: int | None = None
+        self.seek = 0
         self.next_run = 0
         self._known = known
         self._ask = ask
         self._changes = Changes()
         self._timers: list[tuple[datetime, str]] = []
 
-    def restore(self, entries: dict[str, Entry], waiting: list[Waiting], next_offset: int) -> None:
+    def restore(self, entries: dict[str, Entry], waiting: list[Waiting], position: Position) -> None:
         """Begin with what the changelogs hold."""
         self.table = Table(entries)
         self.room = WaitingRoom(self.policy.user_deadline_s)
         self.set_timers()
         for command in sorted(waiting, key=lambda command: command.offset):
             self.room.add(command)
-        self.next_offset = next_offset
+        self.next_offset, self.last_timestamp_ms = position.next_offset, position.last_timestamp_ms
 
     def set_timers(self) -> None:
         """Set the timers anew, from the table."""
@@ -147,6 +150,7 @@ class Lane:
             if record.offset < self.next_offset:
                 continue
             self.next_offset = record.offset + 1
+            self.last_timestamp_ms = record.timestamp
             self._changes.moved = True
             if isinstance(command, DecodeError):
                 self._bury(record, command)
@@ -186,6 +190,7 @@ class Lane:
         changes, self._changes = self._changes, Changes()
         changes.table = self.table.take_changes()
         changes.next_offset = self.next_offset
+        changes.last_timestamp_ms = self.last_timestamp_ms
         return changes
 
     def _take(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:

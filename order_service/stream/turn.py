@@ -184,7 +184,12 @@ class TurnTaker:
             lane.log_offset = arrived[place].offset
 
     def _records(self, changes: Changes, partition: int) -> list[tuple[str, list[Record]]]:
-        position = Position(changes.next_offset, self._producer.transactional_id, self._end_of(partition))
+        position = Position(
+            next_offset=changes.next_offset,
+            owner=self._producer.transactional_id,
+            end_offset=max(self._end_of(partition), changes.next_offset),
+            last_timestamp_ms=changes.last_timestamp_ms,
+        )
         table: list[Record] = [
             (order_id.encode(), changelog.encode(entry), None, []) for order_id, entry in changes.table.items()
         ]

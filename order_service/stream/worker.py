@@ -5,6 +5,7 @@ What an earlier assignment held is used again if the log says that nobody else h
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -12,18 +13,19 @@ from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import structlog
+from aiokafka.errors import KafkaError
 from msgspec import Struct
 
 from order_service import metrics
 from order_service.domain.answer import UserCheck
 from order_service.domain.messages import CreateOrder
-from order_service.errors import DecodeError, LaneParked, TopicsError
+from order_service.errors import DecodeError, LaneParked, Stuck, TopicsError, WorkerError
 from order_service.settings import Settings
 from order_service.stream.asking import Asking
 from order_service.stream.claim import Claimed, Claimer, Kept, claim_until_done
 from order_service.stream.inbox import Inbox, Received, Run
 from order_service.stream.lane import Lane, LanePolicy
-from order_service.stream.producer import DEADLINE_S, TurnProducer, stop
+from order_service.stream.producer import TurnProducer, stop
 from order_service.stream.topics import TopicNames
 from order_service.stream.turn import TurnTaker
 from order_service.users.client import UserClient
@@ -32,14 +34,16 @@ from order_service.wire.commands import decode_command
 log = structlog.get_logger()
 
 CLAIMS_AT_ONCE: Final = 4
+_SEEKS: Final = itertools.count(1)
 WATCH_EVERY_S: Final = 0.5
+START_DEADLINE_S: Final = 60.0
 
 
 class Fetching(Protocol):
     """What a worker needs of the consumer, all of it about the commands topic."""
 
-    async def open(self, partition: int, offset: int) -> int:
-        """Fetch a partition from an offset on; the number of this seek."""
+    async def open(self, partition: int, offset: int, seek: int) -> None:
+        """Fetch a partition from an offset on; its runs carry the number of this seek."""
 
     def pause(self, partition: int) -> None:
         """Fetch no more of a partition for now."""
@@ -133,8 +137,11 @@ class Assignment:
         metrics.PARKED.labels(partition).set(1)
 
     async def _claim_all(self) -> None:
-        async with asyncio.timeout(DEADLINE_S * 6):
-            await self._producer.start()
+        try:
+            async with asyncio.timeout(START_DEADLINE_S):
+                await self._producer.start()
+        except TimeoutError as error:
+            raise Stuck(f"the producer {self.owner} does not start") from error
         self._spawn(self.turns.run(), "turns")
         self._spawn(self._watch_payments(), "payments")
         at_once = asyncio.Semaphore(CLAIMS_AT_ONCE)
@@ -171,20 +178,21 @@ class Assignment:
         )
         lane = Lane(partition, policy, self._context.users.known, self._asking.ask)
         entries, waiting = claimed.state or ({}, [])
-        lane.restore(entries, waiting, claimed.next_offset)
+        lane.restore(entries, waiting, claimed.position)
         return lane
 
     async def _open(self, lane: Lane, claimed: Claimed) -> None:
         """Let a claimed lane run: from here its runs are decided."""
         lane.log_offset = claimed.log_offset
         self.inbox.open(lane.partition)
-        lane.follow(await self._context.fetching.open(lane.partition, claimed.next_offset))
+        lane.follow(next(_SEEKS))
         self.lanes[lane.partition] = lane
+        await self._context.fetching.open(lane.partition, lane.next_offset, lane.seek)
         metrics.PARKED.labels(lane.partition).set(0)
         log.info(
             "A lane runs.",
             partition=lane.partition,
-            offset=claimed.next_offset,
+            offset=lane.next_offset,
             orders=len(lane.table),
             waiting=len(lane.room),
             kept=claimed.state is None,
@@ -215,14 +223,22 @@ class Assignment:
 
     async def _cancel_once_read(self, lane: Lane, order_ids: list[str]) -> None:
         """Wait until the lane has read past the end that the commands had after the orders were due."""
-        end = await self._context.fetching.end(lane.partition)
-        while not await self._has_read(lane, end):  # noqa: ASYNC110, the broker is asked, there is no event of it
-            await asyncio.sleep(0.05)
-        self.turns.cancel_unpaid(lane.partition, order_ids)
+        try:
+            end = await self._context.fetching.end(lane.partition)
+            while not await self._has_read(lane, end):  # noqa: ASYNC110, the broker is asked, there is no event of it
+                await asyncio.sleep(0.05)
+        except KafkaError as error:
+            log.warning("No end of the commands is to be had; payments due wait.", error=repr(error))
+            lane.set_timers()
+        else:
+            self.turns.cancel_unpaid(lane.partition, order_ids)
 
     async def _has_read(self, lane: Lane, end: int) -> bool:
-        """Tell whether all before `end` is decided; what is no command (control records) is skipped by the fetch."""
-        if lane.next_offset >= end:
+        """Tell whether all before `end` is decided; what is no command (control records) is skipped by the fetch.
+
+        Of a lane that was parked meanwhile nothing more is read: its timers are set anew by its next claim.
+        """
+        if lane.next_offset >= end or self.lanes.get(lane.partition) is not lane:
             return True
         offset, seek, runs = await self._context.fetching.reached(lane.partition)
         return offset >= end and (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
@@ -287,7 +303,10 @@ class Worker:
         async with self._moving:  # whoever asks second waits for the same turn in flight
             assignment, self._assignment = self._assignment, None
             if assignment is not None:
-                await assignment.stop()
+                try:
+                    await assignment.stop()
+                except WorkerError as error:  # not by way of Faust, which knows no exit codes of ours
+                    self._context.end_process(error)
                 self._last = assignment
                 metrics.LAG.clear()  # whoever has these partitions next tells of them
                 metrics.PARKED.clear()

@@ -23,13 +23,15 @@ _T = TypeVar("_T")
 class Position(Struct, frozen=True, array_like=True):
     """How far a partition is decided, and by whom.
 
-    `next_offset` is the first command that is not decided; `owner` the transactional id that may write;
-    `end_offset` what the end of the commands was, so that a recreated or cut-off topic is noticed.
+    `next_offset` is the first command that is not decided; `owner` the transactional id that may write. By the end that
+    the commands had, and the time of the last one that was decided (None before the first), a topic that was recreated
+    or cut off is noticed.
     """
 
     next_offset: int
     owner: str
     end_offset: int
+    last_timestamp_ms: int | None
 
 
 class Waiting(Struct, frozen=True, array_like=True):

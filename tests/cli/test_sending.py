@@ -23,7 +23,7 @@ def record(topic, key=None, value=None, **headers):
 
 
 def position(next_offset):
-    return record(NAMES.table, POSITION_KEY, encode(Position(next_offset, "worker", next_offset)))
+    return record(NAMES.table, POSITION_KEY, encode(Position(next_offset, "worker", next_offset, None)))
 
 
 def test_a_position_behind_the_command_says_that_it_is_decided(watch):

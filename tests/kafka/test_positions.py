@@ -93,6 +93,18 @@ def test_a_recreated_commands_topic_parks_its_lanes(service):
     service.check(commands)
 
 
+def test_a_recreated_commands_topic_that_has_as_many_commands_again_parks_its_lanes(service):
+    commands = histories(20)
+    decide(service, commands)
+    recreate(service, service.names.commands)
+    service.send(histories(20))
+    worker = service.start_worker()
+    until(lambda: worker.lanes("parked") == 4, "all lanes are parked")
+    assert worker.faults().count("is not the one that was decided") == 4
+    end(worker)
+    service.check(commands)
+
+
 def test_a_commands_topic_that_is_recreated_while_a_worker_runs_parks_its_lanes(service):
     commands = histories(20)
     worker = service.start_worker().wait_lanes(4)

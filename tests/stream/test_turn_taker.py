@@ -12,6 +12,7 @@ from order_service.stream.lane import Lane, LanePolicy
 from order_service.stream.topics import topic_names
 from order_service.stream.turn import AT_A_TIME, TurnTaker
 from order_service.wire import avro
+from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command
 from tests.samples import ORDER_ID, but, create, entry_after, pay
 
@@ -55,7 +56,7 @@ def received(command, offset, partition):
 
 def lane_with(partition, entries):
     lane = Lane(partition, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
-    lane.restore(entries, [], 0)
+    lane.restore(entries, [], Position(0, "owner", 0, None))
     return lane
 
 
