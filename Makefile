@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(VENV)/uv/bin/uv
+# Most tests wait for brokers and workers, so three at once suit two cores; each has a Kafka of its own.
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check format bench lock clean
@@ -33,7 +35,7 @@ check: setup ## lint, types, import rules and dependencies: seconds, no broker
 	$(BIN)/deptry .
 
 test: check ## all checks and all tests, on a real Kafka
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 format: setup ## put the code into its form
 	$(BIN)/ruff format .
