@@ -33,7 +33,7 @@ from order_service.settings import Settings
 from order_service.stream.topics import create_topics, topic_names
 from order_service.users.stub import Stub, running
 from order_service.wire import avro, changelog
-from order_service.wire.commands import encode_json_command
+from order_service.wire.commands import encode_json_command, partition_of
 from tests import samples
 from tests.samples import but
 
@@ -268,6 +268,10 @@ class Service:
             return list(_until_eof(consumer, self.partitions))
         finally:
             consumer.close()
+
+    def partition_of(self, order_id: str) -> int:
+        """Tell in which partition an order lies."""
+        return partition_of(order_id.encode(), self.partitions)
 
     def events(self) -> list[Event]:
         """Read all events."""
