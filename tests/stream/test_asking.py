@@ -1,4 +1,4 @@
-"""Asking about users: ahead, again after a while, at once when the breaker closes, never more than there is room for."""
+"""Asking about users: ahead, again after a while, at once when the breaker closes, and not more than there is room."""
 
 import asyncio
 
