@@ -123,7 +123,7 @@ def test_a_full_waiting_room_pauses_its_partition_and_no_other(service, mode):
     service.send(order("known", "dana"))
     service.wait_outcomes(4)
     mode(Mode.ERROR)
-    by_partition = {}
+    by_partition: dict[int, list[int]] = {}
     for number in range(60):
         by_partition.setdefault(service.partition_of(f"order-{number}"), []).append(number)
     full, other = by_partition[0], by_partition[1]

@@ -1,6 +1,7 @@
 """Asking about users: ahead, again after a while, at once when the breaker closes, and not more than there is room."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,9 @@ class Users:
 class World:
     def __init__(self, concurrency=4):
         self.now = 0.0
-        self.wanted = set()
-        self.answered = []
-        self.users = Users()
+        self.wanted: set[str] = set()
+        self.answered: list[tuple[str, UserCheck]] = []
+        self.users: Any = Users()
         self.asking = Asking(
             self.users,
             self.wanted.__contains__,

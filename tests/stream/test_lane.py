@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord
@@ -17,7 +18,7 @@ from order_service.stream.waiting import MAX_PER_ORDER, Waiting
 from order_service.stream.worker import _decoded
 from order_service.wire import avro, changelog
 from order_service.wire.changelog import Position
-from order_service.wire.commands import encode_json_command
+from order_service.wire.commands import decode_command, encode_json_command
 from tests.samples import LATER, NOW, ORDER_ID, USER_ID, amend, but, cancel, create, deliver, pay, ship
 
 POLICY = LanePolicy(partition_count=1, commands_topic="commands")
@@ -28,7 +29,7 @@ class World:
 
     def __init__(self, policy=POLICY, **known):
         self.known = known
-        self.asked = []
+        self.asked: list[str] = []
         self.lane = Lane(0, policy, self.known.get, self.asked.append)
         self.offset = 0
         self.outcomes = []
@@ -54,8 +55,8 @@ class World:
 
     def changes(self):
         changes = self.lane.take_changes()
-        self.outcomes += [avro.decode_event(value) for _, value, _, _ in changes.events]
-        self.outcomes += [avro.decode_rejection(value) for _, value, _, _ in changes.rejections]
+        self.outcomes += [avro.decode_event(value or b"") for _, value, _, _ in changes.events]
+        self.outcomes += [avro.decode_rejection(value or b"") for _, value, _, _ in changes.rejections]
         return changes
 
     def answers(self):
@@ -196,8 +197,7 @@ def test_a_restart_keeps_what_waits_and_does_not_extend_its_deadline():
     waiting = []
     for value in records.values():
         record = changelog.decode_waiting(value)
-        _, command = _decoded(world.record(record.value))
-        waiting.append(Waiting(command, record.offset, record.came_at, None))
+        waiting.append(Waiting(decode_command(record.value), record.offset, record.came_at, None))
     again.lane.restore({}, waiting[::-1], Position(2, "owner", 2, 7))
     assert [again.lane.next_offset, *again.lane.room.users()] == [2, USER_ID]
     again.settle(NOW + timedelta(seconds=61))
@@ -268,7 +268,8 @@ steps = st.lists(
 
 def told_at_once(commands):
     """Say what each command would have come to, had every user been known from the start."""
-    entries, answers = {}, {}
+    entries: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     for command in commands:
         entry = entries.get(command.order_id)
         match answer(command, entry, NOW, CHECKS.get(getattr(command, "user_id", ""))):
@@ -283,7 +284,8 @@ def told_at_once(commands):
 
 @given(steps)
 def test_whenever_the_answers_come_an_order_is_the_fold_of_its_commands_in_the_order_of_the_log(taken):
-    world, sent = World(), []
+    world = World()
+    sent: list[Any] = []
     for step in taken:
         if isinstance(step, tuple):
             sent.append(wishes(len(sent), *step))
