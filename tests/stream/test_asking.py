@@ -30,12 +30,16 @@ class Users:
         return await self.lookups[user_id]
 
 
+def stand_in() -> Any:
+    return Users()
+
+
 class World:
     def __init__(self, concurrency=4):
         self.now = 0.0
         self.wanted: set[str] = set()
         self.answered: list[tuple[str, UserCheck]] = []
-        self.users: Any = Users()
+        self.users = stand_in()
         self.asking = Asking(
             self.users,
             self.wanted.__contains__,
