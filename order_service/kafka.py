@@ -3,16 +3,33 @@
 import asyncio
 import ssl
 import time
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 
 from order_service.errors import KafkaAwayError
 from order_service.settings import Settings
 
 log = structlog.get_logger()
+
+REFUSALS: Final = (
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+    ssl.SSLCertVerificationError,
+)
+"""What no patience mends: a server is there, and it does not trust us, or we do not trust it."""
 
 
 def connection(settings: Settings) -> dict[str, Any]:
@@ -39,7 +56,10 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 async def connect_admin(settings: Settings, *, patience_s: float = 60.0) -> AIOKafkaAdminClient:
-    """Start an admin client, waiting for a Kafka that is not up yet; KafkaAwayError when patience is over."""
+    """Start an admin client, waiting for a Kafka that is not up yet.
+
+    Raises KafkaAwayError when patience is over, and at once if a server is there and does not let us in.
+    """
     arguments = connection(settings)
     give_up_at = time.monotonic() + patience_s
     while True:
@@ -49,9 +69,27 @@ async def connect_admin(settings: Settings, *, patience_s: float = 60.0) -> AIOK
         except (KafkaConnectionError, KafkaError) as error:
             await admin.close()
             servers = arguments["bootstrap_servers"]
+            if refusal := await _refusal(arguments):
+                raise KafkaAwayError(
+                    f"Kafka at {servers} cannot be used with these ORDERS_KAFKA_… settings: {refusal}"
+                ) from error
             if time.monotonic() > give_up_at:
                 raise KafkaAwayError(f"no Kafka answers at {servers} within {patience_s:.0f} s: {error}") from error
             log.warning("Kafka does not answer yet; trying again.", servers=servers)
             await asyncio.sleep(1.0)
         else:
             return admin
+
+
+async def _refusal(arguments: dict[str, Any]) -> str | None:
+    """Tell why a server that is there cannot be used, if so: aiokafka says of all of them only that none serves."""
+    options = {name: value for name, value in arguments.items() if name != "bootstrap_servers"}
+    for host, port, _ in collect_hosts(arguments["bootstrap_servers"]):
+        try:
+            connected = await create_conn(host, port, **options, request_timeout_ms=5_000)
+        except REFUSALS as error:
+            return str(error)
+        except (OSError, KafkaError, TimeoutError):  # it is away
+            continue
+        connected.close()
+    return None

@@ -37,6 +37,8 @@ FETCH_WAIT_MS: Final = 250
 PARTITION_FETCH_BYTES: Final = 1024 * 1024
 METADATA_AGE_MS: Final = 5_000
 """How long a changed partition count goes unnoticed; until then commands are read whose keys have moved."""
+CLOSE_WITHIN_S: Final = 5.0
+"""A stop waits so long for the consumer to leave the group; a turn in flight has its own deadline before that."""
 PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError, RecordTooLargeError, CorruptRecordException)
 """Errors of one partition that no retry mends: its lane parks, the others go on."""
 
@@ -83,6 +85,19 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
         )
+
+    async def on_thread_stop(self) -> None:
+        """Close the consumer, or let it be where Kafka is away: aiokafka then waits, or raises what it has cancelled.
+
+        Faust would wait for this thread for ever if that came through; the group misses our heartbeats all the same.
+        """
+        closing = asyncio.ensure_future(super().on_thread_stop())
+        done, _ = await asyncio.wait({closing}, timeout=CLOSE_WITHIN_S)
+        if not done or closing.cancelled():
+            closing.cancel()
+            log.warning("The consumer could not be closed; the group will notice that it is gone.")
+        else:
+            closing.result()
 
     def hold(self, partitions: Iterable[TopicPartition]) -> None:
         """Keep new partitions from being fetched before their lanes run; 0 is no place to begin, only a place."""

@@ -105,6 +105,7 @@ class Lane:
         self.log_offset = 0
         self.seek = 0
         self.next_run = 0
+        self.read_to = 0
         self._known = known
         self._ask = ask
         self._changes = Changes()
@@ -130,6 +131,7 @@ class Lane:
         """Expect the runs that follow this seek, and no others."""
         self.seek = seek
         self.next_run = 0
+        self.read_to = 0
 
     def accept(self, run: Run) -> bool:
         """Tell whether a run is the next one; False for one from before the seek, RunLost where one is missing."""

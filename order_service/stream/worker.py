@@ -240,8 +240,13 @@ class Assignment:
         """
         if lane.next_offset >= end or self.lanes.get(lane.partition) is not lane:
             return True
+        return await self.read_to(lane) >= end
+
+    async def read_to(self, lane: Lane) -> int:
+        """Tell before which offset nothing is left to decide: past control records and aborted commands, too."""
         offset, seek, runs = await self._context.fetching.reached(lane.partition)
-        return offset >= end and (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
+        is_all = (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
+        return max(offset, lane.next_offset) if is_all else lane.next_offset
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         task = asyncio.create_task(work, name=name)
@@ -330,9 +335,10 @@ class Worker:
             self._assignment.park(partition, reason)
 
     def positions(self) -> dict[int, int]:
-        """Tell the position of each running lane."""
+        """Tell up to where each running lane has read, for the group."""
         assignment = self._assignment
-        return {} if assignment is None else {lane.partition: lane.next_offset for lane in assignment.lanes.values()}
+        lanes = [] if assignment is None else list(assignment.lanes.values())
+        return {lane.partition: max(lane.next_offset, lane.read_to) for lane in lanes}
 
     def faults(self) -> list[str]:
         """Tell why this worker is not ready; empty if it is."""
@@ -364,6 +370,7 @@ class Worker:
     async def _watch(self) -> None:
         """Measure, and see whether the topic still has the partitions that we began with."""
         while True:
+            await self._measure_lag()
             self._measure()
             expected, actual = self._context.settings.partitions, self._context.fetching.partition_count()
             if actual is not None and actual != expected:
@@ -372,11 +379,23 @@ class Worker:
                 )
             await asyncio.sleep(WATCH_EVERY_S)
 
+    async def _measure_lag(self) -> None:
+        """Measure the lag, and how far the lanes have read: a transaction's end behind the last command is no lag."""
+        assignment = self._assignment
+        for partition, lane in list(assignment.lanes.items()) if assignment is not None else []:
+            end = self._context.fetching.end_of(partition)
+            if assignment is not None and lane.next_offset < end:
+                try:
+                    lane.read_to = await assignment.read_to(lane)
+                except KafkaError:  # it is ours no more
+                    return
+            if self._assignment is not assignment:
+                return
+            metrics.LAG.labels(partition).set(max(0, end - max(lane.next_offset, lane.read_to)))
+
     def _measure(self) -> None:
         assignment = self._assignment
         lanes = {} if assignment is None else assignment.lanes
-        for partition, lane in lanes.items():
-            metrics.LAG.labels(partition).set(max(0, self._context.fetching.end_of(partition) - lane.next_offset))
         metrics.LANES.labels("running").set(len(lanes))
         metrics.LANES.labels("parked").set(0 if assignment is None else len(assignment.parked))
         metrics.WAITING.set(sum(len(lane.room) for lane in lanes.values()))

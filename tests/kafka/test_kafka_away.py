@@ -1,0 +1,106 @@
+"""Kafka is not there yet, goes away, and comes back: a worker waits or ends, and nothing is lost or doubled."""
+
+import signal
+
+import pytest
+from confluent_kafka import Producer
+
+from order_service.embedded.broker import free_port
+from order_service.errors import KafkaAwayError
+from order_service.kafka import connect_admin
+from order_service.settings import Settings
+from tests.broker import running_broker
+from tests.samples import create
+from tests.service import Service, histories, until
+
+STUCK = 12
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    with running_broker(tmp_path_factory.mktemp("own-kafka")) as own:
+        yield own
+
+
+@pytest.fixture
+def service(broker, tmp_path, users):
+    """Make a service on the broker of these tests, whose producer neither repeats nor reorders on its own."""
+    with Service(broker.bootstrap_servers, tmp_path, users) as made:
+        made.producer = Producer(
+            {
+                "bootstrap.servers": broker.bootstrap_servers,
+                "partitioner": "murmur2_random",
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "reconnect.backoff.max.ms": 500,
+            }
+        )
+        yield made
+
+
+async def test_who_waits_for_kafka_in_vain_is_told_where():
+    servers = f"127.0.0.1:{free_port()}"
+    with pytest.raises(KafkaAwayError, match=f"no Kafka answers at {servers} within 0 s"):
+        await connect_admin(Settings(kafka_bootstrap_servers=servers), patience_s=0.2)
+
+
+@pytest.fixture
+def other_service(broker, tmp_path, users):
+    directory = tmp_path / "other"
+    directory.mkdir()
+    with Service(broker.bootstrap_servers, directory, users) as made:
+        yield made
+
+
+def test_workers_that_were_started_first_wait_for_kafka_and_can_be_told_to_end(service, broker):
+    broker.stop()
+    worker, ended = service.start_worker(), service.start_worker()
+    until(lambda: all(each.lines("Kafka does not answer yet; trying again.") for each in (worker, ended)), "both wait")
+    ended.send(signal.SIGTERM)
+    assert ended.wait_ended(within_s=15) == -signal.SIGTERM
+    broker.start()
+    worker.wait_ready()
+    service.send([create])
+    service.wait_outcomes(1)
+    service.check([create])
+    assert "Traceback" not in worker.log() + ended.log()
+
+
+def test_a_broker_that_restarts_under_load_costs_nothing(service, broker):
+    """Restarted in order: one that is killed between two markers of a transaction can leave it open for ever."""
+    commands = histories(200)
+    worker = service.start_worker().wait_lanes(4)
+    with service.sending(commands, per_s=400):
+        service.wait_outcomes(100)
+        broker.stop()
+        broker.start()
+    until(lambda: worker.process.poll() is not None or service.outcome_count() >= len(commands), "it ends or goes on")
+    if worker.process.poll() is not None:
+        assert worker.wait_ended() == STUCK
+        assert [line["exit_code"] for line in worker.lines("This worker ends.")] == [STUCK]
+        service.start_worker()
+        service.wait_outcomes(len(commands))
+    service.check(commands)
+
+
+def test_workers_are_told_to_end_while_kafka_is_away(service, other_service, broker):
+    commands = histories(20)
+    busy = service.start_worker(("turn.begun", 1, "SIGSTOP"))
+    idle = other_service.start_worker().wait_lanes(4)
+    busy.wait_lanes(4)
+    service.send(commands)
+    busy.wait_stopped()
+    broker.kill()
+    for worker in (busy, idle):
+        worker.send(signal.SIGTERM)
+    busy.send(signal.SIGCONT)
+    try:
+        assert idle.wait_ended(within_s=15) == 0
+        assert busy.wait_ended(within_s=15) == STUCK
+    finally:
+        broker.start()
+    assert [line["exit_code"] for line in busy.lines("This worker ends.")] == [STUCK]
+    assert "Traceback" not in idle.log() + busy.log()
+    service.start_worker()
+    service.wait_outcomes(len(commands))
+    service.check(commands)
