@@ -1,0 +1,101 @@
+"""Run the bench, or the parts of it that are named."""
+
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from msgspec import Struct
+from rich.console import Console
+
+from bench import backlog, idle, latency, memory, restore, takeover, users
+from bench.sizes import RUNS, SCALE
+from bench.table import Row, show
+from bench.watching import WrongResult
+from bench.world import World, warm_up
+from tests.broker import running_kafka
+
+
+class Part(Struct, frozen=True):
+    """A part of the bench: how it measures, in words and in code."""
+
+    how: str
+    measure: Callable[[World], list[Row]]
+
+
+PARTS = {
+    "backlog": Part(backlog.HOW, backlog.measure),
+    "latency": Part(latency.HOW, latency.measure),
+    "users": Part(users.HOW, users.measure),
+    "restore": Part(restore.HOW, restore.measure),
+    "takeover": Part(takeover.HOW, takeover.measure),
+    "memory": Part(memory.HOW, memory.measure),
+    "idle": Part(idle.HOW, idle.measure),
+}
+
+
+def main(names: list[str]) -> int:
+    """Measure; 0 whatever the figures are, 1 if an event was wrong, 2 for a name that is none."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if unknown := [name for name in names if name not in PARTS]:
+        console.print(f"no such part: {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+        return 2
+    signal.signal(signal.SIGTERM, _end)
+    console.print(machine(), highlight=False)
+    all_rows: list[Row] = []
+    with TemporaryDirectory(prefix="orders-bench-") as place, running_kafka(Path(place) / "kafka") as servers:
+        world = World(servers, Path(place), console)
+        try:
+            world.say(f"warm-up: {warm_up(servers):,} records in transactions written and read; now the service")
+            latency.warm_up(world)
+            for name in names or PARTS:
+                rows = measured(world, name)
+                all_rows += rows
+        except WrongResult as error:
+            console.print(f"[red]A wrong result:[/] {error}")
+            return 1
+    if len(names) != 1:
+        show(console, "All", all_rows)
+    return 0
+
+
+def measured(world: World, name: str) -> list[Row]:
+    """Measure one part and print it."""
+    part = PARTS[name]
+    began_at = time.monotonic()
+    rows = part.measure(world)
+    world.console.print(f"\n[bold]{name}[/] {part.how}", highlight=False)
+    show(world.console, f"{name}: {time.monotonic() - began_at:.0f} s, {_load()}", rows)
+    return rows
+
+
+def machine() -> str:
+    """Say what this runs on."""
+    scale = "" if SCALE == 1 else f", sizes x {SCALE:g}: a quick look"
+    return (
+        f"{_processor()}, {os.cpu_count()} cores shared with the broker; {platform.system()} {platform.release()}; "
+        f"Python {platform.python_version()}; {_load()}; medians of {RUNS} runs{scale}"
+    )
+
+
+def _load() -> str:
+    return f"load of the machine (1, 5 min) {' '.join(f'{load:.1f}' for load in os.getloadavg()[:2])}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _end(*_: Any) -> None:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
