@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Literal
 
 import stamina
@@ -21,6 +23,26 @@ _QUIET = {
     # It calls an error what it tries again: at a first start there is no coordinator for a moment.
     "aiokafka.consumer.group_coordinator": logging.CRITICAL,
 }
+
+
+class Seldom(logging.Filter):
+    """Lets a library say the same sentence once a second: aiokafka repeats it every few ms while Kafka is away."""
+
+    def __init__(self, library: str, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._library = library
+        self._clock = clock
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether this record is not a repeat."""
+        if not record.name.startswith(self._library):
+            return True
+        now = self._clock()
+        if now - self._said.get(str(record.msg), now - 1) < 1:
+            return False
+        self._said[str(record.msg)] = now
+        return True
 
 
 def configure(style: Literal["", "json", "console"] = "", level: int = logging.INFO) -> None:
@@ -46,6 +68,7 @@ def configure(style: Literal["", "json", "console"] = "", level: int = logging.I
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
         )
     )
+    handler.addFilter(Seldom("aiokafka"))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     stamina.instrumentation.set_on_retry_hooks([])  # whoever retries says itself what is worth a line
     for name, quiet_level in _QUIET.items():
