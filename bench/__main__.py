@@ -14,6 +14,7 @@ from msgspec import Struct
 from rich.console import Console
 
 from bench import backlog, idle, latency, memory, restore, takeover, users
+from bench.others import Others
 from bench.sizes import RUNS, SCALE
 from bench.table import Row, show
 from bench.watching import WrongResult
@@ -49,7 +50,7 @@ def main(names: list[str]) -> int:
     console.print(machine(), highlight=False)
     all_rows: list[Row] = []
     with TemporaryDirectory(prefix="orders-bench-") as place, running_kafka(Path(place) / "kafka") as servers:
-        world = World(servers, Path(place), console)
+        world = World(servers, Path(place), console, Others())
         try:
             world.say(f"warm-up: {warm_up(servers):,} records in transactions written and read; now the service")
             latency.warm_up(world)
@@ -67,10 +68,11 @@ def main(names: list[str]) -> int:
 def measured(world: World, name: str) -> list[Row]:
     """Measure one part and print it."""
     part = PARTS[name]
-    began_at = time.monotonic()
+    began_at, others = time.monotonic(), Others()
     rows = part.measure(world)
     world.console.print(f"\n[bold]{name}[/] {part.how}", highlight=False)
-    show(world.console, f"{name}: {time.monotonic() - began_at:.0f} s, {_load()}", rows)
+    took = f"{time.monotonic() - began_at:.0f} s, of which others took {others.percent():.0f} % of the machine"
+    show(world.console, f"{name}: {took}", rows)
     return rows
 
 

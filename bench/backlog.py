@@ -69,7 +69,7 @@ def decide(service: Service, per_s: list[float], processor_us: list[float]) -> N
         processor_us.append(processor_s(worker.process.pid) / COMMANDS * 1e6)
     finally:
         worker.end()
-    check(service, COMMANDS)
+        check(service, COMMANDS)
 
 
 def peer_per_s(world: World, service: Service, consume: Work, targets: list[str]) -> float:

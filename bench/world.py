@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from msgspec import Struct
 from rich.console import Console
 
+from bench.others import Others
 from bench.processes import running
 from bench.watching import Ends
 from order_service.embedded.broker import free_port
@@ -32,11 +33,12 @@ class StubProcess(Struct, frozen=True):
 
 
 class World(Struct, frozen=True):
-    """A broker, a place for logs, and where to print."""
+    """A broker, a place for logs, where to print, and who else is on this machine."""
 
     servers: str
     directory: Path
     console: Console
+    others: Others
 
     @contextmanager
     def service(self, *, partitions: int = 4, users_latency_ms: int = 0) -> Iterator[Service]:
@@ -56,8 +58,9 @@ class World(Struct, frozen=True):
             yield service
 
     def say(self, line: str) -> None:
-        """Print a line of progress."""
-        self.console.print(f"[dim]{time.strftime('%H:%M:%S')} {line}[/]", highlight=False)
+        """Print a line of progress, and what others took of the machine since the last one."""
+        others = f"others took {self.others.percent():.0f} % of the machine"
+        self.console.print(f"[dim]{time.strftime('%H:%M:%S')} {line} ({others})[/]", highlight=False)
 
 
 @contextmanager
