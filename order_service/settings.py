@@ -52,7 +52,6 @@ class Settings(BaseSettings):
 
     # Ports and places
     host: str = "127.0.0.1"
-    http_port: Port = Field(8080, ge=0, le=65535)
     admin_port: Port = Field(9100, ge=0, le=65535)
     users_port: Port = Field(8090, ge=0, le=65535)
     kafka_port: Port = Field(9092, ge=0, le=65535)

@@ -39,7 +39,8 @@ class Asking:
         self._again: list[tuple[float, str]] = []
         self._pauses: dict[str, float] = {}
         self._open: set[str] = set()
-        self._lookups: set[asyncio.Task[None]] = set()
+        self._lookups = asyncio.TaskGroup()
+        self._lookup_count = 0
         self._wake = asyncio.Event()
         users.when_closed.append(self._hurry)
 
@@ -51,19 +52,15 @@ class Asking:
             self._wake.set()
 
     async def run(self) -> None:
-        """Start lookups as there is room for them; ends by being cancelled."""
-        try:
+        """Start lookups as there is room for them; ends by being cancelled, or by an error that is a bug."""
+        async with self._lookups:
             while True:
                 self._wake.clear()
                 self._start_lookups()
                 await self._until_there_is_more()
-        finally:
-            for lookup in self._lookups:
-                lookup.cancel()
-            await asyncio.gather(*self._lookups, return_exceptions=True)
 
     def _start_lookups(self) -> None:
-        while self._new and len(self._lookups) < self._concurrency:
+        while self._new and self._lookup_count < self._concurrency:
             self._start(self._new.popleft(), again=False)
         room = self._users.room_again
         while self._again and room > 0 and self._again[0][0] <= self._clock():
@@ -84,12 +81,12 @@ class Asking:
             return
 
     def _start(self, user_id: str, *, again: bool) -> None:
-        lookup = asyncio.create_task(self._look_up(user_id, again=again), name="ask about a user")
-        self._lookups.add(lookup)
+        lookup = self._lookups.create_task(self._look_up(user_id, again=again), name="ask about a user")
+        self._lookup_count += 1
         lookup.add_done_callback(self._ended)
 
-    def _ended(self, lookup: "asyncio.Task[None]") -> None:
-        self._lookups.discard(lookup)
+    def _ended(self, _lookup: "asyncio.Task[None]") -> None:
+        self._lookup_count -= 1
         self._wake.set()
 
     async def _look_up(self, user_id: str, *, again: bool) -> None:

@@ -20,12 +20,12 @@ from uuid import uuid4
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 from msgspec import Struct
 
 from order_service.domain.answer import Entry
 from order_service.errors import DecodeError, HistoryError, LaneParked
-from order_service.stream.lane import Record
+from order_service.stream.lane import Record, traceparent_of
 from order_service.stream.producer import TurnProducer, fence, started
 from order_service.stream.topics import TopicNames
 from order_service.stream.waiting import Waiting
@@ -228,6 +228,8 @@ class Changelogs:
         self._offsets.assign([self._commands])
         self._offsets.seek(self._commands, last.next_offset - 1)
         found = await self._offsets.getmany(timeout_ms=10_000, max_records=1)
+        if not found:
+            raise KafkaTimeoutError("the last decided command cannot be read now")
         return any(
             (record.offset, record.timestamp) == (last.next_offset - 1, last.last_timestamp_ms)
             for records in found.values()
@@ -254,8 +256,7 @@ def _waiting(value: bytes) -> Waiting:
         command = decode_command(record.value)
     except DecodeError as error:
         raise HistoryError(f"the waiting command at offset {record.offset} cannot be read any more") from error
-    traceparent = next((value for name, value in record.headers if name == "traceparent"), None)
-    return Waiting(command, record.offset, record.came_at, traceparent)
+    return Waiting(command, record.offset, record.came_at, traceparent_of(record.headers))
 
 
 async def claim_until_done(claimer: Claimer, partition: int, kept: Kept | None, *, pause_s: float = 1.0) -> Claimed:

@@ -17,12 +17,10 @@ import faust
 import structlog
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
-    CorruptRecordException,
     IllegalStateError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    RecordTooLargeError,
 )
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.tables.manager import TableManager
@@ -39,8 +37,8 @@ METADATA_AGE_MS: Final = 5_000
 """How long a changed partition count goes unnoticed; until then commands are read whose keys have moved."""
 CLOSE_WITHIN_S: Final = 5.0
 """A stop waits so long for the consumer to leave the group; a turn in flight has its own deadline before that."""
-PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError, RecordTooLargeError, CorruptRecordException)
-"""Errors of one partition that no retry mends: its lane parks, the others go on."""
+PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError)
+"""Errors of one partition that no retry mends: its lane parks, the others go on. Corrupt records end the process."""
 
 _FAUST_LOG: Final = logging.getLogger("faust.app")
 _T = TypeVar("_T")

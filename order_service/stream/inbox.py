@@ -13,6 +13,9 @@ from order_service.errors import DecodeError
 HIGH: Final = 8_000
 """Commands at which a lane's partition pauses; one more run, of 1 MiB at most, can be on its way then."""
 LOW: Final = 2_000
+HIGH_BYTES: Final = 16 * 1024 * 1024
+MOST_BYTES: Final = 4 * 1024 * 1024
+"""Taken of a lane at once: what is made of it must be committed within the deadline."""
 
 Received = tuple["ConsumerRecord[bytes, bytes]", Command | DecodeError]
 """A record of the commands topic, and what it was decoded to."""
@@ -33,12 +36,14 @@ class Inbox:
         self._pause = pause
         self._resume = resume
         self._queues: dict[int, deque[Received]] = {}
+        self._bytes: dict[int, int] = {}
         self._paused: set[int] = set()
         self._turn = 0
 
     def open(self, partition: int) -> None:
         """Begin, or begin anew, the queue of a partition."""
         self._queues[partition] = deque()
+        self._bytes[partition] = 0
         self._paused.discard(partition)
 
     def close(self, partition: int) -> None:
@@ -50,7 +55,8 @@ class Inbox:
         """Add what was read of a partition."""
         queue = self._queues[partition]
         queue.extend(received)
-        if len(queue) >= HIGH and partition not in self._paused:
+        self._bytes[partition] += sum(map(_size, received))
+        if (len(queue) >= HIGH or self._bytes[partition] >= HIGH_BYTES) and partition not in self._paused:
             self._paused.add(partition)
             self._pause(partition)
 
@@ -79,9 +85,17 @@ class Inbox:
         return taken
 
     def _take_from(self, partition: int, most: int) -> list[Received]:
-        queue = self._queues[partition]
-        taken = [queue.popleft() for _ in range(min(most, len(queue)))]
-        if partition in self._paused and len(queue) <= LOW:
+        queue, size = self._queues[partition], 0
+        taken: list[Received] = []
+        while queue and len(taken) < most and size < MOST_BYTES:
+            taken.append(queue.popleft())
+            size += _size(taken[-1])
+        self._bytes[partition] -= size
+        if partition in self._paused and len(queue) <= LOW and self._bytes[partition] < HIGH_BYTES // 4:
             self._paused.discard(partition)
             self._resume(partition)
         return taken
+
+
+def _size(received: Received) -> int:
+    return len(received[0].value or b"")

@@ -33,6 +33,7 @@ from order_service.wire.changelog import Position
 from order_service.wire.commands import check_key
 from order_service.wire.headers import (
     Headers,
+    ReadHeaders,
     dead_letter_headers,
     dead_letter_part,
     event_headers,
@@ -53,6 +54,8 @@ MAX_DEAD_KEY: Final = 64 * 1024
 MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
 """With 1 MiB of headers it fits the 4 MiB of a record, and no record that was not compressed is cut."""
 MAX_TRACEPARENT: Final = 256
+MOST_DUE: Final = 1_000
+"""Unpaid orders cancelled in one turn; a worker that was away for long, or is told for the first time, finds many."""
 
 
 class Changes(Struct):
@@ -68,6 +71,12 @@ class Changes(Struct):
     next_offset: int = 0
     last_timestamp_ms: int | None = None
     moved: bool = False
+    size: int = 0
+
+    @property
+    def commands(self) -> int:
+        """How many commands these are the outcomes of."""
+        return sum(self.outcomes.values()) + len(self.dead_letters)
 
     def __bool__(self) -> bool:
         return self.moved or bool(self.waiting or self.table or self.rejections)
@@ -159,15 +168,22 @@ class Lane:
             else:
                 self._take(record, command, now)
 
-    def settle(self, now: datetime) -> None:
-        """Decide what waits and can be decided by now, in sequence per order."""
-        for order_id, check in self.room.take_released(now):
+    def settle(self, now: datetime) -> bool:
+        """Decide some of what waits and can be decided by now, in sequence per order; False if there was nothing."""
+        released = self.room.take_released(now)
+        for order_id, check in released:
             self._release(order_id, check, now)
+        return bool(released)
 
-    def due_orders(self, now: datetime) -> list[str]:
+    @property
+    def change_bytes(self) -> int:
+        """About how much the turn has to write for this lane so far."""
+        return self._changes.size
+
+    def due_orders(self, now: datetime, most: int = MOST_DUE) -> list[str]:
         """Take the orders whose payment is due by `now`; the caller sees to it that no payment is overtaken."""
-        due = []
-        while self._timers and self._timers[0][0] <= now:
+        due: list[str] = []
+        while self._timers and self._timers[0][0] <= now and len(due) < most:
             due.append(heapq.heappop(self._timers)[1])
         return due
 
@@ -182,10 +198,6 @@ class Lane:
                 self._happened(outcome, entry, "CancelOrder", None, None)
             else:  # somebody else has used its command_id, which only a producer with bad intent would
                 log.error("An unpaid order cannot be cancelled.", order_id=order_id, answer=type(outcome).__name__)
-
-    def next_due(self) -> datetime | None:
-        """Tell when the next payment is due."""
-        return self._timers[0][0] if self._timers else None
 
     def take_changes(self) -> Changes:
         """Take what was decided since the last call, for one transaction."""
@@ -208,20 +220,20 @@ class Lane:
             self._queue_up(record, command, now)
             return
         user = self._known(command.user_id) if isinstance(command, CreateOrder) else None
-        if self._answer(command, record.offset, _traceparent(record.headers), now, user) is not None:
+        if self._answer(command, record.offset, traceparent_of(record.headers), now, user) is not None:
             self._wait(record, command, now)
 
     def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
         if self.room.is_full(command.order_id):
             entry = self.table.get(command.order_id)
             rejection = reject(command, entry, now, Refusal(Reason.TOO_MANY_WAITING))
-            self._refused(rejection, record.offset, _traceparent(record.headers))
+            self._refused(rejection, record.offset, traceparent_of(record.headers))
         else:
             self._wait(record, command, now)
 
     def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
         """Keep a command in the waiting room, durably, with all that a restart needs to decide it."""
-        waiting = Waiting(command, record.offset, now, _traceparent(record.headers))
+        waiting = Waiting(command, record.offset, now, traceparent_of(record.headers))
         first = command.order_id not in self.room
         self.room.add(waiting)
         self._changes.waiting[waiting.key] = changelog.encode(
@@ -279,12 +291,14 @@ class Lane:
         self.table.put(event.order_id, after)
         if entry is None:
             self._set_timer(event.order_id, after)
+        self._changes.size += len(value)
         headers = event_headers(event, traceparent, offset)
         self._changes.events.append((event.order_id.encode(), value, _ms(event.occurred_at), headers))
         self._changes.outcomes[command_type, "accepted", ""] += 1
 
     def _refused(self, rejection: Rejection, offset: int | None, traceparent: bytes | None) -> None:
         value = avro.encode_rejection(rejection)
+        self._changes.size += len(value)
         headers = rejection_headers(rejection, traceparent, offset)
         self._changes.rejections.append((rejection.order_id.encode(), value, _ms(rejection.rejected_at), headers))
         self._changes.outcomes[rejection.command_type, "rejected", rejection.reason] += 1
@@ -313,7 +327,8 @@ def _ms(time: datetime) -> int:
     return round(time.timestamp() * 1000)
 
 
-def _traceparent(headers: "tuple[tuple[str, bytes], ...]") -> bytes | None:
+def traceparent_of(headers: ReadHeaders) -> bytes | None:
+    """Find the trace that a command belongs to, if it names one of a reasonable length."""
     for name, value in headers:
         if name == "traceparent" and value is not None and len(value) <= MAX_TRACEPARENT:
             return value

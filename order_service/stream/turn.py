@@ -28,6 +28,8 @@ MOST_COMMANDS: Final = 2_000
 """In one turn: some 50 ms of deciding, so that nobody waits long behind a backlog."""
 
 
+MOST_BYTES: Final = 4 * 1024 * 1024
+"""Of outcomes in one turn and lane, before what else waits stays for the next: a commit has a deadline."""
 AT_A_TIME: Final = 200
 """Commands decided before the loop gets its turn: some 5 ms."""
 
@@ -140,7 +142,8 @@ class TurnTaker:
         now = _now()
         lanes = list(self.lanes.values())
         for lane in lanes:
-            lane.settle(now)
+            while lane.change_bytes < MOST_BYTES and lane.settle(now):  # noqa: ASYNC110, the loop gets its turn
+                await asyncio.sleep(0)
             lane.cancel_unpaid(due.get(lane.partition, []), now)
             received = taken.get(lane.partition, [])
             for start in range(0, len(received), AT_A_TIME):
@@ -150,7 +153,7 @@ class TurnTaker:
         if not changes:
             return None
         self._step("turn.decided")
-        return Turn(changes, sum(map(len, taken.values())), began_at)
+        return Turn(changes, sum(changed.commands for _, changed in changes), began_at)
 
     def _full(self) -> set[int]:
         return {partition for partition, lane in self.lanes.items() if lane.is_full()}

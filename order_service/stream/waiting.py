@@ -16,7 +16,10 @@ from order_service.domain.messages import Command, CreateOrder
 from order_service.wire.changelog import waiting_key
 
 MAX_PER_ORDER: Final = 32
-MOST_RELEASED: Final = 1_000
+MOST_RELEASED: Final = 20
+"""Orders released at a time, each with up to 32 commands; a turn goes on with more as long as it is small."""
+OLD_DEADLINES: Final = 1_000
+"""Deadlines of commands that are decided, which may be kept beside as many as still wait."""
 
 
 class Waiting(Struct, frozen=True, gc=False):
@@ -39,7 +42,7 @@ class WaitingRoom:
     def __init__(self, deadline_s: float) -> None:
         self._deadline = timedelta(seconds=deadline_s)
         self._queues: dict[str, deque[Waiting]] = {}
-        self._orders_of: dict[str, set[str]] = {}
+        self._orders_of: dict[str, dict[str, None]] = {}
         self._deadlines: list[tuple[datetime, str, int]] = []
         self._answers: dict[str, UserCheck] = {}
         self._count = 0
@@ -87,6 +90,8 @@ class WaitingRoom:
         self._count -= 1
         if not queue:
             del self._queues[order_id]
+        if len(self._deadlines) > 2 * len(self._queues) + OLD_DEADLINES:
+            self._drop_old_deadlines()
 
     def wait_again(self, order_id: str) -> None:
         """Let an order wait for the user of the create that is its first command now."""
@@ -95,12 +100,20 @@ class WaitingRoom:
     def take_released(self, now: datetime, most: int = MOST_RELEASED) -> list[tuple[str, UserCheck]]:
         """Take orders whose head can be decided: its user was answered for, or its deadline has passed.
 
-        Of more than `most` the others stay for the next turn: after an outage all can be released at once.
+        Of more than `most` the others stay for the next time: after an outage all can be released at once, and all can
+        be of one user.
         """
         released: list[tuple[str, UserCheck]] = []
         while self._answers and len(released) < most:
-            user_id, check = self._answers.popitem()
-            released += [(order_id, check) for order_id in sorted(self._orders_of.pop(user_id, ()))]
+            user_id, check = next(iter(self._answers.items()))
+            orders = self._orders_of.get(user_id, {})
+            while orders and len(released) < most:
+                order_id = next(iter(orders))
+                del orders[order_id]
+                released.append((order_id, check))
+            if not orders:
+                self._orders_of.pop(user_id, None)
+                del self._answers[user_id]
         while self._deadlines and self._deadlines[0][0] < now and len(released) < most:
             _, order_id, offset = heapq.heappop(self._deadlines)
             head = self.head(order_id)
@@ -125,19 +138,28 @@ class WaitingRoom:
         create = head.command
         if not isinstance(create, CreateOrder):
             raise TypeError(f"only a create waits for a user, not a {type(create).__name__}")
-        self._orders_of.setdefault(create.user_id, set()).add(create.order_id)
+        self._orders_of.setdefault(create.user_id, {})[create.order_id] = None
         deadline = head.came_at + self._deadline
         if create.decide_by is not None:
             deadline = min(deadline, create.decide_by)
         heapq.heappush(self._deadlines, (deadline, create.order_id, head.offset))
 
+    def _drop_old_deadlines(self) -> None:
+        """Drop the deadlines of commands that are decided: else each would stay until it has passed, an hour long."""
+        self._deadlines = [
+            (deadline, order_id, offset)
+            for deadline, order_id, offset in self._deadlines
+            if (head := self.head(order_id)) is not None and head.offset == offset
+        ]
+        heapq.heapify(self._deadlines)
+
     def _forget(self, head: Waiting) -> bool:
         """Take the head of an order off its user's list; False if it was not on it."""
         user_id = head.command.user_id if isinstance(head.command, CreateOrder) else ""
-        orders = self._orders_of.get(user_id, set())
+        orders = self._orders_of.get(user_id, {})
         if head.command.order_id not in orders:
             return False
-        orders.discard(head.command.order_id)
+        del orders[head.command.order_id]
         if not orders:
             del self._orders_of[user_id]
         return True

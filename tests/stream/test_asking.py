@@ -142,3 +142,15 @@ async def test_nobody_is_asked_about_for_whom_nobody_waits(world):
     world.ask("sam")
     await world.settled()
     assert world.users.asked[2:] == [("sam", False)]
+
+
+async def test_an_error_that_is_none_of_a_service_is_not_swallowed():
+    world = World()
+    running = asyncio.create_task(world.asking.run())
+    world.ask("dana", "sam")
+    await world.settled()
+    world.users.lookups["dana"].set_exception(ZeroDivisionError("a bug"))
+    with pytest.raises(ExceptionGroup) as raised:
+        await asyncio.wait_for(running, PATIENCE_S)
+    assert raised.group_contains(ZeroDivisionError)
+    assert world.users.lookups["sam"].cancelled()

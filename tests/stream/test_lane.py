@@ -1,5 +1,7 @@
 """The lane without a broker: runs of commands go in, what a turn writes comes out."""
 
+import gc
+import weakref
 from collections import defaultdict
 from datetime import timedelta
 from typing import Any
@@ -9,16 +11,17 @@ from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.domain.answer import MAX_REFUSED, UserCheck, after_event, after_rejection, answer
+from order_service.domain.answer import MAX_REFUSED, Entry, UserCheck, after_event, after_rejection, answer
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import RunLost
+from order_service.stream.claim import _waiting as waiting_of
 from order_service.stream.inbox import Run
 from order_service.stream.lane import Lane, LanePolicy
-from order_service.stream.waiting import MAX_PER_ORDER, Waiting
+from order_service.stream.waiting import MAX_PER_ORDER
 from order_service.stream.worker import _decoded
-from order_service.wire import avro, changelog
+from order_service.wire import avro
 from order_service.wire.changelog import Position
-from order_service.wire.commands import decode_command, encode_json_command
+from order_service.wire.commands import encode_json_command
 from tests.samples import LATER, NOW, ORDER_ID, USER_ID, amend, but, cancel, create, deliver, pay, ship
 
 POLICY = LanePolicy(partition_count=1, commands_topic="commands")
@@ -52,6 +55,15 @@ class World:
     def settle(self, now=NOW):
         self.lane.settle(now)
         return self.changes()
+
+    def restart(self, log):
+        """Take the lane over, as a worker that knows nothing of its users."""
+        self.known.clear()
+        self.asked.clear()
+        self.lane = Lane(0, self.lane.policy, self.known.get, self.asked.append)
+        waiting = [waiting_of(value) for value in log.waiting.values()]
+        self.lane.restore(dict(log.table), waiting, Position(log.next_offset, "owner", log.next_offset, None))
+        self.asked += self.lane.room.users()
 
     def changes(self):
         changes = self.lane.take_changes()
@@ -192,16 +204,56 @@ def test_a_commands_own_deadline_passes_while_it_waits():
 def test_a_restart_keeps_what_waits_and_does_not_extend_its_deadline():
     policy = LanePolicy(partition_count=1, commands_topic="commands", user_deadline_s=60)
     world = World(policy)
-    records = world.send(create, amend).waiting
+    records = [value for value in world.send(create, amend).waiting.values() if value is not None]
     again = World(policy)
-    waiting = []
-    for value in records.values():
-        record = changelog.decode_waiting(value)
-        waiting.append(Waiting(decode_command(record.value), record.offset, record.came_at, None))
-    again.lane.restore({}, waiting[::-1], Position(2, "owner", 2, 7))
+    again.lane.restore({}, [waiting_of(value) for value in reversed(records)], Position(2, "owner", 2, 7))
     assert [again.lane.next_offset, *again.lane.room.users()] == [2, USER_ID]
     again.settle(NOW + timedelta(seconds=61))
     assert again.answers() == {"create-1": "user_check_timed_out", "amend-1": "order_not_found"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "trace"),
+    [
+        ((("traceparent", None), ("other", b"1"), ("traceparent", b"00-1")), b"00-1"),
+        ((("traceparent", b"x" * 300),), None),
+        ((), None),
+    ],
+)
+def test_an_event_names_the_trace_of_its_command_however_long_that_waited(headers, trace):
+    at_once, later, restarted = knowing(), World(), World()
+    record = at_once.record(encode_json_command(create), ORDER_ID.encode(), headers)
+    at_once.lane.decide([_decoded(record)], NOW)
+    later.lane.decide([_decoded(record)], NOW)
+    kept = [waiting_of(value or b"") for value in later.changes().waiting.values()]
+    restarted.lane.restore({}, kept, Position(1, "owner", 1, 7))
+    for changes in (at_once.changes(), *(world.learn(USER_ID, UserCheck.ACTIVE) for world in (later, restarted))):
+        [(_, _, _, made)] = changes.events
+        assert dict(made).get("traceparent") == trace
+        assert (made.count(("command_offset", b"0")), len(changes.rejections)) == (1, 0)
+
+
+def test_of_a_record_that_is_no_command_only_its_dead_letter_is_left():
+    """Without help of the garbage collector: what it would find can be gigabytes by then."""
+    gc.disable()
+    try:
+        for value in (
+            b"\xff",
+            b"{",
+            b'{"type": 1}',
+            b'{"a":' * 2000,
+            encode_json_command(create)[:-1] + b'"\xff"}',
+            None,
+        ):
+            world = World()
+            received = [_decoded(world.record(value)) for _ in range(2)]
+            [record, _] = [weakref.ref(record) for record, _ in received]
+            world.lane.decide(received, NOW)
+            del received
+            assert len(world.changes().dead_letters) == 2
+            assert record() is None, value
+    finally:
+        gc.enable()
 
 
 def test_of_many_orders_that_can_be_released_some_stay_for_the_next_turn():
@@ -228,6 +280,18 @@ def test_an_unpaid_order_cancels_itself_once():
     assert [outcome.fact.reason for outcome in world.outcomes[1:]] == ["payment_timeout"]
 
 
+def test_of_many_unpaid_orders_some_are_cancelled_in_the_next_turns():
+    world = knowing(payment_due_s=60)
+    order_ids = [f"order-{n}" for n in range(5)]
+    world.send(*(but(create, order_id=order_id, command_id=f"create-{order_id}") for order_id in order_ids))
+    assert [sorted(world.lane.due_orders(LATER, most=2)) for _ in range(4)] == [
+        order_ids[:2],
+        order_ids[2:4],
+        order_ids[4:],
+        [],
+    ]
+
+
 def test_a_paid_order_does_not_cancel_itself():
     world = knowing(payment_due_s=60)
     world.send(create, but(pay))
@@ -243,64 +307,119 @@ def test_the_timers_come_back_from_the_table():
     assert again.lane.due_orders(LATER) == [ORDER_ID]
 
 
-ORDERS, USERS = ("o-1", "o-2", "o-3"), ("u-1", "u-2")
-CHECKS = {"u-1": UserCheck.ACTIVE, "u-2": UserCheck.NOT_FOUND}
+ORDERS = ("o-1", "o-2", "o-3")
+CHECKS = {"u-1": UserCheck.ACTIVE, "u-2": UserCheck.NOT_FOUND, "u-3": UserCheck.NOT_ACTIVE}
+users = st.sampled_from(sorted(CHECKS))
 
 
-def wishes(number, kind, order_id, user_id):
-    command = {"create": create, "amend": amend, "pay": pay, "cancel": cancel}[kind]
-    named = but(command, order_id=order_id, command_id=f"c-{number}", actor="service:shop")
-    return but(named, user_id=user_id) if kind == "create" else named
+def wish(number, kind, order_id, user_id, expected_version):
+    """Make a command; the same number again is a repeat, or another command under a used id."""
+    command = {"create": create, "amend": amend, "pay": pay, "ship": ship, "cancel": cancel}[kind]
+    changes = {"user_id": user_id} if kind == "create" else {}
+    named = but(command, order_id=order_id, command_id=f"c-{number}", actor="service:shop", **changes)
+    return but(named, expected_version=expected_version)
 
 
+wishes = st.builds(
+    wish,
+    st.integers(1, 12),
+    st.sampled_from(["create", "create", "amend", "pay", "ship", "cancel"]),
+    st.sampled_from(ORDERS),
+    users,
+    st.sampled_from([None, None, None, 0, 1]),
+)
 steps = st.lists(
     st.one_of(
-        st.tuples(
-            st.sampled_from(["create", "create", "amend", "pay", "cancel"]),
-            st.sampled_from(ORDERS),
-            st.sampled_from(USERS),
-        ),
-        st.sampled_from(USERS),
+        st.tuples(st.just("send"), st.lists(wishes, min_size=1, max_size=4)),
+        st.tuples(st.sampled_from(["answer", "forget"]), users),
+        st.just(("settle", None)),
+        st.just(("restart", None)),
     ),
-    max_size=30,
+    max_size=MAX_PER_ORDER // 4,
 )
+
+
+class Log:
+    """What a lane has written, as its next owner and its subscribers see it."""
+
+    def __init__(self):
+        self.table: dict[str, Entry] = {}
+        self.waiting: dict[bytes, bytes] = {}
+        self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
+        self.next_offset = 0
+
+    def write(self, changes):
+        """Write a turn; of an order, outcomes stand in the order in which their commands were sent."""
+        self.table |= changes.table
+        self.waiting |= {key: value for key, value in changes.waiting.items() if value is not None}
+        for key in [key for key, value in changes.waiting.items() if value is None]:
+            del self.waiting[key]  # a tombstone without its record is an error
+        self.next_offset = changes.next_offset
+        outcomes: list[tuple[Any, Any]] = [
+            *((avro.decode_event(value or b""), headers) for _, value, _, headers in changes.events),
+            *((avro.decode_rejection(value or b""), headers) for _, value, _, headers in changes.rejections),
+        ]
+        for outcome, headers in sorted(outcomes, key=lambda found: offset_of(found[1])):
+            said = outcome.version if isinstance(outcome, Event) else outcome.reason
+            self.outcomes[outcome.order_id].append((offset_of(headers), outcome.command_id, said))
+
+
+Outcome = tuple[int, str, int | str]
+"""The offset and the id of a command, and the version that it made or why it was refused."""
+
+
+def offset_of(headers):
+    return int(dict(headers)["command_offset"])
 
 
 def told_at_once(commands):
     """Say what each command would have come to, had every user been known from the start."""
-    entries: dict[str, Any] = {}
-    answers: dict[str, Any] = {}
-    for command in commands:
-        entry = entries.get(command.order_id)
+    entries: dict[str, Entry] = {}
+    outcomes: dict[str, list[Outcome]] = defaultdict(list)
+    for offset, command in enumerate(commands):
+        order_id, entry = command.order_id, entries.get(command.order_id)
         match answer(command, entry, NOW, CHECKS.get(getattr(command, "user_id", ""))):
             case Event() as event:
-                answers[event.command_id] = event.version
-                entries[command.order_id] = after_event(entry, event, avro.digest(avro.encode_event(event)))
+                outcomes[order_id].append((offset, event.command_id, event.version))
+                entries[order_id] = after_event(entry, event, avro.digest(avro.encode_event(event)))
             case Rejection() as rejection:
-                answers[rejection.command_id] = rejection.reason
-                entries[command.order_id] = after_rejection(entry, rejection)
-    return answers, {order_id: entry for order_id, entry in entries.items() if entry is not None}
+                outcomes[order_id].append((offset, rejection.command_id, rejection.reason))
+                if entry is not None:
+                    entries[order_id] = after_rejection(entry, rejection) or entry
+    return outcomes, entries
 
 
 @given(steps)
 def test_whenever_the_answers_come_an_order_is_the_fold_of_its_commands_in_the_order_of_the_log(taken):
-    world = World()
-    sent: list[Any] = []
-    for step in taken:
-        if isinstance(step, tuple):
-            sent.append(wishes(len(sent), *step))
-            world.send(sent[-1])
-        elif step in world.asked:
-            world.learn(step, CHECKS[step])
-    for user_id in USERS:
-        world.learn(user_id, CHECKS[user_id])
+    """Commands come in runs, answers late or never, the cache forgets them, and the lane is taken over in between."""
+    world, log, sent = World(), Log(), []
+    for step, what in taken:
+        match step:
+            case "send":
+                world.lane.settle(NOW)  # as a turn does
+                sent += what
+                log.write(world.send(*what))
+            case "answer" if world.lane.room.waits_for(what):
+                world.known[what] = CHECKS[what]
+                world.lane.room.answered(what, CHECKS[what])
+            case "forget":
+                world.known.pop(what, None)
+            case "settle":
+                log.write(world.settle())
+            case "restart":
+                log.write(world.changes())
+                world.restart(log)
+        assert set(log.waiting) == {waiting.key for queue in world.lane.room._queues.values() for waiting in queue}
+        assert set(world.lane.room.users()) <= set(world.asked)
+    while len(world.lane.room):
+        user_id = next(world.lane.room.users())
+        log.write(world.learn(user_id, CHECKS[user_id]))
     expected, entries = told_at_once(sent)
-    assert world.answers() == expected
-    assert dict(world.lane.table.items()) == entries
-    assert len(world.lane.room) == 0
-    versions = defaultdict(list)
-    for outcome in world.outcomes:
-        if isinstance(outcome, Event):
-            versions[outcome.order_id].append(outcome.version)
-    assert all(found == list(range(1, len(found) + 1)) for found in versions.values())
+    assert log.outcomes == expected
+    assert log.table == dict(world.lane.table.items()) == entries
+    assert log.waiting == {}
+    assert not world.lane.room.has_answers()
+    for outcomes in log.outcomes.values():
+        versions = [said for _, _, said in outcomes if isinstance(said, int)]
+        assert versions == list(range(1, len(versions) + 1))
     assert all(len(entry.refused) <= MAX_REFUSED for entry in entries.values())
