@@ -10,7 +10,7 @@ from bench.load import LIFE, Shop, produce, waves
 from bench.processes import Work, running
 from bench.sizes import RUNS, scaled
 from bench.table import Row, Target
-from bench.watching import Ends, check, growth_per_s
+from bench.watching import Ends, WrongResult, check, growth_per_s
 from bench.world import World, topics
 from order_service.domain.messages import Command
 from order_service.wire.avro import encode_command as encode_avro
@@ -65,11 +65,12 @@ def decide(service: Service, per_s: list[float], processor_us: list[float]) -> N
     ends = Ends(service.bootstrap_servers, service.names.events, service.partitions)
     worker = service.start_worker()
     try:
-        per_s.append(growth_per_s(ends, COMMANDS))
+        per_s.append(growth_per_s(ends, COMMANDS, worker))
         processor_us.append(processor_s(worker.process.pid) / COMMANDS * 1e6)
-    finally:
-        worker.end()
-        check(service, COMMANDS)
+    except WrongResult as error:
+        raise WrongResult(f"{error}; the worker's log ends with {worker.log()[-2000:]}") from error
+    worker.end()
+    check(service, COMMANDS)
 
 
 def peer_per_s(world: World, service: Service, consume: Work, targets: list[str]) -> float:

@@ -48,7 +48,7 @@ def creates_per_s(world: World) -> float:
         produce(service.bootstrap_servers, service.names.commands, records)
         ends = Ends(service.bootstrap_servers, service.names.events, service.partitions)
         worker = service.start_worker()
-        per_s = growth_per_s(ends, USERS)
+        per_s = growth_per_s(ends, USERS, worker)
         worker.end()
         check(service, USERS)
         return per_s

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from msgspec import Struct
 
 from order_service.wire import avro
-from tests.service import Service
+from tests.service import Service, WorkerProcess
 
 STILL_S = 2.0
 SILENCE_S = 30.0
@@ -44,7 +44,7 @@ class Ends:
         return time.monotonic()
 
 
-def growth_per_s(ends: Ends, goal: int, *, every_s: float = 0.03) -> float:
+def growth_per_s(ends: Ends, goal: int, worker: WorkerProcess | None = None, *, every_s: float = 0.03) -> float:
     """Give the records per second from the first commit that is seen to the last.
 
     Only what came after that first commit counts. It is the last when nothing came for 2 s and the goal is reached;
@@ -59,6 +59,8 @@ def growth_per_s(ends: Ends, goal: int, *, every_s: float = 0.03) -> float:
             first = first or last
         if end >= goal and now - last[0] > STILL_S:
             break
+        if worker is not None and worker.process.poll() is not None:
+            raise WrongResult(f"the worker ended with {worker.process.returncode}")
         if now - last[0] > SILENCE_S:
             raise WrongResult(f"{end} of {goal} events, and for {SILENCE_S:.0f} s no more of them")
         time.sleep(every_s)

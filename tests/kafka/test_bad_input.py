@@ -158,6 +158,7 @@ def test_the_right_shape_with_a_wrong_value_is_rejected_with_its_reason(service)
         assert refused[command.command_id, command.order_id] == reason, name
     assert [event.order_id for event in service.events()] == ["mine"]
     assert service.dead_letters() == []
+    assert "../admin" not in service.users.stub.requests
     assert worker.is_ready()
 
 

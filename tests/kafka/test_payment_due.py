@@ -1,12 +1,21 @@
 """Payment due: an unpaid order cancels itself, once, and no payment that is in the log is overtaken."""
 
+import asyncio
 import signal
 import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from confluent_kafka import Producer
 
+from order_service.domain.answer import UserCheck, payment_timeout
+from order_service.settings import Settings
+from order_service.stream.lane import Lane, LanePolicy
+from order_service.stream.topics import topic_names
+from order_service.stream.worker import Assignment, Context
+from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command
-from tests.samples import but, create, pay
+from tests.samples import but, create, entry_after, pay
 from tests.service import until
 
 DUE = {"ORDERS_PAYMENT_DUE_S": "3"}
@@ -29,7 +38,7 @@ def test_an_unpaid_order_cancels_itself_once_and_a_paid_one_does_not(service):
     service.send([but(pay, order_id="unpaid", command_id="pay-late")])
     service.wait_outcomes(5)
     [event] = timeouts(service)
-    assert (event.order_id, event.version) == ("unpaid", 2)
+    assert (event.order_id, event.version, event.command_id) == ("unpaid", 2, payment_timeout("unpaid").command_id)
     assert [rejection.reason for rejection in service.rejections()] == ["order_cancelled"]
     assert service.table()["order-1"].order.status == "paid"
 
@@ -65,3 +74,55 @@ def test_a_timer_fires_behind_the_end_of_a_transaction(service):
         end(30)
     until(lambda: timeouts(service), "the unpaid order is cancelled")
     assert [event.order_id for event in service.events()] == ["unpaid", "unpaid"]
+
+
+class Unread:
+    """Stands in for the consumer of a lane that does not come to the end of its commands, until told so."""
+
+    def __init__(self):
+        self.has_read = False
+        self.ends_asked = 0
+        self.looked = 0
+        self.pause = self.resume = self.end_of = print
+
+    async def end(self, _partition):
+        self.ends_asked += 1
+        return 10
+
+    async def reached(self, _partition):
+        self.looked += 1
+        return (10 if self.has_read else 3), 0, 0
+
+
+async def test_however_long_a_lane_is_behind_one_question_at_a_time_asks_how_far_it_is():
+    now = datetime.now(UTC)
+    policy = LanePolicy(partition_count=1, commands_topic="commands", payment_due_s=1)
+    lane = Lane(0, policy, lambda _user_id: UserCheck.ACTIVE, print)
+    due_now = entry_after([create], now=now - timedelta(seconds=1))
+    due_soon = entry_after([create], now=now - timedelta(seconds=0.8))
+    lane.restore({"first": due_now, "second": due_soon}, [], Position(3, "owner", 10, None))
+    unread: Any = Unread()
+    nobody: Any = None
+    settings = Settings(payment_due_s=1)
+    servers = {"bootstrap_servers": "127.0.0.1:1"}
+    context = Context(settings, topic_names(), servers, unread, nobody, print, lambda _step: None)
+    assignment = Assignment(context, {0}, None, nobody)
+    assignment.inbox.open(0)
+    assignment.lanes[0] = lane
+    watching = asyncio.create_task(assignment._watch_payments())
+    try:
+        await becomes(lambda: unread.looked > 20)  # a second: the other payment is due, too
+        assert unread.ends_asked == 1
+        unread.has_read = True
+        await becomes(lambda: assignment.turns._due == {0: ["first", "second"]})
+        assert unread.ends_asked == 2
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await assignment.stop()
+
+
+async def becomes(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0.01)

@@ -128,11 +128,12 @@ def test_a_full_waiting_room_pauses_its_partition_and_no_other(service, mode):
         by_partition.setdefault(service.partition_of(f"order-{number}"), []).append(number)
     full, other = by_partition[0], by_partition[1]
     waiting = [command for number in full[:6] for command in order(number, f"late-{number}")]
-    service.send(waiting)
-    until(lambda: len(service.waiting()) >= 4, "the room of one partition is full")
+    service.send(waiting[:4])
+    until(lambda: len(service.waiting()) == 4, "the room of one partition is full")
     going_on = orders(other[:5])
-    service.send(going_on)
+    service.send([*waiting[4:], *going_on])
     service.wait_outcomes(4 + len(going_on))
+    assert len(service.waiting()) == 4
     mode(Mode.OK)
     service.wait_outcomes(4 + len(going_on) + len(waiting))
     service.check([*order("known", "dana"), *waiting, *going_on])

@@ -245,15 +245,18 @@ def test_of_a_record_that_is_no_command_only_its_dead_letter_is_left():
             encode_json_command(create)[:-1] + b'"\xff"}',
             None,
         ):
-            world = World()
-            received = [_decoded(world.record(value)) for _ in range(2)]
-            [record, _] = [weakref.ref(record) for record, _ in received]
-            world.lane.decide(received, NOW)
-            del received
-            assert len(world.changes().dead_letters) == 2
-            assert record() is None, value
+            record, letters = buried(value)
+            assert (record(), letters) == (None, 2), value
     finally:
         gc.enable()
+
+
+def buried(value):
+    """Let a lane bury two records, received as a worker does: what was returned from can still be held by an error."""
+    world = World()
+    received = [_decoded(world.record(value)) for _ in range(2)]
+    world.lane.decide(received, NOW)
+    return weakref.ref(received[0][0]), len(world.changes().dead_letters)
 
 
 def test_of_many_orders_that_can_be_released_some_stay_for_the_next_turn():
