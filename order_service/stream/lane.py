@@ -75,8 +75,8 @@ class Changes(Struct):
 
     @property
     def commands(self) -> int:
-        """How many commands these are the outcomes of."""
-        return sum(self.outcomes.values()) + len(self.dead_letters)
+        """How many commands these are the outcomes of, or went into the waiting room or out of it."""
+        return sum(self.outcomes.values()) + len(self.dead_letters) + len(self.waiting)
 
     def __bool__(self) -> bool:
         return self.moved or bool(self.waiting or self.table or self.rejections)
