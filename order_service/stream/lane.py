@@ -74,9 +74,14 @@ class Changes(Struct):
     size: int = 0
 
     @property
-    def commands(self) -> int:
-        """How many commands these are the outcomes of, or went into the waiting room or out of it."""
-        return sum(self.outcomes.values()) + len(self.dead_letters) + len(self.waiting)
+    def decided(self) -> int:
+        """How many commands got their outcome."""
+        return sum(self.outcomes.values()) + len(self.dead_letters)
+
+    @property
+    def kept(self) -> int:
+        """How many commands went into the waiting room."""
+        return sum(value is not None for value in self.waiting.values())
 
     def __bool__(self) -> bool:
         return self.moved or bool(self.waiting or self.table or self.rejections)

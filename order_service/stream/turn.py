@@ -38,8 +38,17 @@ class Turn(Struct, frozen=True):
     """What one turn has decided, per lane, and when it began."""
 
     changes: list[tuple[Lane, Changes]]
-    commands: int
     began_at: float
+
+    @property
+    def decided(self) -> int:
+        """How many commands got their outcome."""
+        return sum(changes.decided for _, changes in self.changes)
+
+    @property
+    def kept(self) -> int:
+        """How many commands went into the waiting room."""
+        return sum(changes.kept for _, changes in self.changes)
 
 
 class TurnTaker:
@@ -96,7 +105,7 @@ class TurnTaker:
 
         A transaction costs the same whatever is in it, so under load fewer are better; with little to do, sooner is.
         """
-        return self._turn_s if turn.commands > 1 else self._turn_s / 4
+        return self._turn_s if turn.decided + turn.kept > 1 else self._turn_s / 4
 
     def stop(self) -> None:
         """Let `run` return after the turn in flight."""
@@ -153,7 +162,7 @@ class TurnTaker:
         if not changes:
             return None
         self._step("turn.decided")
-        return Turn(changes, sum(changed.commands for _, changed in changes), began_at)
+        return Turn(changes, began_at)
 
     def _full(self) -> set[int]:
         return {partition for partition, lane in self.lanes.items() if lane.is_full()}
@@ -216,7 +225,7 @@ def _now() -> datetime:
 
 def _count(turn: Turn) -> None:
     metrics.TURN_SECONDS.observe(time.monotonic() - turn.began_at)
-    metrics.TURN_COMMANDS.observe(turn.commands)
+    metrics.TURN_COMMANDS.observe(turn.decided)
     for _, changes in turn.changes:
         for (command, outcome, reason), count in changes.outcomes.items():
             metrics.COMMANDS.labels(command, outcome, reason).inc(count)
