@@ -9,7 +9,7 @@ UV := $(VENV)/uv/bin/uv
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench lock clean
+.PHONY: help setup run test check format chaos bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test: check ## all checks and all tests, on a real Kafka
 format: setup ## put the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS KINDS
+chaos: setup ## kill what carries a load, then count what was lost or doubled (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS)
+	$(BIN)/python -m tests.faults
 
 bench: setup ## measure throughput, latency and restore, and print the table
 	$(BIN)/python -m bench

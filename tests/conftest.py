@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 
 from tests.broker import running_kafka
+from tests.service import Service, StubThread
 
 settings.register_profile("local", deadline=None, max_examples=150)
 settings.register_profile("ci", deadline=None, max_examples=150, derandomize=True, database=None)
@@ -16,3 +17,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 def bootstrap_servers(tmp_path_factory):
     with running_kafka(tmp_path_factory.mktemp("kafka")) as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def users():
+    with StubThread() as stub:
+        yield stub
+
+
+@pytest.fixture
+def service(bootstrap_servers, tmp_path, users):
+    """Give a service of its own to each test, on the broker that all share."""
+    with Service(bootstrap_servers, tmp_path, users) as made:
+        yield made

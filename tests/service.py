@@ -55,7 +55,12 @@ class WorkerProcess:
     """A worker in a process of its own; its log is a file, its end is awaited."""
 
     def __init__(
-        self, name: str, environment: dict[str, str], directory: Path, failpoint: tuple[str, int, str] | None
+        self,
+        name: str,
+        environment: dict[str, str],
+        directory: Path,
+        failpoint: tuple[str, int, str] | None,
+        module: Sequence[str] = ("tests.worker",),
     ) -> None:
         self.name = name
         self.admin_port = free_port()
@@ -64,7 +69,7 @@ class WorkerProcess:
         arguments = [] if failpoint is None else [str(part) for part in failpoint]
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.worker", *arguments],
+                [sys.executable, "-m", *module, *arguments],
                 cwd=ROOT,
                 env=environment,
                 stdout=output,
@@ -77,10 +82,10 @@ class WorkerProcess:
             raise AssertionError(f"{self.name} ended with {self.process.returncode}: {self.log()[-2000:]}")
         return self.admin("/health/ready")[0] == 200
 
-    def admin(self, path: str) -> tuple[int, str]:
+    def admin(self, path: str, *, within_s: float = 5.0) -> tuple[int, str]:
         """Ask the admin port; status 0 if it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}{path}", timeout=5) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}{path}", timeout=within_s) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -171,10 +176,19 @@ class StubThread:
 class Service:
     """Topics, workers and clients of one test."""
 
-    def __init__(self, bootstrap_servers: str, directory: Path, users: StubThread, **settings: str) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        directory: Path,
+        users: StubThread,
+        *,
+        keep_topics: bool = False,
+        **settings: str,
+    ) -> None:
         self.bootstrap_servers = bootstrap_servers
         self.directory = directory
         self.users = users
+        self._keep_topics = keep_topics
         name = f"t{uuid4().hex[:10]}"
         self.app_id = name
         self.environment = os.environ | {
@@ -201,6 +215,8 @@ class Service:
     def __exit__(self, *_: object) -> None:
         for worker in self.workers:
             worker.end()
+        if self._keep_topics:
+            return
         for future in self.kafka.delete_topics(list(vars_of(self.names).values())).values():
             future.exception(30)
 
@@ -213,10 +229,16 @@ class Service:
             app_id=self.app_id,
         )
 
-    def start_worker(self, failpoint: tuple[str, int, str] | None = None, **settings: str) -> WorkerProcess:
+    def start_worker(
+        self,
+        failpoint: tuple[str, int, str] | None = None,
+        *,
+        module: Sequence[str] = ("tests.worker",),
+        **settings: str,
+    ) -> WorkerProcess:
         """Start a worker; with a failpoint (step, count, signal) it gets a signal there."""
         name = f"worker-{len(self.workers) + 1}"
-        worker = WorkerProcess(name, self.environment | settings, self.directory, failpoint)
+        worker = WorkerProcess(name, self.environment | settings, self.directory, failpoint, module)
         self.workers.append(worker)
         return worker
 
@@ -240,12 +262,12 @@ class Service:
         return count
 
     @contextmanager
-    def sending(self, commands: Sequence[Command], *, per_s: int) -> Iterator[None]:
+    def sending(self, commands: Sequence[Command], *, per_s: int) -> "Iterator[Sender]":
         """Produce commands in a thread while the block runs; all have arrived when it ends."""
         sender = Sender(self, commands, per_s)
         sender.start()
         try:
-            yield
+            yield sender
         finally:
             sender.join()
         assert sender.sent == len(commands), "all commands were sent"

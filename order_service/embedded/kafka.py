@@ -25,7 +25,7 @@ from order_service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-VERSION = "4.3.1"
+VERSION = "4.2.1"
 IMAGE = f"apache/kafka:{VERSION}"
 JAVA_MIN = 17
 POM = Path(__file__).with_name("pom.xml")
@@ -189,11 +189,19 @@ def embedded_broker(choice: Embedded, directory: Path, port: int = 0) -> Broker:
 
     A directory that was used before keeps its topics and records. Port 0 takes a free one.
     """
-    jars = fetch_jars(choice.mvn, cache_dir())
     port = port or free_port()
+    return prepare_node(choice, directory, port, _node_properties(port, free_port()))
+
+
+def prepare_node(choice: Embedded, directory: Path, port: int, properties: Mapping[str, str]) -> Broker:
+    """Make a node ready that has these properties and answers at `port`, for one that is not alone in its cluster.
+
+    Paths among the properties are seen from `directory`, and `log.dirs` is `data`.
+    """
+    jars = fetch_jars(choice.mvn, cache_dir())
     directory.mkdir(parents=True, exist_ok=True)
     open_log(directory / LOG).close()  # before we overwrite the settings of one that runs there
-    Path(directory, "server.properties").write_text(_lines(_node_properties(port, free_port())), encoding="ascii")
+    Path(directory, "server.properties").write_text(_lines(properties), encoding="ascii")
     java = [choice.java, "-cp", f"{jars}/*"]
     if not Path(directory, "data", "meta.properties").exists():
         _format(java, directory)

@@ -1,0 +1,1 @@
+"""Faults on purpose, and what must be true of the log after them: nothing lost, nothing doubled."""

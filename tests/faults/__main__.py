@@ -1,0 +1,76 @@
+"""`python -m tests.faults`: run the load and the faults that SEED, COMMANDS and their like name, and give the verdict.
+
+`python -m tests.faults look DIRECTORY` reads the topics of a run again that was kept.
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Literal, cast
+
+import msgspec
+
+from tests.faults.checker import verdict_of
+from tests.faults.cluster import Cluster
+from tests.faults.fleet import ENDS
+from tests.faults.plan import Sizes
+from tests.faults.run import RECORD, Kept, Run, check, forget
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 if all counts are 0, 1 if not, 2 for a wrong call."""
+    signal.signal(signal.SIGTERM, _end)
+    if arguments[:1] == ["look"] and len(arguments) == 2:
+        return look(Path(arguments[1]))
+    if arguments:
+        say("usage: python -m tests.faults [look DIRECTORY]")
+        return 2
+    try:
+        sizes = Sizes.of()
+    except ValueError as error:
+        say(str(error))
+        return 2
+    return prove(sizes)
+
+
+def prove(sizes: Sizes) -> int:
+    """Run, and say what was found."""
+    directory = Path(mkdtemp(prefix="orders-faults-"))
+    say(f"{sizes.commands:,} commands on {sizes.orders:,} orders at {sizes.rate:,}/s, {sizes.faults} faults: {sizes}")
+    say(f"logs and topics: {directory}")
+    run = Run(sizes, directory, say)
+    verdict = run.run()
+    for code, count in sorted(run.ends.items()):
+        say(f"workers that ended with {code} ({ENDS.get(code, 'NOT EXPECTED')}): {count}")
+    is_clean = verdict.is_clean and not run.faults_of_ends()
+    if is_clean:
+        forget(directory)
+    else:
+        say(f"Kept: {directory}. Workers' logs: worker-*.log; topics: python -m tests.faults look {directory}")
+    say(str(verdict))
+    return 0 if is_clean else 1
+
+
+def look(directory: Path) -> int:
+    """Start the Kafka of an earlier run again, and check its topics once more."""
+    kept = msgspec.json.decode((directory / RECORD).read_bytes(), type=Kept)
+    with Cluster(directory / "kafka", cast("Literal[1, 3]", kept.sizes.brokers), proxied=False) as cluster:
+        findings = check(kept, cluster.bootstrap_servers, say)
+    say(str(verdict_of(findings, faults=0, seed=kept.sizes.seed)))
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a line of progress at once."""
+    sys.stdout.write(line + "\n" if line.startswith("lost=") else f"{time.strftime('%H:%M:%S')} {line}\n")
+    sys.stdout.flush()
+
+
+def _end(*_: Any) -> None:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,628 @@
+"""The checker: walks the commands of a partition and tells what the log does not say of them as it must.
+
+Topics are co-partitioned, so a partition is checked by itself, and an order by itself in it. Where the log cannot be
+what the rules make of it, each reading that could explain it is kept, and what follows tells which one it was: so one
+fault is counted once, and not again with every later command of its order.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from msgspec import Struct, field, structs
+
+from tests.faults import model
+from tests.faults.decoding import (
+    POSITION_KEY,
+    Command,
+    Entry,
+    Event,
+    Poison,
+    Record,
+    Rejection,
+    Unreadable,
+    decode_command,
+    decode_entry,
+    decode_event,
+    decode_position,
+    decode_rejection,
+    digest_of,
+    id_of,
+    waiting_offset,
+)
+from tests.faults.model import Happens, Order, Refused
+
+KINDS: Final = ("lost", "duplicate", "phantom", "disorder", "state", "chain", "waiting", "dead")
+MAX_DEAD_KEY: Final = 64 * 1024
+MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
+MAX_DEAD_HEADERS: Final = 1024 * 1024
+"""What is kept whole of a dead letter: Kafka bounds records as they are compressed, so one can unpack to more."""
+MAX_READINGS: Final = 16
+
+
+class PartitionRecords(Struct, frozen=True):
+    """All committed records of one partition, topic by topic, from the start; `commands_end` is the end of commands."""
+
+    partition: int
+    commands_end: int
+    commands: list[Record] = field(default_factory=list)
+    events: list[Record] = field(default_factory=list)
+    rejections: list[Record] = field(default_factory=list)
+    dead_letters: list[Record] = field(default_factory=list)
+    table: list[Record] = field(default_factory=list)
+    waiting: list[Record] = field(default_factory=list)
+
+
+class Terms(Struct, frozen=True):
+    """What the checker must know of the service: its settings, and what its User Service says.
+
+    `user_of` gives active, unknown or inactive.
+    """
+
+    partition_count: int
+    commands_topic: str
+    user_of: Callable[[str], str]
+    user_deadline_s: float = 3600.0
+
+
+class Finding(Struct, frozen=True):
+    """One thing that is not as it must be; `offset` is that of the record in its own topic that shows it."""
+
+    kind: str
+    partition: int
+    offset: int
+    order_id: str
+    command_id: str | None
+    what: str
+
+
+class Findings(Struct):
+    """What was found in one partition."""
+
+    partition: int
+    commands: int = 0
+    found: list[Finding] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Count the findings, kind by kind; only kinds that were found."""
+        return dict(Counter(finding.kind for finding in self.found))
+
+    def add(self, kind: str, offset: int, what: str, order_id: str = "", command_id: str | None = None) -> None:
+        """Note one finding."""
+        self.found.append(Finding(kind, self.partition, offset, order_id, command_id, what))
+
+
+class Verdict(Struct, frozen=True):
+    """What is true of all partitions together."""
+
+    counts: dict[str, int]
+    commands: int
+    faults: int
+    seed: int
+
+    @property
+    def is_clean(self) -> bool:
+        """Tell whether there were commands and nothing was found; of an empty log nothing is proved."""
+        return self.commands > 0 and not any(self.counts.values())
+
+    def __str__(self) -> str:
+        counts = " ".join(f"{kind}={self.counts[kind]}" for kind in KINDS)
+        return f"{counts} commands={self.commands} faults={self.faults} seed={self.seed}"
+
+
+def verdict_of(findings: Iterable[Findings], *, faults: int, seed: int) -> Verdict:
+    """Add up partitions, one after the other, so that only one must be in memory."""
+    counts = dict.fromkeys(KINDS, 0)
+    commands = 0
+    for found in findings:
+        commands += found.commands
+        for kind, count in found.counts.items():
+            counts[kind] += count
+    return Verdict(counts, commands, faults, seed)
+
+
+def check_partition(records: PartitionRecords, terms: Terms) -> Findings:
+    """Check all that one partition holds."""
+    findings = Findings(records.partition, commands=len(records.commands))
+    outcomes = _Outcomes(records, findings)
+    waiting = _check_waiting(records, findings)
+    entries = _check_table(records, findings)
+    walks: dict[str, _Walk] = {}
+    for record, command in _check_commands(records, terms, findings):
+        order_id = command.order_id
+        if order_id not in walks:
+            walks[order_id] = _Walk(order_id, terms, findings, outcomes.timeouts.pop(order_id, []))
+        walks[order_id].take(record, command, outcomes.of(record, command, waiting))
+    outcomes.report_phantoms()
+    for order_id, walk in walks.items():
+        walk.finish(entries.pop(order_id, None))
+    for order_id, entry in entries.items():
+        findings.add("state", entry.offset, "The table has an order that no command made.", order_id)
+    return findings
+
+
+# Outcomes, by the command that they answer
+
+
+class _Outcome(Struct, frozen=True, gc=False):
+    """An event or a rejection in its topic, with the digest of its value."""
+
+    offset: int
+    said: Event | Rejection
+    digest: bytes
+
+    @property
+    def at_ms(self) -> int:
+        return self.said.occurred_at if isinstance(self.said, Event) else self.said.rejected_at
+
+
+class _Timeout(Struct, frozen=True, gc=False):
+    """An order's own cancellation in the topic of events, with the digest of its value."""
+
+    offset: int
+    event: Event
+    digest: bytes
+
+
+class _Answered(Struct, frozen=True, gc=False):
+    """What the log has for one command: its outcomes, or why it may have none that can be read."""
+
+    outcomes: list[_Outcome]
+    is_unreadable: bool = False
+    is_buried: bool = False
+    is_waiting: bool = False
+
+
+class _Outcomes:
+    """Events, rejections and dead letters by the offset of their command."""
+
+    def __init__(self, records: PartitionRecords, findings: Findings) -> None:
+        self.timeouts: dict[str, list[_Timeout]] = defaultdict(list)
+        self._findings = findings
+        self._answers: dict[int, list[_Outcome]] = defaultdict(list)
+        self._unreadable: set[int] = set()
+        self._buried = {record.command_offset for record in records.dead_letters}
+        for record in records.events:
+            self._add(record, decode_event)
+        for record in records.rejections:
+            self._add(record, decode_rejection)
+
+    def of(self, record: Record, command: Command, waiting: set[int]) -> _Answered:
+        """Take the outcomes of one command; those that name another command stay, and are phantoms."""
+        offset = record.offset
+        named = self._answers.get(offset)
+        outcomes = [] if named is None else [outcome for outcome in named if _answers(outcome.said, command)]
+        if named is not None and len(outcomes) == len(named):
+            del self._answers[offset]
+        elif named is not None:
+            self._answers[offset] = [outcome for outcome in named if outcome not in outcomes]
+        return _Answered(outcomes, offset in self._unreadable, offset in self._buried, offset in waiting)
+
+    def report_phantoms(self) -> None:
+        """Report all that no command has taken."""
+        for outcomes in self._answers.values():
+            for outcome in outcomes:
+                self._phantom(outcome.offset, outcome.said, "An outcome answers no command.")
+        for timeouts in self.timeouts.values():
+            for timeout in timeouts:
+                self._phantom(timeout.offset, timeout.event, "An order cancelled itself that never was.")
+
+    def _add(self, record: Record, decode: Callable[[bytes | None], Event | Rejection]) -> None:
+        try:
+            said = decode(record.value)
+        except Unreadable:
+            self._findings.add("chain", record.offset, "An outcome cannot be read.")
+            self._unreadable.update(() if record.command_offset is None else (record.command_offset,))
+            return
+        offset, digest = record.command_offset, digest_of(record.value or b"")
+        if record.key != said.order_id.encode():
+            self._phantom(record.offset, said, "An outcome has another key than its order.")
+        elif offset is not None:
+            self._answers[offset].append(_Outcome(record.offset, said, digest))
+        elif isinstance(said, Event) and model.is_payment_timeout(said):
+            self.timeouts[said.order_id].append(_Timeout(record.offset, said, digest))
+        else:
+            self._phantom(record.offset, said, "An outcome names no command.")
+
+    def _phantom(self, offset: int, said: Event | Rejection, what: str) -> None:
+        self._findings.add("phantom", offset, what, said.order_id, said.command_id)
+
+
+def _answers(said: Event | Rejection, command: Command) -> bool:
+    return (said.order_id, said.command_id) == (command.order_id, command.command_id)
+
+
+# One order
+
+
+class _Walk:
+    """The commands of one order in the order of the log, and what the order can be after each of them.
+
+    `states` has one state as long as the log is what the rules make of it.
+    """
+
+    def __init__(self, order_id: str, terms: Terms, findings: Findings, timeouts: list[_Timeout]) -> None:
+        self._order_id = order_id
+        self._terms = terms
+        self._findings = findings
+        self._timeouts = sorted(timeouts, key=lambda timeout: timeout.offset)
+        self._states: list[Order | None] = [None]
+        self._event_ids: set[str] = set()
+        self._last_offset: dict[type[Event | Rejection], int] = {Event: -1, Rejection: -1}
+        self._decided_at: list[int | None] = []
+        self._newest_at = model.UNKNOWN_TIME
+
+    def take(self, record: Record, command: Command, answered: _Answered) -> None:
+        """Take the next command with what came of it."""
+        if answered.is_buried:
+            self._find("dead", record.offset, "A command became a dead letter.", command)
+        if not answered.outcomes:
+            self._take_unanswered(record, command, answered)
+            return
+        outcome = self._choose(record, command, answered.outcomes)
+        if _is_too_many_waiting(outcome):
+            self._take_too_many_waiting(outcome, command)
+            return
+        self._decided_at.append(max(outcome.at_ms, self._newest_at))
+        self._newest_at = max(outcome.at_ms, self._newest_at)
+        self._check_place(outcome, command)
+        self._take_outcome(record, command, outcome)
+
+    def finish(self, entry: "_TableEntry | None") -> None:
+        """Compare what the order must be with what the table has of it."""
+        while self._timeouts:
+            self._take_timeout()
+        if entry is not None and entry.entry is None:
+            return  # it cannot be read, which is reported
+        if not any(model.is_in_table(state, None if entry is None else entry.entry) for state in self._states):
+            offset = -1 if entry is None else entry.offset
+            self._find("state", offset, "The table has an order otherwise than its commands made it.")
+
+    def _take_unanswered(self, record: Record, command: Command, answered: _Answered) -> None:
+        repeating = [state for state in self._states if model.is_repeat(command, state)]
+        if repeating:
+            self._states = repeating
+        elif not (answered.is_buried or answered.is_waiting):
+            if not answered.is_unreadable:
+                self._find("lost", record.offset, "A command has no outcome.", command)
+            self._keep([*self._states, *(self._as_ruled(command, state) for state in self._states)])
+        self._decided_at.append(None)
+
+    def _as_ruled(self, command: Command, state: Order | None, outcome: _Outcome | None = None) -> Order | None:
+        """Say what the rules make of a command, whatever the log has; time and digest are those of the outcome."""
+        match model.answer(command, state, None, self._user_of(command)):
+            case Happens() as happened:
+                at_ms, head = model.UNKNOWN_TIME, model.UNKNOWN_DIGEST
+                if outcome is not None:
+                    at_ms, head = outcome.at_ms, outcome.digest
+                return model.after_event(state, happened, (command.command_id, command.digest), at_ms, head)
+            case Refused(reason=reason):
+                return model.after_refusal(state, command, reason)
+        return state
+
+    def _choose(self, record: Record, command: Command, outcomes: list[_Outcome]) -> _Outcome:
+        """Choose the one outcome to go on with: the first that follows, if there are many."""
+        for extra in outcomes[1:]:
+            self._find("duplicate", extra.offset, "A command has another outcome.", command)
+        if len(outcomes) == 1:
+            return outcomes[0]
+        following = (outcome for outcome in outcomes if any(self._followers(record, command, outcome, self._states)))
+        return next(following, outcomes[0])
+
+    def _check_place(self, outcome: _Outcome, command: Command) -> None:
+        kind = type(outcome.said)
+        if outcome.offset < self._last_offset[kind]:
+            self._find("disorder", outcome.offset, "An outcome stands before that of an earlier command.", command)
+        self._last_offset[kind] = max(outcome.offset, self._last_offset[kind])
+
+    def _take_outcome(self, record: Record, command: Command, outcome: _Outcome) -> None:
+        followers = list(self._followers(record, command, outcome, self._states))
+        if not followers and self._timeouts and any(self._followers(record, command, outcome, self._timed_out())):
+            self._take_timeout()
+            followers = list(self._followers(record, command, outcome, self._states))
+        if followers:
+            self._check_digests(command, outcome, followers)
+        else:
+            self._take_what_cannot_be(command, outcome)
+        if isinstance(outcome.said, Event):
+            self._event_ids.add(outcome.said.event_id)
+
+    def _followers(
+        self, record: Record, command: Command, outcome: _Outcome, states: Iterable[Order | None]
+    ) -> Iterator[tuple[Order | None, Order | None]]:
+        """Give each state from which the rules lead to this outcome, and the one after it."""
+        for state in states:
+            if isinstance(outcome.said, Event):
+                happened = self._as_it_happened(command, state, outcome.said)
+                if happened is not None:
+                    known = (command.command_id, command.digest)
+                    yield state, model.after_event(state, happened, known, outcome.said.occurred_at, outcome.digest)
+            elif self._is_refused_so(record, command, state, outcome.said):
+                yield state, model.after_refusal(state, command, outcome.said.reason)
+
+    def _as_it_happened(self, command: Command, state: Order | None, event: Event) -> Happens | None:
+        """Give what the rules make of a command, if that is the event."""
+        version, changed_at = (0, model.UNKNOWN_TIME) if state is None else (state.version, state.changed_at)
+        # Time never runs backwards in an order, so with the time of the event before it was decided at any time before.
+        now_ms = None if event.occurred_at == changed_at else event.occurred_at
+        answer = model.answer(command, state, now_ms, self._user_of(command))
+        is_so = (
+            isinstance(answer, Happens)
+            and (answer.type, answer.fact) == (event.type, event.fact)
+            and (version + 1, command.actor) == (event.version, event.actor)
+            and command.correlation_id == event.correlation_id
+            and event.occurred_at >= changed_at
+            and event.event_id == id_of(event.order_id, str(event.version))
+        )
+        return answer if is_so and isinstance(answer, Happens) else None
+
+    def _is_refused_so(self, record: Record, command: Command, state: Order | None, rejection: Rejection) -> bool:
+        is_timed_out = (
+            rejection.reason == "user_check_timed_out"
+            and rejection.rejected_at >= record.timestamp_ms + self._terms.user_deadline_s * 1000
+        )
+        user = "timed_out" if is_timed_out else self._user_of(command)
+        answer = model.answer(command, state, rejection.rejected_at, user)
+        return answer == Refused(rejection.reason, rejection.status, rejection.version) and _is_about(
+            rejection, command
+        )
+
+    def _check_digests(
+        self, command: Command, outcome: _Outcome, followers: list[tuple[Order | None, Order | None]]
+    ) -> None:
+        """Go on with the states whose head the event follows; with all of them, and a finding, if there is none."""
+        said = outcome.said
+        chained = followers
+        if isinstance(said, Event):
+            chained = [(before, after) for before, after in followers if _is_chained(said, before)]
+        if not chained or said.command_digest != command.digest:
+            self._find("chain", outcome.offset, "An outcome has another digest than what it follows.", command)
+        self._keep([after for _, after in chained or followers])
+
+    def _take_what_cannot_be(self, command: Command, outcome: _Outcome) -> None:
+        """Report an outcome that does not follow, and go on with each reading that could explain it."""
+        said = outcome.said
+        is_twice = isinstance(said, Event) and said.event_id in self._event_ids
+        if is_twice or any(model.is_repeat(command, state) for state in self._states):
+            self._find("duplicate", outcome.offset, "A command was decided again.", command)
+        else:
+            self._find("disorder", outcome.offset, "An outcome does not follow from the commands.", command)
+        self._keep(
+            [
+                *(_adopted(command, state, outcome) for state in self._states),
+                *(self._as_ruled(command, state, outcome) for state in self._states),
+                *self._states,
+            ]
+        )
+
+    def _take_too_many_waiting(self, outcome: _Outcome, command: Command) -> None:
+        """Check that the 32 commands before it waited at that moment: decided in sequence, none of them was earlier."""
+        said = outcome.said
+        waiting = self._decided_at[-model.MAX_WAITING :]
+        first_at = next((decided_at for decided_at in waiting if decided_at is not None), outcome.at_ms)
+        is_so = (
+            isinstance(said, Rejection)
+            and len(waiting) == model.MAX_WAITING
+            and first_at >= outcome.at_ms
+            and (said.status, said.version) == ("absent", 0)
+            and _is_about(said, command)
+        )
+        if not is_so:
+            self._find("disorder", outcome.offset, "A command was refused as one too many to wait.", command)
+        elif said.command_digest != command.digest:
+            self._find("chain", outcome.offset, "An outcome has another digest than its command.", command)
+
+    def _take_timeout(self) -> None:
+        """Fold in the order's own cancellation, which answers no command."""
+        cancelled = self._timed_out()
+        timeout = self._timeouts.pop(0)
+        event = timeout.event
+        if event.event_id in self._event_ids:
+            self._find("duplicate", timeout.offset, "An event stands there twice.")
+            return
+        unpaid = [state for state in self._states if _is_unpaid(state, event)]
+        if timeout.offset < self._last_offset[Event] or not unpaid:
+            self._find("disorder", timeout.offset, "An order cancelled itself that was not unpaid then.")
+        elif not any(_is_chained(event, state) for state in unpaid):
+            self._find("chain", timeout.offset, "An outcome has another digest than what it follows.")
+        self._last_offset[Event] = max(timeout.offset, self._last_offset[Event])
+        self._event_ids.add(event.event_id)
+        self._keep(cancelled if unpaid else [*cancelled, *self._states])
+
+    def _timed_out(self) -> list[Order | None]:
+        """Say what the order is after its own cancellation, if that can come now by its version."""
+        timeout = self._timeouts[0]
+        event = timeout.event
+        happened, known = Happens(event.type, event.fact), (event.command_id, event.command_digest)
+        return [
+            model.after_event(state, happened, known, event.occurred_at, timeout.digest)
+            for state in self._states
+            if state is not None and state.version + 1 == event.version
+        ]
+
+    def _user_of(self, command: Command) -> str:
+        return self._terms.user_of(command.body["user_id"]) if command.type == "CreateOrder" else "active"
+
+    def _keep(self, states: list[Order | None]) -> None:
+        """Keep the states that differ, and not too many of them."""
+        if len(states) > 1:
+            states = [state for place, state in enumerate(states) if state not in states[:place]][:MAX_READINGS]
+        self._states = states
+
+    def _find(self, kind: str, offset: int, what: str, command: Command | None = None) -> None:
+        self._findings.add(kind, offset, what, self._order_id, None if command is None else command.command_id)
+
+
+def _is_too_many_waiting(outcome: _Outcome) -> bool:
+    return isinstance(outcome.said, Rejection) and outcome.said.reason == "too_many_waiting"
+
+
+def _is_about(rejection: Rejection, command: Command) -> bool:
+    """Tell whether a rejection repeats what it must of its command."""
+    return (
+        rejection.command_type == command.type
+        and rejection.actor == command.actor
+        and rejection.correlation_id == command.correlation_id
+        and rejection.rejection_id == id_of(command.order_id, command.command_id, command.digest.hex())
+    )
+
+
+def _is_unpaid(state: Order | None, event: Event) -> bool:
+    """Tell whether an order can cancel itself by this event."""
+    return (
+        state is not None
+        and (state.status, state.version + 1) == ("created", event.version)
+        and event.occurred_at >= state.changed_at
+    )
+
+
+def _is_chained(event: Event, before: Order | None) -> bool:
+    """Tell whether an event follows the head of an order; one that is not in the log has a head nobody knows."""
+    if before is None:
+        return event.previous_digest is None
+    return before.head in {model.UNKNOWN_DIGEST, event.previous_digest}
+
+
+def _adopted(command: Command, state: Order | None, outcome: _Outcome) -> Order | None:
+    """Believe the log: what an order is if this outcome is true."""
+    said = outcome.said
+    if isinstance(said, Event):
+        known = (command.command_id, command.digest)
+        after = model.after_event(state, Happens(said.type, said.fact), known, said.occurred_at, outcome.digest)
+        return structs.replace(after, version=said.version)
+    after_it = model.after_refusal(state, command, said.reason)
+    if after_it is None or model.seen_by(said.actor, after_it) == (said.status, said.version):
+        return after_it
+    if said.version:
+        return structs.replace(after_it, status=said.status, version=said.version)
+    return None if said.actor.startswith("service:") else after_it  # others may just not see it
+
+
+# Commands and dead letters
+
+
+def _check_commands(records: PartitionRecords, terms: Terms, findings: Findings) -> list[tuple[Record, Command]]:
+    """Decode the commands; what is none must be a dead letter, once and whole, and no other letter be there."""
+    letters: dict[int | None, list[Record]] = defaultdict(list)
+    for letter in records.dead_letters:
+        letters[letter.command_offset].append(letter)
+    commands = []
+    for record in records.commands:
+        command = decode_command(record, terms.partition_count)
+        found = letters.pop(record.offset, [])
+        if isinstance(command, Poison):
+            _check_letters(record, command, found, terms, findings)
+        else:
+            commands.append((record, command))
+        for extra in found[1:]:
+            findings.add("duplicate", extra.offset, "A command has another dead letter.")
+    for unknown in letters.values():
+        for letter in unknown:
+            findings.add("phantom", letter.offset, "A dead letter answers no command.")
+    return commands
+
+
+def _check_letters(record: Record, poison: Poison, letters: list[Record], terms: Terms, findings: Findings) -> None:
+    if not letters:
+        findings.add("dead", record.offset, "What is no command has no dead letter.")
+    elif not any(_is_whole(letter, record, poison, terms) for letter in letters):
+        findings.add("dead", letters[0].offset, "A dead letter is not whole.")
+
+
+def _is_whole(letter: Record, record: Record, poison: Poison, terms: Terms) -> bool:
+    origin = {
+        "dl_topic": terms.commands_topic,
+        "dl_partition": str(record.partition),
+        "dl_offset": str(record.offset),
+        "dl_timestamp": str(record.timestamp_ms),
+    }
+    return (
+        all(letter.header(name) == value.encode() for name, value in origin.items())
+        and letter.header("dl_reason") in {reason.encode() for reason in poison.reasons}
+        and letter.header("dl_detail") is not None
+        and _is_kept(letter.key, record.key, MAX_DEAD_KEY, letter)
+        and _is_kept(letter.value, record.value, MAX_DEAD_VALUE, letter)
+        and _has_headers_of(letter, record)
+    )
+
+
+def _is_kept(kept: bytes | None, whole: bytes | None, most: int, letter: Record) -> bool:
+    """Tell whether a key or value is there as it came, or cut at the most that fits and its length named."""
+    if whole is None or len(whole) <= most:
+        return kept == whole
+    return kept == whole[:most] and ("dl_cut", str(len(whole)).encode()) in letter.headers
+
+
+def _has_headers_of(letter: Record, record: Record) -> bool:
+    kept = [(name.removeprefix("orig_"), value) for name, value in letter.headers if name.startswith("orig_")]
+    original = [(name, value or b"") for name, value in record.headers]
+    dropped = len(original) - len(kept)
+    if dropped == 0:
+        return kept == original
+    size = sum(len(name.encode()) + len(value) + 15 for name, value in original)  # 15: lengths, and "orig_"
+    is_too_much = size > MAX_DEAD_HEADERS and letter.header("dl_headers_dropped") == str(dropped).encode()
+    return is_too_much and kept == original[: len(kept)]
+
+
+# Changelogs
+
+
+class _TableEntry(Struct, frozen=True):
+    """The newest record that the table has of an order; `entry` is None where it cannot be read."""
+
+    offset: int
+    entry: Entry | None
+
+
+def _newest(records: list[Record]) -> dict[bytes, Record]:
+    return {record.key or b"": record for record in records}
+
+
+def _check_table(records: PartitionRecords, findings: Findings) -> dict[str, _TableEntry]:
+    """Check the position, and give the newest entry of each order."""
+    newest = _newest(records.table)
+    _check_position(newest.get(POSITION_KEY), records, findings)
+    entries = {}
+    for key, record in newest.items():
+        if record.value is None or key.startswith(b"\0"):
+            continue
+        order_id = key.decode(errors="backslashreplace")
+        entries[order_id] = _TableEntry(record.offset, _entry_of(record, order_id, findings))
+    return entries
+
+
+def _entry_of(record: Record, order_id: str, findings: Findings) -> Entry | None:
+    try:
+        return decode_entry(record.value or b"")
+    except Unreadable:
+        findings.add("state", record.offset, "A record of the table cannot be read.", order_id)
+        return None
+
+
+def _check_position(record: Record | None, records: PartitionRecords, findings: Findings) -> None:
+    least = records.commands[-1].offset + 1 if records.commands else 0
+    if record is None:
+        if least:
+            findings.add("state", -1, "The table has no position.")
+        return
+    try:
+        is_so = least <= decode_position(record.value or b"") <= records.commands_end
+    except Unreadable:
+        is_so = False
+    if not is_so:
+        findings.add("state", record.offset, "The position is not at the end of the commands.")
+
+
+def _check_waiting(records: PartitionRecords, findings: Findings) -> set[int]:
+    """Report what is left in the waiting room, and give the offsets of those commands."""
+    left = set()
+    for key, record in _newest(records.waiting).items():
+        if record.value is None or key.startswith(b"\0"):
+            continue
+        order_id = key.partition(b"\0")[0].decode(errors="backslashreplace")
+        findings.add("waiting", record.offset, "A command is left in the waiting room.", order_id)
+        offset = waiting_offset(key)
+        if offset is not None:
+            left.add(offset)
+    return left

@@ -1,0 +1,321 @@
+"""One run: a load goes in, faults befall whoever carries it, and when all is healed the checker reads every topic."""
+
+import heapq
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, cast
+
+import msgspec
+from confluent_kafka import Producer
+from msgspec import Struct
+
+from order_service.users.stub import Mode
+from tests.faults.checker import Findings, Terms, Verdict, check_partition, verdict_of
+from tests.faults.cluster import Cluster
+from tests.faults.fleet import ENDS, Fleet, Measured
+from tests.faults.load import Load
+from tests.faults.plan import Fault, Sizes, plan_faults
+from tests.faults.proxy import Api
+from tests.faults.reading import read_partition
+from tests.service import Service, StubThread, until, vars_of
+
+PARTITIONS: Final = 4
+SESSION_TIMEOUT_S: Final = 3.0
+SLEEP_S: Final = SESSION_TIMEOUT_S + 2.5
+"""How long a worker is stopped: the group has given its partitions to others when it wakes."""
+USER_DEADLINE_S: Final = 12.0
+PAYMENT_DUE_S: Final = 45.0
+USERS_AWAY_S: Final = 6.0
+DELAY_S: Final = 1.5
+BROKER_AWAY_S: Final = 1.5
+SETTLED_WITHIN_S: Final = 180.0
+PROGRESS_EVERY_S: Final = 5.0
+SHOWN: Final = 20
+RECORD: Final = "run.json"
+
+
+class Kept(Struct, frozen=True):
+    """What is needed to look at the topics of a run again."""
+
+    sizes: Sizes
+    topics: dict[str, str]
+
+
+class Sender(threading.Thread):
+    """Produces the load at its rate; what Kafka does not take yet, it sends again, in order."""
+
+    def __init__(self, servers: str, topic: str, sizes: Sizes) -> None:
+        super().__init__(name="load", daemon=True)
+        self.sent = 0
+        self.failed: list[str] = []
+        self._topic = topic
+        self._sizes = sizes
+        self._producer = Producer(
+            {
+                "bootstrap.servers": servers,
+                "partitioner": "murmur2_random",
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "message.timeout.ms": 0,
+                "log_level": 0,
+            }
+        )
+
+    def run(self) -> None:
+        """Send all of it."""
+        start = time.monotonic()
+        pause = threading.Event()
+        for number, record in enumerate(Load(self._sizes).records()):
+            if (early := start + number / self._sizes.rate - time.monotonic()) > 0:
+                pause.wait(early)
+            self._produce(record.key, record.value, list(record.headers))
+            self.sent += 1
+        if left := self._producer.flush(120):
+            self.failed.append(f"{left} records did not arrive within two minutes")
+
+    def _produce(self, key: bytes | None, value: bytes | None, headers: list[tuple[str, str | bytes | None]]) -> None:
+        while True:
+            try:
+                self._producer.produce(self._topic, value, key, headers=headers, on_delivery=self._delivered)
+            except BufferError:
+                self._producer.poll(0.1)
+            else:
+                self._producer.poll(0)
+                return
+
+    def _delivered(self, error: object, _message: object) -> None:
+        if error is not None:
+            self.failed.append(str(error))
+
+
+class Run:
+    """A cluster, a fleet, a load and a plan. `say` is told each line of progress."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        directory: Path,
+        say: Callable[[str], None],
+        module: Sequence[str] = ("tests.worker",),
+    ) -> None:
+        self.sizes = sizes
+        self.directory = directory
+        self.happened: Counter[str] = Counter()
+        self.ends: Counter[int] = Counter()
+        self.findings: list[Findings] = []
+        self._say = say
+        self._module = module
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._told_at = 0.0
+
+    def run(self) -> Verdict:
+        """Do it all, and give the verdict of the checker."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with running(self.sizes, self.directory) as (cluster, users, service):
+            self._cluster, self._users, self._service = cluster, users, service
+            kept = Kept(self.sizes, vars_of(service.names))
+            (self.directory / RECORD).write_bytes(msgspec.json.encode(kept))
+            self._fleet = Fleet(service, self._module)
+            self._under_fire()
+            self._heal()
+            self._fleet.stop()
+            self.ends = self._fleet.ends
+            self.findings = check(kept, cluster.bootstrap_servers, self._say)
+        return verdict_of(self.findings, faults=self.happened.total(), seed=self.sizes.seed)
+
+    def faults_of_ends(self) -> list[str]:
+        """Name the ends of workers that are none of those that the faults explain."""
+        return [f"{count} workers ended with {code}" for code, count in self.ends.items() if code not in ENDS]
+
+    def _under_fire(self) -> None:
+        """Send the load, and let each fault happen when its time has come."""
+        for _ in range(self.sizes.workers):
+            self._fleet.join()
+        until(lambda: self._fleet.measure().lanes == PARTITIONS, "all partitions run")
+        sender = Sender(self._cluster.bootstrap_servers, self._service.names.commands, self.sizes)
+        self._sender = sender
+        self._start = time.monotonic()
+        for fault in plan_faults(self.sizes):
+            self._do_later(fault.at_s, partial(self._befall, fault))
+        sender.start()
+        pause = threading.Event()
+        while sender.is_alive() or self._later:
+            self._tend()
+            pause.wait(0.1)
+        assert not sender.failed, sender.failed[:3]
+
+    def _tend(self) -> None:
+        while self._later and self._later[0][0] <= time.monotonic() - self._start:
+            heapq.heappop(self._later)[2]()
+        self._fleet.tend()
+        if time.monotonic() - self._told_at > PROGRESS_EVERY_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told_at = time.monotonic()
+        measured = self._fleet.measure()
+        faults = " ".join(f"{kind}={count}" for kind, count in sorted(self._all_that_happened().items()))
+        self._say(
+            f"{time.monotonic() - self._start:4.0f} s  sent {self._sender.sent:,}  lag {measured.lag:,}  "
+            f"waiting {measured.waiting:,}  workers {len(self._fleet.workers)}  {faults}"
+        )
+
+    def _do_later(self, at_s: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (at_s, len(self._later) + id(action), action))
+
+    def _do_in(self, seconds: float, action: Callable[[], None]) -> None:
+        self._do_later(time.monotonic() - self._start + seconds, action)
+
+    def _befall(self, fault: Fault) -> None:
+        match fault.kind:
+            case "kill":
+                self._fleet.pick(fault.pick).send(signal.SIGKILL)
+            case "term":
+                self._fleet.pick(fault.pick).send(signal.SIGTERM)
+            case "pause":
+                self._pause(fault)
+            case "join":
+                self._fleet.join()
+            case "leave":
+                if not self._fleet.leave(fault.pick):
+                    return
+            case "broker":
+                self._end_brokers(fault)
+            case "users":
+                self._users.stub.mode = Mode(fault.detail)
+                self._do_in(USERS_AWAY_S, self._heal_users)
+            case "network":
+                self._disturb(fault.detail)
+                return  # the proxies count what has really happened
+        self.happened[fault.kind] += 1
+
+    def _pause(self, fault: Fault) -> None:
+        worker = self._fleet.pick(fault.pick)
+        worker.send(signal.SIGSTOP)
+        self._do_in(SLEEP_S, lambda: worker.send(signal.SIGCONT))
+
+    def _heal_users(self) -> None:
+        self._users.stub.mode = Mode.OK
+
+    def _disturb(self, detail: str) -> None:
+        name, _, api = detail.partition(" ")
+        for proxy in self._cluster.proxies.values():
+            match name:
+                case "cut_all":
+                    proxy.cut_all()
+                case "freeze":
+                    proxy.freeze(DELAY_S)
+                case "delay_request":
+                    proxy.delay_request(Api[api], DELAY_S)
+                case "delay_answer":
+                    proxy.delay_answer(Api[api], DELAY_S)
+                case "lose_request":
+                    proxy.lose_request(Api[api])
+                case "lose_answer":
+                    proxy.lose_answer(Api[api])
+
+    def _end_brokers(self, fault: Fault) -> None:
+        cluster = self._cluster
+        nodes = list(cluster.nodes)
+        match fault.detail:
+            case "kill" | "kill any":
+                node = nodes[int(fault.pick * len(nodes))]
+            case "stop":
+                cluster.stop(nodes[0])
+                self._do_in(BROKER_AWAY_S, lambda: cluster.start(nodes[0]))
+                return
+            case "kill group coordinator":
+                node = cluster.coordinator_of_group(self._service.app_id)
+            case "kill transaction coordinator":
+                node = cluster.coordinator_of_transaction(f"{self._service.app_id}-claim-0")
+            case "rolling restart":
+                for node in nodes:
+                    cluster.stop(node)
+                    cluster.start(node)
+                    cluster.wait_all_in_sync()
+                return
+        cluster.kill(node)
+        self._do_in(BROKER_AWAY_S, lambda: self._start_again(node))
+
+    def _start_again(self, node: int) -> None:
+        self._cluster.start(node)
+        if self.sizes.brokers > 1:  # the next fault must not find two of three away
+            self._cluster.wait_all_in_sync()
+
+    def _heal(self) -> None:
+        """Let all go on, and wait until everything is decided."""
+        self._heal_users()
+        for proxy in self._cluster.proxies.values():
+            proxy.disarm()
+        for worker in self._fleet.workers:
+            worker.send(signal.SIGCONT)
+        pause = threading.Event()
+        deadline = time.monotonic() + SETTLED_WITHIN_S
+        settled = 0
+        while settled < 3:
+            settled = settled + 1 if self._is_settled() else 0
+            self._tend()
+            if time.monotonic() > deadline:
+                self._say(f"Not all was decided within {SETTLED_WITHIN_S:.0f} s.")
+                break
+            pause.wait(0.5)
+        self.happened = self._all_that_happened()
+        self._tell()
+
+    def _is_settled(self) -> bool:
+        return self._fleet.measure() == Measured(lag=0, waiting=0, lanes=PARTITIONS)
+
+    def _all_that_happened(self) -> Counter[str]:
+        network = sum(proxy.happened.total() for proxy in self._cluster.proxies.values())
+        return Counter({**self.happened, "network": network}) if network else Counter(self.happened)
+
+
+@contextmanager
+def running(sizes: Sizes, directory: Path) -> Iterator[tuple[Cluster, StubThread, Service]]:
+    """Give a cluster behind proxies, a User Service stub, and a service without orders; its topics are kept."""
+    with (
+        Cluster(directory / "kafka", cast("Literal[1, 3]", sizes.brokers)) as cluster,
+        StubThread() as users,
+        Service(
+            cluster.bootstrap_servers,
+            directory,
+            users,
+            keep_topics=True,
+            KAFKA_BOOTSTRAP_SERVERS=cluster.proxied_servers,
+            ORDERS_PARTITIONS=str(PARTITIONS),
+            ORDERS_SESSION_TIMEOUT_S=str(SESSION_TIMEOUT_S),
+            ORDERS_USER_DEADLINE_S=str(USER_DEADLINE_S),
+            ORDERS_PAYMENT_DUE_S=str(PAYMENT_DUE_S),
+        ) as service,
+    ):
+        yield cluster, users, service
+
+
+def check(kept: Kept, servers: str, say: Callable[[str], None]) -> list[Findings]:
+    """Check one partition after the other, and show the first findings."""
+    terms = Terms(PARTITIONS, kept.topics["commands"], user_of, USER_DEADLINE_S)
+    findings = []
+    for partition in range(PARTITIONS):
+        found = check_partition(read_partition(servers, kept.topics, partition), terms)
+        findings.append(found)
+        say(f"partition {partition}: {found.commands:,} commands checked, {len(found.found)} findings")
+        for finding in found.found[:SHOWN]:
+            say(f"  {finding}")
+    return findings
+
+
+def user_of(user_id: str) -> str:
+    """Say what the stub says of a user."""
+    return next((kind for kind in ("unknown", "inactive") if user_id.startswith(kind)), "active")
+
+
+def forget(directory: Path) -> None:
+    """Remove what a run has left."""
+    shutil.rmtree(directory)
