@@ -6,7 +6,6 @@ from typing import Final
 from order_service.domain.messages import (
     ID_PATTERN,
     AmendOrder,
-    CancelOrder,
     Command,
     Contents,
     CreateOrder,
@@ -50,23 +49,19 @@ is_id: Final = re.compile(ID_PATTERN).match
 
 def fault(command: Command) -> Refusal | None:
     """Name the first value of `command` that is out of range, whatever the order."""
-    match command:
-        case CreateOrder():
-            return _id("/user_id", command.user_id) or _currency(command.currency) or _given(command)
-        case AmendOrder():
-            return _anything(command) or _given(command)
-        case PayOrder():
-            return (
-                _id("/payment_id", command.payment_id)
-                or _currency(command.currency)
-                or _money("/amount", command.amount)
-            )
-        case ShipOrder():
-            return _text("/carrier", command.carrier) or _text("/tracking_number", command.tracking_number)
-        case DeliverOrder():
-            return None
-        case CancelOrder():
-            return _cancel_reason(command.reason) or _text("/note", command.note)
+    if type(command) is CreateOrder:
+        return _id("/user_id", command.user_id) or _currency(command.currency) or _given(command)
+    if type(command) is AmendOrder:
+        return _anything(command) or _given(command)
+    if type(command) is PayOrder:
+        return (
+            _id("/payment_id", command.payment_id) or _currency(command.currency) or _money("/amount", command.amount)
+        )
+    if type(command) is ShipOrder:
+        return _text("/carrier", command.carrier) or _text("/tracking_number", command.tracking_number)
+    if type(command) is DeliverOrder:
+        return None
+    return _cancel_reason(command.reason) or _text("/note", command.note)
 
 
 def fault_of_contents(contents: Contents) -> Refusal | None:
@@ -139,8 +134,8 @@ def _lines(lines: tuple[Line, ...] | None) -> Refusal | None:
         refusal = _line(index, line)
         if refusal is not None:
             return refusal
-    ids = [line.line_id or str(place) for place, line in enumerate(lines, start=1)]
-    if len(set(ids)) != len(ids):
+    ids = {line.line_id or str(place) for place, line in enumerate(lines, start=1)}
+    if len(ids) != len(lines):
         return _invalid("/lines", "lines of different line_ids")
     return None
 

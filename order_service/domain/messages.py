@@ -1,17 +1,19 @@
 """The messages: commands (wishes), facts and events (what happened), rejections (refusals).
 
 Units:   money is whole minor units of the order's one ISO 4217 currency; times are aware UTC with whole milliseconds.
+Kinds:   told apart by `type(x) is`: an `isinstance` that says no takes four times as long here, for it asks the
+         metaclass of a Struct, and a command meets a dozen of them. They are final, so mypy narrows by it as well.
 Memory:  `gc=False` keeps millions of them out of the garbage collector's sight; they hold no cycles.
-Checked: while decoding only the types, `order_id` and `command_id`; a value out of range is a rejection (`content`).
+Checked: while decoding only the types, then `order_id` and `command_id` (`wire.ids`); any other value that is out of
+         range is a rejection (`content`).
 """
 
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, final
 
 from msgspec import Meta, Struct
 
 ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
-Id = Annotated[str, Meta(pattern=ID_PATTERN)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 UtcTime = Annotated[datetime, Meta(tz=True)]
 
@@ -29,14 +31,15 @@ class Line(Struct, frozen=True, gc=False, forbid_unknown_fields=True, omit_defau
 class _Command(Struct, frozen=True, gc=False, tag=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """What every command carries: `actor` is `user:<id>` or `service:<id>`, `expected_version` 0 means a new order."""
 
-    command_id: Id
-    order_id: Id
+    command_id: str
+    order_id: str
     actor: str
     expected_version: Int64 | None = None
     decide_by: UtcTime | None = None
     correlation_id: str | None = None
 
 
+@final
 class CreateOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     """Place an order for `user_id`, who must be an active user."""
 
@@ -50,6 +53,7 @@ class CreateOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     metadata: dict[str, str] = {}
 
 
+@final
 class AmendOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     """Change an order before it is paid: what is given replaces what was, at least one of them."""
 
@@ -61,6 +65,7 @@ class AmendOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     metadata: dict[str, str] | None = None
 
 
+@final
 class PayOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     """Record a payment of the whole total."""
 
@@ -69,6 +74,7 @@ class PayOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     currency: str
 
 
+@final
 class ShipOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     """Record that a paid order left the house."""
 
@@ -76,10 +82,12 @@ class ShipOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     tracking_number: str
 
 
+@final
 class DeliverOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     """Record that a shipped order arrived."""
 
 
+@final
 class CancelOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
     """Cancel an order that has not been shipped. `reason` is one of `content.CANCEL_REASONS`."""
 
@@ -112,14 +120,17 @@ class Contents(Struct, frozen=True, gc=False):
     metadata: dict[str, str]
 
 
+@final
 class OrderCreated(Contents, frozen=True, gc=False, tag=True):
     """An order was placed; this is what is in it."""
 
 
+@final
 class OrderAmended(Contents, frozen=True, gc=False, tag=True):
     """An order was changed; this is what is in it now."""
 
 
+@final
 class OrderPaid(Struct, frozen=True, gc=False, tag=True):
     """An order was paid in full."""
 
@@ -128,6 +139,7 @@ class OrderPaid(Struct, frozen=True, gc=False, tag=True):
     currency: str
 
 
+@final
 class OrderShipped(Struct, frozen=True, gc=False, tag=True):
     """An order left the house."""
 
@@ -135,10 +147,12 @@ class OrderShipped(Struct, frozen=True, gc=False, tag=True):
     tracking_number: str
 
 
+@final
 class OrderDelivered(Struct, frozen=True, gc=False, tag=True):
     """An order arrived."""
 
 
+@final
 class OrderCancelled(Struct, frozen=True, gc=False, tag=True):
     """An order was cancelled. `refund_due` is what was paid, else 0."""
 
@@ -158,6 +172,7 @@ FACT_TYPES: Final[tuple[type[Fact], ...]] = (
 )
 
 
+@final
 class Event(Struct, frozen=True, gc=False, kw_only=True):
     """A fact in its place in an order's history: `version` counts from 1 without holes.
 
@@ -177,6 +192,7 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
     fact: Fact
 
 
+@final
 class Rejection(Struct, frozen=True, gc=False, kw_only=True):
     """A command that was refused: why, and the `status` and `version` of the order it was decided against."""
 

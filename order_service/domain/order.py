@@ -4,7 +4,7 @@ Each state carries only what it needs, so no order is both open and cancelled.
 """
 
 from collections.abc import Iterable
-from typing import ClassVar, Final
+from typing import ClassVar, Final, final
 
 from msgspec import Struct, structs
 
@@ -30,6 +30,7 @@ from order_service.domain.reasons import RULES, Reason, Refusal, Status
 from order_service.errors import HistoryError
 
 
+@final
 class Absent(Struct, frozen=True, gc=False, tag="absent"):
     """Nothing has happened to this order yet."""
 
@@ -37,12 +38,14 @@ class Absent(Struct, frozen=True, gc=False, tag="absent"):
     user_id: ClassVar[None] = None
 
 
+@final
 class Created(Contents, frozen=True, gc=False, tag="created"):
     """Placed, and open to changes."""
 
     status: ClassVar = Status.CREATED
 
 
+@final
 class Paid(Struct, frozen=True, gc=False, tag="paid"):
     """Paid in full; `total` is what a cancellation owes."""
 
@@ -51,6 +54,7 @@ class Paid(Struct, frozen=True, gc=False, tag="paid"):
     total: int
 
 
+@final
 class Shipped(Struct, frozen=True, gc=False, tag="shipped"):
     """On its way."""
 
@@ -58,6 +62,7 @@ class Shipped(Struct, frozen=True, gc=False, tag="shipped"):
     user_id: str
 
 
+@final
 class Delivered(Struct, frozen=True, gc=False, tag="delivered"):
     """Arrived."""
 
@@ -65,6 +70,7 @@ class Delivered(Struct, frozen=True, gc=False, tag="delivered"):
     user_id: str
 
 
+@final
 class Cancelled(Struct, frozen=True, gc=False, tag="cancelled"):
     """Ended before it was shipped."""
 
@@ -81,21 +87,20 @@ def decide(command: Command, order: Order) -> Fact | Refusal:
 
     The cases are the allowed cells of the table of rules; every other cell is a reason in it.
     """
-    match command, order:
-        case CreateOrder(), Absent():
-            return _create(command)
-        case AmendOrder(), Created():
-            return _amend(command, order)
-        case PayOrder(), Created():
-            return _pay(command, order)
-        case ShipOrder(), Paid():
-            return OrderShipped(command.carrier, command.tracking_number)
-        case DeliverOrder(), Shipped():
-            return OrderDelivered()
-        case CancelOrder(), Created():
-            return OrderCancelled(command.reason, command.note, refund_due=0)
-        case CancelOrder(), Paid():
-            return OrderCancelled(command.reason, command.note, refund_due=order.total)
+    if type(command) is CreateOrder and type(order) is Absent:
+        return _create(command)
+    if type(command) is AmendOrder and type(order) is Created:
+        return _amend(command, order)
+    if type(command) is PayOrder and type(order) is Created:
+        return _pay(command, order)
+    if type(command) is ShipOrder and type(order) is Paid:
+        return OrderShipped(command.carrier, command.tracking_number)
+    if type(command) is DeliverOrder and type(order) is Shipped:
+        return OrderDelivered()
+    if type(command) is CancelOrder and type(order) is Created:
+        return OrderCancelled(command.reason, command.note, refund_due=0)
+    if type(command) is CancelOrder and type(order) is Paid:
+        return OrderCancelled(command.reason, command.note, refund_due=order.total)
     reason = RULES[type(command), order.status]
     if not isinstance(reason, Reason):
         raise HistoryError(f"the table of rules allows {type(command).__name__} on {order.status}, the rules do not")
@@ -147,19 +152,18 @@ def _pay(command: PayOrder, order: Created) -> OrderPaid | Refusal:
 
 def evolve(order: Order, fact: Fact) -> Order:
     """Apply a fact. It never refuses; it stops at a history that cannot be."""
-    match fact, order:
-        case OrderCreated(), Absent():
-            return Created(*structs.astuple(fact))
-        case OrderAmended(), Created():
-            return Created(*structs.astuple(fact))
-        case OrderPaid(), Created():
-            return Paid(order.user_id, fact.amount)
-        case OrderShipped(), Paid():
-            return Shipped(order.user_id)
-        case OrderDelivered(), Shipped():
-            return Delivered(order.user_id)
-        case OrderCancelled(), Created() | Paid():
-            return Cancelled(order.user_id)
+    if type(fact) is OrderCreated and type(order) is Absent:
+        return Created(*structs.astuple(fact))
+    if type(fact) is OrderAmended and type(order) is Created:
+        return Created(*structs.astuple(fact))
+    if type(fact) is OrderPaid and type(order) is Created:
+        return Paid(order.user_id, fact.amount)
+    if type(fact) is OrderShipped and type(order) is Paid:
+        return Shipped(order.user_id)
+    if type(fact) is OrderDelivered and type(order) is Shipped:
+        return Delivered(order.user_id)
+    if type(fact) is OrderCancelled and (type(order) is Created or type(order) is Paid):
+        return Cancelled(order.user_id)
     raise HistoryError(f"{type(fact).__name__} cannot follow on an order that is {order.status}")
 
 

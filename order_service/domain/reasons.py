@@ -1,7 +1,7 @@
 """Why a command is refused, and the table of rules: data, from which the rules, the docs and the tests come."""
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, final
 
 from msgspec import Struct
 
@@ -58,6 +58,7 @@ class Reason(StrEnum):
     USER_CHECK_TIMED_OUT = "user_check_timed_out"
 
 
+@final
 class Refusal(Struct, frozen=True):
     """A reason, and what a caller should know beyond it."""
 

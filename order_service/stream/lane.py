@@ -214,8 +214,9 @@ class Lane:
 
     def _take(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
         order_id = command.order_id
+        entry = self.table.get(order_id)
         waits = order_id in self.room
-        if record.key != order_id.encode() or not (waits or order_id in self.table):
+        if record.key != order_id.encode() or (entry is None and not waits):
             try:  # an order that is here already lies in the right partition: only its key is compared
                 check_key(record.key, order_id, self.partition, self.policy.partition_count)
             except DecodeError as error:
@@ -224,8 +225,8 @@ class Lane:
         if waits:
             self._queue_up(record, command, now)
             return
-        user = self._known(command.user_id) if isinstance(command, CreateOrder) else None
-        if self._answer(command, record.offset, traceparent_of(record.headers), now, user) is not None:
+        user = self._known(command.user_id) if type(command) is CreateOrder else None
+        if self._answer(command, entry, record.offset, traceparent_of(record.headers), now, user) is not None:
             self._wait(record, command, now)
 
     def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
@@ -260,7 +261,7 @@ class Lane:
         while (head := self.room.head(order_id)) is not None:
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
-            ask = self._answer(head.command, head.offset, head.traceparent, now, user)
+            ask = self._answer(head.command, self.table.get(order_id), head.offset, head.traceparent, now, user)
             if ask is not None:
                 self.room.wait_again(order_id)
                 self._ask(ask.user_id)
@@ -270,22 +271,27 @@ class Lane:
             user = None
 
     def _answer(
-        self, command: Command, offset: int | None, traceparent: bytes | None, now: datetime, user: UserCheck | None
+        self,
+        command: Command,
+        entry: Entry | None,
+        offset: int | None,
+        traceparent: bytes | None,
+        now: datetime,
+        user: UserCheck | None,
     ) -> AskUser | None:
         """Answer one command and note what it changes; the question back if its user must be asked first."""
-        entry = self.table.get(command.order_id)
-        match answer(command, entry, now, user):
-            case Event() as event:
-                self._happened(event, entry, type(command).__name__, offset, traceparent)
-            case Rejection() as rejection:
-                self._refused(rejection, offset, traceparent)
-                remembered = after_rejection(entry, rejection)
-                if remembered is not None and remembered is not entry:
-                    self.table.put(command.order_id, remembered)
-            case AskUser() as ask:
-                return ask
-            case _:
-                self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
+        outcome = answer(command, entry, now, user)
+        if type(outcome) is Event:
+            self._happened(outcome, entry, type(command).__name__, offset, traceparent)
+        elif type(outcome) is Rejection:
+            self._refused(outcome, offset, traceparent)
+            remembered = after_rejection(entry, outcome)
+            if remembered is not None and remembered is not entry:
+                self.table.put(command.order_id, remembered)
+        elif type(outcome) is AskUser:
+            return outcome
+        else:
+            self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
         return None
 
     def _happened(
@@ -296,10 +302,11 @@ class Lane:
         self.table.put(event.order_id, after)
         if entry is None:
             self._set_timer(event.order_id, after)
-        self._changes.size += len(value)
         headers = event_headers(event, traceparent, offset)
-        self._changes.events.append((event.order_id.encode(), value, _ms(event.occurred_at), headers))
-        self._changes.outcomes[command_type, "accepted", ""] += 1
+        changes = self._changes
+        changes.size += len(value)
+        changes.events.append((event.order_id.encode(), value, _ms(event.occurred_at), headers))
+        changes.outcomes[command_type, "accepted", ""] += 1
 
     def _refused(self, rejection: Rejection, offset: int | None, traceparent: bytes | None) -> None:
         value = avro.encode_rejection(rejection)

@@ -332,7 +332,7 @@ class Worker:
             return
         received = [_decoded(record) for record in run.records]
         for _, command in received:
-            if isinstance(command, CreateOrder) and is_id(command.user_id):  # of no other id an answer is needed
+            if type(command) is CreateOrder and is_id(command.user_id):  # of no other id an answer is needed
                 self._asking.ask(command.user_id)
         assignment.inbox.put(partition, received)
         assignment.turns.wake()

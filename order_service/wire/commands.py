@@ -11,6 +11,7 @@ from msgspec import structs
 from order_service.domain.messages import COMMAND_TYPES, Command
 from order_service.errors import DecodeError
 from order_service.wire.avro import MAX_COMMAND_BYTES, decode_avro_command
+from order_service.wire.ids import with_ids
 from order_service.wire.reasons import DeadLetterReason as Why
 
 _AVRO: Final = 0
@@ -36,7 +37,7 @@ def decode_command(value: bytes | None) -> Command:
     if value[0] == _AVRO:
         return decode_avro_command(value)
     if value[0] == _JSON:
-        return _in_utc(_from_json(value))
+        return with_ids(_in_utc(_from_json(value)))
     raise DecodeError(Why.UNKNOWN_FORMAT, "the first byte is neither 0 (Avro) nor { (JSON)")
 
 

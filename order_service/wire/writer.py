@@ -34,13 +34,17 @@ def _record(avro: dict[str, Any], places: dict[str, str], named: dict[str, Write
     lines, parts = [], []
     for number, field in enumerate(avro["fields"]):
         place = places[field["name"]]
-        if field["type"] == "string":
-            text = f"text{number}"
-            lines.append(f"    {text} = {place}.encode()")
-            parts += [f"LENGTHS[len({text})] if len({text}) < 64 else long(len({text}))", text]
-        else:
-            known[f"write{number}"] = _type(field["type"], named)
-            parts.append(f"write{number}({place})")
+        match field["type"]:
+            case "string":
+                text = f"text{number}"
+                lines.append(f"    {text} = {place}.encode()")
+                parts += [f"LENGTHS[len({text})] if len({text}) < 64 else long(len({text}))", text]
+            case ["null", avro_type]:
+                known[f"write{number}"] = _type(avro_type, named)
+                parts.append(f'b"\\0" if {place} is None else b"\\2" + write{number}({place})')
+            case avro_type:
+                known[f"write{number}"] = _type(avro_type, named)
+                parts.append(f"write{number}({place})")
     source = "\n".join(["def write(value):", *lines, f'    return b"".join(({", ".join(parts)},))'])
     exec(source, known)  # noqa: S102, the names in it are those of our own schema files
     write: Write = known["write"]
@@ -61,8 +65,6 @@ def _type(avro: Any, named: dict[str, Write]) -> Write:
             return _array(_record(items, {field["name"]: f"value.{field['name']}" for field in items["fields"]}, named))
         case {"type": "fixed", "name": name, "size": size}:
             return named.setdefault(f"orders.v1.{name}", _fixed(size))
-        case ["null", value]:
-            return _nullable(_type(value, named))
         case _:
             return named[avro]
 
@@ -98,13 +100,6 @@ def _fixed(size: int) -> Write:
         if len(data) != size:
             raise ValueError(f"expected {size} bytes, not {len(data)}")
         return data
-
-    return write
-
-
-def _nullable(write_value: Write) -> Write:
-    def write(value: Any) -> bytes:
-        return b"\0" if value is None else b"\2" + write_value(value)
 
     return write
 
