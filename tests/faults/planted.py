@@ -20,6 +20,8 @@ from tests import worker
 
 # mypy: disable-error-code="method-assign,assignment,attr-defined"
 
+BETWEEN_TOPICS_S: Final = 1.0
+
 
 def position_outside_the_transaction() -> None:
     """Move the position in a transaction of its own, before the one of the outcomes."""
@@ -88,8 +90,21 @@ class _Nowhere:
 
 
 def a_commit_is_sent_again_under_the_same_id() -> None:
-    """Go on after an end that was sent twice, as aiokafka does on its own."""
+    """Go on after an end that was sent twice, as aiokafka does on its own.
+
+    Every topic is written a moment after the one before it, as on a slow network: a late copy of the first end then
+    finds the next transaction half written.
+    """
+    send_all = TurnProducer.send_all
+
+    async def slowly(self: TurnProducer, topic: str, partition: int, records: Any) -> list[Any]:
+        sent = await send_all(self, topic, partition, records)
+        await self.arrive(sent)
+        await asyncio.sleep(BETWEEN_TOPICS_S)
+        return sent
+
     TurnProducer._end = lambda self, result: Sender._do_txn_commit(self._sender, result)
+    TurnProducer.send_all = slowly
 
 
 def the_waiting_room_is_in_memory_only() -> None:

@@ -3,7 +3,6 @@
 The same scenario without the fault must be clean: so it is the fault that is seen, and not the scenario.
 """
 
-import itertools
 import signal
 from collections import Counter
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.faults.checker import Terms, check_partition
 from tests.faults.cluster import Cluster
-from tests.faults.planted import PLANTED
+from tests.faults.planted import BETWEEN_TOPICS_S, PLANTED
 from tests.faults.proxy import Api
 from tests.faults.reading import read_partition
 from tests.faults.run import user_of
@@ -157,17 +156,19 @@ def test_an_end_sent_again_under_the_same_id_is_seen(tmp_path, users):
         Service(cluster.bootstrap_servers, tmp_path, users, KAFKA_BOOTSTRAP_SERVERS=cluster.proxied_servers) as service,
     ):
         [proxy] = cluster.proxies.values()
-        workers = [service.start_worker(module=module).wait_lanes(4)]
-        delays = itertools.cycle((0.02, 0.05, 0.1, 0.2))
-        with service.sending(histories(1_200), per_s=300) as sender:
-            while sender.sent < 1_200:
-                proxy.delay_request(Api.END_TXN, next(delays))
-                until(lambda: Api.END_TXN not in proxy.armed or sender.sent == 1_200, "a commit is delayed")
-                if workers[-1].process.poll() is not None:
-                    workers.append(service.start_worker(module=module))
-        proxy.disarm()
-        until(lambda: is_settled(service), "all is decided")
-        assert found(service)
+        worker = service.start_worker(module=module).wait_lanes(4)
+        life = histories(1)
+        service.send(life[:1])
+        until(lambda: is_decided(service), "the order is created")
+        proxy.delay_request(Api.END_TXN, BETWEEN_TOPICS_S / 2)
+        service.send(life[1:2])
+        until(lambda: not proxy.armed, "a commit is delayed, and sent again")
+        service.send(life[2:3])
+        until(lambda: proxy.happened["delay_request"], "the first copy arrives, and commits half of the next turn")
+        worker.send(signal.SIGKILL)
+        service.start_worker().wait_lanes(4)
+        until(lambda: is_decided(service), "all is decided")
+        assert found(service)["lost"] == 1
 
 
 def test_every_planted_fault_is_looked_for():
