@@ -3,7 +3,8 @@
 import asyncio
 import ssl
 import time
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
@@ -21,6 +22,7 @@ from order_service.errors import KafkaAwayError
 from order_service.settings import Settings
 
 log = structlog.get_logger()
+_T = TypeVar("_T")
 
 REFUSALS: Final = (
     AuthenticationFailedError,
@@ -79,6 +81,27 @@ async def connect_admin(settings: Settings, *, patience_s: float = 60.0) -> AIOK
             await asyncio.sleep(1.0)
         else:
             return admin
+
+
+async def ask_admin(
+    settings: Settings, ask: Callable[[AIOKafkaAdminClient], Awaitable[_T]], *, patience_s: float = 60.0
+) -> _T:
+    """Let `ask` have an admin client, and have it ask again where Kafka goes away meanwhile.
+
+    Raises KafkaAwayError when patience is over, and at once if a server is there and does not let us in.
+    """
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        admin = await connect_admin(settings, patience_s=patience_s)
+        try:
+            return await ask(admin)
+        except KafkaError as error:
+            if time.monotonic() > give_up_at:
+                raise KafkaAwayError(f"Kafka gives no answer within {patience_s:.0f} s: {error!r}") from error
+            log.warning("Kafka went away; trying again.", error=repr(error))
+            await asyncio.sleep(1.0)
+        finally:
+            await admin.close()
 
 
 async def _refusal(arguments: dict[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from order_service import log
 from order_service.cli import show
 from order_service.cli.environment import read_settings, redacted
 from order_service.errors import PortTakenError
-from order_service.kafka import connect_admin
+from order_service.kafka import ask_admin
 from order_service.settings import Settings
 from order_service.stream.topics import create_topics, topic_configs, topic_faults, topic_names
 
@@ -130,16 +130,8 @@ def _text(value: object) -> str:
 
 
 async def _create(settings: Settings) -> list[str]:
-    admin = await connect_admin(settings)
-    try:
-        return await create_topics(admin, settings)
-    finally:
-        await admin.close()
+    return await ask_admin(settings, lambda admin: create_topics(admin, settings))
 
 
 async def _faults(settings: Settings) -> list[str]:
-    admin = await connect_admin(settings, patience_s=5.0)
-    try:
-        return await topic_faults(admin, settings)
-    finally:
-        await admin.close()
+    return await ask_admin(settings, lambda admin: topic_faults(admin, settings), patience_s=5.0)

@@ -18,7 +18,7 @@ from faust.types import TP
 
 from order_service.admin import AdminServer
 from order_service.errors import OrderServiceError, PortTakenError
-from order_service.kafka import connect_admin, connection, tls
+from order_service.kafka import ask_admin, connection, tls
 from order_service.settings import Settings
 from order_service.stream import lenient
 from order_service.stream.consumer import NoTables, RawSchema, RunApp, RunConsumer
@@ -196,7 +196,7 @@ def end_process(error: BaseException) -> None:
 def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None) -> NoReturn:
     """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
     signal.signal(signal.SIGTERM, _end_early)  # until Faust has handlers of its own
-    asyncio.run(_check(settings))
+    asyncio.run(ask_admin(settings, lambda admin: check_topics(admin, settings)))
     gc.set_threshold(*GC_THRESHOLD)
     lenient.install()
     app = build(settings, step=step)
@@ -209,11 +209,3 @@ def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None)
 def _end_early(*_: object) -> NoReturn:
     """End as asked while nothing runs yet: so a worker that waits for Kafka ends with 0, too."""
     raise SystemExit(0)
-
-
-async def _check(settings: Settings) -> None:
-    admin = await connect_admin(settings)
-    try:
-        await check_topics(admin, settings)
-    finally:
-        await admin.close()

@@ -3,11 +3,13 @@
 import signal
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import NodeNotReadyError
 from confluent_kafka import Producer
 
 from order_service.embedded.broker import free_port
 from order_service.errors import KafkaAwayError
-from order_service.kafka import connect_admin
+from order_service.kafka import ask_admin, connect_admin
 from order_service.settings import Settings
 from tests.broker import running_broker
 from tests.samples import create
@@ -42,6 +44,26 @@ async def test_who_waits_for_kafka_in_vain_is_told_where():
     servers = f"127.0.0.1:{free_port()}"
     with pytest.raises(KafkaAwayError, match=f"no Kafka answers at {servers} within 0 s"):
         await connect_admin(Settings(kafka_bootstrap_servers=servers), patience_s=0.2)
+
+
+async def test_who_asks_while_kafka_goes_away_asks_again(broker):
+    asked: list[AIOKafkaAdminClient] = []
+
+    async def ask(admin):
+        asked.append(admin)
+        if len(asked) == 1:
+            raise NodeNotReadyError
+        return await admin.list_topics()
+
+    settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers)
+    assert isinstance(await ask_admin(settings, ask), list)
+    assert len(asked) == 2
+
+    async def ask_in_vain(_admin):
+        raise NodeNotReadyError
+
+    with pytest.raises(KafkaAwayError, match="Kafka gives no answer within 0 s: NodeNotReadyError"):
+        await ask_admin(settings, ask_in_vain, patience_s=0.1)
 
 
 @pytest.fixture
