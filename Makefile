@@ -9,7 +9,7 @@ UV := $(VENV)/uv/bin/uv
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format chaos bench lock clean
+.PHONY: help setup run test check format chaos proof bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ format: setup ## put the code into its form
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS KINDS
 chaos: setup ## kill what carries a load, then count what was lost or doubled (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS)
 	$(BIN)/python -m tests.faults
+
+proof: setup ## the long runs of the proof, one after the other: half an hour
+	COMMANDS=400000 ORDERS=50000 RATE=800 FAULTS=62 $(BIN)/python -m tests.faults
+	COMMANDS=400000 ORDERS=50000 RATE=4000 FAULTS=14 $(BIN)/python -m tests.faults
+	COMMANDS=100000 ORDERS=20000 RATE=400 FAULTS=24 BROKERS=3 KINDS=broker $(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults outage
 
 bench: setup ## measure throughput, latency and restore, and print the table
 	$(BIN)/python -m bench

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 from rich.console import Console
 
-from bench import backlog, idle, latency, memory, restore, takeover, users
+from bench import backlog, idle, latency, memory, modes, restore, soak, takeover, users
 from bench.others import Others
 from bench.sizes import RUNS, SCALE
 from bench.table import Row, show
@@ -38,13 +38,18 @@ PARTS = {
     "memory": Part(memory.HOW, memory.measure),
     "idle": Part(idle.HOW, idle.measure),
 }
+LONG = {
+    "modes": Part(modes.HOW, modes.measure),
+    "soak": Part(soak.HOW, soak.measure),
+}
+"""Measured only when they are named."""
 
 
 def main(names: list[str]) -> int:
     """Measure; 0 whatever the figures are, 1 if an event was wrong, 2 for a name that is none."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    if unknown := [name for name in names if name not in PARTS]:
-        console.print(f"no such part: {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    if unknown := [name for name in names if name not in PARTS | LONG]:
+        console.print(f"no such part: {', '.join(unknown)}; there are: {', '.join(PARTS | LONG)}")
         return 2
     signal.signal(signal.SIGTERM, _end)
     console.print(machine(), highlight=False)
@@ -67,7 +72,7 @@ def main(names: list[str]) -> int:
 
 def measured(world: World, name: str) -> list[Row]:
     """Measure one part and print it."""
-    part = PARTS[name]
+    part = (PARTS | LONG)[name]
     began_at, others = time.monotonic(), Others()
     rows = part.measure(world)
     world.console.print(f"\n[bold]{name}[/] {part.how}", highlight=False)

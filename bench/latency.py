@@ -1,5 +1,7 @@
 """Latency from produce to a committed event in a consumer's hands, at three rates and on 4 and 12 partitions."""
 
+from collections.abc import Callable
+
 from bench.load import Pace, Sent, Shop, send_evenly
 from bench.processes import running
 from bench.sizes import RUNS, scaled_s
@@ -64,8 +66,19 @@ def _row(figures: Figures, key: tuple[int, int, int]) -> Row:
     return Row(row.what, row.unit, row.runs, Target("<=", MORE_PARTITIONS * with_four, "(1.5 x 4 partitions)"))
 
 
-def paced(service: Service, shop: Shop, per_s: int, seconds: float, *, steps: int = 6) -> tuple[list[Seen], Sent]:
-    """Send at a pace and listen; give what was sent after the warm-up and seen, WrongResult if any is missing."""
+def paced(
+    service: Service,
+    shop: Shop,
+    per_s: int,
+    seconds: float,
+    *,
+    steps: int = 6,
+    begun: Callable[[], None] = lambda: None,
+) -> tuple[list[Seen], Sent]:
+    """Send at a pace and listen; give what was sent after the warm-up and seen, WrongResult if any is missing.
+
+    `begun` is called when sending begins. Events of commands that others send beside it are left out.
+    """
     names, servers = service.names, service.bootstrap_servers
     pace = Pace(servers, names.commands, shop, per_s, WARM_S + seconds, steps)
     with (
@@ -75,9 +88,10 @@ def paced(service: Service, shop: Shop, per_s: int, seconds: float, *, steps: in
         listener.recv()
         sender.recv()
         sender.send("go")
+        begun()
         sent: Sent = sender.recv()
         listener.send(sent.answerable)
-        seen: list[Seen] = listener.recv()
+        seen: list[Seen] = [event for event in listener.recv() if event.sent_ns > 0]
     if len(seen) != sent.answerable:
         raise WrongResult(f"{len(seen)} events seen for {sent.answerable} commands")
     measured_from = min(event.sent_ns for event in seen) + WARM_S * 1e9

@@ -113,14 +113,14 @@ def flow(shop: Shop, *, lag: int, steps: int = len(LIFE)) -> Iterator[Command]:
                 yield step(shop, number)
 
 
-def _in_order(servers: str) -> dict[str, Any]:
+def in_order(servers: str) -> dict[str, Any]:
     """Configure a producer whose retries change no order: not idempotent, it sent a pay before its create."""
     return {"bootstrap.servers": servers, "partitioner": "murmur2_random", "enable.idempotence": True}
 
 
 def produce(servers: str, topic: str, records: Iterable[tuple[str, bytes]]) -> int:
     """Produce keys and values as fast as they are taken; returns how many, when all have arrived."""
-    producer = Producer(_in_order(servers) | {"linger.ms": 20})
+    producer = Producer(in_order(servers) | {"linger.ms": 20})
     sent = 0
     for key, value in records:
         while True:
@@ -157,7 +157,7 @@ class Sent(Struct, frozen=True):
 def send_evenly(pipe: "Connection[Any, Any]", pace: Pace, encode: Callable[[Command], bytes]) -> None:
     """Send at a pace, in a process of its own: say when ready, begin when told, tell what was sent."""
     gc.disable()  # a collection here would look like a pause of the service
-    producer = Producer(_in_order(pace.servers) | {"linger.ms": 0})
+    producer = Producer(in_order(pace.servers) | {"linger.ms": 0})
     producer.list_topics(pace.topic, 30)
     plan = flow(pace.shop, lag=max(1, pace.per_s // pace.steps), steps=pace.steps)
     late_ms: list[float] = []

@@ -12,7 +12,6 @@ from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
-    KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
@@ -57,51 +56,34 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
     return ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
 
 
-async def connect_admin(settings: Settings, *, patience_s: float = 60.0) -> AIOKafkaAdminClient:
-    """Start an admin client, waiting for a Kafka that is not up yet.
+async def ask_admin(
+    settings: Settings, ask: Callable[[AIOKafkaAdminClient], Awaitable[_T]], *, patience_s: float = 60.0
+) -> _T:
+    """Let `ask` have an admin client; wait for a Kafka that is not up yet, and ask again where it goes away meanwhile.
 
-    Raises KafkaAwayError when patience is over, and at once if a server is there and does not let us in.
+    Raises KafkaAwayError when patience is over, and at once where a server is there and refuses us, or what we ask.
     """
     arguments = connection(settings)
+    servers = arguments["bootstrap_servers"]
     give_up_at = time.monotonic() + patience_s
     while True:
         admin = AIOKafkaAdminClient(**arguments, request_timeout_ms=10_000)
         try:
             await admin.start()
-        except (KafkaConnectionError, KafkaError) as error:
-            await admin.close()
-            servers = arguments["bootstrap_servers"]
+            return await ask(admin)
+        except (KafkaError, TimeoutError) as error:
             if refusal := await _refusal(arguments):
                 raise KafkaAwayError(
                     f"Kafka at {servers} cannot be used with these ORDERS_KAFKA_… settings: {refusal}"
                 ) from error
+            if isinstance(error, KafkaError) and not error.retriable:
+                raise KafkaAwayError(f"Kafka at {servers} refuses what it was asked: {error!r}") from error
             if time.monotonic() > give_up_at:
-                raise KafkaAwayError(f"no Kafka answers at {servers} within {patience_s:.0f} s: {error}") from error
+                raise KafkaAwayError(f"no Kafka answers at {servers} within {patience_s:.0f} s: {error!r}") from error
             log.warning("Kafka does not answer yet; trying again.", servers=servers)
-            await asyncio.sleep(1.0)
-        else:
-            return admin
-
-
-async def ask_admin(
-    settings: Settings, ask: Callable[[AIOKafkaAdminClient], Awaitable[_T]], *, patience_s: float = 60.0
-) -> _T:
-    """Let `ask` have an admin client, and have it ask again where Kafka goes away meanwhile.
-
-    Raises KafkaAwayError when patience is over, and at once if a server is there and does not let us in.
-    """
-    give_up_at = time.monotonic() + patience_s
-    while True:
-        admin = await connect_admin(settings, patience_s=patience_s)
-        try:
-            return await ask(admin)
-        except KafkaError as error:
-            if time.monotonic() > give_up_at:
-                raise KafkaAwayError(f"Kafka gives no answer within {patience_s:.0f} s: {error!r}") from error
-            log.warning("Kafka went away; trying again.", error=repr(error))
-            await asyncio.sleep(1.0)
         finally:
             await admin.close()
+        await asyncio.sleep(1.0)
 
 
 async def _refusal(arguments: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ COMMANDS: Final = Counter(
 DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Records that are no command, by reason.", ["reason"])
 TURN_SECONDS: Final = Histogram("orders_turn_seconds", "From taking a turn's commands to its commit.", buckets=_FAST)
 TURN_COMMANDS: Final = Histogram(
-    "orders_turn_commands", "Commands taken in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
+    "orders_turn_commands", "Commands decided in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
 )
 LAG: Final = Gauge("orders_lag_commands", "Commands behind the end of the partition.", ["partition"])
 LANES: Final = Gauge("orders_lanes", "Partitions this worker holds, by state.", ["state"])

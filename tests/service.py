@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient
 from order_service.domain.answer import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.embedded.broker import free_port
-from order_service.kafka import connect_admin
+from order_service.kafka import ask_admin
 from order_service.settings import Settings
 from order_service.stream.topics import create_topics, topic_names
 from order_service.users.stub import Stub, running
@@ -369,11 +369,7 @@ class Service:
 
     async def _create_topics(self) -> None:
         settings = self.settings()
-        admin = await connect_admin(settings)
-        try:
-            await create_topics(admin, settings)
-        finally:
-            await admin.close()
+        await ask_admin(settings, lambda admin: create_topics(admin, settings))
 
 
 class Sender(threading.Thread):

@@ -10,6 +10,7 @@ import sys
 from order_service import log
 from order_service.errors import OrderServiceError
 from order_service.settings import Settings
+from order_service.signals import end_when_told
 from order_service.stream.app import end_process, run
 
 
@@ -35,6 +36,7 @@ def _nothing(_step: str) -> None:
 
 def main() -> None:
     """Run a worker with the settings of the environment."""
+    end_when_told()
     log.configure("json")
     step = Failpoint(*sys.argv[1:]) if sys.argv[1:] else _nothing
     try:

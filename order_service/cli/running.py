@@ -15,6 +15,7 @@ from order_service.cli.environment import read_settings, redacted
 from order_service.errors import PortTakenError
 from order_service.kafka import ask_admin
 from order_service.settings import Settings
+from order_service.signals import end_when_told
 from order_service.stream.topics import create_topics, topic_configs, topic_faults, topic_names
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print for programs: one JSON object per line.")]
@@ -47,6 +48,7 @@ def worker(
     as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")] = False,
 ) -> None:
     """Decide commands, until SIGTERM or Ctrl-C."""
+    end_when_told()
     settings = read_settings()
     log.configure("json" if as_json else settings.log)
     if make_topics:

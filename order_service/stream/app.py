@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -195,7 +194,6 @@ def end_process(error: BaseException) -> None:
 
 def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None) -> NoReturn:
     """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
-    signal.signal(signal.SIGTERM, _end_early)  # until Faust has handlers of its own
     asyncio.run(ask_admin(settings, lambda admin: check_topics(admin, settings)))
     gc.set_threshold(*GC_THRESHOLD)
     lenient.install()
@@ -203,9 +201,4 @@ def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None)
     worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.spinner = None
     worker.execute_from_commandline()
-    raise SystemExit(0)
-
-
-def _end_early(*_: object) -> NoReturn:
-    """End as asked while nothing runs yet: so a worker that waits for Kafka ends with 0, too."""
     raise SystemExit(0)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
-from typing import Final
+from typing import Final, assert_never
 
 import structlog
 from aiokafka import ConsumerRecord
@@ -14,6 +14,7 @@ from msgspec import Struct, field
 from order_service.domain.answer import (
     AskUser,
     Entry,
+    Repeat,
     UserCheck,
     after_event,
     after_rejection,
@@ -290,8 +291,10 @@ class Lane:
                 self.table.put(command.order_id, remembered)
         elif type(outcome) is AskUser:
             return outcome
-        else:
+        elif type(outcome) is Repeat:
             self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
+        else:
+            assert_never(outcome)
         return None
 
     def _happened(

@@ -1,12 +1,12 @@
 """The topics: one table says what they are; `create` makes them so, `check` refuses to run on others."""
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import NodeNotReadyError, TopicAlreadyExistsError, for_code
 from msgspec import Struct
 
 from order_service.errors import KafkaAwayError, TopicsError
@@ -79,7 +79,7 @@ async def create_topics(admin: AIOKafkaAdminClient, settings: Settings) -> list[
         for name in missing
     ]
     if topics:
-        response = await admin.create_topics(topics)
+        response = await _created(admin, topics)
         for name, code, message in response.topic_errors:
             if code and for_code(code) is not TopicAlreadyExistsError:
                 raise TopicsError(f"cannot create the topic {name}: {for_code(code).__name__}: {message}")
@@ -103,6 +103,7 @@ async def topic_faults(admin: AIOKafkaAdminClient, settings: Settings) -> list[s
     if not present:
         return sorted(faults)
     for topic in await admin.describe_topics(present):
+        _raise_for(topic["error_code"])
         count = len(topic["partitions"])
         if count != settings.partitions:
             faults.append(
@@ -122,9 +123,23 @@ async def _actual_configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     actual: dict[str, dict[str, str]] = {}
     for response in await admin.describe_configs(resources):
-        for _error, _message, _kind, name, entries in response.resources:
+        for code, _message, _kind, name, entries in response.resources:
+            _raise_for(code)
             actual[name] = {entry[0]: entry[1] for entry in entries}
     return actual
+
+
+async def _created(admin: AIOKafkaAdminClient, topics: list[NewTopic]) -> Any:
+    try:
+        return await admin.create_topics(topics)
+    except AttributeError as error:  # aiokafka takes it for granted that a cluster has a controller
+        raise NodeNotReadyError("the cluster has no controller now") from error
+
+
+def _raise_for(code: int) -> None:
+    """Raise the KafkaError of an answer about one topic, which aiokafka hands on as a number."""
+    if code:
+        raise for_code(code)
 
 
 async def _until_led(admin: AIOKafkaAdminClient, names: list[str], *, tries: int = 100) -> None:

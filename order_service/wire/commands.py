@@ -26,7 +26,7 @@ def decode_command(value: bytes | None) -> Command:
     """Decode the value of a record of the commands topic.
 
     Shape:   Avro (first byte 0), or one JSON object (first byte `{`) with the `type` and the fields of a command; of a
-             name that stands twice in it, the last one counts.
+             name that stands twice in it the last one counts, if all of them are well-formed.
     Units:   `decide_by` comes back in UTC and whole milliseconds, rounded down.
     Raises:  DecodeError with a DeadLetterReason for anything else.
     """

@@ -52,8 +52,8 @@ def _lines(avro: Any, name: str, known: dict[str, Any]) -> list[str]:
         case {"type": "map", "values": "string"}:
             return [f"{name}, at = map(data, at)"]
         case {"type": "array", "items": line}:
-            known["array"] = _array(compiled_reader(line, Line))
-            return [f"{name}, at = array(data, at)"]
+            known[f"array_{name}"] = _array(compiled_reader(line, Line))
+            return [f"{name}, at = array_{name}(data, at)"]
         case ["null", value]:
             return [
                 "branch = data[at]",

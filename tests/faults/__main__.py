@@ -1,5 +1,6 @@
 """`python -m tests.faults`: run the load and the faults that SEED, COMMANDS and their like name, and give the verdict.
 
+`python -m tests.faults outage` lets the User Service be away while 100,000 creates come (CREATES, AWAY_S);
 `python -m tests.faults look DIRECTORY` reads the topics of a run again that was kept.
 """
 
@@ -12,6 +13,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from tests.faults import outage
 from tests.faults.checker import verdict_of
 from tests.faults.cluster import Cluster
 from tests.faults.fleet import ENDS
@@ -24,8 +26,10 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _end)
     if arguments[:1] == ["look"] and len(arguments) == 2:
         return look(Path(arguments[1]))
+    if arguments == ["outage"]:
+        return sit_out()
     if arguments:
-        say("usage: python -m tests.faults [look DIRECTORY]")
+        say("usage: python -m tests.faults [outage | look DIRECTORY]")
         return 2
     try:
         sizes = Sizes.of()
@@ -51,6 +55,16 @@ def prove(sizes: Sizes) -> int:
         say(f"Kept: {directory}. Workers' logs: worker-*.log; topics: python -m tests.faults look {directory}")
     say(str(verdict))
     return 0 if is_clean else 1
+
+
+def sit_out() -> int:
+    """Sit out an outage of the User Service, and say what was found."""
+    directory = Path(mkdtemp(prefix="orders-faults-"))
+    verdict = outage.run(directory, say)
+    if verdict.is_clean:
+        forget(directory)
+    say(str(verdict))
+    return 0 if verdict.is_clean else 1
 
 
 def look(directory: Path) -> int:

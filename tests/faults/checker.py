@@ -28,6 +28,7 @@ from tests.faults.decoding import (
     decode_rejection,
     digest_of,
     id_of,
+    or_refused,
     waiting_offset,
 )
 from tests.faults.model import Happens, Order, Refused
@@ -511,6 +512,8 @@ def _check_commands(records: PartitionRecords, terms: Terms, findings: Findings)
     for record in records.commands:
         command = decode_command(record, terms.partition_count)
         found = letters.pop(record.offset, [])
+        if found:
+            command = or_refused(command, record.value)
         if isinstance(command, Poison):
             _check_letters(record, command, found, terms, findings)
         else:

@@ -289,6 +289,32 @@ def _decode_json(value: bytes) -> Command | Poison:
     return _command(name, given)
 
 
+def or_refused(command: Command | Poison, value: bytes | None) -> Command | Poison:
+    """Say what a record can be that came as JSON with a name twice in one object, and that was refused: bad_shape, too.
+
+    Which of both counts is nowhere said, and each of them may be looked at for its shape.
+    """
+    if not value or value[:1] != b"{" or not _has_twins(value):
+        return command
+    return Poison(("bad_shape", *(command.reasons if isinstance(command, Poison) else ())))
+
+
+def _has_twins(value: bytes) -> bool:
+    twins = False
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal twins
+        given = dict(pairs)
+        twins = twins or len(given) < len(pairs)
+        return given
+
+    try:
+        json.loads(value, object_pairs_hook=look)
+    except (ValueError, RecursionError):  # no JSON at all
+        return False
+    return twins
+
+
 def _milliseconds_of(text: object) -> int | str:
     """Read an RFC 3339 time with its offset, in milliseconds rounded down; or give a text, which fits nothing."""
     if not isinstance(text, str):

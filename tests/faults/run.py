@@ -46,6 +46,7 @@ class Kept(Struct, frozen=True):
 
     sizes: Sizes
     topics: dict[str, str]
+    user_deadline_s: float = USER_DEADLINE_S
 
 
 class Sender(threading.Thread):
@@ -278,7 +279,7 @@ class Run:
 
 
 @contextmanager
-def running(sizes: Sizes, directory: Path) -> Iterator[tuple[Cluster, StubThread, Service]]:
+def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cluster, StubThread, Service]]:
     """Give a cluster behind proxies, a User Service stub, and a service without orders; its topics are kept."""
     with (
         Cluster(directory / "kafka", cast("Literal[1, 3]", sizes.brokers)) as cluster,
@@ -288,11 +289,14 @@ def running(sizes: Sizes, directory: Path) -> Iterator[tuple[Cluster, StubThread
             directory,
             users,
             keep_topics=True,
-            KAFKA_BOOTSTRAP_SERVERS=cluster.proxied_servers,
-            ORDERS_PARTITIONS=str(PARTITIONS),
-            ORDERS_SESSION_TIMEOUT_S=str(SESSION_TIMEOUT_S),
-            ORDERS_USER_DEADLINE_S=str(USER_DEADLINE_S),
-            ORDERS_PAYMENT_DUE_S=str(PAYMENT_DUE_S),
+            **{
+                "KAFKA_BOOTSTRAP_SERVERS": cluster.proxied_servers,
+                "ORDERS_PARTITIONS": str(PARTITIONS),
+                "ORDERS_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
+                "ORDERS_USER_DEADLINE_S": str(USER_DEADLINE_S),
+                "ORDERS_PAYMENT_DUE_S": str(PAYMENT_DUE_S),
+                **settings,
+            },
         ) as service,
     ):
         yield cluster, users, service
@@ -300,7 +304,7 @@ def running(sizes: Sizes, directory: Path) -> Iterator[tuple[Cluster, StubThread
 
 def check(kept: Kept, servers: str, say: Callable[[str], None]) -> list[Findings]:
     """Check one partition after the other, and show the first findings."""
-    terms = Terms(PARTITIONS, kept.topics["commands"], user_of, USER_DEADLINE_S)
+    terms = Terms(PARTITIONS, kept.topics["commands"], user_of, kept.user_deadline_s)
     findings = []
     for partition in range(PARTITIONS):
         found = check_partition(read_partition(servers, kept.topics, partition), terms)

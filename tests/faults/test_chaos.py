@@ -1,5 +1,7 @@
 """The proof, as short as CI can have it: each kind of fault three times while 5,200 commands go through."""
 
+import pytest
+
 from tests.faults.plan import KINDS, Sizes, plan_faults
 from tests.faults.run import Run
 
@@ -13,6 +15,7 @@ def test_the_same_seed_plans_the_same_faults_and_another_seed_others():
     assert sorted(fault.kind for fault in plan) == sorted(KINDS * 3)
 
 
+@pytest.mark.timeout(420)
 def test_whatever_is_killed_each_command_has_one_outcome(tmp_path):
     said: list[str] = []
     run = Run(SIZES, tmp_path, said.append)

@@ -4,12 +4,12 @@ import signal
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import NodeNotReadyError
+from aiokafka.errors import NodeNotReadyError, TopicAuthorizationFailedError
 from confluent_kafka import Producer
 
 from order_service.embedded.broker import free_port
 from order_service.errors import KafkaAwayError
-from order_service.kafka import ask_admin, connect_admin
+from order_service.kafka import ask_admin
 from order_service.settings import Settings
 from tests.broker import running_broker
 from tests.samples import create
@@ -43,7 +43,7 @@ def service(broker, tmp_path, users):
 async def test_who_waits_for_kafka_in_vain_is_told_where():
     servers = f"127.0.0.1:{free_port()}"
     with pytest.raises(KafkaAwayError, match=f"no Kafka answers at {servers} within 0 s"):
-        await connect_admin(Settings(kafka_bootstrap_servers=servers), patience_s=0.2)
+        await ask_admin(Settings(kafka_bootstrap_servers=servers), AIOKafkaAdminClient.list_topics, patience_s=0.2)
 
 
 async def test_who_asks_while_kafka_goes_away_asks_again(broker):
@@ -51,19 +51,27 @@ async def test_who_asks_while_kafka_goes_away_asks_again(broker):
 
     async def ask(admin):
         asked.append(admin)
-        if len(asked) == 1:
-            raise NodeNotReadyError
+        if len(asked) < 3:
+            raise (NodeNotReadyError, TimeoutError)[len(asked) - 1]
         return await admin.list_topics()
 
     settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers)
     assert isinstance(await ask_admin(settings, ask), list)
-    assert len(asked) == 2
+    assert len(asked) == 3
 
     async def ask_in_vain(_admin):
         raise NodeNotReadyError
 
-    with pytest.raises(KafkaAwayError, match="Kafka gives no answer within 0 s: NodeNotReadyError"):
+    with pytest.raises(KafkaAwayError, match=r"no Kafka answers at .* within 0 s: NodeNotReadyError"):
         await ask_admin(settings, ask_in_vain, patience_s=0.1)
+
+
+async def test_who_asks_for_what_kafka_refuses_is_told_at_once(broker):
+    async def ask(_admin):
+        raise TopicAuthorizationFailedError
+
+    with pytest.raises(KafkaAwayError, match="refuses what it was asked: TopicAuthorizationFailedError"):
+        await ask_admin(Settings(kafka_bootstrap_servers=broker.bootstrap_servers), ask)
 
 
 @pytest.fixture

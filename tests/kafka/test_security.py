@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ScramCredentialInfo,
@@ -16,7 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from order_service.embedded.broker import HOST, Broker, free_port
 from order_service.embedded.kafka import Embedded, choose_kafka, embedded_broker
 from order_service.errors import KafkaAwayError
-from order_service.kafka import connect_admin, connection, tls
+from order_service.kafka import ask_admin, connection, tls
 from order_service.settings import Settings
 from tests.samples import create, pay
 from tests.service import Service
@@ -157,5 +158,5 @@ async def test_whom_kafka_does_not_let_in_is_told_why_at_once(secure_kafka, chan
         "kafka_ssl_cafile": environment["ORDERS_KAFKA_SSL_CAFILE"],
     }
     with pytest.raises(KafkaAwayError, match=f"cannot be used with these ORDERS_KAFKA_… settings: .*{why}") as raised:
-        await connect_admin(Settings(**fields | changes))
+        await ask_admin(Settings(**fields | changes), AIOKafkaAdminClient.list_topics)
     assert PASSWORD not in str(raised.value)

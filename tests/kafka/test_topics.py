@@ -12,7 +12,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from order_service.errors import TopicsError
-from order_service.kafka import connect_admin
+from order_service.kafka import ask_admin
 from order_service.stream.topics import check_topics, create_topics
 from tests.service import until
 
@@ -37,11 +37,7 @@ TABLE = {
 
 
 async def with_admin(service, work):
-    admin = await connect_admin(service.settings())
-    try:
-        return await work(admin, service.settings())
-    finally:
-        await admin.close()
+    return await ask_admin(service.settings(), lambda admin: work(admin, service.settings()))
 
 
 def faults(service):
