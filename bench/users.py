@@ -10,8 +10,8 @@ from order_service.wire.commands import encode_json_command
 
 USERS = scaled(50_000)
 LATENCY_MS = 20
-PER_S = 800
-MEASURED_S = scaled_s(15.0)
+PER_S = 400
+MEASURED_S = scaled_s(20.0)
 HANGING_EVERY = 100
 
 HOW = f"""\
