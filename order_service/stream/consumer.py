@@ -18,6 +18,7 @@ import structlog
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     IllegalStateError,
+    KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -27,6 +28,7 @@ from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from order_service.errors import KafkaAwayError
 from order_service.stream.inbox import Run
 
 log = structlog.get_logger()
@@ -35,6 +37,7 @@ FETCH_WAIT_MS: Final = 250
 PARTITION_FETCH_BYTES: Final = 1024 * 1024
 METADATA_AGE_MS: Final = 5_000
 """How long a changed partition count goes unnoticed; until then commands are read whose keys have moved."""
+STARTS: Final = 60
 CLOSE_WITHIN_S: Final = 5.0
 """A stop waits so long for the consumer to leave the group; a turn in flight has its own deadline before that."""
 PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError)
@@ -83,6 +86,19 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
         )
+
+    async def on_start(self) -> None:
+        """Start the consumer, and again where Kafka has gone away since the topics were checked."""
+        for _ in range(STARTS):
+            try:
+                await super().on_start()
+            except KafkaConnectionError as error:
+                log.warning("Kafka does not answer yet; trying again.", error=repr(error))
+                await self._ensure_consumer().stop()
+                await asyncio.sleep(1.0)
+            else:
+                return
+        raise KafkaAwayError(f"Kafka does not answer after {STARTS} tries")
 
     async def on_thread_stop(self) -> None:
         """Close the consumer, or let it be where Kafka is away: aiokafka then waits, or raises what it has cancelled.
@@ -265,10 +281,24 @@ class RunConsumer(driver.Consumer):
         return self._thread
 
 
+class NoProducer(driver.Producer):
+    """What Faust has for a producer: nothing. All that we write goes through the transactional ones of our own."""
+
+    async def on_start(self) -> None:
+        """Start nothing."""
+
+    async def on_stop(self) -> None:
+        """Stop nothing."""
+
+    async def flush(self) -> None:
+        """Flush nothing."""
+
+
 class RunTransport(driver.Transport):
-    """Faust's transport with our consumer."""
+    """Faust's transport with our consumer, and no producer."""
 
     Consumer = RunConsumer
+    Producer = NoProducer
 
 
 class RawSchema(faust.Schema[Any, Any]):

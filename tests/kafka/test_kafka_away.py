@@ -12,6 +12,8 @@ from order_service.errors import KafkaAwayError
 from order_service.kafka import ask_admin
 from order_service.settings import Settings
 from tests.broker import running_broker
+from tests.faults.cluster import Cluster
+from tests.faults.proxy import Api
 from tests.samples import create
 from tests.service import Service, histories, until
 
@@ -134,3 +136,20 @@ def test_workers_are_told_to_end_while_kafka_is_away(service, other_service, bro
     service.start_worker()
     service.wait_outcomes(len(commands))
     service.check(commands)
+
+
+def test_a_worker_that_loses_kafka_again_and_again_while_it_begins_begins_in_the_end(tmp_path, users):
+    commands = histories(5)
+    with (
+        Cluster(tmp_path / "kafka") as cluster,
+        Service(cluster.bootstrap_servers, tmp_path, users, KAFKA_BOOTSTRAP_SERVERS=cluster.proxied_servers) as behind,
+    ):
+        [proxy] = cluster.proxies.values()
+        worker = behind.start_worker()
+        for _ in range(6):
+            proxy.lose_request(Api.METADATA)
+            until(lambda: not proxy.armed, "a connection is cut")
+        worker.wait_lanes(4)
+        behind.send(commands)
+        behind.wait_outcomes(len(commands))
+        behind.check(commands)
