@@ -115,6 +115,7 @@ class Run:
         self._module = module
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._told_at = 0.0
+        self._pause = threading.Event()
 
     def run(self) -> Verdict:
         """Do it all, and give the verdict of the checker."""
@@ -146,10 +147,9 @@ class Run:
         for fault in plan_faults(self.sizes):
             self._do_later(fault.at_s, partial(self._befall, fault))
         sender.start()
-        pause = threading.Event()
         while sender.is_alive() or self._later:
             self._tend()
-            pause.wait(0.1)
+            self._pause.wait(0.1)
         assert not sender.failed, sender.failed[:3]
 
     def _tend(self) -> None:
@@ -181,7 +181,7 @@ class Run:
             case "term":
                 self._fleet.pick(fault.pick).send(signal.SIGTERM)
             case "pause":
-                self._pause(fault)
+                self._put_to_sleep(fault)
             case "join":
                 self._fleet.join()
             case "leave":
@@ -197,7 +197,7 @@ class Run:
                 return  # the proxies count what has really happened
         self.happened[fault.kind] += 1
 
-    def _pause(self, fault: Fault) -> None:
+    def _put_to_sleep(self, fault: Fault) -> None:
         worker = self._fleet.pick(fault.pick)
         worker.send(signal.SIGSTOP)
         self._do_in(SLEEP_S, lambda: worker.send(signal.SIGCONT))
@@ -243,12 +243,15 @@ class Run:
                     cluster.wait_all_in_sync()
                 return
         cluster.kill(node)
-        self._do_in(BROKER_AWAY_S, lambda: self._start_again(node))
-
-    def _start_again(self, node: int) -> None:
-        self._cluster.start(node)
-        if self.sizes.brokers > 1:  # the next fault must not find two of three away
-            self._cluster.wait_all_in_sync()
+        if self.sizes.brokers == 1:
+            self._do_in(BROKER_AWAY_S, lambda: cluster.start(node))
+            return
+        back_at = time.monotonic() + BROKER_AWAY_S
+        while time.monotonic() < back_at:
+            self._fleet.tend()
+            self._pause.wait(0.1)
+        cluster.start(node)
+        cluster.wait_all_in_sync()  # the next fault must not find two of three away
 
     def _heal(self) -> None:
         """Let all go on, and wait until everything is decided."""
@@ -257,7 +260,6 @@ class Run:
             proxy.disarm()
         for worker in self._fleet.workers:
             worker.send(signal.SIGCONT)
-        pause = threading.Event()
         deadline = time.monotonic() + SETTLED_WITHIN_S
         settled = 0
         while settled < 3:
@@ -266,7 +268,7 @@ class Run:
             if time.monotonic() > deadline:
                 self._say(f"Not all was decided within {SETTLED_WITHIN_S:.0f} s.")
                 break
-            pause.wait(0.5)
+            self._pause.wait(0.5)
         self.happened = self._all_that_happened()
         self._tell()
 
