@@ -5,13 +5,13 @@ import pytest
 from tests.faults.plan import KINDS, Sizes, plan_faults
 from tests.faults.run import Run
 
-SIZES = Sizes(commands=5_200, rate=45, faults=3 * len(KINDS))
+SIZES = Sizes(commands=5_200, rate=60, faults=3 * len(KINDS))
 
 
 def test_the_same_seed_plans_the_same_faults_and_another_seed_others():
     plan = plan_faults(SIZES)
     assert plan == plan_faults(SIZES)
-    assert plan != plan_faults(Sizes(seed=2, commands=5_200, rate=45, faults=24))
+    assert plan != plan_faults(Sizes(seed=2, commands=5_200, rate=60, faults=24))
     assert sorted(fault.kind for fault in plan) == sorted(KINDS * 3)
 
 
