@@ -241,6 +241,7 @@ class Run:
                     cluster.stop(node)
                     cluster.start(node)
                     cluster.wait_all_in_sync()
+                self.happened["broker"] += len(nodes) - 1
                 return
         cluster.kill(node)
         if self.sizes.brokers == 1:
