@@ -284,6 +284,8 @@ class RunConsumer(driver.Consumer):
 class NoProducer(driver.Producer):
     """What Faust has for a producer: nothing. All that we write goes through the transactional ones of our own."""
 
+    logger = _FAUST_LOG
+
     async def on_start(self) -> None:
         """Start nothing."""
 
