@@ -48,7 +48,7 @@ chaos: setup ## kill what carries a load, then count what was lost or doubled (S
 proof: setup ## the long runs of the proof, one after the other: half an hour
 	COMMANDS=400000 ORDERS=50000 RATE=800 FAULTS=62 $(BIN)/python -m tests.faults
 	COMMANDS=400000 ORDERS=50000 RATE=4000 FAULTS=14 $(BIN)/python -m tests.faults
-	COMMANDS=100000 ORDERS=20000 RATE=400 FAULTS=16 BROKERS=3 KINDS=broker $(BIN)/python -m tests.faults
+	COMMANDS=100000 ORDERS=20000 RATE=200 FAULTS=16 BROKERS=3 KINDS=broker $(BIN)/python -m tests.faults
 	$(BIN)/python -m tests.faults outage
 
 bench: setup ## measure throughput, latency and restore, and print the table

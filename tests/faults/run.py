@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -153,8 +154,12 @@ class Run:
         assert not sender.failed, sender.failed[:3]
 
     def _tend(self) -> None:
-        while self._later and self._later[0][0] <= time.monotonic() - self._start:
+        if self._later and self._later[0][0] <= time.monotonic() - self._start:
             heapq.heappop(self._later)[2]()
+        self._look_after()
+
+    def _look_after(self) -> None:
+        """Start workers that have ended again, and tell how it stands."""
         self._fleet.tend()
         if time.monotonic() - self._told_at > PROGRESS_EVERY_S:
             self._tell()
@@ -230,7 +235,7 @@ class Run:
                 node = nodes[int(fault.pick * len(nodes))]
             case "stop":
                 cluster.stop(nodes[0])
-                self._do_in(BROKER_AWAY_S, lambda: cluster.start(nodes[0]))
+                self._do_in(BROKER_AWAY_S, lambda: self._meanwhile(partial(cluster.start, nodes[0])))
                 return
             case "kill group coordinator":
                 node = cluster.coordinator_of_group(self._service.app_id)
@@ -238,21 +243,27 @@ class Run:
                 node = cluster.coordinator_of_transaction(f"{self._service.app_id}-claim-0")
             case "rolling restart":
                 for node in nodes:
-                    cluster.stop(node)
-                    cluster.start(node)
-                    cluster.wait_all_in_sync()
+                    self._meanwhile(partial(cluster.stop, node))
+                    self._meanwhile(partial(cluster.start, node))
+                    self._meanwhile(cluster.wait_all_in_sync)
                 self.happened["broker"] += len(nodes) - 1
                 return
         cluster.kill(node)
         if self.sizes.brokers == 1:
-            self._do_in(BROKER_AWAY_S, lambda: cluster.start(node))
+            self._do_in(BROKER_AWAY_S, lambda: self._meanwhile(partial(cluster.start, node)))
             return
-        back_at = time.monotonic() + BROKER_AWAY_S
-        while time.monotonic() < back_at:
-            self._fleet.tend()
-            self._pause.wait(0.1)
-        cluster.start(node)
-        cluster.wait_all_in_sync()  # the next fault must not find two of three away
+        self._meanwhile(partial(self._pause.wait, BROKER_AWAY_S))
+        self._meanwhile(partial(cluster.start, node))
+        self._meanwhile(cluster.wait_all_in_sync)  # the next fault must not find two of three away
+
+    def _meanwhile(self, work: Callable[[], object]) -> None:
+        """Wait for what takes long, and look after the workers meanwhile."""
+        with ThreadPoolExecutor(1) as pool:
+            doing = pool.submit(work)
+            while not doing.done():
+                self._look_after()
+                self._pause.wait(0.1)
+        doing.result()
 
     def _heal(self) -> None:
         """Let all go on, and wait until everything is decided."""
