@@ -154,7 +154,7 @@ async def test_a_child_that_keeps_failing_is_given_up_with_a_clear_line():
 async def test_wrong_topics_end_everything_with_their_code():
     lines = Lines()
     ready = []
-    other = python("users", OBEYS, ready=lambda: bool(lines))  # it has told its pid before the next one begins
+    other = python("users", OBEYS, ready=lambda: bool(lines._pids()))  # it has told its pid before the next one begins
     wrong = python("worker", "raise SystemExit(13)", ready=lambda: False, why=lambda: "see doctor")
     assert await run(other, wrong, lines=lines, on_ready=lambda: ready.append(1)) == 13
     assert ready == []
