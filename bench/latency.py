@@ -1,6 +1,7 @@
 """Latency from produce to a committed event in a consumer's hands, at three rates and on 4 and 12 partitions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from bench.load import Pace, Sent, Shop, send_evenly
 from bench.processes import running
@@ -79,20 +80,34 @@ def paced(
 
     `begun` is called when sending begins. Events of commands that others send beside it are left out.
     """
-    names, servers = service.names, service.bootstrap_servers
-    pace = Pace(servers, names.commands, shop, per_s, WARM_S + seconds, steps)
+    pace = Pace(service.bootstrap_servers, service.names.commands, shop, per_s, WARM_S + seconds, steps)
+    with under_way(service, pace) as all_seen:
+        begun()
+        seen, sent = all_seen()
+    measured_from = min(event.sent_ns for event in seen) + WARM_S * 1e9
+    return [event for event in seen if event.sent_ns >= measured_from], sent
+
+
+@contextmanager
+def under_way(service: Service, pace: Pace) -> Iterator[Callable[[], tuple[list[Seen], Sent]]]:
+    """Send at a pace and listen; the yielded function waits until all is sent and seen, WrongResult if any is missing.
+
+    Events of commands that others send beside it are left out.
+    """
     with (
-        running(listen, servers, names.events, service.partitions) as listener,
+        running(listen, service.bootstrap_servers, service.names.events, service.partitions) as listener,
         running(send_evenly, pace, encode_json_command) as sender,
     ):
         listener.recv()
         sender.recv()
         sender.send("go")
-        begun()
-        sent: Sent = sender.recv()
-        listener.send(sent.answerable)
-        seen: list[Seen] = [event for event in listener.recv() if event.sent_ns > 0]
-    if len(seen) != sent.answerable:
-        raise WrongResult(f"{len(seen)} events seen for {sent.answerable} commands")
-    measured_from = min(event.sent_ns for event in seen) + WARM_S * 1e9
-    return [event for event in seen if event.sent_ns >= measured_from], sent
+
+        def all_seen() -> tuple[list[Seen], Sent]:
+            sent: Sent = sender.recv()
+            listener.send(sent.answerable)
+            seen: list[Seen] = [event for event in listener.recv() if event.sent_ns > 0]
+            if len(seen) != sent.answerable:
+                raise WrongResult(f"{len(seen)} events seen for {sent.answerable} commands")
+            return seen, sent
+
+        yield all_seen

@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 
 from bench.table import percentile
 from order_service.domain.messages import AmendOrder, Command, CreateOrder, DeliverOrder, Line, PayOrder, ShipOrder
+from tests.service import enqueue
 
 HANGING = "slow-600000-"
 """The stub answers about such a user after ten minutes: that is, not while we measure."""
@@ -123,12 +124,7 @@ def produce(servers: str, topic: str, records: Iterable[tuple[str, bytes]]) -> i
     producer = Producer(in_order(servers) | {"linger.ms": 20})
     sent = 0
     for key, value in records:
-        while True:
-            try:
-                producer.produce(topic, key=key, value=value)
-                break
-            except BufferError:
-                producer.poll(0.1)
+        enqueue(producer, topic, key, value)
         sent += 1
     if left := producer.flush(60):
         raise RuntimeError(f"{left} of {sent} records did not arrive in {topic}")

@@ -1,7 +1,5 @@
 """Memory: how much a worker's process grows by orders in its table."""
 
-from pathlib import Path
-
 from bench.load import LIFE, Shop
 from bench.restore import put
 from bench.sizes import RUNS, scaled
@@ -29,14 +27,8 @@ def per_million_mb(world: World, steps: int) -> float:
     with world.service() as service:
         worker = service.start_worker().wait_lanes(service.partitions)
         put(service, Shop("first"), FIRST, steps=steps)
-        before = resident_bytes(worker.process.pid)
+        before = worker.resident_bytes()
         put(service, Shop("more"), ORDERS, steps=steps)
-        grown = resident_bytes(worker.process.pid) - before
+        grown = worker.resident_bytes() - before
         world.say(f"memory: {grown / 1e6:.0f} MB for {ORDERS:,} orders after {steps} commands each")
         return grown / ORDERS
-
-
-def resident_bytes(pid: int) -> int:
-    """Read what a process holds in memory."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))

@@ -17,7 +17,6 @@ from confluent_kafka import Producer
 from msgspec import Struct
 
 from bench.load import Shop, amend_address, create, in_order
-from bench.memory import resident_bytes
 from bench.processes import running
 from bench.sizes import scaled
 from bench.table import Row, Target
@@ -25,7 +24,7 @@ from bench.watching import WrongResult
 from bench.world import World
 from order_service.domain.messages import AmendOrder, Command
 from order_service.wire.commands import encode_json_command
-from tests.service import WorkerProcess, until
+from tests.service import WorkerProcess, enqueue, until
 
 PER_S: Final = int(os.environ.get("SOAK_PER_S", "10000"))
 SECONDS: Final = float(os.environ.get("SOAK_S", "1200"))
@@ -61,6 +60,8 @@ def measure(world: World) -> list[Row]:
         if decided(worker) != sent:
             raise WrongResult(f"{decided(worker)} outcomes for {sent} commands")
     warm = [look for look in looks if look.at_s > WARM_S]
+    if len(warm) < 2:
+        raise WrongResult(f"a soak of {SECONDS:g} s is too short: it is warm after {WARM_S:.0f} s; set SOAK_S")
     slope = linear_regression([look.at_s / 60 for look in warm], [look.resident_mb for look in warm]).slope
     files = [float(look.open_files) for look in warm]
     return [
@@ -77,7 +78,7 @@ def watch(world: World, worker: WorkerProcess, sender: "Connection[Any, Any]") -
     while not sender.poll(LOOK_EVERY_S):
         if worker.process.poll() is not None:
             raise WrongResult(f"the worker ended with {worker.process.returncode}")
-        look = Look(time.monotonic() - began_at, resident_bytes(worker.process.pid) / 1e6, open_files(worker))
+        look = Look(time.monotonic() - began_at, worker.resident_bytes() / 1e6, open_files(worker))
         looks.append(look)
         if len(looks) % 12 == 0:
             said = f"{look.resident_mb:.0f} MB, {look.open_files} files, {decided(worker):,} decided"
@@ -118,14 +119,8 @@ def send(pipe: "Connection[Any, Any]", servers: str, topic: str) -> None:
     start = time.monotonic()
     for number, command in enumerate(islice(recurring(Shop("soak"), ORDERS), total)):
         if number % 100 == 0 and (early := start + number / PER_S - time.monotonic()) > 0:
-            producer.poll(0)
             time.sleep(early)
-        while True:
-            try:
-                producer.produce(topic, encode_json_command(command), command.order_id)
-                break
-            except BufferError:
-                producer.poll(0.1)
+        enqueue(producer, topic, command.order_id, encode_json_command(command))
     if producer.flush(60):
         raise RuntimeError("not all commands arrived in Kafka")
     pipe.send(total)

@@ -2,14 +2,13 @@
 
 import time
 
-from bench.load import Pace, Sent, Shop, send_evenly
-from bench.processes import running
+from bench.latency import under_way
+from bench.load import Pace, Shop
 from bench.restore import fill
 from bench.sizes import RUNS, scaled
 from bench.table import Row, Target
-from bench.watching import Seen, WrongResult, listen
+from bench.watching import Seen
 from bench.world import World
-from order_service.wire.commands import encode_json_command
 
 ORDERS = scaled(20_000)
 PER_S = 100
@@ -26,26 +25,16 @@ def measure(world: World) -> list[Row]:
     kills: list[tuple[int, float]] = []
     with world.service() as service:
         worker = fill(service, ORDERS, steps=2, instance_id=INSTANCE_ID)
-        servers, names = service.bootstrap_servers, service.names
-        pace = Pace(servers, names.commands, Shop("later"), PER_S, EVERY_S * (RUNS + 1))
-        with (
-            running(listen, servers, names.events, service.partitions) as listener,
-            running(send_evenly, pace, encode_json_command) as sender,
-        ):
-            listener.recv()
-            sender.recv()
-            sender.send("go")
+        commands = service.names.commands
+        pace = Pace(service.bootstrap_servers, commands, Shop("later"), PER_S, EVERY_S * (RUNS + 1))
+        with under_way(service, pace) as all_seen:
             for _ in range(RUNS):
                 time.sleep(EVERY_S)
                 kills.append((time.monotonic_ns(), time.time()))
                 worker.process.kill()
                 worker.process.wait()
                 worker = service.start_worker(ORDERS_INSTANCE_ID=INSTANCE_ID)
-            sent: Sent = sender.recv()
-            listener.send(sent.answerable)
-            seen: list[Seen] = listener.recv()
-    if len(seen) != sent.answerable:
-        raise WrongResult(f"{len(seen)} events seen for {sent.answerable} commands")
+            seen, _ = all_seen()
     first = [after_s(seen, kill, range(service.partitions), all_of_them=False) for kill in kills]
     every = [after_s(seen, kill, range(service.partitions), all_of_them=True) for kill in kills]
     return [

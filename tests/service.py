@@ -134,6 +134,11 @@ class WorkerProcess:
         """Wait until the kernel has stopped it (SIGSTOP)."""
         until(self.is_stopped, f"{self.name} is stopped")
 
+    def resident_bytes(self) -> int:
+        """Tell what it holds in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
     def log(self) -> str:
         """Give all that it has logged."""
         return self.log_path.read_text(errors="replace")
@@ -370,6 +375,18 @@ class Service:
     async def _create_topics(self) -> None:
         settings = self.settings()
         await ask_admin(settings, lambda admin: create_topics(admin, settings))
+
+
+def enqueue(producer: Producer, topic: str, key: str | bytes | None, value: bytes | None, **extra: Any) -> None:
+    """Hand a record to a producer, waiting while its queue is full."""
+    while True:
+        try:
+            producer.produce(topic, key=key, value=value, **extra)
+        except BufferError:
+            producer.poll(0.1)
+        else:
+            producer.poll(0)
+            return
 
 
 class Sender(threading.Thread):

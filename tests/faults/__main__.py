@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from tests.faults import outage
-from tests.faults.checker import verdict_of
+from tests.faults.checker import Verdict, verdict_of
 from tests.faults.cluster import Cluster
 from tests.faults.fleet import ENDS
 from tests.faults.plan import Sizes
@@ -41,30 +41,37 @@ def main(arguments: list[str]) -> int:
 
 def prove(sizes: Sizes) -> int:
     """Run, and say what was found."""
-    directory = Path(mkdtemp(prefix="orders-faults-"))
     say(f"{sizes.commands:,} commands on {sizes.orders:,} orders at {sizes.rate:,}/s, {sizes.faults} faults: {sizes}")
-    say(f"logs and topics: {directory}")
+    directory = new_directory()
     run = Run(sizes, directory, say)
     verdict = run.run()
     for code, count in sorted(run.ends.items()):
         say(f"workers that ended with {code} ({ENDS.get(code, 'NOT EXPECTED')}): {count}")
-    is_clean = verdict.is_clean and not run.faults_of_ends()
+    return concluded(directory, verdict, is_clean=verdict.is_clean and not run.faults_of_ends())
+
+
+def sit_out() -> int:
+    """Sit out an outage of the User Service, and say what was found."""
+    directory = new_directory()
+    verdict = outage.run(directory, say)
+    return concluded(directory, verdict, is_clean=verdict.is_clean)
+
+
+def new_directory() -> Path:
+    """Make a place for logs and topics, and say where it is."""
+    directory = Path(mkdtemp(prefix="orders-faults-"))
+    say(f"logs and topics: {directory}")
+    return directory
+
+
+def concluded(directory: Path, verdict: Verdict, *, is_clean: bool) -> int:
+    """Keep logs and topics only if something is not as it must be, give the verdict, and the exit status."""
     if is_clean:
         forget(directory)
     else:
         say(f"Kept: {directory}. Workers' logs: worker-*.log; topics: python -m tests.faults look {directory}")
     say(str(verdict))
     return 0 if is_clean else 1
-
-
-def sit_out() -> int:
-    """Sit out an outage of the User Service, and say what was found."""
-    directory = Path(mkdtemp(prefix="orders-faults-"))
-    verdict = outage.run(directory, say)
-    if verdict.is_clean:
-        forget(directory)
-    say(str(verdict))
-    return 0 if verdict.is_clean else 1
 
 
 def look(directory: Path) -> int:

@@ -3,7 +3,6 @@
 import re
 import signal
 from collections import Counter
-from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -30,12 +29,11 @@ class Measured(Struct, frozen=True):
 
 
 class Fleet:
-    """Workers in places; `module` is what a worker runs, for the tests that plant a fault in it."""
+    """Workers in places."""
 
-    def __init__(self, service: Service, module: Sequence[str] = ("tests.worker",)) -> None:
+    def __init__(self, service: Service) -> None:
         self.ends: Counter[int] = Counter()
         self._service = service
-        self._module = module
         self._places: list[WorkerProcess] = []
         self._leaving: list[WorkerProcess] = []
 
@@ -46,7 +44,7 @@ class Fleet:
 
     def join(self) -> None:
         """Add one."""
-        self._places.append(self._service.start_worker(module=self._module))
+        self._places.append(self._service.start_worker())
 
     def leave(self, pick: float) -> bool:
         """Tell one to end for good; False if it is the last one."""
@@ -67,7 +65,7 @@ class Fleet:
         for index, worker in enumerate(self._places):
             if (code := worker.process.poll()) is not None:
                 self.ends[code] += 1
-                self._places[index] = self._service.start_worker(module=self._module)
+                self._places[index] = self._service.start_worker()
         for worker in [worker for worker in self._leaving if worker.process.poll() is not None]:
             self._leaving.remove(worker)
             self.ends[worker.process.returncode] += 1

@@ -16,8 +16,8 @@ from order_service.wire.commands import encode_json_command
 from tests.faults.checker import Verdict, verdict_of
 from tests.faults.fleet import Fleet, Measured
 from tests.faults.plan import Sizes
-from tests.faults.run import Kept, check, running
-from tests.service import until, vars_of
+from tests.faults.run import Kept, check, keep, running
+from tests.service import enqueue, until, vars_of
 
 CREATES: Final = int(os.environ.get("CREATES", "100000"))
 AWAY_S: Final = float(os.environ.get("AWAY_S", "600"))
@@ -38,15 +38,16 @@ def run(directory: Path, say: Callable[[str], None]) -> Verdict:
         "ORDERS_PAYMENT_DUE_S": "100000",
     }
     with running(sizes, directory, **settings) as (cluster, users, service):
+        kept = Kept(sizes, vars_of(service.names), deadline_s)
+        keep(kept, directory)
         fleet = Fleet(service)
         fleet.join()
         until(lambda: fleet.measure().lanes == service.partitions, "all partitions run")
 
         def tell(what: str) -> None:
             [worker] = fleet.workers
-            status = Path(f"/proc/{worker.process.pid}/status").read_text()
-            resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-            say(f"{what}: waiting {fleet.measure().waiting:,}, the worker holds {resident / 1000:,.0f} MB")
+            held_mb = worker.resident_bytes() / 1e6
+            say(f"{what}: waiting {fleet.measure().waiting:,}, the worker holds {held_mb:,.0f} MB")
 
         tell("before")
         users.stub.mode = Mode.HANG
@@ -63,7 +64,6 @@ def run(directory: Path, say: Callable[[str], None]) -> Verdict:
         until(lambda: fleet.measure() == done, "all is decided", within_s=HEALED_WITHIN_S)
         tell(f"{time.monotonic() - healed_at:.0f} s after it has healed")
         fleet.stop()
-        kept = Kept(sizes, vars_of(service.names), deadline_s)
         return verdict_of(check(kept, cluster.bootstrap_servers, say), faults=1, seed=sizes.seed)
 
 
@@ -71,10 +71,7 @@ def send(servers: str, topic: str) -> None:
     """Send a create for each order, and behind it a change of every tenth."""
     producer = Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random", "enable.idempotence": True})
     for command in chain(creates(), changes()):
-        producer.produce(topic, encode_json_command(command), command.order_id)
-        producer.poll(0)
-        if len(producer) > 50_000:
-            producer.flush(60)
+        enqueue(producer, topic, command.order_id, encode_json_command(command))
     if left := producer.flush(60):
         raise RuntimeError(f"{left} commands did not arrive in Kafka")
 

@@ -6,10 +6,11 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -25,7 +26,7 @@ from tests.faults.load import Load
 from tests.faults.plan import Fault, Sizes, plan_faults
 from tests.faults.proxy import Api
 from tests.faults.reading import read_partition
-from tests.service import Service, StubThread, until, vars_of
+from tests.service import Service, StubThread, enqueue, until, vars_of
 
 PARTITIONS: Final = 4
 SESSION_TIMEOUT_S: Final = 3.0
@@ -77,20 +78,17 @@ class Sender(threading.Thread):
         for number, record in enumerate(Load(self._sizes).records()):
             if (early := start + number / self._sizes.rate - time.monotonic()) > 0:
                 pause.wait(early)
-            self._produce(record.key, record.value, list(record.headers))
+            enqueue(
+                self._producer,
+                self._topic,
+                record.key,
+                record.value,
+                headers=list(record.headers),
+                on_delivery=self._delivered,
+            )
             self.sent += 1
         if left := self._producer.flush(120):
             self.failed.append(f"{left} records did not arrive within two minutes")
-
-    def _produce(self, key: bytes | None, value: bytes | None, headers: list[tuple[str, str | bytes | None]]) -> None:
-        while True:
-            try:
-                self._producer.produce(self._topic, value, key, headers=headers, on_delivery=self._delivered)
-            except BufferError:
-                self._producer.poll(0.1)
-            else:
-                self._producer.poll(0)
-                return
 
     def _delivered(self, error: object, _message: object) -> None:
         if error is not None:
@@ -100,21 +98,15 @@ class Sender(threading.Thread):
 class Run:
     """A cluster, a fleet, a load and a plan. `say` is told each line of progress."""
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        directory: Path,
-        say: Callable[[str], None],
-        module: Sequence[str] = ("tests.worker",),
-    ) -> None:
+    def __init__(self, sizes: Sizes, directory: Path, say: Callable[[str], None]) -> None:
         self.sizes = sizes
         self.directory = directory
         self.happened: Counter[str] = Counter()
         self.ends: Counter[int] = Counter()
         self.findings: list[Findings] = []
         self._say = say
-        self._module = module
         self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
         self._told_at = 0.0
         self._pause = threading.Event()
 
@@ -124,8 +116,8 @@ class Run:
         with running(self.sizes, self.directory) as (cluster, users, service):
             self._cluster, self._users, self._service = cluster, users, service
             kept = Kept(self.sizes, vars_of(service.names))
-            (self.directory / RECORD).write_bytes(msgspec.json.encode(kept))
-            self._fleet = Fleet(service, self._module)
+            keep(kept, self.directory)
+            self._fleet = Fleet(service)
             self._under_fire()
             self._heal()
             self._fleet.stop()
@@ -174,7 +166,7 @@ class Run:
         )
 
     def _do_later(self, at_s: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._later, (at_s, len(self._later) + id(action), action))
+        heapq.heappush(self._later, (at_s, next(self._numbers), action))
 
     def _do_in(self, seconds: float, action: Callable[[], None]) -> None:
         self._do_later(time.monotonic() - self._start + seconds, action)
@@ -314,6 +306,11 @@ def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cl
         ) as service,
     ):
         yield cluster, users, service
+
+
+def keep(kept: Kept, directory: Path) -> None:
+    """Write down what is needed to look at a run again."""
+    (directory / RECORD).write_bytes(msgspec.json.encode(kept))
 
 
 def check(kept: Kept, servers: str, say: Callable[[str], None]) -> list[Findings]:

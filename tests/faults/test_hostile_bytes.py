@@ -1,7 +1,6 @@
 """Twenty thousand damaged messages between good ones, through a live worker: it lives on, and keeps each of them."""
 
 import itertools
-from pathlib import Path
 
 from tests.faults.mutated import MARK, mutated
 from tests.faults.test_planted import found, is_decided
@@ -9,11 +8,6 @@ from tests.service import histories, until
 
 BAD = 20_000
 MOST_GROWTH = 50_000_000
-
-
-def resident_bytes(worker):
-    status = Path(f"/proc/{worker.process.pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
 
 def mixed(seed, bad, good):
@@ -29,12 +23,12 @@ def test_twenty_thousand_damaged_messages_leave_a_worker_as_it_was(service):
     worker = service.start_worker().wait_lanes(4)
     service.send(mixed("first", BAD // 4, histories(10)))
     until(lambda: is_decided(service), "the first are decided")
-    before = resident_bytes(worker)
+    before = worker.resident_bytes()
     good = histories(100, first=100)
     service.send(mixed("then", BAD, good))
     until(lambda: is_decided(service), "all are decided")
     assert worker.process.poll() is None
-    assert resident_bytes(worker) - before < MOST_GROWTH
+    assert worker.resident_bytes() - before < MOST_GROWTH
     assert found(service) == {}
     assert {command.command_id for command in good} <= {event.command_id for event in service.events()}
     assert MARK not in worker.log()

@@ -8,6 +8,7 @@ import pytest
 from order_service.domain.answer import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.stream.asking import Asking
+from tests.stream.asking import AskingWorld, asking_in
 
 PATIENCE_S = 5
 
@@ -34,9 +35,9 @@ def stand_in() -> Any:
     return Users()
 
 
-class World:
+class World(AskingWorld):
     def __init__(self, concurrency=4):
-        self.now = 0.0
+        super().__init__()
         self.wanted: set[str] = set()
         self.answered: list[tuple[str, UserCheck]] = []
         self.users = stand_in()
@@ -57,23 +58,11 @@ class World:
         self.users.lookups.pop(user_id).set_exception(UserServiceUnavailable("no answer"))
         await self.settled()
 
-    async def at(self, now):
-        self.now = now
-        self.asking._wake.set()
-        await self.settled()
-
-    async def settled(self):
-        for _ in range(10):
-            await asyncio.sleep(0)
-
 
 @pytest.fixture
 async def world():
-    made = World()
-    running = asyncio.create_task(made.asking.run())
-    yield made
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    async with asking_in(World()) as made:
+        yield made
 
 
 async def test_a_user_is_asked_about_once_however_many_orders_want_to_know(world):

@@ -8,6 +8,7 @@ import pytest
 from order_service.domain.answer import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.stream.asking import Asking
+from tests.stream.asking import AskingWorld, asking_in
 
 CROWD = [f"user-{number}" for number in range(20)]
 
@@ -47,9 +48,9 @@ def stand_in(room) -> Any:
     return Counting(room)
 
 
-class World:
+class World(AskingWorld):
     def __init__(self, room):
-        self.now = 0.0
+        super().__init__()
         self.answered: list[str] = []
         self.users = stand_in(room)
         self.asking = Asking(
@@ -75,23 +76,11 @@ class World:
             lookup.set_result(UserCheck.ACTIVE)
         await self.settled()
 
-    async def at(self, now):
-        self.now = now
-        self.asking._wake.set()
-        await self.settled()
-
-    async def settled(self):
-        for _ in range(10):
-            await asyncio.sleep(0)
-
 
 @pytest.fixture
 async def world():
-    made = World(room=3)
-    running = asyncio.create_task(made.asking.run())
-    yield made
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    async with asking_in(World(room=3)) as made:
+        yield made
 
 
 async def test_a_crowd_is_asked_about_again_a_few_at_a_time_and_nobody_is_left_out(world):

@@ -1,0 +1,35 @@
+"""What the tests of asking share: a world whose clock they set, and whose questions they let go on."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+from order_service.stream.asking import Asking
+
+
+class AskingWorld:
+    """A clock, and the asking that reads it."""
+
+    asking: Asking
+
+    def __init__(self):
+        self.now = 0.0
+
+    async def at(self, now):
+        """Let it be this time."""
+        self.now = now
+        self.asking._wake.set()
+        await self.settled()
+
+    async def settled(self):
+        """Let all that can go on now go on."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def asking_in(world):
+    """Run its asking while the block does."""
+    running = asyncio.create_task(world.asking.run())
+    yield world
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
