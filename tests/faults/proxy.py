@@ -148,6 +148,11 @@ class Peer:
         await self.close()
 
 
+async def welcome(connection: socket.socket) -> Peer:
+    """Take a client that has connected."""
+    return Peer(*await asyncio.open_connection(sock=connection, limit=PIECE_BYTES), REQUEST_HEAD)
+
+
 async def connect(port: int) -> Peer:
     """Connect to a broker; OSError if it is away."""
     return Peer(*await asyncio.open_connection(HOST, port, limit=PIECE_BYTES), ANSWER_HEAD)
@@ -361,6 +366,7 @@ class Proxy:
 
     def __enter__(self) -> Self:
         listener = socket.create_server((HOST, self.port), backlog=128)
+        listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listener)), name="proxy", daemon=True)
         self._thread.start()
@@ -376,27 +382,28 @@ class Proxy:
 
     async def _serve(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
+        # No `start_server`: Python 3.11 never closes a connection that comes in the moment before the server closes.
+        self._loop.add_reader(listener, self._accept, listener)
         async with asyncio.TaskGroup() as self._group:
-            server = await asyncio.start_server(self._accept, sock=listener, limit=PIECE_BYTES)
             try:
                 self._started.set()
                 await self._stop.wait()
             finally:
-                server.close()
+                self._loop.remove_reader(listener)
+                listener.close()
                 for task in self._tasks:
                     task.cancel()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._stop.is_set():
-            writer.transport.abort()
-            return
-        task = self._group.create_task(self._link(Peer(reader, writer, REQUEST_HEAD)))
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        task = self._group.create_task(self._link(connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: connection.close())  # cancelled before it began, the task has not
 
-    async def _link(self, client: Peer) -> None:
+    async def _link(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):  # one of both is away, or goes
-            async with client, await connect(self.target_port) as broker:
+            async with await welcome(connection) as client, await connect(self.target_port) as broker:
                 link = Link(client, broker, self._faults)
                 self._links.add(link)
                 try:

@@ -397,3 +397,13 @@ def test_the_end_closes_all_and_leaves_no_thread(server):
     until(lambda: threading.active_count() == before, "all threads have ended", within_s=PATIENCE_S)
     with pytest.raises(ConnectionRefusedError):
         Client(proxy.port)
+
+
+def test_who_comes_as_it_ends_is_closed_too(server):
+    clients = []
+    for _ in range(20):
+        with Proxy(server.port) as proxy:
+            clients += [Client(proxy.port) for _ in range(3)]
+    for client in clients:
+        with client:
+            assert client.is_closed()
