@@ -81,5 +81,5 @@ def _decode(decoder: "msgspec.msgpack.Decoder[_T]", data: bytes) -> _T:
         raise HistoryError(f"a changelog record has form {data[:1]!r}, this version knows {_FORM!r}")
     try:
         return decoder.decode(memoryview(data)[1:])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise HistoryError(f"a changelog record cannot be read: {error}") from error
