@@ -7,9 +7,10 @@ STAMP := $(VENV)/.installed
 UV := $(VENV)/uv/bin/uv
 # Most tests wait for brokers and workers, so three at once suit two cores; each has a Kafka of its own.
 JOBS ?= 3
+RUNS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format chaos proof bench lock clean
+.PHONY: help setup run test check format chaos proof fuzz bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +51,11 @@ proof: setup ## the long runs of the proof, one after the other: half an hour
 	COMMANDS=400000 ORDERS=50000 RATE=4000 FAULTS=14 $(BIN)/python -m tests.faults
 	COMMANDS=100000 ORDERS=20000 RATE=200 FAULTS=16 BROKERS=3 KINDS=broker $(BIN)/python -m tests.faults
 	$(BIN)/python -m tests.faults outage
+
+fuzz: setup ## decode damaged bytes: a million from a seed, then RUNS more that a fuzzer steers (it keeps what it finds)
+	$(BIN)/python -m tests.faults.mutated
+	$(UV) pip install --quiet --python $(BIN)/python atheris
+	$(BIN)/python -m tests.wire.fuzzed -runs=$(RUNS) -max_len=4096 tests/wire/corpus
 
 bench: setup ## measure throughput, latency and restore, and print the table
 	$(BIN)/python -m bench

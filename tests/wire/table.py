@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from order_service.errors import DecodeError
 from order_service.wire.avro import (
     decode_event,
     decode_rejection,
@@ -15,6 +16,9 @@ from order_service.wire.commands import decode_command
 from tests import samples
 
 GOLDEN = Path(__file__).parent / "golden"
+
+CORPUS = Path(__file__).parent / "corpus"
+"""What the fuzzer found that reaches code of its own."""
 
 
 class Case(NamedTuple):
@@ -36,3 +40,15 @@ CASES = (
     Case("Rejection", samples.ship_refused, encode_rejection, decode_rejection),
     *(Case(type(command).__name__, command, encode_command, decode_command) for command in samples.commands),
 )
+
+DECODERS = tuple({(case.decode, case.encode): None for case in CASES})
+"""Each with the encoder that undoes it, once."""
+
+
+def value_or_error(decode, encode, data):
+    """Decode; what comes out must be a message that can go in again, what is raised a DecodeError."""
+    try:
+        value = decode(data)
+    except DecodeError:
+        return
+    assert decode(encode(value)) == value

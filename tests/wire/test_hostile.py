@@ -14,7 +14,7 @@ from order_service.wire.commands import decode_command, encode_json_command
 from order_service.wire.schemas import SCHEMAS
 from tests import samples
 from tests.wire import strategies
-from tests.wire.table import CASES, GOLDEN
+from tests.wire.table import CASES, CORPUS, DECODERS, GOLDEN, value_or_error
 
 some = settings(max_examples=200, deadline=None)
 every_message = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -35,15 +35,6 @@ EXTREMES = [
     *(b"\x80" * length + b"\0" for length in (1, 9, 10, 70)),
     *(b"\xff" * length for length in (1, 10)),
 ]
-
-
-def value_or_error(decode, encode, data):
-    """Decode; what comes out must be a message that can go in again, what is raised a DecodeError."""
-    try:
-        value = decode(data)
-    except DecodeError:
-        return
-    assert decode(encode(value)) == value
 
 
 @every_message
@@ -88,6 +79,14 @@ def test_a_flipped_bit_in_json_gives_a_value_or_an_error(file):
         data = bytearray(golden)
         data[bit // 8] ^= 1 << bit % 8
         value_or_error(decode_command, encode_command, bytes(data))
+
+
+@pytest.mark.parametrize(("decode", "encode"), DECODERS)
+def test_what_the_fuzzer_found_gives_a_value_or_an_error(decode, encode):
+    found = [file.read_bytes() for file in CORPUS.iterdir()]
+    assert found
+    for data in found:
+        value_or_error(decode, encode, data)
 
 
 json_values = st.recursive(
