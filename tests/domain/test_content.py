@@ -216,6 +216,19 @@ def test_the_largest_lines_overflow_nothing_and_are_refused():
     assert fault_in(but(create, tax=INT64[1], shipping=INT64[1])) == "/lines must be a total of 0…2^53"
 
 
+@pytest.mark.parametrize("amount", [0, 2**53])
+def test_an_amount_at_its_limit_is_compared_with_the_total(amount):
+    rejection = answer_to(but(pay, amount=amount))
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == Reason.PAYMENT_MISMATCH
+
+
+@pytest.mark.parametrize("field", AMENDABLE)
+def test_one_field_alone_is_a_change(field):
+    nothing = but(amend, shipping_address_ref=None)
+    assert isinstance(answer_to(but(nothing, **{field: getattr(create, field)})), Event)
+
+
 def test_the_pointer_names_the_first_line_at_fault():
     bad = but(mugs, quantity=0)
     lines = (*(but(mugs, sku=f"sku-{n}") for n in range(499)), bad)

@@ -134,11 +134,31 @@ def test_a_byte_too_many_is_not_even_looked_at(decode, at_most):
     assert (caught.value.reason, caught.value.detail) == ("too_large", f"{at_most + 1} bytes, at most {at_most}")
 
 
+def test_a_command_of_just_the_most_bytes_is_looked_at():
+    with pytest.raises(DecodeError) as caught:
+        decode_command(bytes(MAX_COMMAND_BYTES))
+    assert (caught.value.reason, caught.value.detail) == ("unknown_schema", "no schema of ours has the id 0")
+
+
+def test_a_string_that_is_no_text_is_told_without_its_bytes():
+    data = encode_event(samples.order_paid).replace(b"payment-1", b"payment-\xff")
+    with pytest.raises(DecodeError) as caught:
+        decode_event(data)
+    assert (caught.value.reason, caught.value.detail) == ("not_avro", "a string is not UTF-8")
+    assert caught.value.__cause__ is None
+
+
+def test_an_event_cut_short_says_so():
+    with pytest.raises(DecodeError) as caught:
+        decode_event(encode_event(samples.order_paid)[:-1])
+    assert (caught.value.reason, caught.value.detail) == ("not_avro", "cut short, or a union index out of range")
+
+
 @pytest.mark.parametrize("milliseconds", [2**63 - 1, -(2**63), 253_402_300_800_000, -62_135_596_800_001])
 def test_a_time_that_no_calendar_of_ours_has_is_refused(milliseconds):
     with pytest.raises(DecodeError) as caught:
         decode_event(_paid_at(milliseconds))
-    assert caught.value.reason == DeadLetterReason.BAD_SHAPE
+    assert (caught.value.reason, caught.value.detail) == ("bad_shape", "a time is outside the years 1 to 9999")
 
 
 def _paid_at(milliseconds):

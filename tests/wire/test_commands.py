@@ -159,22 +159,25 @@ def test_the_reason_of_a_dead_letter(value, reason, detail):
 
 # Keys and partitions
 
+NOT_THE_ID = "the record's key is not the command's order_id"
+
 
 @pytest.mark.parametrize(
-    ("key", "partition", "reason"),
+    ("key", "partition", "reason", "detail"),
     [
-        pytest.param(None, 2, "key_missing", id="no key"),
-        pytest.param(b"", 2, "key_mismatch", id="an empty key"),
-        pytest.param(b"order-2", 2, "key_mismatch", id="another order's key"),
-        pytest.param(b"order-1\0", 2, "key_mismatch", id="a byte more"),
-        pytest.param(b"\xff", 2, "key_mismatch", id="a key that is not UTF-8"),
-        pytest.param(b"order-1", 3, "wrong_partition", id="a partition that is not the key's"),
+        pytest.param(None, 2, "key_missing", "the record has no key: it must be the order_id", id="no key"),
+        pytest.param(b"", 2, "key_mismatch", NOT_THE_ID, id="an empty key"),
+        pytest.param(b"order-2", 2, "key_mismatch", NOT_THE_ID, id="another order's key"),
+        pytest.param(b"order-1\0", 2, "key_mismatch", NOT_THE_ID, id="a byte more"),
+        pytest.param(b"\xff", 2, "key_mismatch", NOT_THE_ID, id="a key that is not UTF-8"),
+        pytest.param(b"order-1", 3, "wrong_partition", "", id="a partition that is not the key's"),
     ],
 )
-def test_a_key_must_be_the_order_s_and_in_its_partition(key, partition, reason):
+def test_a_key_must_be_the_order_s_and_in_its_partition(key, partition, reason, detail):
     with pytest.raises(DecodeError) as caught:
         check_key(key, "order-1", partition, 12)
     assert caught.value.reason == DeadLetterReason(reason)
+    assert caught.value.detail.startswith(detail)
 
 
 def test_the_right_key_in_its_partition_passes():

@@ -5,13 +5,20 @@ from datetime import UTC, datetime
 import pytest
 
 from order_service.errors import DecodeError
-from order_service.wire.headers import MAX_ORIGINAL_BYTES, dead_letter_headers, event_headers, rejection_headers
+from order_service.wire.headers import (
+    MAX_ORIGINAL_BYTES,
+    dead_letter_headers,
+    event_headers,
+    fitting,
+    rejection_headers,
+)
 from order_service.wire.reasons import DeadLetterReason
 from order_service.wire.schemas import SCHEMAS
 from tests import samples
 from tests.wire.table import CASES
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+HEADER_OVERHEAD = 15
 ERROR = DecodeError(DeadLetterReason.NOT_JSON, "nested too deeply, é")
 
 
@@ -45,6 +52,10 @@ def test_a_rejection_is_a_cloud_event():
         "content-type": b"application/avro",
         "command_offset": b"0",
     }
+
+
+def test_a_rejection_carries_the_trace_of_its_command():
+    assert dict(rejection_headers(samples.ship_refused, TRACE, 0))["traceparent"] == TRACE
 
 
 @pytest.mark.parametrize("event", samples.all_events, ids=lambda event: type(event.fact).__name__)
@@ -109,6 +120,13 @@ def test_headers_without_measure_are_bounded_and_counted(original):
     kept = sum(name.startswith("orig_") for name, _ in headers)
     assert int(dict(headers)["dl_headers_dropped"]) + kept == len(original)
     assert sum(len(name.encode()) + len(value) for name, value in headers) < MAX_ORIGINAL_BYTES + 1000
+
+
+def test_headers_of_just_the_most_are_kept_whole_and_a_byte_more_is_not():
+    one = MAX_ORIGINAL_BYTES // 2 - HEADER_OVERHEAD
+    whole = [("a", bytes(one - 1)), ("b", bytes(one - 1))]
+    assert list(fitting(whole)) == whole
+    assert list(fitting([whole[0], ("b", bytes(one))])) == whole[:1]
 
 
 def test_every_message_of_ours_has_a_case():

@@ -106,7 +106,7 @@ def test_a_registry_s_id_is_written_from_then_on_and_both_are_read():
     ours = catalogue.newest[OrderPaid]
     catalogue.adopt("OrderPaid.v1.avsc", 7)
     assert catalogue.newest[OrderPaid].prefix == b"\0\0\0\0\7"
-    assert (catalogue.by_id[7].message, catalogue.by_id[ours.id]) == (OrderPaid, ours)
+    assert (catalogue.by_id[7].message, catalogue.by_id[7].id, catalogue.by_id[ours.id]) == (OrderPaid, 7, ours)
 
 
 def test_a_schema_keeps_the_text_of_its_file():
