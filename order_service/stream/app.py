@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any, Final, NoReturn
 
 import faust
@@ -74,7 +75,10 @@ class FaustFetching:
         async with self._starting:  # several lanes may ask at once
             if self._offsets is None:
                 offsets = AIOKafkaConsumer(**self._app.connection, enable_auto_commit=False)
-                await offsets.start()
+                async with AsyncExitStack() as undo:
+                    undo.push_async_callback(offsets.stop)
+                    await offsets.start()
+                    undo.pop_all()
                 self._offsets = offsets
         place = self._place(partition)
         return int((await self._offsets.end_offsets([place]))[place])
