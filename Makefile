@@ -46,11 +46,13 @@ export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS KINDS
 chaos: setup ## kill what carries a load, then count what was lost or doubled (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS)
 	$(BIN)/python -m tests.faults
 
-proof: setup ## the long runs of the proof, one after the other: half an hour
-	COMMANDS=400000 ORDERS=50000 RATE=800 FAULTS=62 $(BIN)/python -m tests.faults
-	COMMANDS=400000 ORDERS=50000 RATE=4000 FAULTS=14 $(BIN)/python -m tests.faults
-	COMMANDS=100000 ORDERS=20000 RATE=200 FAULTS=16 BROKERS=3 KINDS=broker $(BIN)/python -m tests.faults
+proof: setup ## the long runs of the proof, one after the other: an hour and a half
+	SEED=1 COMMANDS=400000 ORDERS=50000 RATE=800 FAULTS=62 $(BIN)/python -m tests.faults
+	SEED=2 COMMANDS=400000 ORDERS=50000 RATE=4000 FAULTS=14 $(BIN)/python -m tests.faults
+	SEED=3 COMMANDS=100000 ORDERS=20000 RATE=200 FAULTS=20 BROKERS=3 KINDS=broker $(BIN)/python -m tests.faults
+	SEED=4 COMMANDS=30000 ORDERS=3000 RATE=150 FAULTS=44 KINDS=network $(BIN)/python -m tests.faults
 	$(BIN)/python -m tests.faults outage
+	$(BIN)/python -m bench soak
 
 fuzz: setup ## decode damaged bytes: a million from a seed, then RUNS more that a fuzzer steers (it keeps what it finds)
 	$(BIN)/python -m tests.faults.mutated

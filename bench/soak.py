@@ -36,8 +36,9 @@ LOOK_EVERY_S: Final = 5.0
 HOW = f"""\
 {ORDERS:,} orders are created and then amended over and over: 50 times, after which it is refused. The first \
 {WARMING:,} commands come as fast as the worker takes them: then every order remembers all that it ever will, and how \
-fast the last third of them was decided is the maximum. Then they come at half of that for {SECONDS:g} s. Resident \
-memory and open files of the one worker are looked at every {LOOK_EVERY_S:g} s; the slope is the regression."""
+fast the last third of them was decided is the maximum. Then they come at half of that for {SECONDS:g} s, and as no \
+order may change more often, each is refused. Resident memory and open files of the one worker are looked at every \
+{LOOK_EVERY_S:g} s; the slope is the regression."""
 
 
 class Look(Struct, frozen=True):
@@ -107,7 +108,10 @@ def open_files(worker: WorkerProcess) -> int:
 
 def decided(worker: WorkerProcess) -> int:
     """Ask how many commands it has decided."""
-    counts = re.findall(r"^orders_commands_total{.*} (\S+)", worker.admin("/metrics")[1], re.MULTILINE)
+    status, metrics = worker.admin("/metrics", within_s=30.0)
+    if status != 200:
+        raise WrongResult(f"the admin port of the worker answers {status} (0 is nothing within 30 s)")
+    counts = re.findall(r"^orders_commands_total{.*} (\S+)", metrics, re.MULTILINE)
     return sum(round(float(count)) for count in counts)
 
 
