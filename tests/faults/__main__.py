@@ -7,6 +7,8 @@
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Literal, cast
@@ -44,16 +46,20 @@ def prove(sizes: Sizes) -> int:
     say(f"{sizes.commands:,} commands on {sizes.orders:,} orders at {sizes.rate:,}/s, {sizes.faults} faults: {sizes}")
     directory = new_directory()
     run = Run(sizes, directory, say)
-    verdict = run.run()
+    with told_where(directory):
+        verdict = run.run()
     for code, count in sorted(run.ends.items()):
         say(f"workers that ended with {code} ({ENDS.get(code, 'NOT EXPECTED')}): {count}")
-    return concluded(directory, verdict, is_clean=verdict.is_clean and not run.faults_of_ends())
+    for problem in run.problems:
+        say(f"NOT AS PLANNED: {problem}")
+    return concluded(directory, verdict, is_clean=verdict.is_clean and not run.problems)
 
 
 def sit_out() -> int:
     """Sit out an outage of the User Service, and say what was found."""
     directory = new_directory()
-    verdict = outage.run(directory, say)
+    with told_where(directory):
+        verdict = outage.run(directory, say)
     return concluded(directory, verdict, is_clean=verdict.is_clean)
 
 
@@ -64,12 +70,29 @@ def new_directory() -> Path:
     return directory
 
 
+@contextmanager
+def told_where(directory: Path) -> Iterator[None]:
+    """Say where logs and topics are when a run ends by an error."""
+    try:
+        yield
+    except Exception:
+        say(how_to_look(directory))
+        raise
+
+
+def how_to_look(directory: Path) -> str:
+    """Say where logs and topics are."""
+    return f"Kept: {directory}. Workers' logs: worker-*.log; topics: python -m tests.faults look {directory}"
+
+
 def concluded(directory: Path, verdict: Verdict, *, is_clean: bool) -> int:
     """Keep logs and topics only if something is not as it must be, give the verdict, and the exit status."""
     if is_clean:
         forget(directory)
     else:
-        say(f"Kept: {directory}. Workers' logs: worker-*.log; topics: python -m tests.faults look {directory}")
+        say(how_to_look(directory))
+    for line in verdict.outcome_lines():
+        say(line)
     say(str(verdict))
     return 0 if is_clean else 1
 
@@ -79,8 +102,9 @@ def look(directory: Path) -> int:
     kept = msgspec.json.decode((directory / RECORD).read_bytes(), type=Kept)
     with Cluster(directory / "kafka", cast("Literal[1, 3]", kept.sizes.brokers), proxied=False) as cluster:
         findings = check(kept, cluster.bootstrap_servers, say)
-    say(str(verdict_of(findings, faults=0, seed=kept.sizes.seed)))
-    return 0
+    verdict = verdict_of(findings, faults=0, seed=kept.sizes.seed)
+    say(str(verdict))
+    return 0 if verdict.is_clean else 1
 
 
 def say(line: str) -> None:

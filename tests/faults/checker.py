@@ -7,6 +7,7 @@ fault is counted once, and not again with every later command of its order.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Final
 
 from msgspec import Struct, field, structs
@@ -39,6 +40,7 @@ MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
 MAX_DEAD_HEADERS: Final = 1024 * 1024
 """What is kept whole of a dead letter: Kafka bounds records as they are compressed, so one can unpack to more."""
 MAX_READINGS: Final = 16
+MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class PartitionRecords(Struct, frozen=True):
@@ -54,16 +56,33 @@ class PartitionRecords(Struct, frozen=True):
     waiting: list[Record] = field(default_factory=list)
 
 
-class Terms(Struct, frozen=True):
-    """What the checker must know of the service: its settings, and what its User Service says.
+def nobody(_user_id: str) -> bool:
+    """Say of each user that the User Service answers in time."""
+    return False
 
-    `user_of` gives active, unknown or inactive.
+
+class Terms(Struct, frozen=True):
+    """What the checker must know of the service: its settings, with its own defaults, and what its User Service says.
+
+    `user_of` gives active, unknown or inactive. `may_time_out` tells whose answer may not come in time. A record's
+    timestamp is its producer's, so it can be in the log later, by `on_its_way_s` at the most.
     """
 
     partition_count: int
     commands_topic: str
     user_of: Callable[[str], str]
     user_deadline_s: float = 3600.0
+    payment_due_s: float | None = None
+    may_time_out: Callable[[str], bool] = nobody
+    on_its_way_s: float = 0.0
+
+    def due_at(self, created_at: int) -> int | None:
+        """Tell when an order cancels itself that is not paid; None if it never does."""
+        return created_at + timedelta(seconds=self.payment_due_s) // MILLISECOND if self.payment_due_s else None
+
+    def arrived_at(self, record: Record) -> int:
+        """Tell when a command was in the log at the latest."""
+        return record.timestamp_ms + timedelta(seconds=self.on_its_way_s) // MILLISECOND
 
 
 class Finding(Struct, frozen=True):
@@ -77,12 +96,25 @@ class Finding(Struct, frozen=True):
     what: str
 
 
+Outcomes = dict[str, Counter[str]]
+"""How often there was what: events by type, rejections and dead letters by reason, repeats by type of command.
+
+An order's own cancellation counts as payment_timeout, and not as OrderCancelled.
+"""
+
+
+def no_outcomes() -> Outcomes:
+    """Count nothing yet."""
+    return {kind: Counter() for kind in ("events", "rejections", "dead_letters", "repeats")}
+
+
 class Findings(Struct):
     """What was found in one partition."""
 
     partition: int
     commands: int = 0
     found: list[Finding] = field(default_factory=list)
+    outcomes: Outcomes = field(default_factory=no_outcomes)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -101,6 +133,7 @@ class Verdict(Struct, frozen=True):
     commands: int
     faults: int
     seed: int
+    outcomes: Outcomes = field(default_factory=no_outcomes)
 
     @property
     def is_clean(self) -> bool:
@@ -111,16 +144,24 @@ class Verdict(Struct, frozen=True):
         counts = " ".join(f"{kind}={self.counts[kind]}" for kind in KINDS)
         return f"{counts} commands={self.commands} faults={self.faults} seed={self.seed}"
 
+    def outcome_lines(self) -> Iterator[str]:
+        """Say what came of the commands: a line for each kind of outcome."""
+        for kind, counts in self.outcomes.items():
+            yield f"{kind}: " + (" ".join(f"{name}={count}" for name, count in sorted(counts.items())) or "none")
+
 
 def verdict_of(findings: Iterable[Findings], *, faults: int, seed: int) -> Verdict:
     """Add up partitions, one after the other, so that only one must be in memory."""
     counts = dict.fromkeys(KINDS, 0)
     commands = 0
+    outcomes = no_outcomes()
     for found in findings:
         commands += found.commands
         for kind, count in found.counts.items():
             counts[kind] += count
-    return Verdict(counts, commands, faults, seed)
+        for kind, happened in found.outcomes.items():
+            outcomes[kind].update(happened)
+    return Verdict(counts, commands, faults, seed, outcomes)
 
 
 def check_partition(records: PartitionRecords, terms: Terms) -> Findings:
@@ -188,6 +229,8 @@ class _Outcomes:
             self._add(record, decode_event)
         for record in records.rejections:
             self._add(record, decode_rejection)
+        reasons = (record.header("dl_reason") or b"none" for record in records.dead_letters)
+        findings.outcomes["dead_letters"].update(reason.decode(errors="backslashreplace") for reason in reasons)
 
     def of(self, record: Record, command: Command, waiting: set[int]) -> _Answered:
         """Take the outcomes of one command; those that name another command stay, and are phantoms."""
@@ -216,6 +259,7 @@ class _Outcomes:
             self._findings.add("chain", record.offset, "An outcome cannot be read.")
             self._unreadable.update(() if record.command_offset is None else (record.command_offset,))
             return
+        self._count(said)
         offset, digest = record.command_offset, digest_of(record.value or b"")
         if record.key != said.order_id.encode():
             self._phantom(record.offset, said, "An outcome has another key than its order.")
@@ -225,6 +269,13 @@ class _Outcomes:
             self.timeouts[said.order_id].append(_Timeout(record.offset, said, digest))
         else:
             self._phantom(record.offset, said, "An outcome names no command.")
+
+    def _count(self, said: Event | Rejection) -> None:
+        if isinstance(said, Rejection):
+            self._findings.outcomes["rejections"][said.reason] += 1
+        else:
+            name = "payment_timeout" if model.is_payment_timeout(said) else said.type
+            self._findings.outcomes["events"][name] += 1
 
     def _phantom(self, offset: int, said: Event | Rejection, what: str) -> None:
         self._findings.add("phantom", offset, what, said.order_id, said.command_id)
@@ -253,6 +304,7 @@ class _Walk:
         self._last_offset: dict[type[Event | Rejection], int] = {Event: -1, Rejection: -1}
         self._decided_at: list[int | None] = []
         self._newest_at = model.UNKNOWN_TIME
+        self._timeout_head: bytes | None = None
 
     def take(self, record: Record, command: Command, answered: _Answered) -> None:
         """Take the next command with what came of it."""
@@ -284,6 +336,7 @@ class _Walk:
         repeating = [state for state in self._states if model.is_repeat(command, state)]
         if repeating:
             self._states = repeating
+            self._findings.outcomes["repeats"][command.type] += 1
         elif not (answered.is_buried or answered.is_waiting):
             if not answered.is_unreadable:
                 self._find("lost", record.offset, "A command has no outcome.", command)
@@ -323,6 +376,7 @@ class _Walk:
             self._take_timeout()
             followers = list(self._followers(record, command, outcome, self._states))
         if followers:
+            self._check_not_overtaken(record, command, outcome, followers)
             self._check_digests(command, outcome, followers)
         else:
             self._take_what_cannot_be(command, outcome)
@@ -359,15 +413,39 @@ class _Walk:
         return answer if is_so and isinstance(answer, Happens) else None
 
     def _is_refused_so(self, record: Record, command: Command, state: Order | None, rejection: Rejection) -> bool:
-        is_timed_out = (
-            rejection.reason == "user_check_timed_out"
-            and rejection.rejected_at >= record.timestamp_ms + self._terms.user_deadline_s * 1000
-        )
-        user = "timed_out" if is_timed_out else self._user_of(command)
+        user = "timed_out" if self._is_timed_out(record, command, rejection) else self._user_of(command)
         answer = model.answer(command, state, rejection.rejected_at, user)
         return answer == Refused(rejection.reason, rejection.status, rejection.version) and _is_about(
             rejection, command
         )
+
+    def _is_timed_out(self, record: Record, command: Command, rejection: Rejection) -> bool:
+        """Tell whether a create was refused because its user was not answered for, and that could be so."""
+        return (
+            (command.type, rejection.reason) == ("CreateOrder", "user_check_timed_out")
+            and rejection.rejected_at >= record.timestamp_ms + self._terms.user_deadline_s * 1000
+            and self._terms.may_time_out(command.body["user_id"])
+        )
+
+    def _check_not_overtaken(
+        self, record: Record, command: Command, outcome: _Outcome, followers: list[tuple[Order | None, Order | None]]
+    ) -> None:
+        """Report a payment that was in the log in time, and that the order did not wait for: one of each order."""
+        if command.type == "PayOrder" and all(
+            self._is_overtaken(record, command, before, outcome.said) for before, _ in followers
+        ):
+            self._find("disorder", outcome.offset, "An order cancelled itself before a payment was looked at.", command)
+            self._timeout_head = None
+
+    def _is_overtaken(self, record: Record, command: Command, state: Order | None, said: Event | Rejection) -> bool:
+        """Tell whether the order's own cancellation came first, and changed what became of a command in time."""
+        if not isinstance(said, Rejection) or state is None or state.head != self._timeout_head:
+            return False
+        due_at = self._terms.due_at(state.created_at)
+        unpaid = structs.replace(state, status="created", version=state.version - 1, accepted=state.accepted[:-1])
+        answer = model.answer(command, unpaid, said.rejected_at, "active")
+        is_the_same = isinstance(answer, Refused) and answer.reason == said.reason
+        return due_at is not None and self._terms.arrived_at(record) < due_at and not is_the_same
 
     def _check_digests(
         self, command: Command, outcome: _Outcome, followers: list[tuple[Order | None, Order | None]]
@@ -422,14 +500,23 @@ class _Walk:
         if event.event_id in self._event_ids:
             self._find("duplicate", timeout.offset, "An event stands there twice.")
             return
-        unpaid = [state for state in self._states if _is_unpaid(state, event)]
+        unpaid = [state for state in self._states if state is not None and _is_unpaid(state, event)]
+        due = [state for state in unpaid if self._is_due(state, event)]
         if timeout.offset < self._last_offset[Event] or not unpaid:
             self._find("disorder", timeout.offset, "An order cancelled itself that was not unpaid then.")
-        elif not any(_is_chained(event, state) for state in unpaid):
+        elif not due:
+            self._find("disorder", timeout.offset, "An order cancelled itself before its payment was due.")
+        elif not any(_is_chained(event, state) for state in due):
             self._find("chain", timeout.offset, "An outcome has another digest than what it follows.")
+        else:
+            self._timeout_head = timeout.digest
         self._last_offset[Event] = max(timeout.offset, self._last_offset[Event])
         self._event_ids.add(event.event_id)
         self._keep(cancelled if unpaid else [*cancelled, *self._states])
+
+    def _is_due(self, state: Order, event: Event) -> bool:
+        due_at = self._terms.due_at(state.created_at)
+        return due_at is not None and event.occurred_at >= due_at
 
     def _timed_out(self) -> list[Order | None]:
         """Say what the order is after its own cancellation, if that can come now by its version."""
@@ -469,13 +556,9 @@ def _is_about(rejection: Rejection, command: Command) -> bool:
     )
 
 
-def _is_unpaid(state: Order | None, event: Event) -> bool:
-    """Tell whether an order can cancel itself by this event."""
-    return (
-        state is not None
-        and (state.status, state.version + 1) == ("created", event.version)
-        and event.occurred_at >= state.changed_at
-    )
+def _is_unpaid(state: Order, event: Event) -> bool:
+    """Tell whether an order can cancel itself by this event, if its payment is due."""
+    return (state.status, state.version + 1) == ("created", event.version) and event.occurred_at >= state.changed_at
 
 
 def _is_chained(event: Event, before: Order | None) -> bool:

@@ -18,6 +18,8 @@ ENDS: Final = {
 }
 """How a worker may end here; any other end is a fault of the service."""
 STOP_WITHIN_S: Final = 25.0
+OWNER: Final = r'"owner": "([^"]+)", "event": "Partitions are assigned."'
+"""Where a worker's log says its transactional id."""
 
 
 class Measured(Struct, frozen=True):
@@ -36,6 +38,12 @@ class Fleet:
         self._service = service
         self._places: list[WorkerProcess] = []
         self._leaving: list[WorkerProcess] = []
+        self._committed: dict[int, int] = {}
+
+    @property
+    def committed(self) -> int:
+        """Count the commands that were decided, as each worker last said of itself; for progress."""
+        return sum(self._committed.values())
 
     @property
     def workers(self) -> list[WorkerProcess]:
@@ -60,6 +68,11 @@ class Fleet:
         """Choose one."""
         return self._places[self._index(pick)]
 
+    def transactional_id(self, pick: float) -> str:
+        """Choose one of those under which workers have written since partitions were assigned to them."""
+        ids: list[str] = [owner for worker in self._places for owner in re.findall(OWNER, worker.log())[-1:]]
+        return ids[int(pick * len(ids))]
+
     def tend(self) -> None:
         """Note who has ended, and start another in each place that has become empty."""
         for index, worker in enumerate(self._places):
@@ -73,6 +86,9 @@ class Fleet:
     def measure(self) -> Measured:
         """Ask all of them; one that is stopped, or has just begun, says nothing."""
         said = [worker.admin("/metrics", within_s=1.0)[1] for worker in self._places]
+        for worker, metrics in zip(self._places, said, strict=True):
+            committed = _sum(r"^orders_commands_total{.*} (\S+)", [metrics])
+            self._committed[worker.process.pid] = max(committed, self._committed.get(worker.process.pid, 0))
         return Measured(
             lag=_sum(r"^orders_lag_commands{.*} (\S+)", said),
             waiting=_sum(r"^orders_waiting_commands (\S+)", said),

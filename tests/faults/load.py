@@ -29,13 +29,15 @@ from tests.faults.plan import Sizes
 SHOP: Final = "service:shop"
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
 FAR_AWAY: Final = datetime(2100, 1, 1, tzinfo=UTC)
+NEVER_ANSWERED: Final = "slow-30000-"
+"""How the ids of users begin whose answer takes the stub longer than any worker waits for it."""
 USER_SHARES: Final = {
     "user-{}": 84,
     "unknown-{}": 5,
     "inactive-{}": 3,
     "flaky-{}": 3,
     "slow-400-{}": 3,
-    "slow-30000-{}": 2,  # never answered in time
+    f"{NEVER_ANSWERED}{{}}": 2,
 }
 OTHER_SHARES: Final = {
     "next": 74,
@@ -58,6 +60,11 @@ class Sent(Struct, frozen=True, gc=False):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def is_never_answered(user_id: str) -> bool:
+    """Tell whether the User Service never answers in time for a user, however well it is."""
+    return user_id.startswith(NEVER_ANSWERED)
 
 
 class Walk:
@@ -178,7 +185,7 @@ class Load:
         return CancelOrder(**walk.head(f"user:{walk.user_id}"), reason="customer_request", note="changed my mind")
 
     def _repeat(self, walk: Walk) -> Command:
-        """Send an earlier command again, as it was or with another deadline: the same wish."""
+        """Send an earlier command again, as it was or in another conversation: the same wish."""
         command = self._chance.choice(walk.sent)
         return structs.replace(command, correlation_id="again") if self._chance.random() < 0.5 else command
 

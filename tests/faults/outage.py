@@ -24,6 +24,7 @@ AWAY_S: Final = float(os.environ.get("AWAY_S", "600"))
 AMENDED_EVERY: Final = 10
 WAITING_MAX: Final = 40_000
 """Of one lane: above what a quarter of all can come to."""
+PAYMENT_DUE_S: Final = 100_000.0
 TELL_EVERY_S: Final = 30.0
 HEALED_WITHIN_S: Final = 600.0
 
@@ -35,10 +36,10 @@ def run(directory: Path, say: Callable[[str], None]) -> Verdict:
     settings = {
         "ORDERS_WAITING_MAX": str(WAITING_MAX),
         "ORDERS_USER_DEADLINE_S": str(deadline_s),
-        "ORDERS_PAYMENT_DUE_S": "100000",
+        "ORDERS_PAYMENT_DUE_S": str(PAYMENT_DUE_S),
     }
     with running(sizes, directory, **settings) as (cluster, users, service):
-        kept = Kept(sizes, vars_of(service.names), deadline_s)
+        kept = Kept(sizes, vars_of(service.names), deadline_s, PAYMENT_DUE_S)
         keep(kept, directory)
         fleet = Fleet(service)
         fleet.join()

@@ -10,12 +10,10 @@ from msgspec import Struct
 from order_service.users.stub import Mode
 
 WORKER_FAULTS: Final = ("kill", "term", "pause", "join", "leave")
+COMMIT_FAULTS: Final = ("lose_answer END_TXN", "lose_request END_TXN", "delay_request END_TXN", "delay_answer END_TXN")
+"""Every other network fault hits the end of a transaction: a commit of which nobody knows is the worst there is."""
 NETWORK_FAULTS: Final = (
     "cut_all",
-    "lose_request END_TXN",
-    "lose_answer END_TXN",
-    "delay_request END_TXN",
-    "delay_answer END_TXN",
     "lose_answer PRODUCE",
     "lose_answer ADD_PARTITIONS_TO_TXN",
     "lose_answer INIT_PRODUCER_ID",
@@ -23,7 +21,7 @@ NETWORK_FAULTS: Final = (
     "lose_answer FETCH",
     "freeze",
 )
-USER_FAULTS: Final = (Mode.HANG, Mode.ERROR, Mode.RESET, Mode.TOO_MANY, Mode.GARBAGE, Mode.DRIP, Mode.HUGE)
+USER_FAULTS: Final = tuple(mode for mode in Mode if mode is not Mode.OK)
 BROKER_FAULTS: Final = {
     1: ("kill", "stop"),
     3: ("kill any", "kill group coordinator", "kill transaction coordinator", "rolling restart"),
@@ -74,7 +72,11 @@ def plan_faults(sizes: Sizes) -> list[Fault]:
     """Spread the faults over the load, each kind as often as any other, and within a kind each way to do it."""
     chance = random.Random(f"faults of {sizes.seed}")
     kinds = _deck(sizes.kinds, chance)
-    details = {kind: _deck(ways, chance) for kind, ways in _ways(sizes.brokers).items()}
+    details = {
+        "network": _in_turn(_deck(COMMIT_FAULTS, chance), _deck(NETWORK_FAULTS, chance)),
+        "users": _deck(USER_FAULTS, chance),
+        "broker": _deck(BROKER_FAULTS[sizes.brokers], chance),
+    }
     step = sizes.seconds / (sizes.faults + 1)
     return [
         Fault(
@@ -87,8 +89,9 @@ def plan_faults(sizes: Sizes) -> list[Fault]:
     ]
 
 
-def _ways(brokers: int) -> dict[str, tuple[str, ...]]:
-    return {"network": NETWORK_FAULTS, "users": USER_FAULTS, "broker": BROKER_FAULTS[brokers]}
+def _in_turn(*decks: Iterator[str]) -> Iterator[str]:
+    while True:
+        yield from map(next, decks)
 
 
 def _deck(cards: tuple[str, ...], chance: random.Random) -> Iterator[str]:

@@ -215,7 +215,7 @@ class Link:
         self._client = client
         self._broker = broker
         self._faults = faults
-        self._marked: dict[int, LoseAnswer | DelayAnswer] = {}
+        self._marked: dict[int, tuple[int, LoseAnswer | DelayAnswer]] = {}
         self._late: Late | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -228,6 +228,8 @@ class Link:
         finally:
             self.cut()
             await asyncio.wait(self._tasks)
+            for api_key, fault in self._marked.values():  # the connection went before the answer came
+                self._faults.armed.setdefault(api_key, fault)
         if self._late is not None:
             await self._client.close()
             await self._deliver(self._late)
@@ -246,7 +248,7 @@ class Link:
                     case None:
                         pass
                     case LoseAnswer() | DelayAnswer() as fault:
-                        self._marked[correlation_id] = fault
+                        self._marked[correlation_id] = api_key, fault
                     case LoseRequest():
                         await self._pass(self._broker, piece.data[:start])
                         self._faults.happened["lose_request"] += 1
@@ -265,11 +267,11 @@ class Link:
                 match self._marked.pop(correlation_id, None):
                     case None:
                         pass
-                    case LoseAnswer():
+                    case _, LoseAnswer():
                         await self._pass(self._client, piece.data[passed:start])
                         self._faults.happened["lose_answer"] += 1
                         return
-                    case DelayAnswer(seconds=seconds):
+                    case _, DelayAnswer(seconds=seconds):
                         await self._pass(self._client, piece.data[passed:start])
                         await asyncio.sleep(seconds)
                         self._faults.happened["delay_answer"] += 1

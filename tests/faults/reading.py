@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined] # it is documented there
 
 from tests.faults.checker import PartitionRecords
 from tests.faults.decoding import Record
@@ -14,10 +15,34 @@ PATIENCE_S: Final = 60.0
 
 
 def read_partition(bootstrap_servers: str, names: Mapping[str, str], partition: int) -> PartitionRecords:
-    """Read all that one partition holds.
+    """Read all that one partition holds by now.
 
-    `names` gives the topic of each of `HOLDINGS`. Raises TimeoutError where a topic brings neither records nor its
-    end for a minute, as behind a transaction that somebody has left open.
+    `names` gives the topic of each of `HOLDINGS`. Raises TimeoutError as `read` does.
+    """
+    ends = ends_of(bootstrap_servers, [names[holding] for holding in HOLDINGS], partition)
+    held: dict[str, list[Record]] = {topic: [] for topic in ends}
+    for message in read(bootstrap_servers, ends, partition):
+        held[message.topic()].append(_record_of(message))
+    return PartitionRecords(
+        partition, ends[names["commands"]], **{holding: held[names[holding]] for holding in HOLDINGS}
+    )
+
+
+def ends_of(bootstrap_servers: str, topics: list[str], partition: int) -> dict[str, int]:
+    """Tell where each topic ends by now, with what is not committed yet."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    asked = {TopicPartition(topic, partition): OffsetSpec.latest() for topic in topics}
+    told = admin.list_offsets(asked, request_timeout=PATIENCE_S)
+    return {place.topic: future.result(PATIENCE_S).offset for place, future in told.items()}
+
+
+def read(
+    bootstrap_servers: str, ends: Mapping[str, int], partition: int, patience_s: float = PATIENCE_S
+) -> Iterator[Any]:
+    """Read the committed records of topics, each up to its end at least.
+
+    Raises TimeoutError if an end is not reached, and nothing has come of it for `patience_s`. What lies behind an open
+    transaction is not shown to a committed consumer, and it is told an end there: only `ends` tells that there is more.
     """
     consumer = Consumer(
         {
@@ -29,31 +54,30 @@ def read_partition(bootstrap_servers: str, names: Mapping[str, str], partition: 
             "isolation.level": "read_committed",
         }
     )
-    held: dict[str, list[Record]] = {names[holding]: [] for holding in HOLDINGS}
     try:
-        commands = TopicPartition(names["commands"], partition)
-        _, commands_end = consumer.get_watermark_offsets(commands, timeout=PATIENCE_S)
-        consumer.assign([TopicPartition(topic, partition, 0) for topic in held])
-        for message in _until_all_ended(consumer, len(held)):
-            held[message.topic()].append(_record_of(message))
+        consumer.assign([TopicPartition(topic, partition, 0) for topic in ends])
+        yield from _until_past(consumer, ends, partition, patience_s)
     finally:
         consumer.close()
-    return PartitionRecords(partition, commands_end, **{holding: held[names[holding]] for holding in HOLDINGS})
 
 
-def _until_all_ended(consumer: Consumer, topic_count: int) -> Iterator[Any]:
-    ended: set[str] = set()
-    deadline = time.monotonic() + PATIENCE_S
-    while len(ended) < topic_count:
+def _until_past(consumer: Consumer, ends: Mapping[str, int], partition: int, patience_s: float) -> Iterator[Any]:
+    reached = dict.fromkeys(ends, 0)
+    deadline = time.monotonic() + patience_s
+    while behind := [topic for topic, end in ends.items() if reached[topic] < end]:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"expected {topic_count} topics to end, {len(ended)} did: {', '.join(sorted(ended))}")
-        for message in consumer.consume(10_000, 0.2):
-            deadline = time.monotonic() + PATIENCE_S
+            places = ", ".join(f"{topic} [{partition}] at {reached[topic]} of {ends[topic]}" for topic in behind)
+            raise TimeoutError(f"committed records came to no end, as behind an open transaction: {places}")
+        messages: list[Any] = consumer.consume(10_000, 0.2)
+        for message in messages:
+            if message.topic() in behind:
+                deadline = time.monotonic() + patience_s
             error = message.error()
             if error is None:
+                reached[message.topic()] = message.offset() + 1
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:
-                ended.add(str(message.topic()))
+                reached[message.topic()] = message.offset()
             else:
                 raise RuntimeError(f"a topic cannot be read: {error}")
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 import msgspec
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 from msgspec import Struct
 
-from order_service.users.stub import Mode
+from order_service.users.stub import Mode, Stub
 from tests.faults.checker import Findings, Terms, Verdict, check_partition, verdict_of
 from tests.faults.cluster import Cluster
 from tests.faults.fleet import ENDS, Fleet, Measured
-from tests.faults.load import Load
+from tests.faults.load import Load, is_never_answered
 from tests.faults.plan import Fault, Sizes, plan_faults
 from tests.faults.proxy import Api
 from tests.faults.reading import read_partition
@@ -49,6 +49,9 @@ class Kept(Struct, frozen=True):
     sizes: Sizes
     topics: dict[str, str]
     user_deadline_s: float = USER_DEADLINE_S
+    payment_due_s: float = PAYMENT_DUE_S
+    on_its_way_s: float = 0.0
+    is_any_user_late: bool = False
 
 
 class Sender(threading.Thread):
@@ -57,7 +60,9 @@ class Sender(threading.Thread):
     def __init__(self, servers: str, topic: str, sizes: Sizes) -> None:
         super().__init__(name="load", daemon=True)
         self.sent = 0
+        self.is_over = threading.Event()
         self.failed: list[str] = []
+        self.slowest_s = 0.0
         self._topic = topic
         self._sizes = sizes
         self._producer = Producer(
@@ -74,10 +79,9 @@ class Sender(threading.Thread):
     def run(self) -> None:
         """Send all of it."""
         start = time.monotonic()
-        pause = threading.Event()
         for number, record in enumerate(Load(self._sizes).records()):
-            if (early := start + number / self._sizes.rate - time.monotonic()) > 0:
-                pause.wait(early)
+            if self.is_over.wait(max(0.0, start + number / self._sizes.rate - time.monotonic())):
+                return
             enqueue(
                 self._producer,
                 self._topic,
@@ -90,9 +94,11 @@ class Sender(threading.Thread):
         if left := self._producer.flush(120):
             self.failed.append(f"{left} records did not arrive within two minutes")
 
-    def _delivered(self, error: object, _message: object) -> None:
+    def _delivered(self, error: object, message: Message) -> None:
         if error is not None:
             self.failed.append(str(error))
+        else:
+            self.slowest_s = max(self.slowest_s, message.latency() or 0.0)
 
 
 class Run:
@@ -104,30 +110,46 @@ class Run:
         self.happened: Counter[str] = Counter()
         self.ends: Counter[int] = Counter()
         self.findings: list[Findings] = []
+        self.problems: list[str] = []
         self._say = say
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         self._told_at = 0.0
+        self._plan = plan_faults(sizes)
         self._pause = threading.Event()
 
     def run(self) -> Verdict:
-        """Do it all, and give the verdict of the checker."""
+        """Do it all, and give the verdict of the checker; `problems` says why it proves less than was planned."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with running(self.sizes, self.directory) as (cluster, users, service):
             self._cluster, self._users, self._service = cluster, users, service
-            kept = Kept(self.sizes, vars_of(service.names))
+            kept = Kept(
+                self.sizes,
+                vars_of(service.names),
+                is_any_user_late=self.sizes.faults > 0,
+            )
             keep(kept, self.directory)
             self._fleet = Fleet(service)
             self._under_fire()
+            kept = msgspec.structs.replace(kept, on_its_way_s=self._sender.slowest_s + 0.002)
+            keep(kept, self.directory)
             self._heal()
             self._fleet.stop()
             self.ends = self._fleet.ends
             self.findings = check(kept, cluster.bootstrap_servers, self._say)
-        return verdict_of(self.findings, faults=self.happened.total(), seed=self.sizes.seed)
+        verdict = verdict_of(self.findings, faults=self.happened.total(), seed=self.sizes.seed)
+        self.problems += self.shortfalls(verdict)
+        return verdict
 
-    def faults_of_ends(self) -> list[str]:
-        """Name the ends of workers that are none of those that the faults explain."""
-        return [f"{count} workers ended with {code}" for code, count in self.ends.items() if code not in ENDS]
+    def shortfalls(self, verdict: Verdict) -> Iterator[str]:
+        """Say what was not as planned, though it may be that nothing was lost by it."""
+        if verdict.commands != self.sizes.commands:
+            yield f"{verdict.commands:,} commands were checked, not {self.sizes.commands:,}"
+        for kind in sorted({fault.kind for fault in self._plan} - {kind for kind, n in self.happened.items() if n}):
+            yield f"no fault of the kind {kind} has happened"
+        for code, times in sorted(self.ends.items()):
+            if code not in ENDS or (code and not self._plan):
+                yield f"{times} workers ended with {code}, which no fault explains"
 
     def _under_fire(self) -> None:
         """Send the load, and let each fault happen when its time has come."""
@@ -137,18 +159,21 @@ class Run:
         sender = Sender(self._cluster.bootstrap_servers, self._service.names.commands, self.sizes)
         self._sender = sender
         self._start = time.monotonic()
-        for fault in plan_faults(self.sizes):
+        for fault in self._plan:
             self._do_later(fault.at_s, partial(self._befall, fault))
         sender.start()
-        while sender.is_alive() or self._later:
-            self._tend()
-            self._pause.wait(0.1)
-        assert not sender.failed, sender.failed[:3]
+        try:
+            while sender.is_alive() or self._later:
+                self._tend()
+                self._pause.wait(0.1)
+        finally:
+            sender.is_over.set()
+        self.problems += sender.failed[:3]
 
     def _tend(self) -> None:
+        self._look_after()  # before a fault, that it hits a worker that lives
         if self._later and self._later[0][0] <= time.monotonic() - self._start:
             heapq.heappop(self._later)[2]()
-        self._look_after()
 
     def _look_after(self) -> None:
         """Start workers that have ended again, and tell how it stands."""
@@ -161,8 +186,9 @@ class Run:
         measured = self._fleet.measure()
         faults = " ".join(f"{kind}={count}" for kind, count in sorted(self._all_that_happened().items()))
         self._say(
-            f"{time.monotonic() - self._start:4.0f} s  sent {self._sender.sent:,}  lag {measured.lag:,}  "
-            f"waiting {measured.waiting:,}  workers {len(self._fleet.workers)}  {faults}"
+            f"{time.monotonic() - self._start:4.0f} s  sent {self._sender.sent:,}  "
+            f"committed {self._fleet.committed:,}  lag {measured.lag:,}  waiting {measured.waiting:,}  "
+            f"workers {len(self._fleet.workers)}  {faults}"
         )
 
     def _do_later(self, at_s: float, action: Callable[[], None]) -> None:
@@ -187,8 +213,8 @@ class Run:
             case "broker":
                 self._end_brokers(fault)
             case "users":
-                self._users.stub.mode = Mode(fault.detail)
-                self._do_in(USERS_AWAY_S, self._heal_users)
+                self._let_users_fail(Mode(fault.detail))
+                return
             case "network":
                 self._disturb(fault.detail)
                 return  # the proxies count what has really happened
@@ -199,8 +225,16 @@ class Run:
         worker.send(signal.SIGSTOP)
         self._do_in(SLEEP_S, lambda: worker.send(signal.SIGCONT))
 
-    def _heal_users(self) -> None:
-        self._users.stub.mode = Mode.OK
+    def _let_users_fail(self, mode: Mode) -> None:
+        stub = self._users.stub
+        asked_before = asked(stub)
+
+        def heal() -> None:
+            stub.mode = Mode.OK
+            self.happened["users"] += asked(stub) != asked_before
+
+        stub.mode = mode
+        self._do_in(USERS_AWAY_S, heal)
 
     def _disturb(self, detail: str) -> None:
         name, _, api = detail.partition(" ")
@@ -232,7 +266,7 @@ class Run:
             case "kill group coordinator":
                 node = cluster.coordinator_of_group(self._service.app_id)
             case "kill transaction coordinator":
-                node = cluster.coordinator_of_transaction(f"{self._service.app_id}-claim-0")
+                node = cluster.coordinator_of_transaction(self._fleet.transactional_id(fault.pick))
             case "rolling restart":
                 for node in nodes:
                     self._meanwhile(partial(cluster.stop, node))
@@ -259,7 +293,7 @@ class Run:
 
     def _heal(self) -> None:
         """Let all go on, and wait until everything is decided."""
-        self._heal_users()
+        self._users.stub.mode = Mode.OK
         for proxy in self._cluster.proxies.values():
             proxy.disarm()
         for worker in self._fleet.workers:
@@ -270,7 +304,7 @@ class Run:
             settled = settled + 1 if self._is_settled() else 0
             self._tend()
             if time.monotonic() > deadline:
-                self._say(f"Not all was decided within {SETTLED_WITHIN_S:.0f} s.")
+                self.problems.append(f"not all was decided within {SETTLED_WITHIN_S:.0f} s")
                 break
             self._pause.wait(0.5)
         self.happened = self._all_that_happened()
@@ -315,7 +349,15 @@ def keep(kept: Kept, directory: Path) -> None:
 
 def check(kept: Kept, servers: str, say: Callable[[str], None]) -> list[Findings]:
     """Check one partition after the other, and show the first findings."""
-    terms = Terms(PARTITIONS, kept.topics["commands"], user_of, kept.user_deadline_s)
+    terms = Terms(
+        PARTITIONS,
+        kept.topics["commands"],
+        user_of,
+        user_deadline_s=kept.user_deadline_s,
+        payment_due_s=kept.payment_due_s,
+        may_time_out=lambda user_id: kept.is_any_user_late or is_never_answered(user_id),
+        on_its_way_s=kept.on_its_way_s,
+    )
     findings = []
     for partition in range(PARTITIONS):
         found = check_partition(read_partition(servers, kept.topics, partition), terms)
@@ -329,6 +371,11 @@ def check(kept: Kept, servers: str, say: Callable[[str], None]) -> list[Findings
 def user_of(user_id: str) -> str:
     """Say what the stub says of a user."""
     return next((kind for kind in ("unknown", "inactive") if user_id.startswith(kind)), "active")
+
+
+def asked(stub: Stub) -> int:
+    """Count what the User Service was asked; it forgets the oldest users at last."""
+    return sum(stub.requests.values())
 
 
 def forget(directory: Path) -> None:

@@ -21,10 +21,13 @@ from order_service.stream.worker import _decoded
 from order_service.wire import avro, changelog
 from order_service.wire.commands import encode_json_command, partition_of
 from order_service.wire.reasons import DeadLetterReason
-from tests.faults.checker import KINDS, PartitionRecords, Terms, check_partition, verdict_of
+from tests.faults.checker import KINDS, PartitionRecords, Terms, check_partition, nobody, verdict_of
 from tests.faults.decoding import POSITION_KEY, Record, decode_entry, decode_event, decode_rejection, id_of
 from tests.faults.model import MAX_AMENDMENTS, MAX_REMEMBERED_REFUSALS
-from tests.samples import LATER, NOW, SHOP, amend, but, cancel, create, deliver, pay, ship
+from tests.faults.reading import ends_of, read, read_partition
+from tests.kafka.test_claim import open_transaction
+from tests.samples import DANA, LATER, NOW, SHOP, amend, but, cancel, create, deliver, pay, ship
+from tests.service import vars_of
 
 PARTITION, PARTITIONS = 1, 3
 COMMANDS = "orders.commands.v1"
@@ -35,7 +38,19 @@ def user_of(user_id: str) -> str:
     return next((kind for kind in ("unknown", "inactive") if user_id.startswith(kind)), "active")
 
 
-TERMS = Terms(partition_count=PARTITIONS, commands_topic=COMMANDS, user_of=user_of, user_deadline_s=30.0)
+def anybody(_user_id: str) -> bool:
+    return True
+
+
+TERMS = Terms(
+    partition_count=PARTITIONS,
+    commands_topic=COMMANDS,
+    user_of=user_of,
+    user_deadline_s=30.0,
+    payment_due_s=20.0,
+    may_time_out=anybody,
+    on_its_way_s=0.02,
+)
 CHECKS = {"active": UserCheck.ACTIVE, "unknown": UserCheck.NOT_FOUND, "inactive": UserCheck.NOT_ACTIVE}
 
 
@@ -88,7 +103,7 @@ class Service:
         records = []
         for key, value, headers in sent:
             commands.end += self.random.random() < 0.1
-            age = timedelta(milliseconds=self.random.randrange(20))
+            age = timedelta(milliseconds=self.random.randrange(20))  # on its way
             records.append(commands.append(key, value, milliseconds(self.now - age), headers))
         self.lane.decide([_decoded(fetched(record)) for record in records], self.now)
         changes = self.lane.take_changes()
@@ -381,6 +396,15 @@ def honest_log(seed: int, turns: int = 1500) -> tuple[PartitionRecords, Service]
 def test_of_an_honest_log_nothing_is_found(seed):
     log, _ = honest_log(seed)
     assert check_partition(log, TERMS).found == []
+
+
+def test_what_is_counted_is_what_the_lane_has_counted():
+    log, service = honest_log(0, 500)
+    outcomes = check_partition(log, TERMS).outcomes
+    assert outcomes["events"].total() == service.outcomes["accepted"]
+    assert outcomes["rejections"].total() == service.outcomes["rejected"]
+    assert outcomes["repeats"].total() == service.outcomes["repeated"] > 0
+    assert outcomes["dead_letters"].total() == len(log.dead_letters) > 0
 
 
 def test_the_load_has_all_that_can_happen():
@@ -770,6 +794,80 @@ def test_on_other_terms_an_honest_log_is_not_right(terms, counts):
     assert check_partition(short_log(), terms).counts == counts
 
 
+# What has its time
+
+
+def unpaid_log(*late: Command, payment_due_s: float = 20.0) -> PartitionRecords:
+    """Let an order cancel itself when its payment is due, and then decide what is late."""
+    service = Service(0, but(POLICY, payment_due_s=payment_due_s))
+    service.known["dana"] = UserCheck.ACTIVE
+    service.turn([sent(create, UNPAID)])
+    service.now += timedelta(seconds=payment_due_s)
+    service.turn([sent(command, UNPAID) for command in late])
+    return service.end()
+
+
+def came(before_due: timedelta, log: PartitionRecords) -> PartitionRecords:
+    """Let all but the create have come so long before the payment was due, with the time that it was on its way."""
+    came_at = milliseconds(NOW + timedelta(seconds=20.0 - TERMS.on_its_way_s) - before_due)
+    commands = [log.commands[0], *(but(record, timestamp_ms=came_at) for record in log.commands[1:])]
+    return but(log, commands=commands)
+
+
+JUST, NOT = timedelta(milliseconds=1), timedelta(0)
+
+
+@pytest.mark.parametrize(("late", "before_due", "counts"), [
+    pytest.param([pay], JUST, {"disorder": 1}, id="a payment that came in time is overtaken"),
+    pytest.param([pay], NOT, {}, id="one that came when it was due may be"),
+    pytest.param([pay, but(pay, command_id="pay-2")], JUST, {"disorder": 1}, id="two are no other fault"),
+    pytest.param([but(pay, amount=1)], JUST, {"disorder": 1}, id="of another amount it is overtaken as well"),
+    pytest.param([but(pay, expected_version=1)], JUST, {"disorder": 1}, id="or of the version that it knew"),
+    pytest.param([but(pay, expected_version=7)], JUST, {}, id="it is refused so whoever comes first"),
+    pytest.param([but(pay, actor=DANA)], JUST, {}, id="it is not allowed whoever comes first"),
+    pytest.param([but(pay, decide_by=NOW)], JUST, {}, id="it is too late whoever comes first"),
+    pytest.param([amend], JUST, {}, id="nothing is said of what is no payment"),
+])  # fmt: skip
+def test_a_payment_that_came_before_it_was_due_is_not_overtaken(late, before_due, counts):
+    assert check_partition(came(before_due, unpaid_log(*late)), TERMS).counts == counts
+
+
+def test_an_order_that_is_cancelled_by_somebody_is_not_paid_either():
+    service = Service(0)
+    service.known["dana"] = UserCheck.ACTIVE
+    service.turn([sent(create, UNPAID), sent(cancel, UNPAID), sent(pay, UNPAID)])
+    assert check_partition(service.end(), TERMS).counts == {}
+
+
+@pytest.mark.parametrize(("payment_due_s", "counts"), [
+    pytest.param(20.0, {}, id="when it is due"),
+    pytest.param(20.001, {"disorder": 1}, id="a millisecond too early"),
+    pytest.param(3600.0, {"disorder": 1}, id="far too early, and the payment that comes then is no other fault"),
+    pytest.param(None, {"disorder": 1}, id="though nothing is ever due"),
+    pytest.param(0, {"disorder": 1}, id="though nothing is ever due, in another word"),
+])  # fmt: skip
+def test_an_order_cancels_itself_when_its_payment_is_due(payment_due_s, counts):
+    assert check_partition(unpaid_log(pay), but(TERMS, payment_due_s=payment_due_s)).counts == counts
+
+
+def test_a_lane_that_cancels_unpaid_orders_at_once_is_seen():
+    assert check_partition(unpaid_log(pay, payment_due_s=0.001), TERMS).counts == {"disorder": 1}
+
+
+@pytest.mark.parametrize(("may_time_out", "counts"), [
+    pytest.param(anybody, {}, id="when the User Service is away"),
+    pytest.param(lambda user_id: user_id.startswith("never"), {}, id="who is known for it"),
+    pytest.param(lambda user_id: user_id.startswith("late"), {"disorder": 1}, id="but not another one"),
+    pytest.param(nobody, {"disorder": 1}, id="but nobody else"),
+])  # fmt: skip
+def test_a_user_is_not_forgotten_until_the_deadline(may_time_out, counts):
+    service = Service(0)
+    service.turn([sent(but(create, user_id="never-1", actor=SHOP), LATE)])
+    found = check_partition(service.end(), but(TERMS, may_time_out=may_time_out))
+    assert found.counts == counts
+    assert found.outcomes["rejections"] == {"user_check_timed_out": 1}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_one_fault_in_a_long_log_is_found_and_does_not_count_many_times(seed):
     log, _ = honest_log(seed, 250)
@@ -810,6 +908,17 @@ def test_the_verdict_is_one_line_of_all_partitions():
     assert verdict_of([check_partition(honest, TERMS)], faults=0, seed=0).is_clean
 
 
+def test_the_verdict_says_what_came_of_all_commands():
+    verdict = verdict_of([check_partition(short_log(), TERMS) for _ in range(2)], faults=0, seed=0)
+    assert list(verdict.outcome_lines()) == [
+        "events: OrderAmended=4 OrderCreated=8 OrderDelivered=2 OrderPaid=4 OrderShipped=2 payment_timeout=2",
+        "rejections: not_paid=4 order_not_found=2 user_not_found=2",
+        "dead_letters: empty=2 not_json=2",
+        "repeats: ShipOrder=2",
+    ]
+    assert list(verdict_of([], faults=0, seed=0).outcome_lines())[-1] == "repeats: none"
+
+
 def test_of_no_commands_nothing_is_proved():
     nothing = check_partition(PartitionRecords(PARTITION, 0), TERMS)
     assert nothing.found == []
@@ -823,3 +932,25 @@ def test_a_finding_says_what_and_where_and_no_payload():
     assert (finding.kind, finding.partition, finding.order_id, finding.command_id) == ("lost", PARTITION, MAIN, "pay-1")
     assert finding.what == "A command has no outcome."
     assert finding.kind in KINDS
+
+
+# Reading, on a real broker
+
+
+def test_what_lies_behind_an_open_transaction_is_waited_for_and_never_passed_over(service):
+    servers, names, topic = service.bootstrap_servers, vars_of(service.names), service.names.events
+    service.producer.produce(topic, value=b"before", partition=1)
+    service.producer.flush(30)
+    with open_transaction(service, topic, 1) as stranger:
+        service.producer.produce(topic, value=b"behind", partition=1)
+        service.producer.flush(30)
+        ends = ends_of(servers, list(names.values()), 1)
+        with pytest.raises(TimeoutError, match=rf": {topic} \[1\] at 1 of 3$"):
+            list(read(servers, ends, 1, patience_s=1.0))
+        reading = read(servers, ends, 1)
+        assert next(reading).value() == b"before"
+        stranger.commit_transaction(30)
+    assert [message.value() for message in reading] == [b"stranger", b"behind"]
+    records = read_partition(servers, names, 1)
+    assert [record.value for record in records.events] == [b"before", b"stranger", b"behind"]
+    assert records.commands_end == 0

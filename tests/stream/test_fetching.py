@@ -2,6 +2,7 @@
 
 import gc
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
@@ -11,7 +12,7 @@ from order_service.stream.app import FaustFetching
 
 
 async def test_asking_for_an_end_while_kafka_is_away_leaves_no_consumer_open():
-    app = SimpleNamespace(connection={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
+    app: Any = SimpleNamespace(connection={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
     fetching = FaustFetching(app, "orders.commands.v1")
     with pytest.raises(KafkaConnectionError):
         await fetching.end(0)
