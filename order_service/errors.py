@@ -12,6 +12,7 @@
     - RunLost               records are missing between two runs of a partition
     - Stuck                 a commit, abort or stop is unresolved past its deadline
   + PortTakenError          a port that we would listen on has another listener
+  + DatabaseError           the database of the views cannot be used
   + EmbeddedError           what `up` starts cannot start: the message says what to install or set
 """
 
@@ -81,3 +82,7 @@ class PortTakenError(OrderServiceError):
 
 class EmbeddedError(OrderServiceError):
     """A part of the embedded run cannot start; the message is one line that says what to install or set."""
+
+
+class DatabaseError(OrderServiceError):
+    """The database of the views is none, or does not serve us; the message holds no value of any row."""

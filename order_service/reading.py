@@ -95,17 +95,22 @@ class Reader:
 
     async def follow(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
         """Give the records from these offsets on, as they come, without an end."""
+        async for records in self.follow_many(starts):
+            for record in records:
+                yield record
+
+    async def follow_many(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[list[ConsumerRecord]]:
+        """Give them by the thousand at most, without an end; none where none has come for half a second."""
         self._seek(starts)
         while True:
-            for record in await self._some():
-                yield record
+            yield await self._some()
 
     async def until(self, ends: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
         """Give all records that lie before these ends; KafkaAwayError if it gets no further for 30 s."""
         starts = await self.starts(list(ends))
         self._seek({place: start for place, start in starts.items() if start < ends[place]})
         give_up_at, last = time.monotonic() + STALLED_S, -1
-        while (behind := await self._behind(ends)) > 0:
+        while (behind := await self.behind(ends)) > 0:
             if behind != last:
                 give_up_at, last = time.monotonic() + STALLED_S, behind
             elif time.monotonic() > give_up_at:
@@ -113,6 +118,11 @@ class Reader:
             for record in await self._some():
                 if record.offset < ends[TopicPartition(record.topic, record.partition)]:
                     yield record
+
+    async def behind(self, ends: Mapping[TopicPartition, int]) -> int:
+        """Count the offsets between what was given and these ends."""
+        places = self._consumer.assignment()
+        return sum([max(0, ends[place] - await self._consumer.position(place)) for place in places])
 
     async def _counts(self, topics: Sequence[str]) -> dict[str, int]:
         """Count the partitions of topics. A consumer knows only those of topics that it has been assigned."""
@@ -138,10 +148,6 @@ class Reader:
         with kafka_answers(self._servers):
             fetched = await self._consumer.getmany(timeout_ms=500, max_records=1000)
         return [record for records in fetched.values() for record in records]
-
-    async def _behind(self, ends: Mapping[TopicPartition, int]) -> int:
-        places = self._consumer.assignment()
-        return sum([max(0, ends[place] - await self._consumer.position(place)) for place in places])
 
 
 def decode(record: ConsumerRecord, names: TopicNames) -> Seen:

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     user_service_token: SecretStr = SecretStr("")
     user_service_concurrency: PositiveInt = 256
 
+    # The views
+    database_url: SecretStr = SecretStr("")
+
     # Ports and places
     host: str = "127.0.0.1"
     admin_port: Port = Field(9100, ge=0, le=65535)

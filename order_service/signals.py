@@ -1,4 +1,4 @@
-"""What a worker does when it is told to end before it has begun."""
+"""What a process does when it is told to end: a worker before it has begun, a projector at any time."""
 
 import signal
 from typing import NoReturn

@@ -60,6 +60,7 @@ def _before(
 
 app.command("up", rich_help_panel="Run")(running.up)
 app.command("worker", rich_help_panel="Run")(running.worker)
+app.command("projector", rich_help_panel="Run")(running.projector)
 app.command("users", rich_help_panel="Run")(running.users)
 app.add_typer(running.topics, name="topics", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)

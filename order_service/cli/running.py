@@ -58,6 +58,18 @@ def worker(
     run(settings)
 
 
+def projector(
+    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")] = False,
+) -> None:
+    """Keep the views of all orders in ORDERS_DATABASE_URL, until SIGTERM or Ctrl-C."""
+    end_when_told()
+    settings = read_settings()
+    log.configure("json" if as_json else settings.log)
+    from order_service.views.process import run  # noqa: PLC0415 - other commands need no database
+
+    asyncio.run(run(settings))
+
+
 def users(
     latency_ms: Annotated[int, typer.Option(min=0, help="How long each answer takes.")] = 0, as_json: AsJson = False
 ) -> None:

@@ -1,0 +1,1 @@
+"""The views: what HTTP reads. They can be dropped and are built again from the log."""

@@ -1,0 +1,196 @@
+"""The projector: folds events and rejections into the tables, and moves its positions in the same transaction.
+
+Two may run at once, and either may be killed anywhere: a transaction begins by moving each position from where this
+projector believes it to be. Where another was first it is `Overtaken`, nothing of it stays, and it goes on from there.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+import msgspec
+import structlog
+from aiokafka.structs import TopicPartition
+from sqlalchemy import Engine, Table, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from order_service.domain.messages import Event, Rejection
+from order_service.errors import HistoryError
+from order_service.reading import Reader, Seen, decode
+from order_service.views import state
+from order_service.views.state import OrderView
+from order_service.views.tables import commands, milliseconds, order_events, orders, positions
+
+Row = dict[str, Any]
+
+log = structlog.get_logger()
+
+_json: Final = msgspec.json.Encoder().encode
+
+
+class Overtaken(Exception):
+    """Another projector has moved a position that we believed to be where we left it."""
+
+
+class Head(NamedTuple):
+    """An order, and the digest of its newest event."""
+
+    view: OrderView
+    digest: bytes
+
+
+class Projection:
+    """The tables as a projector uses them. Calls block: they belong into a thread of their own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+
+    def positions(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Read the next offset of each of these places; one that is new is at 0."""
+        rows = [{**_names(place), "next_offset": 0} for place in places]
+        with self._engine.begin() as connection:
+            if rows:
+                connection.execute(self._insert(positions).on_conflict_do_nothing(), rows)
+            found = connection.execute(select(positions))
+            return {TopicPartition(row.topic, row.partition): row.next_offset for row in found}
+
+    def apply(
+        self, seens: Sequence[Seen], before: Mapping[TopicPartition, int], after: Mapping[TopicPartition, int]
+    ) -> None:
+        """Fold all that stands between these positions (some thousands at most); events of an order in their order.
+
+        Raises Overtaken if a position is elsewhere by now, HistoryError for an event that cannot follow.
+        """
+        with self._engine.begin() as connection:
+            for place in sorted(after):  # sorted: two projectors then lock rows in the same order
+                _move(connection, place, before[place], after[place])
+            heads = _heads(connection, {seen.order_id for seen in seens})
+            changed, happened, decided = set(), [], []
+            for seen in seens:
+                if isinstance(seen.message, Rejection):
+                    decided.append(_refused(seen.message))
+                    continue
+                heads[seen.order_id] = _after(heads.get(seen.order_id), seen, seen.message)
+                changed.add(seen.order_id)
+                happened.append(_happened(seen, seen.message))
+                decided.append(_accepted(seen.message))
+            if happened:
+                connection.execute(order_events.insert(), happened)
+                self._put(connection, orders, [_order(heads[order_id]) for order_id in sorted(changed)])
+            if decided:
+                self._put(connection, commands, decided, but=commands.c.is_accepted)
+
+    def _put(self, connection: Connection, table: Table, rows: list[Row], *, but: Any = None) -> None:
+        """Insert rows or replace those with their keys, `but` not some."""
+        statement = self._insert(table)
+        new = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
+        keep = None if but is None else ~but
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=new, where=keep), rows
+        )
+
+
+async def follow(reader: Reader, projection: Projection, tell_behind: Callable[[int], None]) -> NoReturn:
+    """Fold all that was and all that comes. `tell_behind` is told how many offsets are left of what there was.
+
+    Raises KafkaAwayError, TopicsError, SQLAlchemyError; HistoryError where the views and the log do not fit together:
+    then one of both was replaced, and without its tables the views are built again.
+    """
+    places = await reader.places(reader.names.events, reader.names.rejections)
+    while True:
+        try:
+            await _follow(reader, projection, places, tell_behind)
+        except Overtaken as error:
+            log.info("Another projector was first.", where=str(error))
+
+
+async def _follow(
+    reader: Reader, projection: Projection, places: Sequence[TopicPartition], tell_behind: Callable[[int], None]
+) -> None:
+    at = await asyncio.to_thread(projection.positions, places)
+    starts, ends = await reader.starts(places), await reader.ends(places)
+    for place in places:
+        if at[place] > ends[place]:
+            topic = f"partition {place.partition} of {place.topic}"
+            raise HistoryError(f"the views have read {topic} up to {at[place]}, but it ends at {ends[place]}")
+    left = -1
+    async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
+        if records:
+            moved = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
+            seens = [decode(record, reader.names) for record in records]
+            await asyncio.to_thread(projection.apply, seens, at, moved)
+            at |= moved
+        if left != 0:
+            left = await reader.behind(ends)
+            tell_behind(left)
+
+
+def _move(connection: Connection, place: TopicPartition, before: int, after: int) -> None:
+    here = (positions.c.topic == place.topic) & (positions.c.partition == place.partition)
+    moving = positions.update().where(here, positions.c.next_offset == before).values(next_offset=after)
+    if connection.execute(moving).rowcount != 1:
+        raise Overtaken(f"partition {place.partition} of {place.topic} is not at {before} any more")
+
+
+def _heads(connection: Connection, order_ids: set[str]) -> dict[str, Head]:
+    found = connection.execute(select(orders.c.document, orders.c.head).where(orders.c.order_id.in_(order_ids)))
+    heads = [Head(state.decode(document), digest) for document, digest in found]
+    return {head.view.order_id: head for head in heads}
+
+
+def _after(head: Head | None, seen: Seen, event: Event) -> Head:
+    if event.previous_digest != (None if head is None else head.digest):
+        raise HistoryError(f"version {event.version} of {event.order_id} does not name the event before it")
+    return Head(state.after(None if head is None else head.view, event), seen.digest)
+
+
+def _names(place: TopicPartition) -> Row:
+    return {"topic": place.topic, "partition": place.partition}
+
+
+def _order(head: Head) -> Row:
+    view = head.view
+    return {
+        "order_id": view.order_id,
+        "user_id": view.user_id,
+        "status": view.status,
+        "created_at": milliseconds(view.created_at),
+        "version": view.version,
+        "head": head.digest,
+        "document": state.encode(view),
+    }
+
+
+def _happened(seen: Seen, event: Event) -> Row:
+    return {
+        "order_id": event.order_id,
+        "version": event.version,
+        "occurred_at": milliseconds(event.occurred_at),
+        "partition": seen.partition,
+        "offset": seen.offset,
+        "command_offset": seen.command_offset,
+        "document": _json(event).decode(),
+    }
+
+
+def _accepted(event: Event) -> Row:
+    return {**_command(event), "is_accepted": True, "version": event.version, "document": None}
+
+
+def _refused(rejection: Rejection) -> Row:
+    return {
+        **_command(rejection),
+        "is_accepted": False,
+        "version": rejection.version,
+        "document": _json(rejection).decode(),
+    }
+
+
+def _command(message: Event | Rejection) -> Row:
+    return {
+        "order_id": message.order_id,
+        "command_id": message.command_id,
+        "command_digest": message.command_digest,
+    }

@@ -1,0 +1,55 @@
+"""Two databases, both real: a SQLite file, and a PostgreSQL that comes from the package registry."""
+
+import os
+
+import pytest
+from sqlalchemy import make_url, text
+
+from order_service.views.projector import Projection
+from order_service.views.queries import Views
+from order_service.views.tables import open_database, prepare
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory):
+    """Give the URL of a PostgreSQL of our own."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where pgserver keeps its lock
+    from pgserver.postgres_server import get_server  # noqa: PLC0415 - it looks for that place when imported
+
+    server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
+    yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """Give the URL of a database in which nothing is."""
+    if request.param == "sqlite":
+        return make_url(f"sqlite:///{tmp_path}/views.db")
+    url = request.getfixturevalue("postgresql")
+    admin = open_database(url)
+    with admin.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    admin.dispose()
+    return url
+
+
+@pytest.fixture
+def engine(url):
+    engine = open_database(url, writes=True)
+    prepare(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def projection(engine):
+    return Projection(engine)
+
+
+@pytest.fixture
+def views(url, engine):
+    reading = open_database(url)
+    yield Views(reading)
+    reading.dispose()

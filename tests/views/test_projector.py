@@ -1,0 +1,120 @@
+"""What the projector keeps, and that it keeps it once."""
+
+from functools import reduce
+
+import pytest
+from sqlalchemy import select
+
+from order_service.domain.messages import OrderCreated
+from order_service.domain.reasons import Status
+from order_service.errors import HistoryError
+from order_service.views import state
+from order_service.views.projector import Overtaken, Projection
+from order_service.views.tables import FORM, form, open_database, prepare
+from tests import samples
+from tests.samples import ORDER_ID, but, event_of, order_amended, order_created, order_paid, ship_refused
+from tests.views.log import EVENTS, REJECTIONS, START, after, seens
+
+HISTORY = list(samples.events)
+
+
+def put(projection, messages, before=START, offset=0):
+    found = seens(messages, offset)
+    projection.positions(START)
+    projection.apply(found, before, after(before, found))
+
+
+def test_the_view_of_an_order_is_the_fold_of_its_events(projection, views):
+    put(projection, HISTORY)
+    order = views.order(ORDER_ID)
+    assert order == reduce(state.after, HISTORY, None)
+    assert order.status is Status.DELIVERED
+    assert projection.positions(START) == {EVENTS: len(HISTORY), REJECTIONS: 0}
+
+
+@pytest.mark.parametrize("cut", range(1, len(HISTORY)))
+def test_wherever_a_log_is_cut_the_views_are_the_same(projection, views, cut):
+    put(projection, HISTORY[:cut])
+    put(projection, HISTORY[cut:], before={**START, EVENTS: cut}, offset=cut)
+    assert views.order(ORDER_ID).version == len(HISTORY)
+    assert [recorded.event for recorded in views.history(ORDER_ID)] == HISTORY
+
+
+def test_what_was_applied_is_not_applied_again(projection, views):
+    put(projection, HISTORY[:2])
+    with pytest.raises(Overtaken, match="is not at 0 any more"):
+        put(projection, HISTORY[:2])
+    assert views.order(ORDER_ID).version == 2
+
+
+def test_of_what_cannot_be_applied_nothing_stays(projection, views):
+    put(projection, [order_created])
+    with pytest.raises(HistoryError, match="version 3 of order-1 does not name the event before it"):
+        put(projection, [ship_refused, order_paid], before={EVENTS: 1, REJECTIONS: 0}, offset=1)
+    assert views.order(ORDER_ID).version == 1
+    assert views.command(ORDER_ID, ship_refused.command_id) is None
+    assert projection.positions(START) == {EVENTS: 1, REJECTIONS: 0}
+
+
+def test_an_event_that_names_another_before_it_is_refused(projection):
+    put(projection, [order_created])
+    with pytest.raises(HistoryError, match="does not name the event before it"):
+        put(projection, [but(order_amended, previous_digest=bytes(16))], before={**START, EVENTS: 1}, offset=1)
+
+
+def test_a_refusal_is_kept_until_the_command_is_accepted(projection, views):
+    command_id = samples.ship.command_id
+    put(projection, [order_created, but(ship_refused, command_digest=samples.order_shipped.command_digest)])
+    assert views.command(ORDER_ID, command_id).reason == ship_refused.reason
+    put(projection, HISTORY[1:], before={EVENTS: 1, REJECTIONS: 2}, offset=1)
+    assert views.command(ORDER_ID, command_id) == samples.order_shipped
+
+
+def test_a_refusal_after_an_acceptance_changes_nothing(projection, views):
+    put(projection, HISTORY)
+    late = but(ship_refused, command_digest=samples.order_shipped.command_digest)
+    put(projection, [late], before={**START, EVENTS: len(HISTORY)}, offset=0)
+    assert views.command(ORDER_ID, samples.ship.command_id) == samples.order_shipped
+
+
+def test_the_same_command_refused_again_has_its_newest_reason(projection, views):
+    put(projection, [ship_refused])
+    newer = but(ship_refused, reason="deadline_passed", detail="too late")
+    put(projection, [newer], before={**START, REJECTIONS: 1}, offset=1)
+    assert views.command(ORDER_ID, ship_refused.command_id) == newer
+
+
+def test_text_with_nul_is_kept(projection, views):
+    odd = event_of(but(samples.create, metadata={"a\0b": "\0"}), but(samples.created, metadata={"a\0b": "\0"}))
+    put(projection, [odd])
+    assert views.order(ORDER_ID).metadata == {"a\0b": "\0"}
+    assert isinstance(views.history(ORDER_ID)[0].event.fact, OrderCreated)
+
+
+def test_two_projectors_apply_everything_once(url, engine, views):
+    first, second = Projection(engine), Projection(open_database(url, writes=True))
+    found = seens(HISTORY)
+    first.positions(START)
+    second.positions(START)
+    for number in range(len(HISTORY)):
+        before = {EVENTS: number}
+        one = [found[number]]
+        first.apply(one, before, {EVENTS: number + 1})
+        with pytest.raises(Overtaken):
+            second.apply(one, before, {EVENTS: number + 1})
+        first, second = second, first
+    assert [recorded.event for recorded in views.history(ORDER_ID)] == HISTORY
+    for projection in (first, second):
+        projection._engine.dispose()
+
+
+def test_views_of_another_form_are_built_again(url, engine, projection, views):
+    put(projection, HISTORY)
+    assert not prepare(engine)
+    with engine.begin() as connection:
+        connection.execute(form.update().values(form=FORM + 1))
+    assert prepare(engine)
+    assert views.order(ORDER_ID) is None
+    assert projection.positions(START) == START
+    with engine.begin() as connection:
+        assert connection.scalar(select(form.c.form)) == FORM

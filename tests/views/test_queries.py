@@ -1,0 +1,99 @@
+"""What can be asked: each question, its empty answer, and its edges."""
+
+from datetime import timedelta
+
+import pytest
+
+from order_service.domain.reasons import Status
+from order_service.views.queries import Filter
+from tests import samples
+from tests.samples import NOW, ORDER_ID, but, event_of
+from tests.views.log import START, after, seens
+
+HISTORY = list(samples.events)
+MINUTE = timedelta(minutes=1)
+
+
+def put(projection, messages):
+    projection.positions(START)
+    found = seens(messages)
+    projection.apply(found, START, after(START, found))
+
+
+def created(number, user_id="dana", minute=0):
+    """Place an order with a number, at a minute."""
+    order_id = f"order-{number:02}"
+    command = but(samples.create, order_id=order_id, command_id=f"create-{number}", user_id=user_id)
+    event = event_of(command, but(samples.created, user_id=user_id))
+    return but(event, order_id=order_id, occurred_at=NOW + minute * MINUTE)
+
+
+def ids(page):
+    return [order.order_id for order in page.orders]
+
+
+def test_of_what_is_not_there_nothing_is_known(views, projection):
+    assert views.order("nobody") is None
+    assert views.order_then("nobody", version=1) is None
+    assert views.history("nobody") == ()
+    assert views.command("nobody", "nothing") is None
+    assert views.page(Filter(), 10).orders == ()
+
+
+@pytest.mark.parametrize("version", range(1, len(HISTORY) + 1))
+def test_an_order_as_it_was_at_a_version(projection, views, version):
+    put(projection, HISTORY)
+    then = views.order_then(ORDER_ID, version=version)
+    assert (then.version, then.changed_at) == (version, HISTORY[version - 1].occurred_at)
+
+
+def test_a_version_that_is_not_there_is_none(projection, views):
+    put(projection, HISTORY)
+    assert views.order_then(ORDER_ID, version=len(HISTORY) + 1) is None
+    assert views.order_then(ORDER_ID, version=0) is None
+
+
+def test_an_order_as_it_was_at_a_time(projection, views):
+    put(projection, HISTORY)
+    for event in HISTORY:
+        assert views.order_then(ORDER_ID, at=event.occurred_at).version >= event.version
+    before = HISTORY[0].occurred_at - timedelta(milliseconds=1)
+    assert views.order_then(ORDER_ID, at=before) is None
+
+
+def test_a_history_goes_on_behind_a_version(projection, views):
+    put(projection, HISTORY)
+    assert [recorded.event for recorded in views.history(ORDER_ID, after_version=2, limit=2)] == HISTORY[2:4]
+
+
+def test_pages_are_the_newest_first_and_stay_while_orders_come_in(projection, views):
+    put(projection, [created(number, minute=number // 2) for number in range(7)])
+    first = views.page(Filter(), 3)
+    assert ids(first) == ["order-06", "order-05", "order-04"]
+    newer = seens([created(8, minute=9)], 7)
+    before = projection.positions(START)
+    projection.apply(newer, before, after(before, newer))
+    second = views.page(Filter(), 3, first.next)
+    assert ids(second) == ["order-03", "order-02", "order-01"]
+    last = views.page(Filter(), 3, second.next)
+    assert (ids(last), last.next) == (["order-00"], None)
+
+
+def test_a_page_of_just_all_has_no_next(projection, views):
+    put(projection, [created(number) for number in range(3)])
+    assert views.page(Filter(), 3).next is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        pytest.param(Filter(user_id="eve"), ["order-03", "order-01"], id="of a user"),
+        pytest.param(Filter(status=Status.PAID), [], id="of a status that none has"),
+        pytest.param(Filter(status=Status.CREATED, user_id="dana"), ["order-02", "order-00"], id="of both"),
+        pytest.param(Filter(created_from=NOW + 2 * MINUTE), ["order-03", "order-02"], id="from a time, included"),
+        pytest.param(Filter(created_to=NOW + 2 * MINUTE), ["order-01", "order-00"], id="to a time, not included"),
+    ],
+)
+def test_orders_are_found_by_user_status_and_time(projection, views, wanted, found):
+    put(projection, [created(number, user_id=("dana", "eve")[number % 2], minute=number) for number in range(4)])
+    assert ids(views.page(wanted, 10)) == found
