@@ -8,6 +8,7 @@ from order_service.errors import DecodeError
 from order_service.wire.headers import (
     MAX_ORIGINAL_BYTES,
     dead_letter_headers,
+    dead_letter_part,
     event_headers,
     fitting,
     rejection_headers,
@@ -120,6 +121,19 @@ def test_headers_without_measure_are_bounded_and_counted(original):
     kept = sum(name.startswith("orig_") for name, _ in headers)
     assert int(dict(headers)["dl_headers_dropped"]) + kept == len(original)
     assert sum(len(name.encode()) + len(value) for name, value in headers) < MAX_ORIGINAL_BYTES + 1000
+
+
+@pytest.mark.parametrize(
+    ("data", "kept", "headers"),
+    [
+        pytest.param(None, None, [], id="nothing"),
+        pytest.param(b"", b"", [], id="empty"),
+        pytest.param(b"abc", b"abc", [], id="just the most"),
+        pytest.param(b"abcd", b"abc", [("dl_cut", b"4")], id="a byte more"),
+    ],
+)
+def test_a_part_of_a_dead_letter_is_whole_up_to_a_length(data, kept, headers):
+    assert dead_letter_part(data, 3) == (kept, headers)
 
 
 def test_headers_of_just_the_most_are_kept_whole_and_a_byte_more_is_not():
