@@ -28,7 +28,8 @@ class Building:
 
     def tell(self, left: int) -> None:
         """Hear how many offsets are left."""
-        if left == 0 or time.monotonic() - self._told_at > TELL_EVERY_S:
+        is_news = self._left != 0 if left == 0 else time.monotonic() - self._told_at > TELL_EVERY_S
+        if is_news:
             log.info("The views are built." if left == 0 else "The views are being built.", offsets_left=left)
             self._told_at = time.monotonic()
         self._left = left

@@ -16,11 +16,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import HistoryError
+from order_service.errors import DatabaseError, HistoryError
 from order_service.reading import Reader, Seen, decode
 from order_service.views import state
 from order_service.views.state import OrderView
-from order_service.views.tables import commands, milliseconds, order_events, orders, positions
+from order_service.views.tables import FORM, commands, form_of, milliseconds, order_events, orders, positions
 
 Row = dict[str, Any]
 
@@ -53,6 +53,7 @@ class Projection:
         with self._engine.begin() as connection:
             if rows:
                 connection.execute(self._insert(positions).on_conflict_do_nothing(), rows)
+            _check_form(connection)
             found = connection.execute(select(positions))
             return {TopicPartition(row.topic, row.partition): row.next_offset for row in found}
 
@@ -61,11 +62,13 @@ class Projection:
     ) -> None:
         """Fold all that stands between these positions (some thousands at most); events of an order in their order.
 
-        Raises Overtaken if a position is elsewhere by now, HistoryError for an event that cannot follow.
+        Raises Overtaken if a position is elsewhere by now, HistoryError for an event that cannot follow, DatabaseError
+        if another version has made the tables anew.
         """
         with self._engine.begin() as connection:
             for place in sorted(after):  # sorted: two projectors then lock rows in the same order
                 _move(connection, place, before[place], after[place])
+            _check_form(connection)
             heads = _heads(connection, {seen.order_id for seen in seens})
             changed, happened, decided = set(), [], []
             for seen in seens:
@@ -80,6 +83,7 @@ class Projection:
                 connection.execute(order_events.insert(), happened)
                 self._put(connection, orders, [_order(heads[order_id]) for order_id in sorted(changed)])
             if decided:
+                decided.sort(key=_command_key)  # again: they lock in the same order. The newest of a key stays last
                 self._put(connection, commands, decided, but=commands.c.is_accepted)
 
     def _put(self, connection: Connection, table: Table, rows: list[Row], *, but: Any = None) -> None:
@@ -103,7 +107,7 @@ async def follow(reader: Reader, projection: Projection, tell_behind: Callable[[
         try:
             await _follow(reader, projection, places, tell_behind)
         except Overtaken as error:
-            log.info("Another projector was first.", where=str(error))
+            log.debug("Another projector was first.", where=str(error))
 
 
 async def _follow(
@@ -112,16 +116,22 @@ async def _follow(
     at = await asyncio.to_thread(projection.positions, places)
     starts, ends = await reader.starts(places), await reader.ends(places)
     for place in places:
+        topic = f"partition {place.partition} of {place.topic}"
         if at[place] > ends[place]:
-            topic = f"partition {place.partition} of {place.topic}"
             raise HistoryError(f"the views have read {topic} up to {at[place]}, but it ends at {ends[place]}")
+        if at[place] < starts[place] and place.topic == reader.names.events:
+            raise HistoryError(f"the views have read {topic} up to {at[place]}, but it begins at {starts[place]}")
     left = -1
     async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
+        if any(record.offset < at[TopicPartition(record.topic, record.partition)] for record in records):
+            raise HistoryError("a topic begins anew: the views would mix two logs")
         if records:
             moved = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
             seens = [decode(record, reader.names) for record in records]
             await asyncio.to_thread(projection.apply, seens, at, moved)
             at |= moved
+        elif at != await asyncio.to_thread(projection.positions, places):
+            raise Overtaken("the tables were made anew, or another projector has read what we are given later")
         if left != 0:
             left = await reader.behind(ends)
             tell_behind(left)
@@ -132,6 +142,12 @@ def _move(connection: Connection, place: TopicPartition, before: int, after: int
     moving = positions.update().where(here, positions.c.next_offset == before).values(next_offset=after)
     if connection.execute(moving).rowcount != 1:
         raise Overtaken(f"partition {place.partition} of {place.topic} is not at {before} any more")
+
+
+def _check_form(connection: Connection) -> None:
+    found = form_of(connection)
+    if found != FORM:
+        raise DatabaseError(f"the views have form {found} by now, this version keeps form {FORM}")
 
 
 def _heads(connection: Connection, order_ids: set[str]) -> dict[str, Head]:
@@ -176,16 +192,27 @@ def _happened(seen: Seen, event: Event) -> Row:
 
 
 def _accepted(event: Event) -> Row:
-    return {**_command(event), "is_accepted": True, "version": event.version, "document": None}
+    return {
+        **_command(event),
+        "is_accepted": True,
+        "decided_at": milliseconds(event.occurred_at),
+        "version": event.version,
+        "document": None,
+    }
 
 
 def _refused(rejection: Rejection) -> Row:
     return {
         **_command(rejection),
         "is_accepted": False,
+        "decided_at": milliseconds(rejection.rejected_at),
         "version": rejection.version,
         "document": _json(rejection).decode(),
     }
+
+
+def _command_key(row: Row) -> tuple[str, str, bytes]:
+    return row["order_id"], row["command_id"], row["command_digest"]
 
 
 def _command(message: Event | Rejection) -> Row:

@@ -12,7 +12,7 @@ from order_service.domain.messages import Event, Rejection
 from order_service.domain.reasons import Status
 from order_service.views import state
 from order_service.views.state import OrderView
-from order_service.views.tables import commands, milliseconds, order_events, orders
+from order_service.views.tables import commands, milliseconds, milliseconds_from, order_events, orders
 
 _events: Final = msgspec.json.Decoder(Event)
 _rejections: Final = msgspec.json.Decoder(Rejection)
@@ -82,29 +82,33 @@ class Views:
         )
 
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
-        """Say what became of a command: its event; else why it was refused; None if nothing is known of it."""
-        ours = (commands.c.order_id == order_id, commands.c.command_id == command_id)
-        first = (
-            select(commands).where(*ours).order_by(commands.c.is_accepted.desc(), commands.c.command_digest).limit(1)
+        """Say what became of a command: its event; else why it was first refused; None if nothing is known of it."""
+        its_event = (
+            commands.c.is_accepted
+            & (order_events.c.order_id == commands.c.order_id)
+            & (order_events.c.version == commands.c.version)
         )
-        rows = self._rows(first)
-        if not rows:
-            return None
-        if not rows[0].is_accepted:
-            return _rejections.decode(rows[0].document)
-        [recorded] = self.history(order_id, after_version=rows[0].version - 1, limit=1)
-        return recorded.event
+        first = (
+            select(commands.c.document, order_events.c.document.label("event"))
+            .outerjoin(order_events, its_event)
+            .where(commands.c.order_id == order_id, commands.c.command_id == command_id)
+            .order_by(commands.c.is_accepted.desc(), commands.c.decided_at)
+            .limit(1)
+        )
+        for row in self._rows(first):
+            return _rejections.decode(row.document) if row.event is None else _events.decode(row.event)
+        return None
 
     def page(self, wanted: Filter, limit: int, behind: Cursor | None = None) -> Page:
-        """List orders, the newest first."""
+        """List `limit` orders (1 or more), the newest first."""
         some = select(orders.c.document).order_by(orders.c.created_at.desc(), orders.c.order_id.desc())
         for column, value in ((orders.c.user_id, wanted.user_id), (orders.c.status, wanted.status)):
             if value is not None:
                 some = some.where(column == value)
         if wanted.created_from is not None:
-            some = some.where(orders.c.created_at >= milliseconds(wanted.created_from))
+            some = some.where(orders.c.created_at >= milliseconds_from(wanted.created_from))
         if wanted.created_to is not None:
-            some = some.where(orders.c.created_at < milliseconds(wanted.created_to))
+            some = some.where(orders.c.created_at < milliseconds_from(wanted.created_to))
         if behind is not None:
             some = some.where(
                 tuple_(orders.c.created_at, orders.c.order_id) < tuple_(behind.created_at_ms, behind.order_id)

@@ -4,10 +4,12 @@ Free text stands in documents alone, where NUL is escaped: PostgreSQL takes none
 since 1970 UTC.
 """
 
+import sqlite3
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+import stamina
 from sqlalchemy import (
     URL,
     BigInteger,
@@ -27,7 +29,8 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from order_service.errors import DatabaseError
 from order_service.settings import Settings
@@ -36,8 +39,16 @@ from order_service.wire.writer import EPOCH, MILLISECOND
 FORM: Final = 1
 """The form of these tables and documents. Raise it with every change: views of another form are built again."""
 
-BUSY_S: Final = 30.0
-"""How long SQLite waits for another process that writes."""
+BUSY_S: Final = 10.0
+"""How long a statement waits for another process that writes, and how long a server may take to let us in."""
+
+DRIVERS: Final = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+"""What the URL of a database may begin with, and whom it means."""
 
 _metadata: Final = MetaData()
 
@@ -58,7 +69,7 @@ orders: Final = Table(
     Column("user_id", String, nullable=False),
     Column("status", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Column("version", Integer, nullable=False),
+    Column("version", BigInteger, nullable=False),
     Column("head", LargeBinary, nullable=False),
     Column("document", Text, nullable=False),
     Index("orders_by_time", "created_at", "order_id"),
@@ -70,7 +81,7 @@ order_events: Final = Table(
     "order_events",
     _metadata,
     Column("order_id", String, primary_key=True),
-    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
     Column("occurred_at", BigInteger, nullable=False),
     Column("partition", Integer, nullable=False),
     Column("offset", BigInteger, nullable=False),
@@ -85,7 +96,8 @@ commands: Final = Table(
     Column("command_id", String, primary_key=True),
     Column("command_digest", LargeBinary, primary_key=True),
     Column("is_accepted", Boolean, nullable=False),
-    Column("version", Integer, nullable=False),
+    Column("decided_at", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
     Column("document", Text),
 )
 
@@ -95,28 +107,36 @@ def database_of(settings: Settings) -> URL:
     given = settings.database_url.get_secret_value() or f"sqlite:///{settings.data_dir}/views.db"
     try:
         url = make_url(given)
-    except ArgumentError as error:
-        raise DatabaseError("ORDERS_DATABASE_URL is no URL of a database") from error
-    if url.drivername in ("postgresql", "postgres"):
-        return url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise DatabaseError(f"ORDERS_DATABASE_URL is of {url.get_backend_name()}: SQLite and PostgreSQL are known")
-    return url
+    except (ArgumentError, ValueError):
+        raise DatabaseError("ORDERS_DATABASE_URL is no URL of a database") from None  # its cause may hold a password
+    if url.drivername not in DRIVERS:
+        raise DatabaseError(f"ORDERS_DATABASE_URL is of {url.drivername}, not one of {', '.join(DRIVERS)}")
+    if url.drivername == "sqlite" and url.database in {None, "", ":memory:"}:
+        raise DatabaseError("ORDERS_DATABASE_URL names no file: several processes read it")
+    return url.set(drivername=DRIVERS[url.drivername])
 
 
 def open_database(url: URL, *, writes: bool = False) -> Engine:
     """Connect to a database; one that `writes` takes SQLite's lock when a transaction begins, not in its middle."""
-    if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
-    if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_S}, hide_parameters=True)
+    if url.get_backend_name() == "postgresql":
+        bounds = f"-c statement_timeout={BUSY_S * 1000:.0f} -c lock_timeout={BUSY_S * 1000:.0f}"
+        given = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": round(BUSY_S * 1000), "options": bounds}
+        return create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=given)
+    file = Path(str(url.database))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_S})
 
     @event.listens_for(engine, "connect")
-    def connected(connection: Any, _record: object) -> None:
+    def connected(connection: Any, record: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # transactions begin below, not where Python's driver thinks
-        connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the projector
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
+        record.info["file"] = _identity(file)
+
+    @event.listens_for(engine, "checkout")
+    def checked_out(_connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        if record.info["file"] != _identity(file):
+            raise DisconnectionError("the file of the views was removed: SQLite would write on where nobody reads")
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
@@ -126,11 +146,20 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
 
 
 def prepare(engine: Engine) -> bool:
-    """Make the tables, if they are not there in this form; tell whether they were made, and are empty."""
+    """Make the tables, if they are not there in this form; tell whether they were made, and are empty.
+
+    Raises DatabaseError for tables of a newer form, and for tables of these names that are not ours.
+    """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7274496, 1)")  # one process at a time
-        if inspect(connection).has_table(form.name) and connection.scalar(select(form.c.form)) == FORM:
+        there = _metadata.tables.keys() & set(inspect(connection).get_table_names())
+        if there and form.name not in there:
+            raise DatabaseError(f"the database has tables of these names that are not ours: {', '.join(sorted(there))}")
+        found = form_of(connection) if there else 0
+        if found > FORM:
+            raise DatabaseError(f"the views have form {found}, this version makes form {FORM}: it is too old")
+        if found == FORM:
             return False
         _metadata.drop_all(connection)
         _metadata.create_all(connection)
@@ -138,6 +167,31 @@ def prepare(engine: Engine) -> bool:
     return True
 
 
+def form_of(connection: Connection) -> int:
+    """Read which form the tables have."""
+    return connection.scalar(select(form.c.form)) or 0
+
+
+@stamina.retry(on=sqlite3.OperationalError, timeout=BUSY_S, attempts=None, wait_initial=0.01, wait_max=0.2)
+def _write_ahead(connection: Any) -> None:
+    """Let readers read while the projector writes. SQLite does not wait here while others open the file."""
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def milliseconds(moment: datetime) -> int:
     """Count the milliseconds since 1970 UTC."""
     return (moment - EPOCH) // MILLISECOND
+
+
+def milliseconds_from(moment: datetime) -> int:
+    """Count them, rounded up: what is not before a moment is not before these."""
+    return -((EPOCH - moment) // MILLISECOND)

@@ -3,11 +3,12 @@
 from functools import reduce
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import make_url, select
+from sqlalchemy.exc import OperationalError
 
 from order_service.domain.messages import OrderCreated
 from order_service.domain.reasons import Status
-from order_service.errors import HistoryError
+from order_service.errors import DatabaseError, HistoryError
 from order_service.views import state
 from order_service.views.projector import Overtaken, Projection
 from order_service.views.tables import FORM, form, open_database, prepare
@@ -108,13 +109,47 @@ def test_two_projectors_apply_everything_once(url, engine, views):
         projection._engine.dispose()
 
 
-def test_views_of_another_form_are_built_again(url, engine, projection, views):
+def test_views_of_an_older_form_are_built_again(engine, projection, views):
     put(projection, HISTORY)
     assert not prepare(engine)
     with engine.begin() as connection:
-        connection.execute(form.update().values(form=FORM + 1))
+        connection.execute(form.update().values(form=FORM - 1))
     assert prepare(engine)
     assert views.order(ORDER_ID) is None
     assert projection.positions(START) == START
     with engine.begin() as connection:
         assert connection.scalar(select(form.c.form)) == FORM
+
+
+def test_a_projector_leaves_views_of_a_newer_form_alone(engine, projection, views):
+    put(projection, HISTORY[:1])
+    with engine.begin() as connection:
+        connection.execute(form.update().values(form=FORM + 1))
+    with pytest.raises(DatabaseError, match="it is too old"):
+        prepare(engine)
+    with pytest.raises(DatabaseError, match=f"the views have form {FORM + 1} by now"):
+        put(projection, HISTORY[1:2], before={**START, EVENTS: 1}, offset=1)
+    assert views.order(ORDER_ID).version == 1
+
+
+def test_tables_that_are_not_ours_are_left_alone(url):
+    engine = open_database(url, writes=True)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE orders (theirs INTEGER)")
+    with pytest.raises(DatabaseError, match="not ours: orders"):
+        prepare(engine)
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("SELECT * FROM orders").all() == []
+    engine.dispose()
+
+
+def test_a_file_that_was_removed_is_not_written_on(tmp_path):
+    file = tmp_path / "views.db"
+    engine = open_database(make_url(f"sqlite:///{file}"), writes=True)
+    prepare(engine)
+    file.unlink()
+    with pytest.raises(OperationalError, match="no such table"):
+        Projection(engine).positions(START)
+    assert prepare(engine)
+    assert Projection(engine).positions(START) == START
+    engine.dispose()

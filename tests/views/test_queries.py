@@ -12,6 +12,7 @@ from tests.views.log import START, after, seens
 
 HISTORY = list(samples.events)
 MINUTE = timedelta(minutes=1)
+TICK = timedelta(microseconds=1)
 
 
 def put(projection, messages):
@@ -79,6 +80,17 @@ def test_pages_are_the_newest_first_and_stay_while_orders_come_in(projection, vi
     assert (ids(last), last.next) == (["order-00"], None)
 
 
+def test_a_command_that_was_refused_says_why_it_was_first(projection, views):
+    twin = but(
+        samples.ship_refused,
+        command_digest=bytes(16),
+        reason="command_id_reused",
+        rejected_at=samples.ship_refused.rejected_at + MINUTE,
+    )
+    put(projection, [samples.ship_refused, twin])
+    assert views.command(twin.order_id, twin.command_id) == samples.ship_refused
+
+
 def test_a_page_of_just_all_has_no_next(projection, views):
     put(projection, [created(number) for number in range(3)])
     assert views.page(Filter(), 3).next is None
@@ -91,6 +103,8 @@ def test_a_page_of_just_all_has_no_next(projection, views):
         pytest.param(Filter(status=Status.PAID), [], id="of a status that none has"),
         pytest.param(Filter(status=Status.CREATED, user_id="dana"), ["order-02", "order-00"], id="of both"),
         pytest.param(Filter(created_from=NOW + 2 * MINUTE), ["order-03", "order-02"], id="from a time, included"),
+        pytest.param(Filter(created_from=NOW + 3 * MINUTE + TICK), [], id="from a time within its millisecond"),
+        pytest.param(Filter(created_to=NOW + TICK), ["order-00"], id="to a time within its millisecond"),
         pytest.param(Filter(created_to=NOW + 2 * MINUTE), ["order-01", "order-00"], id="to a time, not included"),
     ],
 )
