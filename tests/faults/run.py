@@ -294,8 +294,6 @@ class Run:
     def _heal(self) -> None:
         """Let all go on, and wait until everything is decided."""
         self._users.stub.mode = Mode.OK
-        for proxy in self._cluster.proxies.values():
-            proxy.disarm()
         for worker in self._fleet.workers:
             worker.send(signal.SIGCONT)
         deadline = time.monotonic() + SETTLED_WITHIN_S
@@ -307,6 +305,8 @@ class Run:
                 self.problems.append(f"not all was decided within {SETTLED_WITHIN_S:.0f} s")
                 break
             self._pause.wait(0.5)
+        for proxy in self._cluster.proxies.values():
+            proxy.disarm()  # only now: the last fault may have come while the broker was away
         self.happened = self._all_that_happened()
         self._tell()
 
