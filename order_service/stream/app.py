@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from typing import Any, Final, NoReturn
 
 import faust
@@ -75,10 +74,11 @@ class FaustFetching:
         async with self._starting:  # several lanes may ask at once
             if self._offsets is None:
                 offsets = AIOKafkaConsumer(**self._app.connection, enable_auto_commit=False)
-                async with AsyncExitStack() as undo:
-                    undo.push_async_callback(offsets.stop)
+                try:
                     await offsets.start()
-                    undo.pop_all()
+                except BaseException:
+                    await offsets.stop()
+                    raise
                 self._offsets = offsets
         place = self._place(partition)
         return int((await self._offsets.end_offsets([place]))[place])

@@ -47,9 +47,9 @@ class Projection:
         self._engine = engine
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
 
-    def positions(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """Read the next offset of each of these places; one that is new is at 0."""
-        rows = [{**_names(place), "next_offset": 0} for place in places]
+    def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
+        """Read the next offset of each place that is known; of these, those that are `new` begin at 0."""
+        rows = [{**_names(place), "next_offset": 0} for place in new]
         with self._engine.begin() as connection:
             if rows:
                 connection.execute(self._insert(positions).on_conflict_do_nothing(), rows)
@@ -123,14 +123,17 @@ async def _follow(
             raise HistoryError(f"the views have read {topic} up to {at[place]}, but it begins at {starts[place]}")
     left = -1
     async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
-        if any(record.offset < at[TopicPartition(record.topic, record.partition)] for record in records):
-            raise HistoryError("a topic begins anew: the views would mix two logs")
+        moved = {}
+        for record in records:
+            place = TopicPartition(record.topic, record.partition)
+            if record.offset < at[place]:
+                raise HistoryError("a topic begins anew: the views would mix two logs")
+            moved[place] = record.offset + 1
         if records:
-            moved = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
             seens = [decode(record, reader.names) for record in records]
             await asyncio.to_thread(projection.apply, seens, at, moved)
             at |= moved
-        elif at != await asyncio.to_thread(projection.positions, places):
+        elif at != await asyncio.to_thread(projection.positions):
             raise Overtaken("the tables were made anew, or another projector has read what we are given later")
         if left != 0:
             left = await reader.behind(ends)
@@ -173,7 +176,6 @@ def _order(head: Head) -> Row:
         "user_id": view.user_id,
         "status": view.status,
         "created_at": milliseconds(view.created_at),
-        "version": view.version,
         "head": head.digest,
         "document": state.encode(view),
     }

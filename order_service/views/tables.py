@@ -69,7 +69,6 @@ orders: Final = Table(
     Column("user_id", String, nullable=False),
     Column("status", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Column("version", BigInteger, nullable=False),
     Column("head", LargeBinary, nullable=False),
     Column("document", Text, nullable=False),
     Index("orders_by_time", "created_at", "order_id"),

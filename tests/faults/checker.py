@@ -14,6 +14,7 @@ from msgspec import Struct, field, structs
 
 from tests.faults import model
 from tests.faults.decoding import (
+    MILLISECOND,
     POSITION_KEY,
     Command,
     Entry,
@@ -40,7 +41,6 @@ MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
 MAX_DEAD_HEADERS: Final = 1024 * 1024
 """What is kept whole of a dead letter: Kafka bounds records as they are compressed, so one can unpack to more."""
 MAX_READINGS: Final = 16
-MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class PartitionRecords(Struct, frozen=True):

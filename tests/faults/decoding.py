@@ -41,9 +41,9 @@ EVENT_HEADER: Final = frozenset(
 _NAMESPACE: Final = UUID("6d3a1f0e-6f2b-5d7e-9f5a-0f3c5f1d2b4a")
 _FORM: Final = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND: Final = timedelta(milliseconds=1)
-_FIRST_MS: Final = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // _MILLISECOND
-_LAST_MS: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+MILLISECOND: Final = timedelta(milliseconds=1)
+_FIRST_MS: Final = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // MILLISECOND
+_LAST_MS: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // MILLISECOND
 
 
 class Unreadable(Exception):
@@ -321,7 +321,7 @@ def _milliseconds_of(text: object) -> int | str:
         return ""
     try:
         moment: datetime = msgspec.convert(text, _TIME)
-        return (moment.astimezone(UTC) - _EPOCH) // _MILLISECOND
+        return (moment.astimezone(UTC) - _EPOCH) // MILLISECOND
     except (msgspec.ValidationError, OverflowError):
         return ""
 
@@ -488,8 +488,8 @@ def decode_entry(value: bytes) -> Entry:
         return Entry(
             status=status,
             state=order,
-            created_at=(created_at - _EPOCH) // _MILLISECOND,
-            changed_at=(changed_at - _EPOCH) // _MILLISECOND,
+            created_at=(created_at - _EPOCH) // MILLISECOND,
+            changed_at=(changed_at - _EPOCH) // MILLISECOND,
             head=head,
             accepted=tuple(map(tuple, accepted)),
             refused=tuple(map(tuple, refused)),

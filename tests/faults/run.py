@@ -51,7 +51,6 @@ class Kept(Struct, frozen=True):
     user_deadline_s: float = USER_DEADLINE_S
     payment_due_s: float = PAYMENT_DUE_S
     on_its_way_s: float = 0.0
-    is_any_user_late: bool = False
 
 
 class Sender(threading.Thread):
@@ -123,11 +122,7 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         with running(self.sizes, self.directory) as (cluster, users, service):
             self._cluster, self._users, self._service = cluster, users, service
-            kept = Kept(
-                self.sizes,
-                vars_of(service.names),
-                is_any_user_late=self.sizes.faults > 0,
-            )
+            kept = Kept(self.sizes, vars_of(service.names))
             keep(kept, self.directory)
             self._fleet = Fleet(service)
             self._under_fire()
@@ -355,7 +350,7 @@ def check(kept: Kept, servers: str, say: Callable[[str], None]) -> list[Findings
         user_of,
         user_deadline_s=kept.user_deadline_s,
         payment_due_s=kept.payment_due_s,
-        may_time_out=lambda user_id: kept.is_any_user_late or is_never_answered(user_id),
+        may_time_out=lambda user_id: kept.sizes.faults > 0 or is_never_answered(user_id),
         on_its_way_s=kept.on_its_way_s,
     )
     findings = []
