@@ -35,6 +35,8 @@ SLEEP_S: Final = SESSION_TIMEOUT_S + 2.5
 USER_DEADLINE_S: Final = 12.0
 PAYMENT_DUE_S: Final = 45.0
 USERS_AWAY_S: Final = 6.0
+USERS_ASKED_WITHIN_S: Final = 60.0
+AGAIN_S: Final = 0.5
 DELAY_S: Final = 1.5
 BROKER_AWAY_S: Final = 1.5
 SETTLED_WITHIN_S: Final = 180.0
@@ -221,12 +223,21 @@ class Run:
         self._do_in(SLEEP_S, lambda: worker.send(signal.SIGCONT))
 
     def _let_users_fail(self, mode: Mode) -> None:
+        """Let one mode come after the other, each until somebody has asked: nobody does while Kafka is away."""
         stub = self._users.stub
+        if stub.mode is not Mode.OK:
+            self._do_in(AGAIN_S, partial(self._let_users_fail, mode))
+            return
         asked_before = asked(stub)
+        patience_ends = time.monotonic() + USERS_AWAY_S + USERS_ASKED_WITHIN_S
 
         def heal() -> None:
+            was_asked = asked(stub) != asked_before
+            if not was_asked and time.monotonic() < patience_ends:
+                self._do_in(AGAIN_S, heal)
+                return
             stub.mode = Mode.OK
-            self.happened["users"] += asked(stub) != asked_before
+            self.happened["users"] += was_asked
 
         stub.mode = mode
         self._do_in(USERS_AWAY_S, heal)
