@@ -82,7 +82,7 @@ def told_where(directory: Path) -> Iterator[None]:
 
 def how_to_look(directory: Path) -> str:
     """Say where logs and topics are."""
-    return f"Kept: {directory}. Workers' logs: worker-*.log; topics: python -m tests.faults look {directory}"
+    return f"Kept: {directory}. Logs: worker-*.log, load.log; topics: python -m tests.faults look {directory}"
 
 
 def concluded(directory: Path, verdict: Verdict, *, is_clean: bool) -> int:
