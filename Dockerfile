@@ -1,4 +1,4 @@
-# The Order Service as one image: `worker` by default, or any other command of order-service.
+# The Order Service as one image: `worker` by default, or `projector`, `web`, or any other command of order-service.
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/orders
@@ -21,8 +21,8 @@ ENV PATH=/opt/orders/bin:$PATH \
 USER 10001
 WORKDIR /data
 VOLUME /data
-# Health and metrics. They bind to loopback; ORDERS_HOST=0.0.0.0 opens them to other containers.
-EXPOSE 9100
+# HTTP of `web`; health and metrics. They bind to loopback; ORDERS_HOST=0.0.0.0 opens them to other containers.
+EXPOSE 8080 9100
 # Live, not ready: an orchestrator ends what is unhealthy, and ending a worker does not bring Kafka back.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", "import http.client, os, sys; admin = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('ORDERS_ADMIN_PORT', '9100')), timeout=3); admin.request('GET', '/health/live'); sys.exit(admin.getresponse().status != 200)"]
 ENTRYPOINT ["order-service"]

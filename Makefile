@@ -10,7 +10,7 @@ JOBS ?= 3
 RUNS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format chaos proof fuzz bench lock clean
+.PHONY: help setup run test check browser format openapi chaos proof fuzz bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,12 +35,20 @@ check: setup ## lint, types, import rules and dependencies: seconds, no broker
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
-test: check ## all checks and all tests, on a real Kafka
+browser: ## install Chromium for the tests of the orders page, unless there is one
+	@test -n "$$(type -P chromium chromium-browser google-chrome)" || { test "$$(id -u)" = 0 && type -P apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null; } \
+	  || { echo 'no Chromium: install it (Debian: apt-get install chromium) or Google Chrome' >&2; exit 1; }
+
+test: check browser ## all checks and all tests, on a real Kafka and in a real browser
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 format: setup ## put the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+openapi: setup ## write the OpenAPI document anew
+	$(BIN)/python -m order_service.web.openapi
 
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS KINDS
 chaos: setup ## kill what carries a load, then count what was lost or doubled (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS)

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 from rich.console import Console
 
-from bench import backlog, idle, latency, memory, modes, restore, soak, takeover, users
+from bench import backlog, http, idle, latency, memory, modes, restore, soak, streams, takeover, users, views
 from bench.others import Others
 from bench.sizes import RUNS, SCALE
 from bench.table import Row, show
@@ -39,6 +39,9 @@ PARTS = {
     "idle": Part(idle.HOW, idle.measure),
 }
 LONG = {
+    "http": Part(http.HOW, http.measure),
+    "views": Part(views.HOW, views.measure),
+    "streams": Part(streams.HOW, streams.measure),
     "modes": Part(modes.HOW, modes.measure),
     "soak": Part(soak.HOW, soak.measure),
 }

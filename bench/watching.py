@@ -5,7 +5,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 from confluent_kafka import Consumer, IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
@@ -44,7 +44,14 @@ class Ends:
         return time.monotonic()
 
 
-def growth_per_s(ends: Ends, goal: int, worker: WorkerProcess | None = None, *, every_s: float = 0.03) -> float:
+class Growing(Protocol):
+    """What grows until all is done."""
+
+    def sum(self) -> int:
+        """Say how much is done."""
+
+
+def growth_per_s(ends: Growing, goal: int, worker: WorkerProcess | None = None, *, every_s: float = 0.03) -> float:
     """Give the records per second from the first commit that is seen to the last.
 
     Only what came after that first commit counts. It is the last when nothing came for 2 s and the goal is reached;

@@ -41,7 +41,7 @@ class World(Struct, frozen=True):
     others: Others
 
     @contextmanager
-    def service(self, *, partitions: int = 4, users_latency_ms: int = 0) -> Iterator[Service]:
+    def service(self, *, partitions: int = 4, users_latency_ms: int = 0, **settings: str) -> Iterator[Service]:
         """Give a service without orders, its User Service beside it; topics and workers end with the block."""
         place = self.directory / uuid4().hex
         place.mkdir()
@@ -51,8 +51,10 @@ class World(Struct, frozen=True):
                 self.servers,
                 place,
                 cast("StubThread", users),
+                keep_topics=False,
                 ORDERS_PARTITIONS=str(partitions),
                 ORDERS_SESSION_TIMEOUT_S=SESSION_TIMEOUT_S,
+                **settings,
             ) as service,
         ):
             yield service

@@ -13,6 +13,10 @@
     - Stuck                 a commit, abort or stop is unresolved past its deadline
   + PortTakenError          a port that we would listen on has another listener
   + DatabaseError           the database of the views cannot be used
+  + SetupError              settings that do not fit together: the message says what to set
+  + Unauthorized            no token that we accept; the message is for our log, never for who sent it
+  + KeysAway                the keys that check tokens cannot be had: nobody is refused for it
+  + HttpError               the HTTP server does not answer the command line, or refuses what it asks
   + EmbeddedError           what `up` starts cannot start: the message says what to install or set
 """
 
@@ -78,6 +82,22 @@ class Stuck(WorkerError):
 
 class PortTakenError(OrderServiceError):
     """Another process listens on a port of ours; the message names the setting that changes it."""
+
+
+class SetupError(OrderServiceError):
+    """Settings do not fit together; the message is one line that says what to set."""
+
+
+class Unauthorized(OrderServiceError):
+    """A request has no token that we accept; the message says why, for our log, and holds nothing of the token."""
+
+
+class KeysAway(OrderServiceError):
+    """The keys that check tokens cannot be had, so nobody knows whether this token is good."""
+
+
+class HttpError(OrderServiceError):
+    """The HTTP server does not answer the command line, or refuses what it asks; the message is one line."""
 
 
 class EmbeddedError(OrderServiceError):

@@ -6,10 +6,22 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, HttpUrl, PositiveFloat, PositiveInt, SecretStr, TypeAdapter, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    HttpUrl,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = int
+SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""How a token may be signed: with a key pair only, so that whoever can check a token cannot make one."""
 
 
 class Settings(BaseSettings):
@@ -53,21 +65,65 @@ class Settings(BaseSettings):
     # The views
     database_url: SecretStr = SecretStr("")
 
+    # Who may call
+    jwt_jwks_url: str = ""
+    jwt_key_file: Path | None = None
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_algorithms: str = "RS256,ES256"
+
+    # HTTP
+    web_is_on_loopback: bool = False
+    web_connections_max: PositiveInt = 5_000
+    web_waiting_max: PositiveInt = 1_000
+    web_streams_max: PositiveInt = 4_000
+    web_rate_per_s: PositiveFloat = 50.0
+
+    # Whom the command line asks
+    url: str = ""
+    token: SecretStr = SecretStr("")
+
     # Ports and places
     host: str = "127.0.0.1"
+    http_port: Port = Field(8080, ge=0, le=65535)
     admin_port: Port = Field(9100, ge=0, le=65535)
     users_port: Port = Field(8090, ge=0, le=65535)
     kafka_port: Port = Field(9092, ge=0, le=65535)
     data_dir: Path = Path(".data")
     log: Literal["", "json", "console"] = ""
 
-    @field_validator("user_service_url")
+    @field_validator("user_service_url", "url")
     @classmethod
-    def _http_url(cls, url: str) -> str:
+    def _http_url(cls, url: str, field: ValidationInfo) -> str:
+        if field.field_name == "url" and not url:
+            return url
         TypeAdapter(HttpUrl).validate_python(url)
         if urlsplit(url).query or urlsplit(url).fragment:
             raise ValueError("must have neither a query nor a fragment")
         return url.rstrip("/")
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _http_url_or_none(cls, url: str) -> str:
+        """Take it as it is: a query may name a policy, and a slash at the end another document."""
+        if url:
+            TypeAdapter(HttpUrl).validate_python(url)
+        if urlsplit(url).fragment:
+            raise ValueError("must have no fragment")
+        return url
+
+    @field_validator("jwt_key_file", mode="before")
+    @classmethod
+    def _file_or_none(cls, path: object) -> object:
+        return None if path == "" else path
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _key_pairs_only(cls, names: str) -> str:
+        algorithms = [name.strip() for name in names.split(",")]
+        if not set(algorithms) <= set(SIGNATURES):
+            raise ValueError("must be some of " + ",".join(SIGNATURES))
+        return ",".join(algorithms)
 
     @field_validator("user_service_path")
     @classmethod

@@ -52,7 +52,7 @@ def until(condition: Callable[[], Any], what: str, *, within_s: float = PATIENCE
 
 
 class WorkerProcess:
-    """A worker in a process of its own; its log is a file, its end is awaited."""
+    """A worker, or another of our processes, that runs by itself; its log is a file, its end is awaited."""
 
     def __init__(
         self,

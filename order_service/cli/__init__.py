@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from order_service import __version__, log
-from order_service.cli import ordering, running, watching
+from order_service.cli import asking, ordering, running, watching
 from order_service.errors import OrderServiceError
 
 OWN_CODES = frozenset({"up", "worker", "topics"})
@@ -61,11 +61,14 @@ def _before(
 app.command("up", rich_help_panel="Run")(running.up)
 app.command("worker", rich_help_panel="Run")(running.worker)
 app.command("projector", rich_help_panel="Run")(running.projector)
+app.command("web", rich_help_panel="Run")(running.web)
 app.command("users", rich_help_panel="Run")(running.users)
 app.add_typer(running.topics, name="topics", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)
 for command in (ordering.create, ordering.amend, ordering.pay, ordering.ship, ordering.deliver, ordering.cancel):
     app.command(command.__name__, rich_help_panel="Order")(command)
+app.command("show", rich_help_panel="Read")(asking.show_order)
+app.command("list", rich_help_panel="Read")(asking.list_orders)
 app.command("tail", rich_help_panel="Read")(watching.tail)
 app.command("timeline", rich_help_panel="Read")(watching.timeline)
 

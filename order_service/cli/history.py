@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 from msgspec import Struct
 
@@ -76,8 +77,12 @@ def _is_before(rejection: Seen, event: Seen) -> bool:
     return time_of(rejection) < time_of(event)
 
 
-def time_of(seen: Seen) -> str:
-    """Give the time of a decision as RFC 3339 in UTC."""
+def moment_of(seen: Seen) -> datetime:
+    """Give the time of a decision."""
     message = seen.message
-    moment = message.occurred_at if isinstance(message, Event) else message.rejected_at
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return message.occurred_at if isinstance(message, Event) else message.rejected_at
+
+
+def time_of(seen: Seen) -> str:
+    """Give it as RFC 3339 in UTC."""
+    return moment_of(seen).isoformat(timespec="milliseconds").replace("+00:00", "Z")

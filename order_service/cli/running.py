@@ -70,6 +70,18 @@ def projector(
     asyncio.run(run(settings))
 
 
+def web(
+    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")] = False,
+) -> None:
+    """Serve HTTP on ORDERS_HTTP_PORT, until SIGTERM or Ctrl-C; what it reads, a projector keeps."""
+    end_when_told()
+    settings = read_settings()
+    log.configure("json" if as_json else settings.log)
+    from order_service.web.process import run  # noqa: PLC0415 - other commands need no server
+
+    asyncio.run(run(settings))
+
+
 def users(
     latency_ms: Annotated[int, typer.Option(min=0, help="How long each answer takes.")] = 0, as_json: AsJson = False
 ) -> None:

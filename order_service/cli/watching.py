@@ -1,7 +1,8 @@
 """Reading along: `tail` shows events as they come, `timeline` the history of one order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from rich.progress import Progress
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.history import Chain, Step, steps, time_of
+from order_service.cli.history import Chain, Step, moment_of, steps, time_of
 from order_service.domain.messages import Contents, Event
 from order_service.domain.order import ABSENT
 from order_service.errors import HistoryError
@@ -37,9 +38,13 @@ async def _tail(
         topics = [reader.names.events, *([reader.names.rejections] if rejections else [])]
         places = await (reader.places(*topics) if order_id is None else reader.places_of(order_id, *topics))
         starts = await (reader.starts(places) if from_beginning else reader.ends(places))
-        async for record in reader.follow(starts):
-            if order_id is None or record.key == order_id.encode():
-                _show_record(record, reader, as_json=as_json)
+        await _follow(reader, starts, order_id, as_json=as_json)
+
+
+async def _follow(reader: Reader, starts: Mapping[TopicPartition, int], order_id: str | None, *, as_json: bool) -> None:
+    async for record in reader.follow(starts):
+        if order_id is None or record.key == order_id.encode():
+            _show_record(record, reader, as_json=as_json)
 
 
 def _show_record(record: ConsumerRecord, reader: Reader, *, as_json: bool) -> None:
@@ -64,10 +69,44 @@ def _show_record(record: ConsumerRecord, reader: Reader, *, as_json: bool) -> No
 
 
 def timeline(
-    order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order.")], as_json: AsJson = False
+    order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order.")],
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="As it was then: 2026-11-24T12:00:00Z, or with an offset.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show what comes as well, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the history of one order as Kafka has it, and check its chain of digests."""
-    outcomes = asyncio.run(_outcomes(read_settings(), order_id))
+    then = None if at is None else time_from(at)
+    if then is not None and follow:
+        raise typer.BadParameter("--at and --follow exclude each other")
+    asyncio.run(_timeline(read_settings(), order_id, then, follow=follow, as_json=as_json))
+
+
+def time_from(text: str) -> datetime:
+    """Read a time with its offset from UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter("a time is written as 2026-11-24T12:00:00Z") from error
+    if moment.tzinfo is None:
+        raise typer.BadParameter("a time needs its offset from UTC, or Z")
+    return moment
+
+
+async def _timeline(settings: Settings, order_id: str, then: datetime | None, *, follow: bool, as_json: bool) -> None:
+    async with Reader(settings) as reader:
+        places = await reader.places_of(order_id, reader.names.events, reader.names.rejections)
+        ends = await reader.ends(places)
+        outcomes = await _outcomes(reader, ends, order_id)
+        if then is not None:
+            outcomes = [seen for seen in outcomes if moment_of(seen) <= then]
+        _show_history(order_id, outcomes, as_json=as_json)
+        if follow:
+            await _follow(reader, ends, order_id, as_json=as_json)
+
+
+def _show_history(order_id: str, outcomes: list[Seen], *, as_json: bool) -> None:
     if not outcomes:
         typer.echo(f"order-service: Kafka knows nothing of an order {show.safe(order_id)}", err=True)
         raise typer.Exit(1)
@@ -97,17 +136,14 @@ def _verdict(order_id: str, history: list[Step], chain: Chain, *, as_json: bool)
         )
 
 
-async def _outcomes(settings: Settings, order_id: str) -> list[Seen]:
+async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id: str) -> list[Seen]:
     """Read all events and rejections of one order, with a bar on a terminal: its partition holds others too."""
-    async with Reader(settings) as reader:
-        places = await reader.places_of(order_id, reader.names.events, reader.names.rejections)
-        ends = await reader.ends(places)
-        starts = await reader.starts(places)
-        console = show.console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("reading", total=sum(ends.values()) - sum(starts.values()))
-            records = _counted(reader.until(ends), starts, lambda done: progress.update(task, completed=done))
-            return [decode(record, reader.names) async for record in records if record.key == order_id.encode()]
+    starts = await reader.starts(list(ends))
+    console = show.console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading", total=sum(ends.values()) - sum(starts.values()))
+        records = _counted(reader.until(ends), starts, lambda done: progress.update(task, completed=done))
+        return [decode(record, reader.names) async for record in records if record.key == order_id.encode()]
 
 
 async def _counted(

@@ -1,4 +1,4 @@
-"""What `order-service up` starts: Kafka, unless one is named, the User Service stub, unless one is named, a worker."""
+"""What `order-service up` starts: Kafka and the User Service stub, unless they are named, and all of our processes."""
 
 import asyncio
 import http.client
@@ -22,7 +22,13 @@ from order_service.settings import Settings
 Say = Callable[[str], object]
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - we do not listen, we look there
-NAMES = {"kafka": "Kafka", "users": "the User Service stub", "worker": "the worker"}
+NAMES = {
+    "kafka": "Kafka",
+    "users": "the User Service stub",
+    "worker": "the worker",
+    "projector": "the projector",
+    "web": "the HTTP server",
+}
 OURS = (sys.executable, "-P", "-m", "order_service.cli")
 """`-P`: a file in the current folder must not stand in for a module."""
 
@@ -30,6 +36,7 @@ OURS = (sys.executable, "-P", "-m", "order_service.cli")
 class Running(Struct, frozen=True):
     """Where everything is."""
 
+    http: str
     kafka: str
     health: str
     metrics: str
@@ -61,8 +68,10 @@ def run(settings: Settings, *, say: Say, on_ready: Callable[[Running], object]) 
     children = [] if isinstance(choice, External) else [_kafka(choice, settings, say)]
     children += [_users(settings, environment)] if has_stub else []
     children += [_worker(settings, environment)]
+    children += [_with_admin_port(name, settings, environment) for name in ("projector", "web")]
     admin = _url(settings.host, settings.admin_port)
-    running = Running(servers, f"{admin}/health/ready", f"{admin}/metrics", _without_user(url), hints)
+    http = _url(settings.host, settings.http_port)
+    running = Running(http, servers, f"{admin}/health/ready", f"{admin}/metrics", _without_user(url), hints)
     supervisor = Supervisor([_announced(child, say) for child in children])
     code = asyncio.run(supervisor.run(lambda: on_ready(running)))
     say("all of it has ended")
@@ -72,14 +81,15 @@ def run(settings: Settings, *, say: Say, on_ready: Callable[[Running], object]) 
 def ready_lines(running: Running, took_s: float) -> list[str]:
     """Say that it is ready, where everything is, and what to try in another terminal."""
     prefix = "".join(f"{name}={value} " for name, value in running.hints.items()) + _program()
-    places = f"Kafka {running.kafka}, health {running.health}, metrics {running.metrics}, users {running.users}"
     return [
-        f"ready in {took_s:.0f} s: {places}",
+        f"ready in {took_s:.0f} s: orders at {running.http}, Kafka at {running.kafka}",
+        f"worker: {running.health}, {running.metrics}; users: {running.users}",
         "Try in another terminal:",
         f"  {prefix} create order-1 --user dana --currency EUR --line mug-blue:2:1250",
         f"  {prefix} pay order-1 --payment-id payment-1 --amount 2500 --currency EUR",
         f"  {prefix} timeline order-1",
-        f"  {prefix} tail --from-beginning",
+        f"  {prefix} list",
+        f"  curl {running.http}/v1/orders/order-1",
         "Ctrl-C ends all of it; the data stays.",
     ]
 
@@ -101,6 +111,8 @@ def _hints(settings: Settings) -> dict[str, str]:
         hints["KAFKA_BOOTSTRAP_SERVERS"] = settings.kafka_bootstrap_servers
     elif "kafka_port" in is_set:
         hints["ORDERS_KAFKA_PORT"] = str(settings.kafka_port)
+    if "http_port" in is_set:
+        hints["ORDERS_HTTP_PORT"] = str(settings.http_port)
     if settings.topic_prefix:
         hints["ORDERS_TOPIC_PREFIX"] = settings.topic_prefix
     return hints
@@ -108,13 +120,13 @@ def _hints(settings: Settings) -> dict[str, str]:
 
 def _with_ports(settings: Settings) -> Settings:
     """Find a free port for each that is 0: all children must be told the same one."""
-    fields = ("kafka_port", "admin_port", "users_port")
+    fields = ("kafka_port", "admin_port", "users_port", "http_port")
     return settings.model_copy(update={field: free_port() for field in fields if getattr(settings, field) == 0})
 
 
 def _check_ports(settings: Settings, *, has_kafka: bool, has_stub: bool) -> None:
     """Look before anything is started, so that a used port is one line and not a child's long end."""
-    ports = {"ORDERS_ADMIN_PORT": settings.admin_port}
+    ports = {"ORDERS_HTTP_PORT": settings.http_port, "ORDERS_ADMIN_PORT": settings.admin_port}
     if has_kafka:
         ports["ORDERS_KAFKA_PORT"] = settings.kafka_port
     if has_stub:
@@ -165,6 +177,18 @@ def _worker(settings: Settings, environment: Mapping[str, str]) -> Child:
     )
 
 
+def _with_admin_port(name: str, settings: Settings, environment: Mapping[str, str]) -> Child:
+    """Start one that is ready when all views are; its admin port is any: ORDERS_ADMIN_PORT is the worker's."""
+    port = free_port()
+    return Child(
+        name=name,
+        command=(*OURS, name),
+        env={**environment, "ORDERS_ADMIN_PORT": str(port)},
+        ready=lambda: _answers(settings.host, port, "/health/ready"),
+        ready_within_s=3600.0,
+    )
+
+
 def _environment(settings: Settings, servers: str, user_service_url: str, *, is_local: bool) -> dict[str, str]:
     """Tell the children what was decided here; the rest they read as we did."""
     told = {
@@ -173,6 +197,7 @@ def _environment(settings: Settings, servers: str, user_service_url: str, *, is_
         "ORDERS_PARTITIONS": str(settings.partitions),
         "ORDERS_ADMIN_PORT": str(settings.admin_port),
         "ORDERS_USERS_PORT": str(settings.users_port),
+        "ORDERS_HTTP_PORT": str(settings.http_port),
         "ORDERS_LOG": settings.log or ("console" if sys.stderr.isatty() else "json"),
         "USER_SERVICE_URL": user_service_url,
     }

@@ -6,12 +6,12 @@ projector believes it to be. Where another was first it is `Overtaken`, nothing 
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 import msgspec
 import structlog
 from aiokafka.structs import TopicPartition
-from sqlalchemy import Engine, Table, select
+from sqlalchemy import Engine, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
@@ -19,25 +19,21 @@ from order_service.domain.messages import Event, Rejection
 from order_service.errors import DatabaseError, HistoryError
 from order_service.reading import Reader, Seen, decode
 from order_service.views import state
-from order_service.views.state import OrderView
-from order_service.views.tables import FORM, commands, form_of, milliseconds, order_events, orders, positions
-
-Row = dict[str, Any]
+from order_service.views.heads import Head, Heads, head_after
+from order_service.views.rows import Put, Row
+from order_service.views.tables import FORM, commands, form, form_of, milliseconds, order_events, orders, positions
 
 log = structlog.get_logger()
 
 _json: Final = msgspec.json.Encoder().encode
 
+CommandKey = tuple[str, str, bytes]
+DECISION: Final = ("is_accepted", "decided_at", "version", "partition", "offset", "document")
+"""What a row of a command says beside which command it is."""
+
 
 class Overtaken(Exception):
     """Another projector has moved a position that we believed to be where we left it."""
-
-
-class Head(NamedTuple):
-    """An order, and the digest of its newest event."""
-
-    view: OrderView
-    digest: bytes
 
 
 class Projection:
@@ -45,7 +41,11 @@ class Projection:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._heads = Heads()
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        self._put_events = Put(engine.dialect, order_events)
+        self._put_orders = Put(engine.dialect, orders, changes=("status", "head", "document"))
+        self._put_commands = Put(engine.dialect, commands, changes=DECISION, but="commands.is_accepted")
 
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
         """Read the next offset of each place that is known; of these, those that are `new` begin at 0."""
@@ -56,6 +56,11 @@ class Projection:
             _check_form(connection)
             found = connection.execute(select(positions))
             return {TopicPartition(row.topic, row.partition): row.next_offset for row in found}
+
+    def mark_built(self) -> None:
+        """Let it be known that the views hold all that the log held when somebody began to keep them."""
+        with self._engine.begin() as connection:
+            connection.execute(form.update().values(is_built=True))
 
     def apply(
         self, seens: Sequence[Seen], before: Mapping[TopicPartition, int], after: Mapping[TopicPartition, int]
@@ -69,31 +74,24 @@ class Projection:
             for place in sorted(after):  # sorted: two projectors then lock rows in the same order
                 _move(connection, place, before[place], after[place])
             _check_form(connection)
-            heads = _heads(connection, {seen.order_id for seen in seens})
-            changed, happened, decided = set(), [], []
+            changed = {seen.order_id for seen in seens if isinstance(seen.message, Event)}
+            heads = self._heads.of(changed, connection, {place: before[place] for place in after})
+            happened: list[Row] = []
+            decided: dict[CommandKey, Row] = {}
             for seen in seens:
                 if isinstance(seen.message, Rejection):
-                    decided.append(_refused(seen.message))
-                    continue
-                heads[seen.order_id] = _after(heads.get(seen.order_id), seen, seen.message)
-                changed.add(seen.order_id)
-                happened.append(_happened(seen, seen.message))
-                decided.append(_accepted(seen.message))
-            if happened:
-                connection.execute(order_events.insert(), happened)
-                self._put(connection, orders, [_order(heads[order_id]) for order_id in sorted(changed)])
-            if decided:
-                decided.sort(key=_command_key)  # again: they lock in the same order. The newest of a key stays last
-                self._put(connection, commands, decided, but=commands.c.is_accepted)
-
-    def _put(self, connection: Connection, table: Table, rows: list[Row], *, but: Any = None) -> None:
-        """Insert rows or replace those with their keys, `but` not some."""
-        statement = self._insert(table)
-        new = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
-        keep = None if but is None else ~but
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=new, where=keep), rows
-        )
+                    row = _refused(seen, seen.message)
+                else:
+                    head = heads[seen.order_id] = head_after(heads.get(seen.order_id), seen, seen.message)
+                    happened.append(_happened(seen, seen.message, head.view.user_id))
+                    row = _accepted(seen.message)
+                key = _command_key(row)
+                if key not in decided or not decided[key]["is_accepted"]:  # the newest, but an acceptance stays
+                    decided[key] = row
+            self._put_events(connection, happened)
+            self._put_orders(connection, [_order(heads[order_id]) for order_id in sorted(heads)])
+            self._put_commands(connection, [decided[key] for key in sorted(decided)])  # again: locked in one order
+        self._heads.keep(heads, after)
 
 
 async def follow(reader: Reader, projection: Projection, tell_behind: Callable[[int], None]) -> NoReturn:
@@ -116,11 +114,7 @@ async def _follow(
     at = await asyncio.to_thread(projection.positions, places)
     starts, ends = await reader.starts(places), await reader.ends(places)
     for place in places:
-        topic = f"partition {place.partition} of {place.topic}"
-        if at[place] > ends[place]:
-            raise HistoryError(f"the views have read {topic} up to {at[place]}, but it ends at {ends[place]}")
-        if at[place] < starts[place] and place.topic == reader.names.events:
-            raise HistoryError(f"the views have read {topic} up to {at[place]}, but it begins at {starts[place]}")
+        _check_reach(place, at[place], starts[place] if place.topic == reader.names.events else 0, ends[place])
     left = -1
     async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
         moved = {}
@@ -137,7 +131,18 @@ async def _follow(
             raise Overtaken("the tables were made anew, or another projector has read what we are given later")
         if left != 0:
             left = await reader.behind(ends)
+            if left == 0:
+                await asyncio.to_thread(projection.mark_built)
             tell_behind(left)
+
+
+def _check_reach(place: TopicPartition, at: int, start: int, end: int) -> None:
+    """Check that a topic holds what follows on what the views have read of it."""
+    topic = f"partition {place.partition} of {place.topic}"
+    if at > end:
+        raise HistoryError(f"the views have read {topic} up to {at}, but it ends at {end}")
+    if at < start:
+        raise HistoryError(f"the views have read {topic} up to {at}, but it begins at {start}")
 
 
 def _move(connection: Connection, place: TopicPartition, before: int, after: int) -> None:
@@ -151,18 +156,6 @@ def _check_form(connection: Connection) -> None:
     found = form_of(connection)
     if found != FORM:
         raise DatabaseError(f"the views have form {found} by now, this version keeps form {FORM}")
-
-
-def _heads(connection: Connection, order_ids: set[str]) -> dict[str, Head]:
-    found = connection.execute(select(orders.c.document, orders.c.head).where(orders.c.order_id.in_(order_ids)))
-    heads = [Head(state.decode(document), digest) for document, digest in found]
-    return {head.view.order_id: head for head in heads}
-
-
-def _after(head: Head | None, seen: Seen, event: Event) -> Head:
-    if event.previous_digest != (None if head is None else head.digest):
-        raise HistoryError(f"version {event.version} of {event.order_id} does not name the event before it")
-    return Head(state.after(None if head is None else head.view, event), seen.digest)
 
 
 def _names(place: TopicPartition) -> Row:
@@ -181,10 +174,11 @@ def _order(head: Head) -> Row:
     }
 
 
-def _happened(seen: Seen, event: Event) -> Row:
+def _happened(seen: Seen, event: Event, user_id: str) -> Row:
     return {
         "order_id": event.order_id,
         "version": event.version,
+        "user_id": user_id,
         "occurred_at": milliseconds(event.occurred_at),
         "partition": seen.partition,
         "offset": seen.offset,
@@ -199,21 +193,25 @@ def _accepted(event: Event) -> Row:
         "is_accepted": True,
         "decided_at": milliseconds(event.occurred_at),
         "version": event.version,
+        "partition": None,
+        "offset": None,
         "document": None,
     }
 
 
-def _refused(rejection: Rejection) -> Row:
+def _refused(seen: Seen, rejection: Rejection) -> Row:
     return {
         **_command(rejection),
         "is_accepted": False,
         "decided_at": milliseconds(rejection.rejected_at),
         "version": rejection.version,
+        "partition": seen.partition,
+        "offset": seen.offset,
         "document": _json(rejection).decode(),
     }
 
 
-def _command_key(row: Row) -> tuple[str, str, bytes]:
+def _command_key(row: Row) -> CommandKey:
     return row["order_id"], row["command_id"], row["command_digest"]
 
 

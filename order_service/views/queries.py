@@ -1,27 +1,42 @@
 """What can be asked of the views: an order now and then, lists of orders, histories, what became of a command."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Struct
-from sqlalchemy import Engine, Select, select, tuple_
+from msgspec import Meta, Struct
+from sqlalchemy import ColumnElement, Engine, Select, Table, false, inspect, or_, select, tuple_
 
-from order_service.domain.messages import Event, Rejection
+from order_service.domain.messages import ID_PATTERN, Event, Rejection
 from order_service.domain.reasons import Status
+from order_service.stream.topics import TopicNames
 from order_service.views import state
 from order_service.views.state import OrderView
-from order_service.views.tables import commands, milliseconds, milliseconds_from, order_events, orders
+from order_service.views.tables import (
+    FORM,
+    commands,
+    form,
+    form_of,
+    milliseconds,
+    milliseconds_from,
+    order_events,
+    orders,
+    positions,
+)
 
 _events: Final = msgspec.json.Decoder(Event)
 _rejections: Final = msgspec.json.Decoder(Rejection)
 
 
 class Recorded(Struct, frozen=True):
-    """An event and where it stands; `command_offset` is None for a cancellation by the service itself."""
+    """An event, whose order it is about, and where it stands.
+
+    `command_offset` is None for a cancellation by the service itself.
+    """
 
     event: Event
+    user_id: str
     partition: int
     offset: int
     command_offset: int | None
@@ -30,8 +45,8 @@ class Recorded(Struct, frozen=True):
 class Cursor(Struct, frozen=True, array_like=True):
     """The last order of a page: the next page begins behind it, whatever has come meanwhile."""
 
-    created_at_ms: int
-    order_id: str
+    created_at_ms: Annotated[int, Meta(ge=0, le=2**60)]
+    order_id: Annotated[str, Meta(pattern=ID_PATTERN)]
 
 
 class Filter(Struct, frozen=True, kw_only=True):
@@ -50,11 +65,58 @@ class Page(Struct, frozen=True):
     next: Cursor | None
 
 
+Places = dict[tuple[str, int], int]
+"""The next offset of each topic and partition."""
+
+
+class News(Struct, frozen=True):
+    """What has come into the views between two looks at them, and how far they are now."""
+
+    events: tuple[Recorded, ...]
+    rejections: tuple[Rejection, ...]
+    places: Places
+
+
 class Views:
     """Questions to the tables. Calls block: they belong into a thread of their own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, names: TopicNames) -> None:
         self._engine = engine
+        self._names = names
+
+    def faults(self) -> list[str]:
+        """Say why nobody should read the views yet."""
+        with self._engine.begin() as connection:
+            if not inspect(connection).has_table(form.name):
+                return ["there are no views yet: no projector has made them"]
+            found = form_of(connection)
+            if found != FORM:
+                return [f"the views have form {found}, this version reads form {FORM}"]
+            return [] if connection.scalar(select(form.c.is_built)) else ["the views are being built"]
+
+    def places(self) -> Places:
+        """Say how far the views are."""
+        return {(row.topic, row.partition): row.next_offset for row in self._rows(select(positions))}
+
+    def news(self, since: Places) -> News:
+        """Give what has come in since the views were there; nothing of a topic that begins anew."""
+        places = self.places()
+        moved = {place: (since.get(place, 0), to) for place, to in places.items() if to > since.get(place, 0)}
+        ranges = [
+            [(partition, *bounds) for (topic, partition), bounds in moved.items() if topic == wanted]
+            for wanted in (self._names.events, self._names.rejections)
+        ]
+        happened = select(order_events).where(_lies_in(order_events, ranges[0]))
+        refused = select(commands.c.document).where(~commands.c.is_accepted, _lies_in(commands, ranges[1]))
+        return (
+            News(
+                tuple(map(_recorded, self._rows(happened.order_by(order_events.c.partition, order_events.c.offset)))),
+                tuple(_rejections.decode(row.document) for row in self._rows(refused)),
+                places,
+            )
+            if moved
+            else News((), (), places)
+        )
 
     def order(self, order_id: str) -> OrderView | None:
         """Give an order as it is now."""
@@ -76,10 +138,27 @@ class Views:
     def history(self, order_id: str, *, after_version: int = 0, limit: int = 1000) -> tuple[Recorded, ...]:
         """Give the events of an order behind a version, oldest first."""
         some = self._history(order_id).where(order_events.c.version > after_version).limit(limit)
-        return tuple(
-            Recorded(_events.decode(row.document), row.partition, row.offset, row.command_offset)
-            for row in self._rows(some)
+        return tuple(map(_recorded, self._rows(some)))
+
+    def events_of(self, places: Places, *, user_id: str | None = None, limit: int = 1000) -> tuple[Recorded, ...]:
+        """Give events of all orders, or of one user's, from these places on; those of an order in their order."""
+        topic = self._names.events
+        ends = [(partition, start, 2**62) for (named, partition), start in places.items() if named == topic]
+        some = select(order_events).where(_lies_in(order_events, ends))
+        if user_id is not None:
+            some = some.where(order_events.c.user_id == user_id)
+        some = some.order_by(order_events.c.partition, order_events.c.offset)
+        return tuple(map(_recorded, self._rows(some.limit(limit))))
+
+    def refusals(self, order_id: str, *, limit: int = 1000) -> tuple[Rejection, ...]:
+        """Give the refused commands of an order, the newest of them if they are too many, oldest first."""
+        some = (
+            select(commands.c.document)
+            .where(commands.c.order_id == order_id, ~commands.c.is_accepted)
+            .order_by(commands.c.decided_at.desc(), commands.c.offset.desc())
+            .limit(limit)
         )
+        return tuple(_rejections.decode(row.document) for row in reversed(self._rows(some)))
 
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
         """Say what became of a command: its event; else why it was first refused; None if nothing is known of it."""
@@ -124,3 +203,15 @@ class Views:
     def _rows(self, statement: Select[Any]) -> Sequence[Any]:
         with self._engine.begin() as connection:
             return connection.execute(statement).all()
+
+
+def _recorded(row: Any) -> Recorded:
+    return Recorded(_events.decode(row.document), row.user_id, row.partition, row.offset, row.command_offset)
+
+
+def _lies_in(table: Table, ranges: Iterable[tuple[int, int, int]]) -> ColumnElement[bool]:
+    """Say that a row's place lies in one of these: a partition, its first offset, and the first one behind."""
+    place = table.c.partition, table.c.offset
+    return or_(
+        false(), *[(place[0] == number) & (place[1] >= start) & (place[1] < end) for number, start, end in ranges]
+    )

@@ -27,6 +27,7 @@ from sqlalchemy import (
     event,
     inspect,
     select,
+    text,
 )
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
@@ -36,7 +37,7 @@ from order_service.errors import DatabaseError
 from order_service.settings import Settings
 from order_service.wire.writer import EPOCH, MILLISECOND
 
-FORM: Final = 1
+FORM: Final = 2
 """The form of these tables and documents. Raise it with every change: views of another form are built again."""
 
 BUSY_S: Final = 10.0
@@ -52,7 +53,12 @@ DRIVERS: Final = {
 
 _metadata: Final = MetaData()
 
-form: Final = Table("view_form", _metadata, Column("form", Integer, primary_key=True, autoincrement=False))
+form: Final = Table(
+    "view_form",
+    _metadata,
+    Column("form", Integer, primary_key=True, autoincrement=False),
+    Column("is_built", Boolean, nullable=False),
+)
 
 positions: Final = Table(
     "view_positions",
@@ -81,11 +87,13 @@ order_events: Final = Table(
     _metadata,
     Column("order_id", String, primary_key=True),
     Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("user_id", String, nullable=False),
     Column("occurred_at", BigInteger, nullable=False),
     Column("partition", Integer, nullable=False),
     Column("offset", BigInteger, nullable=False),
     Column("command_offset", BigInteger),
     Column("document", Text, nullable=False),
+    Index("order_events_by_place", "partition", "offset", unique=True),
 )
 
 commands: Final = Table(
@@ -97,8 +105,18 @@ commands: Final = Table(
     Column("is_accepted", Boolean, nullable=False),
     Column("decided_at", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
+    Column("partition", Integer),
+    Column("offset", BigInteger),
     Column("document", Text),
+    Index(
+        "refusals_by_place",
+        "partition",
+        "offset",
+        sqlite_where=text("NOT is_accepted"),
+        postgresql_where=text("NOT is_accepted"),
+    ),
 )
+"""What became of each command. An accepted one has its place and document in `order_events`, a refused one here."""
 
 
 def database_of(settings: Settings) -> URL:
@@ -162,7 +180,7 @@ def prepare(engine: Engine) -> bool:
             return False
         _metadata.drop_all(connection)
         _metadata.create_all(connection)
-        connection.execute(form.insert().values(form=FORM))
+        connection.execute(form.insert().values(form=FORM, is_built=False))
     return True
 
 

@@ -14,7 +14,7 @@ from tests.cli.conftest import CommandLine
 from tests.service import until
 
 UP = [sys.executable, "-m", "order_service.cli", "up"]
-PORTS = ("ORDERS_KAFKA_PORT", "ORDERS_ADMIN_PORT", "ORDERS_USERS_PORT")
+PORTS = ("ORDERS_KAFKA_PORT", "ORDERS_ADMIN_PORT", "ORDERS_USERS_PORT", "ORDERS_HTTP_PORT")
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def test_a_run_from_ready_to_ctrl_c(environment, tmp_path):
         assert up.worker() != killed
         cli("deliver", "order-1")
         assert [step["version"] for step in cli.json("timeline", "order-1")] == [1, 2, 3, 4]
+        until(lambda: cli.json("show", "order-1")[0]["status"] == "delivered", "HTTP has seen it delivered")
         cli("topics", "check")
         processes = up.processes()
         assert any("kafka.Kafka" in args or "docker" in args for args in processes.values())

@@ -5,6 +5,7 @@ import os
 import pytest
 from sqlalchemy import make_url, text
 
+from order_service.stream.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import open_database, prepare
@@ -51,5 +52,5 @@ def projection(engine):
 @pytest.fixture
 def views(url, engine):
     reading = open_database(url)
-    yield Views(reading)
+    yield Views(reading, topic_names())
     reading.dispose()

@@ -119,6 +119,8 @@ def test_views_of_an_older_form_are_built_again(engine, projection, views):
     assert projection.positions(START) == START
     with engine.begin() as connection:
         assert connection.scalar(select(form.c.form)) == FORM
+    put(projection, HISTORY)
+    assert views.order(ORDER_ID).version == len(HISTORY)
 
 
 def test_a_projector_leaves_views_of_a_newer_form_alone(engine, projection, views):

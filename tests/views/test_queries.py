@@ -5,12 +5,15 @@ from datetime import timedelta
 import pytest
 
 from order_service.domain.reasons import Status
-from order_service.views.queries import Filter
+from order_service.stream.topics import topic_names
+from order_service.views.queries import Filter, Views
+from order_service.views.tables import FORM, form
 from tests import samples
 from tests.samples import NOW, ORDER_ID, but, event_of
 from tests.views.log import START, after, seens
 
 HISTORY = list(samples.events)
+EVENTS_TOPIC = topic_names().events
 MINUTE = timedelta(minutes=1)
 TICK = timedelta(microseconds=1)
 
@@ -111,3 +114,51 @@ def test_a_page_of_just_all_has_no_next(projection, views):
 def test_orders_are_found_by_user_status_and_time(projection, views, wanted, found):
     put(projection, [created(number, user_id=("dana", "eve")[number % 2], minute=number) for number in range(4)])
     assert ids(views.page(wanted, 10)) == found
+
+
+def test_what_is_new_is_told_once(projection, views):
+    before = views.places()
+    put(projection, [*HISTORY[:2], samples.ship_refused])
+    news = views.news(before)
+    assert [recorded.event for recorded in news.events] == HISTORY[:2]
+    assert news.rejections == (samples.ship_refused,)
+    assert news.places == views.places()
+    nothing = views.news(news.places)
+    assert (nothing.events, nothing.rejections) == ((), ())
+
+
+def test_a_topic_that_begins_anew_is_no_news(projection, views):
+    put(projection, HISTORY)
+    far = {place: offset + 100 for place, offset in views.places().items()}
+    assert views.news(far).events == ()
+
+
+def test_events_behind_a_place_are_those_of_a_user_or_of_all(projection, views):
+    put(projection, [created(1), created(2, "erin"), created(3)])
+    start = {(EVENTS_TOPIC, 0): 0}
+    assert [one.event.order_id for one in views.events_of(start)] == ["order-01", "order-02", "order-03"]
+    assert [one.event.order_id for one in views.events_of(start, user_id="dana", limit=1)] == ["order-01"]
+    assert [one.offset for one in views.events_of({(EVENTS_TOPIC, 0): 1}, user_id="dana")] == [2]
+    assert views.events_of({}) == ()
+
+
+def test_refusals_of_an_order_come_oldest_first(projection, views):
+    later = but(samples.ship_refused, command_id="again", rejected_at=samples.ship_refused.rejected_at + MINUTE)
+    put(projection, [later, samples.ship_refused])
+    assert views.refusals(ORDER_ID) == (samples.ship_refused, later)
+    assert views.refusals(ORDER_ID, limit=1) == (later,)
+    assert views.refusals("nobody") == ()
+
+
+def test_views_that_are_not_there_or_not_built_are_not_to_be_read(engine, projection):
+    views = Views(engine, topic_names())
+    assert views.faults() == ["the views are being built"]
+    projection.mark_built()
+    assert views.faults() == []
+    with engine.begin() as connection:
+        connection.execute(form.update().values(form=FORM + 1))
+    assert views.faults() == [f"the views have form {FORM + 1}, this version reads form {FORM}"]
+    with engine.begin() as connection:
+        connection.execute(form.delete())
+        form.drop(connection)
+    assert views.faults() == ["there are no views yet: no projector has made them"]

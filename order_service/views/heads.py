@@ -1,0 +1,63 @@
+"""Heads: where the history of an order ends, so that the next event can be checked and folded."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from aiokafka.structs import TopicPartition
+from sqlalchemy import select
+from sqlalchemy.engine import Connection
+
+from order_service.domain.messages import Event
+from order_service.errors import HistoryError
+from order_service.reading import Seen
+from order_service.views import state
+from order_service.views.state import OrderView
+from order_service.views.tables import orders
+
+KEPT_MAX: Final = 20_000
+"""How many heads a projector remembers, of some kilobytes each."""
+
+
+class Head(NamedTuple):
+    """An order, and the digest of its newest event."""
+
+    view: OrderView
+    digest: bytes
+
+
+class Heads:
+    """The heads of orders. Those of the latest events are remembered, while their places are where we left them.
+
+    Whoever moves a place moves its orders: what another projector has done is read from the tables.
+    """
+
+    def __init__(self) -> None:
+        self._remembered: OrderedDict[str, Head] = OrderedDict()
+        self._left: dict[TopicPartition, int] = {}
+
+    def of(self, order_ids: set[str], connection: Connection, places: Mapping[TopicPartition, int]) -> dict[str, Head]:
+        """Give the heads of orders, of those that there are. `places` are those of their events, as we found them."""
+        if any(self._left.get(place, offset) != offset for place, offset in places.items()):
+            self._remembered.clear()
+        heads = {order_id: self._remembered[order_id] for order_id in order_ids & self._remembered.keys()}
+        if unknown := order_ids - heads.keys():
+            found = select(orders.c.order_id, orders.c.document, orders.c.head).where(orders.c.order_id.in_(unknown))
+            heads |= {row.order_id: Head(state.decode(row.document), row.head) for row in connection.execute(found)}
+        return heads
+
+    def keep(self, heads: Mapping[str, Head], after: Mapping[TopicPartition, int]) -> None:
+        """Remember heads once they are committed, and where the places then are."""
+        self._left |= after
+        for order_id, head in heads.items():
+            self._remembered[order_id] = head
+            self._remembered.move_to_end(order_id)
+        while len(self._remembered) > KEPT_MAX:
+            self._remembered.popitem(last=False)
+
+
+def head_after(head: Head | None, seen: Seen, event: Event) -> Head:
+    """Fold an event into the head of its order; HistoryError if it does not name the event before it."""
+    if event.previous_digest != (None if head is None else head.digest):
+        raise HistoryError(f"version {event.version} of {event.order_id} does not name the event before it")
+    return Head(state.after(None if head is None else head.view, event), seen.digest)

@@ -1,0 +1,1 @@
+"""HTTP: commands, queries and the audit trail."""

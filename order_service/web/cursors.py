@@ -1,0 +1,41 @@
+"""Opaque places to go on from: of a list of orders, and of the stream of all events."""
+
+import base64
+import binascii
+import re
+from typing import Final
+
+import msgspec
+
+from order_service.views.queries import Cursor, Places
+from order_service.web.problems import Fault, Problem, Trouble
+
+_cursor: Final = msgspec.json.Decoder(Cursor)
+_PLACE: Final = re.compile(r"(\d{1,6})-(\d{1,18})\Z", re.ASCII)
+PLACES_MAX: Final = 10_000
+
+
+def write_cursor(cursor: Cursor) -> str:
+    """Write the end of a page."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
+
+
+def read_cursor(text: str) -> Cursor:
+    """Read the end of a page; Problem if it is none of ours."""
+    try:
+        padded = text.encode("ascii") + b"=" * (-len(text) % 4)
+        return _cursor.decode(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (msgspec.MsgspecError, binascii.Error, ValueError):
+        raise Problem(Trouble.INVALID_PARAMETER, errors=[Fault("/cursor", "must be `next` of a page")]) from None
+
+
+def write_places(places: Places) -> str:
+    """Write how far a reader of all events is: `<partition>-<next offset>` of each partition, with dots between."""
+    return ".".join(f"{partition}-{offset}" for (_, partition), offset in sorted(places.items()))
+
+
+def read_places(text: str, topic: str) -> Places | None:
+    """Read how far a reader is; None if it is none of ours."""
+    found = [_PLACE.match(one) for one in text.split(".")[:PLACES_MAX]]
+    places = {(topic, int(one[1])): int(one[2]) for one in found if one is not None}
+    return places if len(places) == len(found) else None

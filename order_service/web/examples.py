@@ -1,0 +1,150 @@
+"""Examples for the document: an order and the answers about it, decided by the rules and made as routes make them."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
+
+from msgspec import structs
+
+from order_service.domain.answer import Entry, UserCheck, after_event, answer, reject
+from order_service.domain.messages import (
+    AmendOrder,
+    CancelOrder,
+    Command,
+    CreateOrder,
+    DeliverOrder,
+    Event,
+    PayOrder,
+    Rejection,
+    ShipOrder,
+)
+from order_service.domain.reasons import RULES, Reason, Refusal, Status
+from order_service.views import state
+from order_service.views.queries import Cursor, Recorded
+from order_service.views.state import OrderView
+from order_service.views.tables import milliseconds
+from order_service.web import answers, requests
+from order_service.web.bodies import AmendBody, Body, CancelBody, CreateBody, DeliverBody, PayBody, ShipBody
+from order_service.web.cursors import write_cursor
+from order_service.web.operations import OPERATIONS
+from order_service.web.problems import Fault, Kind, Problem, Trouble, refused
+from order_service.wire.avro import digest, encode_event
+
+NOW: Final = datetime(2026, 11, 24, 9, tzinfo=UTC)
+USER_ID: Final = "dana"
+USER: Final = f"user:{USER_ID}"
+SHOP: Final = "service:shop"
+KEY: Final = "basket-7"
+"""What the user sent as `Idempotency-Key`; other commands have their names as keys, and all ids come from these."""
+ORDER_ID: Final = requests.new_id(USER, KEY, "order")
+COMMAND_ID: Final = requests.new_id(USER, KEY, "command")
+
+BODIES: Final[dict[type[Body] | None, dict[str, Any]]] = {
+    CreateBody: {
+        "user_id": USER_ID,
+        "currency": "EUR",
+        "lines": [
+            {"sku": "mug-blue", "name": "Blue mug", "quantity": 2, "unit_price": 1250},
+            {"line_id": "wall", "sku": "poster-a2", "quantity": 1, "unit_price": 900},
+        ],
+        "discount": 400,
+        "tax": 300,
+        "shipping": 500,
+        "shipping_address_ref": "home",
+        "metadata": {"channel": "web"},
+    },
+    AmendBody: {"shipping": 0, "shipping_address_ref": "office"},
+    PayBody: {"payment_id": "payment-7", "amount": 3800, "currency": "EUR"},
+    ShipBody: {"carrier": "DHL", "tracking_number": "JD014600000001"},
+    DeliverBody: {},
+    CancelBody: {"reason": "customer_request", "note": "Two were enough."},
+}
+
+DETAILS: Final = {
+    Reason.VERSION_CONFLICT: "expected version 2, the order is at version 1",
+    Reason.INVALID_ORDER: "/currency must be a currency code of ISO 4217",
+}
+FAULTS: Final[dict[Kind, list[Fault]]] = {
+    Trouble.INVALID_BODY: [Fault("/lines/0/quantity", "Input should be greater than or equal to 1")],
+    Trouble.INVALID_PARAMETER: [Fault("/limit", "Input should be less than or equal to 200")],
+}
+
+
+def command(kind: type[Command], key: str) -> Command:
+    """Make a command of this type as its route does."""
+    actor = USER if kind in {CreateOrder, AmendOrder, CancelOrder} else SHOP
+    head = {"command_id": requests.new_id(actor, key, "command"), "order_id": ORDER_ID, "actor": actor}
+    [model, *_] = [operation.body for operation in OPERATIONS if operation.command is kind]
+    body: Any = cast("type[Body]", model).model_validate_json(json.dumps(BODIES[model]))
+    made: Command = body.command(**head, **({"user_id": USER_ID} if kind is CreateOrder else {}))
+    return made
+
+
+def decided(*kinds: type[Command]) -> Iterator[tuple[Event, Entry, OrderView]]:
+    """Decide commands of these types, an hour apart; give each event, and the order after it."""
+    entry, view = None, None
+    for hours, kind in enumerate(kinds):
+        sent = command(kind, KEY if kind is CreateOrder else kind.__name__)
+        event = answer(sent, entry, NOW + timedelta(hours=hours), UserCheck.ACTIVE)
+        if not isinstance(event, Event):
+            raise TypeError(f"the example is not accepted: {event}")
+        entry, view = after_event(entry, event, digest(encode_event(event))), state.after(view, event)
+        yield event, entry, view
+
+
+def successes() -> dict[str, Any]:
+    """Give an example of each answer, by the name of its schema."""
+    steps = list(decided(CreateOrder, PayOrder, ShipOrder, DeliverOrder))
+    events = [
+        answers.event_json(Recorded(event, USER_ID, 3, 1840 + 2 * number, 2071 + number))
+        for number, (event, _, _) in enumerate(steps)
+    ]
+    order = steps[0][2]
+    made = {
+        "Order": order,
+        "OrderPage": {"orders": [order], "next": write_cursor(Cursor(milliseconds(order.created_at), ORDER_ID))},
+        "History": {"events": events, "next_after_version": None},
+        "Outcome": answers.outcome_json(steps[1][0]),
+        "Undecided": answers.undecided_json(ORDER_ID, COMMAND_ID),
+        "StreamedEvent": {"id": "2", "event": events[1]["type"], "data": answers.encode(events[1]).decode()},
+    }
+    plain: dict[str, Any] = json.loads(answers.encode(made))
+    return plain
+
+
+def rejection(reason: Reason) -> tuple[Rejection, Command]:
+    """Refuse a command for this reason; give it as well."""
+    kind, status = _situation(reason)
+    orders: dict[Status, Entry] = {
+        entry.order.status: entry
+        for kinds in ((CreateOrder, PayOrder, ShipOrder, DeliverOrder), (CreateOrder, CancelOrder))
+        for _, entry, _ in decided(*kinds)
+    }
+    sent = command(kind, reason)
+    if reason is Reason.VERSION_CONFLICT:
+        sent = structs.replace(sent, expected_version=2)
+    return reject(sent, orders.get(status), NOW, Refusal(reason, DETAILS.get(reason, ""))), sent
+
+
+def refusal(kind: Kind) -> Any:
+    """Give an example of a problem that a command has met."""
+    return _body(refused(*rejection(kind))) if isinstance(kind, Reason) else problem(kind)
+
+
+def problem(kind: Kind) -> Any:
+    """Give an example of a problem that no command has met."""
+    return _body(Problem(kind, errors=FAULTS.get(kind, ())))
+
+
+def _body(made: Problem) -> Any:
+    return json.loads(cast("bytes", made.response().body))
+
+
+def _situation(reason: Reason) -> tuple[type[Command], Status]:
+    """Say which command to an order in which status is refused for this reason."""
+    for situation, outcome in RULES.items():
+        if outcome is reason:
+            return situation
+    is_about_user = reason in {Reason.USER_NOT_FOUND, Reason.USER_NOT_ACTIVE, Reason.USER_CHECK_TIMED_OUT}
+    return (CreateOrder, Status.ABSENT) if is_about_user else (PayOrder, Status.CREATED)

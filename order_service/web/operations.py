@@ -1,0 +1,160 @@
+"""The table of routes: from it come the routes themselves, their document, and the tests of who may see what."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec import Struct
+
+from order_service.domain.messages import (
+    AmendOrder,
+    CancelOrder,
+    Command,
+    CreateOrder,
+    DeliverOrder,
+    PayOrder,
+    ShipOrder,
+)
+from order_service.domain.reasons import RULES, Reason
+from order_service.web.bodies import (
+    AmendBody,
+    Body,
+    CancelBody,
+    CreateBody,
+    DeliverBody,
+    HistoryQuery,
+    ListQuery,
+    NoQuery,
+    OrderQuery,
+    PayBody,
+    Query,
+    ShipBody,
+)
+from order_service.web.problems import Trouble
+
+ORDER: Final = "/v1/orders/{order_id}"
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """A route: `name` is the method of `Api` that serves it, `answers` says what each success holds."""
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    answers: dict[int, str]
+    body: type[Body] | None = None
+    may_be_empty: bool = False
+    query: type[Query] = NoQuery
+    command: type[Command] | None = None
+    is_stream: bool = False
+
+    @property
+    def reasons(self) -> frozenset[Reason]:
+        """Why the command of this route can be refused."""
+        return frozenset() if self.command is None else frozenset(reasons_of(self.command))
+
+
+def reasons_of(command: type[Command]) -> Iterable[Reason]:
+    """Name all reasons for which a command of this type can be refused: the table of rules, and what goes before it."""
+    yield from (outcome for (kind, _), outcome in RULES.items() if kind is command and isinstance(outcome, Reason))
+    yield from (Reason.NOT_ALLOWED, Reason.VERSION_CONFLICT, Reason.INVALID_ORDER, Reason.COMMAND_ID_REUSED)
+    yield from (Reason.TOO_MANY_WAITING, Reason.DEADLINE_PASSED)
+    if command is CreateOrder:
+        yield from (Reason.USER_NOT_FOUND, Reason.USER_NOT_ACTIVE, Reason.USER_CHECK_TIMED_OUT)
+    if command is AmendOrder:
+        yield Reason.TOO_MANY_CHANGES
+    if command is PayOrder:
+        yield Reason.PAYMENT_MISMATCH
+
+
+def _change(name: str, path: str, summary: str, body: type[Body], command: type[Command], **more: object) -> Operation:
+    given = {"method": "POST", **more}
+    return Operation(
+        name=name,
+        path=ORDER + path,
+        summary=summary,
+        body=body,
+        command=command,
+        answers={200: "Order", 202: "Undecided"},
+        **given,  # type: ignore[arg-type]
+    )
+
+
+OPERATIONS: Final = (
+    Operation(
+        name="create_order",
+        method="POST",
+        path="/v1/orders",
+        summary="Place an order",
+        body=CreateBody,
+        command=CreateOrder,
+        answers={201: "Order", 202: "Undecided"},
+    ),
+    Operation(
+        name="list_orders",
+        method="GET",
+        path="/v1/orders",
+        summary="List orders, the newest first",
+        query=ListQuery,
+        answers={200: "OrderPage"},
+    ),
+    Operation(
+        name="get_order",
+        method="GET",
+        path=ORDER,
+        summary="Read an order, as it is or as it was",
+        query=OrderQuery,
+        answers={200: "Order", 304: ""},
+    ),
+    _change("amend_order", "", "Change an order before it is paid", AmendBody, AmendOrder, method="PATCH"),
+    _change(
+        "delete_order", "", "Cancel an order; its history stays", CancelBody, CancelOrder, method="DELETE",
+        may_be_empty=True,
+    ),
+    _change("pay_order", "/pay", "Record the payment of an order", PayBody, PayOrder),
+    _change("ship_order", "/ship", "Record that an order left the house", ShipBody, ShipOrder),
+    _change("deliver_order", "/deliver", "Record that an order arrived", DeliverBody, DeliverOrder, may_be_empty=True),
+    _change("cancel_order", "/cancel", "Cancel an order", CancelBody, CancelOrder, may_be_empty=True),
+    Operation(
+        name="get_events",
+        method="GET",
+        path=f"{ORDER}/events",
+        summary="Read the history of an order: the audit trail",
+        query=HistoryQuery,
+        answers={200: "History"},
+    ),
+    Operation(
+        name="stream_order",
+        method="GET",
+        path=f"{ORDER}/stream",
+        summary="Follow an order: its history, and what comes",
+        answers={200: "OrderEvent"},
+        is_stream=True,
+    ),
+    Operation(
+        name="get_command",
+        method="GET",
+        path=f"{ORDER}/commands/{{command_id}}",
+        summary="Ask what became of a command",
+        answers={200: "Outcome", 202: "Undecided"},
+    ),
+    Operation(
+        name="stream_events",
+        method="GET",
+        path="/v1/events",
+        summary="Follow all orders that you may see",
+        answers={200: "OrderEvent"},
+        is_stream=True,
+    ),
+)  # fmt: skip
+"""All routes under `/v1`."""
+
+TROUBLES_OF_ALL: Final = (
+    Trouble.UNAUTHORIZED,
+    Trouble.INVALID_PARAMETER,
+    Trouble.TOO_MANY_REQUESTS,
+    Trouble.NOT_YET,
+    Trouble.AWAY,
+    Trouble.INTERNAL,
+)
+"""What can go wrong everywhere."""

@@ -1,0 +1,167 @@
+"""What becomes of the commands that callers send: each goes into Kafka once, and all who ask for it wait together."""
+
+import asyncio
+from collections import OrderedDict
+from typing import Any, Final
+
+from msgspec import Struct
+from sqlalchemy.exc import SQLAlchemyError
+
+from order_service.domain.answer import command_digest
+from order_service.domain.messages import Command, Event, Rejection
+from order_service.domain.reasons import NEVER_REMEMBERED, Reason
+from order_service.errors import KafkaAwayError
+from order_service.views.queries import News, Views
+from order_service.web.problems import Problem, Trouble
+from order_service.web.producing import CommandsTopic
+from order_service.web.pulse import Pulse
+from order_service.wire.headers import Headers
+
+KNOWN_MAX: Final = 10_000
+"""How many undecided commands a process remembers. Of those that it forgets it says what the views say."""
+EAGER_S: Final = 0.005
+PATIENT_S: Final = 0.25
+
+
+class Outcome(Struct, frozen=True):
+    """What became of a command, None while it is undecided; `is_replayed` if it was answered to an earlier request."""
+
+    decided: Event | Rejection | None
+    is_replayed: bool = False
+
+
+UNDECIDED: Final = Outcome(None)
+
+
+class Awaited:
+    """A command of which this process awaits the outcome: `sent` once it is in Kafka, then `decided`."""
+
+    def __init__(self, digest: bytes, actor: str) -> None:
+        self.digest = digest
+        self.actor = actor
+        self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.decided: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def decide(self, outcome: Outcome) -> None:
+        """Tell all who wait."""
+        if not self.sent.done():
+            self.sent.set_result(None)
+        if not self.decided.done():
+            self.decided.set_result(outcome)
+
+    def fail(self, error: Exception) -> None:
+        """Tell all who wait that it may not be in Kafka, or must not be; they may all have gone."""
+        if not self.sent.done():
+            self.sent.set_exception(error)
+            self.sent.exception()
+
+
+class Outcomes:
+    """Sends commands and awaits what becomes of them. At most `waiting_max` requests are held at a time."""
+
+    def __init__(self, views: Views, pulse: Pulse, topic: CommandsTopic, waiting_max: int) -> None:
+        self._views = views
+        self._pulse = pulse
+        self._topic = topic
+        self._waiting_max = waiting_max
+        self._held = 0
+        self._awaited: OrderedDict[tuple[str, str], Awaited] = OrderedDict()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        pulse.add(self)
+
+    @property
+    def every_s(self) -> float | None:
+        """How often to look into the views."""
+        if self._held:
+            return EAGER_S
+        return PATIENT_S if self._awaited else None
+
+    def hear(self, news: News) -> None:
+        """Find the outcomes of awaited commands."""
+        for recorded in news.events:
+            self._decide(recorded.event)
+        for rejection in news.rejections:
+            self._decide(rejection)
+
+    def awaits(self, order_id: str, command_id: str, actor: str) -> bool:
+        """Tell whether a command of this actor is on its way and not decided, as far as this process knows."""
+        awaited = self._awaited.get((order_id, command_id))
+        return awaited is not None and awaited.actor == actor
+
+    async def outcome(self, command: Command, headers: Headers, wait_s: float, *, is_new: bool) -> Outcome:
+        """Send a command, unless it was sent before, and wait for its outcome up to `wait_s` seconds.
+
+        `is_new` says that nobody can have used its id before. Raises Problem if it was used with another content, or
+        too many requests wait; KafkaAwayError and SQLAlchemyError.
+        """
+        if self._held >= self._waiting_max:
+            raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many requests wait already.", headers={"Retry-After": "1"})
+        deadline = asyncio.get_running_loop().time() + wait_s
+        self._held += 1
+        try:
+            awaited = self._join(command, headers, is_new=is_new)
+            await asyncio.shield(awaited.sent)
+            left = deadline - asyncio.get_running_loop().time()
+            futures: set[asyncio.Future[Any]] = {awaited.decided, self._ended}
+            await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+            return awaited.decided.result() if awaited.decided.done() else UNDECIDED
+        finally:
+            self._held -= 1
+
+    async def stop(self) -> None:
+        """Let nobody wait any longer; what is on its way into Kafka gets there."""
+        self._ended.set_result(None)
+        await asyncio.gather(*self._sending)
+
+    def _decide(self, decided: Event | Rejection) -> None:
+        key = decided.order_id, decided.command_id
+        awaited = self._awaited.get(key)
+        if awaited is not None and awaited.digest == decided.command_digest:
+            del self._awaited[key]
+            awaited.decide(Outcome(decided))
+
+    def _join(self, command: Command, headers: Headers, *, is_new: bool) -> Awaited:
+        """Wait with those who wait for this command already, else send it."""
+        key, digest = (command.order_id, command.command_id), command_digest(command)
+        awaited = self._awaited.get(key)
+        if awaited is not None:
+            if awaited.digest != digest:
+                raise _reused(command)
+            return awaited
+        awaited = self._awaited[key] = Awaited(digest, command.actor)
+        if len(self._awaited) > KNOWN_MAX:
+            self._awaited.popitem(last=False)
+        sending = asyncio.create_task(self._send(command, headers, awaited, is_new=is_new))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
+        return awaited
+
+    async def _send(self, command: Command, headers: Headers, awaited: Awaited, *, is_new: bool) -> None:
+        """Send a command; it is a task of its own, for whoever asked for it may hang up."""
+        try:
+            await self._pulse.wake()
+            first = None if is_new else await self._first_outcome(command, awaited.digest)
+            if first is not None:
+                self._awaited.pop((command.order_id, command.command_id), None)
+                awaited.decide(Outcome(first, is_replayed=True))
+            if not awaited.sent.done():  # the news may have been faster
+                await self._topic.send(command, headers)
+                if not awaited.sent.done():
+                    awaited.sent.set_result(None)
+        except (Problem, KafkaAwayError, SQLAlchemyError) as error:
+            self._awaited.pop((command.order_id, command.command_id), None)
+            awaited.fail(error)
+
+    async def _first_outcome(self, command: Command, digest: bytes) -> Event | Rejection | None:
+        """Look what an earlier copy of a command came to; a refusal of the moment is none: it is tried again."""
+        first = await asyncio.to_thread(self._views.command, command.order_id, command.command_id)
+        if first is None:
+            return None
+        if first.command_digest != digest:
+            raise _reused(command)
+        return None if isinstance(first, Rejection) and first.reason in NEVER_REMEMBERED else first
+
+
+def _reused(command: Command) -> Problem:
+    return Problem(Reason.COMMAND_ID_REUSED, order_id=command.order_id, command_id=command.command_id)

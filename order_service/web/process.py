@@ -1,0 +1,112 @@
+"""The HTTP server as a process: its database, its Kafka, its port for callers and its port for those who run it."""
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from typing import Final, NoReturn
+
+import structlog
+from aiohttp import web
+from sqlalchemy.exc import SQLAlchemyError
+
+from order_service.admin import AdminServer
+from order_service.errors import PortTakenError
+from order_service.settings import Settings
+from order_service.stream.topics import topic_names
+from order_service.views.queries import Views
+from order_service.views.tables import database_of, open_database
+from order_service.web.auth import authentication
+from order_service.web.limits import Limits
+from order_service.web.outcomes import Outcomes
+from order_service.web.producing import CommandsTopic
+from order_service.web.protocol import connections_possible, listen
+from order_service.web.pulse import Pulse
+from order_service.web.routes import Api
+from order_service.web.server import Server
+from order_service.web.sse import Live
+from order_service.web.streams import Streams
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S: Final = 1.0
+END_WITHIN_S: Final = 5.0
+
+
+class Readiness:
+    """Whether there is something to read, as it was when we looked last."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        self._faults = ["the views are being opened"]
+
+    def faults(self) -> list[str]:
+        """Say why nothing can be read yet."""
+        return self._faults
+
+    async def look(self) -> None:
+        """Look into the database."""
+        try:
+            self._faults = await asyncio.to_thread(self._views.faults)
+        except SQLAlchemyError as error:
+            self._faults = [f"the database does not serve us: {type(error).__name__}"]
+
+    async def run(self) -> NoReturn:
+        """Look again and again."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises PortTakenError, DatabaseError, SetupError."""
+    names = topic_names(settings.topic_prefix)
+    engine = open_database(database_of(settings))
+    views = Views(engine, names)
+    pulse, readiness = Pulse(views), Readiness(views)
+    topic, streams = CommandsTopic(settings), Streams(pulse)
+    outcomes = Outcomes(views, pulse, topic, settings.web_waiting_max)
+    live = Live(views, pulse, streams, names.events, settings.web_streams_max)
+    async with AsyncExitStack() as undo:
+        undo.callback(engine.dispose)
+        undo.push_async_callback(topic.stop)
+        keys = authentication(settings)
+        await undo.enter_async_context(keys)
+        await readiness.look()
+        admin = AdminServer(settings.host, settings.admin_port, readiness.faults)
+        await admin.start()
+        undo.push_async_callback(admin.stop)
+        api = Api(views, pulse, outcomes, streams, live)
+        server = Server(api, keys, Limits(settings.web_rate_per_s), readiness.faults)
+        # Whoever hangs up waits no longer; its command is on its way, for that is a task of its own.
+        runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=END_WITHIN_S)
+        await runner.setup()
+        undo.push_async_callback(runner.cleanup)
+        undo.callback(live.stop)
+        undo.push_async_callback(outcomes.stop)  # whoever waits is told that its command is in Kafka
+        listening = await _listen(runner, settings)
+        undo.callback(listening.close)  # first: whoever comes now finds another process
+        await _look_until_told_to_end(pulse, readiness)
+
+
+async def _look_until_told_to_end(pulse: Pulse, readiness: Readiness) -> None:
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    async with asyncio.TaskGroup() as tasks:
+        looking = [tasks.create_task(pulse.run()), tasks.create_task(readiness.run())]
+        await told.wait()
+        for task in looking:
+            task.cancel()
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
+    connections_max = connections_possible(settings.web_connections_max)
+    if connections_max < settings.web_connections_max:
+        log.warning(
+            "Fewer connections are taken than ORDERS_WEB_CONNECTIONS_MAX says: too few files may be open.",
+            connections_max=connections_max,
+        )
+    try:
+        return await listen(runner, settings.host, settings.http_port, connections_max)
+    except OSError as error:
+        raise PortTakenError(f"port {settings.http_port} is taken: set ORDERS_HTTP_PORT to another") from error

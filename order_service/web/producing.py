@@ -1,0 +1,91 @@
+"""Commands go into Kafka: acknowledged by all replicas in sync, or the caller hears that Kafka is away."""
+
+import asyncio
+import time
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaProducer
+
+from order_service.domain.messages import Command
+from order_service.errors import KafkaAwayError
+from order_service.kafka import connection
+from order_service.reading import kafka_answers
+from order_service.settings import Settings
+from order_service.stream.topics import topic_names
+from order_service.wire.avro import encode_command
+from order_service.wire.headers import Headers
+
+log = structlog.get_logger()
+
+WITHIN_S: Final = 10.0
+"""How long a command may take into Kafka. After that nobody knows whether it arrives; the same one again is safe."""
+LEFT_ALONE_S: Final = 1.0
+"""How long Kafka is left alone after it has failed us: meanwhile nobody waits in vain."""
+
+
+class CommandsTopic:
+    """An idempotent producer to the commands topic. One that has failed us is replaced: its numbers have a hole."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._topic = topic_names(settings.topic_prefix).commands
+        self._connection: dict[str, Any] = connection(settings)
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+        self._again_at = 0.0
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def send(self, command: Command, headers: Headers) -> None:
+        """Produce a command; KafkaAwayError if it may not have arrived, or surely has not."""
+        servers = self._connection["bootstrap_servers"]
+        if time.monotonic() < self._again_at:
+            raise KafkaAwayError(f"Kafka at {servers} has just failed us")
+        producer = None
+        try:
+            with kafka_answers(servers):
+                async with asyncio.timeout(WITHIN_S):
+                    producer = await self._started()
+                    await producer.send_and_wait(
+                        self._topic, encode_command(command), key=command.order_id.encode(), headers=headers
+                    )
+        except KafkaAwayError:
+            self._again_at = time.monotonic() + LEFT_ALONE_S
+            if producer is not None and producer is self._producer:
+                self._producer = None
+                self._end(producer)
+            raise
+
+    async def stop(self) -> None:
+        """End all producers."""
+        if self._producer is not None:
+            self._end(self._producer)
+            self._producer = None
+        await asyncio.gather(*self._ending)
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    **self._connection, enable_idempotence=True, acks="all", request_timeout_ms=int(WITHIN_S * 1000)
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    self._end(producer)
+                    raise
+                self._producer = producer
+            return self._producer
+
+    def _end(self, producer: AIOKafkaProducer) -> None:
+        """End a producer in the background: it may wait for an answer that never comes."""
+        ending = asyncio.create_task(_stopped(producer))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+async def _stopped(producer: AIOKafkaProducer) -> None:
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await producer.stop()
+    except TimeoutError:
+        log.warning("A producer did not end in time.")

@@ -1,0 +1,85 @@
+"""The pulse: while somebody waits for something, it looks again and again at what is new in the views.
+
+All that a web process knows comes from the views. So an answer holds what every other process can read by then, and
+what was decided while this one was away is found like all else.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from order_service.views.queries import News, Places, Views
+
+log = structlog.get_logger()
+
+AGAIN_S: Final = 1.0
+"""How long the database is left alone after it has failed us."""
+
+
+class Listener(Protocol):
+    """Who wants to hear what is new."""
+
+    @property
+    def every_s(self) -> float | None:
+        """How often to look, in seconds; None while nobody waits for anything."""
+
+    def hear(self, news: News) -> None:
+        """Take what is new; some of it may have been there before the listener was."""
+
+
+class Pulse:
+    """Looks into the views for its listeners, as often as the most eager of them wants."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        self._listeners: list[Listener] = []
+        self._places: Places | None = None
+        self._hurry = asyncio.Event()
+
+    def add(self, listener: Listener) -> None:
+        """Let a listener hear all that comes."""
+        self._listeners.append(listener)
+
+    async def wake(self) -> None:
+        """Look from now on: a listener hears all that is not in the views yet when this returns."""
+        if self._places is None:
+            places = await asyncio.to_thread(self._views.places)
+            if self._places is None:  # else another one was faster
+                self._places = places
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            every_s = self._every_s()
+            if every_s is None:
+                self._places = None
+                await self._hurry.wait()
+            else:
+                await self._sleep(every_s)
+            self._hurry.clear()
+            try:
+                await self._look()
+            except SQLAlchemyError as error:
+                log.warning("The views cannot be read; trying again.", error=type(error).__name__)
+                await asyncio.sleep(AGAIN_S)
+
+    def _every_s(self) -> float | None:
+        return min((listener.every_s for listener in self._listeners if listener.every_s is not None), default=None)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._hurry.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def _look(self) -> None:
+        if self._places is None:
+            return
+        news = await asyncio.to_thread(self._views.news, self._places)
+        self._places = news.places
+        if news.events or news.rejections:
+            for listener in self._listeners:
+                listener.hear(news)

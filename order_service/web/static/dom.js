@@ -1,0 +1,49 @@
+/** Elements. What the service says becomes text nodes and attributes, never markup. */
+
+export const byId = (id) => document.getElementById(id);
+
+/** Make an element; attributes that are null are left out, children are elements, texts or null. */
+export function h(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value !== null) element.setAttribute(key, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== ""));
+  return element;
+}
+
+/** Make these the children of a parent, in this order; those that are there already are not touched, so focus stays. */
+export function place(parent, children) {
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) {
+    if (!wanted.has(child)) child.remove();
+  }
+  children.forEach((child, index) => {
+    if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
+  });
+}
+
+/** Show what went wrong, and how to try again. */
+export function problemBox(problem, retry = null) {
+  const box = h(
+    "div",
+    { class: "problem", role: "alert" },
+    h("p", {}, h("strong", {}, problem.title)),
+    h("p", {}, problem.detail),
+    problem.errors.length ? h("ul", {}, problem.errors.map(faultItem)) : null,
+    h("p", { class: "actions" }, problemLink(problem.type, "What this means")),
+  );
+  if (retry) {
+    const button = h("button", { type: "button" }, "Try again");
+    button.addEventListener("click", retry);
+    box.lastElementChild.prepend(button);
+  }
+  return box;
+}
+
+/** Link to what a problem means; a type that is none of ours is only named. */
+export function problemLink(type, text) {
+  return /^\/problems\/[a-z_]+$/.test(type) ? h("a", { href: type }, text) : h("span", {}, type);
+}
+
+const faultItem = ({ pointer, detail }) => h("li", {}, h("code", {}, pointer), " ", detail);

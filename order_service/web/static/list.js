@@ -1,0 +1,174 @@
+/** The list of orders: filtered, page by page, and looked at again whenever something happens. */
+
+import { ask, token } from "./api.js";
+import { byId, h, place, problemBox } from "./dom.js";
+import { localTime, money, statusMark, time } from "./format.js";
+import { follow } from "./stream.js";
+import { oneByOne, seldom } from "./timing.js";
+
+const PAGE = 50;
+const MOST = 200; // that the service gives at once
+const FILTERS = ["user_id", "status", "created_from", "created_to"];
+
+/** Show the orders that `query` wants, until `page.signal` aborts. */
+export function showList(page, query) {
+  const wanted = Object.fromEntries(FILTERS.map((name) => [name, query.get(name) ?? ""]));
+  fillForm(wanted);
+  new List(page, wanted).begin();
+}
+
+/** Write the address of the list with the filters that a form holds. */
+export function addressOf(form) {
+  const given = [...new FormData(form)].filter(([, value]) => value.trim() !== "");
+  const query = new URLSearchParams(given.map(([name, value]) => [name, inUtc(name, value.trim())]));
+  return query.size ? `#/?${query}` : "#/";
+}
+
+class List {
+  #orders = [];
+  #rows = new Map();
+  #next = null;
+  #seenUntil = Infinity; // the newest change that has been shown; at first nothing is news
+  #untold = [];
+  #inTurn = oneByOne();
+
+  constructor(page, wanted) {
+    this.page = page;
+    this.wanted = wanted;
+    this.lookSoon = seldom(() => this.#tellAndLook(), 1000, page.signal);
+    byId("rows").replaceChildren();
+    for (const id of ["orders", "empty", "more"]) byId(id).hidden = true;
+    byId("list").setAttribute("aria-busy", "true");
+  }
+
+  /** Read the first page, then follow what happens. */
+  async begin() {
+    const { signal } = this.page;
+    byId("more").addEventListener("click", () => this.more(), { signal });
+    const problem = await this.look();
+    if (problem?.isFinal) {
+      this.page.stands("off");
+      return;
+    }
+    follow("/v1/events", {
+      signal,
+      onState: (state, refusal) => {
+        this.page.stands(state, refusal);
+        if (state === "live") this.lookSoon(); // what came before the stream began, or while it was broken
+      },
+      onEvent: ({ name, data }) => {
+        const { order_id, version } = JSON.parse(data);
+        this.#untold.push(`${name}: ${order_id} is at version ${version}`);
+        this.lookSoon();
+      },
+    });
+  }
+
+  /** Read again as many orders as are shown; give the problem if there is one. */
+  look() {
+    return this.#inTurn(() => this.#read(async () => {
+      const wanted = Math.max(PAGE, this.#orders.length);
+      const found = [];
+      let next = null;
+      do {
+        const more = await this.#ask(next, Math.min(MOST, wanted - found.length));
+        found.push(...more.orders);
+        next = more.next;
+      } while (next && found.length < wanted);
+      return [found, next];
+    }));
+  }
+
+  /** Read the orders behind those that are shown. */
+  more() {
+    return this.#inTurn(() => this.#read(async () => {
+      const more = await this.#ask(this.#next, PAGE);
+      return [[...this.#orders, ...more.orders], more.next];
+    }));
+  }
+
+  /** However much happens, we say a word about it and look once. */
+  #tellAndLook() {
+    const news = this.#untold.splice(0);
+    if (news.length) this.page.tell(news.at(-1) + (news.length > 1 ? `, the last of ${news.length} events` : ""));
+    return this.look();
+  }
+
+  #ask(cursor, limit) {
+    return ask("/v1/orders", { ...this.wanted, cursor, limit }, this.page.signal);
+  }
+
+  async #read(work) {
+    let problem = null;
+    try {
+      [this.#orders, this.#next] = await work();
+      byId("list-problem").replaceChildren();
+      this.#draw();
+    } catch (error) {
+      problem = error;
+      this.page.fault(error, () => byId("list-problem").replaceChildren(problemBox(error, this.page.again)));
+    }
+    if (!this.page.signal.aborted) byId("list").setAttribute("aria-busy", "false");
+    return problem;
+  }
+
+  #draw() {
+    const known = this.#rows;
+    const isNews = (order) => Date.parse(order.changed_at) > this.#seenUntil;
+    this.#rows = new Map(
+      this.#orders.map((order) => {
+        const old = known.get(order.order_id);
+        if (old?.version === order.version) return [order.order_id, old];
+        return [order.order_id, { version: order.version, row: rowOf(order, isNews(order), old?.row) }];
+      }),
+    );
+    this.#seenUntil = Math.max(...this.#orders.map(({ changed_at }) => Date.parse(changed_at)), 0);
+    place(byId("rows"), [...this.#rows.values()].map(({ row }) => row));
+    byId("orders").hidden = this.#orders.length === 0;
+    byId("more").hidden = this.#next === null;
+    byId("empty").hidden = this.#orders.length > 0;
+    const isFiltered = Object.values(this.wanted).some(Boolean);
+    byId("empty-title").textContent = isFiltered ? "No order is like this" : "No orders yet";
+    byId("example").textContent = example();
+  }
+}
+
+/** Make the row of an order, or change the one that it has, so that the focus in it stays. */
+function rowOf(order, isNews, row = null) {
+  const link = h("a", { href: `#/orders/${encodeURIComponent(order.order_id)}` }, order.order_id);
+  const cells = [
+    h("td", { class: "id" }, order.user_id),
+    h("td", {}, statusMark(order.status)),
+    h("td", { class: "number" }, money(order.total, order.currency)),
+    h("td", { class: "wide" }, time(order.created_at)),
+    h("td", { class: "wide" }, time(order.changed_at)),
+    h("td", { class: "wide number" }, String(order.version)),
+  ];
+  const head = row?.firstElementChild ?? h("th", { scope: "row", class: "id" }, link);
+  const made = row ?? h("tr", {}, head);
+  place(made, [head, ...cells]);
+  made.classList.remove("news");
+  if (isNews) requestAnimationFrame(() => made.classList.add("news"));
+  return made;
+}
+
+function fillForm(wanted) {
+  const fields = byId("filters").elements;
+  for (const [name, value] of Object.entries(wanted)) {
+    fields[name].value = name.startsWith("created") ? atClock(value) : value;
+  }
+}
+
+const inUtc = (name, value) => (name.startsWith("created") ? new Date(value).toISOString() : value);
+const atClock = (iso) => (Number.isNaN(Date.parse(iso)) ? "" : localTime(iso).replace(/(:00)?\.\d+$/, ""));
+
+function example() {
+  const body = { user_id: "dana", currency: "EUR", lines: [{ sku: "mug-blue", quantity: 2, unit_price: 1250 }] };
+  if (token.get()) delete body.user_id; // the order is then the caller's own
+  return [
+    `curl ${location.origin}/v1/orders`,
+    ...(token.get() ? ['  -H "Authorization: Bearer $TOKEN"'] : []),
+    "  -H 'Content-Type: application/json'",
+    `  -d '${JSON.stringify(body)}'`,
+  ].join(" \\\n");
+}

@@ -1,0 +1,67 @@
+"""An HTTP server whose views are empty and whose Kafka nobody asks, in a thread: for all that needs no order."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from order_service.embedded.broker import free_port
+from order_service.settings import Settings
+from order_service.stream.topics import topic_names
+from order_service.views.queries import Views
+from order_service.views.tables import database_of, open_database, prepare
+from order_service.web.auth import Everybody
+from order_service.web.limits import Limits
+from order_service.web.outcomes import Outcomes
+from order_service.web.producing import CommandsTopic
+from order_service.web.pulse import Pulse
+from order_service.web.routes import Api
+from order_service.web.server import Server
+from order_service.web.sse import Live
+from order_service.web.streams import Streams
+
+
+@contextmanager
+def server_alone(directory: Path) -> Iterator[int]:
+    """Serve on a free port of loopback, and give it."""
+    port, loop = free_port(), asyncio.new_event_loop()
+    started, ended = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        with application_alone(directory) as application:
+            runner = web.AppRunner(application)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            started.set()
+            await ended.wait()
+            await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    try:
+        assert started.wait(30), "the server starts"
+        yield port
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(30)
+        loop.close()
+
+
+@contextmanager
+def application_alone(directory: Path) -> Iterator[web.Application]:
+    """Make the application as the process does; this needs a running loop."""
+    settings, names = Settings(data_dir=directory), topic_names()
+    engine = open_database(database_of(settings))
+    try:
+        prepare(engine)
+        views = Views(engine, names)
+        pulse = Pulse(views)
+        streams = Streams(pulse)
+        outcomes = Outcomes(views, pulse, CommandsTopic(settings), waiting_max=10)
+        api = Api(views, pulse, outcomes, streams, Live(views, pulse, streams, names.events, connections_max=10))
+        yield Server(api, Everybody(), Limits(50), faults=list).application()
+    finally:
+        engine.dispose()

@@ -1,0 +1,85 @@
+"""HTTP while something is away: Kafka, the projector, the HTTP server itself. A repeat with the same key is safe."""
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.broker import running_broker
+from tests.service import until
+from tests.web.shop import ORDER, running_shop
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    with running_broker(tmp_path_factory.mktemp("own-kafka")) as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def shop(broker, tmp_path_factory, users):
+    with running_shop(broker.bootstrap_servers, tmp_path_factory.mktemp("away"), users) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def http(shop):
+    return shop.serve()[0]
+
+
+def history(http, answer):
+    """Give the events of the order that was placed."""
+    return http.get(f"/v1/orders/{answer.body['order_id']}/events").body["events"]
+
+
+def test_a_server_killed_before_it_answers_has_lost_nothing(shop, http):
+    doomed, process = shop.serve()
+    shop.projector.send(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(doomed.ask, "POST", "/v1/orders", ORDER, Idempotency_Key="killed", Prefer="wait=30")
+        until(lambda: len(shop.service.events()) == 1, "it is decided, and nobody has heard of it")
+        process.send(signal.SIGKILL)
+        shop.projector.send(signal.SIGCONT)
+        assert isinstance(asking.exception(40), ConnectionError)
+    again = http.create("killed")
+    assert again.status == 201
+    assert [event["type"] for event in history(http, again)] == ["OrderCreated"]
+    assert len(shop.service.events()) == 1
+
+
+def test_a_projector_that_stands_still_is_waited_for(shop, http):
+    shop.projector.send(signal.SIGSTOP)
+    waiting = http.ask("POST", "/v1/orders", ORDER, Prefer="wait=1")
+    assert waiting.status == 202
+    shop.projector.send(signal.SIGCONT)
+    until(lambda: http.get(waiting.headers["location"]).status == 200, "the outcome is in the views")
+
+
+def test_a_server_that_is_told_to_end_answers_those_who_wait(shop, users):
+    leaving, process = shop.serve()
+    with ThreadPoolExecutor(1) as pool:
+        shop.projector.send(signal.SIGSTOP)
+        asking = pool.submit(leaving.ask, "POST", "/v1/orders", ORDER, Prefer="wait=30")
+        count = len(shop.service.events())
+        until(lambda: len(shop.service.events()) > count or asking.done(), "it is decided")
+        process.send(signal.SIGTERM)
+        answer = asking.result(20)
+    shop.projector.send(signal.SIGCONT)
+    assert answer.status == 202
+    assert process.wait_ended() == 0
+
+
+def test_while_kafka_is_away_a_command_gets_503_and_then_happens_once(shop, http, broker):
+    placed = http.create("before")
+    broker.stop()
+    refused = http.create("meanwhile")
+    assert (refused.status, refused.body["type"]) == (503, "/problems/away")
+    assert refused.headers["retry-after"] == "1"
+    assert http.get(placed.headers["location"]).status == 200
+    broker.start()
+    worker = shop.service.start_worker()  # the first one has ended, or goes on
+    worker.wait_ready()
+    answer = until(
+        lambda: (again := http.create("meanwhile")).status in (200, 201) and again, "Kafka takes commands again"
+    )
+    assert [event["version"] for event in history(http, answer)] == [1]

@@ -1,0 +1,186 @@
+"""How often a subject may ask, how many requests may wait, and how many connections there may be."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import subprocess
+import sys
+from contextlib import ExitStack, closing, suppress
+from functools import partial
+from http.client import HTTPConnection, RemoteDisconnected
+
+import pytest
+
+from order_service.users.stub import Mode
+from order_service.web.limits import SUBJECTS_MAX, Limits
+from order_service.web.problems import Problem, Trouble
+from order_service.web.protocol import FILES_BESIDE
+from tests.service import until
+from tests.web import tokens
+from tests.web.shop import ORDER, Http
+
+MINE = {name: value for name, value in ORDER.items() if name != "user_id"}
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def taken(limits, subject):
+    """Count how many requests of a subject get through at once."""
+    with suppress(Problem):
+        for count in itertools.count():  # noqa: B007, it is the answer
+            limits.take(subject)
+    return count
+
+
+def retry_after(limits, subject):
+    with pytest.raises(Problem) as caught:
+        limits.take(subject)
+    assert caught.value.kind is Trouble.TOO_MANY_REQUESTS
+    return int(caught.value.headers["Retry-After"])
+
+
+@pytest.mark.parametrize(
+    ("per_s", "quiet_s", "more"),
+    [
+        pytest.param(50.0, 0.0, 0, id="nothing at once"),
+        pytest.param(50.0, 0.1, 5, id="a tenth of a second's worth"),
+        pytest.param(50.0, 3600.0, 100, id="never more than two seconds' worth"),
+        pytest.param(0.1, 9.9, 0, id="a slow rate gives nothing early"),
+        pytest.param(0.1, 10.0, 1, id="and one request in its time"),
+    ],
+)
+def test_a_bucket_fills_while_its_subject_is_quiet(clock, per_s, quiet_s, more):
+    limits = Limits(per_s, clock)
+    taken(limits, "user:dana")
+    clock.now += quiet_s
+    assert taken(limits, "user:dana") == more
+
+
+@pytest.mark.parametrize(
+    ("per_s", "burst"), [pytest.param(50.0, 100, id="two seconds' worth"), pytest.param(0.1, 1, id="at least one")]
+)
+def test_a_new_subject_may_begin_with_a_burst(clock, per_s, burst):
+    assert taken(Limits(per_s, clock), "user:dana") == burst
+
+
+@pytest.mark.parametrize("per_s", [0.1, 0.4, 3.0, 50.0])
+def test_whoever_comes_again_after_retry_after_is_served(clock, per_s):
+    limits = Limits(per_s, clock)
+    taken(limits, "user:dana")
+    clock.now += retry_after(limits, "user:dana")
+    limits.take("user:dana")
+
+
+def test_one_subject_does_not_hurt_another(clock):
+    limits = Limits(50.0, clock)
+    taken(limits, "user:dana")
+    assert taken(limits, "user:erin") == 100
+
+
+def test_asking_in_vain_costs_nothing(clock):
+    limits = Limits(1.0, clock)
+    taken(limits, "user:dana")
+    for _ in range(10):
+        assert retry_after(limits, "user:dana") == 1
+    clock.now += 1.0
+    assert taken(limits, "user:dana") == 1
+
+
+def test_the_buckets_are_bounded_and_the_quietest_are_forgotten(clock):
+    limits = Limits(1.0, clock)
+    taken(limits, "user:dana")
+    taken(limits, "user:erin")
+    for number in range(SUBJECTS_MAX - 1):
+        limits.take(f"user:{number}")
+    assert len(limits._buckets) == SUBJECTS_MAX
+    assert retry_after(limits, "user:erin")
+    assert taken(limits, "user:dana") == 2
+
+
+# A running server
+
+
+@pytest.fixture(scope="module")
+def server(shop):
+    """Serve little, and only to those whom a token names."""
+    little = {"RATE_PER_S": "0.5", "WAITING_MAX": "3", "CONNECTIONS_MAX": "8"}
+    settings = {f"ORDERS_WEB_{name}": value for name, value in little.items()}
+    return shop.serve(**settings, **tokens.settings(shop.service.directory))
+
+
+@pytest.fixture
+def caller(server):
+    """Make callers, each for one request and another one two seconds later."""
+    return lambda user_id: Http(server[0].port, Authorization=tokens.bearer(user_id))
+
+
+def test_a_busy_subject_is_told_to_wait_and_another_is_served(caller):
+    dana, erin = caller("dana"), caller("erin")
+    assert dana.get("/v1/orders").status == 200
+    refused = dana.get("/v1/orders")
+    assert refused.status == 429
+    assert refused.body["type"] == "/problems/too_many_requests"
+    assert int(refused.headers["retry-after"]) in (1, 2)
+    assert erin.get("/v1/orders").status == 200
+    until(lambda: dana.get("/v1/orders").status == 200, "dana is served again", within_s=10)
+
+
+def test_requests_that_wait_are_bounded_and_hinder_no_reader(server, caller, users):
+    three_wait = "orders_http_requests_open 3.0"
+    users.stub.mode = Mode.HANG
+    with ExitStack() as undo:
+        undo.callback(setattr, users.stub, "mode", Mode.OK)
+        for number, connection in enumerate(connections(undo, server, 3)):
+            headers = {**caller(f"user-{number}").headers, "Content-Type": "application/json", "Prefer": "wait=20"}
+            connection.request("POST", "/v1/orders", json.dumps(MINE), headers)
+        until(lambda: three_wait in server[1].admin("/metrics")[1], "three requests wait")
+        refused = caller("one-too-many").ask("POST", "/v1/orders", MINE, Prefer="wait=20")
+        assert refused.status == 429
+        assert refused.headers["retry-after"] == "1"
+        assert caller("reader").get("/v1/orders").status == 200
+        assert three_wait in server[1].admin("/metrics")[1]
+    none_waits = "orders_http_requests_open 0.0"
+    until(lambda: none_waits in server[1].admin("/metrics")[1], "who hangs up waits no longer", within_s=10)
+
+
+def test_a_connection_too_many_is_closed_at_once_until_another_ends(server, caller):
+    with ExitStack() as undo:
+        eight = connections(undo, server, 8)
+        for connection in eight:
+            connection.request("GET", "/nothing")
+            assert connection.getresponse().read()
+        assert not is_answered(caller("frank"))
+        eight[0].close()
+        until(lambda: is_answered(caller("frank")), "there is room again", within_s=3)
+
+
+def test_no_more_connections_are_taken_than_files_may_be_open():
+    ask = "from order_service.web.protocol import connections_possible; print(connections_possible(5_000))"
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (256, 1_000))  # it may raise the first to the second
+    said = subprocess.check_output([sys.executable, "-c", ask], preexec_fn=limit, text=True)
+    assert int(said) == 1_000 - FILES_BESIDE
+
+
+def connections(undo, server, count):
+    port = server[0].port
+    return [undo.enter_context(closing(HTTPConnection("127.0.0.1", port, timeout=40))) for _ in range(count)]
+
+
+def is_answered(caller):
+    try:
+        return caller.get("/nothing").status == 404
+    except (RemoteDisconnected, ConnectionError):
+        return False
