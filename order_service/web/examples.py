@@ -107,7 +107,7 @@ def successes() -> dict[str, Any]:
         "History": {"events": events, "next_after_version": None},
         "Outcome": answers.outcome_json(steps[1][0]),
         "Undecided": answers.undecided_json(ORDER_ID, COMMAND_ID),
-        "StreamedEvent": {"id": "2", "event": events[1]["type"], "data": answers.encode(events[1]).decode()},
+        "OrderEvent": "".join(["retry: 1000\n\n", *map(_frame, events[:2]), ": still here\n\n"]),
     }
     plain: dict[str, Any] = json.loads(answers.encode(made))
     return plain
@@ -148,3 +148,7 @@ def _situation(reason: Reason) -> tuple[type[Command], Status]:
             return situation
     is_about_user = reason in {Reason.USER_NOT_FOUND, Reason.USER_NOT_ACTIVE, Reason.USER_CHECK_TIMED_OUT}
     return (CreateOrder, Status.ABSENT) if is_about_user else (PayOrder, Status.CREATED)
+
+
+def _frame(event: dict[str, Any]) -> str:
+    return f"id: {event['version']}\nevent: {event['type']}\ndata: {answers.encode(event).decode()}\n\n"

@@ -56,9 +56,9 @@ ANSWERS: Final = {
     "History": "The history of the order.",
     "Outcome": "What became of the command.",
     "Undecided": "The command is in Kafka and not decided yet. Ask `Location` what became of it.",
-    "StreamedEvent": (
-        "Events as they come, without end; the schema is that of one. A comment every 15 seconds says that the "
-        "connection is there."
+    "OrderEvent": (
+        "Server-sent events, without end. The data of each is an `OrderEvent` as JSON, its name is the `type` of that, "
+        "its id is what `Last-Event-ID` resumes behind. A comment every 15 seconds says that the connection is there."
     ),
 }
 
@@ -123,10 +123,7 @@ def problems_of(operation: Operation) -> list[Kind]:
 
 def _operation(operation: Operation) -> dict[str, Any]:
     tag = "Streams" if operation.is_stream else "Questions" if operation.command is None else "Commands"
-    answers = {
-        str(status): _success(operation, status, "StreamedEvent" if operation.is_stream else name)
-        for status, name in operation.answers.items()
-    }
+    answers = {str(status): _success(operation, status, name) for status, name in operation.answers.items()}
     problems = {
         str(STATUS[kinds[0]]): {"$ref": f"#/components/responses/{_problems(operation, kinds)[0]}"}
         for kinds in _by_status(operation)
@@ -189,10 +186,10 @@ def _success(operation: Operation, status: int, name: str) -> dict[str, Any]:
 
 
 def _content(operation: Operation, name: str) -> dict[str, Any]:
-    if not name:
-        return {}
-    media_type = "text/event-stream" if operation.is_stream else "application/json"
-    return {media_type: {"schema": ref(name), "example": examples.successes()[name]}}
+    example = {"example": examples.successes().get(name)}
+    if operation.is_stream:
+        return {"text/event-stream": {"schema": TEXT} | example}
+    return {"application/json": {"schema": ref(name)} | example} if name else {}
 
 
 def _links(operation: Operation, name: str) -> dict[str, Any]:

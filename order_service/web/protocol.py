@@ -1,7 +1,7 @@
 """The connections of callers: how many there are, how long each may take, and what they hear who speak no HTTP.
 
 Slow callers hold a connection and nothing else, and each of these bounds ends one: 5 s for the head of a request,
-15 s for its body (`requests.BODY_WITHIN_S`), 10 s in which an answer is not taken, 2 s for a body that nobody reads.
+15 s for its body (`requests.BODY_WITHIN_S`), 2 s for a body that nobody reads, 20 s in which an answer is not taken.
 """
 
 import asyncio
@@ -19,7 +19,9 @@ log = structlog.get_logger()
 HEAD_WITHIN_S: Final = 5.0
 """How long a connection may have no request. aiohttp counts from its start, and from each answer, to the end of the
 next head, however slowly that comes: half a head is no request. A test holds it to that."""
-TAKEN_WITHIN_S: Final = 10.0
+TAKEN_WITHIN_S: Final = 20.0
+TAKEN_MIN: Final = 64 * 1024
+"""How much of an answer a caller must take in that time, if not all."""
 LINGER_S: Final = 2.0
 """How long we throw away the rest of a body that we refuse, so that its sender reads why and not of a broken pipe."""
 HEADERS_MAX: Final = 64
@@ -33,18 +35,34 @@ FILES_BESIDE: Final = 128
 class Connection(web.RequestHandler):
     """A connection as aiohttp serves it, but it repeats and logs nothing of what came, and ends if nobody reads."""
 
-    _cut: asyncio.TimerHandle
+    _look: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; from the first byte that waits for the caller, we want to know."""
+        super().connection_made(transport)
+        assert self.transport is not None
+        self.transport.set_write_buffer_limits(0)
 
     def pause_writing(self) -> None:
-        """Give a caller that takes no answer some time to take it."""
+        """Watch how the caller takes what waits for it: closing, too, would wait for that, and for ever."""
         super().pause_writing()
-        if self.transport is not None:
-            self._cut = asyncio.get_running_loop().call_later(TAKEN_WITHIN_S, self.transport.abort)
+        assert self.transport is not None
+        self._watch(self.transport)
 
     def resume_writing(self) -> None:
-        """Let it live: its caller reads."""
+        """Watch no longer: it has taken all."""
         super().resume_writing()
-        self._cut.cancel()
+        self._look.cancel()
+
+    def _watch(self, transport: asyncio.Transport) -> None:
+        waiting = transport.get_write_buffer_size()
+        self._look = asyncio.get_running_loop().call_later(TAKEN_WITHIN_S, self._end_if_stuck, transport, waiting)
+
+    def _end_if_stuck(self, transport: asyncio.Transport, before: int) -> None:
+        if before - transport.get_write_buffer_size() < TAKEN_MIN:
+            transport.abort()
+        else:
+            self._watch(transport)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -63,9 +81,9 @@ class Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002, it quotes the request
     ) -> web.StreamResponse:
         """Answer to what is no HTTP. An answer that has begun already can only end."""
-        self.log_exception(exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionResetError
+        self.log_exception(exc_info=exc)
         answer = Problem(Trouble.BAD_REQUEST if status == 400 else Trouble.INTERNAL).response()
         harden(answer)
         answer.headers["Server"] = "orders"  # without it aiohttp names itself, its version and Python's

@@ -95,12 +95,6 @@ def _events() -> dict[str, Schema]:
     made["OrderEvent"] = one_of(
         "type", {name: name for name in (fact.__name__ for fact in FACT_TYPES)}, "What happened to an order."
     )
-    made["StreamedEvent"] = _object(
-        "One server-sent event.",
-        id=TEXT | {"description": "What `Last-Event-ID` resumes behind."},
-        event={"enum": [fact.__name__ for fact in FACT_TYPES]},
-        data=TEXT | {"contentMediaType": "application/json", "contentSchema": ref("OrderEvent")},
-    )
     closer = {
         "type": {"const": "Rejection"},
         "command_type": {"enum": [kind.__name__ for kind in COMMAND_TYPES]},

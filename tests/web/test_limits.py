@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import resource
-import subprocess
-import sys
 from contextlib import ExitStack, closing, suppress
-from functools import partial
 from http.client import HTTPConnection, RemoteDisconnected
 
 import pytest
@@ -16,7 +13,7 @@ import pytest
 from order_service.users.stub import Mode
 from order_service.web.limits import SUBJECTS_MAX, Limits
 from order_service.web.problems import Problem, Trouble
-from order_service.web.protocol import FILES_BESIDE
+from order_service.web.protocol import FILES_BESIDE, connections_possible
 from tests.service import until
 from tests.web import tokens
 from tests.web.shop import ORDER, Http
@@ -167,11 +164,19 @@ def test_a_connection_too_many_is_closed_at_once_until_another_ends(server, call
         until(lambda: is_answered(caller("frank")), "there is room again", within_s=3)
 
 
-def test_no_more_connections_are_taken_than_files_may_be_open():
-    ask = "from order_service.web.protocol import connections_possible; print(connections_possible(5_000))"
-    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (256, 1_000))  # it may raise the first to the second
-    said = subprocess.check_output([sys.executable, "-c", ask], preexec_fn=limit, text=True)
-    assert int(said) == 1_000 - FILES_BESIDE
+@pytest.fixture
+def files_max():
+    """Let this process open few files, and give how many it may let itself open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_more_connections_are_taken_than_files_may_be_open(files_max):
+    assert connections_possible(500) == 500
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 500 + FILES_BESIDE
+    assert connections_possible(2 * files_max) == files_max - FILES_BESIDE
 
 
 def connections(undo, server, count):
