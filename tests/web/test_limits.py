@@ -135,22 +135,31 @@ def test_a_busy_subject_is_told_to_wait_and_another_is_served(caller):
     until(lambda: dana.get("/v1/orders").status == 200, "dana is served again", within_s=10)
 
 
-def test_requests_that_wait_are_bounded_and_hinder_no_reader(server, caller, users):
-    three_wait = "orders_http_requests_open 3.0"
+@pytest.fixture
+def undecided(users):
+    """Let nobody hear of a user, so that no order is decided."""
     users.stub.mode = Mode.HANG
+    yield
+    users.stub.mode = Mode.OK
+
+
+@pytest.mark.usefixtures("undecided")
+def test_requests_that_wait_are_bounded_and_hinder_no_reader(server, caller):
     with ExitStack() as undo:
-        undo.callback(setattr, users.stub, "mode", Mode.OK)
         for number, connection in enumerate(connections(undo, server, 3)):
             headers = {**caller(f"user-{number}").headers, "Content-Type": "application/json", "Prefer": "wait=20"}
             connection.request("POST", "/v1/orders", json.dumps(MINE), headers)
-        until(lambda: three_wait in server[1].admin("/metrics")[1], "three requests wait")
+        until(lambda: is_open(server, 3), "three requests wait")
         refused = caller("one-too-many").ask("POST", "/v1/orders", MINE, Prefer="wait=20")
         assert refused.status == 429
         assert refused.headers["retry-after"] == "1"
         assert caller("reader").get("/v1/orders").status == 200
-        assert three_wait in server[1].admin("/metrics")[1]
-    none_waits = "orders_http_requests_open 0.0"
-    until(lambda: none_waits in server[1].admin("/metrics")[1], "who hangs up waits no longer", within_s=10)
+        assert is_open(server, 3)
+    until(lambda: is_open(server, 0), "whoever hangs up waits no longer", within_s=5)
+
+
+def is_open(server, requests):
+    return f"orders_http_requests_open {requests}.0" in server[1].admin("/metrics")[1]
 
 
 def test_a_connection_too_many_is_closed_at_once_until_another_ends(server, caller):
