@@ -5,7 +5,6 @@ it. It asks the User Service as ours does, and remembers no answer.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
@@ -87,7 +86,7 @@ class Crud:
 
 
 def serve(pipe: "Connection[Any, Any]", database_url: str, users_url: str, port: int) -> None:
-    """Serve until killed; tell its own process id when ready."""
+    """Serve until killed; say when ready."""
     asyncio.run(_serve(pipe, database_url, users_url, port))
 
 
@@ -102,5 +101,5 @@ async def _serve(pipe: "Connection[Any, Any]", database_url: str, users_url: str
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        pipe.send(os.getpid())
+        pipe.send("ready")
         await asyncio.Event().wait()

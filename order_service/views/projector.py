@@ -5,7 +5,7 @@ projector believes it to be. Where another was first it is `Overtaken`, nothing 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NoReturn
 
 import msgspec
@@ -116,7 +116,6 @@ async def _follow(
     for place in places:
         _check_reach(place, at[place], starts[place] if place.topic == reader.names.events else 0, ends[place])
     left = -1
-    applying: Awaitable[None] = asyncio.sleep(0)
     async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
         moved = {}
         for record in records:
@@ -124,17 +123,15 @@ async def _follow(
             if record.offset < at[place]:
                 raise HistoryError("a topic begins anew: the views would mix two logs")
             moved[place] = record.offset + 1
-        seens = [decode(record, reader.names) for record in records]  # while those before are being applied
-        await applying
         if records:
-            applying = asyncio.create_task(asyncio.to_thread(projection.apply, seens, at, moved))
-            at = at | moved
+            seens = [decode(record, reader.names) for record in records]
+            await asyncio.to_thread(projection.apply, seens, at, moved)
+            at |= moved
         elif at != await asyncio.to_thread(projection.positions):
             raise Overtaken("the tables were made anew, or another projector has read what we are given later")
         if left != 0:
             left = await reader.behind(ends)
             if left == 0:
-                await applying
                 await asyncio.to_thread(projection.mark_built)
             tell_behind(left)
 
