@@ -7,6 +7,18 @@ from hypothesis import settings
 
 from tests.broker import running_kafka
 from tests.service import Service, StubThread
+from tests.web.shop import running_shop
+
+
+class FakeClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
 
 settings.register_profile("local", deadline=None, max_examples=150)
 settings.register_profile("ci", deadline=None, max_examples=150, derandomize=True, database=None)
@@ -30,3 +42,21 @@ def service(bootstrap_servers, tmp_path, users):
     """Give a service of its own to each test, on the broker that all share."""
     with Service(bootstrap_servers, tmp_path, users) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def shop(bootstrap_servers, tmp_path_factory, users):
+    """Give one shop to all tests of a file: each has orders of its own."""
+    with running_shop(bootstrap_servers, tmp_path_factory.mktemp("shop"), users) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def http(shop):
+    """Give a caller of an HTTP server without authentication, on loopback: it may do everything."""
+    return shop.serve()[0]
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()

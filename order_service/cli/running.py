@@ -19,12 +19,13 @@ from order_service.signals import end_when_told
 from order_service.stream.topics import create_topics, topic_configs, topic_faults, topic_names
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print for programs: one JSON object per line.")]
+LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
 
 topics = typer.Typer(no_args_is_help=True, help="Create the topics, or compare them with what they must be.")
 
 
 def up(as_json: AsJson = False) -> None:
-    """Run everything on this machine: Kafka, the User Service stub and a worker. Ctrl-C ends all of it."""
+    """Run all of it on this machine: Kafka, User Service stub, worker, projector, HTTP. Ctrl-C ends it."""
     from order_service.embedded import up as embedded  # noqa: PLC0415 - other commands start without it
 
     settings = read_settings()
@@ -45,12 +46,10 @@ def worker(
     make_topics: Annotated[
         bool, typer.Option("--create-topics", help="Create the topics that are missing first.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")] = False,
+    as_json: LogAsJson = False,
 ) -> None:
     """Decide commands, until SIGTERM or Ctrl-C."""
-    end_when_told()
-    settings = read_settings()
-    log.configure("json" if as_json else settings.log)
+    settings = _begin(as_json=as_json)
     if make_topics:
         asyncio.run(_create(settings))
     from order_service.stream.app import run  # noqa: PLC0415 - faust alone takes longer than the rest
@@ -58,25 +57,17 @@ def worker(
     run(settings)
 
 
-def projector(
-    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")] = False,
-) -> None:
+def projector(as_json: LogAsJson = False) -> None:
     """Keep the views of all orders in ORDERS_DATABASE_URL, until SIGTERM or Ctrl-C."""
-    end_when_told()
-    settings = read_settings()
-    log.configure("json" if as_json else settings.log)
+    settings = _begin(as_json=as_json)
     from order_service.views.process import run  # noqa: PLC0415 - other commands need no database
 
     asyncio.run(run(settings))
 
 
-def web(
-    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")] = False,
-) -> None:
+def web(as_json: LogAsJson = False) -> None:
     """Serve HTTP on ORDERS_HTTP_PORT, until SIGTERM or Ctrl-C; what it reads, a projector keeps."""
-    end_when_told()
-    settings = read_settings()
-    log.configure("json" if as_json else settings.log)
+    settings = _begin(as_json=as_json)
     from order_service.web.process import run  # noqa: PLC0415 - other commands need no server
 
     asyncio.run(run(settings))
@@ -112,6 +103,14 @@ async def _serve_users(settings: Settings, latency_ms: int, ready: Callable[[str
         await serving
     except asyncio.CancelledError:
         return
+
+
+def _begin(*, as_json: bool) -> Settings:
+    """Do what every process of ours begins with."""
+    end_when_told()
+    settings = read_settings()
+    log.configure("json" if as_json else settings.log)
+    return settings
 
 
 @topics.command("create")

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import typer
-from msgspec import structs
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
@@ -26,6 +25,7 @@ from order_service.domain.messages import (
     Rejection,
 )
 from order_service.reading import Seen
+from order_service.wire.flat import flat
 
 STYLES = {
     "OrderCreated": "cyan",
@@ -80,16 +80,8 @@ def safe(text: str) -> str:
 
 def as_dict(seen: Seen) -> dict[str, Any]:
     """Give an event or a rejection flat, as its Avro record is, with its type and place; digests are hexadecimal."""
-    message = seen.message
-    fields = structs.asdict(message)
-    kind = "Rejection"
-    if isinstance(message, Event):
-        del fields["fact"]
-        fields |= structs.asdict(message.fact)
-        kind = type(message.fact).__name__
-    plain = {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
     place = {"partition": seen.partition, "offset": seen.offset, "command_offset": seen.command_offset}
-    return {"type": kind, **plain, **place}
+    return {**flat(seen.message), **place}
 
 
 def name_and_style(message: Event | Rejection) -> tuple[str, str]:

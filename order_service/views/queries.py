@@ -102,20 +102,19 @@ class Views:
         """Give what has come in since the views were there; nothing of a topic that begins anew."""
         places = self.places()
         moved = {place: (since.get(place, 0), to) for place, to in places.items() if to > since.get(place, 0)}
+        if not moved:
+            return News((), (), places)
         ranges = [
             [(partition, *bounds) for (topic, partition), bounds in moved.items() if topic == wanted]
             for wanted in (self._names.events, self._names.rejections)
         ]
         happened = select(order_events).where(_lies_in(order_events, ranges[0]))
         refused = select(commands.c.document).where(~commands.c.is_accepted, _lies_in(commands, ranges[1]))
-        return (
-            News(
-                tuple(map(_recorded, self._rows(happened.order_by(order_events.c.partition, order_events.c.offset)))),
-                tuple(_rejections.decode(row.document) for row in self._rows(refused)),
-                places,
-            )
-            if moved
-            else News((), (), places)
+        happened = happened.order_by(order_events.c.partition, order_events.c.offset)
+        return News(
+            tuple(map(_recorded, self._rows(happened))),
+            tuple(_rejections.decode(row.document) for row in self._rows(refused)),
+            places,
         )
 
     def order(self, order_id: str) -> OrderView | None:

@@ -5,11 +5,11 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
-from msgspec import structs
 
 from order_service.domain.messages import Event, Rejection
 from order_service.views.queries import Recorded
 from order_service.views.state import OrderView
+from order_service.wire.flat import flat
 
 JSON: Final = "application/json"
 PRIVATE: Final = "private, no-cache"
@@ -35,30 +35,18 @@ def etag(version: int) -> str:
 def event_json(recorded: Recorded) -> dict[str, Any]:
     """Give an event flat, as its Avro record is, with its type and place; digests are hexadecimal."""
     place = {"partition": recorded.partition, "offset": recorded.offset, "command_offset": recorded.command_offset}
-    return {**message_json(recorded.event), **place}
-
-
-def message_json(message: Event | Rejection) -> dict[str, Any]:
-    """Give an event or a rejection flat, as its Avro record is, with its type."""
-    fields = structs.asdict(message)
-    kind = "Rejection"
-    if isinstance(message, Event):
-        del fields["fact"]
-        fields |= structs.asdict(message.fact)
-        kind = type(message.fact).__name__
-    plain = {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
-    return {"type": kind, **plain}
+    return {**flat(recorded.event), **place}
 
 
 def outcome_json(decided: Event | Rejection) -> dict[str, Any]:
     """Say what became of a command."""
     if isinstance(decided, Event):
-        return {"outcome": "accepted", "version": decided.version, "event": message_json(decided)}
+        return {"outcome": "accepted", "version": decided.version, "event": flat(decided)}
     return {
         "outcome": "rejected",
         "version": decided.version,
         "problem": f"/problems/{decided.reason}",
-        "rejection": message_json(decided),
+        "rejection": flat(decided),
     }
 
 

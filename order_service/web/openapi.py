@@ -10,7 +10,7 @@ from order_service.domain.messages import CreateOrder
 from order_service.domain.reasons import Reason
 from order_service.web import examples
 from order_service.web.bodies import ID, Query
-from order_service.web.operations import OPERATIONS, TROUBLES_OF_ALL, Operation
+from order_service.web.operations import OPERATIONS, Operation, problems_of
 from order_service.web.problems import ALL, BASE, MEDIA_TYPE, STATUS, Kind, Trouble
 from order_service.web.schemas import INTEGER, TEXT, Schema, not_null, one_of, plain, problem_name, ref, schemas
 
@@ -102,20 +102,6 @@ def document() -> dict[str, Any]:
 def text() -> str:
     """Write the document as it is kept: a change of it can be read line by line."""
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
-
-
-def problems_of(operation: Operation) -> list[Kind]:
-    """Name all that can go wrong with a request, in the order of the table of problems."""
-    kinds: set[Kind] = {Trouble.BAD_REQUEST, *TROUBLES_OF_ALL, *operation.reasons}
-    if "{order_id}" in operation.path:
-        kinds.add(Reason.ORDER_NOT_FOUND)
-    if "{command_id}" in operation.path:
-        kinds.add(Trouble.NOT_FOUND)
-    if operation.body is not None:
-        kinds |= {Trouble.INVALID_BODY, Trouble.UNSUPPORTED_MEDIA_TYPE, Trouble.TOO_LARGE, Trouble.TOO_SLOW}
-    if operation.name in {"list_orders", "stream_events"}:
-        kinds.add(Reason.NOT_ALLOWED)
-    return [kind for kind in STATUS if kind in kinds]
 
 
 # Operations

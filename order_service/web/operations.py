@@ -29,7 +29,7 @@ from order_service.web.bodies import (
     Query,
     ShipBody,
 )
-from order_service.web.problems import Trouble
+from order_service.web.problems import STATUS, Kind, Trouble
 
 ORDER: Final = "/v1/orders/{order_id}"
 
@@ -67,16 +67,25 @@ def reasons_of(command: type[Command]) -> Iterable[Reason]:
         yield Reason.PAYMENT_MISMATCH
 
 
-def _change(name: str, path: str, summary: str, body: type[Body], command: type[Command], **more: object) -> Operation:
-    given = {"method": "POST", **more}
+def _change(
+    name: str,
+    path: str,
+    summary: str,
+    body: type[Body],
+    command: type[Command],
+    *,
+    method: str = "POST",
+    may_be_empty: bool = False,
+) -> Operation:
     return Operation(
         name=name,
+        method=method,
         path=ORDER + path,
         summary=summary,
         body=body,
         command=command,
         answers={200: "Order", 202: "Undecided"},
-        **given,  # type: ignore[arg-type]
+        may_be_empty=may_be_empty,
     )
 
 
@@ -150,6 +159,7 @@ OPERATIONS: Final = (
 """All routes under `/v1`."""
 
 TROUBLES_OF_ALL: Final = (
+    Trouble.BAD_REQUEST,
     Trouble.UNAUTHORIZED,
     Trouble.INVALID_PARAMETER,
     Trouble.TOO_MANY_REQUESTS,
@@ -158,3 +168,17 @@ TROUBLES_OF_ALL: Final = (
     Trouble.INTERNAL,
 )
 """What can go wrong everywhere."""
+
+
+def problems_of(operation: Operation) -> list[Kind]:
+    """Name all that can go wrong with a request, in the order of the table of problems."""
+    kinds: set[Kind] = {*TROUBLES_OF_ALL, *operation.reasons}
+    if "{order_id}" in operation.path:
+        kinds.add(Reason.ORDER_NOT_FOUND)
+    if "{command_id}" in operation.path:
+        kinds.add(Trouble.NOT_FOUND)
+    if operation.body is not None:
+        kinds |= {Trouble.INVALID_BODY, Trouble.UNSUPPORTED_MEDIA_TYPE, Trouble.TOO_LARGE, Trouble.TOO_SLOW}
+    if operation.name in {"list_orders", "stream_events"}:
+        kinds.add(Reason.NOT_ALLOWED)
+    return [kind for kind in STATUS if kind in kinds]

@@ -14,12 +14,11 @@ from order_service.errors import KafkaAwayError
 from order_service.views.queries import News, Views
 from order_service.web.problems import Problem, Trouble
 from order_service.web.producing import CommandsTopic
-from order_service.web.pulse import Pulse
+from order_service.web.pulse import EAGER_S, Pulse
 from order_service.wire.headers import Headers
 
 KNOWN_MAX: Final = 10_000
 """How many undecided commands a process remembers. Of those that it forgets it says what the views say."""
-EAGER_S: Final = 0.005
 PATIENT_S: Final = 0.25
 
 

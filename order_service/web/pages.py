@@ -7,8 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from order_service.web.answers import JSON, encode
-from order_service.web.openapi import problems_of
-from order_service.web.operations import OPERATIONS
+from order_service.web.operations import OPERATIONS, problems_of
 from order_service.web.problems import ALL, BASE, STATUS, Kind, title
 
 STATIC: Final = Path(__file__).with_name("static")

@@ -14,6 +14,8 @@ from order_service.views.queries import News, Places, Views
 
 log = structlog.get_logger()
 
+EAGER_S: Final = 0.005
+"""How often to look while a request waits for what comes."""
 AGAIN_S: Final = 1.0
 """How long the database is left alone after it has failed us."""
 

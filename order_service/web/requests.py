@@ -25,7 +25,7 @@ _IDS: Final = UUID("0c8f7c1e-54f1-5b0e-8d54-3b6a5f0f9f5e")
 _WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re.IGNORECASE)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 _B = TypeVar("_B", bound=Body)
@@ -70,10 +70,7 @@ def wait_s(headers: Mapping[str, str]) -> int:
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:
     """Give the `Idempotency-Key`: 1…200 visible ASCII characters."""
-    key = headers.get("Idempotency-Key")
-    if key is not None and not _KEY.match(key):
-        raise _bad_header("Idempotency-Key", "must be 1…200 visible ASCII characters")
-    return key
+    return _visible_ascii(headers, "Idempotency-Key")
 
 
 def expected_version(request: web.Request) -> int | None:
@@ -96,10 +93,7 @@ def has_version(request: web.Request, version: int) -> bool:
 
 def correlation_id(headers: Mapping[str, str]) -> str | None:
     """Give the `X-Correlation-Id`, which its events then carry."""
-    given = headers.get("X-Correlation-Id")
-    if given is not None and not _KEY.match(given):
-        raise _bad_header("X-Correlation-Id", "must be 1…200 visible ASCII characters")
-    return given
+    return _visible_ascii(headers, "X-Correlation-Id")
 
 
 def trace_headers(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
@@ -140,6 +134,13 @@ async def _data(request: web.Request) -> bytes:
         raise Problem(Trouble.TOO_LARGE, headers=CLOSE) from None
     except (web.RequestPayloadError, ConnectionError):  # a bad chunk, or its sender has gone
         raise Problem(Trouble.BAD_REQUEST, headers=CLOSE) from None
+
+
+def _visible_ascii(headers: Mapping[str, str], name: str) -> str | None:
+    given = headers.get(name)
+    if given is not None and not _VISIBLE.match(given):
+        raise _bad_header(name, "must be 1…200 visible ASCII characters")
+    return given
 
 
 def _once(members: list[tuple[str, Any]]) -> None:

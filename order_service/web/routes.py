@@ -19,7 +19,6 @@ from order_service.web.answers import (
     answer,
     etag,
     event_json,
-    message_json,
     order_answer,
     outcome_json,
     undecided_json,
@@ -43,6 +42,7 @@ from order_service.web.problems import Problem, Trouble, refused
 from order_service.web.pulse import Pulse
 from order_service.web.sse import Live
 from order_service.web.streams import Streams
+from order_service.wire.flat import flat
 
 _T = TypeVar("_T")
 
@@ -158,7 +158,7 @@ class Api:
             "next_after_version": shown[-1].event.version if len(found) > len(shown) else None,
         }
         if query.include_refused:
-            body["rejections"] = [message_json(one) for one in await self._ask(self._views.refusals, call.order_id)]
+            body["rejections"] = [flat(one) for one in await self._ask(self._views.refusals, call.order_id)]
         return answer(body)
 
     async def get_command(self, call: Call) -> web.StreamResponse:

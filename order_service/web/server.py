@@ -38,6 +38,8 @@ HEADERS: Final = {
     "X-Frame-Options": "DENY",
 }
 """On every answer that does not say otherwise: a page says what it loads, an order how long it may be kept."""
+OPERATION: Final = web.RequestKey("operation", str)
+"""Under which a request says what it asks for."""
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="orders"'}
 TROUBLE_OF: Final = {
     404: Trouble.NOT_FOUND,
@@ -77,7 +79,7 @@ class Server:
         handle = getattr(self._api, operation.name)
 
         async def serve(request: web.Request) -> web.StreamResponse:
-            request["operation"] = operation.name
+            request[OPERATION] = operation.name
             caller = await self._authentication.caller(request.headers.get("Authorization"))
             if caller is not LOCAL:
                 self._limits.take(caller.actor)
@@ -102,7 +104,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return answer
     finally:
         OPEN.dec()
-        operation = request.get("operation", "none")
+        operation = request.get(OPERATION, "none")
         REQUEST_SECONDS.labels(operation, str(status)).observe(time.monotonic() - start)
 
 
@@ -112,20 +114,20 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except Problem as problem:
         return problem.response()
     except Unauthorized as error:
-        log.info("A request carries no valid token.", error=str(error), operation=request.get("operation"))
+        log.info("A request carries no valid token.", error=str(error), operation=request.get(OPERATION))
         return Problem(Trouble.UNAUTHORIZED, headers=CHALLENGE).response()
     except web.HTTPException as error:
         kind = TROUBLE_OF.get(error.status, Trouble.BAD_REQUEST)
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return Problem(kind, headers=headers).response()
     except (KafkaAwayError, KeysAway, SQLAlchemyError) as error:
-        log.warning("A request cannot be served now.", error=type(error).__name__, operation=request.get("operation"))
+        log.warning("A request cannot be served now.", error=type(error).__name__, operation=request.get(OPERATION))
         return Problem(Trouble.AWAY, headers={"Retry-After": "1"}).response()
     except Exception as error:  # noqa: BLE001 - the last one who can answer; what it was is for the log alone
         log.error(  # noqa: TRY400 - a traceback can hold values
             "A request has met a fault of ours.",
             error=type(error).__name__,
-            operation=request.get("operation"),
+            operation=request.get(OPERATION),
             where=_where(error),
         )
         if request.writer.output_size > 0:  # a stream has begun: a second head would be read as an event

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import Final
 
 from order_service.views.queries import News, Recorded
-from order_service.web.pulse import Pulse
+from order_service.web.pulse import EAGER_S, Pulse
 
 QUEUE_MAX: Final = 512
 """How many events wait for one reader; one that is slower is cut off, and resumes where it was."""
 EVERY_S: Final = 0.05
-EAGER_S: Final = 0.005
 
 
 class TooSlow(Exception):
@@ -22,8 +21,7 @@ class TooSlow(Exception):
 class Subscription:
     """The events that one reader waits for."""
 
-    def __init__(self, *, is_eager: bool) -> None:
-        self.is_eager = is_eager
+    def __init__(self) -> None:
         self._queue: asyncio.Queue[Recorded] = asyncio.Queue(QUEUE_MAX)
         self._is_cut = False
 
@@ -69,7 +67,7 @@ class Streams:
     @contextmanager
     def subscription(self, order_id: str | None = None, *, is_eager: bool = False) -> Iterator[Subscription]:
         """Subscribe to an order, or to all, for the length of a block; after `Pulse.wake` nothing is missed."""
-        mine = Subscription(is_eager=is_eager)
+        mine = Subscription()
         group = self._of_all if order_id is None else self._of_order[order_id]
         group.add(mine)
         self._eager += is_eager

@@ -8,18 +8,7 @@ import pytest
 from order_service.embedded.broker import free_port
 from tests.cli.conftest import CommandLine
 from tests.service import ROOT, until
-from tests.web.shop import PAYMENT, SHIPMENT, running_shop
-
-
-@pytest.fixture(scope="module")
-def shop(bootstrap_servers, tmp_path_factory, users):
-    with running_shop(bootstrap_servers, tmp_path_factory.mktemp("asking"), users) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def http(shop):
-    return shop.serve()[0]
+from tests.web.shop import PAYMENT, SHIPMENT
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,6 @@ from order_service.users.client import Policy, UserClient
 from order_service.users.stub import Stub, running
 
 
-class FakeClock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
 @pytest.fixture
 def stub():
     return Stub()

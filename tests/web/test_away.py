@@ -22,11 +22,6 @@ def shop(broker, tmp_path_factory, users):
         yield running
 
 
-@pytest.fixture(scope="module")
-def http(shop):
-    return shop.serve()[0]
-
-
 def history(http, answer):
     """Give the events of the order that was placed."""
     return http.get(f"/v1/orders/{answer.body['order_id']}/events").body["events"]

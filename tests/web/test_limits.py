@@ -21,19 +21,6 @@ from tests.web.shop import ORDER, Http
 MINE = {name: value for name, value in ORDER.items() if name != "user_id"}
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 def taken(limits, subject):
     """Count how many requests of a subject get through at once."""
     with suppress(Problem):

@@ -22,8 +22,6 @@ from tests.web.alone import application_alone, server_alone
 from tests.web.shop import Http
 
 DOCUMENT = json.loads(openapi.FILE.read_text(encoding="utf-8"))
-# The server keeps the name of an operation under a text in each request, of which aiohttp warns once.
-pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning")
 CALLS = [
     (method, path, operation) for path, methods in DOCUMENT["paths"].items() for method, operation in methods.items()
 ]
