@@ -55,10 +55,13 @@ class Operation(Struct, frozen=True, kw_only=True):
 
 
 def reasons_of(command: type[Command]) -> Iterable[Reason]:
-    """Name all reasons for which a command of this type can be refused: the table of rules, and what goes before it."""
+    """Name all reasons for which a command of this type can be refused: the table of rules, and what goes before it.
+
+    No command of ours has a `decide_by`, so none is refused with `deadline_passed`.
+    """
     yield from (outcome for (kind, _), outcome in RULES.items() if kind is command and isinstance(outcome, Reason))
     yield from (Reason.NOT_ALLOWED, Reason.VERSION_CONFLICT, Reason.INVALID_ORDER, Reason.COMMAND_ID_REUSED)
-    yield from (Reason.TOO_MANY_WAITING, Reason.DEADLINE_PASSED)
+    yield Reason.TOO_MANY_WAITING
     if command is CreateOrder:
         yield from (Reason.USER_NOT_FOUND, Reason.USER_NOT_ACTIVE, Reason.USER_CHECK_TIMED_OUT)
     if command is AmendOrder:

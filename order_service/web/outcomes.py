@@ -1,7 +1,9 @@
 """What becomes of the commands that callers send: each goes into Kafka once, and all who ask for it wait together."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from msgspec import Struct
@@ -20,6 +22,8 @@ from order_service.wire.headers import Headers
 KNOWN_MAX: Final = 10_000
 """How many undecided commands a process remembers. Of those that it forgets it says what the views say."""
 PATIENT_S: Final = 0.25
+ACTORS_MIN: Final = 4
+"""How many actors it takes to hold all places: one whose commands hang leaves room for others."""
 
 
 class Outcome(Struct, frozen=True):
@@ -56,14 +60,17 @@ class Awaited:
 
 
 class Outcomes:
-    """Sends commands and awaits what becomes of them. At most `waiting_max` requests are held at a time."""
+    """Sends commands and awaits what becomes of them.
+
+    At most `waiting_max` requests are held at a time, of one actor a quarter of that.
+    """
 
     def __init__(self, views: Views, pulse: Pulse, topic: CommandsTopic, waiting_max: int) -> None:
         self._views = views
         self._pulse = pulse
         self._topic = topic
         self._waiting_max = waiting_max
-        self._held = 0
+        self._held: Counter[str] = Counter()
         self._awaited: OrderedDict[tuple[str, str], Awaited] = OrderedDict()
         self._sending: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -94,24 +101,32 @@ class Outcomes:
         `is_new` says that nobody can have used its id before. Raises Problem if it was used with another content, or
         too many requests wait; KafkaAwayError and SQLAlchemyError.
         """
-        if self._held >= self._waiting_max:
-            raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many requests wait already.", headers={"Retry-After": "1"})
         deadline = asyncio.get_running_loop().time() + wait_s
-        self._held += 1
-        try:
+        with self._place(command.actor):
             awaited = self._join(command, headers, is_new=is_new)
             await asyncio.shield(awaited.sent)
             left = deadline - asyncio.get_running_loop().time()
             futures: set[asyncio.Future[Any]] = {awaited.decided, self._ended}
             await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
             return awaited.decided.result() if awaited.decided.done() else UNDECIDED
-        finally:
-            self._held -= 1
 
     async def stop(self) -> None:
         """Let nobody wait any longer; what is on its way into Kafka gets there."""
         self._ended.set_result(None)
         await asyncio.gather(*self._sending)
+
+    @contextmanager
+    def _place(self, actor: str) -> Iterator[None]:
+        """Hold a request of an actor; Problem if there is no place for it."""
+        if self._held.total() >= self._waiting_max or self._held[actor] * ACTORS_MIN >= self._waiting_max:
+            raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many requests wait already.", headers={"Retry-After": "1"})
+        self._held[actor] += 1
+        try:
+            yield
+        finally:
+            self._held[actor] -= 1
+            if not self._held[actor]:
+                del self._held[actor]
 
     def _decide(self, decided: Event | Rejection) -> None:
         key = decided.order_id, decided.command_id

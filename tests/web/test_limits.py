@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import resource
 from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection, RemoteDisconnected
+from typing import Any
 
 import pytest
 
+from order_service.domain.messages import DeliverOrder
 from order_service.users.stub import Mode
 from order_service.web.limits import SUBJECTS_MAX, Limits
+from order_service.web.outcomes import Outcomes
 from order_service.web.problems import Problem, Trouble
 from order_service.web.protocol import FILES_BESIDE, connections_possible
 from tests.service import until
@@ -92,6 +96,41 @@ def test_the_buckets_are_bounded_and_the_quietest_are_forgotten(clock):
     assert len(limits._buckets) == SUBJECTS_MAX
     assert retry_after(limits, "user:erin")
     assert taken(limits, "user:dana") == 2
+
+
+class Silence:
+    """Views, a pulse and a topic of which nothing ever comes."""
+
+    def add(self, listener):
+        """Take a listener, and never tell it anything."""
+
+    async def wake(self):
+        """Never come to an end."""
+        await asyncio.get_running_loop().create_future()
+
+
+async def held(outcomes, actor, number):
+    """Begin a request that waits; give it, or the problem if it has no place."""
+    command = DeliverOrder(command_id=f"{actor[5:]}-{number}", order_id="order-1", actor=actor)
+    request = asyncio.create_task(outcomes.outcome(command, [], 30.0, is_new=True))
+    await asyncio.wait({request}, timeout=0)
+    if not request.done():
+        return request
+    with pytest.raises(Problem) as caught:
+        await request
+    return caught.value.kind
+
+
+async def test_one_subject_holds_a_quarter_of_the_places_and_gets_them_back():
+    silence: Any = Silence()
+    outcomes = Outcomes(silence, silence, silence, waiting_max=8)
+    first = await held(outcomes, "user:dana", 1)
+    assert isinstance(await held(outcomes, "user:dana", 2), asyncio.Task)
+    assert await held(outcomes, "user:dana", 3) is Trouble.TOO_MANY_REQUESTS
+    assert isinstance(await held(outcomes, "user:erin", 1), asyncio.Task)
+    first.cancel()
+    await asyncio.wait({first})
+    assert isinstance(await held(outcomes, "user:dana", 4), asyncio.Task)
 
 
 # A running server
