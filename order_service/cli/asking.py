@@ -12,7 +12,7 @@ import typer
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.watching import AsJson, time_from
+from order_service.cli.options import AsJson, At, CreatedFrom, CreatedTo
 from order_service.domain.reasons import Status
 from order_service.errors import HttpError
 from order_service.settings import Settings
@@ -24,13 +24,11 @@ PAGE = 200
 def show_order(
     order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order.")],
     version: Annotated[int | None, typer.Option(min=1, help="As it was at this version.")] = None,
-    at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="As it was then: 2026-11-24T12:00:00Z, or with an offset.")
-    ] = None,
+    at: At = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one order, as it is or as it was; the HTTP server at ORDERS_URL is asked."""
-    asked = {"version": version, "at": None if at is None else time_from(at).isoformat()}
+    asked = {"version": version, "at": None if at is None else at.isoformat()}
     order = _ask(read_settings(), f"/v1/orders/{quote(order_id, safe='')}", asked)
     if as_json:
         show.json_line(order)
@@ -41,8 +39,8 @@ def show_order(
 def list_orders(
     user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
     status: Annotated[Status | None, typer.Option(help="Only those that stand there.")] = None,
-    created_from: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Created then or later.")] = None,
-    created_to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Created before.")] = None,
+    created_from: CreatedFrom = None,
+    created_to: CreatedTo = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -50,8 +48,8 @@ def list_orders(
     asked = {
         "user_id": user,
         "status": status,
-        "created_from": None if created_from is None else time_from(created_from).isoformat(),
-        "created_to": None if created_to is None else time_from(created_to).isoformat(),
+        "created_from": None if created_from is None else created_from.isoformat(),
+        "created_to": None if created_to is None else created_to.isoformat(),
     }
     orders = _pages(read_settings(), asked, limit)
     if as_json:

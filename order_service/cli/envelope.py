@@ -11,6 +11,7 @@ import typer
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
+from order_service.cli.options import AsJson
 from order_service.cli.sending import Accepted, Forgotten, Refused, Sent, Undecided, Unreadable, Waiting, send
 from order_service.domain.messages import Command, Rejection
 from order_service.domain.reasons import MEANINGS, Reason
@@ -30,7 +31,6 @@ DecideBy = Annotated[str | None, typer.Option(metavar="TIME", help="Refuse it af
 CorrelationId = Annotated[str | None, typer.Option(help="Goes unchanged into the event or the rejection.")]
 Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the outcome; 0: not at all.")]
 AsAvro = Annotated[bool, typer.Option("--avro", help="Send it as Avro instead of JSON.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def sends(kind: type[Command]) -> Callable[[Callable[..., Fields]], Callable[..., None]]:

@@ -12,13 +12,13 @@ import typer
 from order_service import log
 from order_service.cli import show
 from order_service.cli.environment import read_settings, redacted
+from order_service.cli.options import AsJson
 from order_service.errors import PortTakenError
 from order_service.kafka import ask_admin
 from order_service.settings import Settings
 from order_service.signals import end_when_told
 from order_service.stream.topics import create_topics, topic_configs, topic_faults, topic_names
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print for programs: one JSON object per line.")]
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
 
 topics = typer.Typer(no_args_is_help=True, help="Create the topics, or compare them with what they must be.")

@@ -12,13 +12,12 @@ from rich.progress import Progress
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.history import Chain, Step, moment_of, steps, time_of
+from order_service.cli.options import AsJson, At
 from order_service.domain.messages import Contents, Event
 from order_service.domain.order import ABSENT
 from order_service.errors import HistoryError
 from order_service.reading import Reader, Seen, decode
 from order_service.settings import Settings
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 def tail(
@@ -70,28 +69,14 @@ def _show_record(record: ConsumerRecord, reader: Reader, *, as_json: bool) -> No
 
 def timeline(
     order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order.")],
-    at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="As it was then: 2026-11-24T12:00:00Z, or with an offset.")
-    ] = None,
+    at: At = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show what comes as well, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the history of one order as Kafka has it, and check its chain of digests."""
-    then = None if at is None else time_from(at)
-    if then is not None and follow:
+    if at is not None and follow:
         raise typer.BadParameter("--at and --follow exclude each other")
-    asyncio.run(_timeline(read_settings(), order_id, then, follow=follow, as_json=as_json))
-
-
-def time_from(text: str) -> datetime:
-    """Read a time with its offset from UTC."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise typer.BadParameter("a time is written as 2026-11-24T12:00:00Z") from error
-    if moment.tzinfo is None:
-        raise typer.BadParameter("a time needs its offset from UTC, or Z")
-    return moment
+    asyncio.run(_timeline(read_settings(), order_id, at, follow=follow, as_json=as_json))
 
 
 async def _timeline(settings: Settings, order_id: str, then: datetime | None, *, follow: bool, as_json: bool) -> None:
