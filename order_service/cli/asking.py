@@ -2,23 +2,76 @@
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote, urlencode, urlsplit
 
+import msgspec
 import typer
+from msgspec import Struct
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson, At, CreatedFrom, CreatedTo
-from order_service.domain.reasons import Status
 from order_service.errors import HttpError
 from order_service.settings import Settings
 
-WITHIN_S = 40.0
-PAGE = 200
+WITHIN_S: Final = 40.0
+PAGE: Final = 200
+AGAIN: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+"""Answers after which the same question may be asked again, when `Retry-After` says so."""
+ASKED_MAX: Final = 10
+PATIENCE_S: Final = 60.0
+
+Standing = Literal["created", "paid", "shipped", "delivered", "cancelled"]
+"""Where an order that is listed can stand: never `absent`."""
+
+
+class Order(Struct):
+    """What we must know of an order that the server gives; it gives more."""
+
+    order_id: str
+    user_id: str
+    created_at: str
+    status: str
+    version: int
+    total: int
+    currency: str
+
+
+class Page(Struct):
+    """A page of orders, and where the next one begins."""
+
+    orders: list[Order]
+    next: str | None
+
+
+class Fault(Struct):
+    """One thing that is wrong with what was asked."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(Struct):
+    """What the server says when it does not give what was asked (RFC 9457)."""
+
+    title: str
+    detail: str = ""
+    errors: tuple[Fault, ...] = ()
+
+
+class Said(Struct, frozen=True):
+    """An answer, and after how long the server would be asked again."""
+
+    status: int
+    body: bytes
+    again_after_s: float | None = None
 
 
 def show_order(
@@ -28,8 +81,10 @@ def show_order(
     as_json: AsJson = False,
 ) -> None:
     """Show one order, as it is or as it was; the HTTP server at ORDERS_URL is asked."""
+    if version is not None and at is not None:
+        raise typer.BadParameter("--version and --at exclude each other")
     asked = {"version": version, "at": None if at is None else at.isoformat()}
-    order = _ask(read_settings(), f"/v1/orders/{quote(order_id, safe='')}", asked)
+    order = _ask(read_settings(), f"/v1/orders/{quote(order_id, safe='')}", asked, Order)
     if as_json:
         show.json_line(order)
         return
@@ -38,7 +93,7 @@ def show_order(
 
 def list_orders(
     user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
-    status: Annotated[Status | None, typer.Option(help="Only those that stand there.")] = None,
+    status: Annotated[Standing | None, typer.Option(help="Only those that stand there.")] = None,
     created_from: CreatedFrom = None,
     created_to: CreatedTo = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
@@ -62,38 +117,93 @@ def list_orders(
 def _pages(settings: Settings, asked: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
     cursor = None
     while limit > 0:
-        page = _ask(settings, "/v1/orders", {**asked, "limit": min(limit, PAGE), "cursor": cursor})
+        page = _ask(settings, "/v1/orders", {**asked, "limit": min(limit, PAGE), "cursor": cursor}, Page)
         yield from page["orders"]
         limit -= len(page["orders"])
         cursor = page["next"]
-        if cursor is None:
+        if cursor is None or not page["orders"]:
             return
 
 
-def _ask(settings: Settings, path: str, query: dict[str, Any]) -> Any:
+def _ask(settings: Settings, path: str, query: dict[str, Any], shape: type[Page | Order]) -> Any:
+    """Give what our server answers, as JSON has it; HttpError if nobody does, or it has not this shape."""
     base = settings.url or f"http://127.0.0.1:{settings.http_port}"
     given = {name: value for name, value in query.items() if value is not None}
-    request = urllib.request.Request(f"{base}{path}?{urlencode(given)}")  # noqa: S310 - settings allow http alone
-    if token := settings.token.get_secret_value():
-        request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=WITHIN_S) as answer:  # noqa: S310 - the same
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise HttpError(_detail(error)) from error
+        request = urllib.request.Request(f"{base}{path}?{urlencode(given)}")  # noqa: S310 - settings allow http alone
+        if token := settings.token.get_secret_value():
+            request.add_header("Authorization", f"Bearer {token}")
+        said = patiently(lambda: _answer(request))
     except (OSError, http.client.HTTPException, ValueError) as error:
         line = f"no HTTP server of ours answers at {base}: start one (`order-service up`), or set ORDERS_URL"
         raise HttpError(line) from error
+    if said.status != HTTPStatus.OK:
+        raise HttpError(_detail(said, base))
+    try:
+        answer = msgspec.json.decode(said.body)
+        msgspec.convert(answer, shape)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(f"the server at {base} is none of ours: set ORDERS_URL to one that is") from error
+    return answer
 
 
-def _detail(error: urllib.error.HTTPError) -> str:
+def patiently(
+    ask: Callable[[], Said], sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic
+) -> Said:
+    """Ask again as long as the server says when to, 10 times and a minute at most; give the last that it said."""
+    give_up_at = clock() + PATIENCE_S
+    said = ask()
+    for _ in range(ASKED_MAX - 1):
+        if said.again_after_s is None or clock() + said.again_after_s > give_up_at:
+            break
+        sleep(said.again_after_s)
+        said = ask()
+    return said
+
+
+def _answer(request: urllib.request.Request) -> Said:
+    try:
+        with _opener(request.host).open(request, timeout=WITHIN_S) as answer:
+            return Said(answer.status, answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Said(error.code, error.read(), _again_after_s(error))
+
+
+def _again_after_s(error: urllib.error.HTTPError) -> float | None:
+    """Read `Retry-After` of an answer that means it; one that names a date is not worth to wait for."""
+    after = error.headers.get("Retry-After", "")
+    return float(after) if error.code in AGAIN and after.isdecimal() else None
+
+
+def _opener(host: str) -> urllib.request.OpenerDirector:
+    """Open URLs without following elsewhere, where the token must not go; a proxy cannot reach this machine."""
+    name = urlsplit(f"//{host}").hostname or ""
+    return urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({} if _is_loopback(name) else None))
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Makes an answer that sends us elsewhere an error like any other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Ask nobody else."""
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _detail(said: Said, base: str) -> str:
     """Give what a problem says; another server's error page says nothing to us."""
-    if not error.headers.get_content_type().endswith("json"):
-        return f"the server at ORDERS_URL answered {error.code}"
-    problem = json.load(error)
-    faults = "".join(f"; {fault['pointer']}: {fault['detail']}" for fault in problem.get("errors", ()))
-    return f"{problem.get('detail', problem.get('title'))}{faults}"
+    try:
+        problem = msgspec.json.decode(said.body, type=Problem)
+    except (ValueError, RecursionError):
+        return f"the server at {base} answered {said.status}: is ORDERS_URL right?"
+    faults = "".join(f"; {fault.pointer}: {fault.detail}" for fault in problem.errors)
+    return show.safe(f"{problem.detail or problem.title}{faults}")
 
 
 def _row(order: dict[str, Any]) -> tuple[str, ...]:

@@ -68,6 +68,8 @@ def test_a_timeline_goes_on(cli, http, tmp_path):
         (["show", "no-such-order"], 1, "There is no order with this order_id for this actor."),
         (["show", "../x"], 1, "There is no order with this order_id for this actor."),
         (["show", "x", "--at", "noon"], 2, "a time is written as"),
+        (["show", "x", "--at", "2026-11-24T12:00:00Z", "--version", "3"], 2, "exclude each other"),
+        (["list", "--status", "absent"], 2, "absent"),
         (["timeline", "x", "--at", "2026-11-24T12:00:00"], 2, "offset from UTC"),
         (["timeline", "x", "--at", "2026-11-24T12:00:00Z", "--follow"], 2, "exclude each other"),
         (["list", "--limit", "0"], 2, "--limit"),
