@@ -44,6 +44,21 @@ async () => {
     window.ask = seldom(async () => { done += 1; }, 1000, new AbortController().signal);
 }
 """
+FAILING_SELDOM = """
+async () => {
+    const { seldom } = await import("/static/timing.js");
+    window.tries = 0;
+    window.ask = seldom(async () => { if (++tries === 1) throw Error("first"); }, 1000, new AbortController().signal);
+}
+"""
+FAILING_IN_TURN = """
+async () => {
+    const { oneByOne } = await import("/static/timing.js");
+    const inTurn = oneByOne();
+    const works = [async () => { throw Error("first"); }, async () => "second"];
+    return (await Promise.allSettled(works.map(inTurn))).map(({ value, reason }) => value ?? reason.message);
+}
+"""
 MONEY = "async ([minor, currency]) => (await import('/static/format.js')).money(BigInt(minor), currency)"
 LATER = "async ([iso, than]) => (await import('/static/format.js')).later(iso, than)"
 
@@ -307,6 +322,17 @@ def test_what_is_asked_for_often_is_done_at_once_and_then_seldom(page, clock):
     assert page.evaluate("done") == 2
     page.evaluate("void ask()")
     assert page.evaluate("done") == 3
+
+
+def test_what_fails_is_done_again_when_it_is_asked_for(page):
+    page.evaluate(FAILING_SELDOM)
+    assert page.evaluate("ask().catch((error) => error.message)") == "first"
+    page.evaluate("void ask()")
+    assert page.evaluate("tries") == 2
+
+
+def test_work_that_fails_holds_up_none_behind_it(modules):
+    assert modules.evaluate(FAILING_IN_TURN) == ["first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 import json
 import re
 import shlex
+import socketserver
 from datetime import UTC, datetime, timedelta
+from threading import Thread
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import jwt
@@ -348,6 +351,86 @@ def test_after_a_time_without_network_nothing_is_lost_or_doubled(http, visited):
     expect_timeline(page, "OrderCreated", "OrderPaid", "OrderShipped", "OrderDelivered")
     expect_step(page, "delivered")
     visited.forgive("net::ERR_INTERNET_DISCONNECTED")
+
+
+@pytest.fixture
+def cut_next(page):
+    """Cut the next answers to a path, as many as are asked for; those behind them are whole."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Cutting) as server:
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        elsewhere = "http://{}:{}/".format(*server.server_address)
+
+        def cut(path, times=1):
+            page.route(
+                lambda url: urlsplit(url).path == path, lambda route: route.continue_(url=elsewhere), times=times
+            )
+
+        yield cut
+        server.shutdown()
+        thread.join()
+
+
+class Cutting(socketserver.StreamRequestHandler):
+    """Sends a good head, and a body that is cut."""
+
+    def handle(self):
+        while self.rfile.readline().strip():
+            """It is a line of the request's head."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n"
+        self.wfile.write(head + b'{"orders": [')
+
+
+def test_a_list_goes_on_after_answers_that_are_cut(http, visited, cut_next):
+    page, user_id = visited.page, someone()
+    order_id = place(http, user_id=user_id)
+    cut_next("/v1/orders")
+    page.goto(f"/#/?user_id={user_id}")
+    expect_live(page)
+    expect(row_of(page, order_id)).to_contain_text("created")
+    cut_next("/v1/orders", times=2)
+    pay(http, order_id)
+    expect(row_of(page, order_id)).to_contain_text("paid")
+    ship(http, order_id)
+    expect(row_of(page, order_id)).to_contain_text("shipped")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    visited.forgive("net::ERR_CONTENT_LENGTH_MISMATCH")
+
+
+def test_an_order_goes_on_after_answers_that_are_cut(http, visited, cut_next):
+    page, order_id = visited.page, place(http)
+    cut_next(f"/v1/orders/{order_id}")
+    page.goto(f"/#/orders/{order_id}")
+    expect_live(page)
+    expect_step(page, "created")
+    cut_next(f"/v1/orders/{order_id}/events")
+    pay(http, order_id)
+    expect_step(page, "paid")
+    ship(http, order_id)
+    expect_step(page, "shipped")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    visited.forgive("net::ERR_CONTENT_LENGTH_MISMATCH")
+
+
+def test_an_order_that_is_left_before_it_is_there_leaves_nothing_behind(http, page):
+    order_id = place(http)
+    page.add_init_script(COUNT_INTERVALS)
+    with page.expect_request(f"**/v1/orders/{order_id}"):
+        page.route(f"**/v1/orders/{order_id}", lambda _: None)  # no answer
+        page.goto(f"/#/orders/{order_id}")
+    page.evaluate("location.hash = '#/'")
+    expect_live(page)
+    assert page.evaluate("intervals") == 0
+
+
+COUNT_INTERVALS = """
+window.intervals = 0;
+const begin = window.setInterval;
+window.setInterval = (...given) => {
+    window.intervals += 1;
+    return begin(...given);
+};
+"""
 
 
 def test_a_service_that_asks_for_a_token_gets_one(http, shop, browser, tmp_path):

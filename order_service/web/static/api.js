@@ -30,8 +30,7 @@ export async function send(path, { headers = {}, signal }) {
   try {
     answer = await fetch(path, { headers: { ...authorization, ...headers }, signal });
   } catch (error) {
-    if (signal.aborted) throw error;
-    throw new Problem({ detail: "The service cannot be reached. This page tries again by itself." });
+    throw noAnswer(error, signal);
   }
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
@@ -43,5 +42,15 @@ export async function send(path, { headers = {}, signal }) {
 export async function ask(path, query, signal) {
   const given = Object.entries(query).filter(([, value]) => value !== null && value !== "");
   const answer = await send(given.length ? `${path}?${new URLSearchParams(given)}` : path, { signal });
-  return answer.json();
+  try {
+    return await answer.json();
+  } catch (error) {
+    throw noAnswer(error, signal); // its body was cut, or is none of ours
+  }
+}
+
+/** Say that no whole answer came; who has left is told nothing. */
+function noAnswer(error, signal) {
+  if (signal.aborted) return error;
+  return new Problem({ detail: "The service cannot be reached. This page tries again by itself." });
 }

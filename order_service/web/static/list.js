@@ -30,6 +30,7 @@ class List {
   #next = null;
   #seenUntil = Infinity; // the newest change that has been shown; at first nothing is news
   #untold = [];
+  #isLive = false;
   #inTurn = oneByOne();
 
   constructor(page, wanted) {
@@ -54,6 +55,7 @@ class List {
       signal,
       onState: (state, refusal) => {
         this.page.stands(state, refusal);
+        this.#isLive = state === "live";
         if (state === "live") this.lookSoon(); // what came before the stream began, or while it was broken
       },
       onEvent: ({ name, data }) => {
@@ -109,6 +111,7 @@ class List {
       this.page.fault(error, () => byId("list-problem").replaceChildren(problemBox(error, this.page.again)));
     }
     if (!this.page.signal.aborted) byId("list").setAttribute("aria-busy", "false");
+    if (problem?.status === 0 && this.#isLive) this.lookSoon(); // no break of the stream will make us look
     return problem;
   }
 

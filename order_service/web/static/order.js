@@ -44,6 +44,7 @@ class Order {
   async begin() {
     const { signal } = this.page;
     const problem = await this.look();
+    if (signal.aborted) return;
     if (problem?.isFinal) {
       this.page.stands("off");
       return;

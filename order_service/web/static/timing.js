@@ -24,17 +24,20 @@ export function seldom(work, ms, signal) {
     isWanted = true;
     if (isBusy) return;
     isBusy = true;
-    while (isWanted && !signal.aborted) {
-      isWanted = false;
-      await work();
-      await pause(ms, signal);
+    try {
+      while (isWanted && !signal.aborted) {
+        isWanted = false;
+        await work();
+        await pause(ms, signal);
+      }
+    } finally {
+      isBusy = false;
     }
-    isBusy = false;
   };
 }
 
-/** Make a function that does all work given to it one after the other. */
+/** Make a function that does all work given to it one after the other, also after work that fails. */
 export function oneByOne() {
   let last = Promise.resolve();
-  return (work) => (last = last.then(work));
+  return (work) => (last = last.then(work, work));
 }
