@@ -104,7 +104,7 @@ def test_patience_has_an_end(clock, again_after_s, waits):
         clock.now += seconds
         slept.append(seconds)
 
-    slept = []
+    slept: list[float] = []
     busy = Said(429, b"{}", again_after_s)
     assert patiently(lambda: busy, sleep, clock) == busy
     assert slept == [again_after_s] * waits
