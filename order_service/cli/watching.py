@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from aiokafka.structs import ConsumerRecord, TopicPartition
@@ -14,7 +14,7 @@ from order_service.cli.environment import read_settings
 from order_service.cli.history import Chain, Step, moment_of, steps, time_of
 from order_service.cli.options import AsJson, At
 from order_service.domain.messages import Contents, Event
-from order_service.domain.order import ABSENT
+from order_service.domain.order import ABSENT, Order
 from order_service.errors import HistoryError
 from order_service.reading import Reader, Seen, decode
 from order_service.settings import Settings
@@ -37,32 +37,35 @@ async def _tail(
         topics = [reader.names.events, *([reader.names.rejections] if rejections else [])]
         places = await (reader.places(*topics) if order_id is None else reader.places_of(order_id, *topics))
         starts = await (reader.starts(places) if from_beginning else reader.ends(places))
-        await _follow(reader, starts, order_id, as_json=as_json)
+        await _follow(reader, starts, order_id, lambda seen: _show_step(Step(seen, ABSENT), as_json=as_json))
 
 
-async def _follow(reader: Reader, starts: Mapping[TopicPartition, int], order_id: str | None, *, as_json: bool) -> None:
+async def _follow(
+    reader: Reader, starts: Mapping[TopicPartition, int], order_id: str | None, show_seen: Callable[[Seen], None]
+) -> None:
     async for record in reader.follow(starts):
-        if order_id is None or record.key == order_id.encode():
-            _show_record(record, reader, as_json=as_json)
+        if order_id is not None and record.key != order_id.encode():
+            continue
+        try:
+            seen = decode(record, reader.names)
+        except HistoryError as error:
+            typer.echo(f"order-service: {error}", err=True)
+        else:
+            show_seen(seen)
 
 
-def _show_record(record: ConsumerRecord, reader: Reader, *, as_json: bool) -> None:
-    try:
-        seen = decode(record, reader.names)
-    except HistoryError as error:
-        typer.echo(f"order-service: {error}", err=True)
-        return
+def _show_step(step: Step, *, as_json: bool) -> None:
     if as_json:
-        show.json_line(show.as_dict(seen))
+        show.json_line(_as_dict(step))
         return
-    message = seen.message
+    message = step.seen.message
     name, style = show.name_and_style(message)
     show.line(
-        (f"{time_of(seen)}  ", "dim"),
+        (f"{time_of(step.seen)}  ", "dim"),
         (f"{message.order_id}  ", "bold"),
         (f"v{message.version}  ", ""),
         (name, style),
-        (f"  {show.what(message)}", ""),
+        (f"  {show.what(message, _contents(step.before))}", ""),
         (f"  by {message.actor}", "dim"),
     )
 
@@ -70,7 +73,9 @@ def _show_record(record: ConsumerRecord, reader: Reader, *, as_json: bool) -> No
 def timeline(
     order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order.")],
     at: At = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show what comes as well, until Ctrl-C.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show what comes as well, until Ctrl-C, also if nothing is there yet.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the history of one order as Kafka has it, and check its chain of digests."""
@@ -84,41 +89,62 @@ async def _timeline(settings: Settings, order_id: str, then: datetime | None, *,
         places = await reader.places_of(order_id, reader.names.events, reader.names.rejections)
         ends = await reader.ends(places)
         outcomes = await _outcomes(reader, ends, order_id)
-        if then is not None:
-            outcomes = [seen for seen in outcomes if moment_of(seen) <= then]
-        _show_history(order_id, outcomes, as_json=as_json)
+        chain = Chain()
+        history = steps([seen for seen in outcomes if then is None or moment_of(seen) <= then], chain)
+        _show_history(history, as_json=as_json)
+        is_whole = _verdict(order_id, outcomes, history, chain, as_json=as_json)
         if follow:
-            await _follow(reader, ends, order_id, as_json=as_json)
+            await _follow(reader, ends, order_id, lambda seen: _show_next(order_id, seen, chain, as_json=as_json))
+        elif not is_whole:
+            raise typer.Exit(1)
 
 
-def _show_history(order_id: str, outcomes: list[Seen], *, as_json: bool) -> None:
-    if not outcomes:
-        typer.echo(f"order-service: Kafka knows nothing of an order {show.safe(order_id)}", err=True)
-        raise typer.Exit(1)
-    chain = Chain()
-    history = steps(outcomes, chain)
+def _show_history(history: list[Step], *, as_json: bool) -> None:
     if as_json:
         for step in history:
-            show.json_line(show.as_dict(step.seen) | ({"fault": step.fault} if step.fault else {}))
-    else:
+            show.json_line(_as_dict(step))
+    elif history:
         show.table(("time", "version", "event", "what changed", "actor", "command", "offset"), map(_row, history))
-    _verdict(order_id, history, chain, as_json=as_json)
 
 
-def _verdict(order_id: str, history: list[Step], chain: Chain, *, as_json: bool) -> None:
-    """Say where the order stands; exit with 1 if its history is broken, or if there never was an order."""
-    faults = [step.fault for step in history if step.fault]
-    for fault in faults:
-        show.console(stderr=True).print(f"THE HISTORY OF {order_id} IS BROKEN: {fault}", style="bold red", markup=False)
-    if faults:
-        raise typer.Exit(1)
+def _verdict(order_id: str, outcomes: list[Seen], history: list[Step], chain: Chain, *, as_json: bool) -> bool:
+    """Say where the order stands; False if its history is broken, or if there is no order, of all or by then."""
+    faulty = [step for step in history if step.fault]
+    for step in faulty:
+        _say_fault(order_id, step)
+    if faulty:
+        return False
     if chain.order is ABSENT:
-        typer.echo(f"order-service: there is no order {order_id}, only what was refused", err=True)
-        raise typer.Exit(1)
+        typer.echo(f"order-service: {_nothing(show.safe(order_id), outcomes, history)}", err=True)
+        return False
     if not as_json:
         show.line(
             (f"{order_id} is {chain.order.status}, version {chain.version}; the chain of digests is whole", "bold")
         )
+    return True
+
+
+def _nothing(order_id: str, outcomes: list[Seen], history: list[Step]) -> str:
+    """Say why there is no order to show."""
+    if not outcomes:
+        return f"Kafka knows nothing of an order {order_id}"
+    if not history:
+        return f"Kafka knows nothing of {order_id} by then: it begins at {min(map(time_of, outcomes))}"
+    by_then = " by then" if len(history) < len(outcomes) else ""
+    return f"there is no order {order_id}{by_then}, only what was refused"
+
+
+def _show_next(order_id: str, seen: Seen, chain: Chain, *, as_json: bool) -> None:
+    """Show what has come to a history, and check it as what was there before."""
+    for step in steps([seen], chain):
+        _show_step(step, as_json=as_json)
+        if step.fault:
+            _say_fault(order_id, step)
+
+
+def _say_fault(order_id: str, step: Step) -> None:
+    line = f"THE HISTORY OF {show.safe(order_id)} IS BROKEN: {step.fault}"
+    show.console(stderr=True).print(line, style="bold red", markup=False)
 
 
 async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id: str) -> list[Seen]:
@@ -148,14 +174,21 @@ async def _counted(
 def _row(step: Step) -> show.Row:
     message = step.seen.message
     name, style = show.name_and_style(message)
-    before = step.before if isinstance(step.before, Contents) else None
     cells = (
         time_of(step.seen),
         str(message.version) if isinstance(message, Event) else "-",
         name,
-        show.what(message, before),
+        show.what(message, _contents(step.before)),
         message.actor,
         message.command_id,
         f"{step.seen.partition}:{step.seen.offset}",
     )
     return style, cells
+
+
+def _contents(order: Order) -> Contents | None:
+    return order if isinstance(order, Contents) else None
+
+
+def _as_dict(step: Step) -> dict[str, Any]:
+    return show.as_dict(step.seen) | ({"fault": step.fault} if step.fault else {})

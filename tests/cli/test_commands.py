@@ -1,8 +1,11 @@
 """The six commands, `tail` and `timeline`, on a real Kafka with a worker."""
 
+import json
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -33,6 +36,13 @@ def create(cli, order_id, *more, user="dana", code=0):
         "create", order_id, "--user", user, "--currency", "EUR", "--line", "mug-blue:2:1250", *more, code=code
     )
     return told
+
+
+def forge(service, order_id):
+    """Put a second event behind the first that does not name its digest."""
+    forged = avro.encode_event(but(order_created, order_id=order_id, version=2, previous_digest=bytes(16)))
+    service.producer.produce(service.names.events, key=order_id, value=forged)
+    assert service.producer.flush(30) == 0
 
 
 def test_an_order_goes_its_way_and_the_timeline_tells_it(cli, created):
@@ -130,40 +140,78 @@ def test_an_order_that_never_was_has_no_timeline(cli, order_id):
     assert "only what was refused" in cli("timeline", order_id, code=1).stderr
 
 
+def test_a_time_before_an_order_is_told_from_an_order_that_never_was(cli, order_id):
+    before = datetime.now(UTC).isoformat()
+    cli("deliver", order_id, code=1)
+    until(lambda: cli.json("timeline", order_id, code=1), "the refusal is there")
+    between = datetime.now(UTC).isoformat()
+    create(cli, order_id)
+    assert (
+        f"knows nothing of {order_id} by then: it begins at" in cli("timeline", order_id, "--at", before, code=1).stderr
+    )
+    said = cli("timeline", order_id, "--at", between, code=1).stderr
+    assert f"there is no order {order_id} by then, only what was refused" in said
+
+
 def test_a_broken_chain_is_said_loudly(cli, service, created):
-    forged = avro.encode_event(but(order_created, order_id=created, version=2, previous_digest=bytes(16)))
-    service.producer.produce(service.names.events, key=created, value=forged)
-    assert service.producer.flush(30) == 0
+    forge(service, created)
     result = cli("timeline", created, code=1)
     assert f"THE HISTORY OF {created} IS BROKEN" in result.stderr
 
 
-def test_tail_shows_events_as_they_come(cli, service, created, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "order_service.cli",
-        "tail",
-        "--from-beginning",
-        "--rejections",
-        "--order",
-        created,
-    ]
-    shown, complaints = tmp_path / "out", tmp_path / "err"
+@contextmanager
+def reading_along(service, directory, *arguments):
+    """Run a command that goes on; give what it prints and what it complains of, and interrupt it afterwards."""
+    shown, complaints = directory / "out", directory / "err"
+    command = [sys.executable, "-m", "order_service.cli", *arguments]
     with shown.open("wb") as out, complaints.open("wb") as err:
-        tail = subprocess.Popen([*command, "--order", created], env=service.environment, stdout=out, stderr=err)
+        process = subprocess.Popen(command, env=service.environment, stdout=out, stderr=err)
     try:
-        until(lambda: "OrderCreated" in shown.read_text(), "the past is shown")
-        cli("deliver", created, code=1)
-        until(lambda: "refused DeliverOrder" in shown.read_text(), "a refusal is shown")
-        cli("pay", created, *PAY)
-        until(lambda: "OrderPaid" in shown.read_text(), "a payment is shown")
-        tail.send_signal(signal.SIGINT)
-        assert tail.wait(PATIENCE_S) == 130
+        yield shown.read_text, complaints.read_text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
     finally:
-        tail.kill()
-        tail.wait()
-    assert (len(shown.read_text().splitlines()), complaints.read_text()) == (3, "")
+        process.kill()
+        process.wait()
+
+
+def test_tail_shows_events_as_they_come(cli, service, created, tmp_path):
+    options = ["--from-beginning", "--rejections", "--order", created]
+    with reading_along(service, tmp_path, "tail", *options) as (shown, complaints):
+        until(lambda: "OrderCreated" in shown(), "the past is shown")
+        cli("deliver", created, code=1)
+        until(lambda: "refused DeliverOrder" in shown(), "a refusal is shown")
+        cli("pay", created, *PAY)
+        until(lambda: "OrderPaid" in shown(), "a payment is shown")
+    assert (len(shown().splitlines()), complaints()) == (3, "")
+
+
+def test_a_timeline_can_be_followed_before_there_is_an_order(cli, service, order_id, tmp_path):
+    with reading_along(service, tmp_path, "timeline", order_id, "--follow") as (shown, complaints):
+        until(lambda: f"Kafka knows nothing of an order {order_id}" in complaints(), "it says that nothing is there")
+        create(cli, order_id)
+        until(lambda: "OrderCreated" in shown(), "the order is shown")
+    assert len(complaints().splitlines()) == 1
+
+
+def test_a_timeline_can_be_followed_where_all_was_refused(cli, service, order_id, tmp_path):
+    cli("deliver", order_id, code=1)
+    with reading_along(service, tmp_path, "timeline", order_id, "--follow") as (shown, complaints):
+        until(lambda: "only what was refused" in complaints(), "it says that there is no order")
+        create(cli, order_id)
+        cli("amend", order_id, "--metadata", "channel=phone")
+        until(lambda: "metadata {} -> {channel=phone}" in shown(), "what an event changed is shown")
+    assert len(complaints().splitlines()) == 1
+
+
+def test_a_chain_that_breaks_while_it_is_followed_is_said_loudly(cli, service, created, tmp_path):
+    with reading_along(service, tmp_path, "timeline", created, "--follow", "--json") as (shown, complaints):
+        until(lambda: "OrderCreated" in shown(), "the past is shown")
+        forge(service, created)
+        until(lambda: f"THE HISTORY OF {created} IS BROKEN" in complaints(), "the break is said")
+        cli("deliver", created, code=1)
+        until(lambda: "Rejection" in shown(), "it goes on")
+    assert ["fault" in json.loads(line) for line in shown().splitlines()] == [False, True, False]
 
 
 def test_topics_are_created_once_and_checked(service):
