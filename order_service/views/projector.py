@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 _json: Final = msgspec.json.Encoder().encode
 
+CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are built again"
+
 CommandKey = tuple[str, str, bytes]
 DECISION: Final = ("is_accepted", "decided_at", "version", "partition", "offset", "document")
 """What a row of a command says beside which command it is."""
@@ -49,13 +51,16 @@ class Projection:
 
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
         """Read the next offset of each place that is known; of these, those that are `new` begin at 0."""
-        rows = [{**_names(place), "next_offset": 0} for place in new]
+        begun = [{**_names(place), "next_offset": 0} for place in new]
         with self._engine.begin() as connection:
-            if rows:
-                connection.execute(self._insert(positions).on_conflict_do_nothing(), rows)
+            if begun:
+                connection.execute(self._insert(positions).on_conflict_do_nothing(), begun)
             _check_form(connection)
-            found = connection.execute(select(positions))
-            return {TopicPartition(row.topic, row.partition): row.next_offset for row in found}
+            rows = connection.execute(select(positions))
+            found = {TopicPartition(row.topic, row.partition): row.next_offset for row in rows}
+            if new and (others := {place.topic for place in found} - {place.topic for place in new}):
+                raise DatabaseError(f"the database holds views of other topics: {', '.join(sorted(others))}")
+        return found
 
     def mark_built(self) -> None:
         """Let it be known that the views hold all that the log held when somebody began to keep them."""
@@ -101,15 +106,20 @@ async def follow(reader: Reader, projection: Projection, tell_behind: Callable[[
     then one of both was replaced, and without its tables the views are built again.
     """
     places = await reader.places(reader.names.events, reader.names.rejections)
+    goal = await reader.ends(places)
     while True:
         try:
-            await _follow(reader, projection, places, tell_behind)
+            await _follow(reader, projection, places, goal, tell_behind)
         except Overtaken as error:
             log.debug("Another projector was first.", where=str(error))
 
 
 async def _follow(
-    reader: Reader, projection: Projection, places: Sequence[TopicPartition], tell_behind: Callable[[int], None]
+    reader: Reader,
+    projection: Projection,
+    places: Sequence[TopicPartition],
+    goal: Mapping[TopicPartition, int],
+    tell_behind: Callable[[int], None],
 ) -> None:
     at = await asyncio.to_thread(projection.positions, places)
     starts, ends = await reader.starts(places), await reader.ends(places)
@@ -121,7 +131,7 @@ async def _follow(
         for record in records:
             place = TopicPartition(record.topic, record.partition)
             if record.offset < at[place]:
-                raise HistoryError("a topic begins anew: the views would mix two logs")
+                raise HistoryError(f"a topic begins anew: the views would mix two logs; {CURE}")
             moved[place] = record.offset + 1
         if records:
             seens = [decode(record, reader.names) for record in records]
@@ -130,7 +140,7 @@ async def _follow(
         elif at != await asyncio.to_thread(projection.positions):
             raise Overtaken("the tables were made anew, or another projector has read what we are given later")
         if left != 0:
-            left = await reader.behind(ends)
+            left = await reader.behind(goal)
             if left == 0:
                 await asyncio.to_thread(projection.mark_built)
             tell_behind(left)
@@ -140,9 +150,9 @@ def _check_reach(place: TopicPartition, at: int, start: int, end: int) -> None:
     """Check that a topic holds what follows on what the views have read of it."""
     topic = f"partition {place.partition} of {place.topic}"
     if at > end:
-        raise HistoryError(f"the views have read {topic} up to {at}, but it ends at {end}")
+        raise HistoryError(f"the views have read {topic} up to {at}, but it ends at {end}: {CURE}")
     if at < start:
-        raise HistoryError(f"the views have read {topic} up to {at}, but it begins at {start}")
+        raise HistoryError(f"the views have read {topic} up to {at}, but it begins at {start}: {CURE}")
 
 
 def _move(connection: Connection, place: TopicPartition, before: int, after: int) -> None:

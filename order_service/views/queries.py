@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
-from sqlalchemy import ColumnElement, Engine, Select, Table, false, inspect, or_, select, tuple_
+from sqlalchemy import CompoundSelect, Engine, Select, Table, inspect, select, tuple_, union_all
 
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
 from order_service.domain.reasons import Status
@@ -24,6 +24,9 @@ from order_service.views.tables import (
     orders,
     positions,
 )
+
+NEWS_MAX: Final = 500
+"""How many offsets one look at the news passes over."""
 
 _events: Final = msgspec.json.Decoder(Event)
 _rejections: Final = msgspec.json.Decoder(Rejection)
@@ -70,11 +73,12 @@ Places = dict[tuple[str, int], int]
 
 
 class News(Struct, frozen=True):
-    """What has come into the views between two looks at them, and how far they are now."""
+    """What has come into the views between two looks at them, and how far that is; `is_all` if it is all of it."""
 
     events: tuple[Recorded, ...]
     rejections: tuple[Rejection, ...]
     places: Places
+    is_all: bool = True
 
 
 class Views:
@@ -99,22 +103,28 @@ class Views:
         return {(row.topic, row.partition): row.next_offset for row in self._rows(select(positions))}
 
     def news(self, since: Places) -> News:
-        """Give what has come in since the views were there; nothing of a topic that begins anew."""
+        """Give what has come in since the views were there; of very much, the first part: ask again for the rest.
+
+        Nothing of a topic that begins anew.
+        """
         places = self.places()
-        moved = {place: (since.get(place, 0), to) for place, to in places.items() if to > since.get(place, 0)}
+        moved = {place: since.get(place, 0) for place, end in places.items() if end > since.get(place, 0)}
         if not moved:
             return News((), (), places)
-        ranges = [
-            [(partition, *bounds) for (topic, partition), bounds in moved.items() if topic == wanted]
-            for wanted in (self._names.events, self._names.rejections)
-        ]
-        happened = select(order_events).where(_lies_in(order_events, ranges[0]))
-        refused = select(commands.c.document).where(~commands.c.is_accepted, _lies_in(commands, ranges[1]))
-        happened = happened.order_by(order_events.c.partition, order_events.c.offset)
+        most = max(1, NEWS_MAX // len(moved))
+        reached = places | {place: min(places[place], start + most) for place, start in moved.items()}
+
+        def rows(some: Select[Any], table: Table, wanted: str) -> Sequence[Any]:
+            spans = [(at, start, reached[topic, at]) for (topic, at), start in moved.items() if topic == wanted]
+            return self._between(some, table, spans)
+
+        happened = rows(select(order_events), order_events, self._names.events)
+        refused = select(commands.c.partition, commands.c.offset, commands.c.document).where(~commands.c.is_accepted)
         return News(
-            tuple(map(_recorded, self._rows(happened))),
-            tuple(_rejections.decode(row.document) for row in self._rows(refused)),
-            places,
+            tuple(map(_recorded, happened)),
+            tuple(_rejections.decode(row.document) for row in rows(refused, commands, self._names.rejections)),
+            reached,
+            is_all=reached == places,
         )
 
     def order(self, order_id: str) -> OrderView | None:
@@ -141,13 +151,15 @@ class Views:
 
     def events_of(self, places: Places, *, user_id: str | None = None, limit: int = 1000) -> tuple[Recorded, ...]:
         """Give events of all orders, or of one user's, from these places on; those of an order in their order."""
-        topic = self._names.events
-        ends = [(partition, start, 2**62) for (named, partition), start in places.items() if named == topic]
-        some = select(order_events).where(_lies_in(order_events, ends))
-        if user_id is not None:
-            some = some.where(order_events.c.user_id == user_id)
-        some = some.order_by(order_events.c.partition, order_events.c.offset)
-        return tuple(map(_recorded, self._rows(some.limit(limit))))
+        found: list[Recorded] = []
+        for (topic, partition), start in sorted(places.items()):
+            if topic == self._names.events and len(found) < limit:
+                some = select(order_events).where(order_events.c.partition == partition, order_events.c.offset >= start)
+                if user_id is not None:
+                    some = some.where(order_events.c.user_id == user_id)
+                some = some.order_by(order_events.c.offset).limit(limit - len(found))
+                found += map(_recorded, self._rows(some))
+        return tuple(found)
 
     def refusals(self, order_id: str, *, limit: int = 1000) -> tuple[Rejection, ...]:
         """Give the refused commands of an order, the newest of them if they are too many, oldest first."""
@@ -199,18 +211,20 @@ class Views:
     def _history(self, order_id: str) -> Select[Any]:
         return select(order_events).where(order_events.c.order_id == order_id).order_by(order_events.c.version)
 
-    def _rows(self, statement: Select[Any]) -> Sequence[Any]:
+    def _between(self, some: Select[Any], table: Table, spans: Iterable[tuple[int, int, int]]) -> Sequence[Any]:
+        """Give the rows whose place lies in one of these: a partition, its first offset, and the first one behind.
+
+        One part for each: of conditions with OR between them, SQLite may look at all rows.
+        """
+        place = table.c.partition, table.c.offset
+        parts = [some.where(place[0] == number, place[1] >= start, place[1] < end) for number, start, end in spans]
+        rows = self._rows(union_all(*parts)) if parts else []
+        return sorted(rows, key=lambda row: (row.partition, row.offset))
+
+    def _rows(self, statement: Select[Any] | CompoundSelect[Any]) -> Sequence[Any]:
         with self._engine.begin() as connection:
             return connection.execute(statement).all()
 
 
 def _recorded(row: Any) -> Recorded:
     return Recorded(_events.decode(row.document), row.user_id, row.partition, row.offset, row.command_offset)
-
-
-def _lies_in(table: Table, ranges: Iterable[tuple[int, int, int]]) -> ColumnElement[bool]:
-    """Say that a row's place lies in one of these: a partition, its first offset, and the first one behind."""
-    place = table.c.partition, table.c.offset
-    return or_(
-        false(), *[(place[0] == number) & (place[1] >= start) & (place[1] < end) for number, start, end in ranges]
-    )

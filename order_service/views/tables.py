@@ -37,7 +37,7 @@ from order_service.errors import DatabaseError
 from order_service.settings import Settings
 from order_service.wire.writer import EPOCH, MILLISECOND
 
-FORM: Final = 2
+FORM: Final = 3
 """The form of these tables and documents. Raise it with every change: views of another form are built again."""
 
 BUSY_S: Final = 10.0
@@ -79,6 +79,7 @@ orders: Final = Table(
     Column("document", Text, nullable=False),
     Index("orders_by_time", "created_at", "order_id"),
     Index("orders_by_user", "user_id", "created_at", "order_id"),
+    Index("orders_by_user_and_status", "user_id", "status", "created_at", "order_id"),
     Index("orders_by_status", "status", "created_at", "order_id"),
 )
 
@@ -94,7 +95,11 @@ order_events: Final = Table(
     Column("command_offset", BigInteger),
     Column("document", Text, nullable=False),
     Index("order_events_by_place", "partition", "offset", unique=True),
+    Index("order_events_by_user", "user_id", "partition", "offset"),
 )
+
+_REFUSED: Final[dict[str, Any]] = {"sqlite_where": text("is_accepted = 0"), "postgresql_where": text("NOT is_accepted")}
+"""The refused commands, in the words in which SQLAlchemy asks for them: others, and SQLite leaves the index alone."""
 
 commands: Final = Table(
     "commands",
@@ -108,13 +113,8 @@ commands: Final = Table(
     Column("partition", Integer),
     Column("offset", BigInteger),
     Column("document", Text),
-    Index(
-        "refusals_by_place",
-        "partition",
-        "offset",
-        sqlite_where=text("NOT is_accepted"),
-        postgresql_where=text("NOT is_accepted"),
-    ),
+    Index("refusals_by_place", "partition", "offset", **_REFUSED),
+    Index("refusals_by_order", "order_id", "decided_at", "offset", **_REFUSED),
 )
 """What became of each command. An accepted one has its place and document in `order_events`, a refused one here."""
 
@@ -136,8 +136,9 @@ def database_of(settings: Settings) -> URL:
 def open_database(url: URL, *, writes: bool = False) -> Engine:
     """Connect to a database; one that `writes` takes SQLite's lock when a transaction begins, not in its middle."""
     if url.get_backend_name() == "postgresql":
-        bounds = f"-c statement_timeout={BUSY_S * 1000:.0f} -c lock_timeout={BUSY_S * 1000:.0f}"
-        given = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": round(BUSY_S * 1000), "options": bounds}
+        within_ms = round(BUSY_S * 1000)
+        options = f"{url.query.get('options', '')} -c statement_timeout={within_ms} -c lock_timeout={within_ms}"
+        given = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": within_ms, "options": options}
         return create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=given)
     file = Path(str(url.database))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +190,11 @@ def form_of(connection: Connection) -> int:
     return connection.scalar(select(form.c.form)) or 0
 
 
-@stamina.retry(on=sqlite3.OperationalError, timeout=BUSY_S, attempts=None, wait_initial=0.01, wait_max=0.2)
+def _is_locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+@stamina.retry(on=_is_locked, timeout=BUSY_S, attempts=None, wait_initial=0.01, wait_max=0.2)
 def _write_ahead(connection: Any) -> None:
     """Let readers read while the projector writes. SQLite does not wait here while others open the file."""
     if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):

@@ -3,17 +3,18 @@
 from functools import reduce
 
 import pytest
+from aiokafka.structs import TopicPartition
 from sqlalchemy import make_url, select
 from sqlalchemy.exc import OperationalError
 
 from order_service.domain.messages import OrderCreated
 from order_service.domain.reasons import Status
 from order_service.errors import DatabaseError, HistoryError
-from order_service.views import state
+from order_service.views import heads, state
 from order_service.views.projector import Overtaken, Projection
 from order_service.views.tables import FORM, form, open_database, prepare
 from tests import samples
-from tests.samples import ORDER_ID, but, event_of, order_amended, order_created, order_paid, ship_refused
+from tests.samples import ORDER_ID, but, digest_of, event_of, order_amended, order_created, order_paid, ship_refused
 from tests.views.log import EVENTS, REJECTIONS, START, after, seens
 
 HISTORY = list(samples.events)
@@ -107,6 +108,27 @@ def test_two_projectors_apply_everything_once(url, engine, views):
     assert [recorded.event for recorded in views.history(ORDER_ID)] == HISTORY
     for projection in (first, second):
         projection._engine.dispose()
+
+
+def test_views_of_other_topics_are_left_alone(projection):
+    projection.positions(START)
+    others = [TopicPartition(f"other.{place.topic}", place.partition) for place in START]
+    with pytest.raises(DatabaseError, match=f"the database holds views of other topics: {EVENTS.topic}"):
+        projection.positions(others)
+    assert projection.positions() == START
+
+
+def test_of_large_orders_fewer_are_remembered(projection, views, monkeypatch):
+    put(projection, HISTORY)
+    monkeypatch.setattr(heads, "KEPT_MAX", 0)
+    more = [but(event, order_id="order-2") for event in HISTORY]
+    chained = [but(more[0], previous_digest=None)]
+    for one in more[1:]:
+        chained.append(but(one, previous_digest=digest_of(chained[-1])))
+    put(projection, chained, before={**START, EVENTS: len(HISTORY)}, offset=len(HISTORY))
+    assert not projection._heads._remembered
+    assert projection._heads._kept == 0
+    assert views.order("order-2").version == len(HISTORY)
 
 
 def test_views_of_an_older_form_are_built_again(engine, projection, views):

@@ -6,7 +6,8 @@ import pytest
 
 from order_service.domain.reasons import Status
 from order_service.stream.topics import topic_names
-from order_service.views.queries import Filter, Views
+from order_service.views import queries
+from order_service.views.queries import Filter, Places, Views
 from order_service.views.tables import FORM, form
 from tests import samples
 from tests.samples import NOW, ORDER_ID, but, event_of
@@ -125,6 +126,22 @@ def test_what_is_new_is_told_once(projection, views):
     assert news.places == views.places()
     nothing = views.news(news.places)
     assert (nothing.events, nothing.rejections) == ((), ())
+
+
+def test_much_that_is_new_is_told_in_parts(projection, views, monkeypatch):
+    refusal = but(samples.ship_refused, command_id="again")
+    put(projection, [*HISTORY, refusal])
+    monkeypatch.setattr(queries, "NEWS_MAX", 4)  # two of each topic
+    since: Places = {}
+    told, refused = [], []
+    while not (news := views.news(since)).is_all:
+        assert len(news.events) <= 4
+        told += news.events
+        refused += news.rejections
+        assert news.places != since
+        since = news.places
+    assert [recorded.event for recorded in (*told, *news.events)] == HISTORY
+    assert (*refused, *news.rejections) == (refusal,)
 
 
 def test_a_topic_that_begins_anew_is_no_news(projection, views):
