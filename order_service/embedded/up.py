@@ -38,9 +38,9 @@ class Running(Struct, frozen=True):
 
     http: str
     kafka: str
-    health: str
-    metrics: str
     users: str
+    health: Mapping[str, str]
+    """Of each of our processes; its `/metrics` are at the same port."""
     hints: Mapping[str, str]
     """What another terminal must have set to mean this run."""
 
@@ -68,10 +68,11 @@ def run(settings: Settings, *, say: Say, on_ready: Callable[[Running], object]) 
     children = [] if isinstance(choice, External) else [_kafka(choice, settings, say)]
     children += [_users(settings, environment)] if has_stub else []
     children += [_worker(settings, environment)]
-    children += [_with_admin_port(name, settings, environment) for name in ("projector", "web")]
-    admin = _url(settings.host, settings.admin_port)
-    http = _url(settings.host, settings.http_port)
-    running = Running(http, servers, f"{admin}/health/ready", f"{admin}/metrics", _without_user(url), hints)
+    ports = {name: free_port() for name in ("projector", "web")}
+    children += [_with_admin_port(name, port, settings, environment) for name, port in ports.items()]
+    admin_ports = {"worker": settings.admin_port, **ports}
+    health = {name: f"{_url(settings.host, port)}/health/ready" for name, port in admin_ports.items()}
+    running = Running(_url(settings.host, settings.http_port), servers, _without_user(url), health, hints)
     supervisor = Supervisor([_announced(child, say) for child in children])
     code = asyncio.run(supervisor.run(lambda: on_ready(running)))
     say("all of it has ended")
@@ -81,9 +82,10 @@ def run(settings: Settings, *, say: Say, on_ready: Callable[[Running], object]) 
 def ready_lines(running: Running, took_s: float) -> list[str]:
     """Say that it is ready, where everything is, and what to try in another terminal."""
     prefix = "".join(f"{name}={value} " for name, value in running.hints.items()) + _program()
+    health = ", ".join(f"{name} {url}" for name, url in running.health.items())
     return [
-        f"ready in {took_s:.0f} s: orders at {running.http}, Kafka at {running.kafka}",
-        f"worker: {running.health}, {running.metrics}; users: {running.users}",
+        f"ready in {took_s:.0f} s: orders at {running.http}, Kafka at {running.kafka}, users at {running.users}",
+        f"health: {health}; metrics: /metrics there",
         "Try in another terminal:",
         f"  {prefix} create order-1 --user dana --currency EUR --line mug-blue:2:1250",
         f"  {prefix} pay order-1 --payment-id payment-1 --amount 2500 --currency EUR",
@@ -177,9 +179,8 @@ def _worker(settings: Settings, environment: Mapping[str, str]) -> Child:
     )
 
 
-def _with_admin_port(name: str, settings: Settings, environment: Mapping[str, str]) -> Child:
-    """Start one that is ready when all views are; its admin port is any: ORDERS_ADMIN_PORT is the worker's."""
-    port = free_port()
+def _with_admin_port(name: str, port: int, settings: Settings, environment: Mapping[str, str]) -> Child:
+    """Start one that is ready when all views are; its admin port is another: ORDERS_ADMIN_PORT is the worker's."""
     return Child(
         name=name,
         command=(*OURS, name),

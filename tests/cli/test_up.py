@@ -1,11 +1,13 @@
 """`order-service up` as people run it: a process with its own Kafka, ports and folder."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 
@@ -60,6 +62,14 @@ def is_there(pid):
     return bool(state.strip()) and not state.startswith("Z")
 
 
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 def test_a_run_from_ready_to_ctrl_c(environment, tmp_path):
     up = Up(environment, tmp_path)
     try:
@@ -76,6 +86,9 @@ def test_a_run_from_ready_to_ctrl_c(environment, tmp_path):
         assert [step["version"] for step in cli.json("timeline", "order-1")] == [1, 2, 3, 4]
         until(lambda: cli.json("show", "order-1")[0]["status"] == "delivered", "HTTP has seen it delivered")
         cli("topics", "check")
+        told = dict(re.findall(r"(worker|projector|web) (http:\S+/health/ready)", up.out.read_text()))
+        assert len(told) == 3
+        until(lambda: all(map(answers, told.values())), "all health addresses that it says are ready")
         processes = up.processes()
         assert any("kafka.Kafka" in args or "docker" in args for args in processes.values())
         began_at = time.monotonic()
