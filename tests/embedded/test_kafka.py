@@ -21,6 +21,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import UnknownTopicOrPartitionError
 
 import order_service
+from order_service.cli.environment import LOCAL_PARTITIONS
 from order_service.embedded.broker import HOST, Broker, free_port, is_taken
 from order_service.embedded.kafka import (
     IMAGE,
@@ -219,6 +220,11 @@ def test_the_compose_file_sets_what_the_embedded_node_sets():
     for name in same:
         assert f'      {name}: "{container_env(1)[name]}"\n' in compose
     assert f"image: {IMAGE}\n" in compose
+
+
+def test_the_compose_file_makes_as_many_partitions_as_a_command_line_beside_it_expects():
+    compose = (ROOT / "docker-compose.yml").read_text()
+    assert f'    ORDERS_PARTITIONS: "${{ORDERS_PARTITIONS:-{LOCAL_PARTITIONS}}}"\n' in compose
 
 
 def test_the_compose_file_publishes_on_loopback_only():
