@@ -1,4 +1,5 @@
-# Everything here needs nothing but python3, Java 17 and Maven (or Docker) on the PATH; `make help` lists it.
+# Everything here needs nothing but python3, Java 17 and Maven (or Docker) on the PATH, and the tests Chromium too, which
+# `make browser` installs where it can; `make help` lists it.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +26,7 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-run: setup ## start Kafka, the User Service stub and a worker; Ctrl-C ends all of it
+run: setup ## start Kafka, the User Service stub, a worker, a projector and an HTTP server; Ctrl-C ends all of it
 	@exec $(BIN)/order-service up
 
 check: setup ## lint, types, import rules and dependencies: seconds, no broker
@@ -51,7 +52,7 @@ openapi: setup ## write the OpenAPI document anew
 	$(BIN)/python -m order_service.web.openapi
 
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS KINDS
-chaos: setup ## kill what carries a load, then count what was lost or doubled (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS)
+chaos: setup ## kill what carries a load, then count what was lost or doubled (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS KINDS)
 	$(BIN)/python -m tests.faults
 
 proof: setup ## the long runs of the proof, one after the other: an hour and a half
@@ -67,7 +68,7 @@ fuzz: setup ## decode damaged bytes: a million from a seed, then RUNS more that 
 	$(UV) pip install --quiet --python $(BIN)/python atheris
 	$(BIN)/python -m tests.wire.fuzzed -runs=$(RUNS) -max_len=4096 tests/wire/corpus
 
-bench: setup ## measure throughput, latency and restore, and print the table
+bench: setup ## measure throughput, latency, lookups, restore, takeover, memory and idling, and print the table: half an hour
 	$(BIN)/python -m bench
 
 lock: setup ## resolve the versions in requirements*.lock anew
