@@ -5,6 +5,7 @@ import time
 from typing import Final, NoReturn
 
 import structlog
+from prometheus_client import Gauge
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from order_service.admin import AdminServer
@@ -17,22 +18,34 @@ from order_service.views.tables import database_of, open_database, prepare
 log = structlog.get_logger()
 
 TELL_EVERY_S: Final = 5.0
+BEHIND: Final = Gauge("orders_views_behind", "Offsets of events and rejections that are not in the views yet.")
 
 
 class Building:
-    """How far the views are from what the log held when they were opened."""
+    """How far the views are from what the log held when they were opened, and from what it holds now."""
 
     def __init__(self) -> None:
         self._left: int | None = None
         self._told_at = 0.0
+        self._behind: int | None = 0
 
     def tell(self, left: int) -> None:
-        """Hear how many offsets are left."""
-        is_news = self._left != 0 if left == 0 else time.monotonic() - self._told_at > TELL_EVERY_S
-        if is_news:
-            log.info("The views are built." if left == 0 else "The views are being built.", offsets_left=left)
+        """Hear how many offsets are left of what there was."""
+        is_built = left == 0
+        if is_built and self._left != 0:
+            log.info("The views are built.")
+        elif not is_built and time.monotonic() - self._told_at > TELL_EVERY_S:
+            log.info("The views are being built.", offsets_left=left)
             self._told_at = time.monotonic()
         self._left = left
+
+    def tell_behind(self, behind: int | None) -> None:
+        """Hear how many offsets the views are behind the log, None if nobody knows."""
+        if behind is not None:
+            BEHIND.set(behind)
+        elif self._behind is not None:
+            log.warning("Kafka does not answer: the views get older.")
+        self._behind = behind
 
     def faults(self) -> list[str]:
         """Say why nobody should read the views yet."""
@@ -40,7 +53,7 @@ class Building:
             case None:
                 return ["the views are being opened"]
             case 0:
-                return []
+                return [] if self._behind is not None else ["Kafka does not answer: the views get older"]
             case left:
                 return [f"the views are being built: {left:,} offsets are left"]
 
@@ -57,7 +70,7 @@ async def run(settings: Settings) -> NoReturn:
     try:
         await asyncio.to_thread(prepare, engine)
         async with Reader(settings) as reader:
-            await follow(reader, Projection(engine), building.tell)
+            await follow(reader, Projection(engine), building)
     except SQLAlchemyError as error:
         # Not its message: a driver's may hold values of rows.
         kind = type(error.orig if isinstance(error, DBAPIError) else error).__name__

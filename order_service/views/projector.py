@@ -5,8 +5,9 @@ projector believes it to be. Where another was first it is `Overtaken`, nothing 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NoReturn
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NoReturn, Protocol
 
 import msgspec
 import structlog
@@ -16,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import DatabaseError, HistoryError
+from order_service.errors import DatabaseError, HistoryError, KafkaAwayError
 from order_service.reading import Reader, Seen, decode
 from order_service.views import state
 from order_service.views.heads import Head, Heads, head_after
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 
 _json: Final = msgspec.json.Encoder().encode
 
+LOOK_EVERY_S: Final = 2.0
+"""How often to ask how far the log goes on."""
 CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are built again"
 
 CommandKey = tuple[str, str, bytes]
@@ -99,8 +102,18 @@ class Projection:
         self._heads.keep(heads, after)
 
 
-async def follow(reader: Reader, projection: Projection, tell_behind: Callable[[int], None]) -> NoReturn:
-    """Fold all that was and all that comes. `tell_behind` is told how many offsets are left of what there was.
+class Progress(Protocol):
+    """Who wants to know how far the views are."""
+
+    def tell(self, left: int) -> None:
+        """Hear how many offsets are left of what there was when the projector began."""
+
+    def tell_behind(self, behind: int | None) -> None:
+        """Hear how many offsets the views are behind the log now; None if Kafka does not answer."""
+
+
+async def follow(reader: Reader, projection: Projection, progress: Progress) -> NoReturn:
+    """Fold all that was and all that comes, and tell how far the views are.
 
     Raises KafkaAwayError, TopicsError, SQLAlchemyError; HistoryError where the views and the log do not fit together:
     then one of both was replaced, and without its tables the views are built again.
@@ -109,7 +122,7 @@ async def follow(reader: Reader, projection: Projection, tell_behind: Callable[[
     goal = await reader.ends(places)
     while True:
         try:
-            await _follow(reader, projection, places, goal, tell_behind)
+            await _follow(reader, projection, places, goal, progress)
         except Overtaken as error:
             log.debug("Another projector was first.", where=str(error))
 
@@ -119,13 +132,13 @@ async def _follow(
     projection: Projection,
     places: Sequence[TopicPartition],
     goal: Mapping[TopicPartition, int],
-    tell_behind: Callable[[int], None],
+    progress: Progress,
 ) -> None:
     at = await asyncio.to_thread(projection.positions, places)
     starts, ends = await reader.starts(places), await reader.ends(places)
     for place in places:
         _check_reach(place, at[place], starts[place] if place.topic == reader.names.events else 0, ends[place])
-    left = -1
+    left, look_at = -1, 0.0
     async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
         moved = {}
         for record in records:
@@ -143,7 +156,18 @@ async def _follow(
             left = await reader.behind(goal)
             if left == 0:
                 await asyncio.to_thread(projection.mark_built)
-            tell_behind(left)
+            progress.tell(left)
+        if time.monotonic() >= look_at:
+            progress.tell_behind(await _behind(reader, places))
+            look_at = time.monotonic() + LOOK_EVERY_S
+
+
+async def _behind(reader: Reader, places: Sequence[TopicPartition]) -> int | None:
+    """Ask how far the log goes on by now; while Kafka is away, nothing comes, and only this tells."""
+    try:
+        return await reader.behind(await reader.ends(places))
+    except KafkaAwayError:
+        return None
 
 
 def _check_reach(place: TopicPartition, at: int, start: int, end: int) -> None:

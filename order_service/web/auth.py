@@ -61,6 +61,10 @@ class Caller(Struct, frozen=True):
         """Tell whether the orders of `user_id` exist for this caller: a user's own, and all for who may read."""
         return self.may(Scope.READ) if self.is_service else self.subject == user_id
 
+    def hears_of(self, actor: str) -> bool:
+        """Tell whether the caller may hear of what an actor was refused: a user not of other users, who tried."""
+        return self.is_service or actor == self.actor or not actor.startswith("user:")
+
 
 LOCAL: Final = Caller("local", frozenset({Scope.ADMIN}))
 

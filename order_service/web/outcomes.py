@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.domain.answer import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import NEVER_REMEMBERED, Reason
-from order_service.errors import KafkaAwayError
 from order_service.views.queries import News, Views
 from order_service.web.problems import Problem, Trouble
 from order_service.web.producing import CommandsTopic
@@ -42,6 +40,9 @@ class Awaited:
     def __init__(self, digest: bytes, actor: str) -> None:
         self.digest = digest
         self.actor = actor
+        self.waiting = 0
+        self.passed_over: Rejection | None = None
+        """A refusal of the moment that an earlier copy met: it is no outcome of this one."""
         self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.decided: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
@@ -51,6 +52,13 @@ class Awaited:
             self.sent.set_result(None)
         if not self.decided.done():
             self.decided.set_result(outcome)
+
+    def is_by(self, decided: Event | Rejection) -> bool:
+        """Tell whether this is what became of it."""
+        if decided.command_digest != self.digest:
+            return False
+        old = self.passed_over
+        return old is None or isinstance(decided, Event) or decided.rejected_at > old.rejected_at
 
     def fail(self, error: Exception) -> None:
         """Tell all who wait that it may not be in Kafka, or must not be; they may all have gone."""
@@ -98,26 +106,27 @@ class Outcomes:
     async def outcome(self, command: Command, headers: Headers, wait_s: float, *, is_new: bool) -> Outcome:
         """Send a command, unless it was sent before, and wait for its outcome up to `wait_s` seconds.
 
-        `is_new` says that nobody can have used its id before. Raises Problem if it was used with another content, or
-        too many requests wait; KafkaAwayError and SQLAlchemyError.
+        `is_new` says that nobody can have used its id before. Raises Problem if it was used with another content, too
+        many requests wait, or this server ends; KafkaAwayError and SQLAlchemyError.
         """
         deadline = asyncio.get_running_loop().time() + wait_s
-        with self._place(command.actor):
+        with self.place(command.actor):
             awaited = self._join(command, headers, is_new=is_new)
-            await asyncio.shield(awaited.sent)
-            left = deadline - asyncio.get_running_loop().time()
-            futures: set[asyncio.Future[Any]] = {awaited.decided, self._ended}
-            await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-            return awaited.decided.result() if awaited.decided.done() else UNDECIDED
-
-    async def stop(self) -> None:
-        """Let nobody wait any longer; what is on its way into Kafka gets there."""
-        self._ended.set_result(None)
-        await asyncio.gather(*self._sending)
+            awaited.waiting += 1
+            try:
+                await asyncio.shield(awaited.sent)
+                left = deadline - asyncio.get_running_loop().time()
+                futures: set[asyncio.Future[Any]] = {awaited.decided, self._ended}
+                await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+                return awaited.decided.result() if awaited.decided.done() else UNDECIDED
+            finally:
+                awaited.waiting -= 1
 
     @contextmanager
-    def _place(self, actor: str) -> Iterator[None]:
-        """Hold a request of an actor; Problem if there is no place for it."""
+    def place(self, actor: str) -> Iterator[None]:
+        """Hold a request of an actor, and look often meanwhile; Problem if there is no place for it."""
+        if self._ended.done():
+            raise Problem(Trouble.NOT_YET, "This server is about to end.", headers={"Retry-After": "1"})
         if self._held.total() >= self._waiting_max or self._held[actor] * ACTORS_MIN >= self._waiting_max:
             raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many requests wait already.", headers={"Retry-After": "1"})
         self._held[actor] += 1
@@ -128,10 +137,15 @@ class Outcomes:
             if not self._held[actor]:
                 del self._held[actor]
 
+    async def stop(self) -> None:
+        """Let nobody wait any longer; what is on its way into Kafka gets there."""
+        self._ended.set_result(None)
+        await asyncio.gather(*self._sending)
+
     def _decide(self, decided: Event | Rejection) -> None:
         key = decided.order_id, decided.command_id
         awaited = self._awaited.get(key)
-        if awaited is not None and awaited.digest == decided.command_digest:
+        if awaited is not None and awaited.is_by(decided):
             del self._awaited[key]
             awaited.decide(Outcome(decided))
 
@@ -143,9 +157,9 @@ class Outcomes:
             if awaited.digest != digest:
                 raise _reused(command)
             return awaited
+        if len(self._awaited) >= KNOWN_MAX:
+            self._awaited.pop(next((old for old, one in self._awaited.items() if not one.waiting), key), None)
         awaited = self._awaited[key] = Awaited(digest, command.actor)
-        if len(self._awaited) > KNOWN_MAX:
-            self._awaited.popitem(last=False)
         sending = asyncio.create_task(self._send(command, headers, awaited, is_new=is_new))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
@@ -155,7 +169,7 @@ class Outcomes:
         """Send a command; it is a task of its own, for whoever asked for it may hang up."""
         try:
             await self._pulse.wake()
-            first = None if is_new else await self._first_outcome(command, awaited.digest)
+            first = None if is_new else await self._first_outcome(command, awaited)
             if first is not None:
                 self._awaited.pop((command.order_id, command.command_id), None)
                 awaited.decide(Outcome(first, is_replayed=True))
@@ -163,18 +177,21 @@ class Outcomes:
                 await self._topic.send(command, headers)
                 if not awaited.sent.done():
                     awaited.sent.set_result(None)
-        except (Problem, KafkaAwayError, SQLAlchemyError) as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits hears of it, whatever it is
             self._awaited.pop((command.order_id, command.command_id), None)
             awaited.fail(error)
 
-    async def _first_outcome(self, command: Command, digest: bytes) -> Event | Rejection | None:
+    async def _first_outcome(self, command: Command, awaited: Awaited) -> Event | Rejection | None:
         """Look what an earlier copy of a command came to; a refusal of the moment is none: it is tried again."""
         first = await asyncio.to_thread(self._views.command, command.order_id, command.command_id)
         if first is None:
             return None
-        if first.command_digest != digest:
+        if first.command_digest != awaited.digest:
             raise _reused(command)
-        return None if isinstance(first, Rejection) and first.reason in NEVER_REMEMBERED else first
+        if isinstance(first, Rejection) and first.reason in NEVER_REMEMBERED:
+            awaited.passed_over = first
+            return None
+        return first
 
 
 def _reused(command: Command) -> Problem:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Final, NoReturn
 
@@ -38,6 +39,7 @@ class Readiness:
     def __init__(self, views: Views) -> None:
         self._views = views
         self._faults = ["the views are being opened"]
+        self._thread = ThreadPoolExecutor(1, "readiness")  # its own: it also tells where callers' questions hang
 
     def faults(self) -> list[str]:
         """Say why nothing can be read yet."""
@@ -46,7 +48,7 @@ class Readiness:
     async def look(self) -> None:
         """Look into the database."""
         try:
-            self._faults = await asyncio.to_thread(self._views.faults)
+            self._faults = await asyncio.get_running_loop().run_in_executor(self._thread, self._views.faults)
         except SQLAlchemyError as error:
             self._faults = [f"the database does not serve us: {type(error).__name__}"]
 

@@ -5,7 +5,9 @@ what was decided while this one was away is found like all else.
 """
 
 import asyncio
-from typing import Final, Protocol
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol, TypeVar
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,6 +20,8 @@ EAGER_S: Final = 0.005
 """How often to look while a request waits for what comes."""
 AGAIN_S: Final = 1.0
 """How long the database is left alone after it has failed us."""
+
+_T = TypeVar("_T")
 
 
 class Listener(Protocol):
@@ -39,6 +43,8 @@ class Pulse:
         self._listeners: list[Listener] = []
         self._places: Places | None = None
         self._hurry = asyncio.Event()
+        # Not the threads of all: slow questions of callers must not hold up who waits for an outcome.
+        self._thread = ThreadPoolExecutor(1, "pulse")
 
     def add(self, listener: Listener) -> None:
         """Let a listener hear all that comes."""
@@ -47,7 +53,7 @@ class Pulse:
     async def wake(self) -> None:
         """Look from now on: a listener hears all that is not in the views yet when this returns."""
         if self._places is None:
-            places = await asyncio.to_thread(self._views.places)
+            places = await self._ask(self._views.places)
             if self._places is None:  # else another one was faster
                 self._places = places
         self._hurry.set()
@@ -80,8 +86,13 @@ class Pulse:
     async def _look(self) -> None:
         if self._places is None:
             return
-        news = await asyncio.to_thread(self._views.news, self._places)
+        news = await self._ask(self._views.news, self._places)
         self._places = news.places
+        if not news.is_all:
+            self._hurry.set()
         if news.events or news.rejections:
             for listener in self._listeners:
                 listener.hear(news)
+
+    async def _ask(self, question: Callable[..., _T], *about: Places) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, question, *about)

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4, uuid5
 
 from aiohttp import ETag, web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+from msgspec import Struct
 from pydantic import ValidationError
 
 from order_service.web.bodies import Body, Query
@@ -59,13 +60,21 @@ def read_query(request: web.Request, model: type[_Q]) -> _Q:
         raise Problem(Trouble.INVALID_PARAMETER, errors=list(_faults(error))) from None
 
 
-def wait_s(headers: Mapping[str, str]) -> int:
+class Preference(Struct, frozen=True):
+    """How long the caller would wait, and which of its preferences that was; None if it named none of these."""
+
+    wait_s: int
+    applied: str | None
+
+
+def prefer(request: web.Request) -> Preference:
     """Say how long the caller would wait (`Prefer: wait=N`, 5 s if it does not say, 30 s at most)."""
-    prefer = headers.get("Prefer", "")
-    found = _WAIT.search(prefer)
+    given = ",".join(request.headers.getall("Prefer", ()))
+    found = _WAIT.search(given)
     if found:
-        return min(int(found[1]), MAX_WAIT_S)
-    return 0 if _RESPOND_ASYNC.search(prefer) else DEFAULT_WAIT_S
+        seconds = min(int(found[1]), MAX_WAIT_S)
+        return Preference(seconds, f"wait={seconds}")
+    return Preference(0, "respond-async") if _RESPOND_ASYNC.search(given) else Preference(DEFAULT_WAIT_S, None)
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:

@@ -41,7 +41,7 @@ from order_service.web.outcomes import Outcomes
 from order_service.web.problems import Problem, Trouble, refused
 from order_service.web.pulse import Pulse
 from order_service.web.sse import Live
-from order_service.web.streams import Streams
+from order_service.web.streams import Streams, Subject
 from order_service.wire.flat import flat
 
 _T = TypeVar("_T")
@@ -158,16 +158,20 @@ class Api:
             "next_after_version": shown[-1].event.version if len(found) > len(shown) else None,
         }
         if query.include_refused:
-            body["rejections"] = [flat(one) for one in await self._ask(self._views.refusals, call.order_id)]
+            refusals = await self._ask(self._views.refusals, call.order_id)
+            body["rejections"] = [flat(one) for one in refusals if call.caller.hears_of(one.actor)]
         return answer(body)
 
     async def get_command(self, call: Call) -> web.StreamResponse:
         """200 what became of a command, 202 while this process awaits it, 404 if nothing is known of it."""
         order_id, command_id = call.order_id, call.request.match_info["command_id"]
+        is_awaited = self._outcomes.awaits(
+            order_id, command_id, call.caller.actor
+        )  # first: it may be decided meanwhile
         decided = await self._ask(self._views.command, order_id, command_id) if is_id(command_id) else None
         if decided is not None and (decided.actor == call.caller.actor or await self._is_visible(call)):
             return answer(outcome_json(decided))
-        if decided is None and self._outcomes.awaits(order_id, command_id, call.caller.actor):
+        if decided is None and is_awaited:
             return answer(undecided_json(order_id, command_id), 202, {"Retry-After": "1"})
         raise Problem(Trouble.NOT_FOUND)
 
@@ -175,8 +179,7 @@ class Api:
 
     async def stream_order(self, call: Call) -> web.StreamResponse:
         """200 the events of an order, those that were and those that come."""
-        await self._visible(call)
-        return await self._live.of_order(call.request, call.order_id)
+        return await self._live.of_order(call.request, call.caller, await self._visible(call))
 
     async def stream_events(self, call: Call) -> web.StreamResponse:
         """200 the events of all orders that the caller may see, from now on or from where it was."""
@@ -197,11 +200,11 @@ class Api:
     async def _command(self, call: Call, command: Command, status: int) -> web.StreamResponse:
         """Send a command; answer with what it has made of the order, or with why it was refused."""
         headers = call.request.headers
-        seconds = requests.wait_s(headers)
+        preference = requests.prefer(call.request)
         outcome = await self._outcomes.outcome(
-            command, requests.trace_headers(headers), seconds, is_new="Idempotency-Key" not in headers
+            command, requests.trace_headers(headers), preference.wait_s, is_new="Idempotency-Key" not in headers
         )
-        applied = {"Preference-Applied": f"wait={seconds}"} if "Prefer" in headers else {}
+        applied = {} if preference.applied is None else {"Preference-Applied": preference.applied}
         replayed = {"Idempotency-Replayed": "true"} if outcome.is_replayed else {}
         said = {**applied, **replayed}
         here = f"/v1/orders/{command.order_id}"
@@ -222,18 +225,20 @@ class Api:
     async def _wait_for(self, call: Call, version: int) -> None:
         """Wait until the caller can see an order at this version; Problem if it does not come so far in time."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + requests.wait_s(call.request.headers)
-        with self._streams.subscription(call.order_id, is_eager=True) as coming:
+        deadline = loop.time() + requests.prefer(call.request).wait_s
+        with (
+            self._outcomes.place(call.caller.actor),
+            self._streams.subscription(Subject(order_id=call.order_id)) as coming,
+        ):
+            coming.begin()
             await self._pulse.wake()
             while True:
                 view = await self._ask(self._views.order, call.order_id)
                 is_there = view is not None and call.caller.sees(view.user_id)
                 if view is not None and is_there and view.version >= version:
                     return
-                left = deadline - loop.time()
-                if left <= 0:
+                if await coming.next(max(0.0, deadline - loop.time())) is None:
                     break
-                await coming.next(left)
         if is_there:
             raise Problem(Trouble.NOT_YET, headers={"Retry-After": "1"})
 

@@ -6,36 +6,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from order_service.views.queries import News, Recorded
-from order_service.web.pulse import EAGER_S, Pulse
+from msgspec import Struct
+
+from order_service.views.queries import News, Places, Recorded
+from order_service.web.pulse import Pulse
 
 QUEUE_MAX: Final = 512
-"""How many events wait for one reader; one that is slower is cut off, and resumes where it was."""
+"""How many events wait for one reader; whoever is further behind reads on in the views."""
 EVERY_S: Final = 0.05
 
 
-class TooSlow(Exception):
-    """A reader did not take its events in time."""
+class Subject(Struct, frozen=True):
+    """What events are about: an order, all orders of a user, or, with neither, all there are."""
+
+    order_id: str | None = None
+    user_id: str | None = None
 
 
 class Subscription:
     """The events that one reader waits for."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Recorded] = asyncio.Queue(QUEUE_MAX)
-        self._is_cut = False
+        self._queue: asyncio.Queue[Recorded | None] = asyncio.Queue(QUEUE_MAX)
+        self.is_behind = True
+        """Whether there is more in the views than waits here."""
 
-    def put(self, recorded: Recorded) -> None:
-        """Hand an event over; a reader whose queue is full is cut off."""
+    @property
+    def has_none(self) -> bool:
+        """Whether its reader has all that it was handed."""
+        return not self.is_behind and self._queue.empty()
+
+    def put(self, recorded: Recorded | None) -> None:
+        """Hand an event over, or None to wake its reader; more than it holds are forgotten."""
         try:
             self._queue.put_nowait(recorded)
         except asyncio.QueueFull:
-            self._is_cut = True
+            self.is_behind = True
+
+    def begin(self) -> None:
+        """Wait for what comes from now on: the reader goes and reads what is there."""
+        self._queue = asyncio.Queue(QUEUE_MAX)
+        self.is_behind = False
 
     async def next(self, within_s: float) -> Recorded | None:
-        """Wait for the next event; None if none has come. Raises TooSlow if there is a hole before it."""
-        if self._is_cut:
-            raise TooSlow
+        """Wait for the next event; None if none has come."""
         try:
             return await asyncio.wait_for(self._queue.get(), within_s)
         except TimeoutError:
@@ -43,38 +57,41 @@ class Subscription:
 
 
 class Streams:
-    """Who waits for the events of an order, or of all of them."""
+    """Who waits for the events of which subject."""
 
     def __init__(self, pulse: Pulse) -> None:
-        self._of_all: set[Subscription] = set()
-        self._of_order: defaultdict[str, set[Subscription]] = defaultdict(set)
-        self._eager = 0
+        self._of: defaultdict[Subject, set[Subscription]] = defaultdict(set)
+        self.reached: Places = {}
+        """How far the events are that all subscriptions have got."""
         pulse.add(self)
 
     @property
     def every_s(self) -> float | None:
         """How often to look into the views."""
-        if self._eager:
-            return EAGER_S
-        return EVERY_S if self._of_all or self._of_order else None
+        return EVERY_S if self._of else None
 
     def hear(self, news: News) -> None:
         """Hand events to those who wait for them."""
         for recorded in news.events:
-            for subscription in (*self._of_all, *self._of_order.get(recorded.event.order_id, ())):
-                subscription.put(recorded)
+            for subject in (Subject(), Subject(order_id=recorded.event.order_id), Subject(user_id=recorded.user_id)):
+                for subscription in self._of.get(subject, ()):
+                    subscription.put(recorded)
+        self.reached = news.places
 
     @contextmanager
-    def subscription(self, order_id: str | None = None, *, is_eager: bool = False) -> Iterator[Subscription]:
-        """Subscribe to an order, or to all, for the length of a block; after `Pulse.wake` nothing is missed."""
+    def subscription(self, subject: Subject) -> Iterator[Subscription]:
+        """Subscribe for the length of a block; after `Pulse.wake` nothing is missed."""
         mine = Subscription()
-        group = self._of_all if order_id is None else self._of_order[order_id]
-        group.add(mine)
-        self._eager += is_eager
+        self._of[subject].add(mine)
         try:
             yield mine
         finally:
-            self._eager -= is_eager
-            group.discard(mine)
-            if order_id is not None and not group:
-                del self._of_order[order_id]
+            self._of[subject].discard(mine)
+            if not self._of[subject]:
+                del self._of[subject]
+
+    def stop(self) -> None:
+        """Wake all who wait: nothing comes any more."""
+        for subscriptions in self._of.values():
+            for subscription in subscriptions:
+                subscription.put(None)

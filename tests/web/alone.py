@@ -61,7 +61,7 @@ def application_alone(directory: Path) -> Iterator[web.Application]:
         pulse = Pulse(views)
         streams = Streams(pulse)
         outcomes = Outcomes(views, pulse, CommandsTopic(settings), waiting_max=10)
-        api = Api(views, pulse, outcomes, streams, Live(views, pulse, streams, names.events, connections_max=10))
+        api = Api(views, pulse, outcomes, streams, Live(views, pulse, streams, names.events, streams_max=10))
         yield Server(api, Everybody(), Limits(50), faults=list).application()
     finally:
         engine.dispose()

@@ -7,6 +7,7 @@ import itertools
 import json
 import resource
 from contextlib import ExitStack, closing, suppress
+from datetime import timedelta
 from http.client import HTTPConnection, RemoteDisconnected
 from typing import Any
 
@@ -14,10 +15,13 @@ import pytest
 
 from order_service.domain.messages import DeliverOrder
 from order_service.users.stub import Mode
+from order_service.views.queries import News
+from order_service.web import outcomes as web_outcomes
 from order_service.web.limits import SUBJECTS_MAX, Limits
 from order_service.web.outcomes import Outcomes
 from order_service.web.problems import Problem, Trouble
 from order_service.web.protocol import FILES_BESIDE, connections_possible
+from tests.samples import but, ship, ship_refused
 from tests.service import until
 from tests.web import tokens
 from tests.web.shop import ORDER, Http
@@ -131,6 +135,59 @@ async def test_one_subject_holds_a_quarter_of_the_places_and_gets_them_back():
     first.cancel()
     await asyncio.wait({first})
     assert isinstance(await held(outcomes, "user:dana", 4), asyncio.Task)
+
+
+async def test_a_command_that_cannot_be_sent_for_whatever_reason_leaves_nobody_waiting():
+    class Broken(Silence):
+        async def wake(self):
+            raise ZeroDivisionError
+
+    broken: Any = Broken()
+    outcomes = Outcomes(broken, broken, broken, waiting_max=8)
+    command = DeliverOrder(command_id="command-1", order_id="order-1", actor="user:dana")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            await outcomes.outcome(command, [], 30.0, is_new=True)
+    assert not outcomes.awaits("order-1", "command-1", "user:dana")
+
+
+async def test_of_too_many_commands_those_are_forgotten_that_nobody_waits_for(monkeypatch):
+    monkeypatch.setattr(web_outcomes, "KNOWN_MAX", 2)
+    silence: Any = Silence()
+    outcomes = Outcomes(silence, silence, silence, waiting_max=80)
+    waiting = await held(outcomes, "user:dana", 1)
+    left = await held(outcomes, "user:dana", 2)
+    left.cancel()
+    await asyncio.wait({left})
+    await held(outcomes, "user:dana", 3)
+    known = [number for number in (1, 2, 3) if outcomes.awaits("order-1", f"dana-{number}", "user:dana")]
+    assert known == [1, 3]
+    assert not waiting.done()
+
+
+async def test_an_old_refusal_of_the_moment_is_not_the_outcome_of_the_retry():
+    old = but(ship_refused, reason="too_many_waiting")
+
+    class Sent(Silence):
+        async def wake(self):
+            """Look."""
+
+        async def send(self, _command, _headers):
+            """Take it."""
+
+        def command(self, _order_id, _command_id):
+            return old
+
+    sent: Any = Sent()
+    outcomes = Outcomes(sent, sent, sent, waiting_max=8)
+    waiting = asyncio.create_task(outcomes.outcome(ship, [], 30.0, is_new=False))
+    while not outcomes._awaited or not next(iter(outcomes._awaited.values())).sent.done():
+        await asyncio.wait({waiting}, timeout=0.01)
+    outcomes.hear(News((), (old,), {}))
+    assert not waiting.done()
+    new = but(old, rejected_at=old.rejected_at + timedelta(milliseconds=1))
+    outcomes.hear(News((), (new,), {}))
+    assert (await waiting).decided == new
 
 
 # A running server

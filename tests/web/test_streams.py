@@ -8,12 +8,15 @@ import pytest
 from sqlalchemy import make_url
 
 from order_service.stream.topics import topic_names
+from order_service.views.projector import Projection
 from order_service.views.queries import News, Recorded, Views
-from order_service.views.tables import open_database
+from order_service.views.tables import open_database, prepare
 from order_service.web.pulse import Pulse
-from order_service.web.streams import QUEUE_MAX, Streams, TooSlow
+from order_service.web.sse import InAll
+from order_service.web.streams import QUEUE_MAX, Streams, Subject
 from tests.samples import events
 from tests.service import PATIENCE_S
+from tests.views.log import EVENTS, START, after, seens
 from tests.web.shop import PAYMENT, SHIPMENT
 
 
@@ -85,7 +88,7 @@ def test_all_orders_are_followed_from_now_on_and_resumed_at_another_server(shop,
 
 
 @pytest.mark.parametrize("path", ["/stream", None])
-@pytest.mark.parametrize("given", ["-1", "one", "9" * 30, "0-0.x", "99-5"])
+@pytest.mark.parametrize("given", ["-1", "one", "9" * 30, "0-0.x", "99-5", "0-999999999", "999999999"])
 def test_an_id_of_no_event_is_refused(http, here, path, given):
     answer = http.ask("GET", "/v1/events" if path is None else here + path, Last_Event_ID=given)
     assert (answer.status, answer.body["type"]) == (400, "/problems/invalid_parameter")
@@ -106,11 +109,12 @@ def test_a_stream_of_nothing_is_not_found(http):
 
 def test_a_quiet_stream_says_that_it_is_still_there(http, here):
     with Stream(http.port, f"{here}/stream", "1") as stream:
-        assert [stream.response.readline() for _ in range(4)] == [
+        assert [stream.response.readline() for _ in range(5)] == [
             b"id: 1\n",
             b"retry: 1000\n",
             b"\n",
             b": still here\n",
+            b"id: 1\n",
         ]
 
 
@@ -121,19 +125,74 @@ def streams(tmp_path):
     return Streams(Pulse(Views(engine, topic_names())))
 
 
-async def test_a_reader_that_is_too_slow_is_cut_off(streams):
+async def test_a_reader_whose_queue_is_full_reads_on_in_the_views(streams):
     recorded = Recorded(events[0], "dana", 0, 0, 0)
-    with streams.subscription() as slow, streams.subscription(events[0].order_id) as quick:
+    order = Subject(order_id=events[0].order_id)
+    with streams.subscription(Subject()) as slow, streams.subscription(order) as quick:
+        for reader in (slow, quick):
+            assert reader.is_behind
+            reader.begin()
         for _ in range(QUEUE_MAX):
             streams.hear(News((recorded,), (), {}))
             assert await quick.next(1.0) == recorded
-        assert await slow.next(1.0) == recorded
-        streams.hear(News((recorded, recorded), (), {}))
-        with pytest.raises(TooSlow):
-            await slow.next(1.0)
+        assert not slow.is_behind
+        streams.hear(News((recorded,), (), {}))
+        assert slow.is_behind
+        assert quick.has_none is False
+        slow.begin()
+        assert slow.has_none
+
+
+async def test_a_user_is_not_handed_what_others_order(streams):
+    with streams.subscription(Subject(user_id="erin")) as erins, streams.subscription(Subject(user_id="dana")) as danas:
+        for reader in (erins, danas):
+            reader.begin()
+        streams.hear(News((Recorded(events[0], "dana", 0, 7, 0),), (), {("events", 0): 8}))
+        assert danas.has_none is False
+        assert erins.has_none
+    assert streams.reached == {("events", 0): 8}
 
 
 async def test_who_has_gone_is_not_waited_for(streams):
-    with streams.subscription("order-1"), streams.subscription(is_eager=True):
+    with streams.subscription(Subject(order_id="order-1")), streams.subscription(Subject()):
         assert streams.every_s is not None
     assert streams.every_s is None
+
+
+async def test_who_waits_is_woken_when_the_server_ends(streams):
+    with streams.subscription(Subject()) as waiting:
+        streams.stop()
+        assert await waiting.next(PATIENCE_S) is None
+
+
+@pytest.fixture
+def in_all(tmp_path):
+    """Make readers of all events of views in which `events` are."""
+    engine = open_database(make_url(f"sqlite:///{tmp_path}/all.db"), writes=True)
+    prepare(engine)
+    projection = Projection(engine)
+    projection.positions(START)
+    found = seens(events)
+    projection.apply(found, START, after(START, found))
+    views = Views(engine, topic_names())
+    yield lambda user_id: InAll(views, EVENTS.topic, user_id, {(EVENTS.topic, 0): 0})
+    engine.dispose()
+
+
+@pytest.mark.parametrize("user_id", ["dana", None])
+async def test_a_reader_takes_each_event_once(in_all, user_id):
+    place = in_all(user_id)
+    page = await place.page()
+    assert [one.event for one in page] == list(events)
+    assert [place.take(one) for one in (*page, *page)] == [True] * len(page) + [False] * len(page)
+    assert place.id == f"0-{len(events)}"
+
+
+async def test_a_user_who_has_none_of_the_events_does_not_read_them_again(in_all):
+    place = in_all("erin")
+    assert await place.page() == ()
+    assert place.id == f"0-{len(events)}"
+    place.reach({(EVENTS.topic, 0): 40, ("other", 1): 3})
+    assert place.id == "0-40"
+    place.reach({(EVENTS.topic, 0): 30})
+    assert place.id == "0-40"
