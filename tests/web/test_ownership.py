@@ -306,3 +306,16 @@ def test_no_log_holds_a_token_or_what_it_was_sent_with(shop, server, dana):
     assert logs
     for piece in (mark, "eyJ", "c2VzYW1l", "Bearer"):
         assert not [log for log in logs if piece in log]
+
+
+def test_a_user_does_not_hear_who_else_tried(caller, place, dana, erin):
+    placed = place("dana")
+    assert erin.ask("POST", f"/v1/orders/{placed.order_id}/cancel").status == 404
+    assert dana.ask("PATCH", f"/v1/orders/{placed.order_id}", {"tax": 1}, If_Match='"7"').status == 412
+
+    def refused(http):
+        history = http.get(f"/v1/orders/{placed.order_id}/events", include_refused="true").body
+        return [(one["actor"], one["command_type"]) for one in history["rejections"]]
+
+    assert refused(caller("auditor", READ)) == [("user:erin", "CancelOrder"), ("user:dana", "AmendOrder")]
+    assert refused(dana) == [("user:dana", "AmendOrder")]
