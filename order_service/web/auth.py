@@ -5,7 +5,6 @@ A token is checked with the public key of its issuer, so we hold no secret; `key
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Collection
 from enum import StrEnum
@@ -19,6 +18,7 @@ from order_service.domain.content import is_id
 from order_service.errors import SetupError, Unauthorized
 from order_service.settings import Settings
 from order_service.web.keys import Key, KeyFile, KeyServer
+from order_service.web.sites import is_loopback
 
 TOKEN_MAX: Final = 8 * 1024
 LEEWAY_S: Final = 30
@@ -194,16 +194,9 @@ def _everybody(settings: Settings) -> Everybody:
     """Let everybody in if that is meant, and if it is only ourselves."""
     if settings.jwt_issuer or settings.jwt_audience:
         raise SetupError("ORDERS_JWT_ISSUER and ORDERS_JWT_AUDIENCE need ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE")
-    if not (_is_loopback(settings.host) or settings.web_is_on_loopback):
+    if not (is_loopback(settings.host) or settings.web_is_on_loopback):
         raise SetupError(
             f"ORDERS_HOST {settings.host} can be reached by others: set ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE,"
             " with ORDERS_JWT_ISSUER and ORDERS_JWT_AUDIENCE; or ORDERS_WEB_IS_ON_LOOPBACK=true, if that is so"
         )
     return Everybody()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

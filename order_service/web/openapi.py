@@ -46,7 +46,8 @@ orders only; those of others do not exist for it. With one of them it is a servi
 | `orders:ship` | to record that orders were shipped and delivered |
 | `orders:admin` | all, also to place, change and cancel orders for users |
 
-A service on loopback can run without keys: then it asks nobody for a token, and everybody may do all.
+A service on loopback can run without keys: then it asks nobody for a token, and everybody on its machine may do all,
+save pages of other sites.
 """
 
 ANSWERS: Final = {

@@ -164,6 +164,7 @@ OPERATIONS: Final = (
 TROUBLES_OF_ALL: Final = (
     Trouble.BAD_REQUEST,
     Trouble.UNAUTHORIZED,
+    Trouble.FOREIGN_SITE,
     Trouble.INVALID_PARAMETER,
     Trouble.TOO_MANY_REQUESTS,
     Trouble.NOT_YET,

@@ -22,6 +22,7 @@ class Trouble(StrEnum):
     INVALID_BODY = "invalid_body"
     INVALID_PARAMETER = "invalid_parameter"
     UNAUTHORIZED = "unauthorized"
+    FOREIGN_SITE = "foreign_site"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -59,6 +60,7 @@ STATUS: Final[dict[Kind, int]] = {
     Trouble.INVALID_BODY: 422,
     Trouble.INVALID_PARAMETER: 400,
     Trouble.UNAUTHORIZED: 401,
+    Trouble.FOREIGN_SITE: 403,
     Trouble.NOT_FOUND: 404,
     Trouble.METHOD_NOT_ALLOWED: 405,
     Trouble.UNSUPPORTED_MEDIA_TYPE: 415,
@@ -79,6 +81,11 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
         "A parameter or header is unknown or has no value that it can have.", "Correct what `errors` names."
     ),
     Trouble.UNAUTHORIZED: Meaning("The request carries no valid token.", "Send `Authorization: Bearer <token>`."),
+    Trouble.FOREIGN_SITE: Meaning(
+        "Nobody is asked for a token here, so this machine alone is served: the request names another host, or a page "
+        "of another site has sent it.",
+        "Ask 127.0.0.1 or localhost, from no other site's page; or run the service with `ORDERS_JWT_…`.",
+    ),
     Trouble.NOT_FOUND: Meaning("Nothing is there, or nothing that you may see.", "Check the address."),
     Trouble.METHOD_NOT_ALLOWED: Meaning("The route does not know this method.", "Use one that `Allow` names."),
     Trouble.UNSUPPORTED_MEDIA_TYPE: Meaning("The body is not JSON.", "Send `Content-Type: application/json`."),

@@ -16,6 +16,7 @@ from order_service.web.limits import Limits
 from order_service.web.operations import OPERATIONS, Operation
 from order_service.web.problems import Problem, Trouble
 from order_service.web.routes import Api, Call
+from order_service.web.sites import is_from_here
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -83,6 +84,8 @@ class Server:
             caller = await self._authentication.caller(request.headers.get("Authorization"))
             if caller is not LOCAL:
                 self._limits.take(caller.actor)
+            elif not is_from_here(request.headers):
+                raise Problem(Trouble.FOREIGN_SITE)
             if faults := self._faults():
                 raise Problem(Trouble.NOT_YET, f"{faults[0].capitalize()}.", headers={"Retry-After": "5"})
             query = requests.read_query(request, operation.query)
