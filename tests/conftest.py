@@ -10,6 +10,10 @@ from tests.service import Service, StubThread
 from tests.web.shop import running_shop
 
 
+# Many brokers live for seconds: their compiler and their collector would take longer than what they do for us.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+
+
 class FakeClock:
     """A clock that stands still until a test moves it."""
 
