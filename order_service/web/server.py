@@ -124,7 +124,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return Problem(kind, headers=headers).response()
     except (KafkaAwayError, KeysAway, SQLAlchemyError) as error:
-        log.warning("A request cannot be served now.", error=type(error).__name__, operation=request.get(OPERATION))
+        why = type(error).__name__ if isinstance(error, SQLAlchemyError) else str(error)  # a driver's may hold values
+        log.warning("A request cannot be served now.", why=why, operation=request.get(OPERATION))
         return Problem(Trouble.AWAY, headers={"Retry-After": "1"}).response()
     except Exception as error:  # noqa: BLE001 - the last one who can answer; what it was is for the log alone
         log.error(  # noqa: TRY400 - a traceback can hold values
