@@ -23,8 +23,8 @@ A change is a command. It is decided once, and its answer comes when everybody c
 every repetition gets the first answer, marked `Idempotency-Replayed: true`.
 
 **In time.** An answer waits for the decision as long as `Prefer: wait=<seconds>` says: 5 if it says nothing, 30 at
-most. After that it is 202, and `Location` tells what became of the command: this server knows it until it is decided, every
-server from then on. Elsewhere it is not found before that; the command, sent again with its key, asks as well.
+most. After that it is 202, and `Location` tells what became of the command: this server knows it until it is decided,
+every server from then on. The command, sent again with its key, asks as well.
 
 **At a version.** `ETag` is the version of an order. Sent back as `If-Match`, it makes a command apply to that version
 only; another one is refused with 412.
@@ -255,8 +255,8 @@ PARAMETERS: Final = {
         _parameter(
             "Idempotency-Key",
             "header",
-            "What makes a repetition safe: a command to one order with the same key of the same caller happens once. Give "
-            "every new command a new one.",
+            "What makes a repetition safe: to one order, a command with the same key of the same caller happens once. "
+            "Give every new command a new one.",
             VISIBLE,
             examples.KEY,
         ),
