@@ -1,5 +1,6 @@
 """A million orders to read: straight into the table of the views, and questions about them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -57,8 +58,9 @@ def fill(url: str) -> list[Written]:
     for first in range(0, ORDERS, CHUNK):
         with engine.begin() as connection:
             put(connection, [_row(order) for order in written[first : first + CHUNK]])
-    with engine.begin() as connection:
-        connection.exec_driver_sql("ANALYZE")  # as PostgreSQL does by itself after a minute
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ANALYZE")  # as it does by itself after a minute
     Projection(engine).mark_built()
     engine.dispose()
     return written
@@ -73,6 +75,7 @@ def orders_by_id(written: Sequence[Written]) -> list[Question]:
 def lists(written: Sequence[Written]) -> list[Question]:
     """Ask for lists of fifty, by all that orders can be searched by, first pages and pages deep in them."""
     random = Random(3)
+    counts = Counter((order.user_id, order.status) for order in written)
     found = []
     for _ in range(QUESTIONS // 10):
         deep = written[random.randrange(len(written) // 2, len(written))]
@@ -83,6 +86,12 @@ def lists(written: Sequence[Written]) -> list[Question]:
             _list("by time, deep", behind=deep),
             _list("by user, first page", user_id=of_user.user_id),
             _list("by user, deep", behind=of_user, user_id=of_user.user_id),
+            _list(
+                "by user and status",
+                times=min(LIMIT, counts[of_user.user_id, of_user.status]),
+                user_id=of_user.user_id,
+                status=of_user.status,
+            ),
             _list("by status, first page", status=deep.status),
             _list("by status, deep", behind=deep, status=deep.status),
             _list("within a span of time", created_from=since, created_to=until),
@@ -90,10 +99,10 @@ def lists(written: Sequence[Written]) -> list[Question]:
     return found
 
 
-def _list(kind: str, *, behind: Written | None = None, **query: str) -> Question:
+def _list(kind: str, *, behind: Written | None = None, times: int = LIMIT, **query: str) -> Question:
     if behind is not None:
         query["cursor"] = write_cursor(Cursor(milliseconds(behind.created_at), behind.order_id))
-    return Question(kind, f"/v1/orders?{urlencode({'limit': LIMIT, **query})}", b'"order_id":', LIMIT)
+    return Question(kind, f"/v1/orders?{urlencode({'limit': LIMIT, **query})}", b'"order_id":', times)
 
 
 def _time(at: datetime) -> str:
