@@ -1,0 +1,160 @@
+"""What a connection may hold while its request is served: whoever sends more than is served, or takes nothing, ends."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager, closing, suppress
+from io import BytesIO
+
+import pytest
+from aiohttp import web
+
+from order_service.embedded.broker import free_port
+from order_service.web.protocol import ANSWERED_WITHIN_S, listen
+from order_service.web.requests import MAX_BODY_BYTES
+
+BIG = bytes(20_000_000)
+"""More than the kernel keeps for a connection."""
+WITHIN_S = 20.0
+
+
+class Busy:
+    """A server that serves each `POST /busy` until it is told to end, and of its body reads nothing."""
+
+    runner: web.AppRunner
+    port: int
+
+    def __init__(self):
+        self.begun, self.end = asyncio.Event(), asyncio.Event()
+        self.application = web.Application()
+        self.application.router.add_post("/busy", self._wait)
+        self.application.router.add_post("/read", self._read)
+        self.application.router.add_get("/big", self._send)
+
+    async def _wait(self, _):
+        self.begun.set()
+        await self.end.wait()
+        return web.Response()
+
+    async def _read(self, request):
+        await request.read()
+        return web.Response()
+
+    async def _send(self, _):
+        return web.Response(body=BytesIO(BIG))
+
+
+@asynccontextmanager
+async def listening(application):
+    """Take connections as the process does; give the runner and the port."""
+    runner, port = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=1), free_port()
+    await runner.setup()
+    listener = await listen(runner, "127.0.0.1", port, 10)
+    try:
+        yield runner, port
+    finally:
+        listener.close()
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def server():
+    """Give a server; its runner and its port are in it."""
+    server = Busy()
+    async with listening(server.application) as (server.runner, server.port):
+        yield server
+        server.end.set()
+
+
+@pytest.fixture
+async def busy(server):
+    """Give a connection whose first request is being served."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    with closing(writer):
+        writer.write(post("/busy"))
+        await asyncio.wait_for(server.begun.wait(), WITHIN_S)
+        yield reader, writer
+
+
+def post(path, *fields, body=b""):
+    head = [f"POST {path} HTTP/1.1", "Host: shop", *fields, f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+def fields(count, size):
+    """Make fields of a head, each of so many bytes."""
+    return [f"X-{number}:".ljust(size, "1") for number in range(count)]
+
+
+async def heard(reader):
+    """Hear all until the connection ends; TimeoutError if it does not."""
+    data = b""
+    async with asyncio.timeout(WITHIN_S):
+        with suppress(ConnectionError):
+            while more := await reader.read(65536):
+                data += more
+    return data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(post("/read", *fields(10, 8000)), id="a head of 80 KB"),
+        pytest.param(post("/read", *fields(10, 8000))[:-30], id="a head without end"),
+        pytest.param(post("/read", *fields(5, 8000)) * 3, id="big heads"),
+        pytest.param(post("/read", *fields(60, 7)) * 20, id="heads of many small fields"),
+        pytest.param(post(f"/read?{'1' * 8000}") * 10, id="long addresses"),
+        pytest.param(post("/read", body=bytes(20_000)) * 5, id="bodies"),
+        pytest.param(post("/read", "Upgrade: websocket", "Connection: Upgrade") + bytes(100_000), id="a web socket"),
+    ],
+)
+async def test_who_sends_more_than_is_served_is_cut_off(busy, data):
+    reader, writer = busy
+    writer.write(data)
+    assert await heard(reader) == b""
+
+
+async def test_what_stands_behind_a_body_is_bounded_too(server):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    with closing(writer):
+        writer.write(b"POST /busy HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        await asyncio.wait_for(server.begun.wait(), WITHIN_S)
+        writer.write("\r\n".join(fields(60, 8000)).encode())
+        assert await heard(reader) == b""
+
+
+async def test_what_is_no_http_is_refused_after_the_answer_before_it(server, busy):
+    reader, writer = busy
+    writer.write(b"\x00" * 1_000_000)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(1), 0.5)
+    server.end.set()
+    assert b" 400 Bad Request" in await heard(reader)
+
+
+async def test_some_requests_may_wait_and_are_served(server, busy):
+    reader, writer = busy
+    writer.write(post("/read", body=bytes(100)) * 30 + post("/read", "Connection: close"))
+    server.end.set()
+    assert (await heard(reader)).count(b"HTTP/1.1 200") == 32
+
+
+async def test_the_body_of_the_request_that_is_served_does_not_wait(server):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    with closing(writer):
+        for _ in range(3):
+            writer.write(post("/read", *fields(3, 8000), body=bytes(MAX_BODY_BYTES)))
+            assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WITHIN_S)).startswith(b"HTTP/1.1 200")
+
+
+async def test_who_takes_an_answer_slowly_does_not_hold_it_for_long(server):
+    loop, start = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        await loop.sock_connect(connection, ("127.0.0.1", server.port))
+        await loop.sock_sendall(connection, b"GET /big HTTP/1.1\r\nHost: shop\r\n\r\n")
+        await asyncio.wait_for(loop.sock_recv(connection, 1), WITHIN_S)
+        while server.runner.server.connections and loop.time() < start + ANSWERED_WITHIN_S + WITHIN_S:
+            await loop.sock_recv(connection, 4096)
+            await asyncio.sleep(0.05)  # much in 20 s, as the kernel counts, and not all in 30 s
+    assert ANSWERED_WITHIN_S - 1 < loop.time() - start < ANSWERED_WITHIN_S + WITHIN_S
