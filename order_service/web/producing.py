@@ -2,10 +2,12 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import ProducerClosed
 
 from order_service.domain.messages import Command
 from order_service.errors import KafkaAwayError
@@ -21,18 +23,26 @@ log = structlog.get_logger()
 WITHIN_S: Final = 10.0
 """How long a command may take into Kafka. After that nobody knows whether it arrives; the same one again is safe."""
 LEFT_ALONE_S: Final = 1.0
-"""How long Kafka is left alone after it has failed us: meanwhile nobody waits in vain."""
+"""How long Kafka is left alone after no producer could be started: meanwhile nobody waits in vain."""
 
 
 class CommandsTopic:
-    """An idempotent producer to the commands topic. One that has failed us is replaced: its numbers have a hole."""
+    """A producer to the commands topic. A partition that takes nothing hinders those who write to it, and nobody else.
 
-    def __init__(self, settings: Settings) -> None:
+    The producer is not idempotent. One that is never gives up what it has tried once, and would send a command hours
+    after its caller heard that Kafka is away; what it gives up leaves a hole in its numbers, and the partition takes
+    no more of it. This one gives up after `within_s`. It sends the commands of a partition one after the other, so
+    their order stays; what then stands there twice is decided once.
+    """
+
+    def __init__(self, settings: Settings, within_s: float = WITHIN_S) -> None:
         self._topic = topic_names(settings.topic_prefix).commands
         self._connection: dict[str, Any] = connection(settings)
+        self._within_s = within_s
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._again_at = 0.0
+        self._answered_at = 0.0
         self._ending: set[asyncio.Task[None]] = set()
 
     async def send(self, command: Command, headers: Headers) -> None:
@@ -43,49 +53,65 @@ class CommandsTopic:
         producer = None
         try:
             with kafka_answers(servers):
-                async with asyncio.timeout(WITHIN_S):
+                async with asyncio.timeout(self._within_s):
                     producer = await self._started()
                     await producer.send_and_wait(
                         self._topic, encode_command(command), key=command.order_id.encode(), headers=headers
                     )
         except KafkaAwayError:
-            self._again_at = time.monotonic() + LEFT_ALONE_S
-            if producer is not None and producer is self._producer:
-                self._producer = None
-                self._end(producer)
+            if producer is None:
+                self._again_at = time.monotonic() + LEFT_ALONE_S
+            elif producer is self._producer and time.monotonic() >= self._answered_at + self._within_s:
+                self._replace(producer)
             raise
+        self._answered_at = time.monotonic()
 
     async def stop(self) -> None:
         """End all producers."""
         if self._producer is not None:
-            self._end(self._producer)
-            self._producer = None
+            self._replace(self._producer)
         await asyncio.gather(*self._ending)
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
             if self._producer is None:
                 producer = AIOKafkaProducer(
-                    **self._connection, enable_idempotence=True, acks="all", request_timeout_ms=int(WITHIN_S * 1000)
+                    **self._connection, acks="all", request_timeout_ms=int(self._within_s * 1000)
                 )
                 try:
                     await producer.start()
                 except BaseException:
                     self._end(producer)
                     raise
-                self._producer = producer
+                self._producer, self._answered_at = producer, time.monotonic()
             return self._producer
+
+    def _replace(self, producer: AIOKafkaProducer) -> None:
+        """Let the next command start another one: this one gets nothing through to any partition."""
+        self._producer = None
+        self._end(producer)
 
     def _end(self, producer: AIOKafkaProducer) -> None:
         """End a producer in the background: it may wait for an answer that never comes."""
-        ending = asyncio.create_task(_stopped(producer))
+        ending = asyncio.create_task(_stopped(producer, self._within_s))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
 
-async def _stopped(producer: AIOKafkaProducer) -> None:
+async def _stopped(producer: AIOKafkaProducer, within_s: float) -> None:
     try:
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(within_s):
             await producer.stop()
     except TimeoutError:
         log.warning("A producer did not end in time.")
+        await _broken_off(producer, within_s)
+
+
+async def _broken_off(producer: AIOKafkaProducer, within_s: float) -> None:
+    """End what `stop` leaves running when it is interrupted: the sender, the connections, and who waits for both."""
+    sender = producer._sender  # noqa: SLF001, nobody else ends it
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await asyncio.gather(sender.close(), producer.client.close())
+    sender._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
+    await producer.client.close()  # the sender may have opened one more
