@@ -123,6 +123,17 @@ def test_an_entry_says_what_changed_who_did_it_and_where_it_lies_in_kafka(http, 
     expect(page.locator(".facts")).to_contain_text("payment-1")
 
 
+def test_metadata_stands_apart_and_cannot_pose_as_a_fact(http, page):
+    order_id = place(http, metadata={"Payment": "EUR 25.00, payment-7"})
+    page.goto(f"/#/orders/{order_id}")
+    expect(page.get_by_role("heading", name="Metadata")).to_be_visible()
+    expect(page.locator(".metadata")).to_have_text("PaymentEUR 25.00, payment-7")
+    expect(page.locator(".facts:not(.metadata)")).not_to_contain_text("Payment")
+    page.goto(f"/#/orders/{place(http)}")
+    expect_step(page, "created")
+    expect(page.get_by_role("heading", name="Metadata")).to_have_count(0)
+
+
 def test_a_cancelled_order_shows_how_far_it_came(http, page):
     order_id = place(http)
     pay(http, order_id)
@@ -290,8 +301,8 @@ def test_markup_is_text(http, visited):
     http.ask("POST", f"/v1/orders/{order_id}/cancel", {"reason": "other", "note": MARKUP})
     page.goto(f"/#/orders/{order_id}")
     expect(page.locator(".lines .name")).to_have_text(MARKUP)
-    expect(page.locator(".facts dt", has_text=MARKUP)).to_be_visible()
-    expect(page.locator(".facts dd", has_text="<script>")).to_be_visible()
+    expect(page.locator(".metadata dt", has_text=MARKUP)).to_be_visible()
+    expect(page.locator(".metadata dd", has_text="<script>")).to_be_visible()
     expect(page.locator("#timeline > li").last).to_contain_text(MARKUP)
     page.goto(f"/#/?user_id={MARKUP}&status={MARKUP}")
     expect(page.get_by_role("alert")).to_contain_text("Invalid parameter")

@@ -6,7 +6,7 @@ import { lineAmount, MILLISECONDS, money, time, words } from "./format.js";
 /** Show a state of an order. */
 export function contentsOf(view) {
   const lines = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Lines" }, linesOf(view));
-  return [lines, factsOf(view), jsonOf(view)];
+  return [lines, factsOf(view), ...metadataOf(view), jsonOf(view)];
 }
 
 /** Show something as the service sent it. */
@@ -72,6 +72,11 @@ function factsOf(view) {
     ["Note", cancellation?.note],
     ["Refund due", cancellation && money(cancellation.refund_due, currency)],
     ["Address", view.shipping_address_ref && id(view.shipping_address_ref)],
-    ...Object.entries(view.metadata),
   ]);
+}
+
+/** Show what was said with the order, apart: anybody's words, and a name of them can be that of a fact. */
+function metadataOf(view) {
+  const all = Object.entries(view.metadata);
+  return all.length ? [h("h3", {}, "Metadata"), pairs("facts metadata", all)] : [];
 }
