@@ -27,12 +27,11 @@ LEFT_ALONE_S: Final = 1.0
 
 
 class CommandsTopic:
-    """A producer to the commands topic. A partition that takes nothing hinders those who write to it, and nobody else.
+    """An idempotent producer to the commands topic. One that has failed us is replaced, and ends in the background.
 
-    The producer is not idempotent. One that is never gives up what it has tried once, and would send a command hours
-    after its caller heard that Kafka is away; what it gives up leaves a hole in its numbers, and the partition takes
-    no more of it. This one gives up after `within_s`. It sends the commands of a partition one after the other, so
-    their order stays; what then stands there twice is decided once.
+    It would never give up what it has tried once, and send a command hours after its caller heard that Kafka is away.
+    What is on its way to other partitions gets there: a partition that takes nothing hinders who writes to it, and
+    nobody else.
     """
 
     def __init__(self, settings: Settings, within_s: float = WITHIN_S) -> None:
@@ -42,7 +41,6 @@ class CommandsTopic:
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._again_at = 0.0
-        self._answered_at = 0.0
         self._ending: set[asyncio.Task[None]] = set()
 
     async def send(self, command: Command, headers: Headers) -> None:
@@ -61,10 +59,9 @@ class CommandsTopic:
         except KafkaAwayError:
             if producer is None:
                 self._again_at = time.monotonic() + LEFT_ALONE_S
-            elif producer is self._producer and time.monotonic() >= self._answered_at + self._within_s:
+            elif producer is self._producer:
                 self._replace(producer)
             raise
-        self._answered_at = time.monotonic()
 
     async def stop(self) -> None:
         """End all producers."""
@@ -76,18 +73,18 @@ class CommandsTopic:
         async with self._starting:
             if self._producer is None:
                 producer = AIOKafkaProducer(
-                    **self._connection, acks="all", request_timeout_ms=int(self._within_s * 1000)
+                    **self._connection, enable_idempotence=True, request_timeout_ms=int(self._within_s * 1000)
                 )
                 try:
                     await producer.start()
                 except BaseException:
                     self._end(producer)
                     raise
-                self._producer, self._answered_at = producer, time.monotonic()
+                self._producer = producer
             return self._producer
 
     def _replace(self, producer: AIOKafkaProducer) -> None:
-        """Let the next command start another one: this one gets nothing through to any partition."""
+        """Let the next command start another one."""
         self._producer = None
         self._end(producer)
 
