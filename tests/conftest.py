@@ -9,7 +9,6 @@ from tests.broker import running_kafka
 from tests.service import Service, StubThread
 from tests.web.shop import running_shop
 
-
 # Many brokers live for seconds: their compiler and their collector would take longer than what they do for us.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 

@@ -27,11 +27,11 @@ LEFT_ALONE_S: Final = 1.0
 
 
 class CommandsTopic:
-    """An idempotent producer to the commands topic. One that has failed us is replaced, and ends in the background.
+    """An idempotent producer to the commands topic. A partition that takes nothing hinders who writes to it alone.
 
-    It would never give up what it has tried once, and send a command hours after its caller heard that Kafka is away.
-    What is on its way to other partitions gets there: a partition that takes nothing hinders who writes to it, and
-    nobody else.
+    Only one that gets nothing through to any partition is replaced. What it has tried once it never gives up, so a few
+    commands for such a partition can arrive long after their callers have heard that Kafka is away: the same ones
+    again are safe.
     """
 
     def __init__(self, settings: Settings, within_s: float = WITHIN_S) -> None:
@@ -41,6 +41,7 @@ class CommandsTopic:
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._again_at = 0.0
+        self._answered_at = 0.0
         self._ending: set[asyncio.Task[None]] = set()
 
     async def send(self, command: Command, headers: Headers) -> None:
@@ -59,9 +60,10 @@ class CommandsTopic:
         except KafkaAwayError:
             if producer is None:
                 self._again_at = time.monotonic() + LEFT_ALONE_S
-            elif producer is self._producer:
+            elif producer is self._producer and time.monotonic() >= self._answered_at + self._within_s:
                 self._replace(producer)
             raise
+        self._answered_at = time.monotonic()
 
     async def stop(self) -> None:
         """End all producers."""
@@ -80,7 +82,7 @@ class CommandsTopic:
                 except BaseException:
                     self._end(producer)
                     raise
-                self._producer = producer
+                self._producer, self._answered_at = producer, time.monotonic()
             return self._producer
 
     def _replace(self, producer: AIOKafkaProducer) -> None:
