@@ -24,6 +24,9 @@ from order_service.wire.headers import COMMAND_OFFSET
 STALLED_S: Final = 30.0
 """A reading that gets no further for so long is given up: the broker is away, or a foreign transaction is open."""
 
+SILENT_S: Final = 10.0
+"""Kafka answers a fetch within half a second, if only with nothing; longer, and it is away."""
+
 
 class Seen(Struct, frozen=True):
     """An event or a rejection, where it stands, and the digest of its bytes, which the next event must name.
@@ -121,8 +124,19 @@ class Reader:
 
     async def behind(self, ends: Mapping[TopicPartition, int]) -> int:
         """Count the offsets between what was given and these ends."""
+        return sum([max(0, end - await self._consumer.position(place)) for place, end in ends.items()])
+
+    async def lag(self) -> int | None:
+        """Count the committed offsets that are not given yet, as Kafka last told; None if that was 10 s ago or more.
+
+        Nothing is asked: an answer would come behind the one of a fetch, which Kafka holds back while nothing is new.
+        """
         places = self._consumer.assignment()
-        return sum([max(0, ends[place] - await self._consumer.position(place)) for place in places])
+        told_ms = [self._consumer.last_poll_timestamp(place) for place in places]
+        if any(told is not None and told < (time.time() - SILENT_S) * 1000 for told in told_ms):
+            return None
+        ends = {place: self._consumer.last_stable_offset(place) for place in places}
+        return await self.behind({place: end for place, end in ends.items() if end is not None})
 
     async def _counts(self, topics: Sequence[str]) -> dict[str, int]:
         """Count the partitions of topics. A consumer knows only those of topics that it has been assigned."""

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import DatabaseError, HistoryError, KafkaAwayError
+from order_service.errors import DatabaseError, HistoryError
 from order_service.reading import Reader, Seen, decode
 from order_service.views import state
 from order_service.views.heads import Head, Heads, head_after
@@ -28,8 +28,8 @@ log = structlog.get_logger()
 
 _json: Final = msgspec.json.Encoder().encode
 
-LOOK_EVERY_S: Final = 2.0
-"""How often to ask how far the log goes on."""
+LOOK_EVERY_S: Final = 1.0
+"""How often to tell how far the log goes on."""
 CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are built again"
 
 CommandKey = tuple[str, str, bytes]
@@ -138,7 +138,7 @@ async def _follow(
     starts, ends = await reader.starts(places), await reader.ends(places)
     for place in places:
         _check_reach(place, at[place], starts[place] if place.topic == reader.names.events else 0, ends[place])
-    left, look_at = -1, 0.0
+    left, look_at = -1, time.monotonic() + LOOK_EVERY_S
     async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
         moved = {}
         for record in records:
@@ -158,16 +158,8 @@ async def _follow(
                 await asyncio.to_thread(projection.mark_built)
             progress.tell(left)
         if time.monotonic() >= look_at:
-            progress.tell_behind(await _behind(reader, places))
+            progress.tell_behind(await reader.lag())
             look_at = time.monotonic() + LOOK_EVERY_S
-
-
-async def _behind(reader: Reader, places: Sequence[TopicPartition]) -> int | None:
-    """Ask how far the log goes on by now; while Kafka is away, nothing comes, and only this tells."""
-    try:
-        return await reader.behind(await reader.ends(places))
-    except KafkaAwayError:
-        return None
 
 
 def _check_reach(place: TopicPartition, at: int, start: int, end: int) -> None:

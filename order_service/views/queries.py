@@ -129,8 +129,12 @@ class Views:
 
     def order(self, order_id: str) -> OrderView | None:
         """Give an order as it is now."""
-        rows = self._rows(select(orders.c.document).where(orders.c.order_id == order_id))
-        return state.decode(rows[0].document) if rows else None
+        return self.orders([order_id]).get(order_id)
+
+    def orders(self, order_ids: Sequence[str]) -> dict[str, OrderView]:
+        """Give orders as they are now, those that there are."""
+        some = select(orders.c.order_id, orders.c.document).where(orders.c.order_id.in_(order_ids))
+        return {row.order_id: state.decode(row.document) for row in self._rows(some)}
 
     def order_then(self, order_id: str, *, version: int | None = None, at: datetime | None = None) -> OrderView | None:
         """Give an order as it was at a version, or at a time; None if it has no such version, or was not there yet."""

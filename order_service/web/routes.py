@@ -37,6 +37,7 @@ from order_service.web.bodies import (
     ShipBody,
 )
 from order_service.web.cursors import read_cursor, write_cursor
+from order_service.web.lookup import Lookup
 from order_service.web.outcomes import Outcomes
 from order_service.web.problems import Problem, Trouble, refused
 from order_service.web.pulse import Pulse
@@ -68,6 +69,7 @@ class Api:
 
     def __init__(self, views: Views, pulse: Pulse, outcomes: Outcomes, streams: Streams, live: Live) -> None:
         self._views = views
+        self._lookup = Lookup(views)
         self._pulse = pulse
         self._outcomes = outcomes
         self._streams = streams
@@ -217,7 +219,7 @@ class Api:
         if outcome.is_replayed:  # as the first answer said it, whatever has become of the order since
             view = await self._ask(self._views.order_then, command.order_id, version=decided.version)
         else:
-            view = await self._ask(self._views.order, command.order_id)
+            view = await self._lookup.order(command.order_id)
         if view is None:
             raise Problem(Trouble.NOT_YET, headers={"Retry-After": "1"})  # the views were dropped meanwhile
         return order_answer(view, status, {**said, **({"Location": here} if status == 201 else {})})
@@ -233,7 +235,7 @@ class Api:
             coming.begin()
             await self._pulse.wake()
             while True:
-                view = await self._ask(self._views.order, call.order_id)
+                view = await self._lookup.order(call.order_id)
                 is_there = view is not None and call.caller.sees(view.user_id)
                 if view is not None and is_there and view.version >= version:
                     return
@@ -244,13 +246,13 @@ class Api:
 
     async def _visible(self, call: Call) -> OrderView:
         """Give the order in the path; Problem if there is none, and the same one if it is not the caller's to see."""
-        view = await self._ask(self._views.order, call.order_id)
+        view = await self._lookup.order(call.order_id)
         if view is None or not call.caller.sees(view.user_id):
             raise Problem(Reason.ORDER_NOT_FOUND)
         return view
 
     async def _is_visible(self, call: Call) -> bool:
-        view = await self._ask(self._views.order, call.order_id)
+        view = await self._lookup.order(call.order_id)
         return view is not None and call.caller.sees(view.user_id)
 
     @staticmethod

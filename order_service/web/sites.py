@@ -9,6 +9,7 @@ Source: Fetch standard, "Origin header"; W3C Fetch Metadata Request Headers, 2.3
 import ipaddress
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?", re.ASCII | re.IGNORECASE)
@@ -24,6 +25,7 @@ def is_from_here(headers: Mapping[str, str]) -> bool:
     return is_for_us and is_same and headers.get("Sec-Fetch-Site") != "cross-site"
 
 
+@lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Tell whether an address or name is one that only this machine has."""
     try:
