@@ -124,7 +124,8 @@ class Reader:
 
     async def behind(self, ends: Mapping[TopicPartition, int]) -> int:
         """Count the offsets between what was given and these ends."""
-        return sum([max(0, end - await self._consumer.position(place)) for place, end in ends.items()])
+        places = self._consumer.assignment() & ends.keys()
+        return sum([max(0, ends[place] - await self._consumer.position(place)) for place in places])
 
     async def lag(self) -> int | None:
         """Count the committed offsets that are not given yet, as Kafka last told; None if that was 10 s ago or more.
