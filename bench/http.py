@@ -25,7 +25,7 @@ WARM_S: Final = 3.0
 MEASURED_S: Final = scaled_s(8.0)
 READ_S: Final = scaled_s(4.0)
 CONNECTIONS: Final = 32
-SHARE: Final = 0.8
+READS_PER_S: Final = 1_500
 PLAIN: Final = "plain CRUD"
 TARGETS: Final = {("create", 50): 60.0, ("create", 99): 150.0, ("pay", 50): 45.0, ("pay", 99): 150.0}
 """Milliseconds, by what is asked and percentile."""
@@ -38,7 +38,7 @@ of orders placed a second before. From when a request was due to its 200 or 201:
 GET sees it, which is tried on every tenth order. "Plain CRUD" gets the same from aiohttp and psycopg: a row and an \
 outbox row in one transaction of PostgreSQL, the same question to the User Service; nobody reads its outbox. Reads: \
 {ORDERS:,} orders, put into the table by SQL, not by way of Kafka. GET by id: {CONNECTIONS} connections, closed \
-loop, each asks again as soon as it has its answer; then for the p99 an open loop at {SHARE:.0%} of that rate. Lists \
+loop, each asks again as soon as it has its answer; then for the p99 an open loop at {READS_PER_S:,}/s. Lists \
 of 50: one caller, closed loop; deep pages begin anywhere by cursor. PostgreSQL has its default settings."""
 
 Figures = dict[tuple[str, str, int], list[float]]
@@ -93,7 +93,7 @@ def reads(world: World, kind: str, url: str) -> list[Row]:
         for run in range(1, RUNS + 1):
             taken = ask(read, port, one, CONNECTIONS, READ_S)
             per_s.append(len(taken) / max(took.due_s + took.latency_ms / 1000 for took in taken))
-            evenly = ask(read_evenly, port, one, CONNECTIONS, SHARE * per_s[-1], READ_S)
+            evenly = ask(read_evenly, port, one, CONNECTIONS, READS_PER_S, READ_S)
             by_id_ms.append(percentile([took.latency_ms for took in evenly], 99))
             listed = ask(read, port, pages, 1, READ_S)
             for page in sorted({took.kind for took in listed}):
@@ -103,8 +103,8 @@ def reads(world: World, kind: str, url: str) -> list[Row]:
                 f"reads {run}: {kind}: {per_s[-1]:,.0f} orders/s by id, p99 {by_id_ms[-1]:.1f} ms; {len(listed)} lists"
             )
     return [
-        Row(f"GET by id, {kind}, {CONNECTIONS} connections", "/s", per_s, Target(">=", 1_500)),
-        Row(f"GET by id, {kind}, at {SHARE:.0%} of that, p99", "ms", by_id_ms, Target("<=", 20)),
+        Row(f"GET by id, {kind}, {CONNECTIONS} connections", "/s", per_s, Target(">=", READS_PER_S)),
+        Row(f"GET by id, {kind}, at {READS_PER_S:,}/s, p99", "ms", by_id_ms, Target("<=", 20)),
         *[Row(f"list {page}, {kind}, p99", "ms", runs, Target("<=", 30)) for page, runs in lists_ms.items()],
     ]
 
