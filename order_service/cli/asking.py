@@ -7,8 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from ipaddress import ip_address
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -20,6 +19,8 @@ from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson, At, CreatedFrom, CreatedTo
 from order_service.errors import HttpError
 from order_service.settings import Settings
+from order_service.web.bodies import Wanted
+from order_service.web.sites import is_loopback
 
 WITHIN_S: Final = 40.0
 PAGE: Final = 200
@@ -27,9 +28,6 @@ AGAIN: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVA
 """Answers after which the same question may be asked again, when `Retry-After` says so."""
 ASKED_MAX: Final = 10
 PATIENCE_S: Final = 60.0
-
-Standing = Literal["created", "paid", "shipped", "delivered", "cancelled"]
-"""Where an order that is listed can stand: never `absent`."""
 
 
 class Order(Struct):
@@ -93,7 +91,7 @@ def show_order(
 
 def list_orders(
     user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
-    status: Annotated[Standing | None, typer.Option(help="Only those that stand there.")] = None,
+    status: Annotated[Wanted | None, typer.Option(help="Only those that stand there.")] = None,
     created_from: CreatedFrom = None,
     created_to: CreatedTo = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
@@ -179,7 +177,7 @@ def _again_after_s(error: urllib.error.HTTPError) -> float | None:
 def _opener(host: str) -> urllib.request.OpenerDirector:
     """Open URLs without following elsewhere, where the token must not go; a proxy cannot reach this machine."""
     name = urlsplit(f"//{host}").hostname or ""
-    return urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({} if _is_loopback(name) else None))
+    return urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({} if is_loopback(name) else None))
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -187,13 +185,6 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         """Ask nobody else."""
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
 
 
 def _detail(said: Said, base: str) -> str:

@@ -31,6 +31,7 @@ Key = Annotated[str, Field(max_length=content.MAX_METADATA_KEY)]
 Value = Annotated[str, Field(max_length=content.MAX_METADATA_VALUE)]
 Metadata = Annotated[dict[Key, Value], Field(max_length=content.MAX_METADATA)]
 Wanted = Literal["created", "paid", "shipped", "delivered", "cancelled"]
+"""Where an order that is listed can stand: never `absent`."""
 
 
 class Body(BaseModel):

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from order_service.web import requests
 from order_service.web.answers import JSON, encode
 from order_service.web.operations import OPERATIONS, problems_of
 from order_service.web.problems import ALL, BASE, STATUS, Kind, title
@@ -52,7 +53,7 @@ def routes() -> list[web.RouteDef]:
 
     async def file(request: web.Request) -> web.Response:
         address = request.path
-        if any(tag.value in ("*", tags[address]) for tag in request.if_none_match or ()):
+        if requests.has(request, tags[address]):
             answer = web.Response(status=304, headers=HEADERS)
         else:
             kind, body = TYPES[Path(SHORT.get(address, address)).suffix], files[address]

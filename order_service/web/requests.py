@@ -95,9 +95,9 @@ def expected_version(request: web.Request) -> int | None:
     return version
 
 
-def has_version(request: web.Request, version: int) -> bool:
-    """Tell whether `If-None-Match` names a version, which its sender then has."""
-    return any(tag.value in ("*", str(version)) for tag in request.if_none_match or ())
+def has(request: web.Request, tag: str) -> bool:
+    """Tell whether `If-None-Match` names a tag, whose content its sender then has."""
+    return any(given.value in ("*", tag) for given in request.if_none_match or ())
 
 
 def correlation_id(headers: Mapping[str, str]) -> str | None:

@@ -122,7 +122,7 @@ class Api:
             if then is None:
                 raise Problem(Reason.ORDER_NOT_FOUND, "The order had no such version, or was not there yet.")
             view = then
-        if requests.has_version(call.request, view.version):
+        if requests.has(call.request, str(view.version)):
             return web.Response(status=304, headers={"ETag": etag(view.version), "Cache-Control": PRIVATE})
         return order_answer(view)
 
@@ -167,11 +167,10 @@ class Api:
     async def get_command(self, call: Call) -> web.StreamResponse:
         """200 what became of a command, 202 while this process awaits it, 404 if nothing is known of it."""
         order_id, command_id = call.order_id, call.request.match_info["command_id"]
-        is_awaited = self._outcomes.awaits(
-            order_id, command_id, call.caller.actor
-        )  # first: it may be decided meanwhile
+        # First, for it may be decided while we look into the views.
+        is_awaited = self._outcomes.awaits(order_id, command_id, call.caller.actor)
         decided = await self._ask(self._views.command, order_id, command_id) if is_id(command_id) else None
-        if decided is not None and (decided.actor == call.caller.actor or await self._is_visible(call)):
+        if decided is not None and (decided.actor == call.caller.actor or await self._seen(call) is not None):
             return answer(outcome_json(decided))
         if decided is None and is_awaited:
             return answer(undecided_json(order_id, command_id), 202, {"Retry-After": "1"})
@@ -235,25 +234,25 @@ class Api:
             coming.begin()
             await self._pulse.wake()
             while True:
-                view = await self._lookup.order(call.order_id)
-                is_there = view is not None and call.caller.sees(view.user_id)
-                if view is not None and is_there and view.version >= version:
+                view = await self._seen(call)
+                if view is not None and view.version >= version:
                     return
                 if await coming.next(max(0.0, deadline - loop.time())) is None:
                     break
-        if is_there:
+        if view is not None:
             raise Problem(Trouble.NOT_YET, headers={"Retry-After": "1"})
 
     async def _visible(self, call: Call) -> OrderView:
         """Give the order in the path; Problem if there is none, and the same one if it is not the caller's to see."""
-        view = await self._lookup.order(call.order_id)
-        if view is None or not call.caller.sees(view.user_id):
+        view = await self._seen(call)
+        if view is None:
             raise Problem(Reason.ORDER_NOT_FOUND)
         return view
 
-    async def _is_visible(self, call: Call) -> bool:
+    async def _seen(self, call: Call) -> OrderView | None:
+        """Give the order in the path, None if there is none that the caller may see."""
         view = await self._lookup.order(call.order_id)
-        return view is not None and call.caller.sees(view.user_id)
+        return view if view is not None and call.caller.sees(view.user_id) else None
 
     @staticmethod
     async def _ask(question: Callable[..., _T], *args: Any, **named: Any) -> _T:

@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
-from order_service.cli.asking import ASKED_MAX, Said, Standing, patiently
+from order_service.cli.asking import ASKED_MAX, Said, patiently
 from order_service.domain.reasons import Status
+from order_service.web.bodies import Wanted
 from tests.cli.conftest import CommandLine
 
 ORDER = {
@@ -181,4 +182,4 @@ def test_another_machine_is_asked_through_the_proxy_that_is_set(server):
 
 
 def test_a_list_can_be_asked_for_every_status_but_absent():
-    assert {*get_args(Standing), Status.ABSENT} == set(Status)
+    assert {*get_args(Wanted), Status.ABSENT} == set(Status)
