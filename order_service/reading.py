@@ -27,8 +27,11 @@ STALLED_S: Final = 30.0
 SILENT_S: Final = 10.0
 """Kafka answers a fetch within half a second, if only with nothing; longer, and it is away."""
 
+AT_ONCE_MAX: Final = 8_000
+"""How many records are given at once: a transaction of a projector, which in thousands would take half longer."""
 
-class Seen(Struct, frozen=True):
+
+class Seen(Struct, frozen=True, gc=False):
     """An event or a rejection, where it stands, and the digest of its bytes, which the next event must name.
 
     `command_offset` is the command that it answers; the service's own cancellations have none.
@@ -103,7 +106,7 @@ class Reader:
                 yield record
 
     async def follow_many(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[list[ConsumerRecord]]:
-        """Give them by the thousand at most, without an end; none where none has come for half a second."""
+        """Give them as many as are there, 8,000 at most, without an end; none where none came for half a second."""
         self._seek(starts)
         while True:
             yield await self._some()
@@ -161,7 +164,7 @@ class Reader:
 
     async def _some(self) -> list[ConsumerRecord]:
         with kafka_answers(self._servers):
-            fetched = await self._consumer.getmany(timeout_ms=500, max_records=1000)
+            fetched = await self._consumer.getmany(timeout_ms=500, max_records=AT_ONCE_MAX)
         return [record for records in fetched.values() for record in records]
 
 

@@ -1,7 +1,6 @@
 """The Faust app and the process around it: the agent that receives, the signals of the group, the start and the end."""
 
 import asyncio
-import gc
 import logging
 import os
 import sys
@@ -17,6 +16,7 @@ from faust.types import TP
 
 from order_service.admin import AdminServer
 from order_service.errors import OrderServiceError, PortTakenError
+from order_service.garbage import collect_seldom
 from order_service.kafka import ask_admin, connection, tls
 from order_service.settings import Settings
 from order_service.stream import lenient
@@ -28,8 +28,6 @@ from order_service.users.client import Policy, UserClient
 log = structlog.get_logger()
 
 REBALANCE_TIMEOUT_S: Final = 30.0
-GC_THRESHOLD: Final = (100_000, 20, 100)
-"""A backlog makes millions of objects, hardly a cycle; at the default of 700 collecting takes a third of the time."""
 
 
 class FaustFetching:
@@ -199,7 +197,7 @@ def end_process(error: BaseException) -> None:
 def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None) -> NoReturn:
     """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
     asyncio.run(ask_admin(settings, lambda admin: check_topics(admin, settings)))
-    gc.set_threshold(*GC_THRESHOLD)
+    collect_seldom()
     lenient.install()
     app = build(settings, step=step)
     worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)

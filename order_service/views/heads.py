@@ -2,9 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from aiokafka.structs import TopicPartition
+from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
@@ -19,7 +20,7 @@ KEPT_MAX: Final = 300_000
 """How much a projector remembers: an order counts ten, and one for each of its lines. It is about 0.3 KB."""
 
 
-class Head(NamedTuple):
+class Head(Struct, frozen=True, gc=False):
     """An order, and the digest of its newest event."""
 
     view: OrderView

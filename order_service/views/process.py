@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from order_service.admin import AdminServer
 from order_service.errors import DatabaseError
+from order_service.garbage import collect_seldom
 from order_service.reading import Reader
 from order_service.settings import Settings
 from order_service.views.projector import Projection, follow
@@ -63,6 +64,7 @@ async def run(settings: Settings) -> NoReturn:
 
     Raises DatabaseError if their database does not serve us, and what `follow` raises.
     """
+    collect_seldom()
     building = Building()
     engine = open_database(database_of(settings), writes=True)
     admin = AdminServer(settings.host, settings.admin_port, building.faults)

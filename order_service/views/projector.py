@@ -22,7 +22,7 @@ from order_service.reading import Reader, Seen, decode
 from order_service.views import state
 from order_service.views.heads import Head, Heads, head_after
 from order_service.views.rows import Put, Row
-from order_service.views.tables import FORM, commands, form, form_of, milliseconds, order_events, orders, positions
+from order_service.views.tables import FORM, form, form_of, milliseconds, order_events, orders, positions, refusals
 
 log = structlog.get_logger()
 
@@ -31,10 +31,6 @@ _json: Final = msgspec.json.Encoder().encode
 LOOK_EVERY_S: Final = 1.0
 """How often to tell how far the log goes on."""
 CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are built again"
-
-CommandKey = tuple[str, str, bytes]
-DECISION: Final = ("is_accepted", "decided_at", "version", "partition", "offset", "document")
-"""What a row of a command says beside which command it is."""
 
 
 class Overtaken(Exception):
@@ -50,7 +46,7 @@ class Projection:
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
         self._put_events = Put(engine.dialect, order_events)
         self._put_orders = Put(engine.dialect, orders, changes=("status", "head", "document"))
-        self._put_commands = Put(engine.dialect, commands, changes=DECISION, but="commands.is_accepted")
+        self._put_refusals = Put(engine.dialect, refusals, changes=("rejected_at", "partition", "offset", "document"))
 
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
         """Read the next offset of each place that is known; of these, those that are `new` begin at 0."""
@@ -85,20 +81,18 @@ class Projection:
             changed = {seen.order_id for seen in seens if isinstance(seen.message, Event)}
             heads = self._heads.of(changed, connection, {place: before[place] for place in after})
             happened: list[Row] = []
-            decided: dict[CommandKey, Row] = {}
+            refused: dict[tuple[str, str, bytes], Row] = {}
             for seen in seens:
-                if isinstance(seen.message, Rejection):
-                    row = _refused(seen, seen.message)
-                else:
-                    head = heads[seen.order_id] = head_after(heads.get(seen.order_id), seen, seen.message)
-                    happened.append(_happened(seen, seen.message, head.view.user_id))
-                    row = _accepted(seen.message)
-                key = _command_key(row)
-                if key not in decided or not decided[key]["is_accepted"]:  # the newest, but an acceptance stays
-                    decided[key] = row
+                match seen.message:
+                    case Event() as event:
+                        head = heads[event.order_id] = head_after(heads.get(event.order_id), seen, event)
+                        happened.append(_happened(seen, event, head.view.user_id))
+                    case Rejection() as rejection:
+                        key = rejection.order_id, rejection.command_id, rejection.command_digest
+                        refused[key] = _refused(seen, rejection)
             self._put_events(connection, happened)
             self._put_orders(connection, [_order(heads[order_id]) for order_id in sorted(heads)])
-            self._put_commands(connection, [decided[key] for key in sorted(decided)])  # again: locked in one order
+            self._put_refusals(connection, [refused[key] for key in sorted(refused)])  # again: locked in one order
         self._heads.keep(heads, after)
 
 
@@ -205,6 +199,7 @@ def _happened(seen: Seen, event: Event, user_id: str) -> Row:
         "order_id": event.order_id,
         "version": event.version,
         "user_id": user_id,
+        "command_id": event.command_id,
         "occurred_at": milliseconds(event.occurred_at),
         "partition": seen.partition,
         "offset": seen.offset,
@@ -213,37 +208,13 @@ def _happened(seen: Seen, event: Event, user_id: str) -> Row:
     }
 
 
-def _accepted(event: Event) -> Row:
-    return {
-        **_command(event),
-        "is_accepted": True,
-        "decided_at": milliseconds(event.occurred_at),
-        "version": event.version,
-        "partition": None,
-        "offset": None,
-        "document": None,
-    }
-
-
 def _refused(seen: Seen, rejection: Rejection) -> Row:
     return {
-        **_command(rejection),
-        "is_accepted": False,
-        "decided_at": milliseconds(rejection.rejected_at),
-        "version": rejection.version,
+        "order_id": rejection.order_id,
+        "command_id": rejection.command_id,
+        "command_digest": rejection.command_digest,
+        "rejected_at": milliseconds(rejection.rejected_at),
         "partition": seen.partition,
         "offset": seen.offset,
         "document": _json(rejection).decode(),
-    }
-
-
-def _command_key(row: Row) -> CommandKey:
-    return row["order_id"], row["command_id"], row["command_digest"]
-
-
-def _command(message: Event | Rejection) -> Row:
-    return {
-        "order_id": message.order_id,
-        "command_id": message.command_id,
-        "command_digest": message.command_digest,
     }

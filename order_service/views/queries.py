@@ -15,7 +15,6 @@ from order_service.views import state
 from order_service.views.state import OrderView
 from order_service.views.tables import (
     FORM,
-    commands,
     form,
     form_of,
     milliseconds,
@@ -23,6 +22,7 @@ from order_service.views.tables import (
     order_events,
     orders,
     positions,
+    refusals,
 )
 
 NEWS_MAX: Final = 500
@@ -119,10 +119,10 @@ class Views:
             return self._between(some, table, spans)
 
         happened = rows(select(order_events), order_events, self._names.events)
-        refused = select(commands.c.partition, commands.c.offset, commands.c.document).where(~commands.c.is_accepted)
+        refused = rows(select(refusals), refusals, self._names.rejections)
         return News(
             tuple(map(_recorded, happened)),
-            tuple(_rejections.decode(row.document) for row in rows(refused, commands, self._names.rejections)),
+            tuple(_rejections.decode(row.document) for row in refused),
             reached,
             is_all=reached == places,
         )
@@ -168,29 +168,23 @@ class Views:
     def refusals(self, order_id: str, *, limit: int = 1000) -> tuple[Rejection, ...]:
         """Give the refused commands of an order, the newest of them if they are too many, oldest first."""
         some = (
-            select(commands.c.document)
-            .where(commands.c.order_id == order_id, ~commands.c.is_accepted)
-            .order_by(commands.c.decided_at.desc(), commands.c.offset.desc())
+            select(refusals.c.document)
+            .where(refusals.c.order_id == order_id)
+            .order_by(refusals.c.rejected_at.desc(), refusals.c.offset.desc())
             .limit(limit)
         )
         return tuple(_rejections.decode(row.document) for row in reversed(self._rows(some)))
 
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
         """Say what became of a command: its event; else why it was first refused; None if nothing is known of it."""
-        its_event = (
-            commands.c.is_accepted
-            & (order_events.c.order_id == commands.c.order_id)
-            & (order_events.c.version == commands.c.version)
+        happened, refused = (
+            select(table.c.document).where(table.c.order_id == order_id, table.c.command_id == command_id).limit(1)
+            for table in (order_events, refusals)
         )
-        first = (
-            select(commands.c.document, order_events.c.document.label("event"))
-            .outerjoin(order_events, its_event)
-            .where(commands.c.order_id == order_id, commands.c.command_id == command_id)
-            .order_by(commands.c.is_accepted.desc(), commands.c.decided_at)
-            .limit(1)
-        )
-        for row in self._rows(first):
-            return _rejections.decode(row.document) if row.event is None else _events.decode(row.event)
+        for row in self._rows(happened):
+            return _events.decode(row.document)
+        for row in self._rows(refused.order_by(refusals.c.rejected_at)):
+            return _rejections.decode(row.document)
         return None
 
     def page(self, wanted: Filter, limit: int, behind: Cursor | None = None) -> Page:

@@ -20,7 +20,7 @@ from order_service.domain.reasons import Status
 from order_service.errors import HistoryError
 
 
-class Payment(Struct, frozen=True):
+class Payment(Struct, frozen=True, gc=False):
     """What was paid, and when."""
 
     payment_id: str
@@ -28,7 +28,7 @@ class Payment(Struct, frozen=True):
     paid_at: datetime
 
 
-class Shipment(Struct, frozen=True):
+class Shipment(Struct, frozen=True, gc=False):
     """With whom an order left the house, and when."""
 
     carrier: str
@@ -36,7 +36,7 @@ class Shipment(Struct, frozen=True):
     shipped_at: datetime
 
 
-class Cancellation(Struct, frozen=True):
+class Cancellation(Struct, frozen=True, gc=False):
     """Why and when an order was cancelled, and what is owed to its user."""
 
     reason: str

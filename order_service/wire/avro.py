@@ -52,18 +52,14 @@ def decode_event(data: bytes) -> Event:
     Raises DecodeError for any other bytes: cut short, not an event's schema, bytes left over, over 4 MiB.
     """
     schema = _schema(data, _FACTS, MAX_EVENT_BYTES)
-    flat = _fields(data, schema)
-    flat["occurred_at"] = _time(flat["occurred_at"])
-    flat["fact"] = _shaped(flat, schema.message)
-    event: Event = _shaped(flat, Event)
+    event: Event = _usual(data, schema) or _any_event(data, schema)
     return event
 
 
 def decode_rejection(data: bytes) -> Rejection:
     """Decode one rejection. Raises DecodeError for any other bytes."""
-    flat = _fields(data, _schema(data, _REJECTIONS, MAX_EVENT_BYTES))
-    flat["rejected_at"] = _time(flat["rejected_at"])
-    rejection: Rejection = _shaped(flat, Rejection)
+    schema = _schema(data, _REJECTIONS, MAX_EVENT_BYTES)
+    rejection: Rejection = _usual(data, schema) or _any_rejection(data, schema)
     return rejection
 
 
@@ -73,18 +69,33 @@ def decode_avro_command(data: bytes) -> Command:
     Raises DecodeError for any other bytes, over 256 KiB, and for an order_id or command_id that is no id.
     """
     schema = _schema(data, _COMMANDS, MAX_COMMAND_BYTES)
-    return with_ids(_usual_command(data, schema) or _any_command(data, schema))
+    return with_ids(_usual(data, schema) or _any_command(data, schema))
 
 
-def _usual_command(data: bytes, schema: Schema) -> Command | None:
-    """Read a command of the newest schema with our own reader; None for what it leaves to fastavro."""
+def _usual(data: bytes, schema: Schema) -> Any:
+    """Read a message of the newest schema with our own reader; None for what it leaves to fastavro."""
     if schema.version != SCHEMAS.newest[schema.message].version:
         return None
     try:
-        command, end = _READ[schema.message](data, len(schema.prefix))
+        message, end = _READ[schema.message](data, len(schema.prefix))
     except UNREAD:
         return None
-    return command if end == len(data) else None
+    return message if end == len(data) else None
+
+
+def _any_event(data: bytes, schema: Schema) -> Event:
+    flat = _fields(data, schema)
+    flat["occurred_at"] = _time(flat["occurred_at"])
+    flat["fact"] = _shaped(flat, schema.message)
+    event: Event = _shaped(flat, Event)
+    return event
+
+
+def _any_rejection(data: bytes, schema: Schema) -> Rejection:
+    flat = _fields(data, schema)
+    flat["rejected_at"] = _time(flat["rejected_at"])
+    rejection: Rejection = _shaped(flat, Rejection)
+    return rejection
 
 
 def _any_command(data: bytes, schema: Schema) -> Command:
@@ -158,7 +169,9 @@ def _writer(schema: Schema) -> Write:
     return compiled(schema.avro, _HEADER if schema.message in _FACTS else None)
 
 
+def _reader(schema: Schema) -> Read:
+    return compiled_reader(schema.avro, schema.message, Event if schema.message in _FACTS else None)
+
+
 _WRITE: Final = {message: _writer(schema) for message, schema in SCHEMAS.newest.items()}
-_READ: Final[dict[type[Message], Read]] = {
-    message: compiled_reader(SCHEMAS.newest[message].avro, message) for message in COMMAND_TYPES
-}
+_READ: Final = {message: _reader(schema) for message, schema in SCHEMAS.newest.items()}

@@ -1,6 +1,7 @@
 """The command line in this process, and a service with a worker that all tests of this folder share."""
 
 import json
+from unittest.mock import patch
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +18,8 @@ class CommandLine:
 
     def __call__(self, *arguments, code=0, stdin=None):
         words = [str(part) for part in arguments]
-        result = CliRunner().invoke(app, words, env=self.environment, prog_name="cli", input=stdin)
+        with patch("order_service.log.configure"):  # the log of this process is that of all tests
+            result = CliRunner().invoke(app, words, env=self.environment, prog_name="cli", input=stdin)
         assert result.exit_code == code, result.output
         return result
 

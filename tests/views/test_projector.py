@@ -64,15 +64,17 @@ def test_an_event_that_names_another_before_it_is_refused(projection):
         put(projection, [but(order_amended, previous_digest=bytes(16))], before={**START, EVENTS: 1}, offset=1)
 
 
-def test_a_refusal_is_kept_until_the_command_is_accepted(projection, views):
+def test_a_command_that_is_accepted_after_all_has_its_event_and_its_refusal_stays_in_the_history(projection, views):
     command_id = samples.ship.command_id
-    put(projection, [order_created, but(ship_refused, command_digest=samples.order_shipped.command_digest)])
-    assert views.command(ORDER_ID, command_id).reason == ship_refused.reason
+    before = but(ship_refused, command_digest=samples.order_shipped.command_digest)
+    put(projection, [order_created, before])
+    assert views.command(ORDER_ID, command_id) == before
     put(projection, HISTORY[1:], before={EVENTS: 1, REJECTIONS: 2}, offset=1)
     assert views.command(ORDER_ID, command_id) == samples.order_shipped
+    assert views.refusals(ORDER_ID) == (before,)
 
 
-def test_a_refusal_after_an_acceptance_changes_nothing(projection, views):
+def test_a_refusal_after_an_acceptance_does_not_take_its_place(projection, views):
     put(projection, HISTORY)
     late = but(ship_refused, command_digest=samples.order_shipped.command_digest)
     put(projection, [late], before={**START, EVENTS: len(HISTORY)}, offset=0)

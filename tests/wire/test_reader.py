@@ -1,4 +1,4 @@
-"""Our reader of commands beside fastavro: what it reads, fastavro reads the same; what it does not, it leaves to it."""
+"""Our reader of messages beside fastavro: what it reads, fastavro reads the same; what it does not, it leaves to it."""
 
 from io import BytesIO
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from order_service.domain.messages import COMMAND_TYPES
+from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, Rejection
 from order_service.wire import avro
 from order_service.wire.schemas import SCHEMAS
 from tests import samples
@@ -17,63 +17,91 @@ from tests.wire.table import CASES
 from tests.wire.test_hostile import EXTREMES, longs
 
 some = settings(max_examples=300, deadline=None)
-commands = [case for case in CASES if type(case.message) in COMMAND_TYPES]
-every_command = pytest.mark.parametrize("case", commands, ids=lambda case: case.name)
+every_message = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+messages = st.one_of(strategies.commands, strategies.events, strategies.rejections)
+
+
+def by_fastavro(data, schema):
+    """Read as `_usual` does not."""
+    if schema.message in FACT_TYPES:
+        return avro._any_event(data, schema)
+    return avro._any_command(data, schema) if schema.message in COMMAND_TYPES else avro._any_rejection(data, schema)
+
+
+def encode(message):
+    """Encode any message."""
+    match message:
+        case Event():
+            return avro.encode_event(message)
+        case Rejection():
+            return avro.encode_rejection(message)
+        case _:
+            return avro.encode_command(message)
 
 
 def read(data):
-    """Read with ours; if it gives a command, fastavro must give the same."""
+    """Read with ours; if it gives a message, fastavro must give the same."""
     schema = SCHEMAS.by_id[int.from_bytes(data[1:5], "big")]
-    command = avro._usual_command(data, schema)
-    if command is not None:
-        assert command == avro._any_command(data, schema)
-        assert avro.encode_command(command) == avro.encode_command(avro._any_command(data, schema))
-    return command
+    message = avro._usual(data, schema)
+    if message is not None:
+        other = by_fastavro(data, schema)
+        assert message == other
+        assert encode(message) == encode(other)
+    return message
 
 
-@every_command
+@every_message
 def test_it_reads_what_was_released(case):
     assert read(case.golden) == case.message
 
 
 @some
-@given(strategies.commands)
-def test_it_reads_what_we_write_or_leaves_it(command):
-    assert read(avro.encode_command(command)) in (command, None)
+@given(messages)
+def test_it_reads_what_we_write_or_leaves_it(message):
+    assert read(encode(message)) in (message, None)
 
 
 @some
-@given(strategies.commands)
-def test_it_reads_what_fastavro_writes_or_leaves_it(command):
-    schema, data, values = SCHEMAS.newest[type(command)], BytesIO(), structs.asdict(command)
+@given(messages)
+def test_it_reads_what_fastavro_writes_or_leaves_it(message):
+    values, kind = structs.asdict(message), type(message)
+    if isinstance(message, Event):
+        values, kind = values | structs.asdict(message.fact), type(message.fact)
     if values.get("lines") is not None:
         values["lines"] = [structs.asdict(line) for line in values["lines"]]
+    data, schema = BytesIO(), SCHEMAS.newest[kind]
     fastavro.schemaless_writer(data, schema.avro, values)
-    assert read(schema.prefix + data.getvalue()) in (command, None)
+    assert read(schema.prefix + data.getvalue()) in (message, None)
 
 
-@every_command
+def with_number(message, number):
+    """Give the message with a number that may be any."""
+    name = "version" if isinstance(message, Event | Rejection) else "expected_version"
+    return samples.but(message, **{name: number})
+
+
+@every_message
 @pytest.mark.parametrize("number", [0, -1, 63, 64, 2**31, 2**62 - 1, -(2**62)])
 def test_it_reads_every_number_of_63_bits(case, number):
-    command = samples.but(case.message, expected_version=number)
-    assert read(avro.encode_command(command)) == command
+    message = with_number(case.message, number)
+    assert read(encode(message)) == message
 
 
-@every_command
+@every_message
 @pytest.mark.parametrize("number", [2**62, 2**63 - 1, -(2**62) - 1, -(2**63)])
 def test_it_leaves_greater_numbers_to_fastavro(case, number):
-    command = samples.but(case.message, expected_version=number)
-    assert read(avro.encode_command(command)) is None
-    assert avro.decode_avro_command(avro.encode_command(command)) == command
+    message = with_number(case.message, number)
+    assert read(encode(message)) is None
+    assert case.decode(encode(message)) == message
 
 
-@every_command
+@every_message
 def test_cut_short_or_longer_it_is_left(case):
     assert all(read(case.golden[:length]) is None for length in range(5, len(case.golden)))
     assert read(case.golden + b"\0") is None
 
 
-@every_command
+@every_message
 def test_whatever_bit_is_flipped(case):
     for bit in range(5 * 8, len(case.golden) * 8):
         data = bytearray(case.golden)
@@ -81,7 +109,7 @@ def test_whatever_bit_is_flipped(case):
         read(bytes(data))
 
 
-@every_command
+@every_message
 def test_whatever_number_stands_anywhere(case):
     for at in range(5, len(case.golden)):
         for extreme in EXTREMES:
@@ -89,7 +117,7 @@ def test_whatever_number_stands_anywhere(case):
             read(case.golden[:at] + extreme + case.golden[at:])
 
 
-@every_command
+@every_message
 @some
 @given(data=st.binary(max_size=200))
 def test_whatever_bytes_follow_the_schema_id(case, data):
@@ -97,9 +125,9 @@ def test_whatever_bytes_follow_the_schema_id(case, data):
 
 
 @some
-@given(strategies.commands, st.data())
-def test_whatever_a_byte_of_any_command_is_replaced_by(command, data):
-    encoded = avro.encode_command(command)
+@given(messages, st.data())
+def test_whatever_a_byte_of_any_message_is_replaced_by(message, data):
+    encoded = encode(message)
     at = data.draw(st.integers(5, len(encoded)))
     other = data.draw(st.binary(max_size=3))
     read(encoded[:at] + other + encoded[at + data.draw(st.integers(0, 3)) :])

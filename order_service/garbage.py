@@ -1,0 +1,11 @@
+"""The garbage collector of processes that make millions of objects, and hardly a cycle among them."""
+
+import gc
+from typing import Final
+
+THRESHOLD: Final = (100_000, 20, 100)
+
+
+def collect_seldom() -> None:
+    """Look for cycles a hundred times less often: looking takes a worker a third of its time, a projector a tenth."""
+    gc.set_threshold(*THRESHOLD)
