@@ -10,7 +10,7 @@ from typing import Final
 
 from bench.latency import WARM_S, paced
 from bench.load import Shop, create
-from bench.sizes import scaled_s
+from bench.sizes import RUNS, scaled_s
 from bench.table import Row, Target, percentile
 from bench.world import World
 from order_service.users.stub import Mode
@@ -29,16 +29,17 @@ before the next. The p99 of the known users' commands, in each mode, over that o
 
 
 def measure(world: World) -> list[Row]:
-    """Take one mode after the other, each beside a run without."""
+    """Take one mode after the other, each beside a run without; all of them as often as there are runs."""
+    ratios: dict[Mode, list[float]] = {mode: [] for mode in MODES}
     with world.service() as service:
         worker = service.start_worker().wait_lanes(service.partitions)
-        rows = []
-        for mode in MODES:
-            sound = p99_ms(service, worker, Mode.OK, f"ok-{mode}")
-            failing = p99_ms(service, worker, mode, f"mode-{mode}")
-            world.say(f"modes: {mode}: p99 {failing:.1f} ms, without {sound:.1f} ms; all that waited is decided")
-            rows.append(Row(f"User Service {mode}: p99 of known users", "x", [failing / sound], Target("<=", 2.0)))
-        return rows
+        for run in range(RUNS):
+            for mode in MODES:
+                sound = p99_ms(service, worker, Mode.OK, f"ok-{mode}-{run}")
+                failing = p99_ms(service, worker, mode, f"mode-{mode}-{run}")
+                world.say(f"modes: {mode}: p99 {failing:.1f} ms, without {sound:.1f} ms; all that waited is decided")
+                ratios[mode].append(failing / sound)
+    return [Row(f"User Service {mode}: p99 of known users", "x", ratios[mode], Target("<=", 2.0)) for mode in MODES]
 
 
 def p99_ms(service: Service, worker: WorkerProcess, mode: Mode, name: str) -> float:

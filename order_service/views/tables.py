@@ -42,12 +42,6 @@ FORM: Final = 4
 BUSY_S: Final = 10.0
 """How long a statement waits for another process that writes, and how long a server may take to let us in."""
 
-LOG_PAGES: Final = 16_384
-"""How many pages (of 4 KiB) SQLite's log of writes takes before it is merged into the file.
-
-Its default of 1,000 is less than one transaction of a projector that builds the views: each would be written twice.
-"""
-
 DRIVERS: Final = {
     "sqlite": "sqlite",
     "postgresql": "postgresql+psycopg",
@@ -151,7 +145,6 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
         connection.isolation_level = None  # transactions begin below, not where Python's driver thinks
         _write_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         record.info["file"] = _identity(file)
 
     @event.listens_for(engine, "checkout")

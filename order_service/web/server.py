@@ -10,13 +10,16 @@ from prometheus_client import Gauge, Histogram
 from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.errors import KafkaAwayError, KeysAway, Unauthorized
-from order_service.web import pages, requests
+from order_service.stream.topics import TopicNames
+from order_service.web import pages, registry, requests
 from order_service.web.auth import LOCAL, Everybody, Tokens
 from order_service.web.limits import Limits
 from order_service.web.operations import OPERATIONS, Operation
 from order_service.web.problems import Problem, Trouble
+from order_service.web.registry import Registry
 from order_service.web.routes import Api, Call
 from order_service.web.sites import is_from_here
+from order_service.wire.schemas import SCHEMAS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -50,7 +53,7 @@ TROUBLE_OF: Final = {
 
 
 class Server:
-    """Makes the application: `faults` says why nothing can be read yet."""
+    """Makes the application: `faults` says why nothing can be read yet, `names` where the schemas belong."""
 
     def __init__(
         self,
@@ -58,7 +61,9 @@ class Server:
         authentication: Everybody | Tokens,
         limits: Limits,
         faults: Callable[[], list[str]],
+        names: TopicNames,
     ) -> None:
+        self._names = names
         self._api = api
         self._authentication = authentication
         self._limits = limits
@@ -72,6 +77,7 @@ class Server:
             if operation.method == "GET" and not operation.is_stream:
                 app.router.add_route("HEAD", operation.path, self._served(operation))
         app.add_routes(pages.routes())
+        app.add_routes(registry.routes(Registry(self._names, SCHEMAS)))
         app.on_response_prepare.append(_harden)
         return app
 

@@ -1,0 +1,165 @@
+"""The released schemas, as a schema registry serves them: whoever decodes our records needs no other one.
+
+Shape:    the reading half of the REST API of Confluent's Schema Registry, under `/schema-registry`; nothing can be
+          registered here, and nobody is asked for a token.
+Subjects: `<topic>-<record name>`, such as `orders.events.v1-orders.v1.OrderPaid` (TopicRecordNameStrategy).
+Errors:   `{"error_code": 40403, "message": …}`; the first three digits are the status.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from aiohttp import web
+from msgspec import Raw
+
+from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES
+from order_service.stream.topics import TopicNames
+from order_service.web.answers import encode
+from order_service.wire.schemas import Catalogue, Schema
+
+TYPE: Final = "application/vnd.schemaregistry.v1+json"
+COMPATIBILITY: Final = "FULL_TRANSITIVE"
+"""What every released schema keeps with all before it in its subject."""
+
+Find = Callable[["Registry", Mapping[str, str]], Any]
+"""Finds what is asked for by the parts of a path; NotThere if there is no such thing."""
+
+
+class NotThere(LookupError):
+    """What was asked for is not there, in the registry's own words."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Registry:
+    """The schemas of a catalogue, by id and by subject; those of the commands lie at the topic of the commands."""
+
+    def __init__(self, names: TopicNames, catalogue: Catalogue) -> None:
+        self._by_id = catalogue.by_id
+        self._subjects: defaultdict[str, dict[int, Schema]] = defaultdict(dict)
+        for schema in catalogue.by_id.values():
+            self._subjects[_subject(schema, names)][schema.version] = schema
+
+    def subjects(self, _: Mapping[str, str]) -> list[str]:
+        """Name all subjects."""
+        return sorted(self._subjects)
+
+    def versions(self, path: Mapping[str, str]) -> list[int]:
+        """List the versions of a subject."""
+        return sorted(self._of_subject(path))
+
+    def version(self, path: Mapping[str, str]) -> dict[str, Any]:
+        """Give a version of a subject, or its `latest`."""
+        schema = self._version(path)
+        return {"subject": path["subject"], "version": schema.version, "id": schema.id, "schema": schema.text}
+
+    def version_alone(self, path: Mapping[str, str]) -> Raw:
+        """Give the schema of a version, and nothing around it."""
+        return Raw(self._version(path).text.encode())
+
+    def schema(self, path: Mapping[str, str]) -> dict[str, Any]:
+        """Give the schema of an id."""
+        return {"schema": self._of_id(path).text}
+
+    def schema_alone(self, path: Mapping[str, str]) -> Raw:
+        """Give it, and nothing around it."""
+        return Raw(self._of_id(path).text.encode())
+
+    def places(self, path: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Say under which subjects and versions an id is known."""
+        wanted = self._of_id(path)
+        return [
+            {"subject": subject, "version": version}
+            for subject, versions in sorted(self._subjects.items())
+            for version, schema in versions.items()
+            if schema.file == wanted.file
+        ]
+
+    def types(self, _: Mapping[str, str]) -> list[str]:
+        """Name the kinds of schemas."""
+        return ["AVRO"]
+
+    def config(self, path: Mapping[str, str]) -> dict[str, str]:
+        """Say what a new version may change, of a subject or of any."""
+        if "subject" in path:
+            self._of_subject(path)
+        return {"compatibilityLevel": COMPATIBILITY}
+
+    def mode(self, _: Mapping[str, str]) -> dict[str, str]:
+        """Say that nothing can be registered."""
+        return {"mode": "READONLY"}
+
+    def nothing(self, path: Mapping[str, str]) -> None:
+        """Say that a path is not served."""
+        raise NotThere(404_00, f"/{path['rest']} is not served: this registry is read only")
+
+    def _of_subject(self, path: Mapping[str, str]) -> dict[int, Schema]:
+        if path["subject"] not in self._subjects:
+            raise NotThere(404_01, f"Subject '{path['subject']}' not found.")
+        return self._subjects[path["subject"]]
+
+    def _version(self, path: Mapping[str, str]) -> Schema:
+        versions, wanted = self._of_subject(path), path["version"]
+        if wanted == "latest":
+            return versions[max(versions)]
+        number = _number(wanted)
+        if number is None:
+            raise NotThere(422_02, f"'{wanted}' is no version: a number from 1 up, or \"latest\"")
+        if number not in versions:
+            raise NotThere(404_02, f"Version {number} not found.")
+        return versions[number]
+
+    def _of_id(self, path: Mapping[str, str]) -> Schema:
+        schema = self._by_id.get(_number(path["id"]) or 0)
+        if schema is None:
+            raise NotThere(404_03, f"Schema {path['id']} not found")
+        return schema
+
+
+FINDS: Final[dict[str, Find]] = {
+    "/subjects": Registry.subjects,
+    "/subjects/{subject}/versions": Registry.versions,
+    "/subjects/{subject}/versions/{version}": Registry.version,
+    "/subjects/{subject}/versions/{version}/schema": Registry.version_alone,
+    "/schemas/ids/{id}": Registry.schema,
+    "/schemas/ids/{id}/schema": Registry.schema_alone,
+    "/schemas/ids/{id}/versions": Registry.places,
+    "/schemas/types": Registry.types,
+    "/config": Registry.config,
+    "/config/{subject}": Registry.config,
+    "/mode": Registry.mode,
+    "/{rest:.*}": Registry.nothing,
+}
+
+
+def routes(registry: Registry) -> list[web.RouteDef]:
+    """Give the routes of a registry."""
+    return [web.get(f"/schema-registry{path}", _served(find, registry)) for path, find in FINDS.items()]
+
+
+def _served(find: Find, registry: Registry) -> Callable[[web.Request], Any]:
+    async def serve(request: web.Request) -> web.Response:
+        try:
+            status, found = 200, find(registry, request.match_info)
+        except NotThere as error:
+            status, found = error.code // 100, {"error_code": error.code, "message": str(error)}
+        return web.Response(body=encode(found), status=status, content_type=TYPE)
+
+    return serve
+
+
+def _subject(schema: Schema, names: TopicNames) -> str:
+    if schema.message in FACT_TYPES:
+        topic = names.events
+    elif schema.message in COMMAND_TYPES:
+        topic = names.commands
+    else:
+        topic = names.rejections
+    return f"{topic}-{schema.name}"
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None

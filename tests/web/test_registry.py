@@ -1,0 +1,129 @@
+"""The schemas as a registry serves them: read by Confluent's own client, and path by path."""
+
+import json
+
+import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient, topic_record_subject_name_strategy
+from confluent_kafka.schema_registry.avro import AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+from msgspec import structs
+
+from order_service.domain.messages import OrderPaid
+from order_service.stream.topics import topic_names
+from order_service.web.registry import NotThere, Registry
+from order_service.wire.commands import decode_command
+from order_service.wire.schemas import SCHEMAS, Catalogue
+from tests import samples
+from tests.web.alone import server_alone
+from tests.web.shop import Http
+
+PAID = "orders.events.v1-orders.v1.OrderPaid"
+PAY = "orders.commands.v1-orders.v1.PayOrder"
+REJECTION = "orders.rejections.v1-orders.v1.Rejection"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    with server_alone(tmp_path_factory.mktemp("alone")) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def http(port):
+    return Http(port)
+
+
+@pytest.fixture(scope="module")
+def client(port):
+    with SchemaRegistryClient({"url": f"http://127.0.0.1:{port}/schema-registry"}) as client:
+        yield client
+
+
+def test_every_released_schema_is_there_under_its_topic_and_its_name(client):
+    assert len(client.get_subjects()) == len(SCHEMAS.by_id)
+    assert {PAID, PAY, REJECTION} <= set(client.get_subjects())
+    for subject in client.get_subjects():
+        assert client.get_versions(subject) == [1]
+        latest = client.get_latest_version(subject)
+        assert client.get_version(subject, 1).schema_id == latest.schema_id
+        assert client.get_schema(latest.schema_id).schema_str == SCHEMAS.by_id[latest.schema_id].text
+        assert [(found.subject, found.version) for found in client.get_schema_versions(latest.schema_id)] == [
+            (subject, 1)
+        ]
+        assert client.get_compatibility(subject) == "FULL_TRANSITIVE"
+    assert client.get_compatibility() == "FULL_TRANSITIVE"
+    assert client.get_global_mode() == "READONLY"
+
+
+@pytest.mark.parametrize("command", samples.commands, ids=lambda command: type(command).__name__)
+def test_a_producer_writes_commands_by_the_newest_schema(client, command):
+    serializer = AvroSerializer(
+        client,
+        conf={
+            "auto.register.schemas": False,
+            "use.latest.version": True,
+            "subject.name.strategy": lambda context, _: topic_record_subject_name_strategy(
+                context, f"orders.v1.{type(command).__name__}"
+            ),
+        },
+    )
+    fields = json.loads(json.dumps(structs.asdict(command), default=structs.asdict))
+    context = SerializationContext("orders.commands.v1", MessageField.VALUE)
+    assert decode_command(serializer(fields, context)) == command
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (f"/subjects/{PAID}/versions/1/schema", "OrderPaid"),
+        (f"/subjects/{PAID}/versions/latest/schema", "OrderPaid"),
+        (f"/schemas/ids/{SCHEMAS.newest[OrderPaid].id}/schema", "OrderPaid"),
+    ],
+)
+def test_a_schema_alone_is_the_file(http, path, told):
+    answer = http.get(f"/schema-registry{path}")
+    assert answer.headers["content-type"] == "application/vnd.schemaregistry.v1+json"
+    assert answer.body["name"] == told
+    assert answer.body == SCHEMAS.newest[OrderPaid].avro
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/schemas/ids/1", 404, 40403),
+        ("/schemas/ids/x", 404, 40403),
+        ("/schemas/ids/99999999999999999999/schema", 404, 40403),
+        ("/schemas/ids/%D9%A1/versions", 404, 40403),
+        ("/subjects/nobody/versions", 404, 40401),
+        ("/subjects/nobody/versions/1", 404, 40401),
+        ("/config/nobody", 404, 40401),
+        (f"/subjects/{PAID}/versions/2", 404, 40402),
+        (f"/subjects/{PAID}/versions/0", 404, 40402),
+        (f"/subjects/{PAID}/versions/first", 422, 42202),
+        (f"/subjects/{PAID}/versions/-1", 422, 42202),
+        ("/associations/resources/orders.events.v1", 404, 40400),
+        ("/", 404, 40400),
+    ],
+)
+def test_what_is_not_there_is_told_as_a_registry_tells_it(http, path, status, code):
+    answer = http.get(f"/schema-registry{path}")
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/vnd.schemaregistry.v1+json")
+    assert answer.body["error_code"] == code
+
+
+def test_nothing_can_be_registered(http):
+    answer = http.ask("POST", f"/schema-registry/subjects/{PAID}/versions", {"schema": "{}"})
+    assert (answer.status, answer.headers["allow"]) == (405, "GET,HEAD")
+
+
+def test_an_id_that_a_registry_gave_is_known_beside_the_released_one():
+    released = SCHEMAS.newest[OrderPaid]
+    catalogue = Catalogue(list(SCHEMAS.by_id.values()))
+    catalogue.adopt(released.file, 7)
+    registry = Registry(topic_names("x."), catalogue)
+    subject = f"x.{PAID}"
+    assert registry.version({"subject": subject, "version": "latest"})["id"] == 7
+    for schema_id in ("7", str(released.id)):
+        assert registry.places({"id": schema_id}) == [{"subject": subject, "version": 1}]
+    with pytest.raises(NotThere):
+        registry.places({"id": "8"})
