@@ -25,7 +25,7 @@ import org.apache.kafka.common.serialization.StringDeserializer;
 public class OrderEvents {
     private static final HttpClient HTTP = HttpClient.newHttpClient();
     private static final Map<Integer, Schema> SCHEMAS = new HashMap<>();
-    private static final Map<String, Long> VERSIONS = new HashMap<>();
+    private static final Map<String, Long> VERSIONS = new HashMap<>(); // keep them with your own data instead
 
     public static void main(String[] arguments) throws IOException, InterruptedException {
         Map<String, Object> settings = Map.of(
@@ -53,6 +53,9 @@ public class OrderEvents {
         if (version <= last) {
             return; // a repeat
         }
+        if (last > 0 && version != last + 1) {
+            throw new IllegalStateException(record.key() + " goes from version " + last + " to " + version);
+        }
         VERSIONS.put(record.key(), version);
         System.out.printf("%s %d %s%n", record.key(), version, event.getSchema().getName());
     }
@@ -70,7 +73,9 @@ public class OrderEvents {
 
     private static Schema schema(int id, String registry) throws IOException, InterruptedException {
         if (!SCHEMAS.containsKey(id)) {
-            var request = HttpRequest.newBuilder(URI.create(registry + "/schemas/ids/" + id + "/schema")).build();
+            var request = HttpRequest.newBuilder(URI.create(registry + "/schemas/ids/" + id + "/schema"))
+                .timeout(Duration.ofSeconds(10))
+                .build();
             var answer = HTTP.send(request, BodyHandlers.ofString());
             if (answer.statusCode() != 200) {
                 throw new IOException("the registry does not know schema " + id + ": " + answer.body());

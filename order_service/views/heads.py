@@ -19,6 +19,9 @@ from order_service.views.tables import orders
 KEPT_MAX: Final = 300_000
 """How much a projector remembers: an order counts ten, and one for each of its lines. It is about 0.3 KB."""
 
+ASKED_MAX: Final = 900
+"""How many heads are asked for at once: older SQLite takes 999 values."""
+
 
 class Head(Struct, frozen=True, gc=False):
     """An order, and the digest of its newest event."""
@@ -44,8 +47,10 @@ class Heads:
             self._remembered.clear()
             self._kept = 0
         heads = {order_id: self._remembered[order_id] for order_id in order_ids & self._remembered.keys()}
-        if unknown := order_ids - heads.keys():
-            found = select(orders.c.order_id, orders.c.document, orders.c.head).where(orders.c.order_id.in_(unknown))
+        unknown = sorted(order_ids - heads.keys())
+        for first in range(0, len(unknown), ASKED_MAX):
+            some = orders.c.order_id.in_(unknown[first : first + ASKED_MAX])
+            found = select(orders.c.order_id, orders.c.document, orders.c.head).where(some)
             heads |= {row.order_id: Head(state.decode(row.document), row.head) for row in connection.execute(found)}
         return heads
 

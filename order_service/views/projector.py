@@ -11,7 +11,7 @@ from typing import Final, NoReturn, Protocol
 
 import msgspec
 import structlog
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import ConsumerRecord, TopicPartition
 from sqlalchemy import Engine, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import DatabaseError, HistoryError
 from order_service.reading import Reader, Seen, decode
+from order_service.stream.topics import TopicNames
 from order_service.views import state
 from order_service.views.heads import Head, Heads, head_after
 from order_service.views.rows import Put, Row
@@ -141,7 +142,7 @@ async def _follow(
                 raise HistoryError(f"a topic begins anew: the views would mix two logs; {CURE}")
             moved[place] = record.offset + 1
         if records:
-            seens = [decode(record, reader.names) for record in records]
+            seens = await asyncio.to_thread(_decoded, records, reader.names)
             await asyncio.to_thread(projection.apply, seens, at, moved)
             at |= moved
         elif at != await asyncio.to_thread(projection.positions):
@@ -154,6 +155,10 @@ async def _follow(
         if time.monotonic() >= look_at:
             progress.tell_behind(await reader.lag())
             look_at = time.monotonic() + LOOK_EVERY_S
+
+
+def _decoded(records: Sequence[ConsumerRecord], names: TopicNames) -> list[Seen]:
+    return [decode(record, names) for record in records]
 
 
 def _check_reach(place: TopicPartition, at: int, start: int, end: int) -> None:

@@ -176,7 +176,10 @@ class Views:
         return tuple(_rejections.decode(row.document) for row in reversed(self._rows(some)))
 
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
-        """Say what became of a command: its event; else why it was first refused; None if nothing is known of it."""
+        """Say what became of a command: its event; else why it was refused; None if nothing is known of it.
+
+        Of several commands under one id, all refused, it tells of the one whose newest refusal is the oldest.
+        """
         happened, refused = (
             select(table.c.document).where(table.c.order_id == order_id, table.c.command_id == command_id).limit(1)
             for table in (order_events, refusals)

@@ -5,10 +5,13 @@ SQLAlchemy's own inserts take a third more of a processor on SQLite, and twice a
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Dialect, Table
 from sqlalchemy.engine import Connection
+
+ROWS_MAX: Final = 1_000
+"""How many go into a statement: one on cold disks is to be done long before the database gives it up."""
 
 Row = dict[str, Any]
 """The values of all columns, by their names."""
@@ -39,7 +42,9 @@ class Put:
 
     def __call__(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Put these rows, in their order; nothing where there are none."""
-        if rows and self._is_by_column:
-            connection.exec_driver_sql(self._statement, {name: [row[name] for row in rows] for name in self._names})
-        elif rows:
-            connection.exec_driver_sql(self._statement, list(map(self._values, rows)))
+        for first in range(0, len(rows), ROWS_MAX):
+            some = rows[first : first + ROWS_MAX]
+            if self._is_by_column:
+                connection.exec_driver_sql(self._statement, {name: [row[name] for row in some] for name in self._names})
+            else:
+                connection.exec_driver_sql(self._statement, list(map(self._values, some)))

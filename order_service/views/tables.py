@@ -39,6 +39,9 @@ from order_service.wire.writer import EPOCH, MILLISECOND
 FORM: Final = 4
 """The form of these tables and documents. Raise it with every change: views of another form are built again."""
 
+FORMER: Final = ("commands",)
+"""Tables of older forms, which this one does not have any more."""
+
 BUSY_S: Final = 10.0
 """How long a statement waits for another process that writes, and how long a server may take to let us in."""
 
@@ -96,7 +99,6 @@ order_events: Final = Table(
     Column("document", Text, nullable=False),
     Index("order_events_by_place", "partition", "offset", unique=True),
     Index("order_events_by_user", "user_id", "partition", "offset"),
-    Index("order_events_by_command", "order_id", "command_id"),
 )
 
 refusals: Final = Table(
@@ -176,6 +178,9 @@ def prepare(engine: Engine) -> bool:
         if found == FORM:
             return False
         _metadata.drop_all(connection)
+        if found > 0:  # else they are not ours
+            for name in FORMER:
+                connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
         _metadata.create_all(connection)
         connection.execute(form.insert().values(form=FORM, is_built=False))
     return True

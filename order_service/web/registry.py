@@ -1,13 +1,13 @@
 """The released schemas, as a schema registry serves them: whoever decodes our records needs no other one.
 
-Shape:    the reading half of the REST API of Confluent's Schema Registry, under `/schema-registry`; nothing can be
-          registered here, and nobody is asked for a token.
+Shape:    what can be had by GET from Confluent's Schema Registry, under `/schema-registry`; nothing can be registered
+          or looked up by its text, and nobody is asked for a token.
 Subjects: `<topic>-<record name>`, such as `orders.events.v1-orders.v1.OrderPaid` (TopicRecordNameStrategy).
 Errors:   `{"error_code": 40403, "message": …}`; the first three digits are the status.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -22,6 +22,9 @@ TYPE: Final = "application/vnd.schemaregistry.v1+json"
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
 """What every released schema keeps with all before it in its subject."""
 
+ADDRESS: Final = "/schema-registry"
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 Find = Callable[["Registry", Mapping[str, str]], Any]
 """Finds what is asked for by the parts of a path; NotThere if there is no such thing."""
 
@@ -38,14 +41,16 @@ class Registry:
     """The schemas of a catalogue, by id and by subject; those of the commands lie at the topic of the commands."""
 
     def __init__(self, names: TopicNames, catalogue: Catalogue) -> None:
+        self._names = names
         self._by_id = catalogue.by_id
-        self._subjects: defaultdict[str, dict[int, Schema]] = defaultdict(dict)
-        for schema in catalogue.by_id.values():
-            self._subjects[_subject(schema, names)][schema.version] = schema
+
+    def root(self, _: Mapping[str, str]) -> dict[str, str]:
+        """Answer whoever asks whether a registry is here."""
+        return {}
 
     def subjects(self, _: Mapping[str, str]) -> list[str]:
         """Name all subjects."""
-        return sorted(self._subjects)
+        return sorted(self._subjects())
 
     def versions(self, path: Mapping[str, str]) -> list[int]:
         """List the versions of a subject."""
@@ -70,13 +75,12 @@ class Registry:
 
     def places(self, path: Mapping[str, str]) -> list[dict[str, Any]]:
         """Say under which subjects and versions an id is known."""
-        wanted = self._of_id(path)
-        return [
-            {"subject": subject, "version": version}
-            for subject, versions in sorted(self._subjects.items())
-            for version, schema in versions.items()
-            if schema.file == wanted.file
-        ]
+        schema = self._of_id(path)
+        return [{"subject": _subject(schema, self._names), "version": schema.version}]
+
+    def subjects_of(self, path: Mapping[str, str]) -> list[str]:
+        """Name the subjects under which an id is known."""
+        return [place["subject"] for place in self.places(path)]
 
     def types(self, _: Mapping[str, str]) -> list[str]:
         """Name the kinds of schemas."""
@@ -92,21 +96,24 @@ class Registry:
         """Say that nothing can be registered."""
         return {"mode": "READONLY"}
 
-    def nothing(self, path: Mapping[str, str]) -> None:
-        """Say that a path is not served."""
-        raise NotThere(404_00, f"/{path['rest']} is not served: this registry is read only")
+    def _subjects(self) -> dict[str, dict[int, Schema]]:
+        found: defaultdict[str, dict[int, Schema]] = defaultdict(dict)
+        for schema in self._by_id.values():  # an id that a real registry gave comes behind the released one
+            found[_subject(schema, self._names)][schema.version] = schema
+        return found
 
     def _of_subject(self, path: Mapping[str, str]) -> dict[int, Schema]:
-        if path["subject"] not in self._subjects:
+        subjects = self._subjects()
+        if path["subject"] not in subjects:
             raise NotThere(404_01, f"Subject '{path['subject']}' not found.")
-        return self._subjects[path["subject"]]
+        return subjects[path["subject"]]
 
     def _version(self, path: Mapping[str, str]) -> Schema:
         versions, wanted = self._of_subject(path), path["version"]
-        if wanted == "latest":
+        if wanted in {"latest", "-1"}:
             return versions[max(versions)]
         number = _number(wanted)
-        if number is None:
+        if not number:
             raise NotThere(422_02, f"'{wanted}' is no version: a number from 1 up, or \"latest\"")
         if number not in versions:
             raise NotThere(404_02, f"Version {number} not found.")
@@ -120,6 +127,7 @@ class Registry:
 
 
 FINDS: Final[dict[str, Find]] = {
+    "/": Registry.root,
     "/subjects": Registry.subjects,
     "/subjects/{subject}/versions": Registry.versions,
     "/subjects/{subject}/versions/{version}": Registry.version,
@@ -127,28 +135,38 @@ FINDS: Final[dict[str, Find]] = {
     "/schemas/ids/{id}": Registry.schema,
     "/schemas/ids/{id}/schema": Registry.schema_alone,
     "/schemas/ids/{id}/versions": Registry.places,
+    "/schemas/ids/{id}/subjects": Registry.subjects_of,
     "/schemas/types": Registry.types,
     "/config": Registry.config,
     "/config/{subject}": Registry.config,
     "/mode": Registry.mode,
-    "/{rest:.*}": Registry.nothing,
 }
 
 
 def routes(registry: Registry) -> list[web.RouteDef]:
     """Give the routes of a registry."""
-    return [web.get(f"/schema-registry{path}", _served(find, registry)) for path, find in FINDS.items()]
+    found = [web.get(f"{ADDRESS}{path}", _served(find, registry)) for path, find in FINDS.items()]
+    return [*found, web.route("*", f"{ADDRESS}/{{rest:.*}}", _not_served)]
 
 
-def _served(find: Find, registry: Registry) -> Callable[[web.Request], Any]:
+def _served(find: Find, registry: Registry) -> Handler:
     async def serve(request: web.Request) -> web.Response:
         try:
-            status, found = 200, find(registry, request.match_info)
+            return _answer(find(registry, request.match_info))
         except NotThere as error:
-            status, found = error.code // 100, {"error_code": error.code, "message": str(error)}
-        return web.Response(body=encode(found), status=status, content_type=TYPE)
+            return _answer({"error_code": error.code, "message": str(error)}, status=error.code // 100)
 
     return serve
+
+
+async def _not_served(request: web.Request) -> web.Response:
+    """Say, as a registry does, that a path is none of ours, or that it is only to be read."""
+    status = 404 if request.method in {"GET", "HEAD"} else 405
+    return _answer({"error_code": status, "message": "not served: this registry can only be read"}, status)
+
+
+def _answer(found: object, status: int = 200) -> web.Response:
+    return web.Response(body=encode(found), status=status, content_type=TYPE)
 
 
 def _subject(schema: Schema, names: TopicNames) -> str:

@@ -23,7 +23,7 @@ def place(tmp_path_factory):
     return place
 
 
-def test_a_java_consumer_reads_every_event_once(place, shop, http):
+def test_a_java_consumer_reads_the_events_of_an_order(place, shop, http):
     here = http.create().headers["location"]
     assert http.ask("POST", f"{here}/pay", PAYMENT).status == 200
     assert http.ask("DELETE", here).status == 200

@@ -4,7 +4,7 @@ from functools import reduce
 
 import pytest
 from aiokafka.structs import TopicPartition
-from sqlalchemy import make_url, select
+from sqlalchemy import inspect, make_url, select
 from sqlalchemy.exc import OperationalError
 
 from order_service.domain.messages import OrderCreated
@@ -12,6 +12,7 @@ from order_service.domain.reasons import Status
 from order_service.errors import DatabaseError, HistoryError
 from order_service.views import heads, state
 from order_service.views.projector import Overtaken, Projection
+from order_service.views.rows import ROWS_MAX
 from order_service.views.tables import FORM, form, open_database, prepare
 from tests import samples
 from tests.samples import ORDER_ID, but, digest_of, event_of, order_amended, order_created, order_paid, ship_refused
@@ -120,6 +121,16 @@ def test_views_of_other_topics_are_left_alone(projection):
     assert projection.positions() == START
 
 
+def test_a_batch_may_be_of_more_orders_than_a_statement_takes(projection, views):
+    many = [but(order_created, order_id=f"order-{number}") for number in range(2 * ROWS_MAX + 1)]
+    put(projection, many)
+    projection._heads.keep({}, {EVENTS: 0})  # it left them elsewhere, so it asks the tables for all
+    paid = [but(HISTORY[1], order_id=event.order_id, previous_digest=digest_of(event)) for event in many]
+    put(projection, paid, before={**START, EVENTS: len(many)}, offset=len(many))
+    assert {views.order(event.order_id).version for event in (many[0], many[ROWS_MAX], many[-1])} == {2}
+    assert len(views.events_of({(EVENTS.topic, 0): 0}, limit=10_000)) == 2 * len(many)
+
+
 def test_of_large_orders_fewer_are_remembered(projection, views, monkeypatch):
     put(projection, HISTORY)
     monkeypatch.setattr(heads, "KEPT_MAX", 0)
@@ -145,6 +156,20 @@ def test_views_of_an_older_form_are_built_again(engine, projection, views):
         assert connection.scalar(select(form.c.form)) == FORM
     put(projection, HISTORY)
     assert views.order(ORDER_ID).version == len(HISTORY)
+
+
+def test_what_an_older_form_had_and_this_one_has_not_is_removed(engine, projection, views):
+    with engine.begin() as connection:
+        for index in ("refusals_by_place", "refusals_by_order"):
+            connection.exec_driver_sql(f"DROP INDEX {index}")
+        connection.exec_driver_sql("CREATE TABLE commands (order_id TEXT)")
+        connection.exec_driver_sql("CREATE INDEX refusals_by_place ON commands (order_id)")
+        connection.exec_driver_sql("CREATE INDEX refusals_by_order ON commands (order_id)")
+        connection.execute(form.update().values(form=3))
+    assert prepare(engine)
+    assert "commands" not in inspect(engine).get_table_names()
+    put(projection, [ship_refused])
+    assert views.refusals(ORDER_ID) == (ship_refused,)
 
 
 def test_a_projector_leaves_views_of_a_newer_form_alone(engine, projection, views):

@@ -40,17 +40,16 @@ def client(port):
 
 
 def test_every_released_schema_is_there_under_its_topic_and_its_name(client):
-    assert len(client.get_subjects()) == len(SCHEMAS.by_id)
+    released = {schema.name for schema in SCHEMAS.by_id.values()}
+    assert {subject.partition("-")[2] for subject in client.get_subjects()} == released
     assert {PAID, PAY, REJECTION} <= set(client.get_subjects())
-    for subject in client.get_subjects():
-        assert client.get_versions(subject) == [1]
-        latest = client.get_latest_version(subject)
-        assert client.get_version(subject, 1).schema_id == latest.schema_id
-        assert client.get_schema(latest.schema_id).schema_str == SCHEMAS.by_id[latest.schema_id].text
-        assert [(found.subject, found.version) for found in client.get_schema_versions(latest.schema_id)] == [
-            (subject, 1)
-        ]
-        assert client.get_compatibility(subject) == "FULL_TRANSITIVE"
+    for schema in SCHEMAS.by_id.values():
+        [place] = client.get_schema_versions(schema.id)
+        assert place.version == schema.version
+        assert client.get_version(place.subject, schema.version).schema_id == schema.id
+        assert client.get_schema(schema.id).schema_str == schema.text
+        assert client.get_subjects_by_schema_id(schema.id) == [place.subject]
+        assert client.get_compatibility(place.subject) == "FULL_TRANSITIVE"
     assert client.get_compatibility() == "FULL_TRANSITIVE"
     assert client.get_global_mode() == "READONLY"
 
@@ -98,11 +97,10 @@ def test_a_schema_alone_is_the_file(http, path, told):
         ("/subjects/nobody/versions/1", 404, 40401),
         ("/config/nobody", 404, 40401),
         (f"/subjects/{PAID}/versions/2", 404, 40402),
-        (f"/subjects/{PAID}/versions/0", 404, 40402),
+        (f"/subjects/{PAID}/versions/0", 422, 42202),
         (f"/subjects/{PAID}/versions/first", 422, 42202),
-        (f"/subjects/{PAID}/versions/-1", 422, 42202),
-        ("/associations/resources/orders.events.v1", 404, 40400),
-        ("/", 404, 40400),
+        (f"/subjects/{PAID}/versions/-2", 422, 42202),
+        ("/associations/resources/orders.events.v1", 404, 404),
     ],
 )
 def test_what_is_not_there_is_told_as_a_registry_tells_it(http, path, status, code):
@@ -111,17 +109,30 @@ def test_what_is_not_there_is_told_as_a_registry_tells_it(http, path, status, co
     assert answer.body["error_code"] == code
 
 
-def test_nothing_can_be_registered(http):
-    answer = http.ask("POST", f"/schema-registry/subjects/{PAID}/versions", {"schema": "{}"})
-    assert (answer.status, answer.headers["allow"]) == (405, "GET,HEAD")
+def test_a_registry_is_here(http):
+    assert http.get("/schema-registry/").body == {}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_nothing_can_be_changed(http, method):
+    answer = http.ask(method, f"/schema-registry/subjects/{PAID}/versions", {"schema": "{}"})
+    assert (answer.status, answer.body["error_code"]) == (405, 405)
+
+
+def test_the_newest_version_is_the_latest_and_all_are_there():
+    first = SCHEMAS.newest[OrderPaid]
+    second = structs.replace(first, id=7, version=2)
+    registry = Registry(topic_names(), Catalogue([second, first]))
+    assert registry.versions({"subject": PAID}) == [1, 2]
+    for wanted, schema_id in {"1": first.id, "2": 7, "latest": 7, "-1": 7}.items():
+        assert registry.version({"subject": PAID, "version": wanted})["id"] == schema_id
 
 
 def test_an_id_that_a_registry_gave_is_known_beside_the_released_one():
-    released = SCHEMAS.newest[OrderPaid]
+    released, subject = SCHEMAS.newest[OrderPaid], f"x.{PAID}"
     catalogue = Catalogue(list(SCHEMAS.by_id.values()))
-    catalogue.adopt(released.file, 7)
     registry = Registry(topic_names("x."), catalogue)
-    subject = f"x.{PAID}"
+    catalogue.adopt(released.file, 7)
     assert registry.version({"subject": subject, "version": "latest"})["id"] == 7
     for schema_id in ("7", str(released.id)):
         assert registry.places({"id": schema_id}) == [{"subject": subject, "version": 1}]
