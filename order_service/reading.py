@@ -106,7 +106,7 @@ class Reader:
                 yield record
 
     async def follow_many(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[list[ConsumerRecord]]:
-        """Give them as many as are there, 8,000 at most, without an end; none where none came for half a second."""
+        """Give all that are there, AT_ONCE_MAX at most, without an end; none where none has come for half a second."""
         self._seek(starts)
         while True:
             yield await self._some()

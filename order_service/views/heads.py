@@ -47,7 +47,7 @@ class Heads:
             self._remembered.clear()
             self._kept = 0
         heads = {order_id: self._remembered[order_id] for order_id in order_ids & self._remembered.keys()}
-        unknown = sorted(order_ids - heads.keys())
+        unknown = list(order_ids - heads.keys())
         for first in range(0, len(unknown), ASKED_MAX):
             some = orders.c.order_id.in_(unknown[first : first + ASKED_MAX])
             found = select(orders.c.order_id, orders.c.document, orders.c.head).where(some)

@@ -127,10 +127,6 @@ class Views:
             is_all=reached == places,
         )
 
-    def order(self, order_id: str) -> OrderView | None:
-        """Give an order as it is now."""
-        return self.orders([order_id]).get(order_id)
-
     def orders(self, order_ids: Sequence[str]) -> dict[str, OrderView]:
         """Give orders as they are now, those that there are."""
         some = select(orders.c.order_id, orders.c.document).where(orders.c.order_id.in_(order_ids))

@@ -16,7 +16,7 @@ from msgspec import Raw
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES
 from order_service.stream.topics import TopicNames
 from order_service.web.answers import encode
-from order_service.wire.schemas import Catalogue, Schema
+from order_service.wire.schemas import SCHEMAS, Catalogue, Schema
 
 TYPE: Final = "application/vnd.schemaregistry.v1+json"
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
@@ -143,8 +143,9 @@ FINDS: Final[dict[str, Find]] = {
 }
 
 
-def routes(registry: Registry) -> list[web.RouteDef]:
-    """Give the routes of a registry."""
+def routes(names: TopicNames) -> list[web.RouteDef]:
+    """Give the routes of a registry of our released schemas."""
+    registry = Registry(names, SCHEMAS)
     found = [web.get(f"{ADDRESS}{path}", _served(find, registry)) for path, find in FINDS.items()]
     return [*found, web.route("*", f"{ADDRESS}/{{rest:.*}}", _not_served)]
 

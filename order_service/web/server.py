@@ -16,10 +16,8 @@ from order_service.web.auth import LOCAL, Everybody, Tokens
 from order_service.web.limits import Limits
 from order_service.web.operations import OPERATIONS, Operation
 from order_service.web.problems import Problem, Trouble
-from order_service.web.registry import Registry
 from order_service.web.routes import Api, Call
 from order_service.web.sites import is_from_here
-from order_service.wire.schemas import SCHEMAS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -77,7 +75,7 @@ class Server:
             if operation.method == "GET" and not operation.is_stream:
                 app.router.add_route("HEAD", operation.path, self._served(operation))
         app.add_routes(pages.routes())
-        app.add_routes(registry.routes(Registry(self._names, SCHEMAS)))
+        app.add_routes(registry.routes(self._names))
         app.on_response_prepare.append(_harden)
         return app
 

@@ -16,6 +16,11 @@ def seens(messages, offset=0):
     return [Seen(message, 0, at, digest_of(message), at) for at, message in enumerate(messages, offset)]
 
 
+def order_of(views, order_id):
+    """Give an order as it is now, None if there is none."""
+    return views.orders([order_id]).get(order_id)
+
+
 def after(before, seen):
     """Give the positions behind these."""
     moved = dict(before)

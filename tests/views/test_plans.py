@@ -10,7 +10,7 @@ from order_service.stream.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Filter, Views
 from order_service.views.tables import open_database, positions, prepare
-from tests.views.log import EVENTS, START
+from tests.views.log import EVENTS, START, order_of
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 ALL = {(EVENTS.topic, EVENTS.partition): 0}
@@ -49,7 +49,7 @@ QUESTIONS = {
     "what is new": lambda views: views.news({}),
     "events of all": lambda views: views.events_of(ALL),
     "events of a user": lambda views: views.events_of(ALL, user_id="dana"),
-    "an order": lambda views: views.order("order-1"),
+    "an order": lambda views: order_of(views, "order-1"),
     "an order then": lambda views: views.order_then("order-1", at=NOW),
     "a history": lambda views: views.history("order-1"),
     "refusals": lambda views: views.refusals("order-1"),

@@ -11,6 +11,7 @@ from order_service.views import state
 from order_service.views.tables import FORM, form, prepare
 from tests.samples import ORDER_ID, SHOP, but, create, ship
 from tests.service import histories, until
+from tests.views.log import order_of
 
 PROJECTOR = ("order_service.cli", "projector")
 ORDERS = 60
@@ -27,7 +28,7 @@ def has_read(views, order_ids, version=5):
     """Tell whether all of these orders are in the views at this version."""
 
     def are_there():
-        found = [views.order(order_id) for order_id in order_ids]
+        found = [order_of(views, order_id) for order_id in order_ids]
         return all(order is not None and order.version >= version for order in found)
 
     return are_there
@@ -45,7 +46,7 @@ def check(service, views):
     for event in service.events():
         lives[event.order_id].append(event)
     for order_id, events in lives.items():
-        assert views.order(order_id) == reduce(state.after, events, None)
+        assert order_of(views, order_id) == reduce(state.after, events, None)
         assert [recorded.event for recorded in views.history(order_id)] == events
         assert all(views.command(order_id, event.command_id) == event for event in events)
     for rejection in service.rejections():

@@ -16,7 +16,7 @@ from order_service.views.rows import ROWS_MAX
 from order_service.views.tables import FORM, form, open_database, prepare
 from tests import samples
 from tests.samples import ORDER_ID, but, digest_of, event_of, order_amended, order_created, order_paid, ship_refused
-from tests.views.log import EVENTS, REJECTIONS, START, after, seens
+from tests.views.log import EVENTS, REJECTIONS, START, after, order_of, seens
 
 HISTORY = list(samples.events)
 
@@ -29,7 +29,7 @@ def put(projection, messages, before=START, offset=0):
 
 def test_the_view_of_an_order_is_the_fold_of_its_events(projection, views):
     put(projection, HISTORY)
-    order = views.order(ORDER_ID)
+    order = order_of(views, ORDER_ID)
     assert order == reduce(state.after, HISTORY, None)
     assert order.status is Status.DELIVERED
     assert projection.positions(START) == {EVENTS: len(HISTORY), REJECTIONS: 0}
@@ -39,7 +39,7 @@ def test_the_view_of_an_order_is_the_fold_of_its_events(projection, views):
 def test_wherever_a_log_is_cut_the_views_are_the_same(projection, views, cut):
     put(projection, HISTORY[:cut])
     put(projection, HISTORY[cut:], before={**START, EVENTS: cut}, offset=cut)
-    assert views.order(ORDER_ID).version == len(HISTORY)
+    assert order_of(views, ORDER_ID).version == len(HISTORY)
     assert [recorded.event for recorded in views.history(ORDER_ID)] == HISTORY
 
 
@@ -47,14 +47,14 @@ def test_what_was_applied_is_not_applied_again(projection, views):
     put(projection, HISTORY[:2])
     with pytest.raises(Overtaken, match="is not at 0 any more"):
         put(projection, HISTORY[:2])
-    assert views.order(ORDER_ID).version == 2
+    assert order_of(views, ORDER_ID).version == 2
 
 
 def test_of_what_cannot_be_applied_nothing_stays(projection, views):
     put(projection, [order_created])
     with pytest.raises(HistoryError, match="version 3 of order-1 does not name the event before it"):
         put(projection, [ship_refused, order_paid], before={EVENTS: 1, REJECTIONS: 0}, offset=1)
-    assert views.order(ORDER_ID).version == 1
+    assert order_of(views, ORDER_ID).version == 1
     assert views.command(ORDER_ID, ship_refused.command_id) is None
     assert projection.positions(START) == {EVENTS: 1, REJECTIONS: 0}
 
@@ -92,7 +92,7 @@ def test_the_same_command_refused_again_has_its_newest_reason(projection, views)
 def test_text_with_nul_is_kept(projection, views):
     odd = event_of(but(samples.create, metadata={"a\0b": "\0"}), but(samples.created, metadata={"a\0b": "\0"}))
     put(projection, [odd])
-    assert views.order(ORDER_ID).metadata == {"a\0b": "\0"}
+    assert order_of(views, ORDER_ID).metadata == {"a\0b": "\0"}
     assert isinstance(views.history(ORDER_ID)[0].event.fact, OrderCreated)
 
 
@@ -127,7 +127,7 @@ def test_a_batch_may_be_of_more_orders_than_a_statement_takes(projection, views)
     projection._heads.keep({}, {EVENTS: 0})  # it left them elsewhere, so it asks the tables for all
     paid = [but(HISTORY[1], order_id=event.order_id, previous_digest=digest_of(event)) for event in many]
     put(projection, paid, before={**START, EVENTS: len(many)}, offset=len(many))
-    assert {views.order(event.order_id).version for event in (many[0], many[ROWS_MAX], many[-1])} == {2}
+    assert {order_of(views, event.order_id).version for event in (many[0], many[ROWS_MAX], many[-1])} == {2}
     assert len(views.events_of({(EVENTS.topic, 0): 0}, limit=10_000)) == 2 * len(many)
 
 
@@ -141,7 +141,7 @@ def test_of_large_orders_fewer_are_remembered(projection, views, monkeypatch):
     put(projection, chained, before={**START, EVENTS: len(HISTORY)}, offset=len(HISTORY))
     assert not projection._heads._remembered
     assert projection._heads._kept == 0
-    assert views.order("order-2").version == len(HISTORY)
+    assert order_of(views, "order-2").version == len(HISTORY)
 
 
 def test_views_of_an_older_form_are_built_again(engine, projection, views):
@@ -150,12 +150,12 @@ def test_views_of_an_older_form_are_built_again(engine, projection, views):
     with engine.begin() as connection:
         connection.execute(form.update().values(form=FORM - 1))
     assert prepare(engine)
-    assert views.order(ORDER_ID) is None
+    assert order_of(views, ORDER_ID) is None
     assert projection.positions(START) == START
     with engine.begin() as connection:
         assert connection.scalar(select(form.c.form)) == FORM
     put(projection, HISTORY)
-    assert views.order(ORDER_ID).version == len(HISTORY)
+    assert order_of(views, ORDER_ID).version == len(HISTORY)
 
 
 def test_what_an_older_form_had_and_this_one_has_not_is_removed(engine, projection, views):
@@ -180,7 +180,7 @@ def test_a_projector_leaves_views_of_a_newer_form_alone(engine, projection, view
         prepare(engine)
     with pytest.raises(DatabaseError, match=f"the views have form {FORM + 1} by now"):
         put(projection, HISTORY[1:2], before={**START, EVENTS: 1}, offset=1)
-    assert views.order(ORDER_ID).version == 1
+    assert order_of(views, ORDER_ID).version == 1
 
 
 def test_tables_that_are_not_ours_are_left_alone(url):

@@ -11,7 +11,7 @@ from order_service.views.queries import Filter, Places, Views
 from order_service.views.tables import FORM, form
 from tests import samples
 from tests.samples import NOW, ORDER_ID, but, event_of
-from tests.views.log import START, after, seens
+from tests.views.log import START, after, order_of, seens
 
 HISTORY = list(samples.events)
 EVENTS_TOPIC = topic_names().events
@@ -38,7 +38,7 @@ def ids(page):
 
 
 def test_of_what_is_not_there_nothing_is_known(views, projection):
-    assert views.order("nobody") is None
+    assert order_of(views, "nobody") is None
     assert views.order_then("nobody", version=1) is None
     assert views.history("nobody") == ()
     assert views.command("nobody", "nothing") is None
