@@ -1,6 +1,7 @@
 """Two databases, both real: a SQLite file, and a PostgreSQL that comes from the package registry."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import make_url, text
@@ -14,11 +15,24 @@ from order_service.views.tables import open_database, prepare
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory):
     """Give the URL of a PostgreSQL of our own."""
+    with running_postgresql(tmp_path_factory) as server:
+        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+
+
+@pytest.fixture
+def postgresql_server(tmp_path_factory):
+    """Give a PostgreSQL that a test may kill."""
+    with running_postgresql(tmp_path_factory) as server:
+        yield server
+
+
+@contextmanager
+def running_postgresql(tmp_path_factory):
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where pgserver keeps its lock
     from pgserver.postgres_server import get_server  # noqa: PLC0415 - it looks for that place when imported
 
     server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
-    yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    yield server
     server.cleanup()
 
 

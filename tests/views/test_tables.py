@@ -1,11 +1,22 @@
 """Which databases the views can be in, and what is said of all others."""
 
+import os
+import signal
+from functools import reduce
+
 import pytest
+from sqlalchemy import func, make_url, select
 
 from order_service.errors import DatabaseError
 from order_service.settings import Settings
+from order_service.stream.topics import topic_names
+from order_service.views import state
 from order_service.views.process import Building
-from order_service.views.tables import database_of
+from order_service.views.projector import Projection
+from order_service.views.queries import Views
+from order_service.views.tables import database_of, open_database, order_events, prepare
+from tests.samples import but, events
+from tests.views.log import EVENTS, START, after, order_of, seens
 
 
 @pytest.mark.parametrize(
@@ -47,3 +58,29 @@ def test_views_are_ready_when_they_have_what_the_log_held_at_the_start():
     assert building.faults() == ["the views are being built: 1,200 offsets are left"]
     building.tell(0)
     assert building.faults() == []
+
+
+def test_what_a_crash_of_postgresql_takes_is_taken_whole_and_folded_again(postgresql_server):
+    """Commits of the projector do not wait for the disk: the newest may be lost, never rows or a position alone."""
+    engine = open_database(make_url(postgresql_server.get_uri()).set(drivername="postgresql+psycopg"), writes=True)
+    prepare(engine)
+    projection = Projection(engine)
+    projection.positions(START)
+    log = seens([but(event, order_id=f"order-{number}") for number in range(60) for event in events[:1]])
+    for seen in log:
+        projection.apply([seen], {EVENTS: seen.offset}, {EVENTS: seen.offset + 1})
+    os.kill(postgresql_server.get_pid(), signal.SIGQUIT)
+    postgresql_server.get_postmaster_info().process.wait(20)
+    engine.dispose()
+    postgresql_server.ensure_postgres_running()
+    at = Projection(engine).positions(START)
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "off"
+        assert connection.scalar(select(func.count()).select_from(order_events)) == at[EVENTS]
+    rest = log[at[EVENTS] :]
+    Projection(engine).apply(rest, at, after(at, rest))
+    views = Views(engine, topic_names())
+    assert [order_of(views, seen.order_id) for seen in log] == [
+        reduce(state.after, [seen.message], None) for seen in log
+    ]
+    engine.dispose()
