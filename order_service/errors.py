@@ -4,6 +4,8 @@
   + HistoryError            an event that cannot follow the one before it: a bug, so we stop
   + DecodeError             bytes that are no message of ours: kept as a dead letter
   + UserServiceUnavailable  no answer about a user: the order waits
+  + SchemaError             a schema is not as it must be, or a schema registry refuses it
+  + RegistryAwayError       the schema registry gives no answer
   + KafkaAwayError          no broker answers in time
   + TopicsError             a topic is missing or not as the table of topics says: we refuse to run
   + LaneParked              a lane cannot start or go on: its partition pauses, the others go on
@@ -40,6 +42,14 @@ class DecodeError(OrderServiceError):
 
 class UserServiceUnavailable(OrderServiceError):
     """The User Service gave no answer about a user."""
+
+
+class SchemaError(OrderServiceError):
+    """A schema is not as it must be, or the schema registry refuses it; the message is one line that says why."""
+
+
+class RegistryAwayError(OrderServiceError):
+    """The schema registry gives no answer that we can use; the message is one line."""
 
 
 class KafkaAwayError(OrderServiceError):

@@ -15,6 +15,7 @@ from msgspec import Struct
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import DecodeError, HistoryError, KafkaAwayError, TopicsError
 from order_service.kafka import connection
+from order_service.registry import Ids, registry_of
 from order_service.settings import Settings
 from order_service.stream.topics import TopicNames, topic_names
 from order_service.wire import avro
@@ -50,12 +51,17 @@ class Seen(Struct, frozen=True, gc=False):
 
 
 class Reader:
-    """A consumer of any of our topics. `Reader(settings)` is used with `async with`; KafkaAwayError if none answers."""
+    """A consumer of any of our topics. `Reader(settings)` is used with `async with`; KafkaAwayError if none answers.
+
+    With a schema registry, ids that are met for the first time are looked up there: all that gives records raises
+    RegistryAwayError where that fails.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.names: TopicNames = topic_names(settings.topic_prefix)
         self._connection = connection(settings)
         self._servers: str = self._connection["bootstrap_servers"]
+        self._ids = Ids(registry_of(settings))
         self._consumer = AIOKafkaConsumer(
             **self._connection,
             enable_auto_commit=False,
@@ -72,11 +78,13 @@ class Reader:
         except KafkaAwayError:
             await self._consumer.stop()
             raise
+        await self._ids.__aenter__()
         return self
 
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        await self._ids.__aexit__()
         await self._consumer.stop()
 
     async def places(self, *topics: str) -> list[TopicPartition]:
@@ -165,7 +173,9 @@ class Reader:
     async def _some(self) -> list[ConsumerRecord]:
         with kafka_answers(self._servers):
             fetched = await self._consumer.getmany(timeout_ms=500, max_records=AT_ONCE_MAX)
-        return [record for records in fetched.values() for record in records]
+        found = [record for records in fetched.values() for record in records]
+        await self._ids.learn(record.value for record in found)
+        return found
 
 
 def decode(record: ConsumerRecord, names: TopicNames) -> Seen:

@@ -62,6 +62,11 @@ class Settings(BaseSettings):
     user_service_token: SecretStr = SecretStr("")
     user_service_concurrency: PositiveInt = 256
 
+    # The schema registry
+    schema_registry_url: str = Field("", validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"))
+    schema_registry_username: str = ""
+    schema_registry_password: SecretStr = SecretStr("")
+
     # The views
     database_url: SecretStr = SecretStr("")
 
@@ -92,15 +97,22 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".data")
     log: Literal["", "json", "console"] = ""
 
-    @field_validator("user_service_url", "url")
+    @field_validator("user_service_url", "url", "schema_registry_url")
     @classmethod
     def _http_url(cls, url: str, field: ValidationInfo) -> str:
-        if field.field_name == "url" and not url:
+        if field.field_name != "user_service_url" and not url:
             return url
         TypeAdapter(HttpUrl).validate_python(url)
         if urlsplit(url).query or urlsplit(url).fragment:
             raise ValueError("must have neither a query nor a fragment")
         return url.rstrip("/")
+
+    @field_validator("schema_registry_url")
+    @classmethod
+    def _without_a_password(cls, url: str) -> str:
+        if urlsplit(url).username is not None:
+            raise ValueError("must hold no password: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
+        return url
 
     @field_validator("jwt_jwks_url")
     @classmethod

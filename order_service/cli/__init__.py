@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from order_service import __version__, log
-from order_service.cli import asking, ordering, running, watching
+from order_service.cli import asking, ordering, running, schemas, watching
 from order_service.errors import OrderServiceError
 
 OWN_CODES = frozenset({"up", "worker", "topics"})
@@ -64,6 +64,7 @@ app.command("projector", rich_help_panel="Run")(running.projector)
 app.command("web", rich_help_panel="Run")(running.web)
 app.command("users", rich_help_panel="Run")(running.users)
 app.add_typer(running.topics, name="topics", rich_help_panel="Run")
+app.add_typer(schemas.schemas, name="schemas", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)
 for command in (ordering.create, ordering.amend, ordering.pay, ordering.ship, ordering.deliver, ordering.cancel):
     app.command(command.__name__, rich_help_panel="Order")(command)

@@ -18,6 +18,7 @@ from order_service.admin import AdminServer
 from order_service.errors import OrderServiceError, PortTakenError
 from order_service.garbage import collect_seldom
 from order_service.kafka import ask_admin, connection, tls
+from order_service.registry import Ids, adopt_when_it_answers, registry_of
 from order_service.settings import Settings
 from order_service.stream import lenient
 from order_service.stream.consumer import NoTables, RawSchema, RunApp, RunConsumer
@@ -121,12 +122,13 @@ def build(settings: Settings, *, step: Callable[[str], None] = lambda _step: Non
     fetching = FaustFetching(app, names.commands)
     users = UserClient(Policy.from_settings(settings))
     worker = Worker(Context(settings, names, app.connection, fetching, users, end_process, step))
-    _wire(app, worker, names.commands)
-    _serve(app, settings, worker, users, fetching)
+    ids = Ids(registry_of(settings))
+    _wire(app, worker, names.commands, ids)
+    _serve(app, settings, worker, users, fetching, ids)
     return app
 
 
-def _wire(app: RunApp, worker: Worker, topic: str) -> None:
+def _wire(app: RunApp, worker: Worker, topic: str, ids: Ids) -> None:
     """Connect the app's signals and its agent with the worker."""
     commands = app.topic(topic, schema=RawSchema(), acks=False)
 
@@ -134,6 +136,7 @@ def _wire(app: RunApp, worker: Worker, topic: str) -> None:
     async def receive(runs: Any) -> None:
         """Hand each run of commands on; the next turn decides them."""
         async for event in runs.noack().events():
+            await ids.learn_in_a_hurry(record.value for record in event.value.records)
             worker.receive(event.message.partition, event.value)
 
     @app.on_partitions_assigned.connect  # type: ignore[arg-type]
@@ -149,7 +152,9 @@ def _wire(app: RunApp, worker: Worker, topic: str) -> None:
     app.before_leaving = worker.stop
 
 
-def _serve(app: RunApp, settings: Settings, worker: Worker, users: UserClient, fetching: FaustFetching) -> None:
+def _serve(
+    app: RunApp, settings: Settings, worker: Worker, users: UserClient, fetching: FaustFetching, ids: Ids
+) -> None:
     """Start what lives beside the stream with the app, and end it after the stream."""
     admin = AdminServer(settings.host, settings.admin_port, worker.faults)
 
@@ -159,10 +164,12 @@ def _serve(app: RunApp, settings: Settings, worker: Worker, users: UserClient, f
         except PortTakenError as error:
             end_process(error)
         await users.__aenter__()
+        await ids.__aenter__()
         worker.start()
 
     async def on_shutdown(_app: Any, *_: Any, **__: Any) -> None:
         await users.close()
+        await ids.__aexit__()
         await fetching.close()
         await admin.stop()
 
@@ -197,6 +204,8 @@ def end_process(error: BaseException) -> None:
 def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None) -> NoReturn:
     """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
     asyncio.run(ask_admin(settings, lambda admin: check_topics(admin, settings)))
+    if settings.schema_registry_url:
+        asyncio.run(_adopt_ids(settings))
     collect_seldom()
     lenient.install()
     app = build(settings, step=step)
@@ -204,3 +213,19 @@ def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None)
     worker.spinner = None
     worker.execute_from_commandline()
     raise SystemExit(0)
+
+
+async def _adopt_ids(settings: Settings) -> None:
+    """Wait, not ready, for the ids that the schema registry gives our schemas."""
+    faults = ["the ids of the schema registry are being asked for"]
+
+    def tell(why: str) -> None:
+        log.error("We wait for the schema registry.", why=why)
+        faults[:] = [why]
+
+    admin = AdminServer(settings.host, settings.admin_port, lambda: faults)
+    await admin.start()
+    try:
+        await adopt_when_it_answers(settings, topic_names(settings.topic_prefix).of, tell)
+    finally:
+        await admin.stop()

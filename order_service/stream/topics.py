@@ -9,8 +9,10 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NodeNotReadyError, TopicAlreadyExistsError, for_code
 from msgspec import Struct
 
+from order_service.domain.messages import COMMAND_TYPES, Rejection
 from order_service.errors import KafkaAwayError, TopicsError
 from order_service.settings import Settings
+from order_service.wire.schemas import Message
 
 log = structlog.get_logger()
 
@@ -37,6 +39,12 @@ class TopicNames(Struct, frozen=True):
     dead_letters: str
     table: str
     waiting: str
+
+    def of(self, message: type[Message]) -> str:
+        """Name the topic that carries a message."""
+        if message in COMMAND_TYPES:
+            return self.commands
+        return self.rejections if message is Rejection else self.events
 
 
 def topic_names(prefix: str = "") -> TopicNames:

@@ -29,6 +29,7 @@ class Building:
         self._left: int | None = None
         self._told_at = 0.0
         self._behind: int | None = 0
+        self._stopped: str | None = None
 
     def tell(self, left: int) -> None:
         """Hear how many offsets are left of what there was."""
@@ -40,6 +41,12 @@ class Building:
             self._told_at = time.monotonic()
         self._left = left
 
+    def tell_stopped(self, why: str | None) -> None:
+        """Hear why the log cannot be read on, None when it can."""
+        if why is not None and self._stopped is None:
+            log.error("The views get older.", why=why)
+        self._stopped = why
+
     def tell_behind(self, behind: int | None) -> None:
         """Hear how many offsets the views are behind the log, None if nobody knows."""
         if behind is not None:
@@ -50,6 +57,8 @@ class Building:
 
     def faults(self) -> list[str]:
         """Say why nobody should read the views yet."""
+        if self._stopped is not None:
+            return [f"the views get older: {self._stopped}"]
         match self._left:
             case None:
                 return ["the views are being opened"]

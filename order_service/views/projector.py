@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import DatabaseError, HistoryError
+from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
 from order_service.reading import Reader, Seen, decode
 from order_service.stream.topics import TopicNames
 from order_service.views import state
@@ -31,6 +31,8 @@ _json: Final = msgspec.json.Encoder().encode
 
 LOOK_EVERY_S: Final = 1.0
 """How often to tell how far the log goes on."""
+AGAIN_S: Final = 2.0
+"""How long the schema registry is left alone where it does not tell what an event is written by."""
 CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are built again"
 
 
@@ -103,6 +105,9 @@ class Progress(Protocol):
     def tell(self, left: int) -> None:
         """Hear how many offsets are left of what there was when the projector began."""
 
+    def tell_stopped(self, why: str | None) -> None:
+        """Hear why nothing can be read on for now; None when it can."""
+
     def tell_behind(self, behind: int | None) -> None:
         """Hear how many offsets the views are behind the log now; None if Kafka does not answer."""
 
@@ -120,6 +125,9 @@ async def follow(reader: Reader, projection: Projection, progress: Progress) -> 
             await _follow(reader, projection, places, goal, progress)
         except Overtaken as error:
             log.debug("Another projector was first.", where=str(error))
+        except RegistryAwayError as error:
+            progress.tell_stopped(str(error))
+            await asyncio.sleep(AGAIN_S)
 
 
 async def _follow(
@@ -141,6 +149,7 @@ async def _follow(
             if record.offset < at[place]:
                 raise HistoryError(f"a topic begins anew: the views would mix two logs; {CURE}")
             moved[place] = record.offset + 1
+        progress.tell_stopped(None)
         if records:
             seens = await asyncio.to_thread(_decoded, records, reader.names)
             await asyncio.to_thread(projection.apply, seens, at, moved)

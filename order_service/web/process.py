@@ -2,9 +2,10 @@
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import structlog
 from aiohttp import web
@@ -12,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.admin import AdminServer
 from order_service.errors import PortTakenError
+from order_service.registry import adopt_when_it_answers
 from order_service.settings import Settings
 from order_service.stream.topics import topic_names
 from order_service.views.queries import Views
@@ -87,15 +89,19 @@ async def run(settings: Settings) -> None:
         undo.push_async_callback(outcomes.stop)  # whoever waits is told that its command is in Kafka
         listening = await _listen(runner, settings)
         undo.callback(listening.close)  # first: whoever comes now finds another process
-        await _look_until_told_to_end(pulse, readiness)
+        await _look_until_told_to_end(pulse, readiness, adopt_when_it_answers(settings, names.of, _go_on_without))
 
 
-async def _look_until_told_to_end(pulse: Pulse, readiness: Readiness) -> None:
+def _go_on_without(why: str) -> None:
+    log.warning("Commands have the ids of schemas/ until the schema registry gives its own.", why=why)
+
+
+async def _look_until_told_to_end(pulse: Pulse, readiness: Readiness, adopting: Coroutine[Any, Any, None]) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     async with asyncio.TaskGroup() as tasks:
-        looking = [tasks.create_task(pulse.run()), tasks.create_task(readiness.run())]
+        looking = [tasks.create_task(each) for each in (pulse.run(), readiness.run(), adopting)]
         await told.wait()
         for task in looking:
             task.cancel()

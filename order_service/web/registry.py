@@ -13,7 +13,6 @@ from typing import Any, Final
 from aiohttp import web
 from msgspec import Raw
 
-from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES
 from order_service.stream.topics import TopicNames
 from order_service.web.answers import encode
 from order_service.wire.schemas import SCHEMAS, Catalogue, Schema
@@ -76,7 +75,7 @@ class Registry:
     def places(self, path: Mapping[str, str]) -> list[dict[str, Any]]:
         """Say under which subjects and versions an id is known."""
         schema = self._of_id(path)
-        return [{"subject": _subject(schema, self._names), "version": schema.version}]
+        return [{"subject": schema.subject(self._names.of(schema.message)), "version": schema.version}]
 
     def subjects_of(self, path: Mapping[str, str]) -> list[str]:
         """Name the subjects under which an id is known."""
@@ -99,7 +98,7 @@ class Registry:
     def _subjects(self) -> dict[str, dict[int, Schema]]:
         found: defaultdict[str, dict[int, Schema]] = defaultdict(dict)
         for schema in self._by_id.values():  # an id that a real registry gave comes behind the released one
-            found[_subject(schema, self._names)][schema.version] = schema
+            found[schema.subject(self._names.of(schema.message))][schema.version] = schema
         return found
 
     def _of_subject(self, path: Mapping[str, str]) -> dict[int, Schema]:
@@ -168,16 +167,6 @@ async def _not_served(request: web.Request) -> web.Response:
 
 def _answer(found: object, status: int = 200) -> web.Response:
     return web.Response(body=encode(found), status=status, content_type=TYPE)
-
-
-def _subject(schema: Schema, names: TopicNames) -> str:
-    if schema.message in FACT_TYPES:
-        topic = names.events
-    elif schema.message in COMMAND_TYPES:
-        topic = names.commands
-    else:
-        topic = names.rejections
-    return f"{topic}-{schema.name}"
 
 
 def _number(text: str) -> int | None:

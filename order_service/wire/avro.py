@@ -133,14 +133,19 @@ def _fields(data: bytes, schema: Schema) -> dict[str, Any]:
     flat = _body(body, schema)
     if body.tell() != len(data):
         raise DecodeError(Why.NOT_AVRO, f"{len(data) - body.tell()} bytes are left over")
-    return flat
+    return {**_null_fields(schema), **flat}
+
+
+def _null_fields(schema: Schema) -> dict[str, None]:
+    """Give the fields that a version may lack: what a later one adds is null where it was not written (`versions`)."""
+    newest = SCHEMAS.newest[schema.message]
+    return {} if schema.version >= newest.version else {field["name"]: None for field in newest.avro["fields"]}
 
 
 def _body(body: BytesIO, schema: Schema) -> dict[str, Any]:
-    newest = SCHEMAS.newest[schema.message]
-    reader = None if schema.version == newest.version else newest.plain
+    """Read by the schema it was written by alone: fastavro would not see the end of what a reader's schema skips."""
     try:
-        flat: dict[str, Any] = fastavro.schemaless_reader(body, schema.plain, reader)  # type: ignore[assignment]
+        flat: dict[str, Any] = fastavro.schemaless_reader(body, schema.plain, None)  # type: ignore[assignment]
     except (
         EOFError,
         IndexError,

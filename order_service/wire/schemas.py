@@ -1,24 +1,28 @@
 """The released Avro schemas: read once from `schemas/`, found by id or by the message that they encode.
 
-A file is named `<message>.v<version>.avsc` and never edited; `ids.json` gives each its id, and its SHA-256 to prove it.
+A schema registry may give them ids of its own, and know later versions than this program.
 """
 
 import json
 from collections.abc import Iterable
-from importlib.resources import files
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any, Final
 
 import fastavro
 from msgspec import Struct, structs
 
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Fact, Rejection
+from order_service.errors import SchemaError
+from order_service.wire import versions
+from order_service.wire.released import Entry, entries, folder, name_and_version
 
 Message = Fact | Command | Rejection
 MESSAGE_TYPES: Final[dict[str, type[Message]]] = {
     message.__name__: message for message in (*FACT_TYPES, *COMMAND_TYPES, Rejection)
 }
+
+TEXT_MAX: Final = 256 * 1024
+"""Characters of a schema that a registry may give us."""
 
 
 class Schema(Struct, frozen=True):
@@ -42,22 +46,60 @@ class Schema(Struct, frozen=True):
         """The full name of its record, such as `orders.v1.OrderPaid`."""
         return f"{self.avro['namespace']}.{self.avro['name']}"
 
+    def subject(self, topic: str) -> str:
+        """Name its subject at a registry (TopicRecordNameStrategy): one topic carries several kinds of records."""
+        return f"{topic}-{self.name}"
+
 
 class Catalogue:
-    """All schemas by id, and the newest of each message."""
+    """All schemas by id, the newest of each message, and those that this program has `released`."""
 
     def __init__(self, released: Iterable[Schema]) -> None:
-        self.by_id = {schema.id: schema for schema in released}
+        self.released = tuple(released)
+        self.by_id = {schema.id: schema for schema in self.released}
         self.newest: dict[type[Message], Schema] = {}
-        for schema in sorted(self.by_id.values(), key=lambda schema: schema.version):
+        for schema in sorted(self.released, key=lambda schema: schema.version):
             self.newest[schema.message] = schema
 
     def adopt(self, file: str, registry_id: int) -> None:
-        """Write `file` with the id that a schema registry gave it from now on, and read both ids."""
-        adopted = structs.replace(self.of_file(file), id=registry_id, prefix=prefix_of(registry_id))
-        self.by_id[registry_id] = adopted
+        """Write `file` with the id that a schema registry gave it from now on, and read both ids.
+
+        Raises SchemaError for an id that stands for another file, or is none.
+        """
+        known = self.by_id.get(registry_id)
+        if not 0 < registry_id < 2**31 or (known is not None and known.file != file):
+            raise SchemaError(f"the schema registry gives {file} the id {registry_id}, which is another's or none")
+        adopted = self._read_as(registry_id, self.of_file(file))
         if self.newest[adopted.message].file == file:
             self.newest[adopted.message] = adopted
+
+    def learn(self, schema_id: int, text: str) -> bool:
+        """Read by an id of a registry from now on, if its schema is one of ours or follows on one; tell whether it is.
+
+        A later version of an event or a rejection has fields that this program does not know and leaves out. Of a
+        command nothing may be left out. No other schema gets any further than this.
+        """
+        avro = _parsed(text)
+        if avro is None or (message := MESSAGE_TYPES.get(str(avro.get("name")).rpartition(".")[2])) is None:
+            return False
+        try:
+            for schema in list(self.by_id.values()):
+                if schema.message is message and versions.same(schema.avro, avro):
+                    self._read_as(schema_id, schema)
+                    return True
+            newest = self.newest[message]
+            if message in COMMAND_TYPES or versions.faults(newest.avro, avro):
+                return False
+        except (versions.NotAvro, RecursionError):
+            return False
+        later = structs.replace(newest, version=newest.version + 1, text=text, avro=avro, plain=_plain(avro))
+        self._read_as(schema_id, later)
+        return True
+
+    def _read_as(self, schema_id: int, schema: Schema) -> Schema:
+        known = structs.replace(schema, id=schema_id, prefix=prefix_of(schema_id))
+        self.by_id[schema_id] = known
+        return known
 
     def of_file(self, file: str) -> Schema:
         """Find a schema by the name of its file."""
@@ -69,35 +111,41 @@ def prefix_of(schema_id: int) -> bytes:
     return b"\0" + schema_id.to_bytes(4, "big")
 
 
-def folder() -> Traversable:
-    """Find the released files: inside the package where it is installed, beside it in a checkout."""
-    installed = files("order_service") / "schemas"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "schemas"
+def load(where: Traversable | None = None) -> Catalogue:
+    """Read all released files, those of this program by default."""
+    where = where or folder()
+    return Catalogue(_read(where, entry) for entry in entries(where))
 
 
-def released_ids() -> dict[int, dict[str, str]]:
-    """Read `ids.json`: the `file` of each id, and its `sha256`."""
-    return {int(key): entry for key, entry in json.loads((folder() / "ids.json").read_text("utf-8")).items()}
-
-
-def load() -> Catalogue:
-    """Read all released files."""
-    return Catalogue(_read(schema_id, entry["file"]) for schema_id, entry in released_ids().items())
-
-
-def _read(schema_id: int, file: str) -> Schema:
-    text = (folder() / file).read_text("utf-8")
+def _read(where: Traversable, entry: Entry) -> Schema:
+    text = (where / entry.file).read_text("utf-8")
     avro = json.loads(text)
+    name, version = name_and_version(entry.file)
     return Schema(
-        id=schema_id,
-        file=file,
-        message=MESSAGE_TYPES[avro["name"]],
-        version=int(file.split(".")[1].removeprefix("v")),
-        prefix=prefix_of(schema_id),
+        id=entry.id,
+        file=entry.file,
+        message=MESSAGE_TYPES[name],
+        version=version,
+        prefix=prefix_of(entry.id),
         text=text,
         avro=avro,
-        plain=fastavro.parse_schema(_without_logical_types(avro)),
+        plain=_plain(avro),
     )
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """Read what a registry gives as the schema of a record; None for anything else."""
+    if len(text) > TEXT_MAX:
+        return None
+    try:
+        avro = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return avro if isinstance(avro, dict) else None
+
+
+def _plain(avro: dict[str, Any]) -> Any:
+    return fastavro.parse_schema(_without_logical_types(avro))
 
 
 def _without_logical_types(avro: Any) -> Any:

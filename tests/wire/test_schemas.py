@@ -1,6 +1,7 @@
 """The released schemas: never edited, complete, and readable by each other's readers."""
 
 import json
+import shutil
 from hashlib import sha256
 from io import BytesIO
 from itertools import product
@@ -12,9 +13,12 @@ from fastavro.utils import generate_many
 from msgspec import NODEFAULT, structs
 
 from order_service.domain.messages import Event, OrderPaid, PayOrder
-from order_service.wire.schemas import MESSAGE_TYPES, SCHEMAS, folder, load, released_ids
+from order_service.wire import versions
+from order_service.wire.released import faults, folder
+from order_service.wire.schemas import MESSAGE_TYPES, SCHEMAS, load
 
-FIRST_ID = 1_000_000_001
+PAID = "OrderPaid.v1.avsc"
+NOTE = {"name": "note", "type": ["null", "string"], "default": None, "doc": "What the payer wrote."}
 released = sorted(SCHEMAS.by_id.values(), key=lambda schema: schema.id)
 pairs = [
     pytest.param(writer.plain, reader.plain, id=f"{writer.file} is read as {reader.file}")
@@ -23,38 +27,95 @@ pairs = [
 ]
 
 
-def test_a_released_file_was_not_edited_since():
-    assert {
-        schema_id: sha256((folder() / entry["file"]).read_bytes()).hexdigest()
-        for schema_id, entry in released_ids().items()
-    } == {schema_id: entry["sha256"] for schema_id, entry in released_ids().items()}
+def test_the_released_files_are_as_they_were():
+    assert faults(folder()) == []
 
 
-def test_every_file_has_one_id_and_every_id_a_file():
-    assert sorted(entry["file"] for entry in released_ids().values()) == sorted(
-        file.name for file in folder().iterdir() if file.name.endswith(".avsc")
-    )
+@pytest.fixture
+def copy(tmp_path):
+    """Give a copy of `schemas/` to be spoilt."""
+    return shutil.copytree(str(folder()), tmp_path / "schemas")
 
 
-def test_ids_are_numbered_from_the_first_one_without_holes():
-    assert sorted(released_ids()) == list(range(FIRST_ID, FIRST_ID + len(released)))
+def write(place, avro):
+    place.write_text(json.dumps(avro))
+
+
+def release(copy, file, schema_id):
+    """Give a file an id, as its author would."""
+    listed = (copy / "ids.json").read_text().rstrip().removesuffix("}").rstrip()
+    digest = sha256((copy / file).read_bytes()).hexdigest()
+    (copy / "ids.json").write_text(f'{listed},\n "{schema_id}": {{"file": "{file}", "sha256": "{digest}"}}}}')
+
+
+def paid(**changes):
+    """Give the released schema of OrderPaid with other parts."""
+    return SCHEMAS.of_file(PAID).avro | changes
+
+
+def with_field(field, name="currency"):
+    """Give it with another field in the place of one of its own."""
+    return paid(fields=[field if one["name"] == name else one for one in paid()["fields"]])
+
+
+def test_an_edit_of_a_released_file_is_seen(copy):
+    (copy / PAID).write_text((copy / PAID).read_text().replace("An order was paid", "An order has been paid"))
+    [line] = faults(copy)
+    assert line.startswith(f"{PAID} was edited after its release")
+    assert "take the edit back, and put it into a new file with the next version" in line
+
+
+def test_a_new_version_needs_an_id_and_is_told_which(copy):
+    write(copy / "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE]))
+    [line] = faults(copy)
+    assert line.startswith("OrderPaid.v2.avsc has no id: if it is to be released as it is, add to ids.json")
+    entry = json.loads("{" + line.partition("ids.json ")[2] + "}")
+    assert list(entry) == [str(max(SCHEMAS.by_id) + 1)]
+    release(copy, "OrderPaid.v2.avsc", next(iter(entry)))
+    assert faults(copy) == []
+    assert load(copy).newest[OrderPaid].version == 2
+
+
+@pytest.mark.parametrize("schema_id", [min(SCHEMAS.by_id), max(SCHEMAS.by_id), max(SCHEMAS.by_id) + 2, 7])
+def test_an_id_that_was_given_before_or_not_the_next_one_is_refused(copy, schema_id):
+    write(copy / "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE]))
+    release(copy, "OrderPaid.v2.avsc", schema_id)
+    [line] = faults(copy)
+    assert line.startswith(f"OrderPaid.v2.avsc has the id {schema_id}, and must have {max(SCHEMAS.by_id) + 1}")
+
+
+def test_a_file_with_two_ids_and_a_file_that_is_gone_are_seen(copy):
+    release(copy, PAID, max(SCHEMAS.by_id) + 1)
+    assert faults(copy) == [f"{PAID} has 2 ids: leave it the first one"]
+    (copy / PAID).unlink()
+    assert f"{PAID} is not there: a released file stays" in faults(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "avro", "line"),
+    [
+        pytest.param("OrderPaid.v3.avsc", paid(), "v3.avsc follows on v1: call it v2", id="a version left out"),
+        pytest.param("OrderPaid.v2.avsc", paid(name="OrderLost"), "must be the record", id="another name"),
+        pytest.param("OrderLost.v1.avsc", paid(name="OrderLost"), "must be the record", id="no message of ours"),
+        pytest.param(
+            "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE | {"doc": ""}]), "say in `doc`", id="no doc"
+        ),
+        pytest.param(
+            "OrderPaid.v2.avsc",
+            with_field({"name": "currency", "type": "int", "doc": "-"}),
+            "`currency`",
+            id="another type",
+        ),
+    ],
+)
+def test_what_else_is_wrong_with_a_new_file_is_said(copy, file, avro, line):
+    write(copy / file, avro)
+    release(copy, file, max(SCHEMAS.by_id) + 1)
+    assert any(line in fault for fault in faults(copy))
 
 
 def test_every_message_has_a_schema():
     assert set(SCHEMAS.newest) == set(MESSAGE_TYPES.values())
-
-
-@pytest.mark.parametrize("schema", released, ids=lambda schema: schema.file)
-def test_a_file_is_named_for_what_it_holds(schema):
-    assert (schema.file, schema.name) == (
-        f"{schema.message.__name__}.v{schema.version}.avsc",
-        f"orders.v1.{schema.message.__name__}",
-    )
-
-
-@pytest.mark.parametrize("schema", released, ids=lambda schema: schema.file)
-def test_every_field_is_documented(schema):
-    assert [field["name"] for field in schema.avro["fields"] if not field.get("doc")] == []
 
 
 @pytest.mark.parametrize("schema", list(SCHEMAS.newest.values()), ids=lambda schema: schema.file)
@@ -76,6 +137,62 @@ def _event_fields(fact):
 @pytest.mark.parametrize(("writer", "reader"), pairs)
 def test_every_version_is_read_as_every_other(writer, reader):
     _read_as(writer, reader)
+
+
+CHANGES = [
+    pytest.param(with_field({"name": "currency", "type": "int"}), "`currency` is not as it was", id="another type"),
+    pytest.param(with_field({"name": "money", "type": "string"}), "`currency` is not as it was", id="another name"),
+    pytest.param(
+        with_field({"name": "currency", "type": ["null", "string"]}), "is not as it was", id="an optional one"
+    ),
+    pytest.param(
+        with_field({"name": "currency", "type": "string", "default": "EUR"}), "is not as it was", id="another default"
+    ),
+    pytest.param(
+        with_field({"name": "occurred_at", "type": {"type": "long", "logicalType": "timestamp-micros"}}, "occurred_at"),
+        "`occurred_at` is not as it was",
+        id="another unit",
+    ),
+    pytest.param(paid(fields=paid()["fields"][:-1]), "`currency` is not as it was", id="a field less"),
+    pytest.param(paid(fields=[NOTE, *paid()["fields"]]), "`event_id` is not as it was", id="a field in front"),
+    pytest.param(paid(fields=[*paid()["fields"], NOTE, NOTE]), "`note` is there twice", id="a field twice"),
+    pytest.param(paid(fields=[*paid()["fields"], {"name": "n", "type": "string"}]), "must be optional", id="a duty"),
+    pytest.param(
+        paid(fields=[*paid()["fields"], {"name": "n", "type": "string", "default": ""}]),
+        "must be optional",
+        id="no null",
+    ),
+    pytest.param(
+        paid(fields=[*paid()["fields"], {"name": "n", "type": ["null", "string"]}]), "must be optional", id="no default"
+    ),
+    pytest.param(
+        paid(fields=[*paid()["fields"], {"name": "n", "type": ["null", "orders.v1.OrderPaid"], "default": None}]),
+        "must be optional",
+        id="a recursive one",
+    ),
+    pytest.param(paid(name="OrderCharged"), "it is of orders.v1.OrderCharged", id="another record"),
+]
+
+
+@pytest.mark.parametrize(("later", "line"), CHANGES)
+def test_a_later_version_adds_optional_fields_and_changes_nothing_else(later, line):
+    assert any(line in fault for fault in versions.faults(paid(), later))
+
+
+@pytest.mark.parametrize("type_", ["string", "long", "boolean", {"type": "long", "logicalType": "timestamp-millis"}])
+def test_an_optional_field_may_be_added(type_):
+    later = paid(fields=[*paid()["fields"], {"name": "n", "type": ["null", type_], "default": None}])
+    assert versions.faults(paid(), later) == []
+    _read_as(fastavro.parse_schema(paid()), fastavro.parse_schema(later))
+    _read_as(fastavro.parse_schema(later), fastavro.parse_schema(paid()))
+
+
+@pytest.mark.parametrize(
+    "odd", [None, 7, [], {}, "string", {"type": "enum"}, {"type": "record", "name": "x", "fields": [1]}]
+)
+def test_what_is_no_record_is_refused(odd):
+    with pytest.raises(versions.NotAvro):
+        versions.faults(paid(), odd)
 
 
 @pytest.mark.parametrize(

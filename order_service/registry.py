@@ -1,0 +1,273 @@
+"""A schema registry: it gives our schemas ids of its own, by which everybody else's programs read our topics.
+
+Spoken is the API of Confluent's Schema Registry, which others serve too (Apicurio under `/apis/ccompat/v7`). Without
+`SCHEMA_REGISTRY_URL` nothing here is used. With it, what we write has the registry's ids, and an id that we meet and do
+not know is looked up; what it stands for is read if it is a schema of ours, or a later version of one.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+import stamina
+import structlog
+from msgspec import Struct
+from pydantic import SecretStr
+
+from order_service.errors import RegistryAwayError, SchemaError
+from order_service.settings import Settings
+from order_service.wire.schemas import SCHEMAS, Catalogue, Message, Schema
+
+log = structlog.get_logger()
+
+COMPATIBILITY: Final = "FULL_TRANSITIVE"
+"""What every released schema keeps with all before it in its subject."""
+TYPE: Final = "application/vnd.schemaregistry.v1+json"
+BODY_MAX: Final = 1024 * 1024
+UNKNOWN_S: Final = 30.0
+"""How long an id that stands for nothing of ours is not asked about again."""
+UNKNOWN_MAX: Final = 10_000
+"""How many such ids are remembered."""
+HURRY_S: Final = 1.0
+"""How long all lanes together may wait for the registry, once in `LEFT_ALONE_S`."""
+LEFT_ALONE_S: Final = 30.0
+AGAIN_S: Final = 2.0
+"""How long a process that cannot begin without the registry waits before it asks again."""
+
+TopicOf = Callable[[type[Message]], str]
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """How we ask: so often, and so long each time."""
+
+    url: str
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    attempts: int = 3
+    try_s: float = 2.0
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Take what can be set."""
+        return cls(
+            url=settings.schema_registry_url,
+            username=settings.schema_registry_username,
+            password=settings.schema_registry_password,
+        )
+
+
+class _Answer(Struct):
+    """All that any answer of a registry tells us."""
+
+    id: int | None = None
+    schema: str | None = None
+    schemaType: str = "AVRO"  # noqa: N815 - theirs
+    references: list[Any] = []
+    compatibilityLevel: str | None = None  # noqa: N815
+    error_code: int | None = None
+    message: str = ""
+
+
+class SchemaRegistry:
+    """A client; `async with` it. Every question raises RegistryAwayError for no answer, SchemaError for a refusal."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.url = policy.url
+        self._policy = policy
+        self._retry = stamina.AsyncRetryingCaller(
+            attempts=policy.attempts, timeout=None, wait_initial=0.05, wait_jitter=0.1, wait_max=0.5
+        ).on(RegistryAwayError)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        headers = {"Accept": f"{TYPE}, application/json", "Content-Type": TYPE, "User-Agent": "order-service"}
+        if self._policy.username:
+            password = self._policy.password.get_secret_value()
+            headers["Authorization"] = aiohttp.encode_basic_auth(self._policy.username, password)
+        self._session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=self._policy.try_s),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def id_of(self, subject: str, text: str) -> int | None:
+        """Ask by which id a subject has a schema; None if it has not."""
+        return (await self._ask("POST", f"/subjects/{_quoted(subject)}", {"schema": text})).id
+
+    async def register(self, subject: str, text: str) -> int:
+        """Add a schema to a subject, if it has not got it; give its id."""
+        answer = await self._ask("POST", f"/subjects/{_quoted(subject)}/versions", {"schema": text})
+        if answer.id is None:
+            raise SchemaError(f"the schema registry at {self.url} takes {subject}, and gives no id")
+        return answer.id
+
+    async def text_of(self, schema_id: int) -> str | None:
+        """Ask which schema an id stands for; None for none, and for one that is no Avro or not whole."""
+        answer = await self._ask("GET", f"/schemas/ids/{schema_id}")
+        return answer.schema if answer.schemaType == "AVRO" and not answer.references else None
+
+    async def compatibility(self, subject: str) -> str | None:
+        """Ask what a new version in a subject may change; None if nothing is set for it."""
+        return (await self._ask("GET", f"/config/{_quoted(subject)}")).compatibilityLevel
+
+    async def set_compatibility(self, subject: str, level: str) -> None:
+        """Set what a new version in a subject may change."""
+        await self._ask("PUT", f"/config/{_quoted(subject)}", {"compatibility": level})
+
+    async def _ask(self, method: str, path: str, body: object = None) -> _Answer:
+        return await self._retry(self._try, method, path, body)
+
+    async def _try(self, method: str, path: str, body: object) -> _Answer:
+        if self._session is None:
+            raise RegistryAwayError("the client of the schema registry is closed")
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self._session.request(method, self.url + path, data=data, allow_redirects=False) as response:
+                return self._read(path, response.status, await _body(response))
+        except TimeoutError as error:
+            raise RegistryAwayError(f"the schema registry at {self.url} does not answer in time") from error
+        except (aiohttp.ClientError, OSError) as error:
+            kind = type(error).__name__
+            raise RegistryAwayError(f"no schema registry answers at {self.url} ({kind})") from error
+
+    def _read(self, path: str, status: int, body: bytes) -> _Answer:
+        try:
+            answer = msgspec.json.decode(body, type=_Answer)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise RegistryAwayError(f"what answers at {self.url} is no schema registry (status {status})") from error
+        if status == HTTPStatus.OK:
+            return answer
+        if status == HTTPStatus.NOT_FOUND and answer.error_code is not None:
+            return _Answer()
+        said = f"{path}: status {status} {_line(answer.message)}"
+        if status in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.BAD_REQUEST}:
+            raise SchemaError(f"the schema registry at {self.url} refuses {said}")
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            said = "our credential: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD"
+            raise RegistryAwayError(f"the schema registry at {self.url} refuses {said} (status {status})")
+        raise RegistryAwayError(f"the schema registry at {self.url} does not serve us: {said}")
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > BODY_MAX:
+            raise RegistryAwayError(f"the schema registry answers with more than {BODY_MAX} bytes")
+    return bytes(body)
+
+
+def _quoted(subject: str) -> str:
+    return quote(subject, safe="")
+
+
+def _line(message: str) -> str:
+    return " ".join(message.split())[:300]
+
+
+async def register(registry: SchemaRegistry, schema: Schema, topic_of: TopicOf) -> int:
+    """Bring a released schema into a registry, and see that no later version there may break it; give its id."""
+    subject = schema.subject(topic_of(schema.message))
+    registered = await registry.id_of(subject, schema.text)
+    if registered is None:
+        registered = await registry.register(subject, schema.text)
+        log.info("A schema was registered.", subject=subject, version=schema.version, schema_id=registered)
+    if await registry.compatibility(subject) != COMPATIBILITY:
+        await registry.set_compatibility(subject, COMPATIBILITY)
+    return registered
+
+
+async def adopt(registry: SchemaRegistry, topic_of: TopicOf, catalogue: Catalogue = SCHEMAS) -> None:
+    """Bring all released schemas into a registry, and write by its ids from now on."""
+    for schema in catalogue.released:
+        catalogue.adopt(schema.file, await register(registry, schema, topic_of))
+
+
+async def adopt_when_it_answers(
+    settings: Settings, topic_of: TopicOf, tell: Callable[[str], None], again_s: float = AGAIN_S
+) -> None:
+    """Wait for the registry, if there is one to be used, and adopt its ids; `tell` each new reason why we wait."""
+    client = registry_of(settings)
+    if client is None:
+        return
+    async with client as registry:
+        told = None
+        while (why := await _try_to_adopt(registry, topic_of)) is not None:
+            if why != told:
+                tell(why)
+            told = why
+            await asyncio.sleep(again_s)
+
+
+async def _try_to_adopt(registry: SchemaRegistry, topic_of: TopicOf) -> str | None:
+    try:
+        await adopt(registry, topic_of)
+    except (RegistryAwayError, SchemaError) as error:
+        return str(error)
+    return None
+
+
+def registry_of(settings: Settings) -> SchemaRegistry | None:
+    """Give the client of SCHEMA_REGISTRY_URL; None if there is no registry to ask."""
+    return SchemaRegistry(Policy.from_settings(settings)) if settings.schema_registry_url else None
+
+
+class Ids:
+    """Looks up the ids that records carry and a catalogue does not know; `async with` it. Without a registry, none."""
+
+    def __init__(self, registry: SchemaRegistry | None, catalogue: Catalogue = SCHEMAS) -> None:
+        self._registry = registry
+        self._catalogue = catalogue
+        self._unknown: dict[int, float] = {}
+        self._ask_at = 0.0
+
+    async def __aenter__(self) -> Self:
+        if self._registry is not None:
+            await self._registry.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._registry is not None:
+            await self._registry.__aexit__()
+
+    async def learn(self, values: Iterable[bytes | None]) -> None:
+        """Look up what these values are written by, so that they can be decoded. Raises RegistryAwayError."""
+        if self._registry is None:
+            return
+        for schema_id in self._new(values):
+            text = await self._registry.text_of(schema_id)
+            if text is not None and self._catalogue.learn(schema_id, text):
+                log.info("A schema was looked up.", schema_id=schema_id)
+            else:
+                self._remember(schema_id)
+
+    async def learn_in_a_hurry(self, values: Iterable[bytes | None]) -> None:
+        """Do so if the registry is quick, else leave it alone for a while: what is not known is no command of ours."""
+        if time.monotonic() < self._ask_at:
+            return
+        try:
+            async with asyncio.timeout(HURRY_S):
+                await self.learn(values)
+        except (RegistryAwayError, SchemaError, TimeoutError) as error:
+            self._ask_at = time.monotonic() + LEFT_ALONE_S
+            log.warning("The schema registry was asked in vain.", why=str(error) or "no answer in time")
+
+    def _new(self, values: Iterable[bytes | None]) -> set[int]:
+        known, now = self._catalogue.by_id, time.monotonic()
+        found = {int.from_bytes(value[1:5], "big") for value in values if value and value[0] == 0 and len(value) > 4}
+        return {schema_id for schema_id in found if schema_id not in known and self._unknown.get(schema_id, 0.0) <= now}
+
+    def _remember(self, schema_id: int) -> None:
+        if len(self._unknown) >= UNKNOWN_MAX:
+            self._unknown.clear()
+        self._unknown[schema_id] = time.monotonic() + UNKNOWN_S

@@ -1,0 +1,142 @@
+"""A registry that is away, hangs, refuses us, or is none: always one clear line, within the time."""
+
+import asyncio
+from base64 import b64encode
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from pydantic import SecretStr
+
+from order_service.embedded.broker import free_port
+from order_service.errors import RegistryAwayError, SchemaError
+from order_service.registry import Ids, Policy, SchemaRegistry, adopt_when_it_answers
+from order_service.settings import Settings
+from order_service.stream.topics import topic_names
+from order_service.wire.schemas import load
+
+VALUE = b"\0\0\0\0\7rest"
+
+
+@asynccontextmanager
+async def server(answer):
+    """Run a server that answers everything like this; give its address."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await runner.cleanup()
+
+
+def says(status, body="{}", **headers):
+    """Make an answer."""
+
+    async def answer(_request):
+        return web.Response(status=status, text=body, headers=headers)
+
+    return answer
+
+
+async def hang(_request):
+    await asyncio.Event().wait()
+
+
+def quick(url, **changes):
+    """Give a client that has little patience."""
+    return SchemaRegistry(Policy(url=url, attempts=2, try_s=0.5, **changes))
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        pytest.param(hang, "does not answer in time", id="hangs"),
+        pytest.param(says(500), "does not serve us: /schemas/ids/7: status 500", id="500"),
+        pytest.param(says(401), "refuses our credential: set ORDERS_SCHEMA_REGISTRY_USERNAME", id="401"),
+        pytest.param(says(200, "<html>"), "is no schema registry", id="a page"),
+        pytest.param(says(200, '{"schema": 7}'), "is no schema registry", id="another shape"),
+        pytest.param(says(404, "{}"), "does not serve us: /schemas/ids/7: status 404", id="another address"),
+        pytest.param(says(302, "{}", Location="/elsewhere"), "status 302", id="a redirect"),
+        pytest.param(says(200, "[" * 100_000), "is no schema registry", id="deep"),
+        pytest.param(says(200, " " * 2_000_000), "more than 1048576 bytes", id="huge"),
+    ],
+)
+async def test_no_answer_that_we_can_use_is_one_line(answer, line):
+    async with server(answer) as url, quick(url) as registry:
+        with pytest.raises(RegistryAwayError, match=line) as caught:
+            await registry.text_of(7)
+        assert "\n" not in str(caught.value)
+
+
+async def test_nobody_there_is_one_line():
+    async with quick(f"http://127.0.0.1:{free_port()}") as registry:
+        with pytest.raises(RegistryAwayError, match="no schema registry answers at"):
+            await registry.text_of(7)
+
+
+async def test_our_credential_is_sent_and_never_said():
+    seen = []
+
+    async def answer(request):
+        seen.append(request.headers["Authorization"])
+        return web.Response(status=403, text="{}")
+
+    async with server(answer) as url, quick(url, username="us", password=SecretStr("hunter2")) as registry:
+        with pytest.raises(RegistryAwayError) as caught:
+            await registry.text_of(7)
+    assert set(seen) == {f"Basic {b64encode(b'us:hunter2').decode()}"}
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_an_id_that_is_another_s_is_refused():
+    """A registry that counts where our own ids lie would make two schemas of one id."""
+    catalogue = load()
+    with pytest.raises(SchemaError, match="which is another's or none"):
+        catalogue.adopt("OrderPaid.v1.avsc", catalogue.of_file("OrderShipped.v1.avsc").id)
+
+
+async def test_who_is_in_a_hurry_asks_once_and_goes_on():
+    asked = []
+
+    async def answer(request):
+        asked.append(request.path)
+        await asyncio.Event().wait()
+
+    async with server(answer) as url, Ids(quick(url), load()) as ids:
+        await ids.learn_in_a_hurry([VALUE])
+        first = len(asked)
+        await ids.learn_in_a_hurry([VALUE])
+        assert len(asked) == first > 0
+
+
+async def test_who_waits_is_told_each_reason_once():
+    told = []
+    twice = asyncio.Event()
+    statuses = iter([500] * 6 + [401] * 1000)
+
+    async def answer(_request):
+        return web.Response(status=next(statuses), text="{}")
+
+    def tell(why):
+        told.append(why)
+        if len(told) == 2:
+            twice.set()
+
+    async with server(answer) as url:
+        settings = Settings(schema_registry_url=url)
+        waiting = asyncio.create_task(adopt_when_it_answers(settings, topic_names().of, tell, again_s=0.01))
+        await asyncio.wait_for(twice.wait(), 20)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert "status 500" in told[0]
+    assert "refuses our credential" in told[1]
+
+
+@pytest.mark.parametrize("url", ["http://us:hunter2@registry", "registry:8081", "http://registry?x=1"])
+def test_an_address_that_cannot_be_used_is_refused(url):
+    with pytest.raises(ValueError, match="schema_registry_url"):
+        Settings(schema_registry_url=url)
