@@ -11,7 +11,7 @@ JOBS ?= 3
 RUNS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check browser format openapi chaos proof fuzz bench lock clean
+.PHONY: help setup run test check browser format openapi contracts chaos proof fuzz bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ format: setup ## put the code into its form
 
 openapi: setup ## write the OpenAPI document anew
 	$(BIN)/python -m order_service.web.openapi
+
+contracts: setup ## write the AsyncAPI document and the catalogue of events anew
+	$(BIN)/python -m order_service.contracts
 
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS KINDS
 chaos: setup ## kill what carries a load, then count what was lost or doubled (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS KINDS)

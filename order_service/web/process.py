@@ -80,7 +80,7 @@ async def run(settings: Settings) -> None:
         await admin.start()
         undo.push_async_callback(admin.stop)
         api = Api(views, pulse, outcomes, streams, live)
-        server = Server(api, keys, Limits(settings.web_rate_per_s), readiness.faults, names)
+        server = Server(api, keys, Limits(settings.web_rate_per_s), readiness.faults, names, settings.partitions)
         # Whoever hangs up waits no longer; its command is on its way, for that is a task of its own.
         runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=END_WITHIN_S)
         await runner.setup()

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.errors import KafkaAwayError, KeysAway, Unauthorized
 from order_service.stream.topics import TopicNames
-from order_service.web import pages, registry, requests
+from order_service.web import contracts, pages, registry, requests
 from order_service.web.auth import LOCAL, Everybody, Tokens
 from order_service.web.limits import Limits
 from order_service.web.operations import OPERATIONS, Operation
@@ -51,7 +51,7 @@ TROUBLE_OF: Final = {
 
 
 class Server:
-    """Makes the application: `faults` says why nothing can be read yet, `names` where the schemas belong."""
+    """Makes the application: `faults` says why nothing can be read yet, `names` and `partitions` what our topics are."""
 
     def __init__(
         self,
@@ -60,8 +60,9 @@ class Server:
         limits: Limits,
         faults: Callable[[], list[str]],
         names: TopicNames,
+        partitions: int,
     ) -> None:
-        self._names = names
+        self._topics = names, partitions
         self._api = api
         self._authentication = authentication
         self._limits = limits
@@ -75,7 +76,8 @@ class Server:
             if operation.method == "GET" and not operation.is_stream:
                 app.router.add_route("HEAD", operation.path, self._served(operation))
         app.add_routes(pages.routes())
-        app.add_routes(registry.routes(self._names))
+        app.add_routes(registry.routes(self._topics[0]))
+        app.add_routes(contracts.routes(*self._topics))
         app.on_response_prepare.append(_harden)
         return app
 

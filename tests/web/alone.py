@@ -62,6 +62,6 @@ def application_alone(directory: Path) -> Iterator[web.Application]:
         streams = Streams(pulse)
         outcomes = Outcomes(views, pulse, CommandsTopic(settings), waiting_max=10)
         api = Api(views, pulse, outcomes, streams, Live(views, pulse, streams, names.events, streams_max=10))
-        yield Server(api, Everybody(), Limits(50), faults=list, names=names).application()
+        yield Server(api, Everybody(), Limits(50), faults=list, names=names, partitions=4).application()
     finally:
         engine.dispose()

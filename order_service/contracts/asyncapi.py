@@ -1,0 +1,281 @@
+"""The AsyncAPI 3 document: servers, public channels, operations as the service does them, and every message."""
+
+import json
+from io import BytesIO
+from typing import Any, Final
+
+import fastavro
+
+from order_service import __version__
+from order_service.contracts import examples, headers, words
+from order_service.contracts.examples import DeadLetter, Example
+from order_service.contracts.meanings import PROMISES, SAID, SENDERS
+from order_service.contracts.shapes import ID, shapes
+from order_service.contracts.source import Source, Topic
+from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Rejection
+from order_service.settings import Settings
+from order_service.wire.schemas import Message
+
+Node = dict[str, Any]
+
+AVRO: Final = "application/vnd.apache.avro;version=1.9.0"
+BINDING: Final = "0.5.0"
+KEY: Final = {"type": "string", "pattern": ID, "description": "The `order_id`, in UTF-8."}
+SASL: Final = ("scramSha512", "scramSha256", "plain")
+GROUP: Final[str] = Settings.model_fields["app_id"].default
+
+
+def document(source: Source) -> Node:
+    """Make the document."""
+    return {
+        "asyncapi": "3.0.0",
+        "id": "urn:order-service",
+        "info": _info(source),
+        "defaultContentType": "application/avro",
+        "servers": SERVERS,
+        "channels": {_channel_name(topic): _channel(topic, source) for topic in source.topics()},
+        "operations": {_operation_name(topic): _operation(topic) for topic in source.topics()},
+        "components": {
+            "messages": _messages(source),
+            "schemas": shapes(source),
+            "messageTraits": TRAITS,
+            "correlationIds": CORRELATION,
+            "securitySchemes": {kind: {"type": kind, "description": "SASL, with name and password."} for kind in SASL},
+        },
+    }
+
+
+def text(source: Source) -> str:
+    """Write the document as it is kept: a change of it can be read line by line, and no byte of it is invisible."""
+    return json.dumps(document(source), indent=2) + "\n"
+
+
+# What stands around the messages
+
+
+def _info(source: Source) -> Node:
+    names = words.NAMES.format(partitions=source.partitions)
+    private = words.PRIVATE.format(table=source.names.table, waiting=source.names.waiting)
+    promises = "\n".join(f"* **{promise.name}.** {promise.text}" for promise in PROMISES)
+    return {
+        "title": "Order Service",
+        "version": __version__,
+        "description": f"{words.ABOUT} {words.VIEW}\n\n{names}\n\n{private}\n\n{promises}",
+        "license": {"name": "MIT", "url": "https://spdx.org/licenses/MIT.html"},
+        "tags": [{"name": "orders", "description": "The life of an order, from created to delivered or cancelled."}],
+    }
+
+
+def _ref(kind: str, name: str) -> Node:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _server(protocol: str, description: str, **more: Any) -> Node:
+    return {
+        "host": "{bootstrapServer}",
+        "protocol": protocol,
+        "description": description,
+        "variables": {
+            "bootstrapServer": {
+                "default": "127.0.0.1:9092",
+                "description": "One of those that `KAFKA_BOOTSTRAP_SERVERS` names.",
+            }
+        },
+        **more,
+        "bindings": {
+            "kafka": {
+                "schemaRegistryUrl": "http://127.0.0.1:8080/schema-registry",
+                "schemaRegistryVendor": "confluent",
+                "bindingVersion": BINDING,
+            }
+        },
+    }
+
+
+SERVERS: Final = {
+    "plain": _server("kafka", "Kafka without encryption, as `order-service up` runs it on one machine."),
+    "secured": _server(
+        "kafka-secure",
+        "Kafka behind SASL and TLS, as `ORDERS_KAFKA_SECURITY_PROTOCOL` says.",
+        security=[_ref("securitySchemes", kind) for kind in SASL],
+    ),
+}
+
+
+def _channel(topic: Topic, source: Source) -> Node:
+    return {
+        "address": topic.name,
+        "title": words.title(topic),
+        "description": f"{topic.holds} Kept {words.kept(topic)}.",
+        "messages": {name: _ref("messages", name) for name in _message_names(topic)},
+        "bindings": {
+            "kafka": {
+                "topic": topic.name,
+                "partitions": source.partitions,
+                "topicConfiguration": {
+                    "cleanup.policy": topic.config["cleanup.policy"].split(","),
+                    "retention.ms": int(topic.config["retention.ms"]),
+                    "max.message.bytes": int(topic.config["max.message.bytes"]),
+                },
+                "bindingVersion": BINDING,
+            }
+        },
+    }
+
+
+def _operation(topic: Topic) -> Node:
+    """Say what the service does with a channel."""
+    channel = f"#/channels/{_channel_name(topic)}"
+    group = {"groupId": {"type": "string", "default": GROUP, "description": "`ORDERS_APP_ID`."}}
+    return {
+        "action": topic.action,
+        "channel": {"$ref": channel},
+        "title": f"{topic.action.capitalize()} {words.title(topic).lower()}",
+        "summary": words.ACTIONS[topic.key],
+        "messages": [{"$ref": f"{channel}/messages/{name}"} for name in _message_names(topic)],
+        "bindings": {"kafka": (group if topic.action == "receive" else {}) | {"bindingVersion": BINDING}},
+    }
+
+
+def _operation_name(topic: Topic) -> str:
+    return topic.action + "".join(word.capitalize() for word in topic.key.split("_"))
+
+
+def _channel_name(topic: Topic) -> str:
+    name = _operation_name(topic).removeprefix(topic.action)
+    return name[0].lower() + name[1:]
+
+
+def _message_names(topic: Topic) -> list[str]:
+    """Name the messages of a channel; a command has two forms, and each of them is a message."""
+    names = [message.__name__ for message in topic.messages] or ["DeadLetter"]
+    return [*names, *(f"{name}Json" for name in names if topic.action == "receive")]
+
+
+# Messages
+
+
+def _messages(source: Source) -> Node:
+    made = {message.__name__: _outcome(source, message) for message in (*FACT_TYPES, Rejection)}
+    for command in COMMAND_TYPES:
+        given = examples.command(command)
+        made |= {
+            command.__name__: _avro_command(source, command, given),
+            f"{command.__name__}Json": _json_command(source, command, given),
+        }
+    return made | {"DeadLetter": _dead_letter(source)}
+
+
+def _outcome(source: Source, message: type[Message]) -> Node:
+    """Make the message of an event or a rejection."""
+    schema = source.schema(message)
+    given = examples.rejection() if message is Rejection else examples.events()[message]
+    return {
+        "name": message.__name__,
+        "title": message.__name__,
+        "summary": schema.avro["doc"],
+        "description": f"{SAID[message].more}\n\n{words.when(message)}\n\n{SAID[message].relies}",
+        "contentType": "application/avro",
+        "traits": [_ref("messageTraits", "outcome")],
+        "headers": {"type": "object", "properties": {"ce_type": {"type": "string", "const": schema.name}}},
+        "payload": {"schemaFormat": AVRO, "schema": schema.avro},
+        "examples": [_example(given, values(given.value, source))],
+        "x-wire": _wire(source, message, given),
+    }
+
+
+def _command(source: Source, command: type[Message]) -> Node:
+    """Make what both forms of a command share."""
+    return {
+        "name": command.__name__,
+        "summary": source.schema(command).avro["doc"],
+        "description": f"Who may: {SENDERS[command]}",
+        "traits": [_ref("messageTraits", "command")],
+    }
+
+
+def _avro_command(source: Source, command: type[Message], given: Example) -> Node:
+    schema = source.schema(command)
+    return _command(source, command) | {
+        "title": f"{command.__name__} as Avro",
+        "contentType": "application/avro",
+        "bindings": {"kafka": AVRO_BINDING},
+        "payload": {"schemaFormat": AVRO, "schema": schema.avro},
+        "examples": [_example(given, values(given.value, source))],
+        "x-wire": _wire(source, command, given),
+    }
+
+
+def _json_command(source: Source, command: type[Message], given: Example) -> Node:
+    return _command(source, command) | {
+        "title": f"{command.__name__} as JSON",
+        "contentType": "application/json",
+        "payload": _ref("schemas", command.__name__),
+        "examples": [_example(given, given.json)],
+    }
+
+
+def _dead_letter(source: Source) -> Node:
+    given = examples.dead_letter(source.names, source.partitions)
+    any_key = KEY | {"type": ["string", "null"], "description": "The record's own key, whatever it was."}
+    del any_key["pattern"]
+    return {
+        "name": "DeadLetter",
+        "title": "Dead letter",
+        "summary": words.DEAD_LETTER,
+        "description": f"{words.UNREADABLE}\n\n{words.DEAD_LETTER_RELIES}",
+        "contentType": "application/octet-stream",
+        "headers": headers.DEAD_LETTER,
+        "payload": {"type": ["string", "null"], "description": "The record's own bytes, in no form that is ours."},
+        "bindings": {"kafka": {"key": any_key, "bindingVersion": BINDING}},
+        "examples": [_example(given, given.value.decode())],
+    }
+
+
+AVRO_BINDING: Final[Node] = {
+    "key": KEY,
+    "schemaIdLocation": "payload",
+    "schemaIdPayloadEncoding": "confluent",
+    "schemaLookupStrategy": "TopicRecordNameStrategy",
+    "bindingVersion": BINDING,
+}
+CORRELATION: Final = {
+    "correlation": {
+        "description": "What the sender of a command gave, handed on to what comes of it; null if it gave nothing.",
+        "location": "$message.payload#/correlation_id",
+    }
+}
+TRAITS: Final = {
+    "outcome": {
+        "headers": headers.CLOUD_EVENT,
+        "correlationId": _ref("correlationIds", "correlation"),
+        "bindings": {"kafka": AVRO_BINDING},
+    },
+    "command": {
+        "headers": headers.COMMAND,
+        "correlationId": _ref("correlationIds", "correlation"),
+        "bindings": {"kafka": {"key": KEY, "bindingVersion": BINDING}},
+    },
+}
+"""What events and rejections share, and what commands do."""
+
+
+# Values
+
+
+def _example(given: Example | DeadLetter, payload: Any) -> Node:
+    return {"summary": f"Its key is {given.key}.", "headers": examples.texts(given.headers), "payload": payload}
+
+
+def _wire(source: Source, message: type[Message], given: Example) -> Node:
+    """Say which schemas a message has, and how its example looks in the topic."""
+    versions = [{"version": one.version, "schemaId": one.id, "file": one.file} for one in source.versions(message)]
+    subject = source.schema(message).subject(source.names.of(message))
+    return {"subject": subject, "versions": versions, "exampleHex": given.value.hex()}
+
+
+def values(value: bytes, source: Source) -> Node:
+    """Read bytes as Avro's own JSON shows them: times as numbers, a digest as the 16 characters of its bytes."""
+    schema = source.schemas.by_id[int.from_bytes(value[1:5], "big")]
+    read: Any = fastavro.schemaless_reader(BytesIO(value[len(schema.prefix) :]), schema.plain, None)
+    return {name: one.decode("latin-1") if isinstance(one, bytes) else one for name, one in read.items()}

@@ -1,0 +1,72 @@
+"""The fields of a record, from its Avro schema: their names, types, units and meanings."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from msgspec import Struct
+
+UNITS: Final = (
+    ("milliseconds since", "ms since 1970 UTC"),
+    ("minor units", "minor units"),
+    ("pieces", "pieces"),
+    ("version", "events"),
+)
+"""The unit of a number, by the words with which its documentation names it."""
+
+
+class Field(Struct, frozen=True):
+    """One field. What lies in the records of an array has the array's name before its own: `lines[].sku`."""
+
+    name: str
+    type: str
+    unit: str
+    meaning: str
+
+
+def fields(record: dict[str, Any]) -> list[Field]:
+    """List the fields of a record schema, those of the records in it behind the field that holds them."""
+    return list(_fields(record, "", {}))
+
+
+def _fields(record: dict[str, Any], before: str, named: dict[str, str]) -> Iterator[Field]:
+    for field in record["fields"]:
+        kind = _type(field["type"], named)
+        default = field.get("default")
+        given = "" if default is None else f", default {default}"
+        yield Field(before + field["name"], kind + given, _unit(kind, field["doc"]), field["doc"])
+        for inner in _records(field["type"]):
+            yield from _fields(inner, f"{before}{field['name']}[].", named)
+
+
+def _type(avro: Any, named: dict[str, str]) -> str:
+    """Say a type in words; `named` keeps the types that have a name, for it stands for them where they come again."""
+    match avro:
+        case ["null", inner]:
+            return f"{_type(inner, named)} or null"
+        case {"type": "array", "items": items}:
+            return f"array of {_type(items, named)}"
+        case {"type": "map", "values": values}:
+            return f"map of {_type(values, named)}"
+        case {"type": "fixed", "name": name, "size": size}:
+            return named.setdefault(f"orders.v1.{name}", f"{size} bytes")
+        case {"type": "record", "name": name}:
+            return str(name)
+        case {"logicalType": logical}:
+            return str(logical)
+        case _:
+            return named.get(avro, str(avro))
+
+
+def _records(avro: Any) -> Iterator[dict[str, Any]]:
+    """Give the record that an array, or null, holds."""
+    match avro:
+        case ["null", inner]:
+            yield from _records(inner)
+        case {"type": "array", "items": {"type": "record"} as record}:
+            yield record
+
+
+def _unit(kind: str, doc: str) -> str:
+    if not kind.startswith(("long", "timestamp")):
+        return ""
+    return next((unit for words, unit in UNITS if words in doc), "")
