@@ -61,6 +61,7 @@ class WorkerProcess:
         directory: Path,
         failpoint: tuple[str, int, str] | None,
         module: Sequence[str] = ("tests.worker",),
+        root: Path = ROOT,
     ) -> None:
         self.name = name
         self.admin_port = free_port()
@@ -70,7 +71,7 @@ class WorkerProcess:
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *module, *arguments],
-                cwd=ROOT,
+                cwd=root,
                 env=environment,
                 stdout=output,
                 stderr=output,
@@ -239,11 +240,12 @@ class Service:
         failpoint: tuple[str, int, str] | None = None,
         *,
         module: Sequence[str] = ("tests.worker",),
+        root: Path = ROOT,
         **settings: str,
     ) -> WorkerProcess:
-        """Start a worker; with a failpoint (step, count, signal) it gets a signal there."""
+        """Start a worker; with a failpoint (step, count, signal) it gets a signal there. `root` has its code."""
         name = f"worker-{len(self.workers) + 1}"
-        worker = WorkerProcess(name, self.environment | settings, self.directory, failpoint, module)
+        worker = WorkerProcess(name, self.environment | settings, self.directory, failpoint, module, root)
         self.workers.append(worker)
         return worker
 

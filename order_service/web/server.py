@@ -51,7 +51,7 @@ TROUBLE_OF: Final = {
 
 
 class Server:
-    """Makes the application: `faults` says why nothing can be read yet, `names` and `partitions` what our topics are."""
+    """Makes the application: `faults` says why nothing can be read yet, `names` and `partitions` tell of our topics."""
 
     def __init__(
         self,

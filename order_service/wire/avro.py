@@ -133,13 +133,19 @@ def _fields(data: bytes, schema: Schema) -> dict[str, Any]:
     flat = _body(body, schema)
     if body.tell() != len(data):
         raise DecodeError(Why.NOT_AVRO, f"{len(data) - body.tell()} bytes are left over")
-    return {**_null_fields(schema), **flat}
+    return _as_newest(flat, schema)
 
 
-def _null_fields(schema: Schema) -> dict[str, None]:
-    """Give the fields that a version may lack: what a later one adds is null where it was not written (`versions`)."""
+def _as_newest(flat: dict[str, Any], schema: Schema) -> dict[str, Any]:
+    """Bring what was written by an older version up to the newest: here, and nowhere else.
+
+    What a later version adds is optional (`versions`), so it is null where it was not written. Where null is not what
+    an old record means, say here what it means instead.
+    """
     newest = SCHEMAS.newest[schema.message]
-    return {} if schema.version >= newest.version else {field["name"]: None for field in newest.avro["fields"]}
+    if schema.version >= newest.version:
+        return flat
+    return {field["name"]: None for field in newest.avro["fields"]} | flat
 
 
 def _body(body: BytesIO, schema: Schema) -> dict[str, Any]:
