@@ -1,5 +1,5 @@
 # Everything here needs nothing but python3, Java 17 and Maven (or Docker) on the PATH, and the tests Chromium too, which
-# `make browser` installs where it can; `make help` lists it.
+# `make browser` installs where it can, Node 20 and Go 1.26; `make help` lists it.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv

@@ -61,7 +61,7 @@ class WorkerProcess:
         directory: Path,
         failpoint: tuple[str, int, str] | None,
         module: Sequence[str] = ("tests.worker",),
-        root: Path = ROOT,
+        root: Path | str = ROOT,
     ) -> None:
         self.name = name
         self.admin_port = free_port()
@@ -240,7 +240,7 @@ class Service:
         failpoint: tuple[str, int, str] | None = None,
         *,
         module: Sequence[str] = ("tests.worker",),
-        root: Path = ROOT,
+        root: Path | str = ROOT,
         **settings: str,
     ) -> WorkerProcess:
         """Start a worker; with a failpoint (step, count, signal) it gets a signal there. `root` has its code."""

@@ -26,6 +26,7 @@ public class OrderEvents {
     private static final HttpClient HTTP = HttpClient.newHttpClient();
     private static final Map<Integer, Schema> SCHEMAS = new HashMap<>();
     private static final Map<String, Long> VERSIONS = new HashMap<>(); // keep them with your own data instead
+    private static volatile boolean stopping;
 
     public static void main(String[] arguments) throws IOException, InterruptedException {
         Map<String, Object> settings = Map.of(
@@ -36,13 +37,26 @@ public class OrderEvents {
             "enable.auto.commit", false);
         try (var consumer = new KafkaConsumer<>(settings, new StringDeserializer(), new ByteArrayDeserializer())) {
             consumer.subscribe(List.of(arguments.length > 2 ? arguments[2] : "orders.events.v1"));
-            while (true) {
+            finishWhenStopped(Thread.currentThread());
+            while (!stopping) {
                 for (var record : consumer.poll(Duration.ofSeconds(1))) {
                     take(record, arguments[1]);
                 }
                 consumer.commitSync(); // after the work: what a crash leaves out comes again
             }
         }
+    }
+
+    /** Let a signal end the loop between two commits: a consumer that leaves its group is not waited for. */
+    private static void finishWhenStopped(Thread main) {
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+            stopping = true;
+            try {
+                main.join();
+            } catch (InterruptedException error) {
+                Thread.currentThread().interrupt();
+            }
+        }));
     }
 
     private static void take(ConsumerRecord<String, byte[]> record, String registry)

@@ -1,7 +1,7 @@
 """The released schemas, as a schema registry serves them: whoever decodes our records needs no other one.
 
-Shape:    what can be had by GET from Confluent's Schema Registry, under `/schema-registry`; nothing can be registered
-          or looked up by its text, and nobody is asked for a token.
+Shape:    what can be asked of Confluent's Schema Registry, under `/schema-registry`; nothing can be registered, and
+          nobody is asked for a token.
 Subjects: `<topic>-<record name>`, such as `orders.events.v1-orders.v1.OrderPaid` (TopicRecordNameStrategy).
 Errors:   `{"error_code": 40403, "message": …}`; the first three digits are the status.
 """
@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
-from msgspec import Raw
+from msgspec import MsgspecError, Raw, Struct, json
 
 from order_service.stream.topics import TopicNames
 from order_service.web.answers import encode
+from order_service.wire import versions
 from order_service.wire.schemas import SCHEMAS, Catalogue, Schema
 
 TYPE: Final = "application/vnd.schemaregistry.v1+json"
@@ -34,6 +35,10 @@ class NotThere(LookupError):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class _Asked(Struct):
+    schema: str
 
 
 class Registry:
@@ -63,6 +68,13 @@ class Registry:
     def version_alone(self, path: Mapping[str, str]) -> Raw:
         """Give the schema of a version, and nothing around it."""
         return Raw(self._version(path).text.encode())
+
+    def lookup(self, path: Mapping[str, str], text: str) -> dict[str, Any]:
+        """Find the version of a subject that writes the same bytes as this schema does."""
+        for schema in self._of_subject(path).values():
+            if _is_same(schema.avro, text):
+                return self.version({**path, "version": str(schema.version)})
+        raise NotThere(404_03, "Schema not found")
 
     def schema(self, path: Mapping[str, str]) -> dict[str, Any]:
         """Give the schema of an id."""
@@ -146,7 +158,8 @@ def routes(names: TopicNames) -> list[web.RouteDef]:
     """Give the routes of a registry of our released schemas."""
     registry = Registry(names, SCHEMAS)
     found = [web.get(f"{ADDRESS}{path}", _served(find, registry)) for path, find in FINDS.items()]
-    return [*found, web.route("*", f"{ADDRESS}/{{rest:.*}}", _not_served)]
+    lookup = web.post(f"{ADDRESS}/subjects/{{subject}}", _looked_up(registry))
+    return [*found, lookup, web.route("*", f"{ADDRESS}/{{rest:.*}}", _not_served)]
 
 
 def _served(find: Find, registry: Registry) -> Handler:
@@ -157,6 +170,30 @@ def _served(find: Find, registry: Registry) -> Handler:
             return _answer({"error_code": error.code, "message": str(error)}, status=error.code // 100)
 
     return serve
+
+
+def _looked_up(registry: Registry) -> Handler:
+    async def serve(request: web.Request) -> web.Response:
+        try:
+            return _answer(registry.lookup(request.match_info, _schema_in(await request.read())))
+        except NotThere as error:
+            return _answer({"error_code": error.code, "message": str(error)}, status=error.code // 100)
+
+    return serve
+
+
+def _schema_in(body: bytes) -> str:
+    try:
+        return json.decode(body, type=_Asked).schema
+    except (MsgspecError, UnicodeError, RecursionError) as error:
+        raise NotThere(422_01, "expected an object with the text of a schema in `schema`") from error
+
+
+def _is_same(released: Mapping[str, Any], text: str) -> bool:
+    try:
+        return versions.same(released, json.decode(text))
+    except (MsgspecError, UnicodeError, RecursionError, versions.NotAvro):
+        return False
 
 
 async def _not_served(request: web.Request) -> web.Response:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from confluent_kafka.schema_registry import SchemaRegistryClient, topic_record_subject_name_strategy
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, topic_record_subject_name_strategy
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from msgspec import structs
@@ -138,3 +138,32 @@ def test_an_id_that_a_registry_gave_is_known_beside_the_released_one():
         assert registry.places({"id": schema_id}) == [{"subject": subject, "version": 1}]
     with pytest.raises(NotThere):
         registry.places({"id": "8"})
+
+
+def test_a_schema_is_found_by_its_text_as_kafka_connect_s_converter_asks_for_it(client, http):
+    released = SCHEMAS.of_file("OrderPaid.v1.avsc")
+    bare = json.dumps(released.avro | {"doc": "theirs"}, separators=(",", ":"))
+    for text in (released.text, bare):
+        found = client.lookup_schema(PAID, Schema(text, "AVRO"))
+        assert (found.schema_id, found.version, found.subject) == (released.id, 1, PAID)
+
+
+@pytest.mark.parametrize(
+    ("subject", "body", "code"),
+    [
+        (PAID, {"schema": SCHEMAS.of_file("OrderShipped.v1.avsc").text}, 40403),
+        (PAID, {"schema": "no schema"}, 40403),
+        (PAID, {"schema": "[" * 30_000}, 40403),
+        (
+            PAID,
+            {"schema": json.dumps({"type": "record", "name": "x", "fields": [{"name": "next", "type": "x"}]})},
+            40403,
+        ),
+        ("none", {"schema": "{}"}, 40401),
+        (PAID, {"text": "{}"}, 42201),
+        (PAID, "no json", 42201),
+    ],
+)
+def test_what_is_none_of_ours_is_not_found(http, subject, body, code):
+    answer = http.ask("POST", f"/schema-registry/subjects/{subject}", body)
+    assert (answer.status, answer.body["error_code"]) == (code // 100, code)

@@ -1,0 +1,87 @@
+"""A consumer of our events in another language, as a program that is started and stopped, and what it prints."""
+
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from confluent_kafka import Producer
+
+from order_service.wire import avro
+from tests import samples
+from tests.samples import but
+from tests.service import until
+from tests.web.shop import Http, Shop
+
+MOST = 2**53
+"""The highest amount of money, which JavaScript's numbers do not tell from the next."""
+
+
+class Example(NamedTuple):
+    """A program in its folder, and the shop whose events it prints, one a line."""
+
+    command: Sequence[str]
+    place: Path
+    shop: Shop
+    http: Http
+
+    def lines_until(self, done: Callable[[str], bool], what: str) -> list[str]:
+        """Run it until it has printed what it should, then stop it as an operator does; give all that it printed."""
+        service = self.shop.service
+        registry = f"http://127.0.0.1:{self.http.port}/schema-registry"
+        command = [*self.command, service.bootstrap_servers, registry, service.names.events]
+        printed = self.place / f"{uuid4()}.out"
+        with printed.open("w") as out, subprocess.Popen(command, cwd=self.place, stdout=out) as consumer:
+            try:
+                until(lambda: consumer.poll() is not None or done(printed.read_text()), what)
+                consumer.send_signal(signal.SIGTERM)
+                consumer.wait(30)
+            finally:
+                consumer.kill()
+        return printed.read_text().splitlines()
+
+
+def goes_on_where_it_was(example: Example) -> None:
+    """Check that it prints the events of an order, and after a restart only what is new."""
+    line = {"sku": "castle", "quantity": 2**14, "unit_price": MOST // 2**14}
+    here = example.http.create(lines=[line]).headers["location"]
+    payment = {"payment_id": "payment-1", "amount": MOST, "currency": "EUR"}
+    assert example.http.ask("POST", f"{here}/pay", payment).status == 200
+    order_id = _id_of(here)
+    first = example.lines_until(lambda out: f"{order_id} 2" in out, "what happened is printed")
+    assert first == [f"{order_id} 1 OrderCreated", f"{order_id} 2 OrderPaid"], first
+    assert example.http.ask("DELETE", here).status == 200
+    other_id = _id_of(example.http.create().headers["location"])
+    news = example.lines_until(lambda out: f"{order_id} 3" in out and other_id in out, "what is new is printed")
+    assert sorted(news) == sorted([f"{order_id} 3 OrderCancelled", f"{other_id} 1 OrderCreated"]), news
+
+
+def passes_over_what_was_aborted(example: Example) -> None:
+    """Check that it prints no event of two aborted transactions, but the long one behind them."""
+    service = example.shop.service
+    producer = Producer({"bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-test"})
+    producer.init_transactions(30)
+    for order_id, end in [
+        ("undone-1", producer.abort_transaction),
+        ("undone-2", producer.abort_transaction),
+        ("long", producer.commit_transaction),
+    ]:
+        producer.begin_transaction()
+        producer.produce(service.names.events, key=order_id, value=_long_event(order_id), partition=0)
+        assert producer.flush(30) == 0
+        end(30)
+    lines = example.lines_until(lambda out: "long" in out, "the long event is printed")
+    assert lines == ["long 1 OrderCreated"], lines
+
+
+def _long_event(order_id: str) -> bytes:
+    """Encode an event of more than 100 KiB: an order of as many lines as there may be, each with a long name."""
+    lines = tuple(but(samples.poster, line_id=str(number), name="ж" * 200) for number in range(1, 501))
+    fact: Any = but(samples.created, lines=lines, total=500 * 900 + 400)
+    return avro.encode_event(but(samples.order_created, order_id=order_id, fact=fact))
+
+
+def _id_of(location: str) -> str:
+    return location.rpartition("/")[2]
