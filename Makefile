@@ -76,8 +76,8 @@ bench: setup ## measure throughput, latency, lookups, restore, takeover, memory 
 	$(BIN)/python -m bench
 
 lock: setup ## resolve the versions in requirements*.lock anew
-	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 pyproject.toml -o requirements.lock
-	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.lock
+	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service --extra dev pyproject.toml -o requirements-dev.lock
 
 clean: ## remove what was built and the data of the embedded run
 	rm -rf .data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info $(VENV)

@@ -2,6 +2,8 @@
 
 * OrderServiceError
   + HistoryError            an event that cannot follow the one before it: a bug, so we stop
+    - HoleError             a version of an order is missing (sdk)
+  + OvertakenError          a twin of a subscriber has applied an event first (sdk)
   + DecodeError             bytes that are no message of ours: kept as a dead letter
   + UserServiceUnavailable  no answer about a user: the order waits
   + SchemaError             a schema is not as it must be, or a schema registry refuses it

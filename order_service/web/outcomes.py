@@ -11,9 +11,9 @@ from msgspec import Struct
 from order_service.domain.answer import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import NEVER_REMEMBERED, Reason
+from order_service.sdk.producing import CommandsTopic
 from order_service.views.queries import News, Views
 from order_service.web.problems import Problem, Trouble
-from order_service.web.producing import CommandsTopic
 from order_service.web.pulse import EAGER_S, Pulse
 from order_service.wire.headers import Headers
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from order_service.admin import AdminServer
 from order_service.errors import PortTakenError
 from order_service.registry import adopt_when_it_answers
+from order_service.sdk.producing import CommandsTopic
 from order_service.settings import Settings
 from order_service.stream.topics import topic_names
 from order_service.views.queries import Views
@@ -21,7 +22,6 @@ from order_service.views.tables import database_of, open_database
 from order_service.web.auth import authentication
 from order_service.web.limits import Limits
 from order_service.web.outcomes import Outcomes
-from order_service.web.producing import CommandsTopic
 from order_service.web.protocol import connections_possible, listen
 from order_service.web.pulse import Pulse
 from order_service.web.routes import Api

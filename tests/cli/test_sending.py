@@ -3,7 +3,7 @@
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from order_service.cli.sending import Unreadable, Watch
+from order_service.sdk.outcomes import Unreadable, Watch
 from order_service.stream.topics import topic_names
 from order_service.wire.changelog import POSITION_KEY, Position, encode, waiting_key
 from tests.samples import ORDER_ID, pay

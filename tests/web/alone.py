@@ -9,6 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from order_service.embedded.broker import free_port
+from order_service.sdk.producing import CommandsTopic
 from order_service.settings import Settings
 from order_service.stream.topics import topic_names
 from order_service.views.queries import Views
@@ -16,7 +17,6 @@ from order_service.views.tables import database_of, open_database, prepare
 from order_service.web.auth import Everybody
 from order_service.web.limits import Limits
 from order_service.web.outcomes import Outcomes
-from order_service.web.producing import CommandsTopic
 from order_service.web.pulse import Pulse
 from order_service.web.routes import Api
 from order_service.web.server import Server

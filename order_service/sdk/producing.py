@@ -8,6 +8,7 @@ from typing import Any, Final
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ProducerClosed
+from aiokafka.structs import RecordMetadata
 
 from order_service.domain.messages import Command
 from order_service.errors import KafkaAwayError
@@ -44,8 +45,8 @@ class CommandsTopic:
         self._answered_at = 0.0
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def send(self, command: Command, headers: Headers) -> None:
-        """Produce a command; KafkaAwayError if it may not have arrived, or surely has not."""
+    async def send(self, command: Command, headers: Headers) -> RecordMetadata:
+        """Produce a command and give its place; KafkaAwayError if it may not have arrived, or surely has not."""
         servers = self._connection["bootstrap_servers"]
         if time.monotonic() < self._again_at:
             raise KafkaAwayError(f"Kafka at {servers} has just failed us")
@@ -54,7 +55,7 @@ class CommandsTopic:
             with kafka_answers(servers):
                 async with asyncio.timeout(self._within_s):
                     producer = await self._started()
-                    await producer.send_and_wait(
+                    arrived: RecordMetadata = await producer.send_and_wait(
                         self._topic, encode_command(command), key=command.order_id.encode(), headers=headers
                     )
         except KafkaAwayError:
@@ -64,6 +65,7 @@ class CommandsTopic:
                 self._replace(producer)
             raise
         self._answered_at = time.monotonic()
+        return arrived
 
     async def stop(self) -> None:
         """End all producers."""

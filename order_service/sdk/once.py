@@ -1,0 +1,146 @@
+"""Each event once in the consumer's own database: its position moves in the transaction of what is made of it."""
+
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+from order_service.errors import SetupError
+from order_service.sdk.errors import OvertakenError
+from order_service.sdk.events import Happened
+
+TABLE: Final = "order_events_applied"
+"""Where positions are kept: `name`, `partition`, `next_offset`."""
+_PLACEHOLDERS: Final = {"qmark": "?", "format": "%s", "pyformat": "%s"}
+
+
+class Cursor(Protocol):
+    """What we need of a cursor of the DB-API (PEP 249)."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the last statement changed."""
+
+    def execute(self, statement: Any, values: Sequence[object] = ..., /) -> object:
+        """Run a statement."""
+
+    def fetchall(self) -> Sequence[Any]:
+        """Give all rows."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Connection(Protocol):
+    """What we need of a connection of the DB-API (PEP 249): `sqlite3` and `psycopg` have it."""
+
+    def cursor(self) -> Cursor:
+        """Make a cursor."""
+
+    def commit(self) -> None:
+        """Keep what was done."""
+
+    def rollback(self) -> None:
+        """Undo what was done."""
+
+
+class Once:
+    """The position of one consumer, in its own database; `once` makes it."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        if _commits_by_itself(connection):
+            raise SetupError("a connection that commits by itself (autocommit) cannot keep an event and its position")
+        self._connection = connection
+        self._name = name
+        self._mark = _placeholder(connection)
+        self._at = self._prepared()
+
+    def positions(self) -> dict[int, int]:
+        """Give the next offset of each partition: what `OrderEvents.projection(start=…)` begins with."""
+        return dict(self._at)
+
+    @contextmanager
+    def applying(self, happened: Happened) -> Iterator[bool]:
+        """Make one transaction of the block and the position behind this event; an error undoes both.
+
+        Gives True for an event that is new. False says that it was applied before: then all that the block does in the
+        database is undone, so nothing is counted twice even where the answer is not looked at. Do not commit in it.
+        Raises OvertakenError, and keeps nothing, if another process of this name was first: end, and begin anew at
+        what `positions` of a new `once` says.
+        """
+        is_new = happened.offset >= self._at.get(happened.partition, 0)
+        try:
+            if is_new:
+                self._move(happened)
+            yield is_new
+            if is_new:
+                self._connection.commit()
+                self._at[happened.partition] = happened.offset + 1
+            else:
+                self._connection.rollback()
+        except BaseException:
+            self._connection.rollback()
+            raise
+
+    def _prepared(self) -> dict[int, int]:
+        """Make the table if it is missing, and read our rows."""
+        cursor = self._connection.cursor()
+        cursor.execute(
+            f"CREATE TABLE IF NOT EXISTS {TABLE} (name VARCHAR(200) NOT NULL, partition INTEGER NOT NULL, "
+            "next_offset BIGINT NOT NULL, PRIMARY KEY (name, partition))"
+        )
+        cursor.execute(*self._said(f"SELECT partition, next_offset FROM {TABLE} WHERE name = ?", self._name))  # noqa: S608
+        found = dict(cursor.fetchall())
+        cursor.close()
+        self._connection.commit()
+        return found
+
+    def _move(self, happened: Happened) -> None:
+        """Move the position from where we know it to be; the statement that writes first makes twins wait here."""
+        partition, before = happened.partition, self._at.get(happened.partition, 0)
+        cursor = self._connection.cursor()
+        if not before:
+            insert = f"INSERT INTO {TABLE} (name, partition, next_offset) VALUES (?, ?, 0) ON CONFLICT DO NOTHING"  # noqa: S608
+            cursor.execute(*self._said(insert, self._name, partition))
+        update = f"UPDATE {TABLE} SET next_offset = ? WHERE name = ? AND partition = ? AND next_offset = ?"  # noqa: S608
+        cursor.execute(*self._said(update, happened.offset + 1, self._name, partition, before))
+        moved = cursor.rowcount
+        cursor.close()
+        if moved != 1:
+            raise OvertakenError(f"{self._name} is not at offset {before} of partition {partition} any more")
+
+    def _said(self, statement: str, *values: object) -> tuple[str, Sequence[object]]:
+        return statement.replace("?", self._mark), values
+
+
+def once(connection: Connection, name: str) -> Once:
+    """Keep, under `name`, how far a consumer is in its own database: each event is applied exactly once there.
+
+    `connection` is a synchronous one of SQLite (3.24 or newer) or PostgreSQL (`sqlite3`, `psycopg`), not in autocommit,
+    and used for nothing else while a block of `applying` runs. The table `order_events_applied` is made if it is
+    missing. Raises SetupError for a connection that will not do.
+
+        store = once(connection, "revenue")
+        async with OrderEvents.projection(start=store.positions()) as events:
+            async for happened in events:
+                with store.applying(happened):
+                    connection.execute("UPDATE …")
+    """
+    return Once(connection, name)
+
+
+def _commits_by_itself(connection: Connection) -> bool:
+    autocommit = getattr(connection, "autocommit", None)
+    if isinstance(connection, sqlite3.Connection) and autocommit is not False:
+        return autocommit is True or connection.isolation_level is None
+    return autocommit is True
+
+
+def _placeholder(connection: Connection) -> str:
+    """Find how the driver of a connection writes a value: its module says it (PEP 249, `paramstyle`)."""
+    driver = type(connection).__module__.partition(".")[0]
+    style = getattr(sys.modules.get(driver), "paramstyle", None)
+    if style not in _PLACEHOLDERS:
+        raise SetupError(f"the driver {driver} has the paramstyle {style}, known are {', '.join(_PLACEHOLDERS)}")
+    return _PLACEHOLDERS[style]

@@ -1,0 +1,257 @@
+"""Both ends of the service in memory: commands are decided by the real rules, events go to all who subscribe."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+
+from aiokafka.structs import ConsumerRecord
+from msgspec import structs
+
+from order_service.domain.answer import (
+    AskUser,
+    Entry,
+    Repeat,
+    UserCheck,
+    after_event,
+    after_rejection,
+    answer,
+    command_digest,
+)
+from order_service.domain.messages import Command, CreateOrder, Event, Rejection
+from order_service.errors import DecodeError
+from order_service.reading import Seen
+from order_service.sdk.commands import WAIT_S, Commands
+from order_service.sdk.events import OnHole, OnPoison, OrderEvents, stop_at_hole, stop_at_poison
+from order_service.sdk.outcomes import Accepted, Outcome, Refused, Unreadable, Waiting
+from order_service.sdk.testing.samples import BEGIN, head_of
+from order_service.sdk.versions import Versions
+from order_service.stream.topics import topic_names
+from order_service.wire import avro
+from order_service.wire.commands import partition_of
+from order_service.wire.ids import with_ids
+
+CheckUser = Callable[[str], UserCheck | None]
+"""What the User Service says of a user; None lets the create wait for ever."""
+
+
+def _is_active(_user_id: str) -> UserCheck:
+    return UserCheck.ACTIVE
+
+
+class InMemoryOrders:
+    """A stand-in for the service: `commands` for OrderCommands, `effects` and `projection` for those of OrderEvents.
+
+    A group keeps its place over several `effects`, for one subscriber at a time. A clock begins at 9:00 on 5 January
+    2026 and goes on by a second with each command. Subscribers wait for what comes until `end` is called.
+    """
+
+    def __init__(self, *, check_user: CheckUser = _is_active, partitions: int = 4) -> None:
+        self.names = topic_names()
+        self.records: list[ConsumerRecord] = []
+        self.places: dict[str, dict[int, int]] = {}
+        """The next offset of each partition, of each group that was ever opened."""
+        self.is_ended = False
+        self._check_user = check_user
+        self._ends = [0] * partitions
+        self._entries: dict[str, Entry] = {}
+        self.rejections: list[Rejection] = []
+        self._answers: dict[bytes, Accepted | Refused] = {}  # by the digest of the command
+        self._lost: set[str] = set()
+        self._now = BEGIN
+        self._changed = asyncio.Event()
+
+    @property
+    def events(self) -> list[Event]:
+        """All events so far; raises DecodeError if there is poison among them."""
+        return [avro.decode_event(record.value) for record in self.records]
+
+    @property
+    def ends(self) -> dict[int, int]:
+        """Where each partition ends."""
+        return dict(enumerate(self._ends))
+
+    def commands(self, actor: str = "service:shop") -> "InMemoryCommands":
+        """Give a sender of commands."""
+        return InMemoryCommands(self, actor)
+
+    def effects(
+        self, *, group: str, on_hole: OnHole = stop_at_hole, on_poison: OnPoison = stop_at_poison
+    ) -> OrderEvents:
+        """Give a subscriber like `OrderEvents.effects`: a new group begins at the end, when it is opened."""
+        return OrderEvents(_GroupLog(self, group), Versions(), on_hole, on_poison)
+
+    def projection(
+        self,
+        *,
+        start: Mapping[int, int] | None = None,
+        on_hole: OnHole = stop_at_hole,
+        on_poison: OnPoison = stop_at_poison,
+    ) -> OrderEvents:
+        """Give a subscriber like `OrderEvents.projection`."""
+        versions = Versions()
+        return OrderEvents(_PlacedLog(self, start or {}, versions), versions, on_hole, on_poison)
+
+    def add(self, event: Event) -> None:
+        """Write an event, whatever it is: a sample, a repeat, a version that leaves a hole."""
+        self._write(event.order_id, avro.encode_event(event))
+
+    def repeat(self, order_id: str) -> None:
+        """Write the newest event of an order once more."""
+        newest = [record for record in self.records if record.key == order_id.encode()][-1]
+        self._write(order_id, newest.value)
+
+    def lose_next(self, order_id: str) -> None:
+        """Do not write the next event of an order, which leaves a hole before the one after it."""
+        self._lost.add(order_id)
+
+    def poison(self, order_id: str, value: bytes = b"\0poison") -> None:
+        """Write a record that is no event."""
+        self._write(order_id, value)
+
+    def end(self) -> None:
+        """Let subscribers end when they have read what is there."""
+        self.is_ended = True
+        self._tell()
+
+    async def changed(self) -> None:
+        """Wait until something was written, or it was ended."""
+        await self._changed.wait()
+
+    def decide(self, command: Command) -> Outcome:
+        """Decide a command by the rules of the service."""
+        try:
+            with_ids(command)
+        except DecodeError as error:
+            return Unreadable(error.reason, error.detail)
+        entry = self._entries.get(command.order_id)
+        user = self._check_user(command.user_id) if isinstance(command, CreateOrder) else None
+        answered = answer(command, entry, self._tick(), user)
+        match answered:
+            case AskUser():
+                return Waiting()
+            case Repeat():
+                return structs.replace(self._answers[command_digest(command)], repeated=True)
+            case Event():
+                outcome: Accepted | Refused = self._happened(answered, entry)
+            case Rejection():
+                outcome = self._refused(answered, entry)
+        self._answers[command_digest(command)] = outcome
+        return outcome
+
+    def _happened(self, event: Event, entry: Entry | None) -> Accepted:
+        self._entries[event.order_id] = after_event(entry, event, head_of(event))
+        partition = self._partition(event.order_id)
+        seen = Seen(event, partition, self._ends[partition], head_of(event), None)
+        if event.order_id in self._lost:
+            self._lost.remove(event.order_id)
+        else:
+            self.add(event)
+        return Accepted(seen)
+
+    def _refused(self, rejection: Rejection, entry: Entry | None) -> Refused:
+        remembered = after_rejection(entry, rejection)
+        if remembered is not None:
+            self._entries[rejection.order_id] = remembered
+        digest = avro.digest(avro.encode_rejection(rejection))
+        self.rejections.append(rejection)
+        return Refused(Seen(rejection, self._partition(rejection.order_id), len(self.rejections) - 1, digest, None))
+
+    def _write(self, order_id: str, value: bytes) -> None:
+        partition, key = self._partition(order_id), order_id.encode()
+        offset = self._ends[partition]
+        milliseconds = int(self._now.timestamp() * 1000)
+        self.records.append(
+            ConsumerRecord(
+                self.names.events, partition, offset, milliseconds, 0, key, value, None, len(key), len(value), ()
+            )
+        )
+        self._ends[partition] += 1
+        self._tell()
+
+    def _partition(self, order_id: str) -> int:
+        return partition_of(order_id.encode(), len(self._ends))
+
+    def _tick(self) -> datetime:
+        self._now += timedelta(seconds=1)
+        return self._now
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if self.is_ended:
+            self._changed.set()
+
+
+class InMemoryCommands(Commands):
+    """Sends commands to an InMemoryOrders, which decides them at once."""
+
+    def __init__(self, orders: InMemoryOrders, actor: str) -> None:
+        super().__init__(actor)
+        self._orders = orders
+
+    async def send(self, command: Command, _wait_s: float = WAIT_S) -> Outcome:
+        """Decide a command; nobody ever waits."""
+        return self._orders.decide(command)
+
+
+class _MemoryLog:
+    """The records from some positions on."""
+
+    def __init__(self, orders: InMemoryOrders) -> None:
+        self.names = orders.names
+        self._orders = orders
+        self._at: dict[int, int] = {}
+        self._read = 0
+
+    async def next(self) -> ConsumerRecord:
+        """Give the next record; StopAsyncIteration behind the last one if the orders were ended."""
+        while True:
+            while self._read < len(self._orders.records):
+                record = self._orders.records[self._read]
+                self._read += 1
+                if record.offset >= self._at.get(record.partition, 0):
+                    return record
+            if self._orders.is_ended:
+                raise StopAsyncIteration
+            await self._orders.changed()
+
+    def is_replay(self, _record: ConsumerRecord) -> bool:
+        """Tell that nothing is."""
+        return False
+
+    def done(self, record: ConsumerRecord) -> None:
+        """Keep nothing."""
+
+    async def close(self) -> None:
+        """End nothing."""
+
+
+class _PlacedLog(_MemoryLog):
+    def __init__(self, orders: InMemoryOrders, start: Mapping[int, int], versions: Versions) -> None:
+        super().__init__(orders)
+        self._at = dict(start)
+        self._versions = versions
+        self._ends: dict[int, int] = {}
+
+    async def open(self) -> None:
+        """See where the log ends now."""
+        self._ends = self._orders.ends
+        self._versions.begin(partition for partition in self._ends if not self._at.get(partition, 0))
+
+    def is_replay(self, record: ConsumerRecord) -> bool:
+        """Tell whether a record was there when this log was opened."""
+        return bool(record.offset < self._ends[record.partition])
+
+
+class _GroupLog(_MemoryLog):
+    def __init__(self, orders: InMemoryOrders, group: str) -> None:
+        super().__init__(orders)
+        self._group = group
+
+    async def open(self) -> None:
+        """Begin where the group is, or at the end."""
+        self._at = dict(self._orders.places.setdefault(self._group, self._orders.ends))
+
+    def done(self, record: ConsumerRecord) -> None:
+        """Keep the place of the group."""
+        self._orders.places[self._group][record.partition] = record.offset + 1

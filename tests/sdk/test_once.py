@@ -1,0 +1,114 @@
+"""Position and work in one transaction, in SQLite and PostgreSQL, also where the process is killed in it."""
+
+import signal
+import subprocess
+import sys
+
+import psycopg
+import pytest
+
+from order_service.errors import SetupError
+from order_service.sdk import Happened, OvertakenError, once
+from order_service.sdk.testing import order_paid, sample_life
+from tests.sdk.conftest import write
+from tests.sdk.database import connect
+from tests.service import ROOT
+
+LIFE = [Happened(event, 0, offset, b"", is_replay=True) for offset, event in enumerate(sample_life(), 10)]
+
+
+@pytest.fixture
+def connection(database):
+    connection = connect(database)
+    connection.execute("CREATE TABLE seen (version INTEGER)")
+    connection.commit()
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def store(connection):
+    return once(connection, "seen")
+
+
+def apply(store, connection, happened):
+    with store.applying(happened) as is_new:
+        connection.execute(f"INSERT INTO seen VALUES ({happened.event.version})")
+    return is_new
+
+
+def versions(connection):
+    return [version for (version,) in connection.execute("SELECT version FROM seen ORDER BY version").fetchall()]
+
+
+def test_position_and_work_move_together(store, connection, database):
+    assert store.positions() == {}
+    assert all(apply(store, connection, happened) for happened in LIFE)
+    assert store.positions() == {0: 15}
+    other = connect(database)
+    assert versions(other) == [1, 2, 3, 4, 5]
+    assert once(other, "seen").positions() == {0: 15}
+    assert once(other, "another name").positions() == {}
+    other.close()
+
+
+def test_a_repeat_leaves_nothing_even_where_nobody_asks(store, connection):
+    assert apply(store, connection, LIFE[0])
+    assert not apply(store, connection, LIFE[0])
+    assert versions(connection) == [1]
+    assert store.positions() == {0: 11}
+
+
+def test_an_error_undoes_the_work_and_the_position(store, connection, database):
+    apply(store, connection, LIFE[0])
+    with pytest.raises(ZeroDivisionError), store.applying(LIFE[1]):
+        assert 1 / connection.execute("INSERT INTO seen VALUES (2)").rowcount == 1 / 0
+    assert versions(connection) == [1]
+    other = connect(database)
+    assert once(other, "seen").positions() == store.positions() == {0: 11}
+    other.close()
+    assert apply(store, connection, LIFE[1])
+    assert versions(connection) == [1, 2]
+
+
+@pytest.mark.parametrize("already", [0, 1], ids=["at the first event", "later"])
+def test_a_twin_that_was_first_is_noticed_and_nothing_is_kept(store, connection, database, already):
+    for happened in LIFE[:already]:
+        apply(store, connection, happened)
+    other = connect(database)
+    apply(once(other, "seen"), other, LIFE[already])
+    with pytest.raises(OvertakenError, match="seen is not at offset"):
+        apply(store, connection, LIFE[already])
+    assert versions(connection) == list(range(1, already + 2))
+    assert once(connection, "seen").positions() == {0: 11 + already}
+    other.close()
+
+
+def test_a_connection_that_commits_by_itself_will_not_do(connection, database):
+    connection.rollback()
+    if isinstance(connection, psycopg.Connection):
+        connection.autocommit = True
+    else:
+        connection.isolation_level = None
+    with pytest.raises(SetupError, match="autocommit"):
+        once(connection, "seen")
+
+
+def test_a_driver_that_writes_values_in_another_way_is_named():
+    class Unknown:
+        autocommit = False
+
+    with pytest.raises(SetupError, match="the driver tests has the paramstyle None"):
+        once(Unknown(), "seen")  # type: ignore[arg-type]
+
+
+def test_a_process_that_is_killed_counts_everything_once(service, database):
+    amounts = [1, 10, 100, 0]
+    write(service, *[order_paid(version=version, amount=amount) for version, amount in enumerate(amounts, 1)])
+    for count, code in [(2, -signal.SIGKILL), (1, -signal.SIGKILL), (0, 0)]:
+        command = [sys.executable, "-m", "tests.sdk.tally", database, str(count)]
+        ended = subprocess.run(command, check=False, cwd=ROOT, env=service.environment, timeout=60)
+        assert ended.returncode == code
+    connection = connect(database)
+    assert connection.execute("SELECT SUM(total), COUNT(total) FROM revenue").fetchone() == (111, len(amounts))
+    connection.close()

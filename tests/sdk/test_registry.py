@@ -1,0 +1,71 @@
+"""Subscribers where there is a schema registry: an id that they do not know is looked up before the event is given."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from order_service.errors import RegistryAwayError
+from order_service.sdk import OrderEvents
+from order_service.sdk.testing import order_delivered
+from order_service.wire.avro import encode_event
+from order_service.wire.schemas import SCHEMAS, prefix_of
+
+DELIVERED = SCHEMAS.of_file("OrderDelivered.v1.avsc")
+
+
+class Registry:
+    """Knows the schema of a delivery by any id, if it is not away."""
+
+    def __init__(self):
+        self.is_away = False
+        self.url = ""
+
+    async def answer(self, _request):
+        return web.Response(status=503) if self.is_away else web.json_response({"schema": DELIVERED.text})
+
+
+@pytest.fixture
+async def registry():
+    async with serving(Registry()) as made:
+        yield made
+
+
+@asynccontextmanager
+async def serving(registry):
+    app = web.Application()
+    app.router.add_get("/schemas/ids/{id}", registry.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    registry.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield registry
+    await runner.cleanup()
+
+
+def projection(settings):
+    return OrderEvents.projection(settings=settings)
+
+
+def effects(settings):
+    return OrderEvents.effects(group="mailer", settings=settings)
+
+
+@pytest.mark.parametrize(("make", "schema_id"), [(projection, 4001), (effects, 4002)])
+async def test_an_id_that_is_not_known_is_looked_up(service, registry, make, schema_id):
+    settings = service.settings().model_copy(update={"schema_registry_url": registry.url})
+    event = order_delivered(version=1)
+    value = prefix_of(schema_id) + encode_event(event)[len(DELIVERED.prefix) :]
+    async with OrderEvents.effects(group="mailer", settings=settings):
+        pass  # the group begins here
+    service.producer.produce(service.names.events, key=event.order_id, value=value)
+    assert service.producer.flush(30) == 0
+    registry.is_away = True
+    async with make(settings) as events:
+        for _ in range(2):
+            with pytest.raises(RegistryAwayError):
+                await anext(events)
+    registry.is_away = False
+    async with make(settings) as events:
+        assert (await anext(events)).event == event
