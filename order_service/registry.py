@@ -14,16 +14,15 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
-import stamina
-import structlog
 from msgspec import Struct
 from pydantic import SecretStr
 
 from order_service.errors import RegistryAwayError, SchemaError
+from order_service.logger import library_logger
 from order_service.settings import Settings
 from order_service.wire.schemas import SCHEMAS, Catalogue, Message, Schema
 
-log = structlog.get_logger()
+log = library_logger("order_service.registry")
 
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
 """What every released schema keeps with all before it in its subject."""
@@ -43,13 +42,13 @@ TopicOf = Callable[[type[Message]], str]
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """How we ask: so often, and so long each time."""
+    """How we ask: `try_s` bounds each try, and there is one more after each of the waits."""
 
     url: str
     username: str = ""
     password: SecretStr = SecretStr("")
-    attempts: int = 3
     try_s: float = 2.0
+    waits_s: tuple[float, ...] = (0.1, 0.3)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -79,9 +78,6 @@ class SchemaRegistry:
     def __init__(self, policy: Policy) -> None:
         self.url = policy.url
         self._policy = policy
-        self._retry = stamina.AsyncRetryingCaller(
-            attempts=policy.attempts, timeout=None, wait_initial=0.05, wait_jitter=0.1, wait_max=0.5
-        ).on(RegistryAwayError)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -125,7 +121,12 @@ class SchemaRegistry:
         await self._ask("PUT", f"/config/{_quoted(subject)}", {"compatibility": level})
 
     async def _ask(self, method: str, path: str, body: object = None) -> _Answer:
-        return await self._retry(self._try, method, path, body)
+        for wait_s in self._policy.waits_s:
+            try:
+                return await self._try(method, path, body)
+            except RegistryAwayError:
+                await asyncio.sleep(wait_s)
+        return await self._try(method, path, body)
 
     async def _try(self, method: str, path: str, body: object) -> _Answer:
         if self._session is None:

@@ -29,6 +29,7 @@ public class OrderEvents {
     private static volatile boolean stopping;
 
     public static void main(String[] arguments) throws IOException, InterruptedException {
+        System.setProperty("org.slf4j.simpleLogger.defaultLogLevel", "warn"); // Kafka's client says a lot
         Map<String, Object> settings = Map.of(
             "bootstrap.servers", arguments[0],
             "group.id", "java-example",

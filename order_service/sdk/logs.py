@@ -12,12 +12,14 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.errors import HistoryError, KafkaAwayError
 from order_service.kafka import connection
+from order_service.logger import library_logger
 from order_service.reading import Reader, kafka_answers
 from order_service.registry import Ids, registry_of
-from order_service.sdk.logger import log
 from order_service.sdk.versions import Versions
 from order_service.settings import Settings
 from order_service.stream.topics import TopicNames, topic_names
+
+log = library_logger("order_service.sdk")
 
 COMMIT_EVERY_S: Final = 1.0
 """How long what is done may stay uncommitted: so much comes again after a kill."""

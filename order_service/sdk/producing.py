@@ -5,7 +5,6 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
-import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ProducerClosed
 from aiokafka.structs import RecordMetadata
@@ -13,13 +12,14 @@ from aiokafka.structs import RecordMetadata
 from order_service.domain.messages import Command
 from order_service.errors import KafkaAwayError
 from order_service.kafka import connection
+from order_service.logger import library_logger
 from order_service.reading import kafka_answers
 from order_service.settings import Settings
 from order_service.stream.topics import topic_names
 from order_service.wire.avro import encode_command
 from order_service.wire.headers import Headers
 
-log = structlog.get_logger()
+log = library_logger("order_service.sdk")
 
 WITHIN_S: Final = 10.0
 """How long a command may take into Kafka. After that nobody knows whether it arrives; the same one again is safe."""

@@ -1,5 +1,6 @@
 """The next version of a schema, for real: old and new programs write and read one log."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -114,6 +115,7 @@ def test_old_and_new_programs_share_one_log(service, place, tmp_path):
             views = {"ORDERS_DATABASE_URL": f"sqlite:///{tmp_path}/{name}.db", **known}
             service.start_worker(module=("order_service.cli", "projector"), root=root, **views).wait_ready()
             assert [level_of(service, root, known, f"order-{number}") for number in range(3)] == level
+            assert subscribed(service, root, known) == [(f"order-{number}", one) for number, one in enumerate(level)]
         service.start_worker(module=("order_service.cli", "worker"), root=place, **known).wait_ready()
         service.send([but(samples.deliver, order_id=f"order-{number}", command_id=f"d{number}") for number in range(3)])
         service.wait_outcomes(12)
@@ -138,6 +140,33 @@ def is_shipping(message, order_id):
 
 def type_of(message):
     return dict(message.headers())["ce_type"]
+
+
+SUBSCRIBER = """
+import asyncio
+from order_service.sdk import OrderEvents, OrderShipped
+
+async def main():
+    seen = {}
+    async with OrderEvents.projection() as events:
+        async for happened in events:
+            event = happened.event
+            if type(event.fact) is OrderShipped:
+                seen[event.order_id] = getattr(event.fact, "service_level", None)
+                if len(seen) == 3:
+                    return print(sorted(seen.items()))
+
+asyncio.run(main())
+"""
+
+
+def subscribed(service, root, settings):
+    """Give what the SDK of a version makes of the log: each order, and how fast it goes."""
+    environment = service.environment | settings
+    command = [sys.executable, "-c", SUBSCRIBER]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout)
 
 
 def level_of(service, root, settings, order_id):

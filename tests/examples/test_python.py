@@ -1,5 +1,6 @@
 """The examples in Python, as programs beside a running shop, and what they print."""
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -32,8 +33,9 @@ class Program:
 def run(shop, tmp_path):
     @contextmanager
     def run(name, *arguments):
-        printed = tmp_path / f"{name}.out"
-        command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+        program = ROOT / "examples" / name  # or the name itself, if it is a whole path
+        printed = tmp_path / f"{program.name}.out"
+        command = [sys.executable, str(program), *arguments]
         environment = shop.service.environment | {"PYTHONUNBUFFERED": "1"}
         with printed.open("a") as out, subprocess.Popen(command, env=environment, stdout=out) as process:
             try:
@@ -127,6 +129,28 @@ def test_payments_charges_once_and_gives_back_what_is_not_owed(run, shop, http, 
 def ledger(file, question):
     with closing(sqlite3.connect(file, uri=file.startswith("file:"))) as database:
         return database.execute(question).fetchall()
+
+
+def guide_s(name):
+    """Give a program of the guide for subscribers."""
+    guide = (ROOT / "docs/guide/subscribe.md").read_text()
+    [program] = re.findall(rf"`{name}`:\n```python\n(.*?)```", guide, re.DOTALL)
+    return program
+
+
+def test_the_guide_s_subscriber_prints_what_happened(run, shop, http, tmp_path):
+    here = http.create().headers["location"]
+    assert http.ask("POST", f"{here}/pay", PAYMENT).status == 200
+    (tmp_path / "events.py").write_text(guide_s("events.py").replace("127.0.0.1:9092", shop.service.bootstrap_servers))
+    with run(tmp_path / "events.py") as events:
+        events.wait_for(f"{order_id_of(here)} 1 OrderCreated\n{order_id_of(here)} 2 OrderPaid\n")
+
+
+def test_the_guide_s_tests_pass(tmp_path):
+    (tmp_path / "test_events.py").write_text(guide_s("test_events.py"))
+    command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines()[-1].startswith("2 passed"), done.stdout
 
 
 @pytest.mark.parametrize("name", ["notifications.py", "analytics.py"])

@@ -48,7 +48,7 @@ async def hang(_request):
 
 def quick(url, **changes):
     """Give a client that has little patience."""
-    return SchemaRegistry(Policy(url=url, attempts=2, try_s=0.5, **changes))
+    return SchemaRegistry(Policy(url=url, try_s=0.5, waits_s=(0.01,), **changes))
 
 
 @pytest.mark.parametrize(
