@@ -53,8 +53,8 @@ class Seen(Struct, frozen=True, gc=False):
 class Reader:
     """A consumer of any of our topics. `Reader(settings)` is used with `async with`; KafkaAwayError if none answers.
 
-    With a schema registry, ids that are met for the first time are looked up there: all that gives records raises
-    RegistryAwayError where that fails.
+    With a schema registry, ids that events and rejections carry and nobody knows are looked up there. Where that fails,
+    all that gives records raises RegistryAwayError, and `some` gives the same ones when it is called again.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -62,6 +62,7 @@ class Reader:
         self._connection = connection(settings)
         self._servers: str = self._connection["bootstrap_servers"]
         self._ids = Ids(registry_of(settings))
+        self._fetched: list[ConsumerRecord] = []
         self._consumer = AIOKafkaConsumer(
             **self._connection,
             enable_auto_commit=False,
@@ -107,6 +108,24 @@ class Reader:
         with kafka_answers(self._servers):
             return dict(await self._consumer.beginning_offsets(places))
 
+    def begin(self, starts: Mapping[TopicPartition, int]) -> None:
+        """Read from these offsets on."""
+        self._fetched = []
+        self._consumer.assign(list(starts))
+        for place, offset in starts.items():
+            self._consumer.seek(place, offset)
+
+    async def some(self) -> list[ConsumerRecord]:
+        """Give all that are there, AT_ONCE_MAX at most; none where none has come for half a second."""
+        if not self._fetched:
+            with kafka_answers(self._servers):
+                fetched = await self._consumer.getmany(timeout_ms=500, max_records=AT_ONCE_MAX)
+            self._fetched = [record for records in fetched.values() for record in records]
+        decoded = (self.names.events, self.names.rejections)  # what else is read may hold anything
+        await self._ids.learn(record.value for record in self._fetched if record.topic in decoded)
+        found, self._fetched = self._fetched, []
+        return found
+
     async def follow(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
         """Give the records from these offsets on, as they come, without an end."""
         async for records in self.follow_many(starts):
@@ -114,22 +133,22 @@ class Reader:
                 yield record
 
     async def follow_many(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[list[ConsumerRecord]]:
-        """Give all that are there, AT_ONCE_MAX at most, without an end; none where none has come for half a second."""
-        self._seek(starts)
+        """Give what `some` gives, without an end."""
+        self.begin(starts)
         while True:
-            yield await self._some()
+            yield await self.some()
 
     async def until(self, ends: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
         """Give all records that lie before these ends; KafkaAwayError if it gets no further for 30 s."""
         starts = await self.starts(list(ends))
-        self._seek({place: start for place, start in starts.items() if start < ends[place]})
+        self.begin({place: start for place, start in starts.items() if start < ends[place]})
         give_up_at, last = time.monotonic() + STALLED_S, -1
         while (behind := await self.behind(ends)) > 0:
             if behind != last:
                 give_up_at, last = time.monotonic() + STALLED_S, behind
             elif time.monotonic() > give_up_at:
                 raise KafkaAwayError(f"Kafka at {self._servers} gives no records any more, {behind} are to come")
-            for record in await self._some():
+            for record in await self.some():
                 if record.offset < ends[TopicPartition(record.topic, record.partition)]:
                     yield record
 
@@ -164,18 +183,6 @@ class Reader:
                 said = for_code(topic["error_code"])
                 raise TopicsError(f"Kafka at {self._servers}: {_cure(said)}: {topic['topic']}")
         return {topic["topic"]: len(topic["partitions"]) for topic in described}
-
-    def _seek(self, starts: Mapping[TopicPartition, int]) -> None:
-        self._consumer.assign(list(starts))
-        for place, offset in starts.items():
-            self._consumer.seek(place, offset)
-
-    async def _some(self) -> list[ConsumerRecord]:
-        with kafka_answers(self._servers):
-            fetched = await self._consumer.getmany(timeout_ms=500, max_records=AT_ONCE_MAX)
-        found = [record for records in fetched.values() for record in records]
-        await self._ids.learn(record.value for record in found)
-        return found
 
 
 def decode(record: ConsumerRecord, names: TopicNames) -> Seen:

@@ -28,6 +28,9 @@ COMPATIBILITY: Final = "FULL_TRANSITIVE"
 """What every released schema keeps with all before it in its subject."""
 TYPE: Final = "application/vnd.schemaregistry.v1+json"
 BODY_MAX: Final = 1024 * 1024
+REFUSED: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
+AT_ONCE: Final = 16
+"""How many ids are looked up at the same time."""
 UNKNOWN_S: Final = 30.0
 """How long an id that stands for nothing of ours is not asked about again."""
 UNKNOWN_MAX: Final = 10_000
@@ -93,8 +96,9 @@ class SchemaRegistry:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def id_of(self, subject: str, text: str) -> int | None:
         """Ask by which id a subject has a schema; None if it has not."""
@@ -134,14 +138,14 @@ class SchemaRegistry:
         data = None if body is None else msgspec.json.encode(body)
         try:
             async with self._session.request(method, self.url + path, data=data, allow_redirects=False) as response:
-                return self._read(path, response.status, await _body(response))
+                return self._read(f"{method} {path}", response.status, await _body(response))
         except TimeoutError as error:
             raise RegistryAwayError(f"the schema registry at {self.url} does not answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             kind = type(error).__name__
             raise RegistryAwayError(f"no schema registry answers at {self.url} ({kind})") from error
 
-    def _read(self, path: str, status: int, body: bytes) -> _Answer:
+    def _read(self, asked: str, status: int, body: bytes) -> _Answer:
         try:
             answer = msgspec.json.decode(body, type=_Answer)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
@@ -150,12 +154,12 @@ class SchemaRegistry:
             return answer
         if status == HTTPStatus.NOT_FOUND and answer.error_code is not None:
             return _Answer()
-        said = f"{path}: status {status} {_line(answer.message)}"
-        if status in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.BAD_REQUEST}:
+        said = f"{asked}: status {status} {_line(answer.message)}".rstrip()
+        if status in REFUSED and not asked.startswith("GET"):
             raise SchemaError(f"the schema registry at {self.url} refuses {said}")
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            said = "our credential: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD"
-            raise RegistryAwayError(f"the schema registry at {self.url} refuses {said} (status {status})")
+            cure = "set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD of somebody who may"
+            raise RegistryAwayError(f"the schema registry at {self.url} does not let us in: {said}: {cure}")
         raise RegistryAwayError(f"the schema registry at {self.url} does not serve us: {said}")
 
 
@@ -173,18 +177,21 @@ def _quoted(subject: str) -> str:
 
 
 def _line(message: str) -> str:
-    return " ".join(message.split())[:300]
+    """Make one line of it, for a log or a terminal."""
+    return "".join(one if one.isprintable() else " " for one in message)[:300].strip()
 
 
 async def register(registry: SchemaRegistry, schema: Schema, topic_of: TopicOf) -> int:
     """Bring a released schema into a registry, and see that no later version there may break it; give its id."""
     subject = schema.subject(topic_of(schema.message))
+    if await registry.compatibility(subject) != COMPATIBILITY:
+        await registry.set_compatibility(subject, COMPATIBILITY)
+        if (kept := await registry.compatibility(subject)) != COMPATIBILITY:
+            raise SchemaError(f"the schema registry at {registry.url} keeps {subject} at {kept}, not {COMPATIBILITY}")
     registered = await registry.id_of(subject, schema.text)
     if registered is None:
         registered = await registry.register(subject, schema.text)
         log.info("A schema was registered.", subject=subject, version=schema.version, schema_id=registered)
-    if await registry.compatibility(subject) != COMPATIBILITY:
-        await registry.set_compatibility(subject, COMPATIBILITY)
     return registered
 
 
@@ -231,6 +238,7 @@ class Ids:
         self._catalogue = catalogue
         self._unknown: dict[int, float] = {}
         self._ask_at = 0.0
+        self._answered_at = 0.0
 
     async def __aenter__(self) -> Self:
         if self._registry is not None:
@@ -245,28 +253,38 @@ class Ids:
         """Look up what these values are written by, so that they can be decoded. Raises RegistryAwayError."""
         if self._registry is None:
             return
-        for schema_id in self._new(values):
-            text = await self._registry.text_of(schema_id)
-            if text is not None and self._catalogue.learn(schema_id, text):
-                log.info("A schema was looked up.", schema_id=schema_id)
-            else:
-                self._remember(schema_id)
+        new = sorted(self._new(values))
+        for some in (new[begin : begin + AT_ONCE] for begin in range(0, len(new), AT_ONCE)):
+            asking = [self._look_up(self._registry, schema_id) for schema_id in some]
+            for failed in filter(None, await asyncio.gather(*asking, return_exceptions=True)):
+                raise failed
 
     async def learn_in_a_hurry(self, values: Iterable[bytes | None]) -> None:
         """Do so if the registry is quick, else leave it alone for a while: what is not known is no command of ours."""
-        if time.monotonic() < self._ask_at:
+        began_at = time.monotonic()
+        if began_at < self._ask_at:
             return
         try:
             async with asyncio.timeout(HURRY_S):
                 await self.learn(values)
-        except (RegistryAwayError, SchemaError, TimeoutError) as error:
-            self._ask_at = time.monotonic() + LEFT_ALONE_S
+        except (RegistryAwayError, TimeoutError) as error:
+            silent = self._answered_at < began_at  # else there was only too much to ask
+            self._ask_at = time.monotonic() + (LEFT_ALONE_S if silent else HURRY_S)
             log.warning("The schema registry was asked in vain.", why=str(error) or "no answer in time")
+
+    async def _look_up(self, registry: SchemaRegistry, schema_id: int) -> None:
+        text = await registry.text_of(schema_id)
+        self._answered_at = time.monotonic()
+        if text is not None and self._catalogue.learn(schema_id, text):
+            log.info("A schema was looked up.", schema_id=schema_id)
+        else:
+            self._remember(schema_id)
 
     def _new(self, values: Iterable[bytes | None]) -> set[int]:
         known, now = self._catalogue.by_id, time.monotonic()
         found = {int.from_bytes(value[1:5], "big") for value in values if value and value[0] == 0 and len(value) > 4}
-        return {schema_id for schema_id in found if schema_id not in known and self._unknown.get(schema_id, 0.0) <= now}
+        new = {schema_id for schema_id in found - known.keys() if 0 < schema_id < 2**31}
+        return {schema_id for schema_id in new if self._unknown.get(schema_id, 0.0) <= now}
 
     def _remember(self, schema_id: int) -> None:
         if len(self._unknown) >= UNKNOWN_MAX:

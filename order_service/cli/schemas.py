@@ -47,8 +47,8 @@ def schemas_check(as_json: AsJson = False) -> None:
     """Check that released files are as they were, and that a schema registry has all of them; exit with 1 if not."""
     settings = read_settings()
     faults = released.faults(released.folder())
-    if settings.schema_registry_url:
-        faults += [fault for one in asyncio.run(_listed(settings)) for fault in _faults(one)]
+    if settings.schema_registry_url and not faults:
+        faults = [fault for one in asyncio.run(_listed(settings)) for fault in _faults(one)]
     if as_json:
         show.json_line({"ok": not faults, "faults": faults})
     elif faults:

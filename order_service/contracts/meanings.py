@@ -98,7 +98,7 @@ PROMISES: Final = (
     Promise(
         "Order across topics",
         "Nothing is said of which comes first, an event or a rejection. The header `command_offset` puts those of "
-        "one order into one order.",
+        "one order into one order, but for the service's own cancellations, which answer no command.",
     ),
     Promise(
         "Versions",

@@ -141,6 +141,7 @@ async def _follow(
     starts, ends = await reader.starts(places), await reader.ends(places)
     for place in places:
         _check_reach(place, at[place], starts[place] if place.topic == reader.names.events else 0, ends[place])
+    progress.tell_behind(sum(ends[place] - max(at[place], starts[place]) for place in places))
     left, look_at = -1, time.monotonic() + LOOK_EVERY_S
     async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
         moved = {}

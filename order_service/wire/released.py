@@ -5,6 +5,7 @@ is wrong with them, and what to do.
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ NAMESPACE: Final = "orders.v1"
 NAMES: Final = frozenset(message.__name__ for message in (*FACT_TYPES, *COMMAND_TYPES, Rejection))
 
 
+RELEASED: Final = {13: "95859c9136bfe1f7325b86a832f910d3d385d5141826aafb0aaf8288c6d8c21d"}
+"""The SHA-256 of the first so many lines of `ids.json`, as they were when they were released: they stay as they are."""
+
+
 class Entry(Struct, frozen=True):
     """A line of `ids.json`."""
 
@@ -47,6 +52,9 @@ def entries(where: Traversable) -> list[Entry]:
     return [Entry(int(schema_id), **dict(entry)) for schema_id, entry in pairs]
 
 
+FILE: Final = re.compile(r"[A-Za-z]+\.v[1-9][0-9]*\.avsc")
+
+
 def name_and_version(file: str) -> tuple[str, int]:
     """Take a file's name apart: `OrderPaid.v1.avsc` is OrderPaid, 1."""
     name, version, _ = file.split(".")
@@ -55,14 +63,31 @@ def name_and_version(file: str) -> tuple[str, int]:
 
 def faults(where: Traversable) -> list[str]:
     """Say what is wrong with the files of a folder, a line each, with its cure; nothing if all is well."""
-    listed = entries(where)
+    try:
+        listed = entries(where)
+    except (ValueError, TypeError) as error:
+        return [f"ids.json must be an object of ids, each with a file and its sha256: {error}"]
     found = sorted(file.name for file in where.iterdir() if file.name.endswith(".avsc"))
+    if odd := [file for file in found if not FILE.fullmatch(file)]:
+        return [f"{file} must be called <message>.v<version>.avsc" for file in odd]
     return [
+        *_faults_of_releases(listed),
         *_faults_of_ids(listed),
         *(f"{entry.file} is not there: a released file stays" for entry in listed if entry.file not in found),
         *_faults_of_files(where, found, {entry.file: entry for entry in listed}, len(listed)),
         *_faults_of_versions(where, found),
     ]
+
+
+def _faults_of_releases(listed: list[Entry]) -> Iterator[str]:
+    for count, digest in RELEASED.items():
+        if digest_of(listed[:count]) != digest:
+            yield f"the first {count} lines of ids.json were released, and are not as they were: put them back"
+
+
+def digest_of(listed: list[Entry]) -> str:
+    """Give what RELEASED holds of these entries."""
+    return sha256("\n".join(f"{entry.id} {entry.file} {entry.sha256}" for entry in listed).encode()).hexdigest()
 
 
 def _faults_of_ids(listed: list[Entry]) -> Iterator[str]:
@@ -91,7 +116,7 @@ def _faults_of_files(where: Traversable, found: list[str], listed: dict[str, Ent
 
 
 def _faults_of_versions(where: Traversable, found: list[str]) -> Iterator[str]:
-    read = {name_and_version(file): json.loads((where / file).read_text("utf-8")) for file in found}
+    read = {name_and_version(file): _read(where / file) for file in found}
     for (name, version), avro in read.items():
         if name not in NAMES or (avro.get("namespace"), avro.get("name")) != (NAMESPACE, name):
             yield f"{name}.v{version}.avsc must be the record {NAMESPACE}.{name} of a message in domain/messages.py"
@@ -101,6 +126,15 @@ def _faults_of_versions(where: Traversable, found: list[str]) -> Iterator[str]:
     for before, later in pairwise(sorted(read)):
         if later[0] == before[0]:
             yield from _faults_of_pair(later[0], before[1], later[1], read[before], read[later])
+
+
+def _read(file: Traversable) -> dict[str, Any]:
+    """Read a schema; one that is none has neither name nor fields."""
+    try:
+        avro = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        return {}
+    return avro if isinstance(avro, dict) else {}
 
 
 def _faults_of_pair(name: str, before: int, later: int, old: Any, new: Any) -> Iterator[str]:

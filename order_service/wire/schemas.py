@@ -80,21 +80,31 @@ class Catalogue:
         command nothing may be left out. No other schema gets any further than this.
         """
         avro = _parsed(text)
-        if avro is None or (message := MESSAGE_TYPES.get(str(avro.get("name")).rpartition(".")[2])) is None:
+        message = MESSAGE_TYPES.get(str(avro.get("name")).rpartition(".")[2])
+        if message is None:
             return False
         try:
-            for schema in list(self.by_id.values()):
-                if schema.message is message and versions.same(schema.avro, avro):
-                    self._read_as(schema_id, schema)
-                    return True
-            newest = self.newest[message]
-            if message in COMMAND_TYPES or versions.faults(newest.avro, avro):
-                return False
+            known = next(
+                (one for one in self.released if one.message is message and versions.same(one.avro, avro)), None
+            )
+            later = known or self._later(message, avro)
         except (versions.NotAvro, RecursionError):
             return False
-        later = structs.replace(newest, version=newest.version + 1, text=text, avro=avro, plain=_plain(avro))
-        self._read_as(schema_id, later)
-        return True
+        if later is not None:
+            self._read_as(schema_id, later)
+        return later is not None
+
+    def _later(self, message: type[Message], avro: dict[str, Any]) -> Schema | None:
+        """Make a schema that reads what a later version wrote, of nothing but our own and of types that we know."""
+        newest = self.newest[message]
+        if message in COMMAND_TYPES or versions.faults(newest.avro, avro):
+            return None
+        added = [
+            {"name": f"added_{number}", "type": ["null", type_], "default": None}
+            for number, type_ in enumerate(versions.added(newest.avro, avro))
+        ]
+        ours = newest.avro | {"fields": [*newest.avro["fields"], *added]}
+        return structs.replace(newest, version=newest.version + 1, text=json.dumps(ours), avro=ours, plain=_plain(ours))
 
     def _read_as(self, schema_id: int, schema: Schema) -> Schema:
         known = structs.replace(schema, id=schema_id, prefix=prefix_of(schema_id))
@@ -133,15 +143,15 @@ def _read(where: Traversable, entry: Entry) -> Schema:
     )
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """Read what a registry gives as the schema of a record; None for anything else."""
+def _parsed(text: str) -> dict[str, Any]:
+    """Read what a registry gives as the schema of a record; empty for anything else."""
     if len(text) > TEXT_MAX:
-        return None
+        return {}
     try:
         avro = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    return avro if isinstance(avro, dict) else None
+        return {}
+    return avro if isinstance(avro, dict) else {}
 
 
 def _plain(avro: dict[str, Any]) -> Any:

@@ -1,13 +1,15 @@
 """What a later version of a schema may change: it may add optional fields behind the others, and nothing else.
 
 So every version is read as every other (a registry's FULL_TRANSITIVE), and what is not known of a version is a few
-fields that nobody needs. Nothing here hands a schema to fastavro: a hostile one can take all memory.
+fields that nobody needs. Nothing here hands a schema to fastavro, and nobody else may: a hostile one takes all memory.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
+ADDED: Final = ("string", "long")
+"""What a new field may hold, or null: what `writer` and `reader` know, and what needs no upcasting."""
 
 
 class NotAvro(ValueError):
@@ -20,7 +22,7 @@ def essence(avro: Any, namespace: str = "") -> Any:
         case str():
             return avro if avro in PRIMITIVES else _full_name(avro, namespace)
         case list():
-            return [essence(branch, namespace) for branch in avro]
+            return ["union", *[essence(branch, namespace) for branch in avro]]
         case {"type": "record", "name": str(name), "fields": list(fields)}:
             full_name = _full_name(name, avro.get("namespace", namespace))
             return ["record", full_name, [_field(field, full_name.rpartition(".")[0]) for field in fields]]
@@ -31,7 +33,7 @@ def essence(avro: Any, namespace: str = "") -> Any:
         case {"type": "map", "values": values}:
             return ["map", essence(values, namespace)]
         case {"type": str(name), "logicalType": str(logical)} if name in PRIMITIVES:
-            return [logical, name]
+            return ["logical", logical, name]
         case {"type": type_}:
             return essence(type_, namespace)
         case _:
@@ -55,14 +57,19 @@ def same(one: Any, other: Any) -> bool:
     return bool(essence(one) == essence(other))
 
 
-def faults(before: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
+def added(before: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
+    """Give what the optional fields hold that a later version without `faults` has added: string or long."""
+    return [type_[2] for _, type_ in essence(later)[2][len(before["fields"]) :]]
+
+
+def faults(before: Mapping[str, Any], later: Any) -> list[str]:
     """Say what a later version of a record changes and must not; nothing if all readers read both. Raises NotAvro."""
-    _, name, fields = essence(before)
-    match essence(later):
-        case ["record", found, list(found_fields)]:
-            pass
+    match later:
+        case {"type": "record", "fields": list()}:
+            _, found, found_fields = essence(later)
         case _:
             raise NotAvro("no record")
+    _, name, fields = essence(before)
     if found != name:
         return [f"it is of {found}, not of {name}"]
     wrong = [
@@ -73,8 +80,8 @@ def faults(before: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
     names = [field[0] for field in found_fields]
     wrong += [f"the field `{twice}` is there twice" for twice in sorted({one for one in names if names.count(one) > 1})]
     return wrong + [
-        f"the new field `{found_fields[place][0]}` must be optional: "
-        '["null", and one of boolean, int, long, float, double, bytes, string], with the default null'
+        f'the new field `{found_fields[place][0]}` must be optional: of type ["null", "string"] or ["null", "long"], '
+        "with the default null"
         for place in range(len(fields), len(found_fields))
         if not _is_optional(found_fields[place][1]) or _default(later, place) != ("null",)
     ]
@@ -82,8 +89,8 @@ def faults(before: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
 
 def _is_optional(type_: Any) -> bool:
     match type_:
-        case ["null", str(name)] | ["null", [str(), str(name)]]:
-            return name in PRIMITIVES - {"null"}
+        case ["union", "null", str(name)]:
+            return name in ADDED
         case _:
             return False
 

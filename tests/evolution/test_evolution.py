@@ -184,8 +184,10 @@ def test_the_guide_says_what_is_done_here(tmp_path):
     old, new = ((root / f"OrderShipped.v{version}.avsc").read_text() for root, version in SCHEMA_FILES)
     added = [line for line in new.splitlines() if line not in old.splitlines()]
     assert all(f"+{line}" in guide for line in added)
-    assert all(after.replace(before, "").strip() in guide for before, after in later.EDITS.values() if before in after)
-    assert later.EDITS["order_service/domain/order.py"][1] in guide
+    for before, after in later.EDITS.values():
+        new_lines = [line for line in after.splitlines() if line not in before.splitlines()]
+        assert new_lines
+        assert all(line in guide for line in new_lines)
     for spoil in (unnamed, with_a_duty, edited, with_an_old_id):
         shutil.copytree(later.ROOT / "schemas", tmp_path / spoil.__name__)
         shutil.copy(later.ROOT / "tests/evolution" / later.SCHEMA, tmp_path / spoil.__name__)

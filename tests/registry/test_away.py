@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from order_service.embedded.broker import free_port
 from order_service.errors import RegistryAwayError, SchemaError
-from order_service.registry import Ids, Policy, SchemaRegistry, adopt_when_it_answers
+from order_service.registry import Ids, Policy, SchemaRegistry, adopt, adopt_when_it_answers
 from order_service.settings import Settings
 from order_service.stream.topics import topic_names
 from order_service.wire.schemas import load
@@ -55,11 +55,15 @@ def quick(url, **changes):
     ("answer", "line"),
     [
         pytest.param(hang, "does not answer in time", id="hangs"),
-        pytest.param(says(500), "does not serve us: /schemas/ids/7: status 500", id="500"),
-        pytest.param(says(401), "refuses our credential: set ORDERS_SCHEMA_REGISTRY_USERNAME", id="401"),
+        pytest.param(says(500), "does not serve us: GET /schemas/ids/7: status 500", id="500"),
+        pytest.param(
+            says(401),
+            "does not let us in: GET /schemas/ids/7: status 401: set ORDERS_SCHEMA_REGISTRY_USERNAME",
+            id="401",
+        ),
         pytest.param(says(200, "<html>"), "is no schema registry", id="a page"),
         pytest.param(says(200, '{"schema": 7}'), "is no schema registry", id="another shape"),
-        pytest.param(says(404, "{}"), "does not serve us: /schemas/ids/7: status 404", id="another address"),
+        pytest.param(says(404, "{}"), "does not serve us: GET /schemas/ids/7: status 404", id="another address"),
         pytest.param(says(302, "{}", Location="/elsewhere"), "status 302", id="a redirect"),
         pytest.param(says(200, "[" * 100_000), "is no schema registry", id="deep"),
         pytest.param(says(200, " " * 2_000_000), "more than 1048576 bytes", id="huge"),
@@ -113,6 +117,38 @@ async def test_who_is_in_a_hurry_asks_once_and_goes_on():
         assert len(asked) == first > 0
 
 
+async def test_many_unknown_ids_do_not_make_the_registry_silent():
+    """Garbage that looks like ids is asked about sixteen at a time; the next id is looked up all the same."""
+    asked = []
+
+    async def answer(request):
+        asked.append(request.path)
+        return web.Response(status=404, text='{"error_code": 40403}')
+
+    async with server(answer) as url, Ids(quick(url), load()) as ids:
+        await ids.learn_in_a_hurry([b"\0" + number.to_bytes(4, "big") for number in (*range(1, 201), 0, 2**31)])
+        assert len(asked) == 200
+        await ids.learn_in_a_hurry([b"\0" + (201).to_bytes(4, "big")])
+        assert len(asked) == 201
+
+
+async def test_a_level_that_is_not_kept_is_an_error():
+    async def answer(request):
+        level = '{"compatibilityLevel": "NONE"}'
+        return web.Response(text=level if request.method == "GET" else "{}")
+
+    async with server(answer) as url, quick(url) as registry:
+        with pytest.raises(SchemaError, match=r"keeps .*OrderCreated at NONE, not FULL_TRANSITIVE"):
+            await adopt(registry, topic_names().of, load())
+
+
+async def test_a_closed_client_says_so():
+    async with quick("http://127.0.0.1:9") as registry:
+        pass
+    with pytest.raises(RegistryAwayError, match="is closed"):
+        await registry.text_of(7)
+
+
 async def test_who_waits_is_told_each_reason_once():
     told = []
     twice = asyncio.Event()
@@ -133,7 +169,7 @@ async def test_who_waits_is_told_each_reason_once():
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
     assert "status 500" in told[0]
-    assert "refuses our credential" in told[1]
+    assert "does not let us in" in told[1]
 
 
 @pytest.mark.parametrize("url", ["http://us:hunter2@registry", "registry:8081", "http://registry?x=1"])

@@ -49,7 +49,7 @@ async def test_all_schemas_are_registered_once_and_nothing_may_break_them(regist
 async def test_what_would_break_readers_is_refused_by_the_registry(registry, names):
     await adopt(registry, names.of, load())
     broken = changed(fields=[*PAID.avro["fields"][:-1], {"name": "currency", "type": "int"}])
-    with pytest.raises(SchemaError, match=r"refuses /subjects/.*OrderPaid/versions: status 409 .*[Ii]ncompatible"):
+    with pytest.raises(SchemaError, match=r"refuses POST /subjects/.*OrderPaid/versions: status 409 .*[Ii]ncompatible"):
         await registry.register(PAID.subject(names.events), broken)
 
 
@@ -106,6 +106,56 @@ async def test_no_other_schema_is_ever_read_by(registry, foreign, names, text):
     await ids.learn([b"\0" + schema_id.to_bytes(4, "big")])
     assert schema_id not in catalogue.by_id
     assert not ids._new([b"\0" + schema_id.to_bytes(4, "big")]), "it is not asked about again for a while"
+
+
+def nested(depth):
+    """Give something that is so deep."""
+    return json.loads("[" * depth + "]" * depth)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param({"x": nested(600)}, id="a deep property"),
+        pytest.param({"aliases": 5}, id="odd aliases"),
+        pytest.param(
+            {"__fastavro_parsed": True, "__named_schemas": {"orders.v1.Digest": {"type": "array", "items": "null"}}},
+            id="what fastavro believes to be its own",
+        ),
+    ],
+)
+def test_of_a_later_version_nothing_but_its_fields_is_used(hostile):
+    catalogue = load()
+    assert catalogue.learn(7, changed(fields=[*PAID.avro["fields"], NOTE], **hostile))
+    assert catalogue.by_id[7].avro.keys() == PAID.avro.keys()
+    assert [field["name"] for field in catalogue.by_id[7].avro["fields"]] == [
+        *[field["name"] for field in PAID.avro["fields"]],
+        "added_0",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(
+            json.dumps({"name": "OrderPaid", "type": PAID.avro | {"fields": [*PAID.avro["fields"], NOTE]}}),
+            id="a record within",
+        ),
+        pytest.param(
+            changed(fields=[*PAID.avro["fields"], NOTE | {"type": ["null", ["foo", "string"]]}]), id="an odd union"
+        ),
+        pytest.param(
+            changed(fields=[*PAID.avro["fields"], NOTE | {"type": {"type": {"type": "string"}}}]), id="types of types"
+        ),
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param(" " * 300_000, id="long"),
+        pytest.param("null", id="nothing"),
+    ],
+)
+def test_what_no_registry_should_give_is_none_of_ours(text):
+    catalogue = load()
+    assert not catalogue.learn(7, text)
+    assert 7 not in catalogue.by_id
 
 
 async def test_an_event_of_a_later_version_is_read_without_what_is_new(registry, foreign, names):
