@@ -1,27 +1,26 @@
 """Tells customers about their orders: nothing about history, everything that is new, at least once. Ctrl-C ends it."""
 
 import asyncio
+import os
 
-from order_service.sdk import Event, OrderCancelled, OrderCreated, OrderDelivered, OrderEvents, OrderPaid, OrderShipped
+from order_service.sdk import Event, OrderCancelled, OrderCreated, OrderEvents, OrderPaid, OrderShipped
 
 
 def message(event: Event) -> str | None:
     match event.fact:
         case OrderCreated(user_id=user_id):
             return f"thank you for your order, {user_id}"
-        case OrderPaid(amount=amount, currency=currency):
-            return f"we have received {amount / 100:.2f} {currency}"
+        case OrderPaid(amount=amount, currency=currency):  # minor units: how many make one EUR, JPY or KWD differs
+            return f"we have received {amount} minor units of {currency}"
         case OrderShipped(carrier=carrier, tracking_number=tracking_number):
             return f"it is on its way, {carrier} {tracking_number}"
-        case OrderDelivered():
-            return "it has arrived"
         case OrderCancelled(refund_due=refund_due):
-            return "it is cancelled" + (f", {refund_due / 100:.2f} come back to you" if refund_due else "")
+            return "it is cancelled" + (f", {refund_due} minor units come back to you" if refund_due else "")
     return None
 
 
 async def main() -> None:
-    async with OrderEvents.effects(group="notifications") as events:
+    async with OrderEvents.effects(group=os.environ.get("GROUP", "notifications")) as events:
         async for happened in events:
             if said := message(happened.event):  # a mail server would drop the twin by the event_id
                 print(f"{happened.event.event_id} about {happened.event.order_id}: {said}", flush=True)

@@ -4,73 +4,72 @@ The contract is docs/guide/payments.md. The argument is the SQLite file of a led
 """
 
 import asyncio
+import os
 import sqlite3
 import sys
-from typing import Any
 
 from order_service.sdk import (
-    Accepted,
+    Commands,
     Event,
     OrderAmended,
     OrderCancelled,
     OrderCommands,
     OrderCreated,
     OrderEvents,
-    Refused,
+    OrderPaid,
 )
 
 
 class Ledger:
-    """What was charged, and what was given back; the same id again changes nothing, as at any bank's API."""
+    """What was charged for which version of an order, and whether it was given back: each once, as at any bank."""
 
     def __init__(self, file: str) -> None:
         self._connection = sqlite3.connect(file, isolation_level=None)
-        self._connection.execute("CREATE TABLE IF NOT EXISTS charges (id PRIMARY KEY, order_id, amount, currency)")
-        self._connection.execute("CREATE TABLE IF NOT EXISTS refunds (id PRIMARY KEY, order_id, amount)")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS charges (id PRIMARY KEY, order_id, version, amount, currency, given_back)"
+        )
 
-    def charge(self, payment_id: str, order_id: str, amount: int, currency: str) -> None:
-        """Take money."""
-        self._note("INSERT OR IGNORE INTO charges VALUES (?, ?, ?, ?)", payment_id, order_id, amount, currency)
+    def charge(self, event: Event, amount: int, currency: str) -> None:
+        """Take money under the event's id: the same event again takes no more."""
+        row = (event.event_id, event.order_id, event.version, amount, currency, False)
+        if self._connection.execute("INSERT OR IGNORE INTO charges VALUES (?, ?, ?, ?, ?, ?)", row).rowcount:
+            print("charged", event.order_id, amount, currency, flush=True)
 
-    def refund(self, refund_id: str, order_id: str, amount: int) -> None:
-        """Give it back."""
-        self._note("INSERT OR IGNORE INTO refunds VALUES (?, ?, ?)", refund_id, order_id, amount)
+    def give_back(self, event: Event, but: str = "") -> None:
+        """Give back what was charged for earlier versions of the event's order, but for the payment of this id."""
+        rows = self._connection.execute(
+            "UPDATE charges SET given_back = TRUE WHERE order_id = ? AND version < ? AND id != ? AND NOT given_back"
+            " RETURNING amount, currency",
+            (event.order_id, event.version, but),
+        ).fetchall()
+        for amount, currency in rows:
+            print("gave back", event.order_id, amount, currency, flush=True)
 
-    def _note(self, statement: str, *values: Any) -> None:
-        if self._connection.execute(statement, values).rowcount:
-            print(statement.split()[4], *values[1:], flush=True)
 
-
-async def pay(orders: OrderCommands, ledger: Ledger, event: Event, amount: int, currency: str) -> None:
-    """Charge what an order costs at this version and pay it; an order that is elsewhere by now gets its money back."""
-    payment_id = event.event_id  # the same, however often this event comes
-    ledger.charge(payment_id, event.order_id, amount, currency)
-    version = event.version
-    match await orders.pay(
-        event.order_id, payment_id, amount, currency, command_id=payment_id, expected_version=version, wait_s=30
-    ):
-        case Accepted():
-            return
-        case Refused(reason=reason):
-            print("refused", event.order_id, reason.value, flush=True)
-            ledger.refund(payment_id, event.order_id, amount)
-        case outcome:  # not decided yet: raise, and this event comes again
-            raise RuntimeError(f"the payment of {event.order_id} is {outcome}")
+async def settle(event: Event, orders: Commands, ledger: Ledger) -> None:
+    """Do what an event asks for. All of it may be done again: the ids are the event's."""
+    match event.fact:
+        case OrderCreated(total=total, currency=currency) | OrderAmended(total=total, currency=currency):
+            ledger.give_back(event)  # what the order cost before
+            ledger.charge(event, total, currency)
+            name, at = event.event_id, event.version  # its answer is the order's next event, so nobody waits for one
+            await orders.pay(event.order_id, name, total, currency, command_id=name, expected_version=at, wait_s=0)
+        case OrderPaid(payment_id=payment_id):
+            ledger.give_back(event, but=payment_id)
+        case OrderCancelled():
+            ledger.give_back(event)
 
 
 async def main(file: str) -> None:
+    """Settle what happens, one event after the other."""
     ledger = Ledger(file)
     async with (
         OrderCommands(actor="service:payments") as orders,
-        OrderEvents.effects(group="payments") as events,
+        OrderEvents.effects(group=os.environ.get("GROUP", "payments")) as events,
     ):
         async for happened in events:
-            event = happened.event
-            match event.fact:
-                case OrderCreated(total=total, currency=currency) | OrderAmended(total=total, currency=currency):
-                    await pay(orders, ledger, event, total, currency)
-                case OrderCancelled(refund_due=refund_due) if refund_due:
-                    ledger.refund(event.event_id, event.order_id, refund_due)
+            await settle(happened.event, orders, ledger)
 
 
-asyncio.run(main(sys.argv[1]))
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

@@ -19,12 +19,15 @@ using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Stop);
 var config = new ConsumerConfig
 {
     BootstrapServers = servers,
-    GroupId = "dotnet-example",
+    GroupId = Environment.GetEnvironmentVariable("GROUP") ?? "dotnet-example",
     IsolationLevel = IsolationLevel.ReadCommitted, // an event that is not committed never happened
     AutoOffsetReset = AutoOffsetReset.Earliest,
     EnableAutoOffsetStore = false, // what is stored below is committed every 5 s, and once more by Close
 };
-using var consumer = new ConsumerBuilder<string, byte[]>(config).Build();
+using var consumer = new ConsumerBuilder<string, byte[]>(config)
+    // What another member of the group reads meanwhile, we do not see: what comes back may be at any version.
+    .SetPartitionsRevokedHandler((_, _) => versions.Clear()) // also called for what is lost
+    .Build();
 consumer.Subscribe(topic);
 try
 {

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log"
@@ -41,13 +42,18 @@ func follow(ctx context.Context, servers, address, topic string) error {
 	if err != nil {
 		return err
 	}
+	events := reader{registry, map[int]*avro.Schema{}, map[string]int64{}}
+	// What another member of the group reads meanwhile, we do not see: what comes back may be at any version.
+	forget := func(context.Context, *kgo.Client, map[string][]int32) { clear(events.versions) }
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(strings.Split(servers, ",")...),
-		kgo.ConsumerGroup("go-example"),
+		kgo.ConsumerGroup(cmp.Or(os.Getenv("GROUP"), "go-example")),
 		kgo.ConsumeTopics(topic),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), // an event that is not committed never happened
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.DisableAutoCommit(),
+		kgo.OnPartitionsRevoked(forget),
+		kgo.OnPartitionsLost(forget),
 		kgo.BlockRebalanceOnPoll(), // so that we commit only what is still ours
 		kgo.WithLogger(kgo.BasicLogger(os.Stderr, kgo.LogLevelWarn, nil)),
 	)
@@ -55,7 +61,6 @@ func follow(ctx context.Context, servers, address, topic string) error {
 		return err
 	}
 	defer client.CloseAllowingRebalance()
-	events := reader{registry, map[int]*avro.Schema{}, map[string]int64{}}
 	work := context.WithoutCancel(ctx) // what was polled is finished, also while we are being stopped
 	for {
 		fetches := client.PollFetches(ctx)

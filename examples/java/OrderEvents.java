@@ -5,6 +5,7 @@ import java.net.http.HttpRequest;
 import java.net.http.HttpResponse.BodyHandlers;
 import java.nio.ByteBuffer;
 import java.time.Duration;
+import java.util.Collection;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -12,8 +13,10 @@ import org.apache.avro.Schema;
 import org.apache.avro.generic.GenericDatumReader;
 import org.apache.avro.generic.GenericRecord;
 import org.apache.avro.io.DecoderFactory;
+import org.apache.kafka.clients.consumer.ConsumerRebalanceListener;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.StringDeserializer;
 
@@ -32,12 +35,12 @@ public class OrderEvents {
         System.setProperty("org.slf4j.simpleLogger.defaultLogLevel", "warn"); // Kafka's client says a lot
         Map<String, Object> settings = Map.of(
             "bootstrap.servers", arguments[0],
-            "group.id", "java-example",
+            "group.id", System.getenv().getOrDefault("GROUP", "java-example"),
             "isolation.level", "read_committed", // an event that is not committed never happened
             "auto.offset.reset", "earliest",
             "enable.auto.commit", false);
         try (var consumer = new KafkaConsumer<>(settings, new StringDeserializer(), new ByteArrayDeserializer())) {
-            consumer.subscribe(List.of(arguments.length > 2 ? arguments[2] : "orders.events.v1"));
+            consumer.subscribe(List.of(arguments.length > 2 ? arguments[2] : "orders.events.v1"), new Forget());
             finishWhenStopped(Thread.currentThread());
             while (!stopping) {
                 for (var record : consumer.poll(Duration.ofSeconds(1))) {
@@ -45,6 +48,19 @@ public class OrderEvents {
                 }
                 consumer.commitSync(); // after the work: what a crash leaves out comes again
             }
+        }
+    }
+
+    /** What another member of the group reads meanwhile, we do not see: what comes back may be at any version. */
+    private static class Forget implements ConsumerRebalanceListener {
+        @Override
+        public void onPartitionsRevoked(Collection<TopicPartition> partitions) {
+            VERSIONS.clear();
+        }
+
+        @Override
+        public void onPartitionsAssigned(Collection<TopicPartition> partitions) {
+            // reading goes on at what is committed
         }
     }
 

@@ -47,12 +47,14 @@ function giveUp(error) { // the client would try the same record for ever
 
 const kafka = new Kafka({ brokers: servers.split(','), logLevel: logLevel.WARN })
 const consumer = kafka.consumer({
-  groupId: 'node-example',
+  groupId: process.env.GROUP ?? 'node-example',
   readUncommitted: false, // an event that is not committed never happened
   maxWaitTimeInMs: 500, // for records, so it is also what Ctrl-C waits
   allowAutoTopicCreation: false // nor is a topic made by a slip of the pen
 })
 consumer.on(consumer.events.CRASH, ({ payload }) => payload.restart || giveUp(payload.error))
+// What another member of the group read meanwhile, we did not see: what comes back may be at any version.
+consumer.on(consumer.events.GROUP_JOIN, () => versions.clear())
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => consumer.disconnect().catch(giveUp))
 await consumer.connect()
 await consumer.subscribe({ topic, fromBeginning: true })

@@ -2,21 +2,39 @@
 
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from confluent_kafka import Producer
+from confluent_kafka import ConsumerGroupState, Producer
 
 from order_service.wire import avro
 from tests import samples
 from tests.samples import but
-from tests.service import until
+from tests.service import histories, until
 from tests.web.shop import Http, Shop
 
 MOST = 2**53
 """The highest amount of money, which JavaScript's numbers do not tell from the next."""
+
+
+class Running(NamedTuple):
+    """A program that runs, and the file that it prints to."""
+
+    process: "subprocess.Popen[bytes]"
+    printed: Path
+
+    def wait_for(self, done: Callable[[str], bool], what: str) -> None:
+        """Wait until it has printed what it should; fails if it ends before."""
+        until(lambda: self.process.poll() is not None or done(self.printed.read_text()), what)
+        assert self.process.poll() is None, f"it goes on: {self.printed.read_text()}"
+
+    def stop(self) -> None:
+        """Stop it as an operator does."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
 
 
 class Example(NamedTuple):
@@ -27,20 +45,42 @@ class Example(NamedTuple):
     shop: Shop
     http: Http
 
-    def lines_until(self, done: Callable[[str], bool], what: str) -> list[str]:
-        """Run it until it has printed what it should, then stop it as an operator does; give all that it printed."""
+    @property
+    def group(self) -> str:
+        """The group of its consumers."""
+        return f"{self.shop.service.app_id}-example"
+
+    @contextmanager
+    def running(self) -> Iterator[Running]:
+        """Run it for as long as the block does."""
         service = self.shop.service
         registry = f"http://127.0.0.1:{self.http.port}/schema-registry"
         command = [*self.command, service.bootstrap_servers, registry, service.names.events]
+        environment = service.environment | {"GROUP": self.group}
         printed = self.place / f"{uuid4()}.out"
-        with printed.open("w") as out, subprocess.Popen(command, cwd=self.place, stdout=out) as consumer:
+        with (
+            printed.open("w") as out,
+            subprocess.Popen(command, cwd=self.place, stdout=out, env=environment) as process,
+        ):
             try:
-                until(lambda: consumer.poll() is not None or done(printed.read_text()), what)
-                consumer.send_signal(signal.SIGTERM)
-                consumer.wait(30)
+                yield Running(process, printed)
             finally:
-                consumer.kill()
-        return printed.read_text().splitlines()
+                process.kill()
+
+    def lines_until(self, done: Callable[[str], bool], what: str) -> list[str]:
+        """Run it until it has printed what it should, then stop it; give all that it printed."""
+        with self.running() as consumer:
+            consumer.wait_for(done, what)
+            consumer.stop()
+        return consumer.printed.read_text().splitlines()
+
+    def wait_members(self, count: int) -> None:
+        """Wait until the group has so many members, and all of them know their partitions."""
+        until(lambda: self._members() == count, f"{self.group} has {count} members")
+
+    def _members(self) -> int:
+        found = self.shop.service.kafka.describe_consumer_groups([self.group])[self.group].result(10)
+        return len(found.members) if found.state is ConsumerGroupState.STABLE else 0
 
 
 def goes_on_where_it_was(example: Example) -> None:
@@ -74,6 +114,33 @@ def passes_over_what_was_aborted(example: Example) -> None:
         end(30)
     lines = example.lines_until(lambda out: "long" in out, "the long event is printed")
     assert lines == ["long 1 OrderCreated"], lines
+
+
+def goes_on_where_another_was(example: Example) -> None:
+    """Check that it takes no hole for one where another member of its group has read meanwhile."""
+    count = 8
+    commands = histories(count)
+    creates, amendments, payments = (commands[first : first + count] for first in range(0, 3 * count, count))
+
+    def tells(version: int) -> Callable[[str], bool]:
+        return lambda out: all(f"{command.order_id} {version} " in out for command in creates)
+
+    def both(one: Running, other: Running) -> Callable[[], bool]:
+        return lambda: tells(2)(one.printed.read_text() + other.printed.read_text())
+
+    with example.running() as consumer:
+        example.shop.service.send(creates)
+        consumer.wait_for(tells(1), "what happened is printed")
+        with example.running() as other:
+            example.wait_members(2)
+            example.shop.service.send(amendments)
+            until(both(consumer, other), "what is new is printed, by one of the two")
+            assert not tells(2)(consumer.printed.read_text()), "the other one has a part of it"
+            other.stop()
+        example.wait_members(1)
+        example.shop.service.send(payments)
+        consumer.wait_for(tells(3), "what is new is printed, also in the partitions that came back")
+        consumer.stop()
 
 
 def _long_event(order_id: str) -> bytes:

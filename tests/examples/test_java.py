@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from order_service.embedded.kafka import find_program
-from tests.examples.consuming import Example, goes_on_where_it_was, passes_over_what_was_aborted
+from tests.examples.consuming import (
+    Example,
+    goes_on_where_another_was,
+    goes_on_where_it_was,
+    passes_over_what_was_aborted,
+)
 
 FOLDER = Path(__file__).parents[2] / "examples" / "java"
 
@@ -28,3 +33,7 @@ def test_a_java_consumer_goes_on_where_it_was(example):
 
 def test_a_java_consumer_passes_over_what_was_aborted(example):
     passes_over_what_was_aborted(example)
+
+
+def test_a_java_consumer_goes_on_where_another_was(example):
+    goes_on_where_another_was(example)

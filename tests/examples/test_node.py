@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.consuming import Example, goes_on_where_it_was, passes_over_what_was_aborted
+from tests.examples.consuming import (
+    Example,
+    goes_on_where_another_was,
+    goes_on_where_it_was,
+    passes_over_what_was_aborted,
+)
 
 FOLDER = Path(__file__).parents[2] / "examples" / "node"
 
@@ -26,3 +31,7 @@ def test_a_node_consumer_goes_on_where_it_was(example):
 
 def test_a_node_consumer_passes_over_what_was_aborted(example):
     passes_over_what_was_aborted(example)
+
+
+def test_a_node_consumer_goes_on_where_another_was(example):
+    goes_on_where_another_was(example)

@@ -1,6 +1,7 @@
 """The examples in Python, as programs beside a running shop, and what they print."""
 
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions
 
 from tests.service import ROOT, until
-from tests.web.shop import PAYMENT
+from tests.web.shop import MUG, PAYMENT
 
 
 class Program:
@@ -28,15 +29,26 @@ class Program:
         self.process.kill()
         self.process.wait()
 
+    def stop(self):
+        """Stop it as a person does: it leaves its group."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(30)
+
 
 @pytest.fixture
-def run(shop, tmp_path):
+def group(shop, tmp_path):
+    """Name a group that nobody else has."""
+    return f"{shop.service.app_id}-{tmp_path.name}"
+
+
+@pytest.fixture
+def run(shop, group, tmp_path):
     @contextmanager
     def run(name, *arguments):
         program = ROOT / "examples" / name  # or the name itself, if it is a whole path
         printed = tmp_path / f"{program.name}.out"
         command = [sys.executable, str(program), *arguments]
-        environment = shop.service.environment | {"PYTHONUNBUFFERED": "1"}
+        environment = shop.service.environment | {"PYTHONUNBUFFERED": "1", "GROUP": group}
         with printed.open("a") as out, subprocess.Popen(command, env=environment, stdout=out) as process:
             try:
                 yield Program(process, printed)
@@ -46,34 +58,42 @@ def run(shop, tmp_path):
     return run
 
 
+def places_of(shop, group):
+    """Give the next offset of each partition of a group that has begun."""
+    asked = shop.service.kafka.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
+    places = asked[group].result(10).topic_partitions
+    return {one.partition: one.offset for one in places if one.topic == shop.service.names.events and one.offset >= 0}
+
+
 def wait_begun(shop, group):
     """Wait until a group has begun: from then on it misses nothing."""
-    topic = shop.service.names.events
+    until(lambda: len(places_of(shop, group)) == shop.service.partitions, f"{group} has begun")
 
-    def places():
-        asked = shop.service.kafka.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
-        return [one for one in asked[group].result(10).topic_partitions if one.topic == topic and one.offset >= 0]
 
-    until(lambda: len(places()) == shop.service.partitions, f"{group} has begun")
+def is_all_read(shop, group):
+    """Tell whether a group is done with all events."""
+    ends = {message.partition(): message.offset() + 1 for message in shop.service.read(shop.service.names.events)}
+    places = places_of(shop, group)
+    return all(places[partition] >= end for partition, end in ends.items())
 
 
 def order_id_of(location):
     return location.rpartition("/")[2]
 
 
-def test_notifications_are_about_what_is_new_alone(run, shop, http):
+def test_notifications_are_about_what_is_new_alone(run, shop, http, group):
     old = http.create().headers["location"]
     with run("notifications.py") as mails:
-        wait_begun(shop, "notifications")
+        wait_begun(shop, group)
         assert http.ask("POST", f"{old}/pay", PAYMENT).status == 200
         new = http.create().headers["location"]
         assert http.ask("DELETE", old).status == 200
-        for words in ("thank you for your order, dana", "cancelled, 25.00 come back"):
+        for words in ("thank you for your order, dana", "cancelled, 2500 minor units come back"):
             mails.wait_for(words)
         lines = [line.partition(" ")[2] for line in mails.printed.read_text().splitlines()]
     assert [line for line in lines if order_id_of(old) in line] == [
-        f"about {order_id_of(old)}: we have received 25.00 EUR",
-        f"about {order_id_of(old)}: it is cancelled, 25.00 come back to you",
+        f"about {order_id_of(old)}: we have received 2500 minor units of EUR",
+        f"about {order_id_of(old)}: it is cancelled, 2500 minor units come back to you",
     ]
     assert [line for line in lines if order_id_of(new) in line] == [
         f"about {order_id_of(new)}: thank you for your order, dana"
@@ -107,23 +127,71 @@ def totals(file):
         return []
 
 
-def test_payments_charges_once_and_gives_back_what_is_not_owed(run, shop, http, tmp_path):
+def test_payments_killed_in_the_middle_keep_what_the_orders_were_paid_with(run, shop, http, group, tmp_path):
     file = str(tmp_path / "ledger.db")
     with run("payments.py", file) as payments:
-        wait_begun(shop, "payments")
-        here = http.create().headers["location"]
-        payments.wait_for("charges")
-        payments.kill()  # perhaps before it has paid
+        wait_begun(shop, group)
+        payments.stop()
+    cancelled, amended, kept = (http.create().headers["location"] for _ in range(3))
+    shop.worker.end()
+    with run("payments.py", file) as payments:
+        payments.wait_for("charged")  # and nothing that it asks for is decided
+        payments.kill()
+    assert http.ask("DELETE", cancelled, Prefer="wait=0").status == 202
+    assert http.ask("PATCH", amended, THREE, Prefer="wait=0").status == 202
+    shop.worker = shop.service.start_worker()
     with run("payments.py", file):
-        until(lambda: http.get(here).body["status"] == "paid", "the order is paid")
-        payment_id = http.get(here).body["payment"]["payment_id"]
-        assert ledger(file, "SELECT id, amount FROM charges") == [(payment_id, 2500)]
-        assert http.ask("DELETE", here).status == 200
-        until(lambda: ledger(file, "SELECT amount FROM refunds") == [(2500,)], "the money goes back")
-        other = http.create().headers["location"]
-        until(lambda: http.get(other).body["status"] == "paid", "the next one is paid")
-    assert len(ledger(file, "SELECT id FROM charges")) == 2
-    assert len(ledger(file, "SELECT id FROM refunds")) == 1
+        for here, status in ((cancelled, "cancelled"), (amended, "paid"), (kept, "paid")):
+            wait_settled(file, http, here, status)
+    assert ledger(file, "SELECT count(*) FROM charges GROUP BY order_id, version HAVING count(*) > 1") == []
+
+
+def test_payments_give_back_what_is_not_owed_and_nothing_else(run, shop, http, group, tmp_path):
+    file = str(tmp_path / "ledger.db")
+    paid_before, placed_before = placed(http, paid=True), placed(http)
+    with run("payments.py", file) as payments:
+        wait_begun(shop, group)
+        payments.stop()
+    assert http.ask("DELETE", paid_before).body["cancellation"]["refund_due"] == 2500
+    assert http.ask("PATCH", placed_before, THREE).status == 200
+    paid_by_hand, amended, cancelled = placed(http, paid=True), placed(http), placed(http)
+    assert http.ask("DELETE", paid_by_hand).body["cancellation"]["refund_due"] == 2500
+    assert http.ask("PATCH", amended, THREE).status == 200
+    with run("payments.py", file):
+        for here in (placed_before, amended, cancelled):
+            wait_settled(file, http, here, "paid")
+        assert http.ask("DELETE", cancelled).status == 200
+        until(lambda: is_all_read(shop, group), "nothing is left to settle")
+    charged = {order_id_of(here): charges(file, here) for here in (paid_before, placed_before, paid_by_hand, amended)}
+    assert list(charged.values()) == [[], [(3750, 0)], [(2500, 1)], [(2500, 1), (3750, 0)]], charged
+    assert charges(file, cancelled) == [(2500, 1)]
+
+
+THREE = {"lines": [{**MUG, "quantity": 3}]}
+
+
+def placed(http, *, paid=False):
+    """Place an order, and have it paid by somebody if you wish."""
+    here = http.create().headers["location"]
+    assert not paid or http.ask("POST", f"{here}/pay", PAYMENT).status == 200
+    return here
+
+
+def wait_settled(file, http, here, status):
+    """Wait until an order is so far, and the ledger holds the total of it if it is paid, and else nothing."""
+    question = f"SELECT total(amount) FROM charges WHERE NOT given_back AND order_id = '{order_id_of(here)}'"
+
+    def is_settled():
+        order = http.get(here).body
+        return order["status"] == status and ledger(file, question) == [(order["total"] if status == "paid" else 0,)]
+
+    until(is_settled, f"{here} is {status}, and settled")
+
+
+def charges(file, here):
+    """Give what was charged for an order, and whether it was given back."""
+    where = f"WHERE order_id = '{order_id_of(here)}'"
+    return ledger(file, f"SELECT amount, given_back FROM charges {where} ORDER BY version")
 
 
 def ledger(file, question):
