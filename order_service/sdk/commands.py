@@ -18,9 +18,9 @@ from order_service.domain.messages import (
     PayOrder,
     ShipOrder,
 )
-from order_service.sdk.following import Following
-from order_service.sdk.outcomes import Outcome, Undecided
-from order_service.sdk.producing import WITHIN_S, CommandsTopic
+from order_service.sdk.outcomes import Outcome
+from order_service.sdk.producing import WITHIN_S
+from order_service.sdk.sending import Sender
 from order_service.sdk.target import settings_for
 from order_service.settings import Settings
 
@@ -152,8 +152,13 @@ class OrderCommands(Commands):
     * Unreadable: the worker cannot read it, so sender and service have different versions
     * Forgotten: it repeats a command that was decided, and how is not kept any more (refusals are kept 30 days)
 
-    Raises KafkaAwayError if Kafka takes nothing for `within_s` seconds: then nobody knows whether the command arrives,
-    and the same one again, command_id included, is safe. Raises TopicsError if there is no service under these names.
+    The answer to a repeat is searched in the whole history of its partition, which may take longer than `wait_s`:
+    then it is Undecided.
+
+    Raises KafkaAwayError if Kafka takes nothing for `within_s` seconds, HistoryError if its order has an event that
+    cannot be read here (of a newer service, say), RegistryAwayError if a schema registry must be asked and does not
+    answer: then nobody knows whether the command arrives, and the same one again, command_id included, is safe. Raises
+    TopicsError if there is no service under these names, SetupError where it is not open, or not any more.
 
     At most `in_flight_max` commands are on their way or awaited; whoever sends one more waits for a place. Connection,
     security and topic prefix are those of the service's settings (the environment: KAFKA_BOOTSTRAP_SERVERS,
@@ -170,28 +175,19 @@ class OrderCommands(Commands):
         settings: Settings | None = None,
     ) -> None:
         super().__init__(actor)
-        chosen = settings_for(servers, settings)
-        self._topic = CommandsTopic(chosen, within_s)
-        self._following = Following(chosen, within_s)
+        self._sender = Sender(settings_for(servers, settings), within_s)
         self._places = asyncio.Semaphore(in_flight_max)
 
     async def __aenter__(self) -> Self:
-        await self._following.open()
+        await self._sender.__aenter__()
         return self
 
     async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._following.close()
-        await self._topic.stop()
+        await self._sender.__aexit__(kind, error, trace)
 
     async def send(self, command: Command, wait_s: float = WAIT_S) -> Outcome:
         """Send a command, and wait for what becomes of it up to `wait_s` seconds (0: not at all)."""
         async with self._places:
-            if wait_s <= 0:
-                await self._topic.send(command, [])
-                return Undecided()
-            async with self._following.awaiting(command) as awaited:
-                arrived = await self._topic.send(command, [])
-                self._following.arrived(awaited, arrived.offset)
-                return await awaited.within(wait_s)
+            return (await self._sender.send(command, wait_s)).outcome

@@ -49,7 +49,8 @@ OnHole = Callable[[Hole], Awaitable[None] | None]
 OnPoison = Callable[[ConsumerRecord, HistoryError], Awaitable[None] | None]
 """What to do about a record that is no event: raise, and it will be the next one again; return, and it is passed over.
 
-The error names topic, partition and offset, and never what is in the record; its cause is a DecodeError.
+It may be an event that only a newer SDK can read, so any version of its order may follow. The error names topic,
+partition and offset, and never what is in the record; its cause is a DecodeError.
 """
 
 
@@ -82,12 +83,18 @@ class OrderEvents:
     dropped when it comes again (`repeat_count` counts it). A missing version is handed to `on_hole`, a record that is
     no event to `on_poison`; both raise unless you give another function, and may be async.
 
+    A hole is told by what this very object has seen of an order. So none is noticed where a group was restarted or
+    rebalanced in between, before the first event of an order behind `start=`, and where poison of the order was passed
+    over. The last versions of 100,000 orders are remembered; once there were more, neither a hole in an order that was
+    forgotten is noticed nor a first version that is not 1.
+
     Connection, security and topic prefix are those of the service's settings (the environment: KAFKA_BOOTSTRAP_SERVERS,
     ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX); `servers` ("host:9092") or `settings` go over them.
 
     While Kafka is away, nothing comes. Raises KafkaAwayError if it is away when something is opened or committed,
     TopicsError if there are no events under these names, HistoryError if a position is in another log, and with a
-    schema registry RegistryAwayError if it must be asked and does not answer.
+    schema registry RegistryAwayError if it must be asked and does not answer: ask for the next event again, and it is
+    asked again.
     """
 
     def __init__(self, source: Log, versions: Versions, on_hole: OnHole, on_poison: OnPoison) -> None:
@@ -116,14 +123,16 @@ class OrderEvents:
         about history, and misses nothing that happens after it was opened for the first time. Kafka forgets a group
         that was away for a week (`offsets.retention.minutes`), which then is a new one.
 
-        An event counts as done when the next one is asked for, or when `async with` is left without an error; it is
-        committed within a second after that. So each event is given at least once: one that was being worked on when
-        the process was killed comes again, and so may those of the last second. Give each effect a name that its
-        receiver knows repeats by, `event.event_id` for instance. An event whose error you catch inside of `async with`
-        counts as done: let the error out, and the event comes again.
+        An event counts as done when the next one is asked for, or when `async with` is left without an error. What is
+        done is committed when an event is asked for, once a second at most, and when `async with` is left. So each
+        event is given at least once: after a kill the one that was being worked on comes again, and so may those that
+        were done in the second before it was given, however long the work on it takes. Give each effect a name that
+        its receiver knows repeats by, `event.event_id` for instance. An event whose error you catch inside of
+        `async with` counts as done: let the error out, and the event comes again.
 
         A loop body may wait for five minutes, and may block the event loop for ORDERS_SESSION_TIMEOUT_S (15 s); longer,
-        and the member is taken for dead, and its partitions go to others. Raises SetupError for the worker's own group.
+        and the member is taken for dead, and its partitions go to others. Raises SetupError for the worker's own group,
+        and for one whose members read something else.
         """
         chosen, versions = settings_for(servers, settings), Versions()
         if group == chosen.app_id:
@@ -140,10 +149,12 @@ class OrderEvents:
         on_poison: OnPoison = stop_at_poison,
         settings: Settings | None = None,
     ) -> Self:
-        """Open all events from the beginning, or from `start` on: the next offset of each partition; others from 0.
+        """Open all events from the beginning, or from `start` on, which says the next offset of each partition.
 
-        There is no group: each reader gets everything and keeps its own position, best in the transaction that keeps
-        what it builds (see `once`). `is_replay` is true for what was there when it was opened.
+        Partitions that it does not name are read from their beginning; a position in it that lies before the beginning
+        of its partition, or behind the end, is a HistoryError when this is opened. There is no group: each reader gets
+        everything and keeps its own position, best in the transaction that keeps what it builds (see `once`).
+        `is_replay` is true for what was there when it was opened.
         """
         chosen, versions = settings_for(servers, settings), Versions()
         return cls(PlacedLog(chosen, start or {}, versions), versions, on_hole, on_poison)
@@ -187,6 +198,7 @@ class OrderEvents:
             seen = decode(record, self._log.names)
         except HistoryError as error:
             await _handed(self._on_poison(record, error))
+            self._versions.lost_track((record.key or b"").decode(errors="replace"))
             return None
         assert isinstance(seen.message, Event)  # the topic holds nothing else
         event = seen.message

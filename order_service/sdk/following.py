@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Command
-from order_service.errors import HistoryError, KafkaAwayError, OrderServiceError, SetupError
+from order_service.errors import HistoryError, KafkaAwayError, OrderServiceError
 from order_service.kafka import connection
 from order_service.reading import Reader, kafka_answers
 from order_service.sdk.outcomes import GRACE_S, Accepted, Forgotten, Outcome, Refused, Undecided, Waiting, Watch
@@ -35,6 +35,7 @@ class Awaited:
         self.partition = partition
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.watch: Watch | None = None
+        self._answer_before: Refused | Forgotten = Forgotten()
         self._names = names
         self._command = command
         self._early: list[ConsumerRecord] = []
@@ -47,7 +48,7 @@ class Awaited:
 
     def arrived(self, offset: int) -> None:
         """Hear where the command lies."""
-        self.watch = Watch(self._names, self._command, offset)
+        self.watch = Watch(self._names, self._command, self.partition, offset)
         for record in (*self._early, *([self._early_position] if self._early_position else [])):
             self.hear(record)
         self._early.clear()
@@ -69,6 +70,21 @@ class Awaited:
         else:
             if outcome is not None:
                 self.decide(outcome)
+
+    def look_back(self, record: ConsumerRecord) -> None:
+        """Take a record of the order's history; of several refusals of a command the last one counts."""
+        try:
+            answer = None if self.watch is None else self.watch.answer_in(record)
+        except HistoryError as error:
+            self.fail(error)
+        else:
+            if isinstance(answer, Accepted):
+                self.decide(answer)
+            self._answer_before = answer if isinstance(answer, Refused) else self._answer_before
+
+    def looked_back(self) -> None:
+        """Hear that the history has no more records."""
+        self.decide(self._answer_before)
 
     def decide(self, outcome: Outcome) -> None:
         """Tell who waits, if it was not told yet."""
@@ -132,8 +148,6 @@ class Following:
     @asynccontextmanager
     async def awaiting(self, command: Command) -> AsyncIterator[Awaited]:
         """Follow from here on what concerns this command, which is sent in the block and `arrived` there."""
-        if not self._partitions:
-            raise SetupError("open it first: `async with OrderCommands(…) as orders:`")
         key = command.order_id.encode()
         awaited = Awaited(self._names, command, partition_of(key, self._partitions))
         self._awaited[key].append(awaited)
@@ -242,7 +256,7 @@ class Search:
 
     async def _run(self) -> None:
         while self._asked:
-            asked, self._asked = self._asked, []
+            asked, self._asked = [awaited for awaited in self._asked if awaited.is_missed], []
             try:
                 await self._look(asked)
             except OrderServiceError as error:
@@ -250,12 +264,11 @@ class Search:
                     awaited.fail(error)
 
     async def _look(self, asked: Sequence[Awaited]) -> None:
-        """Read the partitions of those who ask; of several refusals of a command the last one counts.
+        """Read the partitions of those who ask, until each has an answer or is gone.
 
         It reads to the end of what is written, not only of what is committed: a transaction whose position we saw is
         committed, but its marker may be late elsewhere, and what it holds for us lies before that end.
         """
-        refused: dict[Awaited, Refused] = {}
         by_key: dict[bytes, list[Awaited]] = defaultdict(list)
         for awaited in asked:
             by_key[awaited.key].append(awaited)
@@ -263,15 +276,16 @@ class Search:
             events, rejections = reader.names.events, reader.names.rejections
             partitions = {awaited.partition for awaited in asked}
             places = [TopicPartition(topic, number) for topic in (events, rejections) for number in partitions]
+            left = list(asked)
             async for record in reader.until(await _written(self._settings, places)):
                 for awaited in by_key.get(record.key, ()):
-                    answer = None if awaited.watch is None else awaited.watch.answer_in(record)
-                    if isinstance(answer, Accepted):
-                        awaited.decide(answer)
-                    elif answer is not None:
-                        refused[awaited] = answer
+                    awaited.look_back(record)
+                while left and not left[-1].is_missed:
+                    left.pop()
+                if not left:
+                    return
         for awaited in asked:
-            awaited.decide(refused.get(awaited, Forgotten()))
+            awaited.looked_back()
 
 
 async def _written(settings: Settings, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:

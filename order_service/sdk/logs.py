@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
-from order_service.errors import HistoryError, KafkaAwayError
+from order_service.errors import HistoryError, KafkaAwayError, OrderServiceError, SetupError
 from order_service.kafka import connection
 from order_service.logger import library_logger
 from order_service.reading import Reader, kafka_answers
@@ -59,7 +59,6 @@ class PlacedLog:
         self._versions = versions
         self._ends: dict[int, int] = {}
         self._at: dict[int, int] = {}
-        self._runs: AsyncIterator[list[ConsumerRecord]]
         self._fetching: asyncio.Future[list[ConsumerRecord]] | None = None
         self._fetched: deque[ConsumerRecord] = deque()
 
@@ -67,7 +66,7 @@ class PlacedLog:
         """Begin, where the log reaches that far; HistoryError where it does not."""
         self._reader = await Reader(self._settings).__aenter__()
         try:
-            self._runs = await self._begun()
+            await self._begin()
         except BaseException:
             await self.close()
             raise
@@ -75,11 +74,7 @@ class PlacedLog:
     async def next(self) -> ConsumerRecord:
         """Give the next record; HistoryError if the topic was made anew meanwhile."""
         while not self._fetched:
-            if self._fetching is None:
-                self._fetching = asyncio.ensure_future(anext(self._runs))
-            records = await asyncio.shield(self._fetching)  # it goes on for whoever asks next
-            self._fetching = None
-            self._fetched.extend(records)
+            self._fetched.extend(await self._fetch())
         record = self._fetched.popleft()
         if record.offset < self._at[record.partition]:
             raise HistoryError(f"{record.topic} begins anew: what was built from it belongs to another log")
@@ -100,17 +95,34 @@ class PlacedLog:
             await asyncio.gather(self._fetching, return_exceptions=True)
         await self._reader.__aexit__(None, None, None)
 
-    async def _begun(self) -> AsyncIterator[list[ConsumerRecord]]:
+    async def _fetch(self) -> list[ConsumerRecord]:
+        """Wait for some records, maybe none; where that fails, the next call tries again and gets the same ones."""
+        self._fetching = self._fetching or asyncio.ensure_future(self._reader.some())
+        try:
+            records = await asyncio.shield(self._fetching)  # who is cancelled here leaves it to whoever asks next
+        except OrderServiceError:
+            self._fetching = None
+            raise
+        self._fetching = None
+        return records
+
+    async def _begin(self) -> None:
         places = await self._reader.places(self.names.events)
         starts, ends = await self._reader.starts(places), await self._reader.ends(places)
         for place in places:
-            self._at[place.partition] = at = max(starts[place], self._start.get(place.partition, 0))
-            self._ends[place.partition] = ends[place]
-            if at > ends[place]:
-                here = f"partition {place.partition} of {place.topic}"
-                raise HistoryError(f"{here} ends at {ends[place]}, before the position {at}: it is another log")
+            at = self._start.get(place.partition, starts[place])
+            _check_position(place, at, starts[place], ends[place])
+            self._at[place.partition], self._ends[place.partition] = at, ends[place]
         self._versions.begin(place.partition for place in places if self._at[place.partition] == starts[place])
-        return self._reader.follow_many({place: self._at[place.partition] for place in places})
+        self._reader.begin({place: self._at[place.partition] for place in places})
+
+
+def _check_position(place: TopicPartition, at: int, start: int, end: int) -> None:
+    here = f"partition {place.partition} of {place.topic}"
+    if at < start:
+        raise HistoryError(f"{here} begins at {start}, behind the position {at}: events are gone, or it is another log")
+    if at > end:
+        raise HistoryError(f"{here} ends at {end}, before the position {at}: it is another log")
 
 
 class GroupLog:
@@ -179,18 +191,32 @@ class GroupLog:
         consumer = await self._started()
         try:
             consumer.assign(places)
+            if not await self._is_begun(consumer, places):
+                await self._commit_first(consumer, ends)
+        finally:
+            await _within(consumer.stop(), "A consumer did not stop in time.")
+
+    async def _is_begun(self, consumer: AIOKafkaConsumer, places: Sequence[TopicPartition]) -> bool:
+        """Tell whether the group has a place in any partition."""
+        with kafka_answers(self._servers):
+            async with asyncio.timeout(WITHIN_S):
+                return any([await consumer.committed(place) is not None for place in places])
+
+    async def _commit_first(self, consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> None:
+        """Commit from outside of the group, which Kafka refuses where there are members: one of ours may be first."""
+        try:
             with kafka_answers(self._servers):
                 async with asyncio.timeout(WITHIN_S):
-                    if any([await consumer.committed(place) is not None for place in places]):
-                        return
                     await consumer.commit(ends)
-            log.info("A new group begins at the end of the log.", group=self._group)
         except KafkaAwayError as error:
             if not isinstance(error.__cause__, CommitFailedError):
                 raise
+            if not await self._is_begun(consumer, list(ends)):
+                said = f"the group {self._group} has members that read something else than {self.names.events}"
+                raise SetupError(f"{said}: choose another name") from error
             log.info("Another member was first to begin this group.", group=self._group)
-        finally:
-            await _within(consumer.stop(), "A consumer did not stop in time.")
+        else:
+            log.info("A new group begins at the end of the log.", group=self._group)
 
     async def _started(self) -> AIOKafkaConsumer:
         session_ms = int(self._settings.session_timeout_s * 1000)

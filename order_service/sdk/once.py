@@ -4,6 +4,7 @@ import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Final, Protocol
 
 from order_service.errors import SetupError
@@ -53,8 +54,9 @@ class Once:
             raise SetupError("a connection that commits by itself (autocommit) cannot keep an event and its position")
         self._connection = connection
         self._name = name
-        self._mark = _placeholder(connection)
-        self._at = self._prepared()
+        self._driver = _driver_of(connection)
+        self._mark = _PLACEHOLDERS[self._driver.paramstyle]
+        self._at = self._begun()
 
     def positions(self) -> dict[int, int]:
         """Give the next offset of each partition: what `OrderEvents.projection(start=…)` begins with."""
@@ -65,9 +67,17 @@ class Once:
         """Make one transaction of the block and the position behind this event; an error undoes both.
 
         Gives True for an event that is new. False says that it was applied before: then all that the block does in the
-        database is undone, so nothing is counted twice even where the answer is not looked at. Do not commit in it.
+        database is undone, so nothing is counted twice even where the answer is not looked at.
+
+        The block must not end the transaction: no `commit`, no `rollback`, and nothing that commits for you, as
+        `with connection:` and `executescript` of sqlite3 do. An error of SQL that you catch in it belongs in a
+        savepoint (`with connection.transaction():` in psycopg), for PostgreSQL does nothing more in a transaction in
+        which a statement failed. An error that you catch around it must end the loop: the next event would be applied
+        without this one.
+
         Raises OvertakenError, and keeps nothing, if another process of this name was first: end, and begin anew at
-        what `positions` of a new `once` says.
+        what `positions` of a new `once` says. Raises SetupError, and keeps nothing, if the block has rolled back; the
+        driver's own error where a statement failed in it that was not in a savepoint.
         """
         is_new = happened.offset >= self._at.get(happened.partition, 0)
         try:
@@ -75,6 +85,7 @@ class Once:
                 self._move(happened)
             yield is_new
             if is_new:
+                self._check(happened)
                 self._connection.commit()
                 self._at[happened.partition] = happened.offset + 1
             else:
@@ -82,6 +93,14 @@ class Once:
         except BaseException:
             self._connection.rollback()
             raise
+
+    def _begun(self) -> dict[int, int]:
+        """Prepare; once more where it fails, for twins that make the table at the same time hinder each other."""
+        try:
+            return self._prepared()
+        except self._driver.Error:
+            self._connection.rollback()
+            return self._prepared()
 
     def _prepared(self) -> dict[int, int]:
         """Make the table if it is missing, and read our rows."""
@@ -110,6 +129,16 @@ class Once:
         if moved != 1:
             raise OvertakenError(f"{self._name} is not at offset {before} of partition {partition} any more")
 
+    def _check(self, happened: Happened) -> None:
+        """See that the transaction still stands: PostgreSQL turns the commit of a failed one into a rollback."""
+        cursor = self._connection.cursor()
+        select = f"SELECT next_offset FROM {TABLE} WHERE name = ? AND partition = ?"  # noqa: S608
+        cursor.execute(*self._said(select, self._name, happened.partition))
+        found = [int(next_offset) for (next_offset,) in cursor.fetchall()]
+        cursor.close()
+        if found != [happened.offset + 1]:
+            raise SetupError(f"the block for {self._name} has rolled back its transaction: use a savepoint")
+
     def _said(self, statement: str, *values: object) -> tuple[str, Sequence[object]]:
         return statement.replace("?", self._mark), values
 
@@ -119,7 +148,8 @@ def once(connection: Connection, name: str) -> Once:
 
     `connection` is a synchronous one of SQLite (3.24 or newer) or PostgreSQL (`sqlite3`, `psycopg`), not in autocommit,
     and used for nothing else while a block of `applying` runs. The table `order_events_applied` is made if it is
-    missing. Raises SetupError for a connection that will not do.
+    missing; what you have left open in a transaction is committed with it. Raises SetupError for a connection that will
+    not do.
 
         store = once(connection, "revenue")
         async with OrderEvents.projection(start=store.positions()) as events:
@@ -137,10 +167,10 @@ def _commits_by_itself(connection: Connection) -> bool:
     return autocommit is True
 
 
-def _placeholder(connection: Connection) -> str:
-    """Find how the driver of a connection writes a value: its module says it (PEP 249, `paramstyle`)."""
-    driver = type(connection).__module__.partition(".")[0]
-    style = getattr(sys.modules.get(driver), "paramstyle", None)
-    if style not in _PLACEHOLDERS:
-        raise SetupError(f"the driver {driver} has the paramstyle {style}, known are {', '.join(_PLACEHOLDERS)}")
-    return _PLACEHOLDERS[style]
+def _driver_of(connection: Connection) -> ModuleType:
+    """Find the driver's module, which says how it writes a value and which errors it raises (PEP 249)."""
+    names = [kind.__module__.partition(".")[0] for kind in type(connection).__mro__]
+    for driver in (sys.modules[name] for name in names if name in sys.modules):
+        if getattr(driver, "paramstyle", None) in _PLACEHOLDERS:
+            return driver
+    raise SetupError(f"{names[0]} is no driver with one of the paramstyles {', '.join(_PLACEHOLDERS)}")

@@ -12,6 +12,7 @@ from msgspec import Struct
 from order_service.domain.answer import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import Reason
+from order_service.errors import HistoryError
 from order_service.reading import Seen, command_offset, decode
 from order_service.stream.topics import TopicNames
 from order_service.wire.changelog import POSITION_KEY, decode_position, waiting_key
@@ -76,10 +77,11 @@ Outcome = Accepted | Refused | Unreadable | Waiting | Undecided | Forgotten
 class Watch:
     """What is known of one sent command, from the records of its partition in the other topics."""
 
-    def __init__(self, names: TopicNames, command: Command, offset: int) -> None:
-        self.order_id = command.order_id
+    def __init__(self, names: TopicNames, command: Command, partition: int, offset: int) -> None:
         self.waits = False
         self._names = names
+        self._waiting_key = waiting_key(command.order_id, offset)
+        self._partition = partition
         self._key = command.order_id.encode()
         self._known = (command.command_id, command_digest(command))
         self._offset = offset
@@ -91,11 +93,13 @@ class Watch:
         return self._passed and not self.waits
 
     def see(self, record: ConsumerRecord) -> Accepted | Refused | Unreadable | None:
-        """Take one record; give the outcome if it is one."""
+        """Take one record; give the outcome if it is one. HistoryError if it is the order's and cannot be read."""
         names = self._names
+        if record.partition != self._partition:  # there our offset is another command's
+            return None
         if record.topic == names.table and record.key == POSITION_KEY:
-            self._passed |= decode_position(record.value).next_offset > self._offset
-        elif record.topic == names.waiting and record.key == waiting_key(self.order_id, self._offset):
+            self._passed |= _next_offset(record) > self._offset
+        elif record.topic == names.waiting and record.key == self._waiting_key:
             self.waits = record.value is not None
         elif record.topic == names.dead_letters and command_offset(record) == self._offset:
             headers = dict(record.headers)
@@ -114,6 +118,10 @@ class Watch:
         repeated = seen.command_offset != self._offset
         return Accepted(seen, repeated) if isinstance(seen.message, Event) else Refused(seen, repeated)
 
-    def is_of_the_order(self, record: ConsumerRecord) -> bool:
-        """Tell whether a record has the order's key."""
-        return bool(record.key == self._key)
+
+def _next_offset(record: ConsumerRecord) -> int:
+    """Read a position; one of a form that we do not know says nothing: a newer service may write it."""
+    try:
+        return decode_position(record.value or b"").next_offset
+    except HistoryError:
+        return 0

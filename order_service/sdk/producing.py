@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
@@ -10,7 +12,7 @@ from aiokafka.errors import ProducerClosed
 from aiokafka.structs import RecordMetadata
 
 from order_service.domain.messages import Command
-from order_service.errors import KafkaAwayError
+from order_service.errors import KafkaAwayError, SetupError
 from order_service.kafka import connection
 from order_service.logger import library_logger
 from order_service.reading import kafka_answers
@@ -35,10 +37,14 @@ class CommandsTopic:
     again are safe.
     """
 
-    def __init__(self, settings: Settings, within_s: float = WITHIN_S) -> None:
+    def __init__(
+        self, settings: Settings, within_s: float = WITHIN_S, encode: Callable[[Command], bytes] = encode_command
+    ) -> None:
         self._topic = topic_names(settings.topic_prefix).commands
         self._connection: dict[str, Any] = connection(settings)
         self._within_s = within_s
+        self._encode = encode
+        self._is_stopped = False
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._again_at = 0.0
@@ -46,7 +52,10 @@ class CommandsTopic:
         self._ending: set[asyncio.Task[None]] = set()
 
     async def send(self, command: Command, headers: Headers) -> RecordMetadata:
-        """Produce a command and give its place; KafkaAwayError if it may not have arrived, or surely has not."""
+        """Produce a command and give its place; KafkaAwayError if it may not have arrived, or surely has not.
+
+        Once all was stopped, nothing is sent: SetupError.
+        """
         servers = self._connection["bootstrap_servers"]
         if time.monotonic() < self._again_at:
             raise KafkaAwayError(f"Kafka at {servers} has just failed us")
@@ -56,7 +65,7 @@ class CommandsTopic:
                 async with asyncio.timeout(self._within_s):
                     producer = await self._started()
                     arrived: RecordMetadata = await producer.send_and_wait(
-                        self._topic, encode_command(command), key=command.order_id.encode(), headers=headers
+                        self._topic, self._encode(command), key=command.order_id.encode(), headers=headers
                     )
         except KafkaAwayError:
             if producer is None:
@@ -68,14 +77,16 @@ class CommandsTopic:
         return arrived
 
     async def stop(self) -> None:
-        """End all producers."""
-        if self._producer is not None:
-            self._replace(self._producer)
+        """End all producers, also one that is just being started, and let nobody start another."""
+        self._is_stopped = True
+        async with self._starting:
+            if self._producer is not None:
+                self._replace(self._producer)
         await asyncio.gather(*self._ending)
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
-            if self._producer is None:
+            if self._producer is None and not self._is_stopped:
                 producer = AIOKafkaProducer(
                     **self._connection, enable_idempotence=True, request_timeout_ms=int(self._within_s * 1000)
                 )
@@ -85,6 +96,8 @@ class CommandsTopic:
                     self._end(producer)
                     raise
                 self._producer, self._answered_at = producer, time.monotonic()
+            if self._producer is None or self._is_stopped:
+                raise SetupError("nothing can be sent any more: the way to Kafka was closed")
             return self._producer
 
     def _replace(self, producer: AIOKafkaProducer) -> None:
@@ -114,5 +127,18 @@ async def _broken_off(producer: AIOKafkaProducer, within_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             await asyncio.gather(sender.close(), producer.client.close())
-    sender._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
+    _fail_all(sender._message_accumulator)  # noqa: SLF001
     await producer.client.close()  # the sender may have opened one more
+
+
+def _fail_all(accumulator: Any) -> None:
+    """Tell who waits for batches that they are lost, and leave no error behind of which nobody hears.
+
+    One that is to be sent again is not among the pending ones, of which its end takes it out all the same (aiokafka
+    0.14); and hardly ever does somebody wait for one to be drained.
+    """
+    batches = accumulator._pending_batches  # noqa: SLF001
+    batches.update(chain.from_iterable(accumulator._batches.values()))  # noqa: SLF001
+    accumulator.fail_all(ProducerClosed())
+    for batch in batches:
+        batch._drain_waiter.exception()  # noqa: SLF001

@@ -14,12 +14,12 @@ OFFSET = 7
 
 @pytest.fixture
 def watch():
-    return Watch(NAMES, pay, OFFSET)
+    return Watch(NAMES, pay, 0, OFFSET)
 
 
-def record(topic, key=None, value=None, **headers):
+def record(topic, key=None, value=None, partition=0, **headers):
     sent = tuple(headers.items())
-    return ConsumerRecord(topic, 0, 0, 0, 0, key, value, None, len(key or b""), len(value or b""), sent)
+    return ConsumerRecord(topic, partition, 0, 0, 0, key, value, None, len(key or b""), len(value or b""), sent)
 
 
 def position(next_offset):
@@ -31,6 +31,19 @@ def test_a_position_behind_the_command_says_that_it_is_decided(watch):
     assert not watch.is_decided
     assert watch.see(position(OFFSET + 1)) is None
     assert watch.is_decided
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\x02 of another form", b"\x01 of another shape"])
+def test_a_position_that_cannot_be_read_says_nothing(watch, value):
+    assert watch.see(record(NAMES.table, POSITION_KEY, value)) is None
+    assert not watch.is_decided
+
+
+def test_what_other_partitions_hold_under_the_same_offset_is_not_ours(watch):
+    told = {"command_offset": b"7", "dl_reason": b"wrong_partition", "dl_detail": b"it belongs in 0"}
+    assert watch.see(record(NAMES.dead_letters, ORDER_ID.encode(), b"x", partition=11, **told)) is None
+    assert watch.see(record(NAMES.waiting, waiting_key(ORDER_ID, OFFSET), b"kept", partition=11)) is None
+    assert not watch.waits
 
 
 def test_a_command_that_waits_is_not_decided_until_it_leaves(watch):

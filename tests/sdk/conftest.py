@@ -30,6 +30,12 @@ def database(request, tmp_path):
     return url
 
 
+@pytest.fixture
+def group(service):
+    """Give the name of a group that nobody else has."""
+    return f"{service.app_id}.mailer"
+
+
 def write(service, *events):
     """Write events as a worker would; all of them are in Kafka when this returns."""
     for event in events:

@@ -1,16 +1,18 @@
 """Commands sent to a real worker: every kind of outcome, repeats, and what is said where Kafka or a worker is away."""
 
 import asyncio
+import contextlib
+import gc
 import subprocess
 import sys
 from inspect import cleandoc
 from itertools import count
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 
 from order_service import sdk
-from order_service.errors import KafkaAwayError, TopicsError
+from order_service.errors import HistoryError, KafkaAwayError, SetupError, TopicsError
 from order_service.sdk import (
     Accepted,
     Forgotten,
@@ -23,6 +25,7 @@ from order_service.sdk import (
     Unreadable,
     Waiting,
 )
+from order_service.sdk.producing import CommandsTopic
 from order_service.sdk.testing import create_order, pay_order
 from order_service.settings import Settings
 from order_service.wire.commands import encode_json_command
@@ -89,6 +92,54 @@ async def test_copies_that_are_sent_at_once_are_one(orders):
     assert len({outcome.event.event_id for outcome in outcomes}) == 1
 
 
+def poison(service, order_id):
+    """Write under an order what is no event."""
+    service.producer.produce(service.names.events, key=order_id, value=b"\0of a newer service")
+    assert service.producer.flush(30) == 0
+
+
+async def test_an_event_that_cannot_be_read_fails_only_who_repeats_a_command_of_its_order(working, orders):
+    bad = next(ids)
+    good = next(one for one in ids if working.partition_of(one) == working.partition_of(bad))
+    for order_id in (bad, good):
+        await orders.send(create_order(order_id))
+        await orders.send(pay_order(order_id, amount=1))
+    poison(working, bad)
+    assert isinstance(await orders.send(pay_order(good, amount=1)), Refused)  # behind it: from now on it is history
+    # The first begins a search, the other two are the next one together.
+    repeats = [orders.send(pay_order(order_id, amount=1)) for order_id in (good, good, bad)]
+    *outcomes, error = await asyncio.gather(*repeats, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Refused] * 2
+    assert isinstance(error, HistoryError)
+
+
+@contextlib.contextmanager
+def unfinished(service, order_id):
+    """Hold a transaction open behind all that is known of an order."""
+    producer = Producer(
+        {
+            "bootstrap.servers": service.bootstrap_servers,
+            "partitioner": "murmur2_random",
+            "transactional.id": order_id,
+        }
+    )
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(service.names.events, key=order_id, value=b"never")
+    producer.flush(30)
+    yield
+    producer.abort_transaction(30)
+
+
+async def test_a_search_ends_with_the_last_answer(working, orders):
+    order_id = next(ids)
+    first = await orders.send(create_order(order_id))
+    with unfinished(working, order_id):
+        assert await orders.send(create_order(order_id)) == Accepted(first.seen, repeated=True)
+        search = orders._sender._following._search
+        await asyncio.wait_for(search.task, 5)
+
+
 async def test_an_answer_that_is_not_kept_any_more_is_forgotten(working, orders):
     order_id = next(ids)
     await orders.send(create_order(order_id))
@@ -110,7 +161,7 @@ async def test_a_command_of_another_producer_is_not_taken_for_ours(working, orde
 async def test_a_reading_that_stopped_begins_anew(working):
     async with OrderCommands(actor="service:shop", settings=working.settings()) as orders:
         assert isinstance(await orders.create(next(ids), "dana", "EUR", [MUG]), Accepted)
-        reading = orders._following._task
+        reading = orders._sender._following._task
         assert reading is not None
         reading.cancel()
         await asyncio.wait([reading])
@@ -123,7 +174,7 @@ async def test_a_thousand_at_once_stay_within_their_bound(working):
 
         async def create(order_id):
             outcome = await shop.create(order_id, "dana", "EUR", [MUG], wait_s=30)
-            held.append(len(list(shop._following._all())))
+            held.append(len(list(shop._sender._following._all())))
             return outcome
 
         outcomes = await asyncio.gather(*[create(next(ids)) for _ in range(1000)])
@@ -138,6 +189,41 @@ async def test_without_a_worker_a_command_stays_undecided(service):
         waiting = asyncio.create_task(orders.create("order-1", "dana", "EUR", [MUG], wait_s=60))
         await asyncio.to_thread(until, lambda: len(service.read(service.names.commands)) == 3, "it is in Kafka")
     assert await waiting == Undecided()
+
+
+async def test_an_event_that_cannot_be_read_fails_only_who_waits_for_its_order(service):
+    async with OrderCommands(actor="service:shop", settings=service.settings()) as orders:
+        good, bad = (asyncio.create_task(orders.deliver(order_id, wait_s=60)) for order_id in ("order-1", "order-2"))
+        await asyncio.to_thread(until, lambda: len(service.read(service.names.commands)) == 2, "they are in Kafka")
+        poison(service, "order-2")
+        with pytest.raises(HistoryError, match="cannot be read"):
+            await bad
+        assert not good.done()
+    assert await good == Undecided()
+
+
+async def test_who_waits_for_a_place_when_it_is_left_sends_nothing_and_leaves_nothing_behind(service):
+    before = asyncio.all_tasks()
+    async with OrderCommands(actor="service:shop", in_flight_max=1, settings=service.settings()) as orders:
+        sending = [asyncio.create_task(orders.deliver("order-1", wait_s=wait_s)) for wait_s in (60, 0, 60)]
+        await asyncio.to_thread(until, lambda: len(service.read(service.names.commands)) == 1, "one is in Kafka")
+    first, *others = await asyncio.gather(*sending, return_exceptions=True)
+    assert first == Undecided()
+    assert [type(error) for error in others] == [SetupError] * 2
+    assert len(service.read(service.names.commands)) == 1
+    assert asyncio.all_tasks() <= before
+
+
+async def test_a_producer_that_is_just_being_started_is_ended_too(service):
+    before = asyncio.all_tasks()
+    topic = CommandsTopic(service.settings())
+    sending = [asyncio.create_task(topic.send(create_order(order_id), [])) for order_id in ("order-1", "order-2")]
+    await asyncio.sleep(0)
+    assert topic._starting.locked()
+    await topic.stop()
+    errors = await asyncio.gather(*sending, return_exceptions=True)
+    assert [type(error) for error in errors] == [SetupError] * 2
+    assert asyncio.all_tasks() <= before
 
 
 async def test_who_cannot_begin_says_why(bootstrap_servers):
@@ -162,13 +248,16 @@ def leaving(tmp_path, users):
 
 async def test_where_kafka_goes_away_who_sends_hears_of_it_in_time(leaving):
     service, broker = leaving
-    settings = service.settings()
+    settings, complaints = service.settings(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said["message"]))
     async with asyncio.timeout(20), OrderCommands(actor="service:shop", within_s=2, settings=settings) as orders:
         assert await orders.create("order-1", "dana", "EUR", [MUG], wait_s=0) == Undecided()
         broker.kill()
         sending = [orders.create("order-1", "dana", "EUR", [MUG], wait_s=wait_s) for wait_s in (0, 5, 5)]
         outcomes = await asyncio.gather(*sending, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [KafkaAwayError] * 3
+    gc.collect()
+    assert complaints == []
 
 
 def test_the_example_runs_as_it_is_written(working):

@@ -11,7 +11,7 @@ import pytest
 from aiokafka.structs import TopicPartition as AtPartition
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from order_service.errors import HistoryError, KafkaAwayError, TopicsError
+from order_service.errors import HistoryError, KafkaAwayError, SetupError, TopicsError
 from order_service.sdk import Hole, HoleError, OrderEvents, skip
 from order_service.sdk.logs import GroupLog
 from order_service.sdk.testing import order_created, order_paid, sample_life
@@ -43,9 +43,9 @@ def committed(service, group):
 
 
 @contextlib.contextmanager
-def mailer(service, file, last):
+def mailer(service, group, file, last):
     """Run a subscriber that dies after its work on a version."""
-    command = [sys.executable, "-m", "tests.sdk.mailer", "mailer", str(file), str(last)]
+    command = [sys.executable, "-m", "tests.sdk.mailer", group, str(file), str(last)]
     with subprocess.Popen(command, cwd=ROOT, env=service.environment) as process:
         try:
             yield process
@@ -53,48 +53,70 @@ def mailer(service, file, last):
             process.kill()
 
 
-async def test_a_new_group_is_silent_about_history(service):
+async def test_a_new_group_is_silent_about_history(service, group):
     write(service, *sample_life("old"))
-    async with OrderEvents.effects(group="mailer", settings=service.settings()) as events:
+    async with OrderEvents.effects(group=group, settings=service.settings()) as events:
         write(service, *sample_life("new"))
         happened = await take(events, 5)
     assert names(happened) == [("new", version) for version in range(1, 6)]
     assert not any(one.is_replay for one in happened)
 
 
-async def test_a_group_that_died_before_its_first_commit_misses_nothing(service):
+@contextlib.contextmanager
+def member(service, group, topic):
+    """Give the group a member that reads something else."""
+    consumer = Consumer(
+        {"bootstrap.servers": service.bootstrap_servers, "group.id": group, "auto.offset.reset": "latest"}
+    )
+    consumer.subscribe([topic])
+    until(lambda: consumer.poll(0.1) is not None or consumer.assignment(), "it is a member")
+    yield
+    consumer.close()
+
+
+async def test_a_group_whose_members_read_something_else_is_not_begun(service, group):
+    events = OrderEvents.effects(group=group, settings=service.settings())
+    with (
+        member(service, group, service.names.rejections),
+        pytest.raises(SetupError, match="has members that read something else than"),
+    ):
+        await events.__aenter__()
+    assert committed(service, group) == 0
+
+
+async def test_a_group_that_died_before_its_first_commit_misses_nothing(service, group):
     write(service, *sample_life("old"))
     with pytest.raises(ZeroDivisionError):
-        async with OrderEvents.effects(group="mailer", settings=service.settings()):
+        async with OrderEvents.effects(group=group, settings=service.settings()):
             raise ZeroDivisionError
     write(service, order_created("meanwhile"))
-    async with OrderEvents.effects(group="mailer", settings=service.settings()) as events:
+    async with OrderEvents.effects(group=group, settings=service.settings()) as events:
         assert names(await take(events, 1)) == [("meanwhile", 1)]
 
 
-async def test_what_was_not_committed_when_a_member_was_killed_comes_again_and_only_that(service, tmp_path):
+async def test_what_was_not_committed_when_a_member_was_killed_comes_again_and_only_that(service, group, tmp_path):
     life, mails = sample_life(), tmp_path / "mails"
-    with mailer(service, mails, 2) as process:
+    with mailer(service, group, mails, 2) as process:
         await asyncio.to_thread(until, mails.exists, "it has begun")
         write(service, life[0])
-        await asyncio.to_thread(until, lambda: committed(service, "mailer") == 1, "the first one is committed")
+        await asyncio.to_thread(until, lambda: committed(service, group) == 1, "the first one is committed")
         write(service, life[1])
         await asyncio.to_thread(until, lambda: process.poll() is not None, "it is killed")
         assert process.returncode == -signal.SIGKILL
     assert mails.read_text().split() == ["opened", "1", "2"]
     write(service, *life[2:])
-    async with OrderEvents.effects(group="mailer", settings=service.settings()) as events:
+    async with OrderEvents.effects(group=group, settings=service.settings()) as events:
         assert [version for _, version in names(await take(events, 4))] == [2, 3, 4, 5]
-    assert committed(service, "mailer") == 5
+    assert committed(service, group) == 5
 
 
-async def test_members_share_the_work_and_a_rebalance_is_no_hole(service):
+async def test_members_share_the_work_and_a_rebalance_is_no_hole(service, group):
     seen: Counter[tuple[str, int]] = Counter()
     lives = [sample_life(f"order-{number}") for number in range(20)]
     shares = [0, 0]
 
     async def work(member):
-        async with OrderEvents.effects(group="mailer", settings=service.settings()) as events:
+        async with OrderEvents.effects(group=group, settings=service.settings()) as events:
             async for happened in events:
                 seen[happened.event.order_id, happened.event.version] += 1
                 shares[member] += 1
@@ -103,7 +125,7 @@ async def test_members_share_the_work_and_a_rebalance_is_no_hole(service):
         wanted = {(life[0].order_id, version) for life in lives}
         await asyncio.to_thread(until, lambda: wanted <= seen.keys(), f"version {version} of all orders is seen")
 
-    async with OrderEvents.effects(group="mailer", settings=service.settings()):
+    async with OrderEvents.effects(group=group, settings=service.settings()):
         pass
 
     def write_more():
@@ -202,6 +224,19 @@ async def test_a_position_in_another_log_is_refused(service):
             pass
 
 
+async def test_a_position_of_which_the_log_is_gone_is_refused(service):
+    write(service, *sample_life())
+    partition = service.partition_of("order-1")
+    place = TopicPartition(service.names.events, partition, 3)
+    service.kafka.delete_records([place])[place].result(30)
+    with pytest.raises(HistoryError, match=f"partition {partition} of .* begins at 3, behind the position 2"):
+        async with OrderEvents.projection(start={partition: 2}, settings=service.settings()):
+            pass
+    for start in ({partition: 3}, None):
+        async with OrderEvents.projection(start=start, settings=service.settings(), on_hole=lambda _: None) as events:
+            assert names(await take(events, 1)) == [("order-1", 4)]
+
+
 @pytest.mark.parametrize("make", [OrderEvents.projection, lambda **given: OrderEvents.effects(group="g", **given)])
 async def test_who_cannot_begin_says_why(bootstrap_servers, make):
     elsewhere = Settings(topic_prefix="none.")
@@ -213,8 +248,8 @@ async def test_who_cannot_begin_says_why(bootstrap_servers, make):
             pass
 
 
-async def test_what_is_read_again_after_a_rebalance_is_dropped(service):
-    async with OrderEvents.effects(group="mailer", settings=service.settings()) as events:
+async def test_what_is_read_again_after_a_rebalance_is_dropped(service, group):
+    async with OrderEvents.effects(group=group, settings=service.settings()) as events:
         write(service, *sample_life()[:2])
         [first] = await take(events, 1)
         log = events._log
@@ -223,4 +258,4 @@ async def test_what_is_read_again_after_a_rebalance_is_dropped(service):
         log._consumer.seek(AtPartition(service.names.events, first.partition), first.offset)
         assert [version for _, version in names(await take(events, 1))] == [2]
         assert events.repeat_count == 1
-    assert committed(service, "mailer") == 2
+    assert committed(service, group) == 2

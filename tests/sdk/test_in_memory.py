@@ -200,6 +200,20 @@ async def test_poison_ends_the_reading_and_is_not_told(orders, caplog):
         assert await read(events) == []
 
 
+async def test_an_order_goes_on_behind_a_version_that_was_passed_over(orders):
+    for order_id, before in (("order-1", [order_created("order-1")]), ("order-2", [])):
+        for event in before:
+            orders.add(event)
+        orders.poison(order_id)
+        orders.add(order_paid(order_id, version=len(before) + 2))
+    orders.add(order_paid("order-1", version=5))
+    orders.end()
+    async with orders.projection(on_poison=skip) as events:
+        assert [(await anext(events)).event.version for _ in range(3)] == [1, 3, 2]
+        with pytest.raises(HoleError, match="version 4 of the order order-1 is missing"):
+            await anext(events)
+
+
 def test_the_group_of_the_workers_is_no_subscribers():
     with pytest.raises(SetupError, match="orders is the group of the order service's workers"):
         OrderEvents.effects(group="orders")
@@ -210,6 +224,8 @@ async def test_what_is_not_open_gives_nothing():
         await anext(OrderEvents.projection())
     with pytest.raises(SetupError, match="open it first"):
         await OrderCommands(actor="service:shop").deliver("order-1")
+    with pytest.raises(SetupError, match="open it first"):
+        await OrderCommands(actor="service:shop").deliver("order-1", wait_s=0)
 
 
 async def test_the_example_runs_as_it_is_written():

@@ -1,8 +1,12 @@
 """Position and work in one transaction, in SQLite and PostgreSQL, also where the process is killed in it."""
 
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -84,6 +88,61 @@ def test_a_twin_that_was_first_is_noticed_and_nothing_is_kept(store, connection,
     other.close()
 
 
+on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+
+
+@on_postgresql
+def test_an_error_that_was_swallowed_is_not_taken_for_a_commit(store, connection, database):
+    def swallow():
+        with store.applying(LIFE[0]), contextlib.suppress(psycopg.errors.UndefinedTable):
+            connection.execute("INSERT INTO nowhere VALUES (1)")
+
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        swallow()
+    assert store.positions() == once(connection, "seen").positions() == {}
+    with store.applying(LIFE[0]), contextlib.suppress(psycopg.errors.UndefinedTable), connection.transaction():
+        connection.execute("INSERT INTO nowhere VALUES (1)")
+    assert apply(store, connection, LIFE[1])
+    other = connect(database)
+    assert once(other, "seen").positions() == store.positions() == {0: 12}
+    other.close()
+
+
+def test_a_block_that_rolls_back_is_noticed(store, connection):
+    with pytest.raises(SetupError, match="has rolled back its transaction"), store.applying(LIFE[0]):
+        connection.rollback()
+    assert versions(connection) == []
+    assert apply(store, connection, LIFE[0])
+
+
+@on_postgresql
+def test_twins_that_begin_together_make_the_table_once(database):
+    count, rounds = 4, 10
+    connections = [connect(database) for _ in range(count)]
+    together = threading.Barrier(count)
+
+    def begin(connection):
+        together.wait(10)
+        return once(connection, "seen").positions()
+
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(rounds):
+            assert list(pool.map(begin, connections)) == [{}] * count
+            connections[0].execute("DROP TABLE order_events_applied")
+            connections[0].commit()
+    for connection in connections:
+        connection.close()
+
+
+def test_a_connection_of_a_kind_of_ones_own_will_do(tmp_path):
+    class Own(sqlite3.Connection):
+        pass
+
+    connection = sqlite3.connect(tmp_path / "own.db", factory=Own)
+    assert once(connection, "seen").positions() == {}
+    connection.close()
+
+
 def test_a_connection_that_commits_by_itself_will_not_do(connection, database):
     connection.rollback()
     if isinstance(connection, psycopg.Connection):
@@ -98,7 +157,7 @@ def test_a_driver_that_writes_values_in_another_way_is_named():
     class Unknown:
         autocommit = False
 
-    with pytest.raises(SetupError, match="the driver tests has the paramstyle None"):
+    with pytest.raises(SetupError, match="tests is no driver with one of the paramstyles"):
         once(Unknown(), "seen")  # type: ignore[arg-type]
 
 

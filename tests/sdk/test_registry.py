@@ -44,28 +44,27 @@ async def serving(registry):
     await runner.cleanup()
 
 
-def projection(settings):
+def projection(settings, _group):
     return OrderEvents.projection(settings=settings)
 
 
-def effects(settings):
-    return OrderEvents.effects(group="mailer", settings=settings)
+def effects(settings, group):
+    return OrderEvents.effects(group=group, settings=settings)
 
 
 @pytest.mark.parametrize(("make", "schema_id"), [(projection, 4001), (effects, 4002)])
-async def test_an_id_that_is_not_known_is_looked_up(service, registry, make, schema_id):
+async def test_an_id_that_is_not_known_is_looked_up(service, group, registry, make, schema_id):
     settings = service.settings().model_copy(update={"schema_registry_url": registry.url})
     event = order_delivered(version=1)
     value = prefix_of(schema_id) + encode_event(event)[len(DELIVERED.prefix) :]
-    async with OrderEvents.effects(group="mailer", settings=settings):
+    async with OrderEvents.effects(group=group, settings=settings):
         pass  # the group begins here
     service.producer.produce(service.names.events, key=event.order_id, value=value)
     assert service.producer.flush(30) == 0
     registry.is_away = True
-    async with make(settings) as events:
+    async with make(settings, group) as events:
         for _ in range(2):
             with pytest.raises(RegistryAwayError):
                 await anext(events)
-    registry.is_away = False
-    async with make(settings) as events:
+        registry.is_away = False
         assert (await anext(events)).event == event

@@ -43,6 +43,24 @@ def test_a_partition_that_stays_knows_holes():
     assert kept.expected(PART, "order-1", 9) == 4
 
 
+def test_behind_what_was_passed_over_any_version_may_come_that_was_not_seen():
+    kept = seen(3)
+    kept.begin([WHOLE])
+    kept.lost_track("order-1")
+    kept.lost_track("order-2")
+    assert [kept.is_repeat("order-1", version) for version in (3, 4)] == [True, False]
+    assert kept.expected(PART, "order-1", 5) == 5
+    assert kept.expected(WHOLE, "order-2", 2) == 2
+    assert seen(5, kept=kept).expected(PART, "order-1", 7) == 6
+
+
+def test_what_was_passed_over_counts_among_the_orders_that_are_remembered():
+    kept = seen(1, kept=Versions(orders_max=2))
+    for order_id in ("order-2", "order-3"):
+        kept.lost_track(order_id)
+    assert not kept.is_repeat("order-1", 1)
+
+
 def test_of_an_order_that_was_forgotten_any_version_is_a_beginning():
     kept = Versions(orders_max=2)
     kept.begin([WHOLE])

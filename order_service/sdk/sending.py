@@ -1,0 +1,63 @@
+"""Send one command, and wait for what becomes of it."""
+
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from msgspec import Struct
+
+from order_service.domain.messages import Command
+from order_service.errors import SetupError
+from order_service.sdk.following import Following
+from order_service.sdk.outcomes import Outcome, Undecided
+from order_service.sdk.producing import WITHIN_S, CommandsTopic
+from order_service.settings import Settings
+from order_service.wire.avro import encode_command
+
+
+class Sent(Struct, frozen=True):
+    """Where a command lies, and what became of it."""
+
+    partition: int
+    offset: int
+    outcome: Outcome
+
+
+class Sender:
+    """A producer of commands and a reader of their outcomes, between which nothing is missed; `async with` it."""
+
+    def __init__(
+        self, settings: Settings, within_s: float = WITHIN_S, encode: Callable[[Command], bytes] = encode_command
+    ) -> None:
+        self._new_topic = partial(CommandsTopic, settings, within_s, encode)
+        self._topic: CommandsTopic
+        self._following = Following(settings, within_s)
+        self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        await self._following.open()  # in a topic that is missing, a producer would wait in vain
+        self._topic = self._new_topic()
+        self._is_open = True
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._is_open = False
+        try:
+            await self._following.close()
+        finally:
+            await self._topic.stop()
+
+    async def send(self, command: Command, wait_s: float) -> Sent:
+        """Send a command and wait for its outcome, up to `wait_s` seconds (0: not at all)."""
+        if not self._is_open:
+            raise SetupError("open it first: `async with OrderCommands(…) as orders:`")
+        if wait_s <= 0:
+            arrived = await self._topic.send(command, [])
+            return Sent(arrived.partition, arrived.offset, Undecided())
+        async with self._following.awaiting(command) as awaited:
+            arrived = await self._topic.send(command, [])
+            self._following.arrived(awaited, arrived.offset)
+            return Sent(arrived.partition, arrived.offset, await awaited.within(wait_s))
