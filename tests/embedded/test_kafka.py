@@ -230,7 +230,7 @@ def test_the_compose_file_makes_as_many_partitions_as_a_command_line_beside_it_e
 def test_the_compose_file_publishes_on_loopback_only():
     compose = (ROOT / "docker-compose.yml").read_text()
     published = re.findall(r"ports:\n((?: +- .*\n)+)", compose)
-    assert len(published) == 4
+    assert len(published) == 5
     assert all(line.strip().startswith('- "127.0.0.1:') for lines in published for line in lines.splitlines())
 
 

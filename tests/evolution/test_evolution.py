@@ -98,6 +98,7 @@ def test_a_new_program_reads_what_old_ones_wrote(place):
     assert read == [json.loads(msgspec.json.encode(event)) for event in samples.events]
 
 
+@pytest.mark.timeout(240)  # it starts a registry and a dozen programs
 def test_old_and_new_programs_share_one_log(service, place, tmp_path):
     """Old worker, new worker, old worker again: old and new projectors and readers find one history of each order."""
     with Apicurio(tmp_path) as registry:
