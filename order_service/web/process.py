@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.admin import AdminServer
 from order_service.errors import PortTakenError
+from order_service.garbage import keep_what_is_there
 from order_service.registry import adopt_when_it_answers
 from order_service.sdk.producing import CommandsTopic
 from order_service.settings import Settings
@@ -87,6 +88,7 @@ async def run(settings: Settings) -> None:
         undo.push_async_callback(runner.cleanup)
         undo.callback(live.stop)
         undo.push_async_callback(outcomes.stop)  # whoever waits is told that its command is in Kafka
+        keep_what_is_there()
         listening = await _listen(runner, settings)
         undo.callback(listening.close)  # first: whoever comes now finds another process
         await _look_until_told_to_end(pulse, readiness, adopt_when_it_answers(settings, names.of, _go_on_without))
