@@ -6,8 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(VENV)/uv/bin/uv
-# Most tests wait for brokers and workers, so three at once suit two cores; each has a Kafka of its own. Files go in the
-# order of their names: in xdist's own, by their count of tests, those that take minutes come last.
+# Most tests wait for brokers and workers, so three at once suit two cores; each has a Kafka of its own.
 JOBS ?= 3
 RUNS ?= 1000000
 # The tests start hundreds of processes: without bytecode on disk each compiles a second long what it imports.
@@ -46,7 +45,7 @@ browser: ## install Chromium for the tests of the orders page, unless there is o
 	  || { echo 'no Chromium: install it (Debian: apt-get install chromium) or Google Chrome' >&2; exit 1; }
 
 test: check browser ## all checks and all tests, on a real Kafka and in a real browser
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 format: setup ## put the code into its form
 	$(BIN)/ruff format .
