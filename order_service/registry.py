@@ -262,7 +262,7 @@ class Ids:
     async def learn_in_a_hurry(self, values: Iterable[bytes | None]) -> None:
         """Do so if the registry is quick, else leave it alone for a while: what is not known is no command of ours."""
         began_at = time.monotonic()
-        if began_at < self._ask_at:
+        if self._registry is None or began_at < self._ask_at:
             return
         try:
             async with asyncio.timeout(HURRY_S):

@@ -163,19 +163,25 @@ def routes(names: TopicNames) -> list[web.RouteDef]:
 
 
 def _served(find: Find, registry: Registry) -> Handler:
-    async def serve(request: web.Request) -> web.Response:
-        try:
-            return _answer(find(registry, request.match_info))
-        except NotThere as error:
-            return _answer({"error_code": error.code, "message": str(error)}, status=error.code // 100)
+    async def found(request: web.Request) -> Any:
+        return find(registry, request.match_info)
 
-    return serve
+    return _answered(found)
 
 
 def _looked_up(registry: Registry) -> Handler:
+    async def found(request: web.Request) -> Any:
+        return registry.lookup(request.match_info, _schema_in(await request.read()))
+
+    return _answered(found)
+
+
+def _answered(find: Callable[[web.Request], Awaitable[Any]]) -> Handler:
+    """Serve what is found, or why nothing is."""
+
     async def serve(request: web.Request) -> web.Response:
         try:
-            return _answer(registry.lookup(request.match_info, _schema_in(await request.read())))
+            return _answer(await find(request))
         except NotThere as error:
             return _answer({"error_code": error.code, "message": str(error)}, status=error.code // 100)
 

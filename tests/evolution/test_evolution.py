@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from hashlib import sha256
 from io import BytesIO
 from typing import Any
 
@@ -209,7 +208,7 @@ def with_a_duty(place):
     optional, duty = '"type": ["null", "string"],\n      "default": null', '"type": "string"'
     before, _, after = file.read_text().rpartition(optional)
     file.write_text(before + duty + after)
-    list_it(place, 1_000_000_014)
+    later.give_id(place, later.SCHEMA, 1_000_000_014)
 
 
 def edited(place):
@@ -221,10 +220,4 @@ def edited(place):
 
 def with_an_old_id(place):
     """Give it the id of the one before."""
-    list_it(place, 1_000_000_004)
-
-
-def list_it(place, schema_id):
-    listed = (place / "ids.json").read_text().rstrip().removesuffix("}").rstrip()
-    entry = {"file": later.SCHEMA, "sha256": sha256((place / later.SCHEMA).read_bytes()).hexdigest()}
-    (place / "ids.json").write_text(f'{listed},\n  "{schema_id}": {json.dumps(entry)}\n}}\n')
+    later.give_id(place, later.SCHEMA, 1_000_000_004)

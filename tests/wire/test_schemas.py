@@ -16,6 +16,7 @@ from order_service.domain.messages import Event, OrderPaid, PayOrder
 from order_service.wire import versions
 from order_service.wire.released import faults, folder
 from order_service.wire.schemas import MESSAGE_TYPES, SCHEMAS, load
+from tests.evolution.later import give_id as release
 
 PAID = "OrderPaid.v1.avsc"
 NOTE = {"name": "note", "type": ["null", "string"], "default": None, "doc": "What the payer wrote."}
@@ -39,13 +40,6 @@ def copy(tmp_path):
 
 def write(place, avro):
     place.write_text(json.dumps(avro))
-
-
-def release(copy, file, schema_id):
-    """Give a file an id, as its author would."""
-    listed = (copy / "ids.json").read_text().rstrip().removesuffix("}").rstrip()
-    digest = sha256((copy / file).read_bytes()).hexdigest()
-    (copy / "ids.json").write_text(f'{listed},\n "{schema_id}": {{"file": "{file}", "sha256": "{digest}"}}}}')
 
 
 def paid(**changes):
