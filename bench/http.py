@@ -22,7 +22,7 @@ from tests.web.shop import Shop as Site
 PER_S: Final = 200
 USERS_LATENCY_MS: Final = 5
 WARM_S: Final = 3.0
-WARM_UP_S: Final = scaled_s(15.0)
+WARM_UP_S: Final = scaled_s(45.0)
 MEASURED_S: Final = scaled_s(8.0)
 READ_S: Final = scaled_s(4.0)
 CONNECTIONS: Final = 32
@@ -60,7 +60,7 @@ def writes(world: World, make: Databases) -> list[Row]:
         ports = {kind: stack.enter_context(site(world, make(kind))) for kind in DATABASES}
         ports[PLAIN] = stack.enter_context(plain(make("PostgreSQL")))
         for port in ports.values():
-            ask(write, port, "warm-up", PER_S, WARM_UP_S)  # a JVM compiles for so long
+            ask(write, port, "warm-up", PER_S, WARM_UP_S)  # a young broker compiles itself meanwhile, on our cores
         for run in range(1, RUNS + 1):
             for who, port in ports.items():
                 taken = ask(write, port, f"user-{run}", PER_S, WARM_S + MEASURED_S)

@@ -12,7 +12,7 @@ from typing import Final, NoReturn, Protocol
 import msgspec
 import structlog
 from aiokafka.structs import ConsumerRecord, TopicPartition
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, bindparam, exists, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
@@ -28,6 +28,17 @@ from order_service.views.tables import FORM, form, form_of, milliseconds, order_
 log = structlog.get_logger()
 
 _json: Final = msgspec.json.Encoder().encode
+
+_MOVE: Final = (
+    positions.update()
+    .where(
+        positions.c.topic == bindparam("of_topic"),
+        positions.c.partition == bindparam("of_partition"),
+        positions.c.next_offset == bindparam("before"),
+        exists().where(form.c.form == FORM),
+    )
+    .values(next_offset=bindparam("after"))
+)
 
 LOOK_EVERY_S: Final = 1.0
 """How often to tell how far the log goes on."""
@@ -78,9 +89,7 @@ class Projection:
         if another version has made the tables anew.
         """
         with self._engine.begin() as connection:
-            for place in sorted(after):  # sorted: two projectors then lock rows in the same order
-                _move(connection, place, before[place], after[place])
-            _check_form(connection)
+            _move(connection, before, after)
             changed = {seen.order_id for seen in seens if isinstance(seen.message, Event)}
             heads = self._heads.of(changed, connection, {place: before[place] for place in after})
             happened: list[Row] = []
@@ -180,11 +189,15 @@ def _check_reach(place: TopicPartition, at: int, start: int, end: int) -> None:
         raise HistoryError(f"the views have read {topic} up to {at}, but it begins at {start}: {CURE}")
 
 
-def _move(connection: Connection, place: TopicPartition, before: int, after: int) -> None:
-    here = (positions.c.topic == place.topic) & (positions.c.partition == place.partition)
-    moving = positions.update().where(here, positions.c.next_offset == before).values(next_offset=after)
-    if connection.execute(moving).rowcount != 1:
-        raise Overtaken(f"partition {place.partition} of {place.topic} is not at {before} any more")
+def _move(connection: Connection, before: Mapping[TopicPartition, int], after: Mapping[TopicPartition, int]) -> None:
+    moves = [  # sorted: two projectors then lock rows in the same order
+        {"of_topic": place.topic, "of_partition": place.partition, "before": before[place], "after": after[place]}
+        for place in sorted(after)
+    ]
+    if connection.execute(_MOVE, moves).rowcount != len(moves):
+        _check_form(connection)
+        places = ", ".join(f"{place.topic}-{place.partition} at {before[place]}" for place in sorted(after))
+        raise Overtaken(f"no more all of these are where we left them: {places}")
 
 
 def _check_form(connection: Connection) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 from sqlalchemy import CompoundSelect, Engine, Select, Table, inspect, select, tuple_, union_all
+from sqlalchemy.exc import DBAPIError
 
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
 from order_service.domain.reasons import Status
@@ -28,6 +29,7 @@ from order_service.views.tables import (
 NEWS_MAX: Final = 500
 """How many offsets one look at the news passes over."""
 
+_PLACES: Final = select(positions)
 _events: Final = msgspec.json.Decoder(Event)
 _rejections: Final = msgspec.json.Decoder(Rejection)
 
@@ -100,7 +102,7 @@ class Views:
 
     def places(self) -> Places:
         """Say how far the views are."""
-        return {(row.topic, row.partition): row.next_offset for row in self._rows(select(positions))}
+        return {(row.topic, row.partition): row.next_offset for row in self._rows(_PLACES)}
 
     def news(self, since: Places) -> News:
         """Give what has come in since the views were there; of very much, the first part: ask again for the rest.
@@ -219,6 +221,14 @@ class Views:
         return sorted(rows, key=lambda row: (row.partition, row.offset))
 
     def _rows(self, statement: Select[Any] | CompoundSelect[Any]) -> Sequence[Any]:
+        try:
+            return self._read(statement)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            return self._read(statement)  # the database was started anew, and all connections of before are dropped now
+
+    def _read(self, statement: Select[Any] | CompoundSelect[Any]) -> Sequence[Any]:
         with self._engine.begin() as connection:
             return connection.execute(statement).all()
 

@@ -62,6 +62,8 @@ form: Final = Table(
     Column("is_built", Boolean, nullable=False),
 )
 
+_FORM_OF: Final = select(form.c.form)
+
 positions: Final = Table(
     "view_positions",
     _metadata,
@@ -132,20 +134,25 @@ def database_of(settings: Settings) -> URL:
 
 
 def open_database(url: URL, *, writes: bool = False) -> Engine:
-    """Connect to a database; one that `writes` takes SQLite's lock when a transaction begins, not in its middle."""
+    """Connect to a database.
+
+    For one that `writes`, SQLite's lock is taken when a transaction begins, not in its middle; who only reads has no
+    transactions: each statement sees what is committed, and is one round trip to PostgreSQL, not four.
+    """
     if url.get_backend_name() == "postgresql":
         within_ms = round(BUSY_S * 1000)
         options = f"-c synchronous_commit=off {url.query.get('options', '')}"  # what a crash takes is folded again
         options += f" -c statement_timeout={within_ms} -c lock_timeout={within_ms}"
         given = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": within_ms, "options": options}
-        return create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=given)
+        how: dict[str, Any] = {"pool_pre_ping": True} if writes else {"isolation_level": "AUTOCOMMIT"}
+        return create_engine(url, hide_parameters=True, connect_args=given, **how)
     file = Path(str(url.database))
     file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_S})
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: ConnectionPoolEntry) -> None:
-        connection.isolation_level = None  # transactions begin below, not where Python's driver thinks
+        connection.isolation_level = None  # a transaction begins below, if at all, not where Python's driver thinks
         _write_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         record.info["file"] = _identity(file)
@@ -155,9 +162,11 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
         if record.info["file"] != _identity(file):
             raise DisconnectionError("the file of the views was removed: SQLite would write on where nobody reads")
 
-    @event.listens_for(engine, "begin")
-    def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    if writes:
+
+        @event.listens_for(engine, "begin")
+        def begun(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
@@ -189,7 +198,7 @@ def prepare(engine: Engine) -> bool:
 
 def form_of(connection: Connection) -> int:
     """Read which form the tables have."""
-    return connection.scalar(select(form.c.form)) or 0
+    return connection.scalar(_FORM_OF) or 0
 
 
 def _is_locked(error: Exception) -> bool:

@@ -45,7 +45,7 @@ def test_wherever_a_log_is_cut_the_views_are_the_same(projection, views, cut):
 
 def test_what_was_applied_is_not_applied_again(projection, views):
     put(projection, HISTORY[:2])
-    with pytest.raises(Overtaken, match="is not at 0 any more"):
+    with pytest.raises(Overtaken, match=f"are where we left them: {EVENTS.topic}-0 at 0"):
         put(projection, HISTORY[:2])
     assert order_of(views, ORDER_ID).version == 2
 

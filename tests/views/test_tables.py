@@ -61,26 +61,33 @@ def test_views_are_ready_when_they_have_what_the_log_held_at_the_start():
 
 
 def test_what_a_crash_of_postgresql_takes_is_taken_whole_and_folded_again(postgresql_server):
-    """Commits of the projector do not wait for the disk: the newest may be lost, never rows or a position alone."""
-    engine = open_database(make_url(postgresql_server.get_uri()).set(drivername="postgresql+psycopg"), writes=True)
+    """Commits of the projector do not wait for the disk: the newest may be lost, never rows or a position alone.
+
+    Whoever reads finds the server again, and its callers do not hear of it.
+    """
+    url = make_url(postgresql_server.get_uri()).set(drivername="postgresql+psycopg")
+    engine, readers = open_database(url, writes=True), open_database(url)
+    views = Views(readers, topic_names())
     prepare(engine)
     projection = Projection(engine)
     projection.positions(START)
     log = seens([but(event, order_id=f"order-{number}") for number in range(60) for event in events[:1]])
     for seen in log:
         projection.apply([seen], {EVENTS: seen.offset}, {EVENTS: seen.offset + 1})
+    assert order_of(views, log[-1].order_id) is not None
     os.kill(postgresql_server.get_pid(), signal.SIGQUIT)
     postgresql_server.get_postmaster_info().process.wait(20)
     engine.dispose()
     postgresql_server.ensure_postgres_running()
+    order_of(views, log[0].order_id)  # on a connection of before
     at = Projection(engine).positions(START)
     with engine.begin() as connection:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "off"
         assert connection.scalar(select(func.count()).select_from(order_events)) == at[EVENTS]
     rest = log[at[EVENTS] :]
     Projection(engine).apply(rest, at, after(at, rest))
-    views = Views(engine, topic_names())
     assert [order_of(views, seen.order_id) for seen in log] == [
         reduce(state.after, [seen.message], None) for seen in log
     ]
     engine.dispose()
+    readers.dispose()
