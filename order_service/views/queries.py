@@ -1,12 +1,13 @@
 """What can be asked of the views: an order now and then, lists of orders, histories, what became of a command."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 from sqlalchemy import CompoundSelect, Engine, Select, Table, inspect, select, tuple_, union_all
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
@@ -29,7 +30,10 @@ from order_service.views.tables import (
 NEWS_MAX: Final = 500
 """How many offsets one look at the news passes over."""
 
+_T = TypeVar("_T")
+
 _PLACES: Final = select(positions)
+_IS_BUILT: Final = select(form.c.is_built)
 _events: Final = msgspec.json.Decoder(Event)
 _rejections: Final = msgspec.json.Decoder(Rejection)
 
@@ -92,13 +96,7 @@ class Views:
 
     def faults(self) -> list[str]:
         """Say why nobody should read the views yet."""
-        with self._engine.begin() as connection:
-            if not inspect(connection).has_table(form.name):
-                return ["there are no views yet: no projector has made them"]
-            found = form_of(connection)
-            if found != FORM:
-                return [f"the views have form {found}, this version reads form {FORM}"]
-            return [] if connection.scalar(select(form.c.is_built)) else ["the views are being built"]
+        return self._ask(_faults)
 
     def places(self) -> Places:
         """Say how far the views are."""
@@ -221,16 +219,32 @@ class Views:
         return sorted(rows, key=lambda row: (row.partition, row.offset))
 
     def _rows(self, statement: Select[Any] | CompoundSelect[Any]) -> Sequence[Any]:
+        return self._ask(lambda connection: connection.execute(statement).all())
+
+    def _ask(self, ask: Callable[[Connection], _T]) -> _T:
         try:
-            return self._read(statement)
+            return self._ask_once(ask)
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-            return self._read(statement)  # the database was started anew, and all connections of before are dropped now
+            return self._ask_once(ask)  # the pool has dropped all connections of before
 
-    def _read(self, statement: Select[Any] | CompoundSelect[Any]) -> Sequence[Any]:
+    def _ask_once(self, ask: Callable[[Connection], _T]) -> _T:
         with self._engine.begin() as connection:
-            return connection.execute(statement).all()
+            try:
+                return ask(connection)
+            except DBAPIError:
+                connection.invalidate()  # nothing is rolled back here, so what it has prepared may be wrong for ever
+                raise
+
+
+def _faults(connection: Connection) -> list[str]:
+    if not inspect(connection).has_table(form.name):
+        return ["there are no views yet: no projector has made them"]
+    found = form_of(connection)
+    if found != FORM:
+        return [f"the views have form {found}, this version reads form {FORM}"]
+    return [] if connection.scalar(_IS_BUILT) else ["the views are being built"]
 
 
 def _recorded(row: Any) -> Recorded:

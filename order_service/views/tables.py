@@ -144,6 +144,7 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
         options = f"-c synchronous_commit=off {url.query.get('options', '')}"  # what a crash takes is folded again
         options += f" -c statement_timeout={within_ms} -c lock_timeout={within_ms}"
         given = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": within_ms, "options": options}
+        given |= {"keepalives_idle": round(BUSY_S / 2), "keepalives_interval": round(BUSY_S / 2)}  # a host may be gone
         how: dict[str, Any] = {"pool_pre_ping": True} if writes else {"isolation_level": "AUTOCOMMIT"}
         return create_engine(url, hide_parameters=True, connect_args=given, **how)
     file = Path(str(url.database))
@@ -172,7 +173,7 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
 
 
 def prepare(engine: Engine) -> bool:
-    """Make the tables, if they are not there in this form; tell whether they were made, and are empty.
+    """Make the tables, if they are not there in this form, on an engine that `writes`; tell whether they were made.
 
     Raises DatabaseError for tables of a newer form, and for tables of these names that are not ours.
     """

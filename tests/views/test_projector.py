@@ -50,6 +50,15 @@ def test_what_was_applied_is_not_applied_again(projection, views):
     assert order_of(views, ORDER_ID).version == 2
 
 
+@pytest.mark.parametrize("wrong", START)
+def test_where_one_place_is_elsewhere_none_is_moved(projection, views, wrong):
+    projection.positions(START)
+    with pytest.raises(Overtaken):
+        projection.apply(seens(HISTORY[:1]), START | {wrong: 5}, dict.fromkeys(START, 6))
+    assert projection.positions() == START
+    assert order_of(views, ORDER_ID) is None
+
+
 def test_of_what_cannot_be_applied_nothing_stays(projection, views):
     put(projection, [order_created])
     with pytest.raises(HistoryError, match="version 3 of order-1 does not name the event before it"):
@@ -179,7 +188,9 @@ def test_a_projector_leaves_views_of_a_newer_form_alone(engine, projection, view
     with pytest.raises(DatabaseError, match="it is too old"):
         prepare(engine)
     with pytest.raises(DatabaseError, match=f"the views have form {FORM + 1} by now"):
-        put(projection, HISTORY[1:2], before={**START, EVENTS: 1}, offset=1)
+        projection.positions(START)
+    with pytest.raises(DatabaseError, match=f"the views have form {FORM + 1} by now"):
+        projection.apply(seens(HISTORY[1:2], 1), {EVENTS: 1}, {EVENTS: 2})
     assert order_of(views, ORDER_ID).version == 1
 
 

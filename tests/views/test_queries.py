@@ -37,6 +37,14 @@ def ids(page):
     return [order.order_id for order in page.orders]
 
 
+def test_who_reads_does_not_wait_for_who_writes(views, engine, projection):
+    put(projection, HISTORY)
+    with engine.begin() as writing:
+        writing.execute(form.update().values(is_built=True))
+        assert order_of(views, ORDER_ID).version == len(HISTORY)
+        assert views.faults() == ["the views are being built"]
+
+
 def test_of_what_is_not_there_nothing_is_known(views, projection):
     assert order_of(views, "nobody") is None
     assert views.order_then("nobody", version=1) is None

@@ -5,7 +5,9 @@ import signal
 from functools import reduce
 
 import pytest
+from psycopg.pq import TransactionStatus
 from sqlalchemy import func, make_url, select
+from sqlalchemy.exc import DBAPIError
 
 from order_service.errors import DatabaseError
 from order_service.settings import Settings
@@ -58,6 +60,41 @@ def test_views_are_ready_when_they_have_what_the_log_held_at_the_start():
     assert building.faults() == ["the views are being built: 1,200 offsets are left"]
     building.tell(0)
     assert building.faults() == []
+
+
+ASKED = [Views.faults, Views.places, lambda views: views.orders(["order-1"])]
+PREPARED_AFTER = 6
+"""The driver prepares a statement when it has seen it so often."""
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("ask", ASKED)
+def test_a_connection_that_was_ended_is_replaced_before_anybody_hears_of_it(engine, views, ask):
+    first = ask(views)
+    others = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+    others += " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql(others).scalar() == 1
+    assert ask(views) == first
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("ask", ASKED)
+def test_a_connection_that_fails_once_is_used_no_more(views, ask):
+    first = [ask(views) for _ in range(PREPARED_AFTER)][-1]
+    with views._engine.begin() as connection:
+        # As a proxy between us may do, of which the driver does not hear.
+        connection.connection.driver_connection.pgconn.exec_(b"DISCARD ALL")
+    with pytest.raises(DBAPIError):
+        ask(views)
+    assert ask(views) == first
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_reading_opens_no_transaction(views):
+    with views._engine.begin() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        assert connection.connection.driver_connection.info.transaction_status is TransactionStatus.IDLE
 
 
 def test_what_a_crash_of_postgresql_takes_is_taken_whole_and_folded_again(postgresql_server):

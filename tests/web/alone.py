@@ -54,7 +54,7 @@ def server_alone(directory: Path) -> Iterator[int]:
 def application_alone(directory: Path) -> Iterator[web.Application]:
     """Make the application as the process does; this needs a running loop."""
     settings, names = Settings(data_dir=directory), topic_names()
-    engine = open_database(database_of(settings))
+    engine = open_database(database_of(settings), writes=True)
     try:
         prepare(engine)
         views = Views(engine, names)
