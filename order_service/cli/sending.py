@@ -6,8 +6,6 @@ from order_service.settings import Settings
 from order_service.wire.avro import encode_command
 from order_service.wire.commands import encode_json_command
 
-__all__ = ["Sent", "send"]
-
 
 async def send(settings: Settings, command: Command, *, as_avro: bool, wait_s: float) -> Sent:
     """Send a command and wait for its outcome, up to `wait_s` seconds (0: not at all)."""

@@ -31,33 +31,33 @@ class Sender:
         self, settings: Settings, within_s: float = WITHIN_S, encode: Callable[[Command], bytes] = encode_command
     ) -> None:
         self._new_topic = partial(CommandsTopic, settings, within_s, encode)
-        self._topic: CommandsTopic
+        self._topic: CommandsTopic | None = None
         self._following = Following(settings, within_s)
-        self._is_open = False
 
     async def __aenter__(self) -> Self:
         await self._following.open()  # in a topic that is missing, a producer would wait in vain
         self._topic = self._new_topic()
-        self._is_open = True
         return self
 
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._is_open = False
+        topic, self._topic = self._topic, None
         try:
             await self._following.close()
         finally:
-            await self._topic.stop()
+            if topic is not None:
+                await topic.stop()
 
     async def send(self, command: Command, wait_s: float) -> Sent:
         """Send a command and wait for its outcome, up to `wait_s` seconds (0: not at all)."""
-        if not self._is_open:
+        topic = self._topic
+        if topic is None:
             raise SetupError("open it first: `async with OrderCommands(…) as orders:`")
         if wait_s <= 0:
-            arrived = await self._topic.send(command, [])
+            arrived = await topic.send(command, [])
             return Sent(arrived.partition, arrived.offset, Undecided())
         async with self._following.awaiting(command) as awaited:
-            arrived = await self._topic.send(command, [])
+            arrived = await topic.send(command, [])
             self._following.arrived(awaited, arrived.offset)
             return Sent(arrived.partition, arrived.offset, await awaited.within(wait_s))

@@ -26,8 +26,7 @@ FIRST_ID: Final = 1_000_000_001
 
 NAMESPACE: Final = "orders.v1"
 NAMES: Final = frozenset(message.__name__ for message in (*FACT_TYPES, *COMMAND_TYPES, Rejection))
-
-
+FILE: Final = re.compile(r"[A-Za-z]+\.v[1-9][0-9]*\.avsc")
 RELEASED: Final = {13: "95859c9136bfe1f7325b86a832f910d3d385d5141826aafb0aaf8288c6d8c21d"}
 """The SHA-256 of the first so many lines of `ids.json`, as they were when they were released: they stay as they are."""
 
@@ -50,9 +49,6 @@ def entries(where: Traversable) -> list[Entry]:
     """Read `ids.json`, also what stands in it twice."""
     pairs = json.loads((where / "ids.json").read_text("utf-8"), object_pairs_hook=list)
     return [Entry(int(schema_id), **dict(entry)) for schema_id, entry in pairs]
-
-
-FILE: Final = re.compile(r"[A-Za-z]+\.v[1-9][0-9]*\.avsc")
 
 
 def name_and_version(file: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.sdk import KafkaAwayError, Line, OrderPaid
+from order_service.sdk import KafkaAwayError, Line, OrderCancelled, OrderPaid
 from order_service.sdk.testing import InMemoryOrders
 from tests.service import ROOT
 
@@ -117,7 +117,7 @@ def test_just_what_an_order_was_paid_with_is_held(steps):
     life = asyncio.run(lived(steps))
     events = life.orders.events
     paid = [(event.fact.payment_id, event.fact.amount) for event in events if isinstance(event.fact, OrderPaid)]
-    is_cancelled = type(events[-1].fact).__name__ == "OrderCancelled"
+    is_cancelled = isinstance(events[-1].fact, OrderCancelled)
     ours = [payment for payment in paid if payment[0] != "by-hand" and not is_cancelled]
     assert life.held() == ours
 
