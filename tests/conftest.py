@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from tests.broker import running_kafka
 from tests.service import Service, StubThread
-from tests.web.shop import running_shop
+from tests.web.shop import Shop, running_shop
 
 # Many brokers live for seconds: their compiler and their collector would take longer than what they do for us.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
@@ -26,6 +26,21 @@ class FakeClock:
 settings.register_profile("local", deadline=None, max_examples=150)
 settings.register_profile("ci", deadline=None, max_examples=150, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+LOG_TAIL = 4000
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Show the end of what each process of a failed test has logged."""
+    report = yield
+    if report.failed:
+        used = [value.service if isinstance(value, Shop) else value for value in item.funcargs.values()]
+        for process in [process for service in used if isinstance(service, Service) for process in service.workers]:
+            title = f"{process.name} (exit code {process.process.poll()})"
+            report.sections.append((title, process.log()[-LOG_TAIL:]))
+    return report
 
 
 @pytest.fixture(scope="session")
