@@ -12,6 +12,9 @@ from tests.web.shop import Shop, running_shop
 # Many brokers live for seconds: their compiler and their collector would take longer than what they do for us.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
+LOG_CHARS = 4000
+"""So much of each process's log is shown of a failed test."""
+
 
 class FakeClock:
     """A clock that stands still until a test moves it."""
@@ -28,18 +31,16 @@ settings.register_profile("ci", deadline=None, max_examples=150, derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-LOG_TAIL = 4000
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     """Show the end of what each process of a failed test has logged."""
     report = yield
     if report.failed:
-        used = [value.service if isinstance(value, Shop) else value for value in item.funcargs.values()]
-        for process in [process for service in used if isinstance(service, Service) for process in service.workers]:
-            title = f"{process.name} (exit code {process.process.poll()})"
-            report.sections.append((title, process.log()[-LOG_TAIL:]))
+        for used in item.funcargs.values():
+            service = used.service if isinstance(used, Shop) else used
+            for process in service.workers if isinstance(service, Service) else []:
+                title = f"{process.name} (exit code {process.process.poll()})"
+                report.sections.append((title, process.log()[-LOG_CHARS:]))
     return report
 
 
