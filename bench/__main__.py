@@ -13,7 +13,22 @@ from typing import Any
 from msgspec import Struct
 from rich.console import Console
 
-from bench import backlog, http, idle, latency, memory, modes, restore, soak, streams, takeover, users, views
+from bench import (
+    backlog,
+    fleet,
+    http,
+    idle,
+    large,
+    latency,
+    memory,
+    modes,
+    restore,
+    soak,
+    streams,
+    takeover,
+    users,
+    views,
+)
 from bench.others import Others
 from bench.sizes import RUNS, SCALE
 from bench.table import Row, show
@@ -43,6 +58,8 @@ LONG = {
     "views": Part(views.HOW, views.measure),
     "streams": Part(streams.HOW, streams.measure),
     "modes": Part(modes.HOW, modes.measure),
+    "large": Part(large.HOW, large.measure),
+    "fleet": Part(fleet.HOW, fleet.measure),
     "soak": Part(soak.HOW, soak.measure),
 }
 """Measured only when they are named."""

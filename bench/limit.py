@@ -68,6 +68,6 @@ def _life() -> tuple[list[Record], list[Record]]:
                 raise TypeError(f"the life of an order has an event for every step, not {event}")
             value, key = avro.encode_event(event), event.order_id.encode()
             entry = after_event(entry, event, avro.digest(value))
-            table.append((key, changelog.encode(entry), None, []))
-            events.append((key, value, 1_767_603_600_000, event_headers(event, None, number)))
+            table.append((key, changelog.encode(entry), []))
+            events.append((key, value, event_headers(event, None, number)))
     return table, events

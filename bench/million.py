@@ -16,6 +16,7 @@ from bench.sizes import scaled
 from order_service.domain.messages import Line
 from order_service.domain.reasons import Status
 from order_service.settings import Settings
+from order_service.stream.topics import topic_names
 from order_service.views import state
 from order_service.views.projector import Projection
 from order_service.views.queries import Cursor
@@ -61,7 +62,7 @@ def fill(url: str) -> list[Written]:
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
             connection.exec_driver_sql("ANALYZE")  # as it does by itself after a minute
-    Projection(engine).mark_built()
+    Projection(engine, topic_names()).mark_built()
     engine.dispose()
     return written
 
