@@ -1,20 +1,56 @@
-"""The admin port: is the process alive, is it ready, and what does it measure."""
+"""The admin port: is the process alive, is it ready, and what does it measure.
 
+It has a thread and an event loop of its own, so it answers before Kafka does, while the process is busy or ends.
+"""
+
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from types import TracebackType
+from typing import Final, Self
 
 from aiohttp import web
 from prometheus_client import generate_latest
 
 from order_service.errors import PortTakenError
 
+STOP_WITHIN_S: Final = 5.0
+
 
 class AdminServer:
-    """Serves `/health/live`, `/health/ready` and `/metrics`; `faults` tells why the process is not ready."""
+    """Serves `/health/live`, `/health/ready` and `/metrics`; used with `with`.
+
+    `faults` returns why the process is not ready. It may be replaced at any time, and is called from another thread.
+    """
 
     def __init__(self, host: str, port: int, faults: Callable[[], list[str]]) -> None:
+        self.faults = faults
         self._host = host
         self._port = port
-        self._faults = faults
+        self._loop = asyncio.new_event_loop()
+        self._told_to_stop = asyncio.Event()
+        self._thread = Thread(target=self._run, name="admin", daemon=True)
+        self._listening: Future[None] = Future()
+
+    def __enter__(self) -> Self:
+        """Listen; PortTakenError names the setting where another process has the port."""
+        self._thread.start()
+        self._listening.result()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Stop listening."""
+        self._loop.call_soon_threadsafe(self._told_to_stop.set)
+        self._thread.join(STOP_WITHIN_S)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
         app = web.Application()
         app.add_routes(
             [
@@ -23,25 +59,25 @@ class AdminServer:
                 web.get("/metrics", self._metrics),
             ]
         )
-        self._runner = web.AppRunner(app, keepalive_timeout=5, access_log=None)
-
-    async def start(self) -> None:
-        """Listen; PortTakenError names the setting where another process has the port."""
-        await self._runner.setup()
+        runner = web.AppRunner(app, keepalive_timeout=5, access_log=None)
+        await runner.setup()
         try:
-            await web.TCPSite(self._runner, self._host, self._port).start()
+            await web.TCPSite(runner, self._host, self._port).start()
         except OSError as error:
-            raise PortTakenError(f"port {self._port} is taken: set ORDERS_ADMIN_PORT to another") from error
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        await self._runner.cleanup()
+            taken = PortTakenError(f"port {self._port} is taken: set ORDERS_ADMIN_PORT to another")
+            taken.__cause__ = error
+            self._listening.set_exception(taken)
+        else:
+            self._listening.set_result(None)
+            await self._told_to_stop.wait()
+        finally:
+            await runner.cleanup()
 
     async def _live(self, _request: web.Request) -> web.Response:
         return web.json_response({"live": True})
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        faults = self._faults()
+        faults = self.faults()
         return web.json_response({"ready": not faults, "faults": faults}, status=503 if faults else 200)
 
     async def _metrics(self, _request: web.Request) -> web.Response:

@@ -9,14 +9,19 @@
   + SchemaError             a schema is not as it must be, or a schema registry refuses it
   + RegistryAwayError       the schema registry gives no answer
   + KafkaAwayError          no broker answers in time
-  + TopicsError             a topic is missing or not as the table of topics says: we refuse to run
+  + TopicsError             a topic is missing or keeps less than the table of topics says: we refuse to run
   + LaneParked              a lane cannot start or go on: its partition pauses, the others go on
+  + TurnRefused             Kafka refused a turn; the process survives it and claims its partitions again
   + WorkerError             this worker must end; the next claim of its partitions finds out what happened
     - Fenced                another worker owns what we held
     - RunLost               records are missing between two runs of a partition
     - Stuck                 a commit, abort or stop is unresolved past its deadline
+    - GroupError            Kafka refuses this worker as a member of its group, or its fetching has ended
+    - LoopHung              the event loop has run nothing for too long
+    - ClockError              the clock of this machine is far from Kafka's
   + PortTakenError          a port that we would listen on has another listener
   + DatabaseError           the database of the views cannot be used
+    - NoViewsError            it holds no views that this version reads
   + SetupError              settings that do not fit together: the message says what to set
   + Unauthorized            no token that we accept; the message is for our log, never for who sent it
   + KeysAway                the keys that check tokens cannot be had: nobody is refused for it
@@ -59,13 +64,27 @@ class KafkaAwayError(OrderServiceError):
 
 
 class TopicsError(OrderServiceError):
-    """A topic is missing, or its partition count, cleanup policy or size limit is not what the table of topics says."""
+    """A topic is missing, has another partition count, or keeps less than the table of topics says."""
 
     exit_code = 13
 
 
 class LaneParked(OrderServiceError):
     """A lane cannot start or go on; its partition pauses until a person has looked."""
+
+
+class TurnRefused(OrderServiceError):
+    """Kafka refused a turn, and its transaction is lost.
+
+    `lanes` maps each partition that it named to the reason; `suspects` are those whose refusal may pass.
+    """
+
+    exit_code = 12
+
+    def __init__(self, message: str, lanes: dict[int, str], *, suspects: dict[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.lanes = lanes
+        self.suspects = suspects or {}
 
 
 class WorkerError(OrderServiceError):
@@ -90,6 +109,24 @@ class Stuck(WorkerError):
     """A commit, abort or stop did not resolve in time: its outcome is for the next claim to find out."""
 
     exit_code = 12
+
+
+class GroupError(WorkerError):
+    """Kafka refuses this worker as a member of its group, or its fetching has ended; the message says what to do."""
+
+    exit_code = 14
+
+
+class LoopHung(WorkerError):
+    """The event loop of this process has run nothing for too long: a worker would hold its partitions for ever."""
+
+    exit_code = 15
+
+
+class ClockError(WorkerError):
+    """The clock of this machine differs from Kafka's by more than the limit; the message says by how much."""
+
+    exit_code = 16
 
 
 class PortTakenError(OrderServiceError):
@@ -118,3 +155,9 @@ class EmbeddedError(OrderServiceError):
 
 class DatabaseError(OrderServiceError):
     """The database of the views is none, or does not serve us; the message holds no value of any row."""
+
+
+class NoViewsError(DatabaseError):
+    """The database holds no views that this version reads."""
+
+    exit_code = 3

@@ -1,23 +1,29 @@
-"""How every Kafka client of ours connects: one place for servers, SASL and TLS."""
+"""Every Kafka client of the service comes from here: servers, SASL, TLS, and no topic is created by asking for it."""
 
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
     KafkaError,
     SaslAuthenticationFailed,
+    UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
+    for_code,
 )
+from aiokafka.protocol.metadata import MetadataRequest
 
-from order_service.errors import KafkaAwayError
+from order_service import batches
+from order_service.errors import KafkaAwayError, TopicsError
 from order_service.settings import Settings
 
 log = structlog.get_logger()
@@ -32,9 +38,74 @@ REFUSALS: Final = (
 )
 """What no patience mends: a server is there, and it does not trust us, or we do not trust it."""
 
+UNKNOWN_TOPIC: Final[int] = UnknownTopicOrPartitionError.errno
+
+
+class Consumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
+    """A consumer that never creates the topics it asks about."""
+
+    def __init__(self, *topics: str, **arguments: Any) -> None:
+        super().__init__(*topics, **arguments)
+        self._client.__class__ = _LookingClient
+
+    async def stop(self) -> None:
+        """Leave the group, if there is one, and close all connections, also while Kafka is away.
+
+        aiokafka 0.14 cancels its fetches here and lets the CancelledError of one that has just failed out: it would end
+        a task that was not cancelled, and leave the connections open.
+        """
+        stopping = asyncio.ensure_future(super().stop())
+        try:
+            await asyncio.wait({stopping})
+        finally:
+            stopping.cancel()
+        if stopping.cancelled():
+            await self._client.close()
+        else:
+            stopping.result()
+
+
+class Producer(AIOKafkaProducer):  # type: ignore[misc]
+    """A producer that never creates the topics it asks about."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.client.__class__ = _LookingClient
+
+
+class Admin(AIOKafkaAdminClient):  # type: ignore[misc]
+    """An admin client that creates topics only by `create_topics`."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._client.__class__ = _LookingClient
+
+
+class _LookingClient(AIOKafkaClient):  # type: ignore[misc]
+    """Marks the connections over which a client asks about topics.
+
+    With `auto.create.topics.enable`, Kafka's default, a broker creates the topics that a Metadata request names, with
+    one partition and a week of retention, unless the request forbids it. aiokafka 0.14 has no argument for that, and
+    its bootstrap names no topic. Only our own clients are changed: the SDK runs in processes that have others.
+    """
+
+    async def _get_conn(self, *args: Any, **kwargs: Any) -> AIOKafkaConnection | None:
+        found = await super()._get_conn(*args, **kwargs)
+        if type(found) is AIOKafkaConnection:
+            found.__class__ = _LookingConnection
+        return found
+
+
+class _LookingConnection(AIOKafkaConnection):  # type: ignore[misc]
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        if isinstance(request, MetadataRequest):
+            request._allow_auto_topic_creation = False  # noqa: SLF001
+        return super().send(request, expect_response)
+
 
 def connection(settings: Settings) -> dict[str, Any]:
-    """Give the arguments that every aiokafka client needs to reach and trust the brokers."""
+    """Return the arguments that every aiokafka client needs to reach and trust the brokers."""
+    batches.install()
     arguments: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap_servers or f"127.0.0.1:{settings.kafka_port}",
         "security_protocol": settings.kafka_security_protocol,
@@ -56,9 +127,7 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
     return ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
 
 
-async def ask_admin(
-    settings: Settings, ask: Callable[[AIOKafkaAdminClient], Awaitable[_T]], *, patience_s: float = 60.0
-) -> _T:
+async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *, patience_s: float = 60.0) -> _T:
     """Let `ask` have an admin client; wait for a Kafka that is not up yet, and ask again where it goes away meanwhile.
 
     Raises KafkaAwayError when patience is over, and at once where a server is there and refuses us, or what we ask.
@@ -67,7 +136,7 @@ async def ask_admin(
     servers = arguments["bootstrap_servers"]
     give_up_at = time.monotonic() + patience_s
     while True:
-        admin = AIOKafkaAdminClient(**arguments, request_timeout_ms=10_000)
+        admin = Admin(**arguments, request_timeout_ms=10_000)
         try:
             await admin.start()
             return await ask(admin)
@@ -84,6 +153,24 @@ async def ask_admin(
         finally:
             await admin.close()
         await asyncio.sleep(1.0)
+
+
+async def partition_counts(client: Consumer | Producer, topics: Iterable[str]) -> dict[str, int]:
+    """Return how many partitions each of these topics has; raise TopicsError if one is missing or cannot be used."""
+    kafka = client.client if isinstance(client, Producer) else client._client  # noqa: SLF001
+    answer = await kafka.send(kafka.get_random_node(), MetadataRequest(list(topics)))
+    described = answer.to_object()["topics"]
+    for topic in described:
+        if code := topic["error_code"]:
+            servers = kafka._bootstrap_servers  # noqa: SLF001
+            raise TopicsError(f"Kafka at {servers}: {_cure(code)}: {topic['topic']}")
+    return {topic["topic"]: len(topic["partitions"]) for topic in described}
+
+
+def _cure(code: int) -> str:
+    if code == UNKNOWN_TOPIC:
+        return "a topic is missing (run `order-service topics create`, or see ORDERS_TOPIC_PREFIX)"
+    return f"a topic cannot be used ({for_code(code).__name__})"
 
 
 async def _refusal(arguments: dict[str, Any]) -> str | None:

@@ -1,13 +1,23 @@
-"""Logs: one constant sentence and fields; JSON for machines, colours on a terminal; never a payload."""
+"""Logs: one constant sentence and fields; JSON for machines, colours on a terminal; never a payload.
 
+A thread writes them: a pipe that nobody reads holds up this thread and nothing else. What does not fit into its queue
+is dropped and counted.
+"""
+
+import contextlib
+import io
 import logging
+import os
+import queue
 import sys
 import time
 from collections.abc import Callable
-from typing import Literal
+from threading import Thread
+from typing import Final, Literal, TextIO
 
 import stamina
 import structlog
+from prometheus_client import Counter
 
 _SHARED = (
     structlog.contextvars.merge_contextvars,
@@ -20,9 +30,11 @@ _QUIET = {
     "mode": logging.WARNING,
     "aiohttp.access": logging.WARNING,
     "aiokafka": logging.WARNING,
-    # It calls an error what it tries again: at a first start there is no coordinator for a moment.
-    "aiokafka.consumer.group_coordinator": logging.CRITICAL,
 }
+COORDINATOR: Final = "aiokafka.consumer.group_coordinator"
+QUEUED_LINES: Final = 10_000
+FLUSH_WITHIN_S: Final = 1.0
+DROPPED: Final = Counter("orders_log_lines_dropped_total", "Log lines that stderr did not take in time.")
 
 
 class Seldom(logging.Filter):
@@ -45,6 +57,90 @@ class Seldom(logging.Filter):
         return True
 
 
+class Grave(logging.Filter):
+    """Drops what aiokafka's group coordinator calls an error and tries again: at a first start there is none yet.
+
+    What it does not try again is kept: an exception of ours or of its own, and a session that expired.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether this record is of another logger, or is worth a line."""
+        return record.name != COORDINATOR or bool(record.exc_info) or str(record.msg).startswith("Heartbeat session")
+
+
+class QueuedHandler(logging.Handler):
+    """Hands each line to a thread that writes it, in order; drops it where the queue is full."""
+
+    def __init__(self, stream: TextIO, *, lines_max: int = QUEUED_LINES) -> None:
+        super().__init__()
+        self._write = _writer_to(stream)
+        self._lines: queue.Queue[str | None] = queue.Queue(lines_max)
+        self._dropped = 0
+        Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def close(self) -> None:
+        """Write what is left, and end the thread."""
+        self.flush()
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line; never wait."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001, as every handler does: a log line must not end what logs it
+            self.handleError(record)
+            return
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+            DROPPED.inc()
+
+    def flush(self) -> None:
+        """Wait until all is written, 1 s at most."""
+        deadline = time.monotonic() + FLUSH_WITHIN_S
+        with self._lines.all_tasks_done:
+            while self._lines.unfinished_tasks and (left_s := deadline - time.monotonic()) > 0:
+                self._lines.all_tasks_done.wait(left_s)
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            self._put(line)
+            dropped, self._dropped = self._dropped, 0
+            if dropped:  # not through `log`: a flush holds the lock of this handler and waits for this thread
+                self._put(self.format(_about_dropped(dropped)))
+            self._lines.task_done()
+        self._lines.task_done()  # else a second flush would wait for this thread
+
+    def _put(self, line: str) -> None:
+        try:
+            self._write(f"{line}\n")
+        except (OSError, ValueError):  # stderr is closed, or its reader is: there is nothing else to report it to
+            DROPPED.inc()
+
+
+def _about_dropped(count: int) -> logging.LogRecord:
+    fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": "Log lines were dropped."}
+    return logging.makeLogRecord({**fields, "dropped": count})
+
+
+def _writer_to(stream: TextIO) -> Callable[[str], object]:
+    """Write past the buffer of `stream`, whose lock a thread that hangs would hold when the interpreter ends."""
+    try:
+        number = stream.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        return stream.write
+
+    def write(text: str) -> None:
+        rest = text.encode(errors="backslashreplace")
+        while rest:
+            rest = rest[os.write(number, rest) :]
+
+    return write
+
+
 def configure(style: Literal["", "json", "console"] = "", level: int = logging.INFO) -> None:
     """Send our logs and those of the libraries to stderr in one style; without a style, the terminal decides."""
     console = style == "console" or (style == "" and sys.stderr.isatty())
@@ -61,13 +157,14 @@ def configure(style: Literal["", "json", "console"] = "", level: int = logging.I
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = QueuedHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=list(_SHARED),
+            foreign_pre_chain=[*_SHARED, structlog.stdlib.ExtraAdder(allow=["dropped"])],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
         )
     )
+    handler.addFilter(Grave())
     handler.addFilter(Seldom("aiokafka"))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     stamina.instrumentation.set_on_retry_hooks([])  # whoever retries says itself what is worth a line

@@ -15,10 +15,22 @@ TURN_COMMANDS: Final = Histogram(
     "orders_turn_commands", "Commands decided in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
 )
 LAG: Final = Gauge("orders_lag_commands", "Commands behind the end of the partition.", ["partition"])
+FOREIGN_TRANSACTION: Final = Gauge(
+    "orders_foreign_transaction_seconds",
+    "Age of another program's open transaction that holds back the commands, 0 if there is none.",
+    ["partition"],
+)
 LANES: Final = Gauge("orders_lanes", "Partitions this worker holds, by state.", ["state"])
+NEVER_READ: Final = Counter(
+    "orders_never_read_offsets_total",
+    "Offsets of the commands that were deleted before any worker had read their partition.",
+    ["partition"],
+)
 PARKED: Final = Gauge("orders_lane_parked", "1 for a lane that is parked and needs a person.", ["partition"])
+TOPIC_FAULTS: Final = Gauge("orders_topic_faults", "Settings of topics that are less than they must be.")
 WAITING: Final = Gauge("orders_waiting_commands", "Commands that wait for the User Service.")
 WAITING_OLDEST: Final = Gauge("orders_waiting_oldest_seconds", "Age of the oldest waiting command.")
+CLOCK_SKEW: Final = Gauge("orders_clock_skew_seconds", "How far this worker's clock is ahead of Kafka's.")
 CLAIMS: Final = Counter("orders_claims_total", "Claims of a partition, by outcome.", ["outcome"])
 CLAIM_SECONDS: Final = Histogram(
     "orders_claim_seconds",

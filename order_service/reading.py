@@ -1,32 +1,34 @@
 """Read the topics as anybody may: committed records only, by assignment, without a group."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from aiokafka import AIOKafkaConsumer
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from msgspec import Struct
 
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import DecodeError, HistoryError, KafkaAwayError, TopicsError
-from order_service.kafka import connection
+from order_service.errors import DecodeError, HistoryError, KafkaAwayError, RegistryAwayError
+from order_service.kafka import Consumer, connection, partition_counts
 from order_service.registry import Ids, registry_of
 from order_service.settings import Settings
 from order_service.stream.topics import TopicNames, topic_names
 from order_service.wire import avro
 from order_service.wire.commands import partition_of
-from order_service.wire.headers import COMMAND_OFFSET
+from order_service.wire.headers import command_offset_of
 
 STALLED_S: Final = 30.0
 """A reading that gets no further for so long is given up: the broker is away, or a foreign transaction is open."""
 
 SILENT_S: Final = 10.0
 """Kafka answers a fetch within half a second, if only with nothing; longer, and it is away."""
+
+LOOK_UP_S: Final = 2.5
+"""How long `look_up` may take: a little more than one try of the registry's client."""
 
 AT_ONCE_MAX: Final = 8_000
 """How many records are given at once: a transaction of a projector, which in thousands would take half longer."""
@@ -63,7 +65,7 @@ class Reader:
         self._servers: str = self._connection["bootstrap_servers"]
         self._ids = Ids(registry_of(settings))
         self._fetched: list[ConsumerRecord] = []
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = Consumer(
             **self._connection,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -115,14 +117,17 @@ class Reader:
         for place, offset in starts.items():
             self._consumer.seek(place, offset)
 
-    async def some(self) -> list[ConsumerRecord]:
-        """Give all that are there, AT_ONCE_MAX at most; none where none has come for half a second."""
+    async def some(self, *, learn: bool = True) -> list[ConsumerRecord]:
+        """Return the records that are there, AT_ONCE_MAX at most, or none if none has come for half a second.
+
+        Without `learn`, schema ids are not looked up: see `look_up`.
+        """
         if not self._fetched:
             with kafka_answers(self._servers):
                 fetched = await self._consumer.getmany(timeout_ms=500, max_records=AT_ONCE_MAX)
             self._fetched = [record for records in fetched.values() for record in records]
-        decoded = (self.names.events, self.names.rejections)  # what else is read may hold anything
-        await self._ids.learn(record.value for record in self._fetched if record.topic in decoded)
+        if learn:
+            await self._ids.learn(self._decoded(self._fetched))
         found, self._fetched = self._fetched, []
         return found
 
@@ -132,11 +137,28 @@ class Reader:
             for record in records:
                 yield record
 
-    async def follow_many(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[list[ConsumerRecord]]:
-        """Give what `some` gives, without an end."""
+    async def look_up(self, records: Iterable[ConsumerRecord]) -> RegistryAwayError | None:
+        """Look up the schema ids of records; return why the registry could not be asked, or None if it could."""
+        try:
+            async with asyncio.timeout(LOOK_UP_S):
+                await self._ids.learn(self._decoded(records))
+        except RegistryAwayError as error:
+            return error
+        except TimeoutError:
+            return RegistryAwayError(f"the schema registry does not answer within {LOOK_UP_S} s")
+        return None
+
+    def _decoded(self, records: Iterable[ConsumerRecord]) -> Iterator[bytes | None]:
+        decoded = (self.names.events, self.names.rejections)  # other topics may hold anything
+        return (record.value for record in records if record.topic in decoded)
+
+    async def follow_many(
+        self, starts: Mapping[TopicPartition, int], *, learn: bool = True
+    ) -> AsyncIterator[list[ConsumerRecord]]:
+        """Return what `some` returns, without an end."""
         self.begin(starts)
         while True:
-            yield await self.some()
+            yield await self.some(learn=learn)
 
     async def until(self, ends: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
         """Give all records that lie before these ends; KafkaAwayError if it gets no further for 30 s."""
@@ -171,18 +193,8 @@ class Reader:
 
     async def _counts(self, topics: Sequence[str]) -> dict[str, int]:
         """Count the partitions of topics. A consumer knows only those of topics that it has been assigned."""
-        admin = AIOKafkaAdminClient(**self._connection, request_timeout_ms=10_000)
-        try:
-            with kafka_answers(self._servers):
-                await admin.start()
-                described = await admin.describe_topics(list(topics))
-        finally:
-            await admin.close()
-        for topic in described:
-            if topic["error_code"]:
-                said = for_code(topic["error_code"])
-                raise TopicsError(f"Kafka at {self._servers}: {_cure(said)}: {topic['topic']}")
-        return {topic["topic"]: len(topic["partitions"]) for topic in described}
+        with kafka_answers(self._servers):
+            return await partition_counts(self._consumer, topics)
 
 
 def decode(record: ConsumerRecord, names: TopicNames) -> Seen:
@@ -193,13 +205,7 @@ def decode(record: ConsumerRecord, names: TopicNames) -> Seen:
     except DecodeError as error:
         place = f"offset {record.offset} of partition {record.partition} of {record.topic}"
         raise HistoryError(f"{place} cannot be read: {error}") from error
-    return Seen(message, record.partition, record.offset, avro.digest(record.value), command_offset(record))
-
-
-def command_offset(record: ConsumerRecord) -> int | None:
-    """Find the offset of the command that a record answers."""
-    found = dict(record.headers).get(COMMAND_OFFSET)
-    return int(found) if found is not None and found.isdigit() else None
+    return Seen(message, record.partition, record.offset, avro.digest(record.value), command_offset_of(record.headers))
 
 
 @contextmanager
@@ -215,9 +221,3 @@ def kafka_answers(servers: str) -> Iterator[None]:
         raise KafkaAwayError(f"Kafka at {servers} does not serve us: {said}") from error
     except TimeoutError as error:
         raise KafkaAwayError(f"Kafka at {servers} does not answer in time") from error
-
-
-def _cure(error: type[BaseException]) -> str:
-    if error is UnknownTopicOrPartitionError:
-        return "a topic is missing (run `order-service topics create`, or see ORDERS_TOPIC_PREFIX)"
-    return f"a topic cannot be used ({error.__name__})"

@@ -6,6 +6,8 @@ not know is looked up; what it stands for is read if it is a schema of ours, or 
 """
 
 import asyncio
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -35,9 +37,11 @@ UNKNOWN_S: Final = 30.0
 """How long an id that stands for nothing of ours is not asked about again."""
 UNKNOWN_MAX: Final = 10_000
 """How many such ids are remembered."""
-HURRY_S: Final = 1.0
-"""How long all lanes together may wait for the registry, once in `LEFT_ALONE_S`."""
-LEFT_ALONE_S: Final = 30.0
+IDS_MAX: Final = 1_000
+"""How many ids are looked up for one run of records."""
+PATIENCE_S: Final = 60.0
+"""How long a registry may be away before records by ids that it was to explain become dead letters."""
+PAUSE_S: Final = 1.0
 AGAIN_S: Final = 2.0
 """How long a process that cannot begin without the registry waits before it asks again."""
 
@@ -233,12 +237,14 @@ def registry_of(settings: Settings) -> SchemaRegistry | None:
 class Ids:
     """Looks up the ids that records carry and a catalogue does not know; `async with` it. Without a registry, none."""
 
-    def __init__(self, registry: SchemaRegistry | None, catalogue: Catalogue = SCHEMAS) -> None:
+    def __init__(
+        self, registry: SchemaRegistry | None, catalogue: Catalogue = SCHEMAS, *, patience_s: float = PATIENCE_S
+    ) -> None:
         self._registry = registry
         self._catalogue = catalogue
+        self._patience_s = patience_s
+        self._away_since = math.inf
         self._unknown: dict[int, float] = {}
-        self._ask_at = 0.0
-        self._answered_at = 0.0
 
     async def __aenter__(self) -> Self:
         if self._registry is not None:
@@ -251,40 +257,64 @@ class Ids:
 
     async def learn(self, values: Iterable[bytes | None]) -> None:
         """Look up what these values are written by, so that they can be decoded. Raises RegistryAwayError."""
-        if self._registry is None:
-            return
-        new = sorted(self._new(values))
-        for some in (new[begin : begin + AT_ONCE] for begin in range(0, len(new), AT_ONCE)):
-            asking = [self._look_up(self._registry, schema_id) for schema_id in some]
-            for failed in filter(None, await asyncio.gather(*asking, return_exceptions=True)):
-                raise failed
+        failure = await self._ask(self._new(values))
+        if failure is not None:
+            raise failure
 
-    async def learn_in_a_hurry(self, values: Iterable[bytes | None]) -> None:
-        """Do so if the registry is quick, else leave it alone for a while: what is not known is no command of ours."""
-        began_at = time.monotonic()
-        if self._registry is None or began_at < self._ask_at:
-            return
-        try:
-            async with asyncio.timeout(HURRY_S):
-                await self.learn(values)
-        except (RegistryAwayError, TimeoutError) as error:
-            silent = self._answered_at < began_at  # else there was only too much to ask
-            self._ask_at = time.monotonic() + (LEFT_ALONE_S if silent else HURRY_S)
-            log.warning("The schema registry was asked in vain.", why=str(error) or "no answer in time")
+    def are_known(self, values: Iterable[bytes | None]) -> bool:
+        """Return whether nothing has to be looked up before these values are decoded."""
+        return not self._new(values)
 
-    async def _look_up(self, registry: SchemaRegistry, schema_id: int) -> None:
-        text = await registry.text_of(schema_id)
-        self._answered_at = time.monotonic()
+    async def learn_patiently(self, values: Iterable[bytes | None]) -> None:
+        """Look up what these values are written by, each id until it is answered or `patience_s` is over.
+
+        A registry that has been away for so long is asked once for each new id. What nobody knows after that is decoded
+        as an unknown schema.
+        """
+        wanted, began_at = self._new(values), time.monotonic()
+        while wanted and (failure := await self._ask(wanted)) is not None:
+            now = time.monotonic()
+            self._away_since = min(self._away_since, now)
+            log.warning("Schema registry lookup failed.", why=str(failure))
+            if now - min(self._away_since, began_at) >= self._patience_s:
+                for schema_id in wanted:
+                    self._remember(schema_id)
+                return
+            await asyncio.sleep(PAUSE_S)
+
+    async def _ask(self, wanted: set[int]) -> RegistryAwayError | None:
+        """Ask for these ids, and take those that were answered out of the set; return why others were not."""
+        failure = None
+        ids = sorted(wanted)
+        for some in (ids[begin : begin + AT_ONCE] for begin in range(0, len(ids), AT_ONCE)):
+            asked = await asyncio.gather(*map(self._look_up, some), return_exceptions=True)
+            for schema_id, error in zip(some, asked, strict=True):
+                if error is None:
+                    wanted.discard(schema_id)
+                elif isinstance(error, RegistryAwayError):
+                    failure = error
+                else:
+                    raise error
+            if failure is not None and wanted.issuperset(some):
+                break  # nothing was answered
+        return failure
+
+    async def _look_up(self, schema_id: int) -> None:
+        text = None if self._registry is None else await self._registry.text_of(schema_id)
+        self._away_since = math.inf
         if text is not None and self._catalogue.learn(schema_id, text):
             log.info("A schema was looked up.", schema_id=schema_id)
         else:
             self._remember(schema_id)
 
     def _new(self, values: Iterable[bytes | None]) -> set[int]:
+        """Return the ids to look up, `IDS_MAX` at most: a run of other bytes can look like any number of them."""
+        if self._registry is None:
+            return set()
         known, now = self._catalogue.by_id, time.monotonic()
         found = {int.from_bytes(value[1:5], "big") for value in values if value and value[0] == 0 and len(value) > 4}
         new = {schema_id for schema_id in found - known.keys() if 0 < schema_id < 2**31}
-        return {schema_id for schema_id in new if self._unknown.get(schema_id, 0.0) <= now}
+        return set(itertools.islice((one for one in new if self._unknown.get(one, 0.0) <= now), IDS_MAX))
 
     def _remember(self, schema_id: int) -> None:
         if len(self._unknown) >= UNKNOWN_MAX:

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$")
 
     # Deciding
+    clock_skew_max_s: PositiveFloat = 60.0
     turn_ms: PositiveInt = 20
     user_deadline_s: PositiveFloat = 3600.0
     waiting_max: PositiveInt = 20_000
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
     user_service_field: str = "status"
     user_service_token: SecretStr = SecretStr("")
     user_service_concurrency: PositiveInt = 256
+    user_cache_s: PositiveFloat = 60.0
 
     # The schema registry
     schema_registry_url: str = Field("", validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"))
@@ -96,6 +98,11 @@ class Settings(BaseSettings):
     kafka_port: Port = Field(9092, ge=0, le=65535)
     data_dir: Path = Path(".data")
     log: Literal["", "json", "console"] = ""
+
+    @property
+    def group_id(self) -> str:
+        """The group of the workers, and the beginning of their transactional ids: two prefixes never share one."""
+        return f"{self.topic_prefix}{self.app_id}"
 
     @field_validator("user_service_url", "url", "schema_registry_url")
     @classmethod

@@ -5,7 +5,7 @@ Nothing here skips: without a Kafka the tests fail with the line that says what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,12 +42,15 @@ def running_kafka(directory: Path, settings: Settings | None = None) -> Iterator
 
 
 @contextmanager
-def running_broker(directory: Path) -> Iterator[Broker]:
-    """Give a broker that a test may stop, kill and start again, so always one of our own."""
+def running_broker(directory: Path, properties: Mapping[str, str] | None = None) -> Iterator[Broker]:
+    """Run a broker that a test may stop, kill and start again; `properties` go over its server.properties."""
     choice = choose_kafka(Settings(kafka="embedded"))
     if not isinstance(choice, Embedded):
         raise EmbeddedError(f"the tests that stop Kafka need Java and Maven, not {choice}")
-    with embedded_broker(choice, directory) as broker:
+    broker = embedded_broker(choice, directory)
+    with (broker.directory / "server.properties").open("a") as file:
+        file.writelines(f"{name}={value}\n" for name, value in (properties or {}).items())
+    with broker:
         yield broker
 
 

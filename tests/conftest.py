@@ -1,16 +1,25 @@
 """One broker for all tests that need one; topics are told apart by `ORDERS_TOPIC_PREFIX`."""
 
+import gc
 import os
+from collections import Counter, deque
 
 import pytest
 from hypothesis import settings
 
+from order_service.embedded import broker
+from tests import forking
 from tests.broker import running_kafka
 from tests.service import Service, StubThread
 from tests.web.shop import Shop, running_shop
 
 # Many brokers live for seconds: their compiler and their collector would take longer than what they do for us.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+
+RUNNER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+RUNNERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+broker._ports_to_give = deque(port for port in broker._ports_to_give if port % RUNNERS == RUNNER)
+"""Each process of pytest has ports of its own: one that was found free is taken only a second later."""
 
 LOG_CHARS = 4000
 """So much of each process's log is shown of a failed test."""
@@ -29,6 +38,40 @@ class FakeClock:
 settings.register_profile("local", deadline=None, max_examples=150)
 settings.register_profile("ci", deadline=None, max_examples=150, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items):
+    """Fail the run if tests share a node id: pytest-xdist runs only one of them."""
+    shared = [node_id for node_id, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if shared:
+        raise pytest.UsageError(f"tests share a node id: {', '.join(shared)}")
+
+
+def pytest_sessionstart():
+    """Fork our processes from one that has imported all."""
+    if forking.IS_POSSIBLE:
+        forking.template = forking.Template()
+
+
+def pytest_sessionfinish():
+    """End what forks."""
+    if forking.template is not None:
+        forking.template.stop()
+
+
+gc.disable()
+"""Garbage is collected in tests only. An asyncio future logs its error when it is collected; in Python before 3.11.9
+(gh-106905) the traceback of that, parsed while pytest parses source, ends the whole run with a SystemError."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call():
+    """Collect garbage while a test runs."""
+    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.disable()
 
 
 @pytest.hookimpl(wrapper=True)

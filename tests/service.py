@@ -22,8 +22,14 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
 from order_service.domain.answer import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
@@ -34,7 +40,7 @@ from order_service.stream.topics import create_topics, topic_names
 from order_service.users.stub import Stub, running
 from order_service.wire import avro, changelog
 from order_service.wire.commands import encode_json_command, partition_of
-from tests import samples
+from tests import forking, samples
 from tests.samples import but
 
 ROOT = Path(__file__).parents[1]
@@ -62,20 +68,20 @@ class WorkerProcess:
         failpoint: tuple[str, int, str] | None,
         module: Sequence[str] = ("tests.worker",),
         root: Path | str = ROOT,
+        admin_port: int | None = None,
     ) -> None:
         self.name = name
-        self.admin_port = free_port()
+        self.admin_port = free_port() if admin_port is None else admin_port
         self.log_path = directory / f"{name}.log"
         environment = environment | {"ORDERS_ADMIN_PORT": str(self.admin_port)}
         arguments = [] if failpoint is None else [str(part) for part in failpoint]
         with self.log_path.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *module, *arguments],
-                cwd=root,
-                env=environment,
-                stdout=output,
-                stderr=output,
-            )
+            self.process: subprocess.Popen[bytes] | forking.Forked
+            if forking.template is not None and root == ROOT:
+                self.process = forking.template.start([*module, *arguments], environment, output)
+            else:
+                command = [sys.executable, "-m", *module, *arguments]
+                self.process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=output)
 
     def is_ready(self) -> bool:
         """Tell whether all partitions of this worker run."""
@@ -103,9 +109,10 @@ class WorkerProcess:
         measured = re.search(rf'^orders_lanes{{state="{state}"}} (\d+)', self.admin("/metrics")[1], re.MULTILINE)
         return int(measured[1]) if measured else 0
 
-    def wait_lanes(self, count: int) -> Self:
+    def wait_lanes(self, count: int, *, within_s: float = PATIENCE_S) -> Self:
         """Wait until it is ready with so many partitions."""
-        until(lambda: self.is_ready() and self.lanes() == count, f"{self.name} is ready with {count} partitions")
+        is_so = lambda: self.is_ready() and self.lanes() == count  # noqa: E731
+        until(is_so, f"{self.name} is ready with {count} partitions", within_s=within_s)
         return self
 
     def faults(self) -> str:
@@ -125,11 +132,15 @@ class WorkerProcess:
     def wait_ended(self, *, within_s: float = PATIENCE_S) -> int:
         """Wait until it has ended, and give its exit code; minus the signal that killed it."""
         until(lambda: self.process.poll() is not None, f"{self.name} ends", within_s=within_s)
+        assert self.process.returncode is not None
         return self.process.returncode
 
     def is_stopped(self) -> bool:
         """Tell whether the kernel has stopped it (SIGSTOP)."""
-        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        try:
+            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except FileNotFoundError:  # it has ended
+            return False
 
     def wait_stopped(self) -> None:
         """Wait until the kernel has stopped it (SIGSTOP)."""
@@ -189,6 +200,7 @@ class Service:
         users: StubThread,
         *,
         keep_topics: bool = False,
+        app_id: str = "",
         **settings: str,
     ) -> None:
         self.bootstrap_servers = bootstrap_servers
@@ -196,12 +208,13 @@ class Service:
         self.users = users
         self._keep_topics = keep_topics
         name = f"t{uuid4().hex[:10]}"
-        self.app_id = name
+        self.app_id = app_id or name
+        self.group_id = f"{name}.{self.app_id}"
         self.environment = os.environ | {
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
             "USER_SERVICE_URL": users.url,
             "ORDERS_TOPIC_PREFIX": f"{name}.",
-            "ORDERS_APP_ID": name,
+            "ORDERS_APP_ID": self.app_id,
             "ORDERS_PARTITIONS": "4",
             "ORDERS_SESSION_TIMEOUT_S": "2",
             **settings,
@@ -243,9 +256,13 @@ class Service:
         root: Path | str = ROOT,
         **settings: str,
     ) -> WorkerProcess:
-        """Start a worker; with a failpoint (step, count, signal) it gets a signal there. `root` has its code."""
+        """Start a worker; with a failpoint (step, count, signal) it gets a signal there. `root` has its code.
+
+        Host name and admin port make it a member of the group: with those of one that ended it is the same member.
+        """
         name = f"worker-{len(self.workers) + 1}"
-        worker = WorkerProcess(name, self.environment | settings, self.directory, failpoint, module, root)
+        port = int(settings.get("ORDERS_ADMIN_PORT", free_port()))
+        worker = WorkerProcess(name, self.environment | settings, self.directory, failpoint, module, root, port)
         self.workers.append(worker)
         return worker
 
@@ -279,7 +296,7 @@ class Service:
             sender.join()
         assert sender.sent == len(commands), "all commands were sent"
 
-    def read(self, topic: str, *, committed: bool = True) -> list[Any]:
+    def read(self, topic: str, *, committed: bool = True, partitions: Sequence[int] | None = None) -> list[Any]:
         """Read a topic from its start to its end, in the order of each partition."""
         consumer = Consumer(
             {
@@ -293,10 +310,36 @@ class Service:
             }
         )
         try:
-            consumer.assign([TopicPartition(topic, partition, 0) for partition in range(self.partitions)])
-            return list(_until_eof(consumer, self.partitions))
+            places = [TopicPartition(topic, partition, 0) for partition in partitions or range(self.partitions)]
+            consumer.assign(places)
+            return list(_until_eof(consumer, len(places)))
         finally:
             consumer.close()
+
+    def configure_events(self, name: str, value: object) -> None:
+        """Change a setting of the events topic."""
+        self.configure(self.names.events, name, value)
+
+    def configure(self, topic: str, name: str, value: object) -> None:
+        """Change a setting of a topic."""
+        entry = ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        for future in self.kafka.incremental_alter_configs([resource]).values():
+            future.result(30)
+
+    def end_of(self, topic: str, partition: int) -> int:
+        """Ask where a partition ends, control records included."""
+        consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "none"})
+        try:
+            return consumer.get_watermark_offsets(TopicPartition(topic, partition), 30)[1]
+        finally:
+            consumer.close()
+
+    def group_positions(self) -> dict[int, int]:
+        """Ask what the group has committed."""
+        asked = self.kafka.list_consumer_group_offsets([ConsumerGroupTopicPartitions(self.group_id)])
+        committed = asked[self.group_id].result(30).topic_partitions or []
+        return {place.partition: place.offset for place in committed}
 
     def partition_of(self, order_id: str) -> int:
         """Tell in which partition an order lies."""

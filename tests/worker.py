@@ -6,12 +6,16 @@ Between a signal and its effect nothing else is done: the process sends it to it
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 from order_service import log
 from order_service.errors import OrderServiceError
 from order_service.settings import Settings
 from order_service.signals import end_when_told
+from order_service.stream import membership, topic_watch
 from order_service.stream.app import end_process, run
+from order_service.stream.clock import Clock
 
 
 class Failpoint:
@@ -34,13 +38,23 @@ def _nothing(_step: str) -> None:
     pass
 
 
+def _wall_clock() -> float:
+    """Return the time, shifted by the seconds in a file that a test writes."""
+    file = os.environ.get("TEST_CLOCK_FILE")
+    return time.time() + (float(Path(file).read_text()) if file else 0.0)
+
+
 def main() -> None:
     """Run a worker with the settings of the environment."""
     end_when_told()
     log.configure("json")
+    topic_watch.LOOK_EVERY_S = float(os.environ.get("TEST_TOPICS_EVERY_S", topic_watch.LOOK_EVERY_S))
+    if machine := os.environ.get("TEST_MACHINE"):
+        membership.this_machine = lambda: machine
+    settings = Settings()
     step = Failpoint(*sys.argv[1:]) if sys.argv[1:] else _nothing
     try:
-        run(Settings(), step=step)
+        run(settings, clock=Clock(settings.clock_skew_max_s, wall=_wall_clock), step=step)
     except OrderServiceError as error:  # it cannot begin
         end_process(error)
 

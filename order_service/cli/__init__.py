@@ -1,4 +1,4 @@
-"""The command line. Exit status: 0 done, 1 refused or failed with one line, 2 wrong call; a worker has its own too."""
+"""The command line. Exit status: 0 done, 1 refused or failed with one line, 2 wrong call; some commands have more."""
 
 import logging
 import sys
@@ -8,10 +8,10 @@ import typer
 from typer.core import TyperGroup
 
 from order_service import __version__, log
-from order_service.cli import asking, ordering, running, schemas, watching
+from order_service.cli import asking, ordering, running, schemas, views, watching
 from order_service.errors import OrderServiceError
 
-OWN_CODES = frozenset({"up", "worker", "topics"})
+OWN_CODES = frozenset({"up", "worker", "topics", "views"})
 """Commands whose exit code tells an operator more than that it failed."""
 
 
@@ -65,6 +65,7 @@ app.command("web", rich_help_panel="Run")(running.web)
 app.command("users", rich_help_panel="Run")(running.users)
 app.add_typer(running.topics, name="topics", rich_help_panel="Run")
 app.add_typer(schemas.schemas, name="schemas", rich_help_panel="Run")
+app.add_typer(views.views, name="views", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)
 for command in (ordering.create, ordering.amend, ordering.pay, ordering.ship, ordering.deliver, ordering.cancel):
     app.command(command.__name__, rich_help_panel="Order")(command)

@@ -2,9 +2,7 @@
 
 import asyncio
 import errno
-import signal
 import time
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -16,8 +14,8 @@ from order_service.cli.options import AsJson
 from order_service.errors import PortTakenError
 from order_service.kafka import ask_admin
 from order_service.settings import Settings
-from order_service.signals import end_when_told
-from order_service.stream.topics import create_topics, topic_configs, topic_faults, topic_names
+from order_service.signals import end_when_told, run_until_told
+from order_service.stream.topics import Fault, compare_topics, create_topics, mending, topic_configs, topic_names
 
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
 
@@ -50,11 +48,9 @@ def worker(
 ) -> None:
     """Decide commands, until SIGTERM or Ctrl-C."""
     settings = _begin(as_json=as_json)
-    if make_topics:
-        asyncio.run(_create(settings))
     from order_service.stream.app import run  # noqa: PLC0415 - faust alone takes longer than the rest
 
-    run(settings)
+    run(settings, make_topics=make_topics)
 
 
 def projector(as_json: LogAsJson = False) -> None:
@@ -62,7 +58,7 @@ def projector(as_json: LogAsJson = False) -> None:
     settings = _begin(as_json=as_json)
     from order_service.views.process import run  # noqa: PLC0415 - other commands need no database
 
-    asyncio.run(run(settings))
+    run_until_told(run(settings))
 
 
 def web(as_json: LogAsJson = False) -> None:
@@ -70,7 +66,7 @@ def web(as_json: LogAsJson = False) -> None:
     settings = _begin(as_json=as_json)
     from order_service.web.process import run  # noqa: PLC0415 - other commands need no server
 
-    asyncio.run(run(settings))
+    run_until_told(run(settings))
 
 
 def users(
@@ -79,6 +75,7 @@ def users(
     """Run a stub of the User Service: any id is an active user, but unknown-1, inactive-1, slow-500-1, flaky-1."""
     settings = read_settings()
     log.configure(settings.log)
+    from order_service.users.stub import serve_stub  # noqa: PLC0415 - other commands need no HTTP server
 
     def ready(url: str) -> None:
         if as_json:
@@ -87,22 +84,10 @@ def users(
             typer.echo(f"the User Service stub answers at {url}")
 
     try:
-        asyncio.run(_serve_users(settings, latency_ms, ready))
+        run_until_told(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
     except OSError as error:
         why = "is taken" if error.errno == errno.EADDRINUSE else f"of {settings.host} cannot be used: {error.strerror}"
         raise PortTakenError(f"port {settings.users_port} {why}: set ORDERS_USERS_PORT to another one") from error
-
-
-async def _serve_users(settings: Settings, latency_ms: int, ready: Callable[[str], None]) -> None:
-    from order_service.users.stub import serve_stub  # noqa: PLC0415 - other commands need no HTTP server
-
-    serving = asyncio.create_task(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
-    try:
-        await serving
-    except asyncio.CancelledError:
-        return
 
 
 def _begin(*, as_json: bool) -> Settings:
@@ -115,7 +100,7 @@ def _begin(*, as_json: bool) -> Settings:
 
 @topics.command("create")
 def topics_create(as_json: AsJson = False) -> None:
-    """Create the topics that are missing; those that exist stay as they are."""
+    """Create the topics that are missing; exit with 13 if one of the others differs, which stay as they are."""
     settings = read_settings()
     made = asyncio.run(_create(settings))
     for name in topic_configs(topic_names(settings.topic_prefix)):
@@ -124,21 +109,41 @@ def topics_create(as_json: AsJson = False) -> None:
             show.json_line({"topic": name, "state": state})
         else:
             typer.echo(f"{state:<8} {name}")
+    faults, risks = asyncio.run(_compare(settings))
+    if as_json and (faults or risks):
+        show.json_line(_comparison(settings, faults, risks))
+    elif not as_json:
+        _echo(settings, faults, risks)
+    raise typer.Exit(13 if faults else 0)
 
 
 @topics.command("check")
 def topics_check(as_json: AsJson = False) -> None:
-    """Compare the topics with what they must be; exit with 13 if one differs."""
+    """Compare the topics with what they must be; exit with 13 if one is less, and print the lines that mend it."""
     settings = read_settings()
-    faults = asyncio.run(_faults(settings))
+    faults, risks = asyncio.run(_compare(settings))
     if as_json:
-        show.json_line({"ok": not faults, "faults": faults})
-    elif faults:
-        for fault in faults:
-            typer.echo(f"order-service: {fault}", err=True)
+        show.json_line(_comparison(settings, faults, risks))
     else:
-        typer.echo(f"all topics are as they must be, with {settings.partitions} partitions each")
+        _echo(settings, faults, risks)
+        if not faults:
+            typer.echo(f"all topics are as they must be, with {settings.partitions} partitions each")
     raise typer.Exit(13 if faults else 0)
+
+
+def _comparison(settings: Settings, faults: list[Fault], risks: list[str]) -> dict[str, object]:
+    said = [fault.text for fault in faults]
+    return {"ok": not faults, "faults": said, "mend": mending(faults, settings), "risks": risks}
+
+
+def _echo(settings: Settings, faults: list[Fault], risks: list[str]) -> None:
+    """Write what differs to stderr, and the lines that mend it to stdout."""
+    for risk in risks:
+        typer.echo(f"order-service: warning: {risk}", err=True)
+    for fault in faults:
+        typer.echo(f"order-service: {fault.text}", err=True)
+    for line in mending(faults, settings):
+        typer.echo(line)
 
 
 def config(as_json: AsJson = False) -> None:
@@ -158,5 +163,5 @@ async def _create(settings: Settings) -> list[str]:
     return await ask_admin(settings, lambda admin: create_topics(admin, settings))
 
 
-async def _faults(settings: Settings) -> list[str]:
-    return await ask_admin(settings, lambda admin: topic_faults(admin, settings), patience_s=5.0)
+async def _compare(settings: Settings) -> tuple[list[Fault], list[str]]:
+    return await ask_admin(settings, lambda admin: compare_topics(admin, settings), patience_s=5.0)

@@ -115,6 +115,7 @@ def _channel(topic: Topic, source: Source) -> Node:
                 "topicConfiguration": {
                     "cleanup.policy": topic.config["cleanup.policy"].split(","),
                     "retention.ms": int(topic.config["retention.ms"]),
+                    "retention.bytes": int(topic.config["retention.bytes"]),
                     "max.message.bytes": int(topic.config["max.message.bytes"]),
                 },
                 "bindingVersion": BINDING,

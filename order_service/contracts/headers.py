@@ -47,7 +47,9 @@ DEAD_LETTER: Final = _object(
         "dl_topic": _text("The topic that it came from."),
         "dl_partition": _number("The partition that it came from."),
         "dl_offset": _number("Its offset there."),
-        "dl_timestamp": _number("The time of the record there: milliseconds since 1970-01-01 UTC."),
+        "dl_timestamp": _number(
+            "The timestamp of the record there: when the broker appended it, milliseconds since 1970-01-01 UTC."
+        ),
         COMMAND_OFFSET: _number(_OFFSET),
     },
     {

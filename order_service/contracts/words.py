@@ -18,8 +18,9 @@ MADE: Final = (
 )
 NAMES: Final = (
     "A name begins with `ORDERS_TOPIC_PREFIX`, which is empty by default. Each topic has {partitions} partitions, "
-    "unless `ORDERS_PARTITIONS` says otherwise, and three replicas where there are three brokers. The partition "
-    "comes from the key by murmur2, as with Kafka's own producer; librdkafka needs `partitioner=murmur2_random`."
+    "unless `ORDERS_PARTITIONS` says otherwise, and three replicas where there are three brokers, of which two must "
+    "have a record before it counts. The partition comes from the key by murmur2, as with Kafka's own producer; "
+    "librdkafka needs `partitioner=murmur2_random`."
 )
 PRIVATE: Final = (
     "Two more topics, `{table}` and `{waiting}`, are the service's own changelogs. They are private and in no "
@@ -28,7 +29,9 @@ PRIVATE: Final = (
 WIRE: Final = (
     "The key is the `order_id` in UTF-8. The value of an event or a rejection is Avro in the Confluent wire format: "
     "byte 0, then the id of the schema in 4 bytes, big-endian, then the Avro body, and nothing behind it. In the "
-    "examples these first five bytes are the first line."
+    "examples these first five bytes are the first line. The timestamp of a record is the broker's clock when it was "
+    "appended (`LogAppendTime`), whatever its producer said; when something was decided is in the value, as "
+    "`occurred_at` or `rejected_at`."
 )
 LOOK_UP: Final = (
     "`schemas/ids.json` names the file of each id. The web process serves the schemas as a schema registry does, "
@@ -60,9 +63,11 @@ COMMANDS: Final = (
     "Whoever may write to the topic of commands is trusted: `actor` is believed. The value is Avro as above or one "
     f"JSON object, as its first byte tells, 0 or `{{`, and of at most {MAX_COMMAND_BYTES // 1024} KiB. In JSON, "
     "`type` names the command, times are RFC 3339, and what is null or at its default may be left out. A field that "
-    "is not listed here makes the record a dead letter; a value out of range is refused as `invalid_order`. Send a "
-    "command again with the same `command_id` and content until its outcome is there. What its table does not say "
-    "can be a reason too, see [Rejection](#rejection). Every command has these fields; its own follow."
+    "is not listed here makes the record a dead letter, and so does a `command_id`, an `order_id` or a "
+    "`correlation_id` out of range, or with a control character; any other value out of range is refused as "
+    "`invalid_order`, an `actor` as `not_allowed`. Send a command again with the same "
+    "`command_id` and content until its outcome is there. What its table does not say can be a reason too, see "
+    "[Rejection](#rejection). Every command has these fields; its own follow."
 )
 
 

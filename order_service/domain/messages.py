@@ -4,8 +4,8 @@ Units:   money is whole minor units of the order's one ISO 4217 currency; times 
 Kinds:   told apart by `type(x) is`: an `isinstance` that says no takes four times as long here, for it asks the
          metaclass of a Struct, and a command meets a dozen of them. They are final, so mypy narrows by it as well.
 Memory:  `gc=False` keeps millions of them out of the garbage collector's sight; they hold no cycles.
-Checked: while decoding only the types, then `order_id` and `command_id` (`wire.ids`); any other value that is out of
-         range is a rejection (`content`).
+Checked: while decoding only the types, then `order_id`, `command_id` and `correlation_id` (`wire.ids`); any other value
+         that is out of range is a rejection (`content`).
 """
 
 from datetime import datetime

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,10 +34,17 @@ HINTS = {
 }
 
 
+_ports_to_give = deque(secrets.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)))
+
+
 def free_port() -> int:
-    """Find a loopback port on which nobody listens."""
-    for _ in range(1000):
-        port = secrets.choice(FREE_PORTS)
+    """Find a loopback port that is free.
+
+    A process gets each port once before it gets one again: what it is for may not listen there yet.
+    """
+    for _ in range(len(_ports_to_give)):
+        port = _ports_to_give.popleft()  # in one step: several threads may ask
+        _ports_to_give.append(port)
         if not is_taken(port):
             return port
     raise EmbeddedError(f"no free port on {HOST} between {FREE_PORTS.start} and {FREE_PORTS.stop}")

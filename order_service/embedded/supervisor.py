@@ -62,11 +62,11 @@ class Child(Struct, frozen=True, kw_only=True):
 class Restarts(Struct, frozen=True, kw_only=True):
     """When a child that ended is started again, as a value that decides and does nothing."""
 
-    wait_initial_s: float = 0.5
-    wait_max_s: float = 10.0
-    quick_s: float = 10.0
+    wait_initial_s: float = 1.0
+    wait_max_s: float = 30.0
+    quick_s: float = 60.0
     """An end sooner than this after its start is a quick one; a later one starts the count anew."""
-    quick_max: int = 5
+    quick_max: int = 10
     final_codes: frozenset[int] = frozenset({TopicsError.exit_code})
     """A restart does not mend these."""
 

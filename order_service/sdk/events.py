@@ -135,7 +135,7 @@ class OrderEvents:
         and for one whose members read something else.
         """
         chosen, versions = settings_for(servers, settings), Versions()
-        if group == chosen.app_id:
+        if group == chosen.group_id:
             raise SetupError(f"{group} is the group of the order service's workers: choose another name")
         return cls(GroupLog(chosen, group, versions), versions, on_hole, on_poison)
 

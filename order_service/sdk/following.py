@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Command
 from order_service.errors import HistoryError, KafkaAwayError, OrderServiceError
-from order_service.kafka import connection
+from order_service.kafka import Consumer, connection
 from order_service.reading import Reader, kafka_answers
 from order_service.sdk.outcomes import GRACE_S, Accepted, Forgotten, Outcome, Refused, Undecided, Waiting, Watch
 from order_service.settings import Settings
@@ -291,7 +290,7 @@ class Search:
 async def _written(settings: Settings, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
     """Ask where logs end, with what is not committed yet."""
     arguments = connection(settings)
-    consumer = AIOKafkaConsumer(**arguments, request_timeout_ms=10_000)
+    consumer = Consumer(**arguments, request_timeout_ms=10_000)
     try:
         with kafka_answers(arguments["bootstrap_servers"]):
             await consumer.start()

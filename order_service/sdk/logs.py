@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.errors import HistoryError, KafkaAwayError, OrderServiceError, SetupError
-from order_service.kafka import connection
+from order_service.kafka import Consumer, connection
 from order_service.logger import library_logger
 from order_service.reading import Reader, kafka_answers
 from order_service.registry import Ids, registry_of
@@ -143,7 +143,7 @@ class GroupLog:
         self.names = topic_names(settings.topic_prefix)
         self._connection = connection(settings)
         self._servers: str = self._connection["bootstrap_servers"]
-        self._consumer: AIOKafkaConsumer
+        self._consumer: Consumer
 
     async def open(self) -> None:
         """Join the group; one that is new begins at the end of the log, whatever happens to it afterwards."""
@@ -196,13 +196,13 @@ class GroupLog:
         finally:
             await _within(consumer.stop(), "A consumer did not stop in time.")
 
-    async def _is_begun(self, consumer: AIOKafkaConsumer, places: Sequence[TopicPartition]) -> bool:
+    async def _is_begun(self, consumer: Consumer, places: Sequence[TopicPartition]) -> bool:
         """Tell whether the group has a place in any partition."""
         with kafka_answers(self._servers):
             async with asyncio.timeout(WITHIN_S):
                 return any([await consumer.committed(place) is not None for place in places])
 
-    async def _commit_first(self, consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> None:
+    async def _commit_first(self, consumer: Consumer, ends: Mapping[TopicPartition, int]) -> None:
         """Commit from outside of the group, which Kafka refuses where there are members: one of ours may be first."""
         try:
             with kafka_answers(self._servers):
@@ -218,9 +218,9 @@ class GroupLog:
         else:
             log.info("A new group begins at the end of the log.", group=self._group)
 
-    async def _started(self) -> AIOKafkaConsumer:
+    async def _started(self) -> Consumer:
         session_ms = int(self._settings.session_timeout_s * 1000)
-        consumer = AIOKafkaConsumer(
+        consumer = Consumer(
             **self._connection,
             group_id=self._group,
             enable_auto_commit=False,

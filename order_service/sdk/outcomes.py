@@ -13,9 +13,10 @@ from order_service.domain.answer import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import Reason
 from order_service.errors import HistoryError
-from order_service.reading import Seen, command_offset, decode
+from order_service.reading import Seen, decode
 from order_service.stream.topics import TopicNames
 from order_service.wire.changelog import POSITION_KEY, decode_position, waiting_key
+from order_service.wire.headers import command_offset_of
 
 GRACE_S: Final = 0.5
 """Between the position and the outcome of one transaction: its marker reaches each partition at its own time."""
@@ -101,7 +102,7 @@ class Watch:
             self._passed |= _next_offset(record) > self._offset
         elif record.topic == names.waiting and record.key == self._waiting_key:
             self.waits = record.value is not None
-        elif record.topic == names.dead_letters and command_offset(record) == self._offset:
+        elif record.topic == names.dead_letters and command_offset_of(record.headers) == self._offset:
             headers = dict(record.headers)
             return Unreadable(headers["dl_reason"].decode(), headers["dl_detail"].decode())
         elif record.topic in (names.events, names.rejections) and record.key == self._key:
@@ -111,9 +112,14 @@ class Watch:
         return None
 
     def answer_in(self, record: ConsumerRecord) -> Accepted | Refused | None:
-        """Find in an event or a rejection the answer to this command or an earlier copy of it."""
+        """Return the answer of an event or a rejection to this command or an earlier copy of it, else None.
+
+        What became of a later copy is not ours: this one was refused before, and its order did not remember that.
+        """
         seen = decode(record, self._names)
         if (seen.message.command_id, seen.message.command_digest) != self._known:
+            return None
+        if seen.command_offset is not None and seen.command_offset > self._offset:
             return None
         repeated = seen.command_offset != self._offset
         return Accepted(seen, repeated) if isinstance(seen.message, Event) else Refused(seen, repeated)

@@ -7,13 +7,12 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ProducerClosed
 from aiokafka.structs import RecordMetadata
 
 from order_service.domain.messages import Command
-from order_service.errors import KafkaAwayError, SetupError
-from order_service.kafka import connection
+from order_service.errors import KafkaAwayError, SetupError, TopicsError
+from order_service.kafka import Producer, connection, partition_counts
 from order_service.logger import library_logger
 from order_service.reading import kafka_answers
 from order_service.settings import Settings
@@ -45,7 +44,7 @@ class CommandsTopic:
         self._within_s = within_s
         self._encode = encode
         self._is_stopped = False
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: Producer | None = None
         self._starting = asyncio.Lock()
         self._again_at = 0.0
         self._answered_at = 0.0
@@ -84,14 +83,18 @@ class CommandsTopic:
                 self._replace(self._producer)
         await asyncio.gather(*self._ending)
 
-    async def _started(self) -> AIOKafkaProducer:
+    async def _started(self) -> Producer:
         async with self._starting:
             if self._producer is None and not self._is_stopped:
-                producer = AIOKafkaProducer(
+                producer = Producer(
                     **self._connection, enable_idempotence=True, request_timeout_ms=int(self._within_s * 1000)
                 )
                 try:
                     await producer.start()
+                    await partition_counts(producer, [self._topic])
+                except TopicsError as error:
+                    self._end(producer)
+                    raise KafkaAwayError(str(error)) from error
                 except BaseException:
                     self._end(producer)
                     raise
@@ -100,19 +103,19 @@ class CommandsTopic:
                 raise SetupError("nothing can be sent any more: the way to Kafka was closed")
             return self._producer
 
-    def _replace(self, producer: AIOKafkaProducer) -> None:
+    def _replace(self, producer: Producer) -> None:
         """Let the next command start another one."""
         self._producer = None
         self._end(producer)
 
-    def _end(self, producer: AIOKafkaProducer) -> None:
+    def _end(self, producer: Producer) -> None:
         """End a producer in the background: it may wait for an answer that never comes."""
         ending = asyncio.create_task(_stopped(producer, self._within_s))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
 
-async def _stopped(producer: AIOKafkaProducer, within_s: float) -> None:
+async def _stopped(producer: Producer, within_s: float) -> None:
     try:
         async with asyncio.timeout(within_s):
             await producer.stop()
@@ -121,7 +124,7 @@ async def _stopped(producer: AIOKafkaProducer, within_s: float) -> None:
         await _broken_off(producer, within_s)
 
 
-async def _broken_off(producer: AIOKafkaProducer, within_s: float) -> None:
+async def _broken_off(producer: Producer, within_s: float) -> None:
     """End what `stop` leaves running when it is interrupted: the sender, the connections, and who waits for both."""
     sender = producer._sender  # noqa: SLF001, nobody else ends it
     with suppress(TimeoutError):

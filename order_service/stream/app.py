@@ -1,6 +1,7 @@
 """The Faust app and the process around it: the agent that receives, the signals of the group, the start and the end."""
 
 import asyncio
+import faulthandler
 import logging
 import os
 import sys
@@ -10,21 +11,25 @@ from typing import Any, Final, NoReturn
 import faust
 import mode
 import structlog
-from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from order_service.admin import AdminServer
-from order_service.errors import OrderServiceError, PortTakenError
+from order_service.errors import OrderServiceError
 from order_service.garbage import collect_seldom
-from order_service.kafka import ask_admin, connection, tls
+from order_service.kafka import Admin, Consumer, ask_admin, connection, tls
 from order_service.registry import Ids, adopt_when_it_answers, registry_of
 from order_service.settings import Settings
-from order_service.stream import lenient
+from order_service.signals import run_until_told
+from order_service.stream.clock import Clock, wait_until_near
 from order_service.stream.consumer import NoTables, RawSchema, RunApp, RunConsumer
-from order_service.stream.topics import check_topics, topic_names
+from order_service.stream.log_ends import End, LogEnds
+from order_service.stream.membership import Membership
+from order_service.stream.tasks import failure_of
+from order_service.stream.topics import check_topics, create_topics, topic_names
 from order_service.stream.worker import Context, Worker
 from order_service.users.client import Policy, UserClient
+from order_service.watchdog import Watchdog, end_after, silence_of
 
 log = structlog.get_logger()
 
@@ -37,8 +42,9 @@ class FaustFetching:
     def __init__(self, app: RunApp, topic: str) -> None:
         self._app = app
         self._topic = topic
-        self._offsets: AIOKafkaConsumer | None = None
+        self._offsets: Consumer | None = None
         self._starting = asyncio.Lock()
+        self.ends = LogEnds(topic, self._read_ends)
 
     @property
     def _consumer(self) -> RunConsumer:
@@ -70,21 +76,33 @@ class FaustFetching:
 
     async def end(self, partition: int) -> int:
         """Ask the broker for the end of a partition, uncommitted records included."""
+        place = self._place(partition)
+        return (await self._ask_ends([place]))[place]
+
+    async def _ask_ends(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
         async with self._starting:  # several lanes may ask at once
             if self._offsets is None:
-                offsets = AIOKafkaConsumer(**self._app.connection, enable_auto_commit=False)
+                offsets = Consumer(**self._app.connection, enable_auto_commit=False)
                 try:
                     await offsets.start()
                 except BaseException:
                     await offsets.stop()
                     raise
                 self._offsets = offsets
-        place = self._place(partition)
-        return int((await self._offsets.end_offsets([place]))[place])
+        return dict(await self._offsets.end_offsets(places))
+
+    async def _read_ends(self) -> dict[int, End | None]:
+        stable = await self._consumer.stable_ends()
+        led = [place for place, offset in stable.items() if offset is not None]
+        ends = await self._ask_ends(led) if led else {}
+        return {
+            place.partition: End(ends[place], offset) if offset is not None else None
+            for place, offset in stable.items()
+        }
 
     def end_of(self, partition: int) -> int:
-        """Tell the end as of the last fetch."""
-        return self._consumer.end_of(self._place(partition))
+        """Return the end as the broker last reported it, or as of the last fetch if that is newer."""
+        return max(self.ends.end_of(partition), self._consumer.end_of(self._place(partition)))
 
     def partition_count(self) -> int | None:
         """Tell how many partitions there are now, as far as is known."""
@@ -96,11 +114,13 @@ class FaustFetching:
             await self._offsets.stop()
 
 
-def build(settings: Settings, *, step: Callable[[str], None] = lambda _step: None) -> RunApp:
+def build(
+    settings: Settings, serving: AdminServer, clock: Clock, *, step: Callable[[str], None] = lambda _step: None
+) -> RunApp:
     """Make the app of a worker. `step` is told each step of a claim and a turn: tests stop the process there."""
     names = topic_names(settings.topic_prefix)
     app = RunApp(
-        settings.app_id,
+        settings.group_id,
         broker=[f"kafka://{server}" for server in connection(settings)["bootstrap_servers"].split(",")],
         broker_credentials=_credentials(settings),
         broker_session_timeout=settings.session_timeout_s,
@@ -108,7 +128,6 @@ def build(settings: Settings, *, step: Callable[[str], None] = lambda _step: Non
         broker_request_timeout=max(30.0, settings.session_timeout_s + 5),
         broker_rebalance_timeout=REBALANCE_TIMEOUT_S,
         broker_commit_interval=1.0,
-        consumer_group_instance_id=settings.instance_id or None,
         topic_partitions=settings.partitions,
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -119,16 +138,18 @@ def build(settings: Settings, *, step: Callable[[str], None] = lambda _step: Non
         loghandlers=[],
     )
     app.connection = connection(settings)
+    app.membership = Membership.from_settings(settings)
+    app.end = lambda error: end_process(error, leave_group=app.leave_group)
     fetching = FaustFetching(app, names.commands)
     users = UserClient(Policy.from_settings(settings))
-    worker = Worker(Context(settings, names, app.connection, fetching, users, end_process, step))
     ids = Ids(registry_of(settings))
-    _wire(app, worker, names.commands, ids)
-    _serve(app, settings, worker, users, fetching, ids)
+    worker = Worker(Context(settings, names, app.connection, fetching, users, ids, app.end, clock, step))
+    _wire(app, worker, names.commands)
+    _serve(app, settings, worker, users, fetching, ids, serving)
     return app
 
 
-def _wire(app: RunApp, worker: Worker, topic: str, ids: Ids) -> None:
+def _wire(app: RunApp, worker: Worker, topic: str) -> None:
     """Connect the app's signals and its agent with the worker."""
     commands = app.topic(topic, schema=RawSchema(), acks=False)
 
@@ -136,7 +157,6 @@ def _wire(app: RunApp, worker: Worker, topic: str, ids: Ids) -> None:
     async def receive(runs: Any) -> None:
         """Hand each run of commands on; the next turn decides them."""
         async for event in runs.noack().events():
-            await ids.learn_in_a_hurry(record.value for record in event.value.records)
             worker.receive(event.message.partition, event.value)
 
     @app.on_partitions_assigned.connect  # type: ignore[arg-type]
@@ -149,29 +169,46 @@ def _wire(app: RunApp, worker: Worker, topic: str, ids: Ids) -> None:
 
     app.positions = lambda: {TP(topic, partition): offset for partition, offset in worker.positions().items()}
     app.on_unreadable = worker.unreadable
+    app.on_damaged = worker.damaged
     app.before_leaving = worker.stop
 
 
 def _serve(
-    app: RunApp, settings: Settings, worker: Worker, users: UserClient, fetching: FaustFetching, ids: Ids
+    app: RunApp,
+    settings: Settings,
+    worker: Worker,
+    users: UserClient,
+    fetching: FaustFetching,
+    ids: Ids,
+    serving: AdminServer,
 ) -> None:
     """Start what lives beside the stream with the app, and end it after the stream."""
-    admin = AdminServer(settings.host, settings.admin_port, worker.faults)
+    watchdog = Watchdog(silence_of(settings.session_timeout_s), app.leave_group)
+    tasks: list[asyncio.Task[Any]] = []
+    stopping = False
+
+    def ended(task: "asyncio.Task[Any]") -> None:
+        error = failure_of(task, is_stopping=stopping)
+        if error is not None or not stopping:
+            app.end(error or RuntimeError(f"the task {task.get_name()} has ended"))
 
     async def on_start() -> None:
-        try:
-            await admin.start()
-        except PortTakenError as error:
-            end_process(error)
+        watchdog.start()
         await users.__aenter__()
         await ids.__aenter__()
         worker.start()
+        tasks.append(asyncio.create_task(fetching.ends.run(), name="ends"))
+        tasks[0].add_done_callback(ended)
+        serving.faults = lambda: worker.faults() + fetching.ends.faults()
 
     async def on_shutdown(_app: Any, *_: Any, **__: Any) -> None:
+        nonlocal stopping
+        stopping = True
+        for task in tasks:
+            task.cancel()
         await users.close()
         await ids.__aexit__()
         await fetching.close()
-        await admin.stop()
 
     app.before_start = on_start
     app.on_before_shutdown.connect(on_shutdown, weak=False)  # type: ignore[arg-type]
@@ -189,43 +226,74 @@ def _credentials(settings: Settings) -> Any:
     return faust.SSLCredentials(context) if context is not None else None
 
 
-def end_process(error: BaseException) -> None:
-    """End at once, without a word to the group: the next claim finds out what happened."""
+def end_process(
+    error: BaseException, leave_group: Callable[[], None] = lambda: None, end: Callable[[int], object] = os._exit
+) -> None:
+    """End the process at once: the next claim finds out what happened. A dynamic member leaves its group first."""
     code = getattr(error, "exit_code", 1)
+    end_after((lambda: _say_why(error, code), leave_group, logging.shutdown, sys.stdout.flush), code, end)
+
+
+def _say_why(error: BaseException, code: int) -> None:
     if isinstance(error, OrderServiceError):
         log.error("This worker ends.", exit_code=code, reason=str(error))
     else:  # a bug: say where
         log.error("This worker ends.", exit_code=code, reason=repr(error), exc_info=error)
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(code)
 
 
-def run(settings: Settings, *, step: Callable[[str], None] = lambda _step: None) -> NoReturn:
+class QuietWorker(faust.Worker):
+    """Faust's worker, whose stacks on SIGUSR1 have no local variables: they hold records."""
+
+    def _on_sigusr1(self) -> None:
+        faulthandler.dump_traceback(all_threads=True)
+
+
+def run(
+    settings: Settings,
+    *,
+    make_topics: bool = False,
+    clock: Clock | None = None,
+    step: Callable[[str], None] = lambda _step: None,
+) -> NoReturn:
     """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
-    asyncio.run(ask_admin(settings, lambda admin: check_topics(admin, settings)))
-    if settings.schema_registry_url:
-        asyncio.run(_adopt_ids(settings))
-    collect_seldom()
-    lenient.install()
-    app = build(settings, step=step)
-    worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
-    worker.spinner = None
-    worker.execute_from_commandline()
+    waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
+    with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving:
+        run_until_told(ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics)))
+        if settings.schema_registry_url:
+            run_until_told(_adopt_ids(settings, serving))
+        clock = clock or Clock(settings.clock_skew_max_s)
+        run_until_told(_wait_for_clock(settings, clock, serving))
+        collect_seldom()
+        app = build(settings, serving, clock, step=step)
+        worker = QuietWorker(app, quiet=True, override_logging=False, redirect_stdouts=False)
+        worker.spinner = None
+        worker.execute_from_commandline()
     raise SystemExit(0)
 
 
-async def _adopt_ids(settings: Settings) -> None:
+async def _prepare_topics(admin: Admin, settings: Settings, *, make_topics: bool) -> None:
+    if make_topics:
+        await create_topics(admin, settings)
+    await check_topics(admin, settings)
+
+
+async def _wait_for_clock(settings: Settings, clock: Clock, serving: AdminServer) -> None:
+    """Wait, not ready, until the clock is near Kafka's."""
+    serving.faults = lambda: ["the clock is being compared with Kafka's"]
+
+    def tell(why: str) -> None:
+        log.error("This worker does not take part: its clock is wrong.", why=why)
+        serving.faults = lambda: [why]
+
+    await wait_until_near(clock, settings, topic_names(settings.topic_prefix).table, tell)
+
+
+async def _adopt_ids(settings: Settings, serving: AdminServer) -> None:
     """Wait, not ready, for the ids that the schema registry gives our schemas."""
-    faults = ["the ids of the schema registry are being asked for"]
+    serving.faults = lambda: ["the ids of the schema registry are being asked for"]
 
     def tell(why: str) -> None:
         log.error("We wait for the schema registry.", why=why)
-        faults[:] = [why]
+        serving.faults = lambda: [why]
 
-    admin = AdminServer(settings.host, settings.admin_port, lambda: faults)
-    await admin.start()
-    try:
-        await adopt_when_it_answers(settings, topic_names(settings.topic_prefix).of, tell)
-    finally:
-        await admin.stop()
+    await adopt_when_it_answers(settings, topic_names(settings.topic_prefix).of, tell)

@@ -8,28 +8,34 @@ public; the exact pin in pyproject.toml and the tests on a real broker hold them
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-import aiokafka
 import faust
 import structlog
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
+    CorruptRecordException,
     IllegalStateError,
     KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
+from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from order_service.errors import KafkaAwayError
+from order_service.errors import GroupError, KafkaAwayError
+from order_service.kafka import Consumer
 from order_service.stream.inbox import Run
+from order_service.stream.membership import LaneAssignor, Membership, reason_of, twin_of
+from order_service.stream.producer import NO_LEADER
+from order_service.stream.tasks import failure_of
 
 log = structlog.get_logger()
 
@@ -40,8 +46,12 @@ METADATA_AGE_MS: Final = 5_000
 STARTS: Final = 60
 CLOSE_WITHIN_S: Final = 5.0
 """A stop waits so long for the consumer to leave the group; a turn in flight has its own deadline before that."""
+LEAVE_WITHIN_S: Final = 1.0
+CHECK_EVERY_S: Final = 0.5
 PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError)
-"""Errors of one partition that no retry mends: its lane parks, the others go on. Corrupt records end the process."""
+"""Errors of one partition that no retry mends: its lane parks, the others go on."""
+_DAMAGED: Final = re.compile(r"partition=(\d+)")
+"""In aiokafka's message about a batch whose checksum does not fit."""
 
 _FAUST_LOG: Final = logging.getLogger("faust.app")
 _T = TypeVar("_T")
@@ -65,15 +75,18 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         self._seeks: dict[TopicPartition, int] = {}
         self._numbers: dict[TopicPartition, int] = {}
         self._handed_on = Partitions()
+        self._checking: asyncio.Task[None] | None = None
+        self._has_joined = False
+        self._last_member_id = ""
 
-    def _create_worker_consumer(self, transport: object) -> aiokafka.AIOKafkaConsumer:  # noqa: ARG002, Faust's signature
+    def _create_worker_consumer(self, transport: object) -> Consumer:  # noqa: ARG002, Faust's signature
         conf = self.app.conf
-        return aiokafka.AIOKafkaConsumer(
+        return Consumer(
             **self.consumer.app.connection,
-            client_id=conf.broker_client_id,
-            group_id=conf.id,
-            group_instance_id=conf.consumer_group_instance_id,
-            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            client_id=self.membership.client_id,
+            group_id=self.membership.group_id,
+            group_instance_id=self.membership.instance_id,
+            partition_assignment_strategy=[LaneAssignor],
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
@@ -88,7 +101,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         )
 
     async def on_start(self) -> None:
-        """Start the consumer, and again where Kafka has gone away since the topics were checked."""
+        """Start the consumer, again while Kafka is away and this worker is not told to end."""
         for _ in range(STARTS):
             try:
                 await super().on_start()
@@ -96,15 +109,34 @@ class FetchThread(driver.AIOKafkaConsumerThread):
                 log.warning("Kafka does not answer yet; trying again.", error=repr(error))
                 await self._ensure_consumer().stop()
                 await asyncio.sleep(1.0)
+                if self.should_stop:
+                    return
             else:
+                self.start_checking()
                 return
         raise KafkaAwayError(f"Kafka does not answer after {STARTS} tries")
+
+    def start_checking(self) -> None:
+        """Begin to look after the membership and the fetching."""
+        self._checking = asyncio.create_task(self._check_until_it_fails(), name="check")
+        self._checking.add_done_callback(self._checked)
+
+    def _checked(self, task: "asyncio.Task[None]") -> None:
+        """End the process when the check itself has failed: without it no error of the group is seen."""
+        if (error := failure_of(task, is_stopping=self._checking is None)) is not None:
+            self.fail(error)
 
     async def on_thread_stop(self) -> None:
         """Close the consumer, or let it be where Kafka is away: aiokafka then waits, or raises what it has cancelled.
 
         Faust would wait for this thread for ever if that came through; the group misses our heartbeats all the same.
         """
+        checking, self._checking = self._checking, None
+        if checking is not None:
+            checking.cancel()
+        coordinator = self.coordinator
+        if coordinator is not None and not self.membership.is_named:
+            coordinator._group_instance_id = None  # noqa: SLF001, so that aiokafka leaves the group
         closing = asyncio.ensure_future(super().on_thread_stop())
         done, _ = await asyncio.wait({closing}, timeout=CLOSE_WITHIN_S)
         if not done or closing.cancelled():
@@ -112,6 +144,74 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             log.warning("The consumer could not be closed; the group will notice that it is gone.")
         else:
             closing.result()
+
+    @property
+    def coordinator(self) -> Any | None:
+        """The group coordinator of aiokafka, or None before the consumer has reached Kafka."""
+        return None if self._consumer is None else self._consumer._coordinator  # noqa: SLF001
+
+    @property
+    def membership(self) -> Membership:
+        """How this worker introduces itself to the group."""
+        return self.consumer.app.membership
+
+    async def _check_until_it_fails(self) -> None:
+        """End the process with a reason when the group refuses this worker, or when nothing fetches any more.
+
+        aiokafka keeps such an error until a caller of its public methods consumes it, and does nothing until then;
+        Faust calls none of them. What aiokafka retries by itself never gets here.
+        """
+        while (failed := self._failed()) is None:  # noqa: ASYNC110, aiokafka has no event for it
+            await asyncio.sleep(CHECK_EVERY_S)
+        error, is_of_the_group = failed
+        if is_of_the_group:
+            coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001
+            send, member_id = coordinator._send_req, coordinator.member_id  # noqa: SLF001
+            self.fail(GroupError(await reason_of(error, self.membership, send, member_id)))
+        else:
+            self.fail(GroupError(f"the fetching of commands has ended: {error!r}"))
+
+    def _failed(self) -> tuple[BaseException, bool] | None:
+        """Return the error that ended the membership or the fetching, and whether it is one of the group."""
+        consumer = self._ensure_consumer()
+        coordinator, fetcher = consumer._coordinator, consumer._fetcher  # noqa: SLF001
+        if coordinator._pending_exception is not None:  # noqa: SLF001
+            return coordinator._pending_exception, True  # noqa: SLF001
+        if coordinator._coordination_task.done():  # noqa: SLF001
+            return _end_of(coordinator._coordination_task), True  # noqa: SLF001
+        if fetcher.error_future.done():
+            return _end_of(fetcher.error_future), False
+        return None
+
+    def fail(self, error: BaseException) -> None:
+        """End the process, from the thread of its main loop."""
+        self.app.loop.call_soon_threadsafe(self.consumer.app.end, error)
+
+    async def check_twin(self) -> None:
+        """End the process if another one has its instance id; called before each join."""
+        coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001
+        if coordinator.member_id:
+            return
+        is_first, self._has_joined = not self._has_joined, True
+        reason = await twin_of(
+            self.membership,
+            coordinator._send_req,  # noqa: SLF001
+            is_first=is_first,
+            own_member_id=self._last_member_id,
+        )
+        if reason is not None:
+            self.fail(GroupError(reason))
+            await asyncio.get_running_loop().create_future()  # never join: the main loop ends the process
+
+    def remember_member(self) -> None:
+        """Remember who this process is in the group: aiokafka forgets it when its generation is over."""
+        self._last_member_id = self._ensure_consumer()._coordinator.member_id  # noqa: SLF001
+
+    async def leave(self) -> None:
+        """Leave the group, unless the restart of this process is to find its place."""
+        coordinator = self.coordinator
+        if coordinator is not None and coordinator.member_id and not self.membership.stays_after_a_fault:
+            await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))  # noqa: SLF001
 
     def hold(self, partitions: Iterable[TopicPartition]) -> None:
         """Keep new partitions from being fetched before their lanes run; 0 is no place to begin, only a place."""
@@ -149,7 +249,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
 
     async def _fetch_records(
         self,
-        consumer: aiokafka.AIOKafkaConsumer,
+        consumer: Consumer,
         active_partitions: object,  # noqa: ARG002, what is not to be fetched is paused
         timeout: float | None = None,  # noqa: ASYNC109, Faust's signature
         max_records: int | None = None,
@@ -163,7 +263,26 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             for partition in partitions:
                 self._park(partition, repr(error))
             return {}
+        except CorruptRecordException as error:
+            self._stop_handing_on(error)
+            return {}
+        except KafkaError:
+            if self._failed() is None:
+                raise
+            return {}  # an error of the group comes this way too; the check ends the process and says why
         return {partition: [self._as_run(partition, records)] for partition, records in fetched.items()}
+
+    def _stop_handing_on(self, error: CorruptRecordException) -> None:
+        """Hand on nothing more, and report the partition with a damaged batch.
+
+        aiokafka has passed over what it drained of other partitions before it met the damage, so all of them have to be
+        fetched again from where their lanes are.
+        """
+        found = _DAMAGED.search(str(error))
+        if found is None:
+            raise error
+        self._handed_on.clear()
+        self.app.loop.call_soon_threadsafe(self.consumer.app.on_damaged, int(found[1]), str(error))
 
     def _as_run(self, partition: TopicPartition, records: list[Any]) -> Any:
         number = self._numbers.get(partition, 0)
@@ -189,6 +308,12 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         return True
 
 
+def _end_of(task: "asyncio.Task[Any]") -> BaseException:
+    if task.cancelled():
+        return asyncio.CancelledError()
+    return task.exception() or RuntimeError("it returned")
+
+
 def _partitions_of(error: Exception) -> list[TopicPartition]:
     """Find the partitions that an error of aiokafka is about: it carries one, or a map from them."""
     about = error.args[0] if error.args else None
@@ -204,9 +329,19 @@ class Listener(driver.ConsumerRebalanceListener):
 
     _thread: FetchThread
 
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> Awaitable[None]:
+        """Notify Faust and the worker, then check whether this process may join again."""
+        return self._revoked(super().on_partitions_revoked(revoked))
+
+    async def _revoked(self, revoking: Awaitable[None]) -> None:
+        await revoking
+        await self._thread.check_twin()
+
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Hold them, then let Faust and our worker know."""
         partitions = list(assigned)
+        LaneAssignor.on_generation_assignment(self._thread._ensure_consumer()._coordinator.generation)  # noqa: SLF001
+        self._thread.remember_member()
         self._thread.hold(partitions)
         await super().on_partitions_assigned(partitions)
 
@@ -242,6 +377,17 @@ class RunConsumer(driver.Consumer):
             await self.wait(self.can_resume_flow.wait())
         return await self._getmany(active_partitions=None, timeout=timeout), None
 
+    def leave_group(self) -> None:
+        """Leave the group before the process ends by itself; called from another thread than the one that fetches."""
+        thread = self._thread
+        if thread.coordinator is None or thread.thread_loop.is_closed():
+            return
+        leaving = asyncio.run_coroutine_threadsafe(thread.leave(), thread.thread_loop)
+        try:
+            leaving.result(LEAVE_WITHIN_S)
+        except (TimeoutError, CancelledError, KafkaError) as error:
+            log.warning("The group was not told that this worker ends.", error=repr(error))
+
     async def perform_seek(self) -> None:
         """Stay where the lanes are: the group's committed offsets mean nothing."""
 
@@ -267,6 +413,19 @@ class RunConsumer(driver.Consumer):
         consumer = self._thread._consumer  # noqa: SLF001
         partitions = consumer.partitions_for_topic(topic) if consumer is not None else None
         return len(partitions) if partitions else None
+
+    async def stable_ends(self) -> dict[TopicPartition, int | None]:
+        """Ask the broker where what is decided of our partitions ends: before the first open transaction.
+
+        None for a partition without a leader: aiokafka would wait for it before it tells of any other.
+        """
+        consumer = self._thread._consumer  # noqa: SLF001
+        if consumer is None:
+            return {}
+        held, leader_of = consumer.assignment(), consumer._client.cluster.leader_for_partition  # noqa: SLF001
+        led = [place for place in held if leader_of(place) not in {None, NO_LEADER}]
+        ends = await self.in_fetch_thread(consumer.end_offsets(led)) if led else {}
+        return {place: ends.get(place) for place in held}
 
     def end_of(self, partition: TopicPartition) -> int:
         """Tell the end of a partition as of the last fetch, 0 before that."""
@@ -339,7 +498,10 @@ class RunApp(faust.App):
     logger = _FAUST_LOG
     connection: dict[str, Any]
     positions: Callable[[], dict[TP, int]]
+    membership: Membership
+    end: Callable[[BaseException], None]
     on_unreadable: Callable[[int, str], None]
+    on_damaged: Callable[[int, str], None]
     before_start: Callable[[], Coroutine[Any, Any, None]]
     before_leaving: Callable[[], Coroutine[Any, Any, None]]
 
@@ -352,6 +514,11 @@ class RunApp(faust.App):
 
     def _new_producer_transport(self) -> RunTransport:
         return RunTransport(self.conf.broker_producer, self)
+
+    def leave_group(self) -> None:
+        """Leave the group before the process ends by itself, if this worker has a consumer."""
+        if isinstance(self._consumer, RunConsumer):
+            self._consumer.leave_group()
 
     async def _stop_consumer(self) -> None:
         """Finish the turn in flight before the group hears that we leave."""

@@ -38,6 +38,7 @@ class Inbox:
         self._queues: dict[int, deque[Received]] = {}
         self._bytes: dict[int, int] = {}
         self._paused: set[int] = set()
+        self._held: set[int] = set()
         self._turn = 0
 
     def open(self, partition: int) -> None:
@@ -50,6 +51,19 @@ class Inbox:
         """Drop what is in the queue of a partition: it is in the log, and read again by whoever decides it."""
         self._queues.pop(partition, None)
         self._paused.discard(partition)
+        self._held.discard(partition)
+
+    def hold(self, partition: int) -> None:
+        """Stop the fetching of a partition while its runs wait for something else."""
+        self._held.add(partition)
+        self._pause(partition)
+
+    def release(self, partition: int) -> None:
+        """Fetch a held partition again, unless its queue is long."""
+        if partition in self._held:
+            self._held.discard(partition)
+            if partition in self._queues and partition not in self._paused:
+                self._resume(partition)
 
     def put(self, partition: int, received: list[Received]) -> None:
         """Add what was read of a partition."""
@@ -93,7 +107,8 @@ class Inbox:
         self._bytes[partition] -= size
         if partition in self._paused and len(queue) <= LOW and self._bytes[partition] < HIGH_BYTES // 4:
             self._paused.discard(partition)
-            self._resume(partition)
+            if partition not in self._held:
+                self._resume(partition)
         return taken
 
 

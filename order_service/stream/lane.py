@@ -2,9 +2,8 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from functools import lru_cache
 from typing import Final, assert_never
 
 import structlog
@@ -28,9 +27,9 @@ from order_service.domain.reasons import Reason, Refusal
 from order_service.errors import DecodeError, RunLost
 from order_service.stream.inbox import Received, Run
 from order_service.stream.table import Table
-from order_service.stream.waiting import Waiting, WaitingRoom
+from order_service.stream.waiting import WaitingRoom
 from order_service.wire import avro, changelog
-from order_service.wire.changelog import Position
+from order_service.wire.changelog import Ends, Position, WaitingCommand
 from order_service.wire.commands import check_key
 from order_service.wire.headers import (
     Headers,
@@ -38,14 +37,13 @@ from order_service.wire.headers import (
     dead_letter_headers,
     dead_letter_part,
     event_headers,
-    fitting,
     rejection_headers,
 )
 
 log = structlog.get_logger()
 
-Record = tuple[bytes | None, bytes | None, int | None, Headers]
-"""Key, value, timestamp in milliseconds (None: now) and headers of a record to write."""
+Record = tuple[bytes | None, bytes | None, Headers]
+"""Key, value and headers of a record to write."""
 
 Outcome = tuple[str, str, str]
 """Command type, outcome and reason, as counted by `orders_commands_total`."""
@@ -55,6 +53,8 @@ MAX_DEAD_KEY: Final = 64 * 1024
 MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
 """With 1 MiB of headers it fits the 4 MiB of a record, and no record that was not compressed is cut."""
 MAX_TRACEPARENT: Final = 256
+RESTORED_AT_A_TIME: Final = 500
+"""Orders or waiting commands put into a lane before the loop gets its turn: some 2 ms."""
 MOST_DUE: Final = 1_000
 """Unpaid orders cancelled in one turn; a worker that was away for long, or is told for the first time, finds many."""
 
@@ -71,6 +71,8 @@ class Changes(Struct):
     dead_reasons: Counter[str] = field(default_factory=Counter)
     next_offset: int = 0
     last_timestamp_ms: int | None = None
+    read_to: int = 0
+    waiting_count: int = 0
     moved: bool = False
     size: int = 0
 
@@ -121,32 +123,65 @@ class Lane:
         self.seek = 0
         self.next_run = 0
         self.read_to = 0
+        self.ends = Ends()
+        self.written: Position | None = None
         self._known = known
         self._ask = ask
         self._changes = Changes()
         self._timers: list[tuple[datetime, str]] = []
+        self._due: set[str] = set()
 
-    def restore(self, entries: dict[str, Entry], waiting: list[Waiting], position: Position) -> None:
+    def restore(self, entries: dict[str, Entry], waiting: list[WaitingCommand], position: Position) -> None:
         """Begin with what the changelogs hold."""
+        for _ in self.restoring(entries, waiting, position):
+            pass
+
+    def restoring(self, entries: dict[str, Entry], waiting: list[WaitingCommand], position: Position) -> Iterator[None]:
+        """Begin with what the changelogs hold; pause now and then, so that the caller can do something else."""
         self.table = Table(entries)
         self.room = WaitingRoom(self.policy.user_deadline_s)
-        self.set_timers()
-        for command in sorted(waiting, key=lambda command: command.offset):
-            self.room.add(command)
         self.next_offset, self.last_timestamp_ms = position.next_offset, position.last_timestamp_ms
-
-    def set_timers(self) -> None:
-        """Set the timers anew, from the table."""
+        self.read_to = position.read_to
+        for number, command in enumerate(sorted(waiting, key=lambda command: command.offset), 1):
+            self.room.add(command)
+            if number % RESTORED_AT_A_TIME == 0:
+                yield
         self._timers = []
         if self.policy.payment_due_s is not None:
-            for order_id, entry in self.table.items():
+            for number, (order_id, entry) in enumerate(self.table.items(), 1):
+                self._set_timer(order_id, entry)
+                if number % RESTORED_AT_A_TIME == 0:
+                    yield
+
+    def put_back_due(self) -> None:
+        """Set the timers again of the orders that were due and are not cancelled yet."""
+        due, self._due = self._due, set()
+        for order_id in due:
+            entry = self.table.get(order_id)
+            if entry is not None:
                 self._set_timer(order_id, entry)
 
     def follow(self, seek: int) -> None:
         """Expect the runs that follow this seek, and no others."""
         self.seek = seek
         self.next_run = 0
-        self.read_to = 0
+
+    @property
+    def resume_at(self) -> int:
+        """The offset from which this lane reads on."""
+        return max(self.next_offset, self.read_to)
+
+    def has_passed(self) -> bool:
+        """Return whether the lane has read past records that are not commands since its last written position."""
+        return self.written is not None and self.read_to > self.written.resume_at
+
+    def has_news(self) -> bool:
+        """Return whether the last written position could say more: how far was read, or where the outcomes end."""
+        return self.has_passed() or (self.written is not None and self.ends != self.written.ends)
+
+    def write_position(self) -> None:
+        """Write the position with the next turn, even if it decides no command."""
+        self._changes.moved = True
 
     def accept(self, run: Run) -> bool:
         """Tell whether a run is the next one; False for one from before the seek, RunLost where one is missing."""
@@ -191,10 +226,12 @@ class Lane:
         due: list[str] = []
         while self._timers and self._timers[0][0] <= now and len(due) < most:
             due.append(heapq.heappop(self._timers)[1])
+        self._due.update(due)
         return due
 
     def cancel_unpaid(self, order_ids: list[str], now: datetime) -> None:
         """Cancel those of the orders that are still unpaid: the lane's own command, the same one every time."""
+        self._due.difference_update(order_ids)
         for order_id in order_ids:
             entry = self.table.get(order_id)
             if entry is None or self._due_at(entry) is None:
@@ -211,6 +248,8 @@ class Lane:
         changes.table = self.table.take_changes()
         changes.next_offset = self.next_offset
         changes.last_timestamp_ms = self.last_timestamp_ms
+        changes.read_to = self.read_to
+        changes.waiting_count = len(self.room)
         return changes
 
     def _take(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
@@ -231,28 +270,21 @@ class Lane:
             self._wait(record, command, now)
 
     def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
-        if self.room.is_full(command.order_id):
+        if not self.room.is_full(command.order_id):
+            self._wait(record, command, now)
+        elif self.room.holds(command):  # the outcome of the copy that waits is the answer to both
+            self._repeated(command)
+        else:
             entry = self.table.get(command.order_id)
             rejection = reject(command, entry, now, Refusal(Reason.TOO_MANY_WAITING))
             self._refused(rejection, record.offset, traceparent_of(record.headers))
-        else:
-            self._wait(record, command, now)
 
     def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
         """Keep a command in the waiting room, durably, with all that a restart needs to decide it."""
-        waiting = Waiting(command, record.offset, now, traceparent_of(record.headers))
+        waiting = WaitingCommand(command, record.offset, now, traceparent_of(record.headers))
         first = command.order_id not in self.room
         self.room.add(waiting)
-        self._changes.waiting[waiting.key] = changelog.encode(
-            changelog.Waiting(
-                offset=record.offset,
-                key=record.key,
-                value=record.value or b"",
-                headers=tuple(fitting(record.headers)),
-                timestamp_ms=record.timestamp,
-                came_at=now,
-            )
-        )
+        self._changes.waiting[waiting.key] = changelog.encode(waiting)
         if first and isinstance(command, CreateOrder):
             self._ask(command.user_id)
 
@@ -292,10 +324,13 @@ class Lane:
         elif type(outcome) is AskUser:
             return outcome
         elif type(outcome) is Repeat:
-            self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
+            self._repeated(command)
         else:
             assert_never(outcome)
         return None
+
+    def _repeated(self, command: Command) -> None:
+        self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
 
     def _happened(
         self, event: Event, entry: Entry | None, command_type: str, offset: int | None, traceparent: bytes | None
@@ -308,14 +343,14 @@ class Lane:
         headers = event_headers(event, traceparent, offset)
         changes = self._changes
         changes.size += len(value)
-        changes.events.append((event.order_id.encode(), value, _ms(event.occurred_at), headers))
+        changes.events.append((event.order_id.encode(), value, headers))
         changes.outcomes[command_type, "accepted", ""] += 1
 
     def _refused(self, rejection: Rejection, offset: int | None, traceparent: bytes | None) -> None:
         value = avro.encode_rejection(rejection)
         self._changes.size += len(value)
         headers = rejection_headers(rejection, traceparent, offset)
-        self._changes.rejections.append((rejection.order_id.encode(), value, _ms(rejection.rejected_at), headers))
+        self._changes.rejections.append((rejection.order_id.encode(), value, headers))
         self._changes.outcomes[rejection.command_type, "rejected", rejection.reason] += 1
 
     def _bury(self, record: "ConsumerRecord[bytes, bytes]", error: DecodeError) -> None:
@@ -324,7 +359,7 @@ class Lane:
         )
         key, key_cut = dead_letter_part(record.key, MAX_DEAD_KEY)
         value, value_cut = dead_letter_part(record.value, MAX_DEAD_VALUE)
-        self._changes.dead_letters.append((key, value, None, headers + key_cut + value_cut))
+        self._changes.dead_letters.append((key, value, headers + key_cut + value_cut))
         self._changes.dead_reasons[error.reason] += 1
 
     def _set_timer(self, order_id: str, entry: Entry) -> None:
@@ -335,11 +370,6 @@ class Lane:
     def _due_at(self, entry: Entry) -> datetime | None:
         due_s = self.policy.payment_due_s
         return None if due_s is None else payment_due_at(entry, due_s)
-
-
-@lru_cache(maxsize=64)  # all records of a turn carry the same time
-def _ms(time: datetime) -> int:
-    return round(time.timestamp() * 1000)
 
 
 def traceparent_of(headers: ReadHeaders) -> bytes | None:

@@ -1,5 +1,7 @@
 """The table of one partition: what is known of each order, and what a turn has changed of it."""
 
+from collections.abc import ItemsView
+
 from order_service.domain.answer import Entry
 
 
@@ -29,6 +31,6 @@ class Table:
         changed, self._changed = self._changed, {}
         return changed
 
-    def items(self) -> list[tuple[str, Entry]]:
-        """List all orders."""
-        return list(self._entries.items())
+    def items(self) -> ItemsView[str, Entry]:
+        """Return a view of all orders; it must not be iterated over while they change."""
+        return self._entries.items()

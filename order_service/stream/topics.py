@@ -1,33 +1,93 @@
-"""The topics: one table says what they are; `create` makes them so, `check` refuses to run on others."""
+"""The topics: one table says what they are; `create` makes them so, `check` refuses to run on less."""
 
 import asyncio
+import json
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from typing import Any, Final
 
 import structlog
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NodeNotReadyError, TopicAlreadyExistsError, for_code
+from aiokafka.protocol.metadata import MetadataRequest
 from msgspec import Struct
 
 from order_service.domain.messages import COMMAND_TYPES, Rejection
 from order_service.errors import KafkaAwayError, TopicsError
+from order_service.kafka import UNKNOWN_TOPIC, Admin, connection
 from order_service.settings import Settings
 from order_service.wire.schemas import Message
 
 log = structlog.get_logger()
 
 MIB: Final = 1024 * 1024
-DAY_MS: Final = 24 * 3600 * 1000
-_DELETE: Final = {"cleanup.policy": "delete"}
-_CHANGELOG: Final = {
+HOUR_MS: Final = 3600 * 1000
+DAY_MS: Final = 24 * HOUR_MS
+DELETE_RETENTION_MS: Final = 25 * HOUR_MS
+"""How long a changelog keeps deletions and the markers of transactions.
+
+A claim that has read a value must reach its deletion within this time: a restore takes minutes, a machine that was
+paused hours. Brokers forget an idle producer after a day (`producer.id.expiration.ms`, looked at every ten minutes);
+a marker that goes before its producer leaves an empty batch behind, which aiokafka's own reader refuses. So it stays
+an hour longer than that, and no more, for a claim reads over a marker of every turn.
+"""
+COMPACTION_LAG_MAX_MS: Final = 7 * DAY_MS
+"""How long a changelog may stay uncompacted, Kafka's own `segment.ms`: more loses nothing, but claims read it all."""
+
+_ALL: Final = {
+    "retention.bytes": "-1",
+    "unclean.leader.election.enable": "false",
+    # The broker's clock: the age of a record is the time since it arrived, whatever a producer or a worker believes.
+    "message.timestamp.type": "LogAppendTime",
+}
+_DELETE: Final = _ALL | {"cleanup.policy": "delete"}
+_CHANGELOG: Final = _ALL | {
     "cleanup.policy": "compact",
     "segment.bytes": str(64 * MIB),
-    "segment.ms": "3600000",
-    "max.compaction.lag.ms": "3600000",
+    "segment.ms": str(HOUR_MS),
+    "max.compaction.lag.ms": str(HOUR_MS),
     "min.cleanable.dirty.ratio": "0.2",
     "max.message.bytes": str(4 * MIB),
+    "delete.retention.ms": str(DELETE_RETENTION_MS),
 }
-_COMPARED: Final = ("cleanup.policy", "max.message.bytes", "retention.ms")
+
+
+class Rule(Struct, frozen=True):
+    """Which values of a setting are enough, given the one that topics are created with, and how that is said."""
+
+    accepts: Callable[[str, str], bool]
+    words: str = "{}"
+
+
+def _is_same(actual: str, expected: str) -> bool:
+    return actual == expected
+
+
+def _is_at_least(actual: str, expected: str) -> bool:
+    return int(actual) >= int(expected)
+
+
+def _keeps_as_long(actual: str, expected: str) -> bool:
+    return actual == "-1" or (expected != "-1" and _is_at_least(actual, expected))
+
+
+def _is_compacted(actual: str, _created_with: str) -> bool:
+    return int(actual) <= COMPACTION_LAG_MAX_MS
+
+
+_SAME: Final = Rule(_is_same)
+_COMPARED: Final = {
+    "cleanup.policy": _SAME,
+    "message.timestamp.type": _SAME,
+    "unclean.leader.election.enable": _SAME,
+    "retention.ms": Rule(_keeps_as_long, "at least {}"),
+    "retention.bytes": _SAME,
+    "max.message.bytes": Rule(_is_at_least, "at least {}"),
+    "delete.retention.ms": Rule(_is_at_least, "at least {}"),
+    "max.compaction.lag.ms": Rule(_is_compacted, f"at most {COMPACTION_LAG_MAX_MS}"),
+}
+"""What is compared. Other settings of the table make claims faster, and nothing is lost without them."""
 
 
 class TopicNames(Struct, frozen=True):
@@ -39,6 +99,11 @@ class TopicNames(Struct, frozen=True):
     dead_letters: str
     table: str
     waiting: str
+
+    @property
+    def written(self) -> list[str]:
+        """The topics that a turn writes to."""
+        return [self.events, self.rejections, self.dead_letters, self.table, self.waiting]
 
     def of(self, message: type[Message]) -> str:
         """Name the topic that carries a message."""
@@ -71,18 +136,40 @@ def topic_configs(names: TopicNames) -> dict[str, dict[str, str]]:
     }
 
 
-async def create_topics(admin: AIOKafkaAdminClient, settings: Settings) -> list[str]:
-    """Create the topics that are missing and give their names; replicated three times where there are three brokers."""
+class Fault(Struct, frozen=True):
+    """How a topic is less than it must be, and what mends it: a setting, replicas to add, or a line of its own."""
+
+    topic: str
+    text: str
+    change: str = ""
+    moves: tuple[dict[str, Any], ...] = ()
+    line: str = ""
+
+
+class Described(Struct, frozen=True):
+    """A topic as Kafka has it: the nodes that hold each partition, and its settings."""
+
+    name: str
+    replicas: dict[int, list[int]]
+    config: dict[str, str]
+
+    @property
+    def replica_count(self) -> int:
+        """The number of replicas of the partition that has the fewest."""
+        return min(map(len, self.replicas.values()))
+
+
+async def create_topics(admin: Admin, settings: Settings) -> list[str]:
+    """Create the topics that are missing and return their names; those that exist are left as they are."""
     configs = topic_configs(topic_names(settings.topic_prefix))
-    missing = sorted(configs.keys() - set(await admin.list_topics()))
-    brokers = len((await admin.describe_cluster())["brokers"])
-    replicated = {"min.insync.replicas": "2"} if brokers >= 3 else {}
+    missing = sorted(configs.keys() - (await _partitions(admin, configs)).keys())
+    replicas = replicas_for(len(await _nodes(admin)))
     topics = [
         NewTopic(
             name=name,
             num_partitions=settings.partitions,
-            replication_factor=3 if brokers >= 3 else 1,
-            topic_configs=configs[name] | replicated,
+            replication_factor=replicas,
+            topic_configs=configs[name] | {"min.insync.replicas": str(in_sync_for(replicas))},
         )
         for name in missing
     ]
@@ -95,39 +182,153 @@ async def create_topics(admin: AIOKafkaAdminClient, settings: Settings) -> list[
     return missing
 
 
-async def check_topics(admin: AIOKafkaAdminClient, settings: Settings) -> None:
-    """Compare the topics with the table; TopicsError names every difference."""
-    faults = await topic_faults(admin, settings)
+async def check_topics(admin: Admin, settings: Settings) -> None:
+    """Compare the topics with the table; TopicsError names every topic that is less than it must be."""
+    faults, risks = await compare_topics(admin, settings)
     if faults:
-        raise TopicsError("; ".join(faults))
+        raise TopicsError("; ".join([*(fault.text for fault in faults), MENDED_BY]))
+    for risk in risks:
+        log.warning("The topics can lose records.", risk=risk)
 
 
-async def topic_faults(admin: AIOKafkaAdminClient, settings: Settings) -> list[str]:
-    """List how the topics differ from the table: missing, another partition count, another configuration."""
-    configs = topic_configs(topic_names(settings.topic_prefix))
-    existing = set(await admin.list_topics())
-    faults = [f"the topic {name} is missing: run `order-service topics create`" for name in configs.keys() - existing]
-    present = sorted(configs.keys() & existing)
-    if not present:
-        return sorted(faults)
-    for topic in await admin.describe_topics(present):
-        _raise_for(topic["error_code"])
-        count = len(topic["partitions"])
-        if count != settings.partitions:
-            faults.append(
-                f"the topic {topic['topic']} has {count} partitions, ORDERS_PARTITIONS says {settings.partitions}"
-            )
-    actual = await _actual_configs(admin, present)
-    faults += [
-        f"the topic {name} has {key}={actual[name].get(key)}, expected {configs[name][key]}"
-        for name in present
-        for key in _COMPARED
-        if key in configs[name] and actual[name].get(key) != configs[name][key]
+MENDED_BY: Final = "`order-service topics check` prints the lines that mend it"
+
+
+async def compare_topics(admin: Admin, settings: Settings) -> tuple[list[Fault], list[str]]:
+    """Return how the topics are less than the table says, and what they risk though they are as it says.
+
+    More than needed is no fault: longer retention, larger records, more replicas, more of them in sync.
+    """
+    names = topic_names(settings.topic_prefix)
+    configs = topic_configs(names)
+    partitions = await _partitions(admin, configs)
+    faults = [
+        Fault(name, f"the topic {name} is missing: run `order-service topics create`", line=CREATE)
+        for name in configs.keys() - partitions.keys()
     ]
-    return sorted(faults)
+    if not partitions:
+        return sorted(faults, key=_in_order), []
+    nodes = await _nodes(admin)
+    actual = await _actual_configs(admin, sorted(partitions))
+    topics = [Described(name, replicas, actual[name]) for name, replicas in partitions.items()]
+    for topic in topics:
+        faults += _partition_faults(topic, settings)
+        faults += _replica_faults(topic, nodes)
+        faults += _config_faults(topic, configs[topic.name])
+    risks = [TWO_REPLICAS] if any(topic.replica_count == 2 for topic in topics) else []
+    return sorted(faults, key=_in_order), risks
 
 
-async def _actual_configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+CREATE: Final = "order-service topics create"
+TWO_REPLICAS: Final = (
+    "the topics have two replicas, so records are acknowledged by one broker while the other is away, and are lost if "
+    "that one fails too; with three brokers two of three must have them"
+)
+
+
+def replicas_for(broker_count: int) -> int:
+    """Return how many replicas a topic needs in a cluster of so many brokers."""
+    return max(1, min(3, broker_count))
+
+
+def in_sync_for(replica_count: int) -> int:
+    """Return how many replicas must have a record: with three, one may be away and another may fail."""
+    return 2 if replica_count >= 3 else 1
+
+
+def mending(faults: Iterable[Fault], settings: Settings) -> list[str]:
+    """Return the shell lines that mend faults (bash); those that need a decision are comments."""
+    faults = list(faults)
+    lines = list(dict.fromkeys(fault.line for fault in faults if fault.line))
+    if moves := [move for fault in faults for move in fault.moves]:  # Kafka takes one plan at a time
+        plan = json.dumps({"version": 1, "partitions": moves}, separators=(",", ":"))
+        execute = f"--execute --reassignment-json-file <(echo '{plan}')"
+        lines.append(f"kafka-reassign-partitions {_servers(settings)} {execute}")
+    for topic, found in groupby(faults, lambda fault: fault.topic):
+        if changes := ",".join(fault.change for fault in found if fault.change):
+            alter = f"--alter --entity-type topics --entity-name {topic} --add-config {changes}"
+            lines.append(f"kafka-configs {_servers(settings)} {alter}")
+    return lines
+
+
+def _servers(settings: Settings) -> str:
+    """Return the options with which Kafka's own tools reach the cluster."""
+    command_config = "" if settings.kafka_security_protocol == "PLAINTEXT" else " --command-config client.properties"
+    return f"--bootstrap-server {connection(settings)['bootstrap_servers']}{command_config}"
+
+
+def _in_order(fault: Fault) -> tuple[str, str]:
+    return fault.topic, fault.text
+
+
+def _partition_faults(topic: Described, settings: Settings) -> list[Fault]:
+    count = len(topic.replicas)
+    if count == settings.partitions:
+        return []
+    delete = f"kafka-topics {_servers(settings)} --delete --topic {topic.name}"
+    return [
+        Fault(
+            topic.name,
+            f"the topic {topic.name} has {count} partitions, ORDERS_PARTITIONS says {settings.partitions}",
+            line=f"# {topic.name}: if all topics have {count} partitions, set ORDERS_PARTITIONS={count}. "
+            f"If it is empty: {delete}; then {CREATE}. Records cannot move to other partitions.",
+        )
+    ]
+
+
+def _replica_faults(topic: Described, nodes: list[int]) -> list[Fault]:
+    count, expected = topic.replica_count, replicas_for(len(nodes))
+    faults = []
+    if count < expected:
+        text = f"the topic {topic.name} has {count} replicas, expected at least {expected} with {len(nodes)} brokers"
+        faults.append(Fault(topic.name, text, moves=_moves(topic, nodes, expected)))
+    key = "min.insync.replicas"
+    least, most = in_sync_for(count), max(1, count - 1)
+    if not least <= int(topic.config[key]) <= most:
+        words = f"{least}" if least == most else f"{least} to {most}"
+        text = f"the topic {topic.name} has {key}={topic.config[key]}, expected {words} of {count} replicas"
+        faults.append(Fault(topic.name, text, f"{key}={least}"))
+    return faults
+
+
+def _moves(topic: Described, nodes: list[int], expected: int) -> tuple[dict[str, Any], ...]:
+    """Return the partitions with replicas added on other nodes, beginning with another one each."""
+    moves = []
+    for partition, replicas in sorted(topic.replicas.items()):
+        at = partition % len(nodes)
+        others = [node for node in nodes[at:] + nodes[:at] if node not in replicas]
+        wanted = [*replicas, *others][: max(expected, len(replicas))]
+        moves.append({"topic": topic.name, "partition": partition, "replicas": wanted})
+    return tuple(moves)
+
+
+def _config_faults(topic: Described, expected: Mapping[str, str]) -> list[Fault]:
+    faults = []
+    for key, rule in _COMPARED.items():
+        if key not in expected or rule.accepts(topic.config[key], expected[key]):
+            continue
+        words = "-1" if expected[key] == "-1" else rule.words.format(expected[key])
+        text = f"the topic {topic.name} has {key}={topic.config[key]}, expected {words}"
+        faults.append(Fault(topic.name, text, f"{key}={expected[key]}"))
+    return faults
+
+
+async def _partitions(admin: Admin, names: Iterable[str]) -> dict[str, dict[int, list[int]]]:
+    """Return the replicas of each partition of those topics that exist."""
+    found = {}
+    for topic in await admin.describe_topics(sorted(names)):
+        if topic["error_code"] == UNKNOWN_TOPIC:
+            continue
+        _raise_for(topic["error_code"])
+        found[topic["topic"]] = {partition["partition"]: partition["replicas"] for partition in topic["partitions"]}
+    return found
+
+
+async def _nodes(admin: Admin) -> list[int]:
+    return sorted(broker["node_id"] for broker in (await admin.describe_cluster())["brokers"])
+
+
+async def _actual_configs(admin: Admin, names: list[str]) -> dict[str, dict[str, str]]:
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     actual: dict[str, dict[str, str]] = {}
     for response in await admin.describe_configs(resources):
@@ -137,7 +338,7 @@ async def _actual_configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[
     return actual
 
 
-async def _created(admin: AIOKafkaAdminClient, topics: list[NewTopic]) -> Any:
+async def _created(admin: Admin, topics: list[NewTopic]) -> Any:
     try:
         return await admin.create_topics(topics)
     except AttributeError as error:  # aiokafka takes it for granted that a cluster has a controller
@@ -150,14 +351,19 @@ def _raise_for(code: int) -> None:
         raise for_code(code)
 
 
-async def _until_led(admin: AIOKafkaAdminClient, names: list[str], *, tries: int = 100) -> None:
-    """Wait until every partition of new topics has a leader: before that, clients see them come and go."""
+async def _until_led(admin: Admin, names: list[str], *, tries: int = 100) -> None:
+    """Wait until every broker knows leaders of all partitions: before that, clients see new topics come and go."""
     for _ in range(tries):
-        described = await admin.describe_topics(names)
-        if all(topic["error_code"] == 0 and _is_led(topic["partitions"]) for topic in described):
+        if all([await _knows_leaders(admin, node, names) for node in await _nodes(admin)]):
             return
         await asyncio.sleep(0.1)
     raise KafkaAwayError(f"new topics have no leaders after {tries / 10:.0f} s: {', '.join(names)}")
+
+
+async def _knows_leaders(admin: Admin, node: int, names: list[str]) -> bool:
+    answer = await admin._send_request(MetadataRequest(names), node)  # noqa: SLF001, `describe_topics` asks any node
+    topics = answer.to_object()["topics"]
+    return all(topic["error_code"] == 0 and _is_led(topic["partitions"]) for topic in topics)
 
 
 def _is_led(partitions: list[dict[str, int]]) -> bool:

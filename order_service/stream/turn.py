@@ -7,20 +7,22 @@ Whatever fails in a turn or its commit ends the process: what was decided in mem
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from datetime import datetime
+from typing import Final
 
 import structlog
 from msgspec import Struct
 
 from order_service import metrics
 from order_service.errors import Stuck
-from order_service.stream.inbox import Inbox
+from order_service.stream.clock import Clock
+from order_service.stream.deadline import deadline
+from order_service.stream.inbox import Inbox, Received
 from order_service.stream.lane import Changes, Lane, Record
-from order_service.stream.producer import DEADLINE_S, TurnProducer
+from order_service.stream.producer import DEADLINE_S, Sent, TurnProducer
 from order_service.stream.topics import TopicNames
 from order_service.wire import changelog
-from order_service.wire.changelog import POSITION_KEY, Position
+from order_service.wire.changelog import POSITION_KEY, Ends, Position
 
 log = structlog.get_logger()
 
@@ -54,7 +56,7 @@ class Turn(Struct, frozen=True):
 class TurnTaker:
     """Takes turns over the running lanes of one assignment, as the owner that their claims have named.
 
-    `step` is told each step done; `end_of` gives the last known end of a lane's commands.
+    `step` is told each step done; `end_of` gives the last known end of a lane's commands; `park` stops a lane.
     """
 
     def __init__(
@@ -64,15 +66,20 @@ class TurnTaker:
         inbox: Inbox,
         *,
         turn_s: float,
+        clock: Clock,
         end_of: Callable[[int], int],
+        park: Callable[[int, str, Exception], None],
         step: Callable[[str], None],
     ) -> None:
         self.lanes: dict[int, Lane] = {}
+        self.unavailable: dict[int, str] = {}
         self._producer = producer
         self._names = names
         self._inbox = inbox
         self._turn_s = turn_s
+        self._clock = clock
         self._end_of = end_of
+        self._park = park
         self._step = step
         self._wake = asyncio.Event()
         self._stopping = False
@@ -88,6 +95,18 @@ class TurnTaker:
         self._due.setdefault(partition, []).extend(order_ids)
         self.wake()
 
+    def look_for_leaders(self) -> None:
+        """Leave lanes out whose topics cannot be written to: one of them in a transaction would stop all the others."""
+        reasons = self._producer.unavailable()
+        unavailable = {partition: reason for partition, reason in reasons.items() if partition in self.lanes}
+        for partition in unavailable.keys() - self.unavailable.keys():
+            log.error("A lane waits for Kafka.", partition=partition, reason=unavailable[partition])
+        for partition in self.unavailable.keys() - unavailable.keys():
+            log.info("A lane no longer waits for Kafka.", partition=partition)
+        if unavailable != self.unavailable:
+            self.unavailable = unavailable
+            self.wake()
+
     async def run(self) -> None:
         """Take turns until told to stop; returns when the last of them is committed."""
         while not self._stopping:
@@ -99,6 +118,7 @@ class TurnTaker:
                 self._flight = asyncio.create_task(self._commit(turn), name="commit of a turn")
                 await asyncio.sleep(max(0.0, began_at + self._pace(turn) - time.monotonic()))
         await self._landed()
+        await self._write_last_positions()
 
     def _pace(self, turn: Turn) -> float:
         """Tell how long after its begin the next turn may begin: sooner if this one had hardly anything to do.
@@ -112,6 +132,12 @@ class TurnTaker:
         self._stopping = True
         self._wake.set()
 
+    async def _write_last_positions(self) -> None:
+        """Write how far the lanes have read past records that are not commands, for the claims that come next."""
+        passed = [lane for lane in self.lanes.values() if lane.has_passed() and lane.partition not in self.unavailable]
+        if passed:
+            await self._commit(Turn([(lane, lane.take_changes()) for lane in passed], time.monotonic()))
+
     async def _landed(self) -> None:
         """Wait for the commit in flight; its error is ours."""
         if self._flight is not None:
@@ -120,7 +146,7 @@ class TurnTaker:
 
     async def _until_there_is_work(self) -> None:
         """Wait for a wake-up, the end of the commit in flight (to see its error at once), or the next deadline."""
-        if self._inbox.has_any(self._full()) or any(lane.room.has_answers() for lane in self.lanes.values()):
+        if self._inbox.has_any(self._closed()) or any(lane.room.has_answers() for lane in self._available()):
             return
         wake = asyncio.create_task(self._wake.wait())
         try:
@@ -135,41 +161,56 @@ class TurnTaker:
 
     def _until_deadline(self) -> float | None:
         """Tell in how many seconds a waiting command must be decided at the latest."""
-        deadlines = [deadline for lane in self.lanes.values() if (deadline := lane.room.next_deadline()) is not None]
+        deadlines = [deadline for lane in self._available() if (deadline := lane.room.next_deadline()) is not None]
         if not deadlines:
             return None
-        return max(0.0, (min(deadlines) - _now()).total_seconds()) + 0.001
+        return max(0.0, (min(deadlines) - self._clock.now()).total_seconds()) + 0.001
 
     async def _decide(self, began_at: float) -> Turn | None:
         """Decide what waits and is answered, what is due, and what came in, in this order.
 
         In between, the loop gets its turn: so the commit in flight goes on meanwhile.
         """
-        taken = self._inbox.take(MOST_COMMANDS, self._full())
-        due, self._due = self._due, {}  # what gets due from here on may wait for a payment in `taken`
+        self.look_for_leaders()
+        taken = self._inbox.take(MOST_COMMANDS, self._closed())
+        lanes = self._available()
+        # What gets due from here on may wait for a payment in `taken`.
+        due = {lane.partition: self._due.pop(lane.partition, []) for lane in lanes}
         self._step("turn.taken")
-        now = _now()
-        lanes = list(self.lanes.values())
+        now = self._clock.now()
         for lane in lanes:
-            while lane.change_bytes < MOST_BYTES and lane.settle(now):  # noqa: ASYNC110, the loop gets its turn
-                await asyncio.sleep(0)
-            lane.cancel_unpaid(due.get(lane.partition, []), now)
-            received = taken.get(lane.partition, [])
-            for start in range(0, len(received), AT_A_TIME):
-                lane.decide(received[start : start + AT_A_TIME], now)
-                await asyncio.sleep(0)
-        changes = [(lane, changed) for lane in lanes if (changed := lane.take_changes())]
+            try:
+                await self._decide_lane(lane, taken.get(lane.partition, []), due[lane.partition], now)
+            except Exception as error:  # noqa: BLE001, one record must not end every worker that reads it in turn
+                self._park(lane.partition, f"the commands from offset {lane.next_offset} on cannot be decided", error)
+        changes = [
+            (lane, changed)
+            for lane in lanes
+            if self.lanes.get(lane.partition) is lane and (changed := lane.take_changes())
+        ]
         if not changes:
             return None
         self._step("turn.decided")
         return Turn(changes, began_at)
 
-    def _full(self) -> set[int]:
-        return {partition for partition, lane in self.lanes.items() if lane.is_full()}
+    async def _decide_lane(self, lane: Lane, received: list[Received], due: list[str], now: datetime) -> None:
+        while lane.change_bytes < MOST_BYTES and lane.settle(now):  # noqa: ASYNC110, the loop gets its turn
+            await asyncio.sleep(0)
+        lane.cancel_unpaid(due, now)
+        for start in range(0, len(received), AT_A_TIME):
+            lane.decide(received[start : start + AT_A_TIME], now)
+            await asyncio.sleep(0)
+
+    def _closed(self) -> set[int]:
+        """Return the partitions that take no more commands for now."""
+        return {partition for partition, lane in self.lanes.items() if lane.is_full()} | self.unavailable.keys()
+
+    def _available(self) -> list[Lane]:
+        return [lane for partition, lane in self.lanes.items() if partition not in self.unavailable]
 
     async def _commit(self, turn: Turn) -> None:
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with deadline(DEADLINE_S):
                 await self._write(turn)
         except TimeoutError as error:
             raise Stuck(
@@ -181,32 +222,50 @@ class TurnTaker:
         """Write all of a turn in one transaction; it is committed when every batch has arrived."""
         await self._producer.begin()
         self._step("turn.begun")
-        sent: list[asyncio.Future[Any]] = []
-        places: list[tuple[Lane, int]] = []
+        sent: list[Sent] = []
+        last: list[tuple[Lane, Position, dict[str, int]]] = []
         for lane, changes in turn.changes:
-            for topic, records in self._records(changes, lane.partition):
-                if topic == self._names.table:
-                    places.append((lane, len(sent)))
+            position = self._position(lane, changes)
+            places: dict[str, int] = {}
+            for topic, records in self._records(changes, position):
                 sent += await self._producer.send_all(topic, lane.partition, records)
+                places[topic] = len(sent) - 1
+            last.append((lane, position, places))
         await self._producer.arrive(sent)
         self._step("turn.produced")
         arrived = await self._producer.commit(sent)
         self._step("turn.committed")
-        for lane, place in places:
-            lane.log_offset = arrived[place].offset
+        self._clock.compare(arrived[places[self._names.table]] for _, _, places in last)
+        for lane, position, places in last:
+            offsets = {topic: arrived[place].offset for topic, place in places.items()}
+            lane.log_offset = offsets[self._names.table]
+            lane.ends = self._ends(lane.ends, offsets)
+            lane.written = position
 
-    def _records(self, changes: Changes, partition: int) -> list[tuple[str, list[Record]]]:
-        position = Position(
+    def _ends(self, before: Ends, offsets: dict[str, int]) -> Ends:
+        """Return where the topics of a lane end at least, from the offset of the last batch that arrived in each."""
+        names = self._names
+        topics = (names.events, names.rejections, names.dead_letters, names.waiting)
+        known = (before.events, before.rejections, before.dead_letters, before.waiting)
+        return Ends(*(offsets.get(topic, end - 1) + 1 for topic, end in zip(topics, known, strict=True)))
+
+    def _position(self, lane: Lane, changes: Changes) -> Position:
+        return Position(
             next_offset=changes.next_offset,
             owner=self._producer.transactional_id,
-            end_offset=max(self._end_of(partition), changes.next_offset),
+            end_offset=max(self._end_of(lane.partition), changes.next_offset),
             last_timestamp_ms=changes.last_timestamp_ms,
+            read_to=changes.read_to,
+            ends=lane.ends,
+            waiting_count=changes.waiting_count,
         )
+
+    def _records(self, changes: Changes, position: Position) -> list[tuple[str, list[Record]]]:
         table: list[Record] = [
-            (order_id.encode(), changelog.encode(entry), None, []) for order_id, entry in changes.table.items()
+            (order_id.encode(), changelog.encode(entry), []) for order_id, entry in changes.table.items()
         ]
-        table.append((POSITION_KEY, changelog.encode(position), None, []))
-        waiting: list[Record] = [(key, value, None, []) for key, value in changes.waiting.items()]
+        table.append((POSITION_KEY, changelog.encode(position), []))
+        waiting: list[Record] = [(key, value, []) for key, value in changes.waiting.items()]
         by_topic = [
             (self._names.table, table),
             (self._names.waiting, waiting),
@@ -215,12 +274,6 @@ class TurnTaker:
             (self._names.dead_letters, changes.dead_letters),
         ]
         return [(topic, records) for topic, records in by_topic if records]
-
-
-def _now() -> datetime:
-    """Read the clock, in whole milliseconds, as events carry it."""
-    now = datetime.now(UTC)
-    return now - timedelta(microseconds=now.microsecond % 1000)
 
 
 def _count(turn: Turn) -> None:

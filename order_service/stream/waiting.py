@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
-from msgspec import Struct
-
-from order_service.domain.answer import UserCheck
+from order_service.domain.answer import UserCheck, command_digest
 from order_service.domain.messages import Command, CreateOrder
-from order_service.wire.changelog import waiting_key
+from order_service.wire.changelog import WaitingCommand
 
 MAX_PER_ORDER: Final = 32
 MOST_RELEASED: Final = 20
@@ -22,26 +20,12 @@ OLD_DEADLINES: Final = 1_000
 """Deadlines of commands that are decided, which may be kept beside as many as still wait."""
 
 
-class Waiting(Struct, frozen=True, gc=False):
-    """A command that waits, and what its outcome must carry of the record it came in."""
-
-    command: Command
-    offset: int
-    came_at: datetime
-    traceparent: bytes | None
-
-    @property
-    def key(self) -> bytes:
-        """The key of its record in the changelog."""
-        return waiting_key(self.command.order_id, self.offset)
-
-
 class WaitingRoom:
     """Who waits for whom, and since when. It decides nothing: the lane releases an order and asks for its head."""
 
     def __init__(self, deadline_s: float) -> None:
         self._deadline = timedelta(seconds=deadline_s)
-        self._queues: dict[str, deque[Waiting]] = {}
+        self._queues: dict[str, deque[WaitingCommand]] = {}
         self._orders_of: dict[str, dict[str, None]] = {}
         self._deadlines: list[tuple[datetime, str, int]] = []
         self._answers: dict[str, UserCheck] = {}
@@ -57,7 +41,15 @@ class WaitingRoom:
         """Tell whether no further command of this order may wait."""
         return len(self._queues.get(order_id, ())) >= MAX_PER_ORDER
 
-    def add(self, waiting: Waiting) -> None:
+    def holds(self, command: Command) -> bool:
+        """Return whether this very command waits already, by its id and digest."""
+        return any(
+            waiting.command.command_id == command.command_id
+            and command_digest(waiting.command) == command_digest(command)
+            for waiting in self._queues.get(command.order_id, ())
+        )
+
+    def add(self, waiting: WaitingCommand) -> None:
         """Take a command in, behind those of its order."""
         queue = self._queues.setdefault(waiting.command.order_id, deque())
         queue.append(waiting)
@@ -78,7 +70,7 @@ class WaitingRoom:
         if user_id in self._orders_of:
             self._answers[user_id] = check
 
-    def head(self, order_id: str) -> Waiting | None:
+    def head(self, order_id: str) -> WaitingCommand | None:
         """Show the first waiting command of an order."""
         queue = self._queues.get(order_id)
         return queue[0] if queue else None
@@ -133,7 +125,7 @@ class WaitingRoom:
         """Tell since when the oldest command waits."""
         return min((queue[0].came_at for queue in self._queues.values()), default=None)
 
-    def _expect(self, head: Waiting) -> None:
+    def _expect(self, head: WaitingCommand) -> None:
         """Register the head of an order: for its user, and for its deadline."""
         create = head.command
         if not isinstance(create, CreateOrder):
@@ -153,7 +145,7 @@ class WaitingRoom:
         ]
         heapq.heapify(self._deadlines)
 
-    def _forget(self, head: Waiting) -> bool:
+    def _forget(self, head: WaitingCommand) -> bool:
         """Take the head of an order off its user's list; False if it was not on it."""
         user_id = head.command.user_id if isinstance(head.command, CreateOrder) else ""
         orders = self._orders_of.get(user_id, {})

@@ -6,9 +6,9 @@ What an earlier assignment held is used again if the log says that nobody else h
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
@@ -20,24 +20,47 @@ from order_service import metrics
 from order_service.domain.answer import UserCheck
 from order_service.domain.content import is_id
 from order_service.domain.messages import CreateOrder
-from order_service.errors import DecodeError, LaneParked, RunLost, Stuck, TopicsError, WorkerError
+from order_service.errors import (
+    DecodeError,
+    HistoryError,
+    LaneParked,
+    OrderServiceError,
+    RunLost,
+    Stuck,
+    TopicsError,
+    TurnRefused,
+    WorkerError,
+)
+from order_service.registry import Ids
 from order_service.settings import Settings
 from order_service.stream.asking import Asking
 from order_service.stream.claim import Claimed, Claimer, Kept, claim_until_done
+from order_service.stream.claim_clients import ClaimClients
+from order_service.stream.claim_progress import Places, Progress
+from order_service.stream.clock import Clock
+from order_service.stream.deadline import deadline
 from order_service.stream.inbox import Inbox, Received, Run
 from order_service.stream.lane import Lane, LanePolicy
 from order_service.stream.producer import TurnProducer, stop
+from order_service.stream.schema_lookups import SchemaLookups
+from order_service.stream.tasks import failure_of
+from order_service.stream.topic_watch import TopicWatch
 from order_service.stream.topics import TopicNames
 from order_service.stream.turn import TurnTaker
 from order_service.users.client import UserClient
+from order_service.wire.changelog import Ends
 from order_service.wire.commands import decode_command
 
 log = structlog.get_logger()
 
 CLAIMS_AT_ONCE: Final = 16
-"""Each restores a table; one that waits for a foreign transaction keeps its place, so there are many."""
+"""Each restores a table; one that waits for somebody else lends its place to another."""
+PASS_EVERY_S: Final = 5.0
+"""So often a lane's position is written if it could say more, at most: see `Lane.has_news`."""
 _SEEKS: Final = itertools.count(1)
 WATCH_EVERY_S: Final = 0.5
+AGAIN_AFTER_S: Final = 60.0
+"""A worker whose turns are refused more often, for a reason that names no lane, ends."""
 START_DEADLINE_S: Final = 60.0
 
 
@@ -74,15 +97,26 @@ class Context(Struct, frozen=True):
     connection: dict[str, Any]
     fetching: Fetching
     users: UserClient
+    ids: Ids
     end_process: Callable[[BaseException], None]
+    clock: Clock
     step: Callable[[str], None]
 
 
 class Assignment:
     """The lanes of one assignment, under an owner id that no other assignment has or will have."""
 
-    def __init__(self, context: Context, partitions: set[int], previous: "Assignment | None", asking: Asking) -> None:
-        self.owner = f"{context.settings.app_id}-worker-{uuid4().hex}"
+    def __init__(
+        self,
+        context: Context,
+        partitions: set[int],
+        asking: Asking,
+        on_refused: Callable[["Assignment", TurnRefused], None],
+        deliver: Callable[[int, Run], None],
+        *,
+        previous: "Assignment | None" = None,
+    ) -> None:
+        self.owner = f"{context.settings.group_id}-worker-{uuid4().hex}"
         self.partitions = partitions
         self.parked: dict[int, str] = {}
         self.is_clean = False
@@ -90,6 +124,9 @@ class Assignment:
         kept = previous.kept() if previous is not None else {}
         self._kept = {partition: kept[partition] for partition in partitions & kept.keys()}
         self._asking = asking
+        self._on_refused = on_refused
+        self._clients = ClaimClients(context.connection)
+        self._claims: dict[int, Progress] = {}
         self._producer = TurnProducer(self.owner, context.connection)
         self.inbox = Inbox(context.fetching.pause, context.fetching.resume)
         self.turns = TurnTaker(
@@ -97,10 +134,14 @@ class Assignment:
             context.names,
             self.inbox,
             turn_s=context.settings.turn_ms / 1000,
+            clock=context.clock,
             end_of=context.fetching.end_of,
+            park=self.park,
             step=context.step,
         )
+        self.lookups = SchemaLookups(context.ids, self.inbox, deliver, lambda work: self._spawn(work, "schema lookup"))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._cancelling: set[int] = set()
 
     @property
@@ -108,17 +149,32 @@ class Assignment:
         """The lanes that run."""
         return self.turns.lanes
 
+    def claiming(self) -> list[int]:
+        """Return the partitions whose claims are under way."""
+        return sorted(self.partitions - self.lanes.keys() - self.parked.keys())
+
+    def claims(self) -> list[str]:
+        """Return a line for each claim that is under way, with what it waits for."""
+        lines = []
+        for partition in self.claiming():
+            progress = self._claims.get(partition)
+            waits_for = "" if progress is None else progress.waits_for()
+            lines.append(f"partition {partition} is being claimed" + (f": {waits_for}" if waits_for else ""))
+        return lines
+
     def start(self) -> None:
-        """Begin to claim; returns at once, since a rebalance waits for us."""
+        """Begin to claim what is not parked; returns at once, since a rebalance waits for us."""
         self._spawn(self._claim_all(), "claims")
 
     async def stop(self) -> None:
         """Finish the turn in flight and end; unclean if anything is unresolved then."""
+        self._stopping = True
         self.turns.stop()
         started = [task for task in self._tasks if task.get_name() == "turns"]
         for task in self._tasks.difference(started):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._clients.close()
         await stop(self._producer)
         self.is_clean = all(not task.cancelled() and task.exception() is None for task in started)
 
@@ -127,49 +183,67 @@ class Assignment:
         if not self.is_clean:
             return {}
         return {
-            partition: (lane, Kept(self.owner, lane.log_offset, lane.next_offset))
+            partition: (lane, Kept(self.owner, lane.log_offset, lane.next_offset, len(lane.room)))
             for partition, lane in self.lanes.items()
         }
 
-    def park(self, partition: int, reason: str) -> None:
-        """Stop one lane until a person has looked; the others go on."""
-        log.error("A lane is parked.", partition=partition, reason=reason)
+    def park(self, partition: int, reason: str, error: Exception | None = None) -> None:
+        """Stop one lane until an operator acts; the others go on. A bug is logged with its traceback."""
+        if error is not None:
+            reason = f"{reason}: {error if isinstance(error, OrderServiceError) else type(error).__name__}"
+        bug = None if isinstance(error, OrderServiceError) else error
+        log.error("A lane is parked.", partition=partition, reason=reason, exc_info=bug)
         self.parked[partition] = reason
         self.lanes.pop(partition, None)
         self.inbox.close(partition)
+        self._context.fetching.pause(partition)
         metrics.PARKED.labels(partition).set(1)
 
     async def _claim_all(self) -> None:
         try:
-            async with asyncio.timeout(START_DEADLINE_S):
+            async with deadline(START_DEADLINE_S):
                 await self._producer.start()
+                await self._producer.follow(self._context.names.written)
         except TimeoutError as error:
             raise Stuck(f"the producer {self.owner} does not start") from error
         self._spawn(self.turns.run(), "turns")
         self._spawn(self._watch_payments(), "payments")
-        at_once = asyncio.Semaphore(CLAIMS_AT_ONCE)
-        for partition in sorted(self.partitions):
-            self._spawn(self._claim(partition, at_once), "claim")
+        self._spawn(self._pass_on(), "positions")
+        places = Places(CLAIMS_AT_ONCE)
+        for partition in sorted(self.partitions - self.parked.keys()):
+            self._claims[partition] = Progress(places)
+            self._spawn(self._claim(partition, self._claims[partition]), "claim")
 
-    async def _claim(self, partition: int, at_once: asyncio.Semaphore) -> None:
+    async def _claim(self, partition: int, progress: Progress) -> None:
         context = self._context
-        claimer = Claimer(context.settings.app_id, self.owner, context.names, context.connection, context.step)
+        claimer = Claimer(
+            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.step
+        )
         lane, kept = self._kept.pop(partition, (None, None))
         began_at = time.monotonic()
         try:
-            async with at_once:
-                claimed = await claim_until_done(claimer, partition, kept)
-        except LaneParked as error:
+            claimed = await claim_until_done(claimer, partition, kept, progress)
+            lane = await self._lane(partition, lane, claimed, progress)
+        except (LaneParked, HistoryError, TurnRefused) as error:
             metrics.CLAIMS.labels("parked").inc()
             self.park(partition, str(error))
             return
-        await self._open(self._lane(partition, lane, claimed), claimed)
+        except (WorkerError, KafkaError, OSError):  # not of this partition
+            raise
+        except Exception as error:  # noqa: BLE001, one partition must not end every worker that claims it in turn
+            metrics.CLAIMS.labels("parked").inc()
+            self.park(partition, "the partition cannot be claimed", error)
+            return
+        finally:
+            progress.leave()
+            del self._claims[partition]
+        await self._open(lane, claimed)
         metrics.CLAIMS.labels("kept" if claimed.state is None else "restored").inc()
         metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
 
-    def _lane(self, partition: int, kept: Lane | None, claimed: Claimed) -> Lane:
+    async def _lane(self, partition: int, kept: Lane | None, claimed: Claimed, progress: Progress) -> Lane:
         if kept is not None and claimed.state is None:
-            kept.set_timers()
+            kept.put_back_due()
             return kept
         settings = self._context.settings
         policy = LanePolicy(
@@ -181,17 +255,26 @@ class Assignment:
         )
         lane = Lane(partition, policy, self._context.users.known, self._asking.ask)
         entries, waiting = claimed.state or ({}, [])
-        lane.restore(entries, waiting, claimed.position)
+        restoring = lane.restoring(entries, waiting, claimed.position)
+        is_restored = False
+        while not is_restored:
+            async with progress.slice():
+                is_restored = next(restoring, True) is True
         return lane
 
     async def _open(self, lane: Lane, claimed: Claimed) -> None:
         """Let a claimed lane run: from here its runs are decided."""
         lane.log_offset = claimed.log_offset
+        lane.written = claimed.position
+        lane.ends = claimed.position.ends or Ends()
         self.inbox.open(lane.partition)
         lane.follow(next(_SEEKS))
         self.lanes[lane.partition] = lane
-        await self._context.fetching.open(lane.partition, lane.next_offset, lane.seek)
         metrics.PARKED.labels(lane.partition).set(0)
+        await self._context.fetching.open(lane.partition, lane.resume_at, lane.seek)
+        if self.lanes.get(lane.partition) is not lane:  # it was parked meanwhile
+            self._context.fetching.pause(lane.partition)
+            return
         log.info(
             "A lane runs.",
             partition=lane.partition,
@@ -217,7 +300,7 @@ class Assignment:
         if self._context.settings.payment_due_s is None:
             return
         while True:
-            now = datetime.now(UTC)
+            now = self._context.clock.now()
             for lane in list(self.lanes.values()):
                 if lane.partition in self._cancelling:
                     continue
@@ -235,11 +318,21 @@ class Assignment:
                 await asyncio.sleep(0.05)
         except KafkaError as error:
             log.warning("No end of the commands is to be had; payments due wait.", error=repr(error))
-            lane.set_timers()
+            lane.put_back_due()
         else:
             self.turns.cancel_unpaid(lane.partition, order_ids)
         finally:
             self._cancelling.discard(lane.partition)
+
+    async def _pass_on(self) -> None:
+        """Write the positions that could say more, so that a claim does not take what was read for what was lost."""
+        while True:
+            await asyncio.sleep(PASS_EVERY_S)
+            news = [lane for lane in self.lanes.values() if lane.has_news()]
+            for lane in news:
+                lane.write_position()
+            if news:
+                self.turns.wake()
 
     async def _has_read(self, lane: Lane, end: int) -> bool:
         """Tell whether all before `end` is decided; what is no command (control records) is skipped by the fetch.
@@ -256,17 +349,22 @@ class Assignment:
         is_all = (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
         return max(offset, lane.next_offset) if is_all else lane.next_offset
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self._stopping:
+            work.close()
+            return
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """End the process by the task that saw the error, not by whoever would look next."""
-        if not task.cancelled() and (error := task.exception()) is not None:
+        """End the process when a task has failed."""
+        error = failure_of(task, is_stopping=self._stopping)
+        if isinstance(error, TurnRefused):
+            self._on_refused(self, error)
+        elif error is not None:
             self._context.end_process(error)
-        elif task.get_name() == "payments due":
+        elif task.get_name() in {"payments due", "schema lookup"}:
             self._tasks.discard(task)
 
 
@@ -282,6 +380,10 @@ class Worker:
         self._last: Assignment | None = None
         self._moving = asyncio.Lock()
         self._leaving = False
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._restarted_at = -math.inf
+        self._suspects: set[int] = set()
+        self._topics = TopicWatch(context.settings)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -289,6 +391,7 @@ class Worker:
         self._tasks = [
             asyncio.create_task(self._asking.run(), name="asking"),
             asyncio.create_task(self._watch(), name="watch"),
+            asyncio.create_task(self._topics.run(), name="topics"),
         ]
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -306,7 +409,7 @@ class Worker:
         await self.revoked()
         if self._leaving:
             return
-        self._assignment = Assignment(self._context, partitions, self._last, self._asking)
+        self._assignment = self._new_assignment(partitions, self._last)
         self._last = None
         log.info("Partitions are assigned.", partitions=sorted(partitions), owner=self._assignment.owner)
         self._assignment.start()
@@ -324,13 +427,67 @@ class Worker:
                 metrics.LAG.clear()  # whoever has these partitions next tells of them
                 metrics.PARKED.clear()
 
+    def damaged(self, partition: int, reason: str) -> None:
+        """Park the lane of a partition that holds a damaged batch; the others are claimed, and fetched, again."""
+        message = f"a batch of {self._context.names.commands}-{partition} is damaged: {reason}"
+        self._start(self._claim_again(None, TurnRefused(message, {partition: message})))
+
+    def _on_refused(self, assignment: Assignment, error: TurnRefused) -> None:
+        now = time.monotonic()
+        if not (error.lanes or error.suspects) and now - self._restarted_at < AGAIN_AFTER_S:
+            self._context.end_process(error)
+            return
+        self._restarted_at = now
+        self._start(self._claim_again(assignment, error))
+
+    def _start(self, restart: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(restart, name="claim again")
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+        task.add_done_callback(self._ended)
+
+    async def _claim_again(self, refused: Assignment | None, error: TurnRefused) -> None:
+        """Claim the partitions of an assignment again, under a new owner id and without the lanes that Kafka refused.
+
+        What they hold in memory is ahead of the log by the turn that was refused, so all of it is restored. Without an
+        assignment, the current one is meant.
+        """
+        async with self._moving:
+            assignment = self._assignment
+            if assignment is None or refused not in {None, assignment}:  # revoked: the next owner finds out for itself
+                return
+            log.warning("The partitions are claimed again.", reason=str(error))
+            await assignment.stop()
+            again = {partition: reason for partition, reason in error.suspects.items() if partition in self._suspects}
+            self._suspects = error.suspects.keys() - again.keys()
+            lanes = {
+                partition: reason for partition, reason in error.lanes.items() if partition in assignment.partitions
+            }
+            parked = assignment.parked | lanes | again
+            self._assignment = self._new_assignment(assignment.partitions)
+            for partition, reason in parked.items():
+                self._assignment.park(partition, reason)
+            self._assignment.start()
+
+    def _new_assignment(self, partitions: set[int], previous: Assignment | None = None) -> Assignment:
+        return Assignment(self._context, partitions, self._asking, self._on_refused, self._deliver, previous=previous)
+
     def receive(self, partition: int, run: Run) -> None:
+        """Queue a run for the next turn, once the schema ids in it are known; other partitions do not wait for that."""
+        if self._assignment is not None:
+            self._assignment.lookups.receive(partition, run)
+
+    def _deliver(self, partition: int, run: Run) -> None:
         """Decode a run, ask ahead about the users of its creates, and queue it for the next turn."""
         assignment = self._assignment
         lane = assignment.lanes.get(partition) if assignment is not None else None
         if assignment is None or lane is None or not self._accepts(lane, run):
             return
-        received = [_decoded(record) for record in run.records]
+        try:
+            received = [_decoded(record) for record in run.records]
+        except Exception as error:  # noqa: BLE001, one record must not end every worker that reads it in turn
+            assignment.park(partition, f"the records from offset {run.records[0].offset} on cannot be decoded", error)
+            return
         for _, command in received:
             if type(command) is CreateOrder and is_id(command.user_id):  # of no other id an answer is needed
                 self._asking.ask(command.user_id)
@@ -362,11 +519,16 @@ class Worker:
             return ["no partitions are assigned yet"]
         if self._context.fetching.partition_count() is None:
             return [f"the topic {self._context.names.commands} is not there"]
-        claiming = sorted(assignment.partitions - assignment.lanes.keys() - assignment.parked.keys())
         faults = [
             f"partition {partition} is parked: {reason}" for partition, reason in sorted(assignment.parked.items())
         ]
-        faults += [f"partition {partition} is being claimed" for partition in claiming]
+        faults += assignment.claims()
+        faults += [
+            f"partition {partition} waits for Kafka: {reason}"
+            for partition, reason in sorted(assignment.turns.unavailable.items())
+        ]
+        faults += [f"partition {partition} waits for the schema registry" for partition in assignment.lookups.waiting]
+        faults += self._topics.faults
         return faults + ([self._context.users.problem] if self._context.users.problem else [])
 
     def _wanted(self, user_id: str) -> bool:
@@ -411,14 +573,20 @@ class Worker:
     def _measure(self) -> None:
         assignment = self._assignment
         lanes = {} if assignment is None else assignment.lanes
-        metrics.LANES.labels("running").set(len(lanes))
+        unavailable = 0
+        if assignment is not None:
+            assignment.turns.look_for_leaders()
+            unavailable = len(assignment.turns.unavailable)
+        metrics.LANES.labels("running").set(len(lanes) - unavailable)
+        metrics.LANES.labels("unavailable").set(unavailable)
+        metrics.LANES.labels("claiming").set(0 if assignment is None else len(assignment.claiming()))
         metrics.LANES.labels("parked").set(0 if assignment is None else len(assignment.parked))
         metrics.WAITING.set(sum(len(lane.room) for lane in lanes.values()))
         oldest = min((since for lane in lanes.values() if (since := lane.room.oldest()) is not None), default=None)
-        metrics.WAITING_OLDEST.set(0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds())
+        metrics.WAITING_OLDEST.set(0 if oldest is None else (self._context.clock.now() - oldest).total_seconds())
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if (error := failure_of(task, is_stopping=self._leaving)) is not None:
             self._context.end_process(error)
 
 

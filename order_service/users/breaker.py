@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
@@ -17,12 +18,16 @@ Clock = Callable[[], float]
 
 
 class NoAnswer(UserServiceUnavailable):
-    """A lookup brought no answer. `again` says whether a retry may help: no, yes, or after that many seconds."""
+    """A lookup brought no answer. `again` says whether a retry may help: no, yes, or after that many seconds.
 
-    def __init__(self, why: str, *, again: float | bool = False, status: int = 0) -> None:
+    `is_of_user` says that the service works and answered with what we cannot use: another user may get an answer.
+    """
+
+    def __init__(self, why: str, *, again: float | bool = False, status: int = 0, is_of_user: bool = False) -> None:
         super().__init__(why)
         self.again = again
         self.status = status
+        self.is_of_user = is_of_user
 
 
 class State(IntEnum):
@@ -37,7 +42,8 @@ class Breaker:
     """Stops lookups when the whole service is silent, and never for the sake of a few users.
 
     It opens when `users` different users got no answer and nobody has got one for `silence_s` since the first of them
-    asked; any answer closes it. One probe goes out every `probe_every_s`, which must be longer than a lookup may take.
+    asked. Any answer closes it, also one that we cannot use. One probe goes out every `probe_every_s`, which must be
+    longer than a lookup may take.
     """
 
     def __init__(self, *, users: int, silence_s: float, probe_every_s: float, clock: Clock) -> None:
@@ -123,6 +129,25 @@ class Refusals:
         if ends:
             self._status = 0
         return ends
+
+
+class Unusable:
+    """Counts the answers that we cannot use, by status, until it is time to log them: at once, then every `pause_s`."""
+
+    def __init__(self, *, pause_s: float, clock: Clock) -> None:
+        self._pause_s = pause_s
+        self._clock = clock
+        self._log_at = -math.inf
+        self._counts: Counter[int] = Counter()
+
+    def note(self, status: int) -> dict[int, int] | None:
+        """Note an answer with this status; return the counts if they are to be logged now."""
+        self._counts[status] += 1
+        if self._clock() < self._log_at:
+            return None
+        self._log_at = self._clock() + self._pause_s
+        counts, self._counts = dict(self._counts), Counter()
+        return counts
 
 
 class Slots:

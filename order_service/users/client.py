@@ -27,9 +27,10 @@ from yarl import URL
 from order_service.domain.answer import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.settings import Settings
-from order_service.users.breaker import Breaker, Clock, NoAnswer, Refusals, Slots, State
+from order_service.users.breaker import Breaker, Clock, NoAnswer, Refusals, Slots, State, Unusable
 
 LOOKUPS = Counter("orders_user_lookups", "Lookups of users, by what they brought", ["outcome"])
+UNUSABLE = Counter("orders_user_answers_unusable", "Answers about one user that we cannot use", ["status"])
 SECONDS = Histogram("orders_user_lookup_seconds", "Time of a lookup that was sent, with its retries")
 IN_FLIGHT = Gauge("orders_user_lookups_in_flight", "Lookups that hold a slot")
 BREAKER = Gauge("orders_user_breaker_state", "0 closed, 1 half-open, 2 open")
@@ -44,6 +45,16 @@ ANSWERED: dict[UserCheck, Counter] = {
 BODY_MAX = 64 * 1024
 UNSPEAKABLE = frozenset({"", ".", ".."})  # no URL can carry these as a segment, whatever is quoted (RFC 3986, 5.2.4)
 OUR_FAULT = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+ABOUT_ALL = frozenset(
+    {
+        *OUR_FAULT,
+        HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    }
+)
+"""Statuses below 500 that say something of the service, not of one user."""
+UNUSABLE_LOG_EVERY_S = 60.0
 
 log = structlog.get_logger()
 
@@ -84,6 +95,7 @@ class Policy(Struct, frozen=True, kw_only=True):
             field=settings.user_service_field,
             token=settings.user_service_token,
             concurrency=settings.user_service_concurrency,
+            cache_s=settings.user_cache_s,
         )
 
     @property
@@ -152,7 +164,7 @@ class UserApi:
                 if response.status == HTTPStatus.NOT_FOUND:
                     return UserCheck.NOT_FOUND
                 if response.status != HTTPStatus.OK:
-                    raise NoAnswer(f"status {response.status}", again=self._after(response), status=response.status)
+                    raise self._refusal(response)
                 return self._read(await _body(response))
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer("the connection failed", again=True) from error
@@ -161,10 +173,19 @@ class UserApi:
         try:
             status = self._user.decode(body).get(self._policy.field)
         except (MsgspecError, UnicodeError, RecursionError) as error:  # all that msgspec raises for bytes
-            raise NoAnswer("the body is no JSON object") from error
+            raise _unusable("the body is not a JSON object") from error
+        if isinstance(status, bool):
+            return UserCheck.ACTIVE if status else UserCheck.NOT_ACTIVE
         if not isinstance(status, str):
-            raise NoAnswer("the body has no such field, or no text in it")
-        return UserCheck.ACTIVE if status == "active" else UserCheck.NOT_ACTIVE
+            raise _unusable("the body lacks the field, or it is neither text nor a boolean")
+        return UserCheck.ACTIVE if status.casefold() == "active" else UserCheck.NOT_ACTIVE
+
+    def _refusal(self, response: aiohttp.ClientResponse) -> NoAnswer:
+        """Return what an answer with another status than 200 and 404 means: of the service, or of this user alone."""
+        status = response.status
+        is_of_user = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in ABOUT_ALL
+        again = self._after(response)
+        return NoAnswer(f"status {status}", again=again, status=status, is_of_user=is_of_user)
 
     def _after(self, response: aiohttp.ClientResponse) -> float | bool:
         """Say whether a retry may help: the service names a time within ours, or it broke and names none."""
@@ -193,8 +214,13 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > BODY_MAX:
-            raise NoAnswer(f"the body has more than {BODY_MAX} bytes")
+            raise _unusable(f"the body has more than {BODY_MAX} bytes")
     return bytes(body)
+
+
+def _unusable(why: str) -> NoAnswer:
+    """Return what an answer 200 means whose body says nothing of its user."""
+    return NoAnswer(why, status=HTTPStatus.OK, is_of_user=True)
 
 
 class UserClient:
@@ -213,6 +239,7 @@ class UserClient:
             clock=clock,
         )
         self._refusals = Refusals(calm_s=policy.breaker_silence_s, clock=clock)
+        self._unusable = Unusable(pause_s=UNUSABLE_LOG_EVERY_S, clock=clock)
         self._slots = Slots(policy.concurrency, queue_max=policy.queue_max, wait_s=policy.total_s)
         self._again = Slots(policy.again_concurrency, queue_max=policy.queue_max // 4, wait_s=policy.total_s)
         self._api: UserApi | None = None
@@ -328,6 +355,10 @@ class UserClient:
             self._cache.popitem(last=False)
         if self._refusals.answered():
             log.info("The User Service accepts our credential again.")
+        self._note_alive()
+
+    def _note_alive(self) -> None:
+        """Note that the service works: the breaker closes if it is open."""
         if self._breaker.answered():
             log.info("The User Service answers again; all lookups go out.")
             for tell in self.when_closed:
@@ -335,7 +366,19 @@ class UserClient:
 
     def _note_no_answer(self, user_id: str, asked_at: float, no_answer: NoAnswer) -> None:
         NO_ANSWER.inc()
+        if no_answer.is_of_user:
+            UNUSABLE.labels(str(no_answer.status)).inc()
+            counts = self._unusable.note(no_answer.status)
+            if counts is not None:
+                log.warning(
+                    "The User Service gives unusable answers about some users; their orders wait.", counts=counts
+                )
+            self._note_alive()
+            return
         if no_answer.status in OUR_FAULT and self._refusals.refused(no_answer.status):
             log.error("The User Service refuses our credential; orders wait.", status=no_answer.status)
         if self._breaker.unanswered(user_id, asked_at):
-            log.warning("The User Service gives nobody an answer; one probe at a time goes out, orders wait.")
+            log.warning(
+                "The User Service does not answer; lookups are paused except for one probe at a time.",
+                why=str(no_answer),
+            )

@@ -1,7 +1,8 @@
 """A User Service for tests and the embedded run; what it answers depends on the id, and on a mode for all ids.
 
 `GET /v1/users/{id}`: any id is an active user, except `unknown…` (404), `inactive…`, `slow-<ms>-…` (answers after that
-time) and `flaky…` (503 every other time). `PUT /mode {"mode": "hang"}` makes it fail for all, until the next mode.
+time), `flaky…` (503 every other time) and `status-<code>-…` (answers with that status). `PUT /mode {"mode": "hang"}`
+makes it fail for all, until the next mode.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 from aiohttp import web
 
 SLOW = re.compile(r"slow-(\d{1,6})(?:-|$)")
+STATUS = re.compile(r"status-([2-5]\d\d)(?:-|$)")
 USERS_MAX = 100_000
 HUGE = 64 * 1024 * 1024
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: closing sends RST
@@ -86,7 +88,8 @@ class Stub:
             return web.json_response({"error": "no such user"}, status=404)
         if user_id.startswith("flaky") and count % 2:
             return web.Response(status=503)
-        return web.json_response(user(user_id))
+        status = STATUS.match(user_id)
+        return web.Response(status=int(status[1])) if status else web.json_response(user(user_id))
 
     def _count(self, user_id: str) -> int:
         count = self.requests.get(user_id, 0) + 1

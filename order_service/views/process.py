@@ -2,23 +2,31 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Final, NoReturn
 
 import structlog
+from aiokafka.structs import TopicPartition
 from prometheus_client import Gauge
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from order_service.admin import AdminServer
-from order_service.errors import DatabaseError
 from order_service.garbage import collect_seldom
+from order_service.kafka import Admin, ask_admin, connection
 from order_service.reading import Reader
 from order_service.settings import Settings
+from order_service.stream.topics import topic_names
 from order_service.views.projector import Projection, follow
-from order_service.views.tables import database_of, open_database, prepare
+from order_service.views.stopped import BadRecord
+from order_service.views.tables import database_of, open_database, prepare, said_in_one_line
+from order_service.watchdog import Watchdog, silence_of
 
 log = structlog.get_logger()
 
 TELL_EVERY_S: Final = 5.0
+WAY_BACK: Final = "the way on: `order-service views --help`"
+STOPPED: Final = Gauge(
+    "orders_views_stopped", "1 for each partition of a topic whose record does not fit.", ["topic", "partition"]
+)
 BEHIND: Final = Gauge("orders_views_behind", "Offsets of events and rejections that are not in the views yet.")
 
 
@@ -29,10 +37,10 @@ class Building:
         self._left: int | None = None
         self._told_at = 0.0
         self._behind: int | None = 0
-        self._stopped: str | None = None
+        self._bad: dict[TopicPartition, BadRecord] = {}
 
     def tell(self, left: int) -> None:
-        """Hear how many offsets are left of what there was."""
+        """Take the number of offsets that are left of what the log held at the start; log it now and then."""
         is_built = left == 0
         if is_built and self._left != 0:
             log.info("The views are built.")
@@ -41,24 +49,31 @@ class Building:
             self._told_at = time.monotonic()
         self._left = left
 
-    def tell_stopped(self, why: str | None) -> None:
-        """Hear why the log cannot be read on, None when it can."""
-        if why is not None and self._stopped is None:
-            log.error("The views get older.", why=why)
-        self._stopped = why
-
     def tell_behind(self, behind: int | None) -> None:
-        """Hear how many offsets the views are behind the log, None if nobody knows."""
+        """Take the number of offsets that the views are behind the log, or None if it is unknown; set the metric."""
         if behind is not None:
             BEHIND.set(behind)
         elif self._behind is not None:
             log.warning("Kafka does not answer: the views get older.")
         self._behind = behind
 
+    def tell_bad(self, records: Mapping[TopicPartition, BadRecord]) -> None:
+        """Take the partitions that are stopped, each with its bad record; log and count what changed."""
+        for place, record in records.items():
+            if self._bad.get(place) != record:
+                where = {"topic": place.topic, "partition": place.partition, "offset": record.offset}
+                log.error("The views of a partition are stopped.", **where, reason=record.reason)
+                STOPPED.labels(place.topic, str(place.partition)).set(1)
+        for place in self._bad.keys() - records.keys():
+            log.info("The views of a partition go on.", topic=place.topic, partition=place.partition)
+            STOPPED.remove(place.topic, str(place.partition))
+        self._bad = dict(records)
+
     def faults(self) -> list[str]:
-        """Say why nobody should read the views yet."""
-        if self._stopped is not None:
-            return [f"the views get older: {self._stopped}"]
+        """Return why the views should not be read yet, and which partitions are stopped."""
+        return self._faults() + [f"{record.text} ({WAY_BACK})" for record in self._bad.values()]
+
+    def _faults(self) -> list[str]:
         match self._left:
             case None:
                 return ["the views are being opened"]
@@ -76,16 +91,16 @@ async def run(settings: Settings) -> NoReturn:
     collect_seldom()
     building = Building()
     engine = open_database(database_of(settings), writes=True)
-    admin = AdminServer(settings.host, settings.admin_port, building.faults)
-    await admin.start()
+    waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
+    watchdog = Watchdog(silence_of(settings.session_timeout_s))
+    watchdog.start()
     try:
-        await asyncio.to_thread(prepare, engine)
-        async with Reader(settings) as reader:
-            await follow(reader, Projection(engine), building)
-    except SQLAlchemyError as error:
-        # Not its message: a driver's may hold values of rows.
-        kind = type(error.orig if isinstance(error, DBAPIError) else error).__name__
-        raise DatabaseError(f"the database of ORDERS_DATABASE_URL does not serve us: {kind}") from error
+        with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving, said_in_one_line():
+            await asyncio.to_thread(prepare, engine)
+            await ask_admin(settings, Admin.describe_cluster)
+            serving.faults = building.faults
+            async with Reader(settings) as reader:
+                await follow(reader, Projection(engine, topic_names(settings.topic_prefix)), building)
     finally:
-        await admin.stop()
         engine.dispose()
+        watchdog.stop()

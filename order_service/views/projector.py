@@ -1,5 +1,10 @@
 """The projector: folds events and rejections into the tables, and moves its positions in the same transaction.
 
+A record that does not fit stops its partition of its topic, and no other one: the position stays before it, with the
+reason beside it. The partition is tried again every few seconds, and goes on where the record can be read after all,
+or where an operator has skipped it. A partition whose log lacks records that the views have read, or never read, stays
+stopped until an operator acts: what the log gets later does not bring them back.
+
 Two may run at once, and either may be killed anywhere: a transaction begins by moving each position from where this
 projector believes it to be. Where another was first it is `Overtaken`, nothing of it stays, and it goes on from there.
 """
@@ -16,13 +21,15 @@ from sqlalchemy import Engine, bindparam, exists, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from order_service.domain.messages import Event, Rejection
+from order_service.domain.content import is_id
+from order_service.domain.messages import Event, OrderCreated, Rejection
 from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
 from order_service.reading import Reader, Seen, decode
 from order_service.stream.topics import TopicNames
 from order_service.views import state
 from order_service.views.heads import Head, Heads, head_after
 from order_service.views.rows import Put, Row
+from order_service.views.stopped import TRY_AGAIN_S, BadRecord, Stopped, bad_record
 from order_service.views.tables import FORM, form, form_of, milliseconds, order_events, orders, positions, refusals
 
 log = structlog.get_logger()
@@ -35,15 +42,23 @@ _MOVE: Final = (
         positions.c.topic == bindparam("of_topic"),
         positions.c.partition == bindparam("of_partition"),
         positions.c.next_offset == bindparam("before"),
+        positions.c.is_lost.is_(False),
         exists().where(form.c.form == FORM),
     )
-    .values(next_offset=bindparam("after"))
+    .values(next_offset=bindparam("after"), fault=None)
+)
+_STOP: Final = (
+    positions.update()
+    .where(
+        positions.c.topic == bindparam("of_topic"),
+        positions.c.partition == bindparam("of_partition"),
+        positions.c.next_offset == bindparam("before"),
+    )
+    .values(next_offset=bindparam("after"), fault=bindparam("reason"), is_lost=bindparam("lost"))
 )
 
 LOOK_EVERY_S: Final = 1.0
 """How often to tell how far the log goes on."""
-AGAIN_S: Final = 2.0
-"""How long the schema registry is left alone where it does not tell what an event is written by."""
 CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are built again"
 
 
@@ -54,17 +69,18 @@ class Overtaken(Exception):
 class Projection:
     """The tables as a projector uses them. Calls block: they belong into a thread of their own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, names: TopicNames) -> None:
         self._engine = engine
+        self._names = names
         self._heads = Heads()
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
         self._put_events = Put(engine.dialect, order_events)
         self._put_orders = Put(engine.dialect, orders, changes=("status", "head", "document"))
-        self._put_refusals = Put(engine.dialect, refusals, changes=("rejected_at", "partition", "offset", "document"))
+        self._put_refusals = Put(engine.dialect, refusals)
 
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
         """Read the next offset of each place that is known; of these, those that are `new` begin at 0."""
-        begun = [{**_names(place), "next_offset": 0} for place in new]
+        begun = [{**_names(place), "next_offset": 0, "is_lost": False} for place in new]
         with self._engine.begin() as connection:
             if begun:
                 connection.execute(self._insert(positions).on_conflict_do_nothing(), begun)
@@ -76,67 +92,111 @@ class Projection:
         return found
 
     def mark_built(self) -> None:
-        """Let it be known that the views hold all that the log held when somebody began to keep them."""
+        """Record that the views hold everything that the log held when the projector started."""
         with self._engine.begin() as connection:
             connection.execute(form.update().values(is_built=True))
 
+    def skip(self, place: TopicPartition, offset: int) -> bool:
+        """Move a stopped partition past the record at `offset`; return whether it was stopped there."""
+        skipped = positions.update().where(
+            positions.c.topic == place.topic,
+            positions.c.partition == place.partition,
+            positions.c.next_offset == offset,
+            positions.c.fault.is_not(None),
+        )
+        with self._engine.begin() as connection:
+            _check_form(connection)
+            moved = skipped.values(next_offset=offset + 1, fault=None, is_lost=False)
+            return connection.execute(moved).rowcount == 1
+
+    def stop_lost(self, records: Sequence[BadRecord], before: Mapping[TopicPartition, int]) -> None:
+        """Stop partitions at these records, until an operator acts: their logs do not hold what should follow."""
+        with self._engine.begin() as connection:
+            _check_form(connection)
+            connection.execute(_STOP, [_stop(record, before[record.place], lost=True) for record in records])
+
+    def lost(self) -> list[BadRecord]:
+        """Return the partitions that are stopped until an operator acts."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(select(positions).where(positions.c.is_lost))
+            return [BadRecord(TopicPartition(row.topic, row.partition), row.next_offset, row.fault) for row in rows]
+
     def apply(
-        self, seens: Sequence[Seen], before: Mapping[TopicPartition, int], after: Mapping[TopicPartition, int]
-    ) -> None:
+        self,
+        read: Sequence[Seen | BadRecord],
+        before: Mapping[TopicPartition, int],
+        after: Mapping[TopicPartition, int],
+    ) -> list[BadRecord]:
         """Fold all that stands between these positions (some thousands at most); events of an order in their order.
 
-        Raises Overtaken if a position is elsewhere by now, HistoryError for an event that cannot follow, DatabaseError
-        if another version has made the tables anew.
+        Return the records at which partitions stop: their positions stay there, whatever `after` says, and nothing
+        behind them is folded. Raises Overtaken if a position is elsewhere by now, DatabaseError if another version has
+        made the tables anew.
         """
         with self._engine.begin() as connection:
             _move(connection, before, after)
-            changed = {seen.order_id for seen in seens if isinstance(seen.message, Event)}
+            changed = {one.order_id for one in read if isinstance(one, Seen) and isinstance(one.message, Event)}
             heads = self._heads.of(changed, connection, {place: before[place] for place in after})
             happened: list[Row] = []
-            refused: dict[tuple[str, str, bytes], Row] = {}
-            for seen in seens:
-                match seen.message:
+            refused: list[Row] = []
+            bad: dict[TopicPartition, BadRecord] = {}
+            for one in read:
+                place = one.place if isinstance(one, BadRecord) else self._place(one)
+                if place in bad:
+                    continue
+                if isinstance(one, BadRecord):
+                    bad[place] = one
+                    continue
+                match one.message:
                     case Event() as event:
-                        head = heads[event.order_id] = head_after(heads.get(event.order_id), seen, event)
-                        happened.append(_happened(seen, event, head.view.user_id))
+                        try:
+                            head = heads[event.order_id] = head_after(heads.get(event.order_id), one, event)
+                        except HistoryError as error:
+                            bad[place] = bad_record(place, one.offset, error)
+                        else:
+                            happened.append(_happened(one, event, head.view.user_id))
                     case Rejection() as rejection:
-                        key = rejection.order_id, rejection.command_id, rejection.command_digest
-                        refused[key] = _refused(seen, rejection)
+                        refused.append(_refused(one, rejection))
+            if bad:
+                connection.execute(_STOP, [_stop(record, after[place]) for place, record in bad.items()])
             self._put_events(connection, happened)
             self._put_orders(connection, [_order(heads[order_id]) for order_id in sorted(heads)])
-            self._put_refusals(connection, [refused[key] for key in sorted(refused)])  # again: locked in one order
-        self._heads.keep(heads, after)
+            self._put_refusals(connection, refused)
+        self._heads.keep(heads, {**after, **{place: record.offset for place, record in bad.items()}})
+        return list(bad.values())
+
+    def _place(self, seen: Seen) -> TopicPartition:
+        topic = self._names.events if isinstance(seen.message, Event) else self._names.rejections
+        return TopicPartition(topic, seen.partition)
 
 
 class Progress(Protocol):
     """Who wants to know how far the views are."""
 
     def tell(self, left: int) -> None:
-        """Hear how many offsets are left of what there was when the projector began."""
-
-    def tell_stopped(self, why: str | None) -> None:
-        """Hear why nothing can be read on for now; None when it can."""
+        """Take the number of offsets that are left of what the log held when the projector started."""
 
     def tell_behind(self, behind: int | None) -> None:
-        """Hear how many offsets the views are behind the log now; None if Kafka does not answer."""
+        """Take the number of offsets that the views are behind the log, or None if Kafka does not answer."""
+
+    def tell_bad(self, records: Mapping[TopicPartition, BadRecord]) -> None:
+        """Take the partitions that are stopped, each with its bad record."""
 
 
 async def follow(reader: Reader, projection: Projection, progress: Progress) -> NoReturn:
     """Fold all that was and all that comes, and tell how far the views are.
 
-    Raises KafkaAwayError, TopicsError, SQLAlchemyError; HistoryError where the views and the log do not fit together:
-    then one of both was replaced, and without its tables the views are built again.
+    Raises KafkaAwayError, TopicsError, SQLAlchemyError; HistoryError where the views and the whole log do not fit
+    together: then one of both was replaced, and without its tables the views are built again.
     """
     places = await reader.places(reader.names.events, reader.names.rejections)
     goal = await reader.ends(places)
+    stopped = Stopped()
     while True:
         try:
-            await _follow(reader, projection, places, goal, progress)
+            await _follow(reader, projection, places, goal, stopped, progress)
         except Overtaken as error:
             log.debug("Another projector was first.", where=str(error))
-        except RegistryAwayError as error:
-            progress.tell_stopped(str(error))
-            await asyncio.sleep(AGAIN_S)
 
 
 async def _follow(
@@ -144,26 +204,27 @@ async def _follow(
     projection: Projection,
     places: Sequence[TopicPartition],
     goal: Mapping[TopicPartition, int],
+    stopped: Stopped,
     progress: Progress,
 ) -> None:
+    """Follow the partitions that are not stopped; return when one stops, or is to be tried again."""
     at = await asyncio.to_thread(projection.positions, places)
-    starts, ends = await reader.starts(places), await reader.ends(places)
-    for place in places:
-        _check_reach(place, at[place], starts[place] if place.topic == reader.names.events else 0, ends[place])
-    progress.tell_behind(sum(ends[place] - max(at[place], starts[place]) for place in places))
+    reading, resting = await _begin(reader, projection, at, stopped, progress)  # it moves `at` where records are gone
+    if not reading:
+        await asyncio.sleep(TRY_AGAIN_S)
+        return
     left, look_at = -1, time.monotonic() + LOOK_EVERY_S
-    async for records in reader.follow_many({place: max(at[place], starts[place]) for place in places}):
-        moved = {}
-        for record in records:
-            place = TopicPartition(record.topic, record.partition)
-            if record.offset < at[place]:
-                raise HistoryError(f"a topic begins anew: the views would mix two logs; {CURE}")
-            moved[place] = record.offset + 1
-        progress.tell_stopped(None)
+    async for records in reader.follow_many(reading, learn=False):
+        moved = _moved(records, at)
+        bad: list[BadRecord] = []
         if records:
-            seens = await asyncio.to_thread(_decoded, records, reader.names)
-            await asyncio.to_thread(projection.apply, seens, at, moved)
-            at |= moved
+            away = await reader.look_up(records)
+            read = await asyncio.to_thread(_decoded, records, reader.names, away)
+            bad = await asyncio.to_thread(projection.apply, read, at, moved)
+            at |= moved | {record.place: record.offset for record in bad}
+            stopped.forget_passed(at)
+            stopped.add(bad)
+            progress.tell_bad(stopped.records)
         elif at != await asyncio.to_thread(projection.positions):
             raise Overtaken("the tables were made anew, or another projector has read what we are given later")
         if left != 0:
@@ -172,21 +233,106 @@ async def _follow(
                 await asyncio.to_thread(projection.mark_built)
             progress.tell(left)
         if time.monotonic() >= look_at:
-            progress.tell_behind(await reader.lag())
+            lag = await reader.lag()
+            progress.tell_behind(None if lag is None else lag + resting)
             look_at = time.monotonic() + LOOK_EVERY_S
+        if bad or stopped.is_due():
+            return
 
 
-def _decoded(records: Sequence[ConsumerRecord], names: TopicNames) -> list[Seen]:
-    return [decode(record, names) for record in records]
+async def _begin(
+    reader: Reader,
+    projection: Projection,
+    at: dict[TopicPartition, int],
+    stopped: Stopped,
+    progress: Progress,
+) -> tuple[dict[TopicPartition, int], int]:
+    """Return where to begin each partition that is to be read, and how many offsets lie in those that are not."""
+    starts, ends = await reader.starts(list(at)), await reader.ends(list(at))
+    lost = await asyncio.to_thread(projection.lost)
+    known = {record.place for record in lost}
+    unreachable = [record for record in _unreachable(at, starts, ends, reader.names) if record.place not in known]
+    if unreachable:
+        await asyncio.to_thread(projection.stop_lost, unreachable, at)
+        at |= {record.place: record.offset for record in unreachable}
+    stopped.forget_passed(at)
+    stopped.add([*lost, *unreachable])
+    progress.tell_bad(stopped.records)
+    begin = {place: max(offset, starts[place]) for place, offset in at.items()}
+    reading = {place: begin[place] for place in stopped.to_read(at)}
+    left = {place: max(0, ends[place] - begin[place]) for place in at}  # a log that lost its end is behind the views
+    progress.tell_behind(sum(left.values()))
+    return reading, sum(left[place] for place in at.keys() - reading.keys())
 
 
-def _check_reach(place: TopicPartition, at: int, start: int, end: int) -> None:
-    """Check that a topic holds what follows on what the views have read of it."""
-    topic = f"partition {place.partition} of {place.topic}"
-    if at > end:
-        raise HistoryError(f"the views have read {topic} up to {at}, but it ends at {end}: {CURE}")
-    if at < start:
-        raise HistoryError(f"the views have read {topic} up to {at}, but it begins at {start}: {CURE}")
+def _moved(records: Sequence[ConsumerRecord], at: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Return the positions behind these records. Raises HistoryError if one lies before where we are."""
+    moved = {}
+    for record in records:
+        place = TopicPartition(record.topic, record.partition)
+        if record.offset < at[place]:
+            raise HistoryError(f"a topic begins anew: the views would mix two logs; {CURE}")
+        moved[place] = record.offset + 1
+    return moved
+
+
+def _decoded(
+    records: Sequence[ConsumerRecord], names: TopicNames, away: RegistryAwayError | None
+) -> list[Seen | BadRecord]:
+    return [_decoded_one(record, names, away) for record in records]
+
+
+def _decoded_one(record: ConsumerRecord, names: TopicNames, away: RegistryAwayError | None = None) -> Seen | BadRecord:
+    """Decode a record. While the registry is `away`, a record that cannot be read may be readable later."""
+    try:
+        seen = decode(record, names)
+        _check_ids(record, seen)
+    except HistoryError as error:
+        place = TopicPartition(record.topic, record.partition)
+        return bad_record(place, record.offset, error if away is None else HistoryError(f"{error} ({away})"))
+    return seen
+
+
+def _check_ids(record: ConsumerRecord, seen: Seen) -> None:
+    """Check what goes into columns: PostgreSQL takes no NUL there, and a database error would stop all partitions.
+
+    Our workers write no such record, but whoever may write to the topic can. Raises HistoryError.
+    """
+    message = seen.message
+    ids = [message.order_id, message.command_id]
+    if isinstance(message, Event) and isinstance(message.fact, OrderCreated):
+        ids.append(message.fact.user_id)
+    if not all(map(is_id, ids)):
+        raise HistoryError("its order_id, command_id or user_id is not an id")
+    if record.key != message.order_id.encode():
+        raise HistoryError("its key is not its order_id")
+
+
+def _unreachable(
+    at: Mapping[TopicPartition, int],
+    starts: Mapping[TopicPartition, int],
+    ends: Mapping[TopicPartition, int],
+    names: TopicNames,
+) -> list[BadRecord]:
+    """Return the partitions that do not hold what follows on what the views have read of them, each at a record.
+
+    Raises HistoryError if the log ends before every position above 0: only then is it another log.
+    """
+    bad = []
+    for place, offset in at.items():
+        if offset > ends[place]:
+            why, stop_at = f"the views have read it up to {offset}, but it ends at {ends[place]}", offset
+        elif place.topic == names.events and offset < starts[place]:  # rejections are not kept for ever
+            why = f"the views have read it up to {offset}, but it begins at {starts[place]}"
+            stop_at = starts[place] - 1  # so that `skip` goes on where the log begins
+        else:
+            continue
+        bad.append(bad_record(place, stop_at, HistoryError(f"{why}: {CURE}")))
+    read = {place for place, offset in at.items() if offset > 0}
+    if read and all(at[place] > ends[place] for place in read):
+        first = next(record for record in bad if record.place in read)
+        raise HistoryError(f"the views do not fit the log: {first.text}")
+    return bad
 
 
 def _move(connection: Connection, before: Mapping[TopicPartition, int], after: Mapping[TopicPartition, int]) -> None:
@@ -198,6 +344,12 @@ def _move(connection: Connection, before: Mapping[TopicPartition, int], after: M
         _check_form(connection)
         places = ", ".join(f"{place.topic}-{place.partition} at {before[place]}" for place in sorted(after))
         raise Overtaken(f"no more all of these are where we left them: {places}")
+
+
+def _stop(record: BadRecord, before: int, *, lost: bool = False) -> Row:
+    topic, partition = record.place
+    where = {"of_topic": topic, "of_partition": partition, "before": before}
+    return {**where, "after": record.offset, "reason": record.reason, "lost": lost}
 
 
 def _check_form(connection: Connection) -> None:
@@ -238,11 +390,11 @@ def _happened(seen: Seen, event: Event, user_id: str) -> Row:
 
 def _refused(seen: Seen, rejection: Rejection) -> Row:
     return {
+        "partition": seen.partition,
+        "offset": seen.offset,
         "order_id": rejection.order_id,
         "command_id": rejection.command_id,
         "command_digest": rejection.command_digest,
-        "rejected_at": milliseconds(rejection.rejected_at),
-        "partition": seen.partition,
-        "offset": seen.offset,
+        "command_offset": seen.command_offset,
         "document": _json(rejection).decode(),
     }

@@ -1,5 +1,6 @@
 """What can be asked of the views: an order now and then, lists of orders, histories, what became of a command."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
@@ -10,8 +11,9 @@ from sqlalchemy import CompoundSelect, Engine, Select, Table, inspect, select, t
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from order_service.domain.answer import MAX_REFUSED
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
-from order_service.domain.reasons import Status
+from order_service.domain.reasons import NEVER_REMEMBERED, Status
 from order_service.stream.topics import TopicNames
 from order_service.views import state
 from order_service.views.state import OrderView
@@ -26,6 +28,7 @@ from order_service.views.tables import (
     positions,
     refusals,
 )
+from order_service.wire.commands import partition_of
 
 NEWS_MAX: Final = 500
 """How many offsets one look at the news passes over."""
@@ -46,6 +49,15 @@ class Recorded(Struct, frozen=True):
 
     event: Event
     user_id: str
+    partition: int
+    offset: int
+    command_offset: int | None
+
+
+class Refused(Struct, frozen=True):
+    """A refusal, where it stands, and where in the same partition of the commands the refused copy lies."""
+
+    rejection: Rejection
     partition: int
     offset: int
     command_offset: int | None
@@ -82,7 +94,7 @@ class News(Struct, frozen=True):
     """What has come into the views between two looks at them, and how far that is; `is_all` if it is all of it."""
 
     events: tuple[Recorded, ...]
-    rejections: tuple[Rejection, ...]
+    refusals: tuple[Refused, ...]
     places: Places
     is_all: bool = True
 
@@ -95,12 +107,30 @@ class Views:
         self._names = names
 
     def faults(self) -> list[str]:
-        """Say why nobody should read the views yet."""
+        """Return why the views should not be read yet."""
         return self._ask(_faults)
 
     def places(self) -> Places:
         """Say how far the views are."""
         return {(row.topic, row.partition): row.next_offset for row in self._rows(_PLACES)}
+
+    def stopped(self, order_id: str, *, commands: bool = False) -> bool:
+        """Return whether the views of an order's events are stopped: it may be further, or may exist.
+
+        With `commands`, also whether those of its rejections are: a command of it may have been refused.
+        """
+        topics = [self._names.events, self._names.rejections] if commands else [self._names.events]
+        partitions = self._rows(select(positions).where(positions.c.topic.in_(topics)))
+        count = Counter(row.topic for row in partitions)
+        return any(
+            row.fault is not None and row.partition == partition_of(order_id.encode(), count[row.topic])
+            for row in partitions
+        )
+
+    def faulty(self) -> list[tuple[str, int, int, str]]:
+        """Return the stopped partitions: topic, partition, offset of the bad record, reason."""
+        bad = select(positions).where(positions.c.fault.is_not(None)).order_by(positions.c.topic, positions.c.partition)
+        return [(row.topic, row.partition, row.next_offset, row.fault) for row in self._rows(bad)]
 
     def news(self, since: Places) -> News:
         """Give what has come in since the views were there; of very much, the first part: ask again for the rest.
@@ -122,7 +152,7 @@ class Views:
         refused = rows(select(refusals), refusals, self._names.rejections)
         return News(
             tuple(map(_recorded, happened)),
-            tuple(_rejections.decode(row.document) for row in refused),
+            tuple(map(_refused, refused)),
             reached,
             is_all=reached == places,
         )
@@ -162,29 +192,85 @@ class Views:
         return tuple(found)
 
     def refusals(self, order_id: str, *, limit: int = 1000) -> tuple[Rejection, ...]:
-        """Give the refused commands of an order, the newest of them if they are too many, oldest first."""
+        """Return the refused commands of an order, oldest first; of more than `limit`, the newest.
+
+        Of a command that was refused several times, the newest refusal.
+        """
         some = (
             select(refusals.c.document)
             .where(refusals.c.order_id == order_id)
-            .order_by(refusals.c.rejected_at.desc(), refusals.c.offset.desc())
+            .order_by(refusals.c.offset.desc())
             .limit(limit)
         )
-        return tuple(_rejections.decode(row.document) for row in reversed(self._rows(some)))
+        newest: dict[str, Rejection] = {}
+        for row in self._rows(some):
+            rejection = _rejections.decode(row.document)
+            newest.setdefault(rejection.rejection_id, rejection)
+        return tuple(reversed(newest.values()))
 
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
-        """Say what became of a command: its event; else why it was refused; None if nothing is known of it.
+        """Return the outcome of a command: its event, else its newest refusal; None if the views know neither.
 
-        Of several commands under one id, all refused, it tells of the one whose newest refusal is the oldest.
+        Of several commands under one id, all refused, the one that was refused first.
         """
-        happened, refused = (
-            select(table.c.document).where(table.c.order_id == order_id, table.c.command_id == command_id).limit(1)
-            for table in (order_events, refusals)
-        )
-        for row in self._rows(happened):
+        for row in self._rows(_event_of(order_id, command_id)):
             return _events.decode(row.document)
-        for row in self._rows(refused.order_by(refusals.c.rejected_at)):
+        under_id = refusals.c.order_id == order_id, refusals.c.command_id == command_id
+        first = select(refusals.c.command_digest).where(*under_id).order_by(refusals.c.offset).limit(1)
+        newest = select(refusals.c.document).where(*under_id, refusals.c.command_digest == first.scalar_subquery())
+        for row in self._rows(newest.order_by(refusals.c.offset.desc()).limit(1)):
             return _rejections.decode(row.document)
         return None
+
+    def outcome(self, order_id: str, command_id: str, digest: bytes, command_offset: int) -> Event | Rejection | None:
+        """Return the outcome of one copy of a command: the one at `command_offset`; None while the views know none.
+
+        An event is the outcome of its own copy and of later ones, for an order remembers what it accepted. A refusal is
+        the outcome of the copy that it answers, and of later copies only as long as the order remembers it: they make
+        no record. A copy without a record, which a full waiting room dropped, has the outcome of the next one that has.
+        The event of a later copy is that one only if no refusal comes before it, which stopped views cannot say.
+        """
+        event: Event | None = None
+        event_of: int | None = None
+        for row in self._rows(_event_of(order_id, command_id)):
+            found = _events.decode(row.document)
+            if found.command_digest == digest:
+                event, event_of = found, row.command_offset
+        if event is not None and (event_of is None or event_of <= command_offset):
+            return event
+        of_command = refusals.c.command_id == command_id, refusals.c.command_digest == digest
+        of_copies = select(refusals).where(refusals.c.order_id == order_id, *of_command)
+        newest = of_copies.where(refusals.c.command_offset <= command_offset)
+        for row in self._rows(newest.order_by(refusals.c.offset.desc()).limit(1)):
+            refused = _refused(row)
+            if refused.command_offset == command_offset or self._remembers(refused, command_offset):
+                return refused.rejection
+        later = of_copies.where(refusals.c.command_offset > command_offset)
+        if event_of is not None:
+            later = later.where(refusals.c.command_offset < event_of)
+        for row in self._rows(later.order_by(refusals.c.offset).limit(1)):
+            return _refused(row).rejection
+        return None if event is not None and self.stopped(order_id, commands=True) else event
+
+    def _remembers(self, refused: Refused, command_offset: int) -> bool:
+        """Return whether the order remembered a refusal when it came to the command at `command_offset`.
+
+        It did if it existed when it refused, and if not so many others were refused since that it forgot this one.
+        """
+        rejection = refused.rejection
+        if rejection.reason in NEVER_REMEMBERED:
+            return False
+        earlier = select(order_events.c.version).where(
+            order_events.c.order_id == rejection.order_id,
+            order_events.c.version == 1,
+            order_events.c.command_offset < refused.command_offset,
+        )
+        later = select(refusals.c.offset).where(
+            refusals.c.order_id == rejection.order_id,
+            refusals.c.offset > refused.offset,
+            refusals.c.command_offset < command_offset,
+        )
+        return bool(self._rows(earlier)) and len(self._rows(later.limit(MAX_REFUSED))) < MAX_REFUSED
 
     def page(self, wanted: Filter, limit: int, behind: Cursor | None = None) -> Page:
         """List `limit` orders (1 or more), the newest first."""
@@ -245,6 +331,15 @@ def _faults(connection: Connection) -> list[str]:
     if found != FORM:
         return [f"the views have form {found}, this version reads form {FORM}"]
     return [] if connection.scalar(_IS_BUILT) else ["the views are being built"]
+
+
+def _event_of(order_id: str, command_id: str) -> Select[Any]:
+    of_command = order_events.c.order_id == order_id, order_events.c.command_id == command_id
+    return select(order_events.c.document, order_events.c.command_offset).where(*of_command).limit(1)
+
+
+def _refused(row: Any) -> Refused:
+    return Refused(_rejections.decode(row.document), row.partition, row.offset, row.command_offset)
 
 
 def _recorded(row: Any) -> Recorded:

@@ -5,6 +5,8 @@ since 1970 UTC.
 """
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -29,14 +31,14 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from order_service.errors import DatabaseError
+from order_service.errors import DatabaseError, NoViewsError
 from order_service.settings import Settings
 from order_service.wire.writer import EPOCH, MILLISECOND
 
-FORM: Final = 4
+FORM: Final = 6
 """The form of these tables and documents. Raise it with every change: views of another form are built again."""
 
 FORMER: Final = ("commands",)
@@ -70,7 +72,11 @@ positions: Final = Table(
     Column("topic", String, primary_key=True),
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("next_offset", BigInteger, nullable=False),
+    Column("fault", Text),
+    Column("is_lost", Boolean, nullable=False),
 )
+"""How far the views have read each partition. `fault` says why they do not take the record at `next_offset`; if it
+`is_lost`, the log does not hold what follows, and the partition is not tried again by itself."""
 
 orders: Final = Table(
     "orders",
@@ -106,17 +112,20 @@ order_events: Final = Table(
 refusals: Final = Table(
     "refusals",
     _metadata,
-    Column("order_id", String, primary_key=True),
-    Column("command_id", String, primary_key=True),
-    Column("command_digest", LargeBinary, primary_key=True),
-    Column("rejected_at", BigInteger, nullable=False),
-    Column("partition", Integer, nullable=False),
-    Column("offset", BigInteger, nullable=False),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("order_id", String, nullable=False),
+    Column("command_id", String, nullable=False),
+    Column("command_digest", LargeBinary, nullable=False),
+    Column("command_offset", BigInteger),
     Column("document", Text, nullable=False),
-    Index("refusals_by_place", "partition", "offset", unique=True),
-    Index("refusals_by_order", "order_id", "rejected_at", "offset"),
+    Index("refusals_by_command", "order_id", "command_id", "offset"),
+    Index("refusals_by_order", "order_id", "offset"),
 )
-"""The newest refusal of each command that was refused; it may have been accepted later, or before."""
+"""Every refusal. A command may have several, one for each copy of it, and may have been accepted before or after.
+
+All refusals of an order lie in one partition, so their offsets say which came first; clocks of workers do not.
+"""
 
 
 def database_of(settings: Settings) -> URL:
@@ -197,9 +206,39 @@ def prepare(engine: Engine) -> bool:
     return True
 
 
+@contextmanager
+def views_there(url: URL, *, writes: bool = False) -> Iterator[Engine]:
+    """Open a database that holds views of this form. Raises NoViewsError if it does not, and makes no file then."""
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        raise NoViewsError("there are no views here yet: no projector has made them")
+    engine = open_database(url, writes=writes)
+    try:
+        with said_in_one_line():
+            with engine.begin() as connection:
+                is_there = inspect(connection).has_table(form.name)
+                found = form_of(connection) if is_there else 0
+            if not is_there:
+                raise NoViewsError("there are no views here yet: no projector has made them")
+            if found != FORM:
+                raise NoViewsError(f"the views have form {found}, this version reads form {FORM}")
+            yield engine
+    finally:
+        engine.dispose()
+
+
 def form_of(connection: Connection) -> int:
     """Read which form the tables have."""
     return connection.scalar(_FORM_OF) or 0
+
+
+@contextmanager
+def said_in_one_line() -> Iterator[None]:
+    """Raise DatabaseError for what a database raises; not its message, for a driver's may hold values of rows."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        kind = type(error.orig if isinstance(error, DBAPIError) else error).__name__
+        raise DatabaseError(f"the database of ORDERS_DATABASE_URL does not serve us: {kind}") from error
 
 
 def _is_locked(error: Exception) -> bool:

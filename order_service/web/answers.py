@@ -50,6 +50,7 @@ def outcome_json(decided: Event | Rejection) -> dict[str, Any]:
     }
 
 
-def undecided_json(order_id: str, command_id: str) -> dict[str, Any]:
+def undecided_json(order_id: str, command_id: str, copy_id: str | None = None) -> dict[str, Any]:
     """Say that a command is in Kafka, and not decided yet."""
-    return {"outcome": "undecided", "order_id": order_id, "command_id": command_id}
+    named = {} if copy_id is None else {"copy_id": copy_id}
+    return {"outcome": "undecided", "order_id": order_id, "command_id": command_id, **named}

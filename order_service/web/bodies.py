@@ -21,6 +21,9 @@ from order_service.domain.messages import (
 )
 
 ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+COPY_ID: Final = r"^[0-9]{1,18}-[0-9a-f]{32}$"
+DATE_TIME: Final = r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+"""A time in a header. Not `format: date-time`: generators of clients do not take that there."""
 CHANGES: Final = ("lines", "discount", "tax", "shipping", "shipping_address_ref", "metadata")
 
 Id = Annotated[str, Field(pattern=ID)]
@@ -195,6 +198,19 @@ class ListQuery(Query):
     created_to: Time | None = None
     limit: int = Field(50, ge=1, le=200)
     cursor: str | None = Field(None, max_length=200, description="`next` of the page before; opaque.")
+
+
+class CommandQuery(Query):
+    """Which copy of a command."""
+
+    copy_id: str | None = Field(
+        None,
+        pattern=COPY_ID,
+        description=(
+            "The copy that a 202 names: the answer is the outcome of this one. Opaque. The service does not keep which "
+            "copies it named: one that it never did is answered with 202, too."
+        ),
+    )
 
 
 class HistoryQuery(Query):

@@ -1,4 +1,4 @@
-"""Opaque places to go on from: of a list of orders, and of the stream of all events."""
+"""Opaque texts: where a list of orders or the stream of all events goes on, and which copy of a command was sent."""
 
 import base64
 import binascii
@@ -39,3 +39,14 @@ def read_places(text: str, topic: str) -> Places | None:
     found = [_PLACE.match(one) for one in text.split(".")[:PLACES_MAX]]
     places = {(topic, int(one[1])): int(one[2]) for one in found if one is not None}
     return places if len(places) == len(found) else None
+
+
+def write_copy_id(digest: bytes, offset: int) -> str:
+    """Return the id of a copy of a command: its offset in the partition of its order, and its digest."""
+    return f"{offset}-{digest.hex()}"
+
+
+def read_copy_id(text: str) -> tuple[bytes, int]:
+    """Return digest and offset of a well-formed id of a copy."""
+    offset, _, digest = text.partition("-")
+    return bytes.fromhex(digest), int(offset)

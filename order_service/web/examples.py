@@ -26,7 +26,7 @@ from order_service.views.state import OrderView
 from order_service.views.tables import milliseconds
 from order_service.web import answers, requests
 from order_service.web.bodies import AmendBody, Body, CancelBody, CreateBody, DeliverBody, PayBody, ShipBody
-from order_service.web.cursors import write_cursor
+from order_service.web.cursors import write_copy_id, write_cursor
 from order_service.web.operations import OPERATIONS
 from order_service.web.problems import Fault, Kind, Problem, Trouble, refused
 from order_service.wire.avro import digest, encode_event
@@ -106,7 +106,7 @@ def successes() -> dict[str, Any]:
         "OrderPage": {"orders": [order], "next": write_cursor(Cursor(milliseconds(order.created_at), ORDER_ID))},
         "History": {"events": events, "next_after_version": None},
         "Outcome": answers.outcome_json(steps[1][0]),
-        "Undecided": answers.undecided_json(ORDER_ID, COMMAND_ID),
+        "Undecided": answers.undecided_json(ORDER_ID, COMMAND_ID, write_copy_id(steps[0][0].command_digest, 2071)),
         "OrderEvent": "".join(["retry: 1000\n\n", *map(_frame, events[:2]), ": still here\n\n"]),
     }
     plain: dict[str, Any] = json.loads(answers.encode(made))

@@ -9,7 +9,7 @@ from order_service import __version__
 from order_service.domain.messages import CreateOrder
 from order_service.domain.reasons import Reason
 from order_service.web import examples
-from order_service.web.bodies import ID, Query
+from order_service.web.bodies import DATE_TIME, ID, Query
 from order_service.web.operations import OPERATIONS, Operation, problems_of
 from order_service.web.problems import ALL, BASE, MEDIA_TYPE, STATUS, Kind, Trouble
 from order_service.web.schemas import INTEGER, TEXT, Schema, not_null, one_of, plain, problem_name, ref, schemas
@@ -23,8 +23,8 @@ A change is a command. It is decided once, and its answer comes when everybody c
 every repetition gets the first answer, marked `Idempotency-Replayed: true`.
 
 **In time.** An answer waits for the decision as long as `Prefer: wait=<seconds>` says: 5 if it says nothing, 30 at
-most. After that it is 202, and `Location` tells what became of the command: this server knows it until it is decided,
-every server from then on. The command, sent again with its key, asks as well.
+most. After that it is 202. Ask its `Location`, at any server, for the outcome of this copy of the command. A repeat of
+a command that waits for the User Service may be dropped, and can stay 202: send it once more with its key.
 
 **At a version.** `ETag` is the version of an order. Sent back as `If-Match`, it makes a command apply to that version
 only; another one is refused with 412.
@@ -136,7 +136,7 @@ def _body(operation: Operation) -> dict[str, Any]:
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     names = [name for name in ("order_id", "command_id") if f"{{{name}}}" in operation.path]
     if operation.command is not None:
-        names += ["Idempotency-Key", "If-Match", "Prefer", "X-Correlation-Id", "traceparent"]
+        names += ["Idempotency-Key", "If-Match", "Prefer", "X-Decide-By", "X-Correlation-Id", "traceparent"]
     if operation.name == "get_order":
         names += ["If-None-Match", "Prefer"]
     if operation.is_stream:
@@ -186,9 +186,8 @@ def _links(operation: Operation, name: str) -> dict[str, Any]:
         return {}
     ids = {"order_id": "$response.body#/order_id"}
     if name == "Undecided":
-        return {
-            "outcome": {"operationId": "get_command", "parameters": ids | {"command_id": "$response.body#/command_id"}}
-        }
+        ids |= {name: f"$response.body#/{name}" for name in ("command_id", "copy_id")}
+        return {"outcome": {"operationId": "get_command", "parameters": ids}}
     if operation.command is not CreateOrder:
         return {}
     there = [one for one in OPERATIONS if "{order_id}" in one.path and "{command_id}" not in one.path]
@@ -275,6 +274,14 @@ PARAMETERS: Final = {
             "RFC 7240.",
             TEXT,
             "wait=10",
+        ),
+        _parameter(
+            "X-Decide-By",
+            "header",
+            "A time of RFC 3339, with `T`, and `Z` or an offset: a command that is decided later is refused with "
+            "`deadline_passed`. Send it again with a later time under the same `Idempotency-Key`.",
+            {"type": "string", "pattern": DATE_TIME},
+            "2026-11-24T09:05:00Z",
         ),
         _parameter("X-Correlation-Id", "header", "A name that the events of this command carry.", VISIBLE, "visit-7"),
         _parameter(

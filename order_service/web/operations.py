@@ -19,6 +19,7 @@ from order_service.web.bodies import (
     AmendBody,
     Body,
     CancelBody,
+    CommandQuery,
     CreateBody,
     DeliverBody,
     HistoryQuery,
@@ -55,13 +56,10 @@ class Operation(Struct, frozen=True, kw_only=True):
 
 
 def reasons_of(command: type[Command]) -> Iterable[Reason]:
-    """Name all reasons for which a command of this type can be refused: the table of rules, and what goes before it.
-
-    No command of ours has a `decide_by`, so none is refused with `deadline_passed`.
-    """
+    """Name all reasons for which a command of this type can be refused: the table of rules, and what goes before it."""
     yield from (outcome for (kind, _), outcome in RULES.items() if kind is command and isinstance(outcome, Reason))
     yield from (Reason.NOT_ALLOWED, Reason.VERSION_CONFLICT, Reason.INVALID_ORDER, Reason.COMMAND_ID_REUSED)
-    yield Reason.TOO_MANY_WAITING
+    yield from (Reason.DEADLINE_PASSED, Reason.TOO_MANY_WAITING)
     if command is CreateOrder:
         yield from (Reason.USER_NOT_FOUND, Reason.USER_NOT_ACTIVE, Reason.USER_CHECK_TIMED_OUT)
     if command is AmendOrder:
@@ -148,6 +146,7 @@ OPERATIONS: Final = (
         method="GET",
         path=f"{ORDER}/commands/{{command_id}}",
         summary="Ask what became of a command",
+        query=CommandQuery,
         answers={200: "Outcome", 202: "Undecided"},
     ),
     Operation(

@@ -1,67 +1,78 @@
 """What becomes of the commands that callers send: each goes into Kafka once, and all who ask for it wait together."""
 
 import asyncio
-from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Final
 
-from msgspec import Struct
+import structlog
+from msgspec import Struct, structs
+from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.domain.answer import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import NEVER_REMEMBERED, Reason
 from order_service.sdk.producing import CommandsTopic
-from order_service.views.queries import News, Views
+from order_service.views.queries import News, Recorded, Refused, Views
 from order_service.web.problems import Problem, Trouble
 from order_service.web.pulse import EAGER_S, Pulse
 from order_service.wire.headers import Headers
+
+log = structlog.get_logger()
 
 KNOWN_MAX: Final = 10_000
 """How many undecided commands a process remembers. Of those that it forgets it says what the views say."""
 PATIENT_S: Final = 0.25
 ACTORS_MIN: Final = 4
 """How many actors it takes to hold all places: one whose commands hang leaves room for others."""
+EARLY_MAX: Final = 16
+"""How many outcomes are kept of a command whose own offset is not known yet."""
+GRACE_S: Final = 0.5
+"""How long a refused earlier copy waits for what else becomes of ours, as `sdk.outcomes.GRACE_S`."""
 
 
 class Outcome(Struct, frozen=True):
-    """What became of a command, None while it is undecided; `is_replayed` if it was answered to an earlier request."""
+    """What became of a command, None while it is undecided; `is_replayed` if it was answered to an earlier request.
+
+    `offset` is where the copy of an undecided command lies in the partition of its order, if this server knows it.
+    """
 
     decided: Event | Rejection | None
     is_replayed: bool = False
-
-
-UNDECIDED: Final = Outcome(None)
+    offset: int | None = None
 
 
 class Awaited:
     """A command of which this process awaits the outcome: `sent` once it is in Kafka, then `decided`."""
 
-    def __init__(self, digest: bytes, actor: str) -> None:
+    def __init__(self, command: Command, digest: bytes) -> None:
         self.digest = digest
-        self.actor = actor
+        self.actor = command.actor
+        self.decide_by = command.decide_by
+        """The time that our copy carries."""
         self.waiting = 0
-        self.passed_over: Rejection | None = None
-        """A refusal of the moment that an earlier copy met: it is no outcome of this one."""
+        self.offset: int | None = None
+        """The offset of our copy in the partition of its order. Other copies may lie before and behind it."""
+        self.early: deque[Recorded | Refused] = deque(maxlen=EARLY_MAX)
+        """Outcomes of the command that came before our offset did."""
+        self.is_being_sent = False
+        self.is_settling = False
+        self.has_news = False
+        """Whether the order had an outcome since the views were last asked whether an earlier refusal is ours."""
         self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.decided: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     def decide(self, outcome: Outcome) -> None:
-        """Tell all who wait."""
+        """Set the outcome for all who wait."""
         if not self.sent.done():
             self.sent.set_result(None)
         if not self.decided.done():
             self.decided.set_result(outcome)
 
-    def is_by(self, decided: Event | Rejection) -> bool:
-        """Tell whether this is what became of it."""
-        if decided.command_digest != self.digest:
-            return False
-        old = self.passed_over
-        return old is None or isinstance(decided, Event) or decided.rejected_at > old.rejected_at
-
     def fail(self, error: Exception) -> None:
-        """Tell all who wait that it may not be in Kafka, or must not be; they may all have gone."""
+        """Raise `error` for all who wait: the command may not be in Kafka, or must not be."""
         if not self.sent.done():
             self.sent.set_exception(error)
             self.sent.exception()
@@ -80,7 +91,10 @@ class Outcomes:
         self._waiting_max = waiting_max
         self._held: Counter[str] = Counter()
         self._awaited: OrderedDict[tuple[str, str], Awaited] = OrderedDict()
+        self._in_doubt: dict[str, dict[str, Awaited]] = {}
+        """By order and command: those of which an earlier copy was refused, and nothing is known of ours."""
         self._sending: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         pulse.add(self)
 
@@ -94,14 +108,16 @@ class Outcomes:
     def hear(self, news: News) -> None:
         """Find the outcomes of awaited commands."""
         for recorded in news.events:
-            self._decide(recorded.event)
-        for rejection in news.rejections:
-            self._decide(rejection)
+            self._happened(recorded)
+            self._settle_order(recorded.event.order_id)
+        for refused in news.refusals:
+            self._refused(refused)
+            self._settle_order(refused.rejection.order_id)
 
-    def awaits(self, order_id: str, command_id: str, actor: str) -> bool:
-        """Tell whether a command of this actor is on its way and not decided, as far as this process knows."""
+    def awaited(self, order_id: str, command_id: str, actor: str) -> Awaited | None:
+        """Return a command of this actor that is on its way and, as far as this process knows, undecided."""
         awaited = self._awaited.get((order_id, command_id))
-        return awaited is not None and awaited.actor == actor
+        return awaited if awaited is not None and awaited.actor == actor else None
 
     async def outcome(self, command: Command, headers: Headers, wait_s: float, *, is_new: bool) -> Outcome:
         """Send a command, unless it was sent before, and wait for its outcome up to `wait_s` seconds.
@@ -111,14 +127,15 @@ class Outcomes:
         """
         deadline = asyncio.get_running_loop().time() + wait_s
         with self.place(command.actor):
-            awaited = self._join(command, headers, is_new=is_new)
+            awaited = await self._join(command, headers, is_new=is_new)
             awaited.waiting += 1
             try:
+                await self._ask_again(awaited, command, headers)
                 await asyncio.shield(awaited.sent)
                 left = deadline - asyncio.get_running_loop().time()
                 futures: set[asyncio.Future[Any]] = {awaited.decided, self._ended}
                 await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-                return awaited.decided.result() if awaited.decided.done() else UNDECIDED
+                return awaited.decided.result() if awaited.decided.done() else Outcome(None, offset=awaited.offset)
             finally:
                 awaited.waiting -= 1
 
@@ -138,31 +155,124 @@ class Outcomes:
                 del self._held[actor]
 
     async def stop(self) -> None:
-        """Let nobody wait any longer; what is on its way into Kafka gets there."""
+        """End all waiting; commands on their way into Kafka get there."""
         self._ended.set_result(None)
+        for settling in self._settling:
+            settling.cancel()
         await asyncio.gather(*self._sending)
 
-    def _decide(self, decided: Event | Rejection) -> None:
-        key = decided.order_id, decided.command_id
-        awaited = self._awaited.get(key)
-        if awaited is not None and awaited.is_by(decided):
-            del self._awaited[key]
-            awaited.decide(Outcome(decided))
+    def _happened(self, recorded: Recorded) -> None:
+        """Decide by an event: it is the outcome of every copy of its command."""
+        event = recorded.event
+        awaited = self._awaited.get((event.order_id, event.command_id))
+        if awaited is None or awaited.digest != event.command_digest:
+            return
+        if awaited.is_being_sent:  # only its offset says whether it is the event of our copy
+            awaited.early.append(recorded)
+        else:
+            self._decide(awaited, event, is_replayed=recorded.command_offset != awaited.offset)
 
-    def _join(self, command: Command, headers: Headers, *, is_new: bool) -> Awaited:
-        """Wait with those who wait for this command already, else send it."""
+    def _refused(self, refused: Refused) -> None:
+        """Decide by a refusal, if it is the one of our copy. One of an earlier copy may stand for ours, or may not."""
+        rejection = refused.rejection
+        awaited = self._awaited.get((rejection.order_id, rejection.command_id))
+        if awaited is None or awaited.digest != rejection.command_digest or refused.command_offset is None:
+            return
+        if awaited.offset is None:
+            awaited.early.append(refused)
+        elif refused.command_offset == awaited.offset:
+            self._decide(awaited, rejection)
+        elif refused.command_offset < awaited.offset:
+            self._in_doubt.setdefault(rejection.order_id, {})[rejection.command_id] = awaited
+
+    def _settle_order(self, order_id: str) -> None:
+        """Ask the views again about the commands of an order that are in doubt: it has had an outcome."""
+        for command_id, awaited in self._in_doubt.get(order_id, {}).items():
+            awaited.has_news = True
+            if not awaited.is_settling:
+                awaited.is_settling = True
+                self._start(self._settle(order_id, command_id, awaited), self._settling)
+
+    async def _settle(self, order_id: str, command_id: str, awaited: Awaited) -> None:
+        """Find out whether the refusal of an earlier copy stands for ours: nothing new comes of what is remembered."""
+        try:
+            while awaited.has_news and not awaited.decided.done():
+                awaited.has_news = False
+                await asyncio.sleep(GRACE_S)
+                await self._ask_views(order_id, command_id, awaited)
+        except SQLAlchemyError as error:
+            log.warning("The views cannot be read; a repeated command stays undecided.", error=type(error).__name__)
+        finally:
+            awaited.is_settling = False
+
+    async def _ask_views(self, order_id: str, command_id: str, awaited: Awaited) -> None:
+        """Decide by what the views hold of our copy. Raises SQLAlchemyError."""
+        if (offset := awaited.offset) is None:
+            return
+        decided = await asyncio.to_thread(self._views.outcome, order_id, command_id, awaited.digest, offset)
+        if decided is not None and awaited.offset == offset:
+            self._decide(awaited, decided, is_replayed=True)
+
+    async def _ask_again(self, awaited: Awaited, command: Command, headers: Headers) -> None:
+        """Ask the views about a command that was sent before, and send it again if its copy may have been dropped.
+
+        A worker drops a copy of a command that waits in a full waiting room. Where the waiting one is refused and its
+        order remembers nothing, no record says so: then a new copy gets an outcome, and ours is that one's.
+        """
+        await self._ask_views(command.order_id, command.command_id, awaited)
+        in_doubt = self._in_doubt.get(command.order_id, {}).get(command.command_id) is awaited
+        if in_doubt and not awaited.is_settling and awaited.offset is not None:
+            # Others may wait with a later time than this caller's.
+            self._send_again(awaited, structs.replace(command, decide_by=awaited.decide_by), headers)
+
+    def _send_again(self, awaited: Awaited, command: Command, headers: Headers) -> None:
+        """Send a new copy of a command whose copy before is in Kafka; all who wait now wait for the new one."""
+        self._no_doubt(command.order_id, command.command_id)
+        awaited.decide_by = command.decide_by
+        awaited.offset = None  # a refusal of the copy before is one of an earlier copy from now on
+        awaited.sent = asyncio.get_running_loop().create_future()
+        self._start(self._send(command, headers, awaited, is_new=True), self._sending)
+
+    def _no_doubt(self, order_id: str, command_id: str) -> None:
+        of_order = self._in_doubt.get(order_id, {})
+        of_order.pop(command_id, None)
+        if not of_order:
+            self._in_doubt.pop(order_id, None)
+
+    def _forget(self, order_id: str, command_id: str) -> None:
+        self._awaited.pop((order_id, command_id), None)
+        self._no_doubt(order_id, command_id)
+
+    @staticmethod
+    def _start(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def _decide(self, awaited: Awaited, decided: Event | Rejection, *, is_replayed: bool = False) -> None:
+        if self._awaited.get((decided.order_id, decided.command_id)) is awaited:
+            self._forget(decided.order_id, decided.command_id)
+        awaited.decide(Outcome(decided, is_replayed=is_replayed))
+
+    async def _join(self, command: Command, headers: Headers, *, is_new: bool) -> Awaited:
+        """Wait with those who wait for this command already, else send it.
+
+        With a later `decide_by` than theirs, or none, send a new copy: theirs may be refused in time for them only.
+        """
         key, digest = (command.order_id, command.command_id), command_digest(command)
-        awaited = self._awaited.get(key)
-        if awaited is not None:
+        while (awaited := self._awaited.get(key)) is not None:
             if awaited.digest != digest:
                 raise _reused(command)
-            return awaited
+            if not _is_later(command.decide_by, awaited.decide_by):
+                return awaited
+            if awaited.sent.done():
+                self._send_again(awaited, command, headers)
+                return awaited
+            await asyncio.shield(awaited.sent)
         if len(self._awaited) >= KNOWN_MAX:
-            self._awaited.pop(next((old for old, one in self._awaited.items() if not one.waiting), key), None)
-        awaited = self._awaited[key] = Awaited(digest, command.actor)
-        sending = asyncio.create_task(self._send(command, headers, awaited, is_new=is_new))
-        self._sending.add(sending)
-        sending.add_done_callback(self._sending.discard)
+            self._forget(*next((old for old, one in self._awaited.items() if not one.waiting), key))
+        awaited = self._awaited[key] = Awaited(command, digest)
+        self._start(self._send(command, headers, awaited, is_new=is_new), self._sending)
         return awaited
 
     async def _send(self, command: Command, headers: Headers, awaited: Awaited, *, is_new: bool) -> None:
@@ -171,15 +281,28 @@ class Outcomes:
             await self._pulse.wake()
             first = None if is_new else await self._first_outcome(command, awaited)
             if first is not None:
-                self._awaited.pop((command.order_id, command.command_id), None)
+                self._forget(command.order_id, command.command_id)
                 awaited.decide(Outcome(first, is_replayed=True))
             if not awaited.sent.done():  # the news may have been faster
-                await self._topic.send(command, headers)
-                if not awaited.sent.done():
-                    awaited.sent.set_result(None)
+                awaited.is_being_sent = True
+                arrived = await self._topic.send(command, headers)
+                self._arrived(awaited, arrived.offset)
         except Exception as error:  # noqa: BLE001 - whoever waits hears of it, whatever it is
-            self._awaited.pop((command.order_id, command.command_id), None)
+            self._forget(command.order_id, command.command_id)
             awaited.fail(error)
+
+    def _arrived(self, awaited: Awaited, offset: int) -> None:
+        """Note the offset of our copy, and take up the outcomes that came before it was known."""
+        awaited.offset, awaited.is_being_sent = offset, False
+        if not awaited.sent.done():
+            awaited.sent.set_result(None)
+        early = News(
+            tuple(one for one in awaited.early if isinstance(one, Recorded)),
+            tuple(one for one in awaited.early if isinstance(one, Refused)),
+            {},
+        )
+        awaited.early.clear()
+        self.hear(early)
 
     async def _first_outcome(self, command: Command, awaited: Awaited) -> Event | Rejection | None:
         """Look what an earlier copy of a command came to; a refusal of the moment is none: it is tried again."""
@@ -188,11 +311,14 @@ class Outcomes:
             return None
         if first.command_digest != awaited.digest:
             raise _reused(command)
-        if isinstance(first, Rejection) and first.reason in NEVER_REMEMBERED:
-            awaited.passed_over = first
-            return None
-        return first
+        is_tried_again = isinstance(first, Rejection) and first.reason in NEVER_REMEMBERED
+        return None if is_tried_again else first
 
 
 def _reused(command: Command) -> Problem:
     return Problem(Reason.COMMAND_ID_REUSED, order_id=command.order_id, command_id=command.command_id)
+
+
+def _is_later(one: datetime | None, other: datetime | None) -> bool:
+    """Return whether a `decide_by` gives more time than another one; None is no limit."""
+    return other is not None and (one is None or one > other)

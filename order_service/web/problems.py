@@ -96,7 +96,8 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
     ),
     Trouble.BAD_REQUEST: Meaning("The request is no well-formed HTTP.", "Correct it."),
     Trouble.NOT_YET: Meaning(
-        "The views have not come so far yet, or are being built.", "Send it again after `Retry-After`."
+        "The views have not come so far yet, are being built, or are stopped for the partition of this order.",
+        "Send it again after `Retry-After`.",
     ),
     Trouble.AWAY: Meaning(
         "Kafka, the database or the token keys cannot be reached. A command may have arrived all the same.",

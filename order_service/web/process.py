@@ -20,6 +20,7 @@ from order_service.settings import Settings
 from order_service.stream.topics import topic_names
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database
+from order_service.watchdog import Watchdog, silence_of
 from order_service.web.auth import authentication
 from order_service.web.limits import Limits
 from order_service.web.outcomes import Outcomes
@@ -71,15 +72,17 @@ async def run(settings: Settings) -> None:
     topic, streams = CommandsTopic(settings), Streams(pulse)
     outcomes = Outcomes(views, pulse, topic, settings.web_waiting_max)
     live = Live(views, pulse, streams, names.events, settings.web_streams_max)
+    watchdog = Watchdog(silence_of(settings.session_timeout_s))
     async with AsyncExitStack() as undo:
+        watchdog.start()
+        undo.callback(watchdog.stop)
         undo.callback(engine.dispose)
+        starting = AdminServer(settings.host, settings.admin_port, lambda: ["the HTTP server does not listen yet"])
+        serving = undo.enter_context(starting)
         undo.push_async_callback(topic.stop)
         keys = authentication(settings)
         await undo.enter_async_context(keys)
         await readiness.look()
-        admin = AdminServer(settings.host, settings.admin_port, readiness.faults)
-        await admin.start()
-        undo.push_async_callback(admin.stop)
         api = Api(views, pulse, outcomes, streams, live)
         server = Server(api, keys, Limits(settings.web_rate_per_s), readiness.faults, names, settings.partitions)
         # Whoever hangs up waits no longer; its command is on its way, for that is a task of its own.
@@ -90,6 +93,7 @@ async def run(settings: Settings) -> None:
         undo.push_async_callback(outcomes.stop)  # whoever waits is told that its command is in Kafka
         keep_what_is_there()
         listening = await _listen(runner, settings)
+        serving.faults = readiness.faults
         undo.callback(listening.close)  # first: whoever comes now finds another process
         await _look_until_told_to_end(pulse, readiness, adopt_when_it_answers(settings, names.of, _go_on_without))
 

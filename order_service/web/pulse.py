@@ -90,7 +90,7 @@ class Pulse:
         self._places = news.places
         if not news.is_all:
             self._hurry.set()
-        if news.events or news.rejections:
+        if news.events or news.refusals:
             for listener in self._listeners:
                 listener.hear(news)
 

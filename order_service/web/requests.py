@@ -4,15 +4,18 @@ import asyncio
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID, uuid4, uuid5
 
+import msgspec
 from aiohttp import ETag, web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
-from msgspec import Struct
+from msgspec import Meta, Struct
 from pydantic import ValidationError
 
-from order_service.web.bodies import Body, Query
+from order_service.domain.messages import UtcTime
+from order_service.web.bodies import DATE_TIME, Body, Query
 from order_service.web.problems import Fault, Problem, Trouble
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -28,6 +31,8 @@ _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+
+_DateTime = Annotated[str, Meta(pattern=DATE_TIME)]
 
 _B = TypeVar("_B", bound=Body)
 _Q = TypeVar("_Q", bound=Query)
@@ -103,6 +108,18 @@ def has(request: web.Request, tag: str) -> bool:
 def correlation_id(headers: Mapping[str, str]) -> str | None:
     """Give the `X-Correlation-Id`, which its events then carry."""
     return _visible_ascii(headers, "X-Correlation-Id")
+
+
+def decide_by(headers: Mapping[str, str]) -> datetime | None:
+    """Return the time of `X-Decide-By` in UTC, or None. Raise Problem if it is not a time as the document says it."""
+    given = headers.get("X-Decide-By")
+    if given is None:
+        return None
+    try:
+        msgspec.convert(given, _DateTime)
+        return msgspec.convert(given, UtcTime).astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):  # the year 9999 of another zone may be the year 10000 of UTC
+        raise _bad_header("X-Decide-By", "must be a time of RFC 3339, as 2026-11-24T09:05:00Z") from None
 
 
 def trace_headers(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:

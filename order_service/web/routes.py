@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlencode
 
 from aiohttp import web
 from msgspec import Struct
 
+from order_service.domain.answer import command_digest
 from order_service.domain.content import is_id
-from order_service.domain.messages import Command, Event
+from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import Reason, Status
 from order_service.views.queries import Filter, Views
 from order_service.views.state import OrderView
@@ -27,6 +28,7 @@ from order_service.web.auth import Caller, Scope
 from order_service.web.bodies import (
     AmendBody,
     CancelBody,
+    CommandQuery,
     CreateBody,
     DeliverBody,
     HistoryQuery,
@@ -36,9 +38,9 @@ from order_service.web.bodies import (
     Query,
     ShipBody,
 )
-from order_service.web.cursors import read_cursor, write_cursor
+from order_service.web.cursors import read_copy_id, read_cursor, write_copy_id, write_cursor
 from order_service.web.lookup import Lookup
-from order_service.web.outcomes import Outcomes
+from order_service.web.outcomes import Awaited, Outcomes
 from order_service.web.problems import Problem, Trouble, refused
 from order_service.web.pulse import Pulse
 from order_service.web.sse import Live
@@ -46,6 +48,9 @@ from order_service.web.streams import Streams, Subject
 from order_service.wire.flat import flat
 
 _T = TypeVar("_T")
+
+RETRY_LATER: Final = {"Retry-After": "30"}
+"""An operator must act first."""
 
 
 class Call(Struct, frozen=True):
@@ -120,6 +125,8 @@ class Api:
         if query.version is not None or query.at is not None:
             then = await self._ask(self._views.order_then, call.order_id, version=query.version, at=query.at)
             if then is None:
+                if query.version is not None:  # it may have come so far; that it was there at a time is certain
+                    await self._check_absence(call.order_id)
                 raise Problem(Reason.ORDER_NOT_FOUND, "The order had no such version, or was not there yet.")
             view = then
         if requests.has(call.request, str(view.version)):
@@ -165,15 +172,28 @@ class Api:
         return answer(body)
 
     async def get_command(self, call: Call) -> web.StreamResponse:
-        """200 what became of a command, 202 while this process awaits it, 404 if nothing is known of it."""
+        """200 what became of a command, 202 while it is undecided, 404 if nothing is known of it.
+
+        That it is undecided is known of a copy that the request names, and of a command that this process awaits.
+        """
         order_id, command_id = call.order_id, call.request.match_info["command_id"]
+        copy_id = cast("CommandQuery", call.query).copy_id
+        if copy_id is not None and is_id(command_id):
+            decided = await self._ask(self._views.outcome, order_id, command_id, *read_copy_id(copy_id))
+            if decided is not None and (decided.actor == call.caller.actor or await self._seen(call) is not None):
+                return answer(outcome_json(decided))
+            await self._check_absence(order_id, commands=True)
+            # Also of a foreign copy: who may not see it must not learn that it is decided.
+            return answer(undecided_json(order_id, command_id, copy_id), 202, {"Retry-After": "1"})
         # First, for it may be decided while we look into the views.
-        is_awaited = self._outcomes.awaits(order_id, command_id, call.caller.actor)
-        decided = await self._ask(self._views.command, order_id, command_id) if is_id(command_id) else None
+        awaited = self._outcomes.awaited(order_id, command_id, call.caller.actor)
+        decided = await self._decided(order_id, command_id, awaited) if is_id(command_id) else None
         if decided is not None and (decided.actor == call.caller.actor or await self._seen(call) is not None):
             return answer(outcome_json(decided))
-        if decided is None and is_awaited:
+        if decided is None and awaited is not None:
             return answer(undecided_json(order_id, command_id), 202, {"Retry-After": "1"})
+        if decided is None:
+            await self._check_absence(order_id, commands=True)
         raise Problem(Trouble.NOT_FOUND)
 
     # Streams
@@ -211,8 +231,10 @@ class Api:
         here = f"/v1/orders/{command.order_id}"
         decided = outcome.decided
         if decided is None:
-            said |= {"Location": f"{here}/commands/{command.command_id}", "Retry-After": "1"}
-            return answer(undecided_json(command.order_id, command.command_id), 202, said)
+            copy_id = None if outcome.offset is None else write_copy_id(command_digest(command), outcome.offset)
+            query = "" if copy_id is None else f"?copy_id={copy_id}"
+            said |= {"Location": f"{here}/commands/{command.command_id}{query}", "Retry-After": "1"}
+            return answer(undecided_json(command.order_id, command.command_id, copy_id), 202, said)
         if not isinstance(decided, Event):
             raise refused(decided, command, said)
         if outcome.is_replayed:  # as the first answer said it, whatever has become of the order since
@@ -222,6 +244,17 @@ class Api:
         if view is None:
             raise Problem(Trouble.NOT_YET, headers={"Retry-After": "1"})  # the views were dropped meanwhile
         return order_answer(view, status, {**said, **({"Location": here} if status == 201 else {})})
+
+    async def _decided(self, order_id: str, command_id: str, awaited: Awaited | None) -> Event | Rejection | None:
+        """Return the outcome of a command; of one that this process awaits, its event, else that of its own copy."""
+        if awaited is None:
+            return await self._ask(self._views.command, order_id, command_id)
+        if (offset := awaited.offset) is None:  # on its way: whatever the views know is of another copy
+            return None
+        found = await self._ask(self._views.command, order_id, command_id)
+        if isinstance(found, Event) and found.command_digest == awaited.digest:
+            return found
+        return await self._ask(self._views.outcome, order_id, command_id, awaited.digest, offset)
 
     async def _wait_for(self, call: Call, version: int) -> None:
         """Wait until the caller can see an order at this version; Problem if it does not come so far in time."""
@@ -246,8 +279,17 @@ class Api:
         """Give the order in the path; Problem if there is none, and the same one if it is not the caller's to see."""
         view = await self._seen(call)
         if view is None:
+            await self._check_absence(call.order_id)
             raise Problem(Reason.ORDER_NOT_FOUND)
         return view
+
+    async def _check_absence(self, order_id: str, *, commands: bool = False) -> None:
+        """Raise Problem if the views cannot say that something does not exist: its partition is stopped.
+
+        For `commands`, the partition of the rejections counts, too.
+        """
+        if await self._ask(self._views.stopped, order_id, commands=commands):
+            raise Problem(Trouble.NOT_YET, "The views of this order's partition are stopped.", headers=RETRY_LATER)
 
     async def _seen(self, call: Call) -> OrderView | None:
         """Give the order in the path, None if there is none that the caller may see."""
@@ -274,5 +316,6 @@ def _head(call: Call, order_id: str) -> dict[str, Any]:
         "order_id": order_id,
         "actor": actor,
         "expected_version": requests.expected_version(call.request),
+        "decide_by": requests.decide_by(headers),
         "correlation_id": requests.correlation_id(headers),
     }

@@ -8,7 +8,17 @@ from order_service.domain.content import CANCEL_REASONS
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, Rejection
 from order_service.domain.reasons import Reason, Status
 from order_service.views.state import OrderView
-from order_service.web.bodies import AmendBody, CancelBody, CreateBody, DeliverBody, LineBody, PayBody, ShipBody, Wanted
+from order_service.web.bodies import (
+    COPY_ID,
+    AmendBody,
+    CancelBody,
+    CreateBody,
+    DeliverBody,
+    LineBody,
+    PayBody,
+    ShipBody,
+    Wanted,
+)
 from order_service.web.problems import ALL, BASE, STATUS, Kind, Trouble, title
 
 Schema = dict[str, Any]
@@ -134,9 +144,11 @@ def _outcomes() -> dict[str, Schema]:
         ),
         "Undecided": _object(
             "The command is in Kafka, and not decided yet.",
+            "copy_id",
             outcome={"const": "undecided"},
             order_id=TEXT,
             command_id=TEXT,
+            copy_id={"type": "string", "pattern": COPY_ID, "description": "The copy of the command that was sent."},
         ),
     }
 

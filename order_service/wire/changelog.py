@@ -12,73 +12,102 @@ import msgspec
 from msgspec import Struct
 
 from order_service.domain.answer import Entry
+from order_service.domain.messages import Command
 from order_service.errors import HistoryError
 
 POSITION_KEY: Final = b"\0position"
 BARRIER_KEY: Final = b"\0barrier"
 _FORM: Final = b"\x01"
+_WAITING_FORM: Final = b"\x02"
 _T = TypeVar("_T")
+
+
+class Ends(Struct, frozen=True, array_like=True):
+    """Offsets that the topics of a partition had at least: what is behind them was written later, or not yet known.
+
+    They are those of the owner's previous transaction: what a transaction writes is acknowledged after its position.
+    """
+
+    events: int = 0
+    rejections: int = 0
+    dead_letters: int = 0
+    waiting: int = 0
 
 
 class Position(Struct, frozen=True, array_like=True):
     """How far a partition is decided, and by whom.
 
-    `next_offset` is the first command that is not decided; `owner` the transactional id that may write. By the end that
-    the commands had, and the time of the last one that was decided (None before the first), a topic that was recreated
-    or cut off is noticed.
+    `next_offset` is the offset after the last decided command; `owner` the transactional id that may write. By the end
+    that the commands had, and the time of the last one that was decided (None before the first), a topic that was
+    recreated or cut off is noticed. No undecided command lies before `read_to`: it passes control records and aborted
+    commands. By `ends` and the number of commands in the waiting room, lost records are noticed (None: not known).
     """
 
     next_offset: int
     owner: str
     end_offset: int
     last_timestamp_ms: int | None
+    read_to: int = 0
+    ends: Ends | None = None
+    waiting_count: int | None = None
+
+    @property
+    def resume_at(self) -> int:
+        """The offset from which a lane reads on."""
+        return max(self.next_offset, self.read_to)
 
 
-class Waiting(Struct, frozen=True, array_like=True):
-    """A command that waits, as it came: its bytes, headers (names with values) and times."""
+class WaitingCommand(Struct, frozen=True, array_like=True, gc=False):
+    """A command that waits, and what its outcome carries of the record it came in.
 
+    The command is kept decoded. Its bytes may name a schema that only the process knew which received them.
+    """
+
+    command: Command
     offset: int
-    key: bytes | None
-    value: bytes
-    headers: tuple[tuple[str, bytes | None], ...]
-    timestamp_ms: int
     came_at: datetime
+    traceparent: bytes | None
+
+    @property
+    def key(self) -> bytes:
+        """The key of its record in the changelog."""
+        return waiting_key(self.command.order_id, self.offset)
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _entries: Final = msgspec.msgpack.Decoder(Entry)
 _positions: Final = msgspec.msgpack.Decoder(Position)
-_waiting: Final = msgspec.msgpack.Decoder(Waiting)
+_waiting: Final = msgspec.msgpack.Decoder(WaitingCommand)
 
 
-def encode(record: Entry | Position | Waiting) -> bytes:
+def encode(record: Entry | Position | WaitingCommand) -> bytes:
     """Encode the value of a changelog record."""
-    return _FORM + _encode(record)
+    return (_WAITING_FORM if type(record) is WaitingCommand else _FORM) + _encode(record)
 
 
 def decode_entry(data: bytes) -> Entry:
     """Decode the table's record of an order."""
-    return _decode(_entries, data)
+    return _decode(_entries, _FORM, data)
 
 
 def decode_position(data: bytes) -> Position:
     """Decode the position of a partition."""
-    return _decode(_positions, data)
+    return _decode(_positions, _FORM, data)
 
 
-def decode_waiting(data: bytes) -> Waiting:
+def decode_waiting(data: bytes) -> WaitingCommand:
     """Decode a waiting command."""
-    return _decode(_waiting, data)
+    return _decode(_waiting, _WAITING_FORM, data)
 
 
 def waiting_key(order_id: str, offset: int) -> bytes:
-    """Name a waiting command in its changelog."""
+    """Return the key of a waiting command in its changelog."""
     return f"{order_id}\0{offset}".encode()
 
 
-def _decode(decoder: "msgspec.msgpack.Decoder[_T]", data: bytes) -> _T:
-    if data[:1] != _FORM:
-        raise HistoryError(f"a changelog record has form {data[:1]!r}, this version knows {_FORM!r}")
+def _decode(decoder: "msgspec.msgpack.Decoder[_T]", form: bytes, data: bytes) -> _T:
+    if data[:1] != form:
+        raise HistoryError(f"a changelog record has form {data[:1]!r}, this version reads {form!r}")
     try:
         return decoder.decode(memoryview(data)[1:])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ ReadHeaders = Sequence[tuple[str, bytes | None]]
 """Headers as a consumer hands them on: a value can be null."""
 
 COMMAND_OFFSET: Final = "command_offset"
+_OFFSET_DIGITS: Final = 19
 MAX_ORIGINAL_BYTES: Final = 1024 * 1024
 """What is kept of a dead letter's own headers: all that a record of 1 MiB can carry, so that the letter fits 4 MiB."""
 
@@ -51,6 +52,15 @@ def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_o
         ("ce_subject", rejection.order_id.encode()),
     ]
     return _with_origin(headers, traceparent, command_offset)
+
+
+def command_offset_of(headers: ReadHeaders) -> int | None:
+    """Return the offset of the command that a record answers, or None if its header is missing or is not an offset."""
+    value = dict(headers).get(COMMAND_OFFSET)
+    if value is None or not value.isdigit() or len(value) > _OFFSET_DIGITS:
+        return None
+    offset = int(value)
+    return offset if offset < 2**63 else None
 
 
 def dead_letter_part(data: bytes | None, most: int) -> tuple[bytes | None, Headers]:

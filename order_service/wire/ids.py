@@ -1,6 +1,7 @@
-"""The ids that a command must have before it can be answered at all."""
+"""What a command must have before it can be answered at all: its ids, and what every answer hands on."""
 
-from typing import TypeVar
+import re
+from typing import Final, TypeVar
 
 from order_service.domain.content import is_id
 from order_service.domain.messages import ID_PATTERN, Command
@@ -9,18 +10,25 @@ from order_service.wire.reasons import DeadLetterReason as Why
 
 _C = TypeVar("_C", bound=Command)
 
+CORRELATION_ID_PATTERN: Final = r"^[^\x00-\x1f\x7f-\x9f]{0,200}\Z"
+"""Up to 200 characters, no control characters; HTTP takes only what fits into a header."""
+_is_correlation_id: Final = re.compile(CORRELATION_ID_PATTERN).match
+
 
 def with_ids(command: _C) -> _C:
-    """Give the command back, or raise DecodeError if its command_id or order_id is none.
+    """Return the command; raise DecodeError if its command_id, order_id or correlation_id is out of range.
 
+    A rejection would carry all three, so none can answer such a command.
     As a pattern of the struct msgspec would check them, in twice the time: half of what decoding JSON takes.
     """
     if not is_id(command.command_id):
         raise _no_id("command_id")
     if not is_id(command.order_id):
         raise _no_id("order_id")
+    if command.correlation_id is not None and not _is_correlation_id(command.correlation_id):
+        raise _no_id("correlation_id", CORRELATION_ID_PATTERN)
     return command
 
 
-def _no_id(name: str) -> DecodeError:
-    return DecodeError(Why.BAD_SHAPE, f"Expected `str` matching regex {ID_PATTERN!r} - at `$.{name}`")
+def _no_id(name: str, pattern: str = ID_PATTERN) -> DecodeError:
+    return DecodeError(Why.BAD_SHAPE, f"Expected `str` matching regex {pattern!r} - at `$.{name}`")

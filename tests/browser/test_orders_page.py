@@ -494,6 +494,7 @@ def token_of(user_id):
 
 def test_the_example_places_an_order(http, page):
     page.goto(f"/#/?user_id={someone()}")
+    expect(page.locator("#example")).to_contain_text("curl")
     command = shlex.split(page.locator("#example").inner_text().replace("\\\n", ""))
     assert command[:4] == ["curl", f"{origin_of(http)}/v1/orders", "-H", "Content-Type: application/json"]
     assert Http(http.port).ask("POST", "/v1/orders", command[-1]).status == 201

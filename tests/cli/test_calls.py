@@ -14,7 +14,7 @@ from tests.cli.conftest import CommandLine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-RUN = ["up", "worker", "users", "topics", "config"]
+RUN = ["up", "worker", "users", "topics", "views", "config"]
 ORDER = ["create", "amend", "pay", "ship", "deliver", "cancel"]
 ALL = [*RUN, *ORDER, "tail", "timeline"]
 CONTENTS = {"user_id": "dana", "currency": "EUR", "lines": [{"sku": "a", "quantity": 1, "unit_price": 1}]}

@@ -222,7 +222,7 @@ def test_topics_are_created_once_and_checked(service):
     for state in ("created", "exists"):
         told = cli.json("topics", "create")
         assert {(topic["topic"], topic["state"]) for topic in told} == {(name, state) for name in names}
-    assert cli.json("topics", "check") == [{"ok": True, "faults": []}]
+    assert cli.json("topics", "check") == [{"ok": True, "faults": [], "mend": [], "risks": []}]
     other = CommandLine(cli.environment | {"ORDERS_PARTITIONS": "2"})
     assert "ORDERS_PARTITIONS says 2" in other("topics", "check", code=13).stderr
 

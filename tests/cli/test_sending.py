@@ -3,10 +3,13 @@
 import pytest
 from aiokafka.structs import ConsumerRecord
 
+from order_service.domain.answer import reject
+from order_service.domain.reasons import Reason, Refusal
 from order_service.sdk.outcomes import Unreadable, Watch
 from order_service.stream.topics import topic_names
+from order_service.wire.avro import encode_event, encode_rejection
 from order_service.wire.changelog import POSITION_KEY, Position, encode, waiting_key
-from tests.samples import ORDER_ID, pay
+from tests.samples import NOW, ORDER_ID, order_paid, pay
 
 NAMES = topic_names()
 OFFSET = 7
@@ -64,3 +67,28 @@ def test_a_dead_letter_is_known_by_the_offset_of_its_command(watch):
     told = {"dl_reason": b"bad_shape", "dl_detail": b"no order"}
     assert watch.see(record(NAMES.dead_letters, command_offset=b"6", **told)) is None
     assert watch.see(record(NAMES.dead_letters, command_offset=b"7", **told)) == Unreadable("bad_shape", "no order")
+
+
+@pytest.mark.parametrize(
+    ("copy", "answer"),
+    [
+        pytest.param(OFFSET - 1, (True,), id="an earlier copy's refusal may stand for ours"),
+        pytest.param(OFFSET, (False,), id="our copy's refusal is ours"),
+        pytest.param(OFFSET + 1, None, id="a later copy's refusal is not ours"),
+    ],
+)
+def test_of_the_refusals_in_a_history_those_of_later_copies_are_not_ours(watch, copy, answer):
+    refusal = reject(pay, None, NOW, Refusal(Reason.ORDER_NOT_FOUND))
+    refused = record(NAMES.rejections, ORDER_ID.encode(), encode_rejection(refusal), command_offset=b"%d" % copy)
+    found = watch.answer_in(refused)
+    assert (None if found is None else (found.repeated,)) == answer
+
+
+@pytest.mark.parametrize(("copy", "answer"), [(OFFSET - 1, True), (OFFSET, False), (OFFSET + 1, None)])
+def test_the_event_of_an_earlier_copy_is_ours_and_that_of_a_later_one_is_not(watch, copy, answer):
+    """Before a later copy was accepted, ours was refused: its order did not exist, or its deadline had passed."""
+    event = record(NAMES.events, ORDER_ID.encode(), encode_event(order_paid), command_offset=b"%d" % copy)
+    found = watch.see(event)
+    assert watch.answer_in(event) == found
+    assert (None if found is None else found.repeated) == answer
+    assert found is None or found.event == order_paid

@@ -131,6 +131,7 @@ def test_the_channels_are_the_public_topics_as_the_table_says_them():
         assert kafka["topicConfiguration"] == {
             "cleanup.policy": [config["cleanup.policy"]],
             "retention.ms": int(config["retention.ms"]),
+            "retention.bytes": -1,
             "max.message.bytes": int(config["max.message.bytes"]),
         }
     assert DOCUMENT["channels"]["events"]["bindings"]["kafka"]["topicConfiguration"]["retention.ms"] == -1

@@ -421,7 +421,7 @@ async def test_a_supervised_broker_comes_back_after_a_crash_and_stops_in_order(t
             await asyncio.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
         assert await running == 0
-    assert [line for line in lines if "ended with exit code 137, it starts again in 0.5 s" in line] == lines
+    assert [line for line in lines if "ended with exit code 137, it starts again in 1 s" in line] == lines
     assert not is_taken(broker.port)
     assert (tmp_path / "kafka.log").read_text().count("shut down completed") == 1
 

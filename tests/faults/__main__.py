@@ -18,9 +18,10 @@ import msgspec
 from tests.faults import outage
 from tests.faults.checker import Verdict, verdict_of
 from tests.faults.cluster import Cluster
-from tests.faults.fleet import ENDS
+from tests.faults.fleet import ENDS, ENDS_OF
+from tests.faults.judging import RECORD, Kept, check, forget
 from tests.faults.plan import Sizes
-from tests.faults.run import RECORD, Kept, Run, check, forget
+from tests.faults.run import Run
 
 
 def main(arguments: list[str]) -> int:
@@ -48,8 +49,11 @@ def prove(sizes: Sizes) -> int:
     run = Run(sizes, directory, say)
     with told_where(directory):
         verdict = run.run()
+    expected = ENDS | {code: why for ends in ENDS_OF.values() for code, why in ends.items()}
     for code, count in sorted(run.ends.items()):
-        say(f"workers that ended with {code} ({ENDS.get(code, 'NOT EXPECTED')}): {count}")
+        say(f"workers that ended with {code} ({expected.get(code, 'NOT EXPECTED')}): {count}")
+    for (name, code), count in sorted(run.outside_ends.items()):
+        say(f"{name} processes that ended with {code}: {count}")
     for problem in run.problems:
         say(f"NOT AS PLANNED: {problem}")
     return concluded(directory, verdict, is_clean=verdict.is_clean and not run.problems)

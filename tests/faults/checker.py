@@ -5,8 +5,8 @@ what the rules make of it, each reading that could explain it is kept, and what 
 fault is counted once, and not again with every later command of its order.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -33,14 +33,31 @@ from tests.faults.decoding import (
     or_refused,
     waiting_offset,
 )
+from tests.faults.liveness import Silence, Watched, silences, stuck, unexplained
 from tests.faults.model import Happens, Order, Refused
 
-KINDS: Final = ("lost", "duplicate", "phantom", "disorder", "state", "chain", "waiting", "dead")
+KINDS: Final = (
+    "lost",
+    "duplicate",
+    "phantom",
+    "disorder",
+    "state",
+    "chain",
+    "waiting",
+    "dead",
+    "silence",
+    "stuck",
+    "wrong_answers",
+    "unseen",
+    "ended",
+)
 MAX_DEAD_KEY: Final = 64 * 1024
 MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
 MAX_DEAD_HEADERS: Final = 1024 * 1024
 """What is kept whole of a dead letter: Kafka bounds records as they are compressed, so one can unpack to more."""
 MAX_READINGS: Final = 16
+TIME_FAR_MS: Final = 120_000
+"""How far the time in an outcome may be from the broker's: ORDERS_CLOCK_SKEW_MAX_S, 60 s, and as long on its way."""
 
 
 class PartitionRecords(Struct, frozen=True):
@@ -65,7 +82,9 @@ class Terms(Struct, frozen=True):
     """What the checker must know of the service: its settings, with its own defaults, and what its User Service says.
 
     `user_of` gives active, unknown or inactive. `may_time_out` tells whose answer may not come in time. A record's
-    timestamp is its producer's, so it can be in the log later, by `on_its_way_s` at the most.
+    timestamp is the clock of the broker that appended it; readers see it once its replicas have it, `on_its_way_s`
+    later at the most. `old` has the keys and values of the table's records of this partition that were there before
+    all commands.
     """
 
     partition_count: int
@@ -75,6 +94,7 @@ class Terms(Struct, frozen=True):
     payment_due_s: float | None = None
     may_time_out: Callable[[str], bool] = nobody
     on_its_way_s: float = 0.0
+    old: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def due_at(self, created_at: int) -> int | None:
         """Tell when an order cancels itself that is not paid; None if it never does."""
@@ -115,6 +135,8 @@ class Findings(Struct):
     commands: int = 0
     found: list[Finding] = field(default_factory=list)
     outcomes: Outcomes = field(default_factory=no_outcomes)
+    silence_s: float = 0.0
+    http_commands: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -127,13 +149,14 @@ class Findings(Struct):
 
 
 class Verdict(Struct, frozen=True):
-    """What is true of all partitions together."""
+    """What is true of all partitions together; `silence_s` is the longest silence that no fault explains."""
 
     counts: dict[str, int]
     commands: int
     faults: int
     seed: int
     outcomes: Outcomes = field(default_factory=no_outcomes)
+    silence_s: float = 0.0
 
     @property
     def is_clean(self) -> bool:
@@ -141,7 +164,8 @@ class Verdict(Struct, frozen=True):
         return self.commands > 0 and not any(self.counts.values())
 
     def __str__(self) -> str:
-        counts = " ".join(f"{kind}={self.counts[kind]}" for kind in KINDS)
+        said = self.counts | {"silence": f"{self.silence_s:.1f}"}
+        counts = " ".join(f"{kind}={said[kind]}" for kind in KINDS)
         return f"{counts} commands={self.commands} faults={self.faults} seed={self.seed}"
 
     def outcome_lines(self) -> Iterator[str]:
@@ -154,14 +178,16 @@ def verdict_of(findings: Iterable[Findings], *, faults: int, seed: int) -> Verdi
     """Add up partitions, one after the other, so that only one must be in memory."""
     counts = dict.fromkeys(KINDS, 0)
     commands = 0
+    silence_s = 0.0
     outcomes = no_outcomes()
     for found in findings:
         commands += found.commands
+        silence_s = max(silence_s, found.silence_s)
         for kind, count in found.counts.items():
             counts[kind] += count
         for kind, happened in found.outcomes.items():
             outcomes[kind].update(happened)
-    return Verdict(counts, commands, faults, seed, outcomes)
+    return Verdict(counts, commands, faults, seed, outcomes, silence_s)
 
 
 def check_partition(records: PartitionRecords, terms: Terms) -> Findings:
@@ -169,7 +195,7 @@ def check_partition(records: PartitionRecords, terms: Terms) -> Findings:
     findings = Findings(records.partition, commands=len(records.commands))
     outcomes = _Outcomes(records, findings)
     waiting = _check_waiting(records, findings)
-    entries = _check_table(records, findings)
+    entries = _check_table(records, terms, findings)
     walks: dict[str, _Walk] = {}
     for record, command in _check_commands(records, terms, findings):
         order_id = command.order_id
@@ -182,6 +208,21 @@ def check_partition(records: PartitionRecords, terms: Terms) -> Findings:
     for order_id, entry in entries.items():
         findings.add("state", entry.offset, "The table has an order that no command made.", order_id)
     return findings
+
+
+def check_liveness(records: PartitionRecords, terms: Terms, watched: Watched, findings: Findings) -> list[Silence]:
+    """Report silences that nothing explains and lanes that were stuck; return all silences, explained or not."""
+    partition = records.partition
+    commands = ((record.offset, decode_command(record, terms.partition_count)) for record in records.commands)
+    found = silences(partition, commands, watched.seen[partition])
+    for silence in unexplained(found, watched.touches):
+        findings.silence_s = max(findings.silence_s, silence.seconds)
+        if silence.seconds > watched.silence_max_s:
+            what = f"Commands waited, and no fault explains it: silent for {silence}."
+            findings.add("silence", -1, what)
+    for silence in stuck(partition, watched.served, watched.touches, watched.stuck_max_s):
+        findings.add("stuck", -1, f"A lane neither ran nor was parked: {silence}.")
+    return found
 
 
 # Outcomes, by the command that they answer
@@ -260,6 +301,10 @@ class _Outcomes:
             self._unreadable.update(() if record.command_offset is None else (record.command_offset,))
             return
         self._count(said)
+        at_ms = said.occurred_at if isinstance(said, Event) else said.rejected_at
+        if abs(at_ms - record.timestamp_ms) > TIME_FAR_MS:
+            what = f"An outcome is of {at_ms}, the broker appended it at {record.timestamp_ms}."
+            self._findings.add("disorder", record.offset, what, said.order_id, said.command_id)
         offset, digest = record.command_offset, digest_of(record.value or b"")
         if record.key != said.order_id.encode():
             self._phantom(record.offset, said, "An outcome has another key than its order.")
@@ -303,6 +348,7 @@ class _Walk:
         self._event_ids: set[str] = set()
         self._last_offset: dict[type[Event | Rejection], int] = {Event: -1, Rejection: -1}
         self._decided_at: list[int | None] = []
+        self._before: deque[tuple[str, bytes]] = deque(maxlen=model.MAX_WAITING)
         self._newest_at = model.UNKNOWN_TIME
         self._timeout_head: bytes | None = None
 
@@ -311,13 +357,14 @@ class _Walk:
         if answered.is_buried:
             self._find("dead", record.offset, "A command became a dead letter.", command)
         if not answered.outcomes:
-            self._take_unanswered(record, command, answered)
+            if not self._is_copy_in_a_full_room(record, command):
+                self._take_unanswered(record, command, answered)
             return
         outcome = self._choose(record, command, answered.outcomes)
         if _is_too_many_waiting(outcome):
             self._take_too_many_waiting(outcome, command)
             return
-        self._decided_at.append(max(outcome.at_ms, self._newest_at))
+        self._note(command, max(outcome.at_ms, self._newest_at))
         self._newest_at = max(outcome.at_ms, self._newest_at)
         self._check_place(outcome, command)
         self._take_outcome(record, command, outcome)
@@ -332,6 +379,22 @@ class _Walk:
             offset = -1 if entry is None else entry.offset
             self._find("state", offset, "The table has an order otherwise than its commands made it.")
 
+    def _note(self, command: Command, decided_at: int | None) -> None:
+        self._decided_at.append(decided_at)
+        self._before.append((command.command_id, command.digest))
+
+    def _is_copy_in_a_full_room(self, record: Record, command: Command) -> bool:
+        """Return whether this is a copy of a command that waited in a full room, whose outcome answers both.
+
+        Then 32 commands before it were undecided when it came.
+        """
+        waited = self._decided_at[-model.MAX_WAITING :]
+        return (
+            (command.command_id, command.digest) in self._before
+            and len(waited) == model.MAX_WAITING
+            and all(at_ms is None or at_ms >= record.timestamp_ms for at_ms in waited)
+        )
+
     def _take_unanswered(self, record: Record, command: Command, answered: _Answered) -> None:
         repeating = [state for state in self._states if model.is_repeat(command, state)]
         if repeating:
@@ -341,7 +404,7 @@ class _Walk:
             if not answered.is_unreadable:
                 self._find("lost", record.offset, "A command has no outcome.", command)
             self._keep([*self._states, *(self._as_ruled(command, state) for state in self._states)])
-        self._decided_at.append(None)
+        self._note(command, None)
 
     def _as_ruled(self, command: Command, state: Order | None, outcome: _Outcome | None = None) -> Order | None:
         """Say what the rules make of a command, whatever the log has; time and digest are those of the outcome."""
@@ -665,10 +728,15 @@ def _newest(records: list[Record]) -> dict[bytes, Record]:
     return {record.key or b"": record for record in records}
 
 
-def _check_table(records: PartitionRecords, findings: Findings) -> dict[str, _TableEntry]:
-    """Check the position, and give the newest entry of each order."""
+def _check_table(records: PartitionRecords, terms: Terms, findings: Findings) -> dict[str, _TableEntry]:
+    """Check the position and the old orders, and give the newest entry of each other order."""
     newest = _newest(records.table)
-    _check_position(newest.get(POSITION_KEY), records, findings)
+    _check_positions(records, findings)
+    for key, value in terms.old.items():
+        record = newest.pop(key, None)
+        if record is None or record.value != value:
+            order_id = key.decode(errors="backslashreplace")
+            findings.add("state", -1, "An old order is gone from the table, or changed.", order_id)
     entries = {}
     for key, record in newest.items():
         if record.value is None or key.startswith(b"\0"):
@@ -686,18 +754,24 @@ def _entry_of(record: Record, order_id: str, findings: Findings) -> Entry | None
         return None
 
 
-def _check_position(record: Record | None, records: PartitionRecords, findings: Findings) -> None:
+def _check_positions(records: PartitionRecords, findings: Findings) -> None:
+    """Check that the newest position is at the end of the commands, and that they never ended later than they do."""
+    positions = [record for record in records.table if record.key == POSITION_KEY]
     least = records.commands[-1].offset + 1 if records.commands else 0
-    if record is None:
-        if least:
-            findings.add("state", -1, "The table has no position.")
-        return
-    try:
-        is_so = least <= decode_position(record.value or b"") <= records.commands_end
-    except Unreadable:
-        is_so = False
-    if not is_so:
-        findings.add("state", record.offset, "The position is not at the end of the commands.")
+    if not positions and least:
+        findings.add("state", -1, "The table has no position.")
+    ends = [0]
+    for record in positions:
+        try:
+            position = decode_position(record.value or b"")
+        except Unreadable:
+            findings.add("state", record.offset, "A position cannot be read.")
+            continue
+        if record is positions[-1] and not least <= position.next_offset <= records.commands_end:
+            findings.add("state", record.offset, "The position is not at the end of the commands.")
+        ends.append(position.end_offset)
+    if max(ends) > records.commands_end:
+        findings.add("lost", max(ends), f"Commands are gone: they end at {records.commands_end}, and ended later.")
 
 
 def _check_waiting(records: PartitionRecords, findings: Findings) -> set[int]:

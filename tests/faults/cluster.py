@@ -21,6 +21,7 @@ from order_service.embedded.broker import HOST, Broker, free_port
 from order_service.embedded.kafka import PROPERTIES, Embedded, choose_kafka, prepare_node
 from order_service.errors import EmbeddedError
 from order_service.settings import Settings
+from tests.faults.brokerdata import CLEANER_BACKOFF
 from tests.faults.proxy import Proxy
 from tests.service import until
 
@@ -140,6 +141,7 @@ class Cluster:
         advertised = listeners | ({"PROXIED": self.proxies[node].port} if self._proxied else {})
         return {
             **PROPERTIES,
+            **CLEANER_BACKOFF,
             **(THREE if len(self.nodes) == 3 else {}),
             "process.roles": "broker,controller",
             "node.id": str(node),

@@ -6,6 +6,7 @@ A checker that shared the service's decoders would share their mistakes. Here fa
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -22,6 +23,11 @@ SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
 MAX_COMMAND_BYTES: Final = 256 * 1024
 COMMAND_OFFSET: Final = "command_offset"
 POSITION_KEY: Final = b"\0position"
+IDS_FROM: Final = 1_000_000_000
+"""Our ids are counted up from here."""
+FOREIGN: Final = 1_000
+FOREIGN_IDS: Final = 500
+"""The registry of a run knows each schema under its own id, and under so many more, each `FOREIGN` further on."""
 LINE_FIELDS: Final = ("line_id", "sku", "name", "quantity", "unit_price")
 EVENT_HEADER: Final = frozenset(
     {
@@ -149,6 +155,11 @@ def id_of(*names: str) -> str:
 # The shape of a command
 
 
+def is_correlation_id(value: object) -> bool:
+    """Return whether this is a text of up to 200 characters without control characters (Unicode's Cc)."""
+    return isinstance(value, str) and len(value) <= 200 and all(unicodedata.category(char) != "Cc" for char in value)
+
+
 def is_id(value: object) -> bool:
     """Tell whether a value is an id: 1 to 64 characters, the first a letter or digit."""
     return isinstance(value, str) and _ID(value) is not None
@@ -193,7 +204,7 @@ _EVERY: Final[Mapping[str, Field]] = {
     "actor": (_is_text, _REQUIRED),
     "expected_version": (_is_int64, None),
     "decide_by": (lambda value: type(value) is int and _FIRST_MS <= value <= _LAST_MS, None),
-    "correlation_id": (_is_text, None),
+    "correlation_id": (is_correlation_id, None),
 }
 _OF_TYPE: Final[Mapping[str, Mapping[str, Field]]] = {
     "CreateOrder": {
@@ -329,10 +340,16 @@ def _milliseconds_of(text: object) -> int | str:
 _TIME: Final = Annotated[datetime, Meta(tz=True)]
 
 
+def released_id(schema_id: int) -> int:
+    """Return our id of a schema that a command names by ours, or by one that the registry of a run gives it."""
+    number, place = divmod(schema_id - IDS_FROM, FOREIGN)
+    return IDS_FROM + place if 0 <= number <= FOREIGN_IDS else schema_id
+
+
 def _decode_avro(value: bytes) -> Command | Poison:
     if len(value) < 5:
         return _NO_AVRO
-    name, schema = _SCHEMAS_BY_ID.get(int.from_bytes(value[1:5], "big"), ("", None))
+    name, schema = _SCHEMAS_BY_ID.get(released_id(int.from_bytes(value[1:5], "big")), ("", None))
     if name not in _ALL_FIELDS:
         return _UNKNOWN_SCHEMA
     body = BytesIO(value)
@@ -498,15 +515,22 @@ def decode_entry(value: bytes) -> Entry:
         raise Unreadable("a table record has another shape") from error
 
 
-def decode_position(value: bytes) -> int:
-    """Decode a position: the offset of the next command. Raises Unreadable for any other bytes."""
+class Position(Struct, frozen=True, gc=False):
+    """How far a partition is decided: the offset of the next command, and the end that the commands had then."""
+
+    next_offset: int
+    end_offset: int
+
+
+def decode_position(value: bytes) -> Position:
+    """Decode a position. Raises Unreadable for any other bytes."""
     try:
-        next_offset, _owner, _end_offset, _last_timestamp_ms = _read_changelog(value)
+        next_offset, _owner, end_offset, _last_timestamp_ms, *_later_fields = _read_changelog(value)
     except (ValueError, TypeError) as error:
         raise Unreadable("a position record has another shape") from error
-    if not _is_int64(next_offset):
+    if not (_is_int64(next_offset) and _is_int64(end_offset)):
         raise Unreadable("a position is no number")
-    return int(next_offset)
+    return Position(next_offset, end_offset)
 
 
 def waiting_offset(key: bytes) -> int | None:

@@ -12,18 +12,24 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
+from order_service.domain.answer import Entry, UserCheck, after_event, answer
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
     Command,
     CreateOrder,
     DeliverOrder,
+    Event,
     Line,
     PayOrder,
     ShipOrder,
 )
+from order_service.wire import changelog
 from order_service.wire.avro import encode_command as encode_avro
+from order_service.wire.avro import encode_event
 from order_service.wire.commands import encode_json_command as encode_json
+from tests import samples
+from tests.faults.decoding import digest_of
 from tests.faults.plan import Sizes
 
 SHOP: Final = "service:shop"
@@ -60,6 +66,25 @@ class Sent(Struct, frozen=True, gc=False):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def old_orders(count: int) -> Iterator[tuple[bytes, bytes]]:
+    """Make records of the table, keys and values: orders that were delivered long ago."""
+    value = changelog.encode(_old_entry())
+    for number in range(count):
+        yield f"old-{number}".encode(), value
+
+
+def _old_entry() -> Entry:
+    entry = None
+    for command in (samples.create, samples.pay, samples.ship, samples.deliver):
+        event = answer(command, entry, samples.NOW, UserCheck.ACTIVE)
+        if not isinstance(event, Event):
+            raise TypeError(f"{command} makes a {type(event).__name__}")
+        entry = after_event(entry, event, digest_of(encode_event(event)))
+    if entry is None:
+        raise TypeError("no command makes no order")
+    return entry
 
 
 def is_never_answered(user_id: str) -> bool:

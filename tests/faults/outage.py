@@ -15,8 +15,9 @@ from order_service.users.stub import Mode
 from order_service.wire.commands import encode_json_command
 from tests.faults.checker import Verdict, verdict_of
 from tests.faults.fleet import Fleet, Measured
+from tests.faults.judging import Kept, check, keep
 from tests.faults.plan import Sizes
-from tests.faults.run import Kept, check, keep, running
+from tests.faults.run import running
 from tests.service import enqueue, until, vars_of
 
 CREATES: Final = int(os.environ.get("CREATES", "100000"))
@@ -31,7 +32,7 @@ HEALED_WITHIN_S: Final = 600.0
 
 def run(directory: Path, say: Callable[[str], None]) -> Verdict:
     """Let all wait, heal, and check; says what the worker holds in memory meanwhile."""
-    sizes = Sizes(commands=CREATES + CREATES // AMENDED_EVERY, workers=1, faults=0)
+    sizes = Sizes(commands=CREATES + CREATES // AMENDED_EVERY, workers=1, faults=0, kinds=())
     deadline_s = 3600.0
     settings = {
         "ORDERS_WAITING_MAX": str(WAITING_MAX),

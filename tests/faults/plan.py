@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Final, Self
 
 from msgspec import Struct
@@ -26,11 +27,50 @@ BROKER_FAULTS: Final = {
     1: ("kill", "stop"),
     3: ("kill any", "kill group coordinator", "kill transaction coordinator", "rolling restart"),
 }
-KINDS: Final = (*WORKER_FAULTS, "broker", "network", "users")
+CHANGELOGS: Final = ("table", "waiting")
+FOREIGN_TRANSACTIONS: Final = ("commands", *CHANGELOGS)
+OUTPUTS: Final = ("events", "rejections", *CHANGELOGS)
+CLOCKS: Final = ("7200", "-7200")
+OUTSIDE: Final = ("projector", "web", "subscriber")
+REPEATED: Final = (
+    *WORKER_FAULTS,
+    "broker",
+    "network",
+    "users",
+    "compaction",
+    "unwritable",
+    "foreign-transaction",
+    "stranger",
+    "outside",
+    "clock",
+    "registry-away",
+)
+"""These come as often as each other."""
+OF_THREE: Final = ("partition-away",)
+"""These come as often, with three brokers only: one that has a partition alone is killed, and the others go on."""
+ONCE: Final = ("long-pause", "hang")
+"""These take long, so a run has one of each."""
+STANDING: Final = ("static", "large-table")
+"""These hold for the whole run."""
+LAST: Final = ("tail",)
+"""These come when all is decided, for a partition rests afterwards."""
+KINDS: Final = (*REPEATED, *OF_THREE, *ONCE, *STANDING, *LAST)
+SESSION_TIMEOUT_S: Final = 3.0
+SILENT_S: Final = 3.0
+"""How long a partition may be silent that nothing moves: a turn on a machine that has much to do beside it."""
+MOVED_S: Final = SESSION_TIMEOUT_S + 5.0
+"""What a rebalance adds: a dead member is waited for until its session ends, then all claim while others start."""
+DISTURBED_S: Final = 4.0
+"""What brokers and connections add: workers end one after the other, each with a rebalance."""
+RESTORED_PER_S: Final = 25_000
+"""How many older orders a claim restores in a second, beside all else."""
 
 
 class Sizes(Struct, frozen=True, kw_only=True):
-    """How large a run is, as the make variables say. `rate` is commands per second; `kinds` can leave some out."""
+    """How large a run is, as the make variables say.
+
+    `rate` is commands per second; `old` is how many orders the tables hold before it; `kinds` can leave some out.
+    """
 
     seed: int = 1
     commands: int = 6_000
@@ -38,25 +78,39 @@ class Sizes(Struct, frozen=True, kw_only=True):
     rate: int = 40
     workers: int = 3
     brokers: int = 1
-    faults: int = 24
+    faults: int = 3 * len(REPEATED) + len(ONCE)
+    old: int = 20_000
     kinds: tuple[str, ...] = KINDS
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read them from SEED, COMMANDS, ORDERS, RATE, WORKERS, BROKERS, FAULTS and KINDS (words); empty is default."""
+        """Read them from variables of their names in capitals, KINDS as words; an empty one is the default."""
         given = {name: value for name in cls.__struct_fields__ if (value := environment.get(name.upper(), ""))}
         kinds = tuple(given.pop("kinds", "").split()) or KINDS
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"no such kinds of faults: {', '.join(sorted(unknown))}; there are: {', '.join(KINDS)}")
         sizes = cls(kinds=kinds, **{name: int(value) for name, value in given.items()})
         if sizes.brokers not in BROKER_FAULTS or min(sizes.commands, sizes.orders, sizes.rate, sizes.workers) < 1:
-            raise ValueError("BROKERS is 1 or 3, all others are at least 1 (FAULTS can be 0)")
+            raise ValueError("BROKERS is 1 or 3, all others are at least 1 (FAULTS and OLD can be 0)")
         return sizes
 
     @property
     def seconds(self) -> float:
         """How long the load takes."""
         return self.commands / self.rate
+
+    @property
+    def silence_max_s(self) -> float:
+        """How long a partition may be silent whose worker no fault has hit, by the kinds of the run.
+
+        Any fault of a worker or of the group moves all partitions, and a killed member is waited for until its session
+        ends; while brokers or connections fail, workers end that no fault has hit.
+        """
+        kinds = set(self.kinds) if self.faults else set()
+        is_disturbed = bool(kinds & {"broker", "network", "unwritable", *OF_THREE})
+        is_moved = is_disturbed or bool(kinds & {*WORKER_FAULTS, *ONCE, "stranger"})
+        restored_s = self.old / RESTORED_PER_S if "large-table" in kinds else 0.0
+        return SILENT_S + (MOVED_S + restored_s) * is_moved + DISTURBED_S * is_disturbed
 
 
 class Fault(Struct, frozen=True):
@@ -69,24 +123,42 @@ class Fault(Struct, frozen=True):
 
 
 def plan_faults(sizes: Sizes) -> list[Fault]:
-    """Spread the faults over the load, each kind as often as any other, and within a kind each way to do it."""
+    """Spread the faults over the load, each kind as often as any other, and within a kind each way to do it.
+
+    Kinds that take long come once, in the first half; kinds that hold for the whole run are not planned.
+    """
     chance = random.Random(f"faults of {sizes.seed}")
-    kinds = _deck(sizes.kinds, chance)
     details = {
         "network": _in_turn(_deck(COMMIT_FAULTS, chance), _deck(NETWORK_FAULTS, chance)),
         "users": _deck(USER_FAULTS, chance),
         "broker": _deck(BROKER_FAULTS[sizes.brokers], chance),
+        "foreign-transaction": _deck(FOREIGN_TRANSACTIONS, chance),
+        "outside": _deck(OUTSIDE, chance),
+        "unwritable": _deck(OUTPUTS, chance),
+        "partition-away": _deck(OUTPUTS, chance),
+        "clock": _deck(CLOCKS, chance),
     }
     step = sizes.seconds / (sizes.faults + 1)
     return [
         Fault(
             at_s=step * (number + 1 + chance.uniform(-0.2, 0.2)),
-            kind=(kind := next(kinds)),
+            kind=kind,
             detail=next(details[kind]) if kind in details else "",
             pick=chance.random(),
         )
-        for number in range(sizes.faults)
+        for number, kind in enumerate(_kinds(sizes, chance))
     ]
+
+
+def _kinds(sizes: Sizes, chance: random.Random) -> list[str]:
+    once = [kind for kind in sizes.kinds if kind in ONCE][: sizes.faults]
+    possible = REPEATED if sizes.brokers == 1 else (*REPEATED, *OF_THREE)
+    repeated = tuple(kind for kind in sizes.kinds if kind in possible)
+    dealt = islice(_deck(repeated, chance), sizes.faults - len(once)) if repeated else ()
+    kinds = list(dealt)
+    for kind in once:
+        kinds.insert(chance.randrange(len(kinds) // 2 + 1), kind)
+    return kinds
 
 
 def _in_turn(*decks: Iterator[str]) -> Iterator[str]:

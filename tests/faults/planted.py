@@ -5,46 +5,55 @@ Each takes away one thing that the promise rests on. The checker must see what c
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
+from uuid import uuid4
 
+import structlog
+from aiokafka import AIOKafkaConsumer
 from aiokafka.producer.sender import Sender
+from aiokafka.structs import RecordMetadata
+from msgspec import structs
 
-from order_service.stream import claim
-from order_service.stream.claim import Changelogs, Claimer
-from order_service.stream.lane import Changes, Lane
+from order_service.stream import claim, claim_clients
+from order_service.stream.claim import Claimer
+from order_service.stream.claim_checks import Checks
+from order_service.stream.clock import Clock
+from order_service.stream.consumer import FetchThread
+from order_service.stream.inbox import Run
+from order_service.stream.lane import Lane
 from order_service.stream.producer import TurnProducer
 from order_service.stream.turn import Turn, TurnTaker
-from order_service.wire.changelog import POSITION_KEY
+from order_service.stream.worker import Assignment, Worker
+from order_service.wire.changelog import POSITION_KEY, Position
 from tests import worker
+
+log = structlog.get_logger()
 
 # mypy: disable-error-code="method-assign,assignment,attr-defined"
 
 BETWEEN_TOPICS_S: Final = 1.0
+LOST_KEY: Final = b"order-lost"
+RUN_LOST: Final = "A run is lost."
 
 
 def position_outside_the_transaction() -> None:
     """Move the position in a transaction of its own, before the one of the outcomes."""
-    write, records = TurnTaker._write, TurnTaker._records
-
-    def without_position(self: TurnTaker, changes: Changes, partition: int) -> list[tuple[str, list[Any]]]:
-        return [
-            (topic, [record for record in part if record[0] != POSITION_KEY])
-            for topic, part in records(self, changes, partition)
-        ]
+    write = TurnTaker._write
 
     async def position_first(self: TurnTaker, turn: Turn) -> None:
         producer = self._producer
         await producer.begin()
         for lane, changes in turn.changes:
-            topic, table = records(self, changes, lane.partition)[0]
+            topic, table = self._records(changes, self._position(lane, changes))[0]
             position = [record for record in table if record[0] == POSITION_KEY]
             await producer.arrive(await producer.send_all(topic, lane.partition, position))
         await producer.commit([])
         await write(self, turn)
 
-    TurnTaker._records = without_position
     TurnTaker._write = position_first
+    claim_without_its_look_at_the_outcomes()
 
 
 def claim_without_its_fence() -> None:
@@ -53,7 +62,8 @@ def claim_without_its_fence() -> None:
     async def nobody(_transactional_id: str, _connection: dict[str, Any]) -> None:
         """Fence nobody."""
 
-    claim.fence = nobody
+    claim_clients.fence = nobody
+    claim_without_its_look_at_the_outcomes()
 
 
 def claim_without_its_barrier() -> None:
@@ -63,20 +73,41 @@ def claim_without_its_barrier() -> None:
         return {}
 
     Claimer._barrier = no_barrier
+    claim_without_its_look_at_the_outcomes()
+
+
+def claim_without_its_look_at_the_outcomes() -> None:
+    """Believe what the changelogs say, whatever has happened since."""
+
+    async def believe(_self: Checks) -> None:
+        """Compare nothing."""
+
+    Checks.outcomes = believe
 
 
 def a_lane_is_kept_whoever_had_it_meanwhile() -> None:
     """Trust what is in memory without a look at the owner in the log."""
-    Changelogs.is_still = lambda *_: True
+    claim._is_still = lambda *_: True
+    write_no_position_of_its_own()
+
+
+def write_no_position_of_its_own() -> None:
+    """Let an idle lane write nothing: a worker that wakes up then joins again, and has no turn that is refused."""
+
+    async def nothing(_self: Assignment) -> None:
+        """Pass nothing on."""
+
+    Assignment._pass_on = nothing
 
 
 def a_commit_does_not_wait_for_its_batches() -> None:
     """Commit what has arrived until now, and think of the rest as arrived, too."""
 
     async def commit(self: TurnProducer, sent: list[Any]) -> list[Any]:
-        await asyncio.wait(sent)
+        futures = [batch.future for batch in sent]
+        await asyncio.wait(futures)
         await self.commit_transaction()
-        return [future.result() if future.exception() is None else _Nowhere for future in sent]
+        return [future.result() if future.exception() is None else _Nowhere for future in futures]
 
     async def arrive(_self: TurnProducer, _sent: list[Any]) -> list[Any]:
         return []
@@ -87,6 +118,7 @@ def a_commit_does_not_wait_for_its_batches() -> None:
 
 class _Nowhere:
     offset = -1
+    timestamp_type = 0
 
 
 def a_commit_is_sent_again_under_the_same_id() -> None:
@@ -105,6 +137,7 @@ def a_commit_is_sent_again_under_the_same_id() -> None:
 
     TurnProducer._end = lambda self, result: Sender._do_txn_commit(self._sender, result)
     TurnProducer.send_all = slowly
+    write_no_position_of_its_own()
 
 
 def the_waiting_room_is_in_memory_only() -> None:
@@ -116,6 +149,71 @@ def the_waiting_room_is_in_memory_only() -> None:
         self._changes.waiting.clear()
 
     Lane._wait = forgetful
+    claim_without_its_look_at_the_outcomes()
+
+
+def claim_without_its_lock() -> None:
+    """Claim under an id that no other claim has, so that an unfinished one can still name itself the owner."""
+    start = claim.claiming
+
+    def unlocked(
+        transactional_id: str, connection: dict[str, Any], topics: list[str]
+    ) -> AbstractAsyncContextManager[TurnProducer]:
+        return start(f"{transactional_id}-{uuid4().hex}", connection, topics)
+
+    claim.claiming = unlocked
+    claim_without_its_look_at_the_outcomes()
+
+
+def runs_without_numbers() -> None:
+    """Take each run for the next one; the run that has `LOST_KEY` is lost on its way."""
+    receive = Worker.receive
+
+    def accept(self: Lane, run: Run) -> bool:
+        self.next_run = run.number + 1
+        return run.seek == self.seek
+
+    def lose(self: Worker, partition: int, run: Run) -> None:
+        if any(record.key == LOST_KEY for record in run.records):
+            log.warning(RUN_LOST)
+        else:
+            receive(self, partition, run)
+
+    Lane.accept = accept
+    Worker.receive = lose
+
+
+def commands_are_read_uncommitted() -> None:
+    """Decide what a transaction has written that may yet be aborted."""
+    create = FetchThread._create_worker_consumer
+
+    def uncommitted(self: FetchThread, transport: object) -> AIOKafkaConsumer:
+        consumer = create(self, transport)
+        consumer._isolation_level = "read_uncommitted"
+        return consumer
+
+    FetchThread._create_worker_consumer = uncommitted
+
+
+def the_end_of_the_commands_is_forgotten() -> None:
+    """Go on from a position without a look at where the commands ended when it was written."""
+    check = Checks.position
+
+    async def forgetful(self: Checks, owner: str, waiting_count: int) -> Position:
+        if self._logs.position is not None:
+            self._logs.position = structs.replace(self._logs.position, end_offset=0)
+        return await check(self, owner, waiting_count)
+
+    Checks.position = forgetful
+
+
+def the_clock_is_not_compared() -> None:
+    """Decide by a wall clock, however far it is from Kafka's."""
+
+    def believe(_self: Clock, _written: Iterable[RecordMetadata]) -> None:
+        """Compare nothing."""
+
+    Clock.compare = believe
 
 
 PLANTED: Final[dict[str, Callable[[], None]]] = {
@@ -124,10 +222,16 @@ PLANTED: Final[dict[str, Callable[[], None]]] = {
         position_outside_the_transaction,
         claim_without_its_fence,
         claim_without_its_barrier,
+        claim_without_its_look_at_the_outcomes,
         a_lane_is_kept_whoever_had_it_meanwhile,
         a_commit_does_not_wait_for_its_batches,
         a_commit_is_sent_again_under_the_same_id,
         the_waiting_room_is_in_memory_only,
+        claim_without_its_lock,
+        runs_without_numbers,
+        commands_are_read_uncommitted,
+        the_end_of_the_commands_is_forgotten,
+        the_clock_is_not_compared,
     )
 }
 

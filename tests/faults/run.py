@@ -2,13 +2,12 @@
 
 import heapq
 import logging
-import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import count
@@ -16,25 +15,47 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 import msgspec
-from confluent_kafka import Message, Producer
-from msgspec import Struct
+from aiokafka.errors import KafkaError
+from confluent_kafka import KafkaException, Message, Producer
 
 from order_service.users.stub import Mode, Stub
-from tests.faults.checker import Findings, Terms, Verdict, check_partition, verdict_of
+from tests.faults.brokerdata import ALONE, UNWRITABLE, Altered, compact, cut_tail, place_on, wait_leaderless
+from tests.faults.callers import Outside
+from tests.faults.checker import Findings, Verdict, verdict_of
 from tests.faults.cluster import Cluster
-from tests.faults.fleet import ENDS, Fleet, Measured
-from tests.faults.load import Load, is_never_answered
-from tests.faults.plan import Fault, Sizes, plan_faults
+from tests.faults.fleet import ENDS, ENDS_OF, Fleet, Measured, partitions_of
+from tests.faults.judging import PARTITIONS, PAYMENT_DUE_S, SHOWN, USER_DEADLINE_S, Kept, check, keep
+from tests.faults.liveness import Served, Watched
+from tests.faults.load import Load, old_orders
+from tests.faults.plan import CHANGELOGS, SESSION_TIMEOUT_S, STANDING, Fault, Sizes, plan_faults
 from tests.faults.proxy import Api
-from tests.faults.reading import read_partition
-from tests.service import Service, StubThread, enqueue, until, vars_of
+from tests.faults.registry import Registry, foreign
+from tests.faults.strangers import hold_transaction, visit_group
+from tests.faults.watching import Watch
+from tests.faults.worker import HANG
+from tests.service import Service, StubThread, WorkerProcess, enqueue, until, vars_of
 
-PARTITIONS: Final = 4
-SESSION_TIMEOUT_S: Final = 3.0
 SLEEP_S: Final = SESSION_TIMEOUT_S + 2.5
 """How long a worker is stopped: the group has given its partitions to others when it wakes."""
-USER_DEADLINE_S: Final = 12.0
-PAYMENT_DUE_S: Final = 45.0
+LONG_SLEEP_S: Final = 18.0
+"""Longer than the 15 s after which the broker itself aborts a worker's transaction."""
+STRANGER_STAYS_S: Final = 5.0
+CLOCK_WRONG_S: Final = 6.0
+COMPACTED_WITHIN_S: Final = 8.0
+RETRY_S: Final = 3.0
+TRIES: Final = 8
+"""How often a fault is tried again for which a broker is needed, which may be away just then."""
+HUNG_S: Final = 20.0
+"""A worker whose event loop hangs must have ended by then."""
+PARKED_WITHIN_S: Final = 60.0
+TAIL: Final = 65_536
+"""How many bytes a changelog loses with its tail: far more than the claims write that come last."""
+STUCK_S: Final = 60.0
+"""For how long a lane may neither run nor be parked: longer than a sleeper and a broker that is away together."""
+REGISTRY_AWAY_S: Final = 4.0
+PARTITION_AWAY_S: Final = 5.0
+NOTICED_S: Final = 5.0
+"""Within which the other nodes have noticed that one is gone, and lead what it led."""
 USERS_AWAY_S: Final = 6.0
 USERS_ASKED_WITHIN_S: Final = 150.0
 AGAIN_S: Final = 0.5
@@ -43,19 +64,7 @@ BROKER_AWAY_S: Final = 1.5
 AT_REST_WITHIN_S: Final = 10.0
 SETTLED_WITHIN_S: Final = 180.0
 PROGRESS_EVERY_S: Final = 5.0
-SHOWN: Final = 20
-RECORD: Final = "run.json"
 LOAD_LOG: Final = "load.log"
-
-
-class Kept(Struct, frozen=True):
-    """What is needed to look at the topics of a run again."""
-
-    sizes: Sizes
-    topics: dict[str, str]
-    user_deadline_s: float = USER_DEADLINE_S
-    payment_due_s: float = PAYMENT_DUE_S
-    on_its_way_s: float = 0.0
 
 
 class Sender(threading.Thread):
@@ -67,6 +76,8 @@ class Sender(threading.Thread):
     def __init__(self, servers: str, topic: str, sizes: Sizes, log_path: Path) -> None:
         super().__init__(name="load", daemon=True)
         self.sent = 0
+        self.foreign = 0
+        """Commands in Avro are sent under the foreign ids of this number."""
         self.is_over = threading.Event()
         self.failed: list[str] = []
         self.slowest_s = 0.0
@@ -117,7 +128,7 @@ class Sender(threading.Thread):
                     self._producer,
                     self._topic,
                     record.key,
-                    record.value,
+                    foreign(record.value, self.foreign),
                     headers=list(record.headers),
                     on_delivery=self._delivered,
                 )
@@ -140,48 +151,137 @@ class Run:
         self.directory = directory
         self.happened: Counter[str] = Counter()
         self.ends: Counter[int] = Counter()
+        self.outside_ends: Counter[tuple[str, int]] = Counter()
         self.findings: list[Findings] = []
         self.problems: list[str] = []
         self._say = say
-        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._later: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
         self._told_at = 0.0
+        self._aside: list[tuple[partial[int], Fault, Future[int]]] = []
+        self._helpers = ThreadPoolExecutor(thread_name_prefix="fault")
+        self._disturbed = 0
+        self._watched = Watched(sizes.silence_max_s, STUCK_S)
         self._plan = plan_faults(sizes)
         self._pause = threading.Event()
+        self._outside: Outside | None = None
 
     def run(self) -> Verdict:
         """Do it all, and give the verdict of the checker; `problems` says why it proves less than was planned."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        with running(self.sizes, self.directory) as (cluster, users, service):
-            self._cluster, self._users, self._service = cluster, users, service
+        has_registry = "registry-away" in self.sizes.kinds
+        with (
+            Registry() as registry,
+            running(self.sizes, self.directory, **({"SCHEMA_REGISTRY_URL": registry.url} if has_registry else {})) as (
+                cluster,
+                users,
+                service,
+            ),
+        ):
+            self._registry, self._cluster, self._users, self._service = registry, cluster, users, service
             kept = Kept(self.sizes, vars_of(service.names))
             keep(kept, self.directory)
-            self._fleet = Fleet(service)
-            self._under_fire()
-            kept = msgspec.structs.replace(kept, on_its_way_s=self._sender.slowest_s + 0.002)
-            keep(kept, self.directory)
-            self._heal()
+            self._outside = Outside(service, self.directory, self.sizes.seed) if self._has_outside else None
+            self._fleet = Fleet(service, self._has_ended, is_static=partial(is_static, self.sizes))
+            if "large-table" in self.sizes.kinds:
+                fill_tables(cluster.bootstrap_servers, service.names.table, self.sizes.old)
+            with Watch(
+                cluster.bootstrap_servers, kept.topics, range(PARTITIONS), self._fleet.served, self._watched
+            ) as self._watch:
+                self._under_fire()
+                kept = msgspec.structs.replace(kept, on_its_way_s=self._sender.slowest_s + 0.002)
+                keep(kept, self.directory)
+                self._heal()
+            self._helpers.shutdown()
             self._fleet.stop()
+            if self._is_cut:
+                kept = msgspec.structs.replace(kept, cut=self._cut_tail())
+                keep(kept, self.directory)
             self.ends = self._fleet.ends
-            self.findings = check(kept, cluster.bootstrap_servers, self._say)
-        verdict = verdict_of(self.findings, faults=self.happened.total(), seed=self.sizes.seed)
+            self.problems += self._watch.problems[:3]
+            self.findings = check(kept, cluster.bootstrap_servers, self._say, self._watched, self._outside)
+            faults = self.happened.total()
+            self.happened.update(self._standing())
+        verdict = verdict_of(self.findings, faults=faults, seed=self.sizes.seed)
         self.problems += self.shortfalls(verdict)
         return verdict
 
     def shortfalls(self, verdict: Verdict) -> Iterator[str]:
         """Say what was not as planned, though it may be that nothing was lost by it."""
-        if verdict.commands != self.sizes.commands:
-            yield f"{verdict.commands:,} commands were checked, not {self.sizes.commands:,}"
-        for kind in sorted({fault.kind for fault in self._plan} - {kind for kind, n in self.happened.items() if n}):
+        commands = verdict.commands - sum(found.http_commands for found in self.findings)
+        if commands != self.sizes.commands:
+            yield f"{commands:,} commands were checked, not {self.sizes.commands:,}"
+        planned = {fault.kind for fault in self._plan} | {kind for kind in self.sizes.kinds if kind in STANDING}
+        planned |= {"tail"} if self._is_cut else set()
+        for kind in sorted(planned - {kind for kind, n in self.happened.items() if n}):
             yield f"no fault of the kind {kind} has happened"
+        expected = {code for kind in planned for code in ENDS_OF.get(kind, ())} | ENDS.keys()
         for code, times in sorted(self.ends.items()):
-            if code not in ENDS or (code and not self._plan):
+            if code not in expected or (code and not self._plan):
                 yield f"{times} workers ended with {code}, which no fault explains"
+
+    @property
+    def _has_outside(self) -> bool:
+        """Whether a projector, HTTP servers and readers run."""
+        return "outside" in self.sizes.kinds
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether a table loses its tail; of three replicas one would not matter."""
+        return "tail" in self.sizes.kinds and self.sizes.brokers == 1 and self.sizes.faults > 0
+
+    def _cut_tail(self) -> int:
+        """Let a table lose its tail while no worker runs, see that its lane is parked, and return its partition."""
+        partition = self.sizes.seed % PARTITIONS
+        [node] = self._cluster.nodes
+        self._cluster.kill(node)
+        lost = cut_tail(
+            self._cluster.directory / f"node-{node}",
+            self._service.names.table,
+            partition,
+            lose=TAIL,
+            is_transactional=True,
+        )
+        self._cluster.start(node)
+        for _ in range(self.sizes.workers):
+            self._fleet.join()
+        everything = frozenset(range(PARTITIONS))
+        served = Served(0.0, frozenset())
+
+        def is_settled() -> bool:
+            nonlocal served
+            self._fleet.tend()
+            served = self._fleet.served()
+            return served.running | served.parked == everything and self._fleet.measure().lag == 0
+
+        until(is_settled, "all lanes run, or are parked, after a changelog lost its tail", within_s=PARKED_WITHIN_S)
+        self._say(f"partition {partition}: its table has lost {lost:,} bytes; parked: {sorted(served.parked)}")
+        if served.parked == {partition}:
+            self.happened["tail"] += 1
+        else:
+            self.problems.append(f"partition {partition} lost the tail of its table; parked: {sorted(served.parked)}")
+        self._fleet.stop()
+        return partition
+
+    def _standing(self) -> dict[str, int]:
+        """Count what was done of the faults that hold for the whole run."""
+        least = self.sizes.old // PARTITIONS // 2
+        lanes = [lane for worker in self._service.workers for lane in worker.lines("A lane runs.")]
+        counts = {
+            "static": self._fleet.static_starts,
+            "large-table": sum(not lane["kept"] and lane["orders"] >= least for lane in lanes),
+        }
+        return {kind: n for kind, n in counts.items() if kind in self.sizes.kinds}
+
+    def _has_ended(self, partitions: frozenset[int]) -> None:
+        self._watch.touch("a worker ended", partitions)
 
     def _under_fire(self) -> None:
         """Send the load, and let each fault happen when its time has come."""
         for _ in range(self.sizes.workers):
             self._fleet.join()
+        if self._outside is not None:
+            self._outside.start()
         until(lambda: self._fleet.measure().lanes == PARTITIONS, "all partitions run")
         servers, commands = self._cluster.bootstrap_servers, self._service.names.commands
         sender = Sender(servers, commands, self.sizes, self.directory / LOAD_LOG)
@@ -191,7 +291,7 @@ class Run:
             self._do_later(fault.at_s, partial(self._befall, fault))
         sender.start()
         try:
-            while sender.is_alive() or self._later:
+            while sender.is_alive() or self._later or self._aside:
                 self._tend()
                 self._pause.wait(0.1)
         finally:
@@ -200,65 +300,198 @@ class Run:
 
     def _tend(self) -> None:
         self._look_after()  # before a fault, that it hits a worker that lives
+        self._note_disturbances()
+        self._note_what_is_over()
         if self._later and self._later[0][0] <= time.monotonic() - self._start:
             heapq.heappop(self._later)[2]()
 
     def _look_after(self) -> None:
         """Start workers that have ended again, and tell how it stands."""
         self._fleet.tend()
+        if self._outside is not None:
+            self._outside.tend()
         if time.monotonic() - self._told_at > PROGRESS_EVERY_S:
             self._tell()
 
     def _tell(self) -> None:
         self._told_at = time.monotonic()
         measured = self._fleet.measure()
-        faults = " ".join(f"{kind}={count}" for kind, count in sorted(self._all_that_happened().items()))
+        faults = " ".join(f"{kind}={count}" for kind, count in sorted(self._all_that_happened().items()) if count)
         self._say(
             f"{time.monotonic() - self._start:4.0f} s  sent {self._sender.sent:,}  "
             f"committed {self._fleet.committed:,}  lag {measured.lag:,}  waiting {measured.waiting:,}  "
             f"workers {len(self._fleet.workers)}  {faults}"
         )
 
-    def _do_later(self, at_s: float, action: Callable[[], None]) -> None:
+    def _do_later(self, at_s: float, action: Callable[[], object]) -> None:
         heapq.heappush(self._later, (at_s, next(self._numbers), action))
 
-    def _do_in(self, seconds: float, action: Callable[[], None]) -> None:
+    def _do_in(self, seconds: float, action: Callable[[], object]) -> None:
         self._do_later(time.monotonic() - self._start + seconds, action)
 
     def _befall(self, fault: Fault) -> None:
-        match fault.kind:
-            case "kill":
-                self._fleet.pick(fault.pick).send(signal.SIGKILL)
-            case "term":
-                self._fleet.pick(fault.pick).send(signal.SIGTERM)
-            case "pause":
-                self._put_to_sleep(fault)
-            case "join":
-                self._fleet.join()
-            case "leave":
-                if not self._fleet.leave(fault.pick):
-                    return
-            case "broker":
-                self._end_brokers(fault)
-            case "users":
-                self._let_users_fail(Mode(fault.detail))
+        """Let a fault happen; those that take long, or are not sure to happen, are counted when they have."""
+        acts: dict[str, Callable[[Fault], int]] = {
+            "kill": partial(self._signal, signal.SIGKILL),
+            "term": partial(self._signal, signal.SIGTERM),
+            "pause": partial(self._put_to_sleep, SLEEP_S),
+            "long-pause": partial(self._put_to_sleep, LONG_SLEEP_S),
+            "hang": self._hang,
+            "join": self._join,
+            "leave": self._leave,
+            "broker": self._end_brokers_and_note,
+            "users": self._let_users_fail,
+            "network": self._disturb,
+            "outside": self._kill_outside,
+            "clock": self._shift_clock,
+            "compaction": partial(self._begin_aside, self._compact),
+            "registry-away": self._silence_registry,
+            "partition-away": self._take_partition_away,
+            "unwritable": partial(self._begin_aside, self._let_be_unwritable),
+            "stranger": partial(self._begin_aside, self._visit),
+            "foreign-transaction": partial(self._begin_aside, self._hold),
+        }
+        self.happened[fault.kind] += acts[fault.kind](fault)
+
+    def _signal(self, number: signal.Signals, fault: Fault) -> int:
+        worker = self._fleet.pick(fault.pick)
+        worker.send(number)
+        self._watch.touch(fault.kind, partitions_of(worker))
+        return 1
+
+    def _put_to_sleep(self, seconds: float, fault: Fault) -> int:
+        worker = self._fleet.pick(fault.pick)
+        self._watch.touch(fault.kind, partitions_of(worker), for_s=seconds)
+        worker.send(signal.SIGSTOP)
+        self._do_in(seconds, lambda: worker.send(signal.SIGCONT))
+        return 1
+
+    def _hang(self, fault: Fault) -> int:
+        worker = self._fleet.pick(fault.pick)
+        worker.send(HANG)
+        self._watch.touch(fault.kind, partitions_of(worker))
+        self._do_in(HUNG_S, partial(self._note_hung, worker, fault))
+        return 0
+
+    def _note_hung(self, worker: WorkerProcess, fault: Fault) -> None:
+        """Count a hang, and report one that has not ended its worker; one that had only just begun did not hang."""
+        if worker.process.poll() is None:
+            if worker.is_stopped() or worker.admin("/health/live", within_s=1.0)[0]:
+                self._do_in(AGAIN_S, partial(self._hang, fault))
                 return
-            case "network":
-                self._disturb(fault.detail)
-                return  # the proxies count what has really happened
+            self.problems.append(f"{worker.name} still runs {HUNG_S:.0f} s after its event loop began to hang")
+            worker.send(signal.SIGKILL)
         self.happened[fault.kind] += 1
 
-    def _put_to_sleep(self, fault: Fault) -> None:
-        worker = self._fleet.pick(fault.pick)
-        worker.send(signal.SIGSTOP)
-        self._do_in(SLEEP_S, lambda: worker.send(signal.SIGCONT))
+    def _join(self, _fault: Fault) -> int:
+        self._fleet.join()
+        return 1
 
-    def _let_users_fail(self, mode: Mode) -> None:
+    def _shift_clock(self, fault: Fault) -> int:
+        """Let a wall clock step by two hours, and back; a worker that starts meanwhile waits until it is right."""
+        worker = self._fleet.pick(fault.pick)
+        self._fleet.set_clock(worker, int(fault.detail))
+        self._do_in(CLOCK_WRONG_S, partial(self._fleet.set_clock, worker, 0))
+        return 1
+
+    def _kill_outside(self, fault: Fault) -> int:
+        if self._outside is None:
+            return 0
+        self._outside.kill(fault.detail, fault.pick)
+        return 1
+
+    def _leave(self, fault: Fault) -> int:
+        partitions = partitions_of(self._fleet.pick(fault.pick))
+        if not self._fleet.leave(fault.pick):
+            return 0
+        self._watch.touch(fault.kind, partitions)
+        return 1
+
+    def _end_brokers_and_note(self, fault: Fault) -> int:
+        if not self._cluster.running:  # the fault before it is not over: to end it again would start it twice
+            self._do_in(AGAIN_S, partial(self._befall, fault))
+            return 0
+        began_s = self._watch.now_s()
+        ended = self._end_brokers(fault)
+        self._watch.touch(fault.kind, None, before_s=self._watch.now_s() - began_s, for_s=BROKER_AWAY_S)
+        return ended
+
+    def _begin_aside(self, work: Callable[[Fault], int], fault: Fault, tries: int = TRIES) -> int:
+        """Let a fault happen that takes long, and others meanwhile; `work` returns how often it has happened."""
+        self._aside.append(
+            (partial(self._begin_aside, work, fault, tries - 1), fault, self._helpers.submit(work, fault))
+        )
+        return 0
+
+    def _note_what_is_over(self) -> None:
+        """Count the faults that are over, and begin those again that were refused because a broker was away."""
+        over = [one for one in self._aside if one[2].done()]
+        self._aside = [one for one in self._aside if not one[2].done()]
+        for again, fault, future in over:
+            try:
+                self.happened[fault.kind] += future.result()
+            except (KafkaException, KafkaError, TimeoutError) as error:
+                self._say(f"{fault.kind} {fault.detail}: {error!r}")
+                if again.args[-1] and self._sender.is_alive():
+                    self._do_in(RETRY_S, partial(self._begin_again, again))
+
+    def _begin_again(self, again: Callable[[], int]) -> None:
+        """Begin a fault again when all lanes run: where nobody writes, nothing is compacted either."""
+        if self._sender.is_alive() and self._fleet.measure().lanes < PARTITIONS:
+            self._do_in(AGAIN_S, partial(self._begin_again, again))
+        else:
+            again()
+
+    def _note_disturbances(self) -> None:
+        """Note as soon as a proxy has disturbed a connection: whose it was is not known."""
+        disturbed = sum(proxy.happened.total() for proxy in self._cluster.proxies.values())
+        if disturbed != self._disturbed:
+            self._disturbed = disturbed
+            self._watch.touch("network", None, before_s=DELAY_S, for_s=DELAY_S)
+
+    def _compact(self, _fault: Fault) -> int:
+        topics = [getattr(self._service.names, name) for name in CHANGELOGS]
+        nodes = [self._cluster.directory / f"node-{node}" for node in self._cluster.nodes]
+        servers, pause = self._cluster.bootstrap_servers, self._pause.wait
+        compact(servers, topics, range(PARTITIONS), nodes, within_s=COMPACTED_WITHIN_S, pause=pause)
+        return 1
+
+    def _let_be_unwritable(self, fault: Fault) -> int:
+        """Let one of the topics that turns are written to have too few replicas for a while."""
+        began_s = self._watch.now_s()
+        topic, pause = getattr(self._service.names, fault.detail), self._pause.wait
+        try:
+            with Altered(self._cluster.bootstrap_servers, [topic], UNWRITABLE, pause=pause):
+                self._stay()
+        finally:
+            self._watch.touch(fault.kind, None, before_s=self._watch.now_s() - began_s)
+        return 1
+
+    def _visit(self, _fault: Fault) -> int:
+        began_s = self._watch.now_s()
+        servers, topic = self._cluster.bootstrap_servers, self._service.names.commands
+        partitions = visit_group(servers, self._service.group_id, topic, self._stay)
+        self._watch.touch("stranger", partitions, before_s=self._watch.now_s() - began_s)
+        return 1
+
+    def _hold(self, fault: Fault) -> int:
+        began_s = self._watch.now_s()
+        topic, partition = getattr(self._service.names, fault.detail), int(fault.pick * PARTITIONS)
+        try:
+            hold_transaction(self._cluster.bootstrap_servers, topic, partition, self._stay)
+        finally:
+            self._watch.touch(fault.kind, {partition}, before_s=self._watch.now_s() - began_s)
+        return 1
+
+    def _stay(self) -> None:
+        self._pause.wait(STRANGER_STAYS_S)
+
+    def _let_users_fail(self, fault: Fault) -> int:
         """Let one mode come after the other, each until somebody has asked: nobody does while Kafka is away."""
-        stub = self._users.stub
+        stub, mode = self._users.stub, Mode(fault.detail)
         if stub.mode is not Mode.OK:
-            self._do_in(AGAIN_S, partial(self._let_users_fail, mode))
-            return
+            self._do_in(AGAIN_S, partial(self._let_users_fail, fault))
+            return 0
         asked_before = asked(stub)
         patience_ends = time.monotonic() + USERS_AWAY_S + USERS_ASKED_WITHIN_S
 
@@ -272,9 +505,57 @@ class Run:
 
         stub.mode = mode
         self._do_in(USERS_AWAY_S, heal)
+        return 0
 
-    def _disturb(self, detail: str) -> None:
-        name, _, api = detail.partition(" ")
+    def _silence_registry(self, fault: Fault) -> int:
+        """Let commands come by ids that no worker knows while the registry is silent, and others wait for their users.
+
+        It is silent until it was asked; nobody asks while Kafka is away.
+        """
+        users, registry = self._users.stub, self._registry
+        if users.mode is not Mode.OK or registry.is_silent:
+            self._do_in(AGAIN_S, partial(self._silence_registry, fault))
+            return 0
+        held_up_before, began_s = registry.held_up, self._watch.now_s()
+        patience_ends = time.monotonic() + REGISTRY_AWAY_S + USERS_ASKED_WITHIN_S
+
+        def heal() -> None:
+            was_asked = registry.held_up != held_up_before
+            if not was_asked and self._sender.is_alive() and time.monotonic() < patience_ends:
+                self._do_in(AGAIN_S, heal)
+                return
+            users.mode = Mode.OK
+            registry.answer_again()
+            self._watch.touch(fault.kind, None, before_s=self._watch.now_s() - began_s)
+            self.happened[fault.kind] += was_asked
+
+        users.mode = Mode.HANG
+        registry.fall_silent()
+        self._sender.foreign += 1
+        self._do_in(REGISTRY_AWAY_S, heal)
+        return 0
+
+    def _take_partition_away(self, fault: Fault) -> int:
+        """Leave a partition of an output topic to one node and end that; all others have leaders elsewhere."""
+        cluster, servers = self._cluster, self._cluster.bootstrap_servers
+        topic, partition = getattr(self._service.names, fault.detail), int(fault.pick * PARTITIONS)
+        coordinator = cluster.coordinator_of_group(self._service.group_id)
+        node = next(node for node in cluster.nodes if node != coordinator)
+        began_s = self._watch.now_s()
+        with Altered(servers, [topic], ALONE, pause=self._pause.wait):
+            self._meanwhile(partial(place_on, servers, topic, partition, [node]))
+            cluster.kill(node)
+            self._watch.touch(fault.kind, None, for_s=NOTICED_S)
+            self._meanwhile(partial(wait_leaderless, servers, topic, partition))
+            self._meanwhile(partial(self._pause.wait, PARTITION_AWAY_S))
+            self._meanwhile(partial(cluster.start, node))
+            self._meanwhile(partial(place_on, servers, topic, partition, [node, *(set(cluster.nodes) - {node})]))
+        self._meanwhile(cluster.wait_all_in_sync)
+        self._watch.touch(fault.kind, {partition}, before_s=self._watch.now_s() - began_s)
+        return 1
+
+    def _disturb(self, fault: Fault) -> int:
+        name, _, api = fault.detail.partition(" ")
         for proxy in self._cluster.proxies.values():
             match name:
                 case "cut_all":
@@ -289,8 +570,9 @@ class Run:
                     proxy.lose_request(Api[api])
                 case "lose_answer":
                     proxy.lose_answer(Api[api])
+        return 0  # the proxies count what has really happened
 
-    def _end_brokers(self, fault: Fault) -> None:
+    def _end_brokers(self, fault: Fault) -> int:
         cluster = self._cluster
         nodes = list(cluster.nodes)
         match fault.detail:
@@ -299,10 +581,10 @@ class Run:
             case "stop":
                 with self._sender.at_rest():
                     cluster.stop(nodes[0])
-                self._do_in(BROKER_AWAY_S, lambda: self._meanwhile(partial(cluster.start, nodes[0])))
-                return
+                self._do_in(BROKER_AWAY_S, partial(self._start_broker, nodes[0]))
+                return 1
             case "kill group coordinator":
-                node = cluster.coordinator_of_group(self._service.app_id)
+                node = cluster.coordinator_of_group(self._service.group_id)
             case "kill transaction coordinator":
                 node = cluster.coordinator_of_transaction(self._fleet.transactional_id(fault.pick))
             case "rolling restart":
@@ -310,15 +592,20 @@ class Run:
                     self._meanwhile(partial(cluster.stop, node))
                     self._meanwhile(partial(cluster.start, node))
                     self._meanwhile(cluster.wait_all_in_sync)
-                self.happened["broker"] += len(nodes) - 1
-                return
+                return len(nodes)
         cluster.kill(node)
         if self.sizes.brokers == 1:
-            self._do_in(BROKER_AWAY_S, lambda: self._meanwhile(partial(cluster.start, node)))
-            return
+            self._do_in(BROKER_AWAY_S, partial(self._start_broker, node))
+            return 1
         self._meanwhile(partial(self._pause.wait, BROKER_AWAY_S))
         self._meanwhile(partial(cluster.start, node))
         self._meanwhile(cluster.wait_all_in_sync)  # the next fault must not find two of three away
+        return 1
+
+    def _start_broker(self, node: int) -> None:
+        began_s = self._watch.now_s()
+        self._meanwhile(partial(self._cluster.start, node))
+        self._watch.touch("broker", None, before_s=self._watch.now_s() - began_s + BROKER_AWAY_S)
 
     def _meanwhile(self, work: Callable[[], object]) -> None:
         """Wait for what takes long, and look after the workers meanwhile."""
@@ -334,6 +621,8 @@ class Run:
         self._users.stub.mode = Mode.OK
         for worker in self._fleet.workers:
             worker.send(signal.SIGCONT)
+        if self._outside is not None:
+            self._outside.let_callers_end()
         deadline = time.monotonic() + SETTLED_WITHIN_S
         settled = 0
         while settled < 3:
@@ -347,9 +636,24 @@ class Run:
             proxy.disarm()  # only now: the last fault may have come while the broker was away
         self.happened = self._all_that_happened()
         self._tell()
+        if self._outside is not None:
+            seen = {partition: self._watched.seen[partition].events for partition in range(PARTITIONS)}
+            # Events that come later, as of orders that are cancelled unpaid, are not for them.
+            self._outside.stop({partition: max(offsets, default=-1) + 1 for partition, offsets in seen.items()})
+            self.problems += self._outside.problems[:SHOWN]
+            self.outside_ends.update((end.kind, end.code) for end in self._outside.ends)
 
     def _is_settled(self) -> bool:
-        return self._fleet.measure() == Measured(lag=0, waiting=0, lanes=PARTITIONS)
+        is_calm = not self._aside and self._fleet.measure() == Measured(lag=0, waiting=0, lanes=PARTITIONS)
+        return is_calm and (self._outside is None or self._has_seen_all(self._outside))
+
+    def _has_seen_all(self, outside: Outside) -> bool:
+        """Return whether no caller waits, and the readers were shown all that a consumer has seen."""
+        return not outside.is_calling and all(
+            self._watched.seen[partition].events <= reader.offsets_of(partition)
+            for reader in outside.readers
+            for partition in range(PARTITIONS)
+        )
 
     def _all_that_happened(self) -> Counter[str]:
         network = sum(proxy.happened.total() for proxy in self._cluster.proxies.values())
@@ -373,6 +677,7 @@ def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cl
                 "ORDERS_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
                 "ORDERS_USER_DEADLINE_S": str(USER_DEADLINE_S),
                 "ORDERS_PAYMENT_DUE_S": str(PAYMENT_DUE_S),
+                "ORDERS_DATABASE_URL": f"sqlite:///{directory}/views.db",
                 **settings,
             },
         ) as service,
@@ -380,42 +685,20 @@ def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cl
         yield cluster, users, service
 
 
-def keep(kept: Kept, directory: Path) -> None:
-    """Write down what is needed to look at a run again."""
-    (directory / RECORD).write_bytes(msgspec.json.encode(kept))
+def is_static(sizes: Sizes, number: int) -> bool:
+    """Return whether the worker of a place has a static member id: of each if the seed is even, else of every other."""
+    return "static" in sizes.kinds and (sizes.seed % 2 == 0 or number % 2 == 1)
 
 
-def check(kept: Kept, servers: str, say: Callable[[str], None]) -> list[Findings]:
-    """Check one partition after the other, and show the first findings."""
-    terms = Terms(
-        PARTITIONS,
-        kept.topics["commands"],
-        user_of,
-        user_deadline_s=kept.user_deadline_s,
-        payment_due_s=kept.payment_due_s,
-        may_time_out=lambda user_id: kept.sizes.faults > 0 or is_never_answered(user_id),
-        on_its_way_s=kept.on_its_way_s,
-    )
-    findings = []
-    for partition in range(PARTITIONS):
-        found = check_partition(read_partition(servers, kept.topics, partition), terms)
-        findings.append(found)
-        say(f"partition {partition}: {found.commands:,} commands checked, {len(found.found)} findings")
-        for finding in found.found[:SHOWN]:
-            say(f"  {finding}")
-    return findings
-
-
-def user_of(user_id: str) -> str:
-    """Say what the stub says of a user."""
-    return next((kind for kind in ("unknown", "inactive") if user_id.startswith(kind)), "active")
+def fill_tables(servers: str, topic: str, count: int) -> None:
+    """Write orders into the table's changelog that are there before all commands, as of an earlier time."""
+    producer = Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random", "linger.ms": 5})
+    for key, value in old_orders(count):
+        enqueue(producer, topic, key, value)
+    if left := producer.flush(60):
+        raise TimeoutError(f"{left} old orders did not arrive in Kafka")
 
 
 def asked(stub: Stub) -> int:
     """Count what the User Service was asked; it forgets the oldest users at last."""
     return sum(stub.requests.values())
-
-
-def forget(directory: Path) -> None:
-    """Remove what a run has left."""
-    shutil.rmtree(directory)

@@ -4,6 +4,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from math import inf
 from typing import Any
 
 import pytest
@@ -14,15 +15,33 @@ from order_service.domain.answer import Entry as TableEntry
 from order_service.domain.answer import UserCheck
 from order_service.domain.messages import FACT_TYPES, Command, Line
 from order_service.domain.reasons import Reason
-from order_service.stream.claim import _waiting as waiting_of
 from order_service.stream.lane import Changes, Lane, LanePolicy
 from order_service.stream.lane import Record as Written
 from order_service.stream.worker import _decoded
 from order_service.wire import avro, changelog
 from order_service.wire.commands import encode_json_command, partition_of
 from order_service.wire.reasons import DeadLetterReason
-from tests.faults.checker import KINDS, PartitionRecords, Terms, check_partition, nobody, verdict_of
-from tests.faults.decoding import POSITION_KEY, Record, decode_entry, decode_event, decode_rejection, id_of
+from tests.faults.checker import (
+    KINDS,
+    TIME_FAR_MS,
+    Findings,
+    PartitionRecords,
+    Terms,
+    check_liveness,
+    check_partition,
+    nobody,
+    verdict_of,
+)
+from tests.faults.decoding import (
+    POSITION_KEY,
+    Record,
+    decode_entry,
+    decode_event,
+    decode_rejection,
+    id_of,
+    waiting_offset,
+)
+from tests.faults.liveness import Served, Touch, Watched
 from tests.faults.model import MAX_AMENDMENTS, MAX_REMEMBERED_REFUSALS
 from tests.faults.reading import ends_of, read, read_partition
 from tests.kafka.test_claim import open_transaction
@@ -113,10 +132,10 @@ class Service:
     def _write(self, changes: Changes) -> None:
         position = changelog.Position(changes.next_offset, "owner", changes.next_offset, changes.last_timestamp_ms)
         table: list[Written] = [
-            (order_id.encode(), changelog.encode(entry), None, []) for order_id, entry in changes.table.items()
+            (order_id.encode(), changelog.encode(entry), []) for order_id, entry in changes.table.items()
         ]
-        table.append((changelog.POSITION_KEY, changelog.encode(position), None, []))
-        waiting: list[Written] = [(key, value, None, []) for key, value in changes.waiting.items()]
+        table.append((changelog.POSITION_KEY, changelog.encode(position), []))
+        waiting: list[Written] = [(key, value, []) for key, value in changes.waiting.items()]
         self._append("table", table)
         self._append("waiting", waiting)
         self._append("events", changes.events)
@@ -125,8 +144,8 @@ class Service:
         self.outcomes.update(outcome for _, outcome, _ in changes.outcomes.elements())
 
     def _append(self, name: str, written: list[Written]) -> None:
-        for key, value, timestamp_ms, headers in written:
-            self.topics[name].append(key, value, timestamp_ms or milliseconds(self.now), headers)
+        for key, value, headers in written:
+            self.topics[name].append(key, value, milliseconds(self.now), headers)
         self.topics[name].end += bool(written)  # the control record of the transaction
 
     def restart(self) -> None:
@@ -138,7 +157,9 @@ class Service:
         entries: dict[str, TableEntry] = {key.decode(): changelog.decode_entry(value) for key, value in table.items()}
         newest = {record.key: record.value for record in self.topics["waiting"].records}
         self.lane = self._new_lane()
-        self.lane.restore(entries, [waiting_of(value) for value in newest.values() if value is not None], position)
+        self.lane.restore(
+            entries, [changelog.decode_waiting(value) for value in newest.values() if value is not None], position
+        )
 
     def answer(self, user_id: str) -> None:
         """Let the User Service answer."""
@@ -814,6 +835,21 @@ def came(before_due: timedelta, log: PartitionRecords) -> PartitionRecords:
     return but(log, commands=commands)
 
 
+@pytest.mark.parametrize(
+    ("off_ms", "counts"),
+    [
+        pytest.param(TIME_FAR_MS, {}, id="as far as it may be"),
+        pytest.param(TIME_FAR_MS + 1, {"disorder": 1}, id="a clock that was behind"),
+        pytest.param(-TIME_FAR_MS - 1, {"disorder": 1}, id="a clock that was ahead"),
+    ],
+)
+def test_the_time_in_an_outcome_is_near_the_broker_s(off_ms, counts):
+    log = unpaid_log()
+    created, *others = log.events
+    appended = but(created, timestamp_ms=decode_event(created.value).occurred_at + off_ms)
+    assert check_partition(but(log, events=[appended, *others]), TERMS).counts == counts
+
+
 JUST, NOT = timedelta(milliseconds=1), timedelta(0)
 
 
@@ -852,6 +888,25 @@ def test_an_order_cancels_itself_when_its_payment_is_due(payment_due_s, counts):
 
 def test_a_lane_that_cancels_unpaid_orders_at_once_is_seen():
     assert check_partition(unpaid_log(pay, payment_due_s=0.001), TERMS).counts == {"disorder": 1}
+
+
+@pytest.mark.parametrize(("copied", "counts"), [("a copy", {}), ("another", {"lost": 1})])
+def test_a_copy_of_a_command_that_waits_in_a_full_room_needs_no_outcome(copied, counts):
+    service = Service(1)
+    user_id, order_id = "late-1", ORDERS[0]
+    first = but(create, order_id=order_id, user_id=user_id, actor=SHOP)
+    waiting: list[Command] = [
+        first,
+        *(but(amend, order_id=order_id, command_id=f"a{n}", actor=SHOP) for n in range(31)),
+    ]
+    service.turn([(command.order_id.encode(), encode_json_command(command), ()) for command in waiting])
+    service.now += timedelta(seconds=1)
+    last: Command = first if copied == "a copy" else but(cancel, order_id=order_id, command_id="one-more", actor=SHOP)
+    service.turn([(order_id.encode(), encode_json_command(last), ())])
+    service.topics["rejections"].records.clear()  # that another one is refused is lost
+    service.now += timedelta(seconds=1)
+    service.answer(user_id)
+    assert check_partition(service.end(), TERMS).counts == counts
 
 
 @pytest.mark.parametrize(("may_time_out", "counts"), [
@@ -894,6 +949,122 @@ def test_any_byte_that_is_changed_in_an_event_is_found(seed):
         assert 1 <= sum(found.values()) <= 4, (log.events[place], bytes(said), found)
 
 
+# Whether the partition kept moving
+
+PROMPT_S, HELD_UP_S, BOUND_S = 0.1, 20.0, 5.0
+
+
+def watched_of(log: PartitionRecords, *, held_up_from: float = inf, touches: Sequence[Touch] = ()) -> Watched:
+    """Say when a consumer saw a log: a command a second, an outcome at once, but for 20 s none from `held_up_from` on.
+
+    What waited for its user is seen a minute later.
+    """
+    waited = {waiting_offset(record.key or b"") for record in log.waiting}
+    watched = Watched(BOUND_S, BOUND_S, touches=list(touches))
+    seen = watched.seen[PARTITION]
+    seen.commands = {record.offset: float(record.offset) for record in log.commands}
+    for record in (*log.events, *log.rejections, *log.dead_letters):
+        offset = record.command_offset
+        if offset is not None:
+            decided_s = offset if offset < held_up_from else max(offset, held_up_from + HELD_UP_S)
+            seen.outcomes.append((decided_s + (60.0 if offset in waited else PROMPT_S), offset))
+    seen.outcomes.sort()
+    return watched
+
+
+def liveness_of(log: PartitionRecords, watched: Watched) -> Findings:
+    findings = Findings(PARTITION)
+    check_liveness(log, TERMS, watched, findings)
+    return findings
+
+
+def test_commands_that_are_decided_at_once_leave_no_silence_and_who_waits_for_a_user_makes_none():
+    log = short_log()
+    assert any(waiting_offset(record.key or b"") is not None for record in log.waiting)
+    findings = liveness_of(log, watched_of(log))
+    assert findings.counts == {}
+    assert 0.0 < findings.silence_s <= PROMPT_S + 0.001
+
+
+HERE, ELSEWHERE_ONLY = frozenset({PARTITION}), frozenset({PARTITION + 1})
+
+
+@pytest.mark.parametrize(
+    ("touches", "counts"),
+    [
+        pytest.param([], {"silence": 1}, id="no fault"),
+        pytest.param([Touch(6.0, 6.0, HERE, "kill")], {}, id="its worker was killed"),
+        pytest.param([Touch(6.0, 6.0, None, "broker")], {}, id="a broker was away"),
+        pytest.param([Touch(6.0, 6.0, ELSEWHERE_ONLY, "kill")], {"silence": 1}, id="another worker was killed"),
+        pytest.param([Touch(1.0, 2.0, HERE, "pause")], {"silence": 1}, id="its worker was hit long before"),
+        pytest.param([Touch(1.0, 5.0, HERE, "pause")], {}, id="its worker slept until then"),
+        pytest.param([Touch(90.0, 90.0, HERE, "kill")], {"silence": 1}, id="its worker was hit long after"),
+    ],
+)
+def test_a_silence_is_found_that_no_fault_of_its_partition_explains(touches, counts):
+    log = short_log()
+    findings = liveness_of(log, watched_of(log, held_up_from=5.0, touches=touches))
+    assert findings.counts == counts
+    assert (findings.silence_s > HELD_UP_S) == bool(counts)
+
+
+def served(*seconds: float, running: frozenset[int] = HERE, parked: frozenset[int] = frozenset()) -> list[Served]:
+    return [Served(at_s, running, parked) for at_s in seconds]
+
+
+@pytest.mark.parametrize(
+    ("samples", "times"),
+    [
+        pytest.param(served(1, 2, 6, 7), 0, id="a lane that runs"),
+        pytest.param([*served(1), *served(2, 9, running=frozenset(), parked=HERE)], 0, id="a lane that is parked"),
+        pytest.param([*served(1), *served(2, 5, running=ELSEWHERE_ONLY), *served(6)], 0, id="a takeover in time"),
+        pytest.param([*served(1), *served(2, 6, running=ELSEWHERE_ONLY), *served(7)], 1, id="a takeover too late"),
+        pytest.param([*served(1), *served(2, running=ELSEWHERE_ONLY)], 1, id="a lane that does not run at the end"),
+        pytest.param(served(2, 4, running=frozenset()), 1, id="a lane that never ran"),
+        pytest.param([*served(1, running=frozenset()), *served(9)], 1, id="a lane that ran late"),
+    ],
+)
+def test_a_lane_is_stuck_that_neither_runs_nor_is_parked(samples, times):
+    log = short_log()
+    watched = but(watched_of(log), served=samples)
+    findings = liveness_of(log, watched)
+    assert findings.counts == ({"stuck": times} if times else {})
+    assert verdict_of([but(findings, commands=1)], faults=0, seed=0).is_clean == (times == 0)
+
+
+@pytest.mark.parametrize(
+    ("touches", "times"),
+    [
+        pytest.param([Touch(2.0, 3.0, None, "broker")], 1, id="a broker was away for a moment"),
+        pytest.param([Touch(0.0, 3.0, None, "broker"), Touch(2.0, 9.0, None, "broker")], 0, id="a broker was away"),
+        pytest.param([Touch(3.0, 4.5, None, "broker")] * 2, 1, id="the same time counts once"),
+        pytest.param([Touch(0.0, 9.0, HERE, "pause")], 1, id="its worker slept"),
+    ],
+)
+def test_the_time_without_brokers_does_not_make_a_lane_stuck(touches, times):
+    log = short_log()
+    samples = [*served(1), *served(2, 8, running=frozenset()), *served(8)]
+    findings = liveness_of(log, but(watched_of(log, touches=touches), served=samples))
+    assert findings.counts == ({"stuck": times} if times else {})
+
+
+# Orders of an earlier time
+
+
+@pytest.mark.parametrize(
+    ("value", "counts"),
+    [
+        pytest.param(b"as it was", {}, id="an old order is as it was"),
+        pytest.param(b"otherwise", {"state": 1}, id="an old order has changed"),
+        pytest.param(None, {"state": 1}, id="an old order is gone"),
+    ],
+)
+def test_old_orders_must_stay_in_the_table(value, counts):
+    log = short_log()
+    log.table.append(Record(PARTITION, 10**6, 0, b"old-1", value))
+    assert check_partition(log, but(TERMS, old={b"old-1": b"as it was"})).counts == counts
+
+
 # The verdict
 
 
@@ -902,7 +1073,8 @@ def test_the_verdict_is_one_line_of_all_partitions():
     tampered.events.pop()
     verdict = verdict_of([check_partition(log, TERMS) for log in (honest, tampered)], faults=3, seed=7)
     assert str(verdict) == (
-        "lost=1 duplicate=0 phantom=0 disorder=0 state=0 chain=0 waiting=0 dead=0 commands=34 faults=3 seed=7"
+        "lost=1 duplicate=0 phantom=0 disorder=0 state=0 chain=0 waiting=0 dead=0 silence=0.0 stuck=0"
+        " wrong_answers=0 unseen=0 ended=0 commands=34 faults=3 seed=7"
     )
     assert not verdict.is_clean
     assert verdict_of([check_partition(honest, TERMS)], faults=0, seed=0).is_clean
@@ -946,7 +1118,7 @@ def test_what_lies_behind_an_open_transaction_is_waited_for_and_never_passed_ove
         service.producer.flush(30)
         ends = ends_of(servers, list(names.values()), 1)
         with pytest.raises(TimeoutError, match=rf": {topic} \[1\] at 1 of 3$"):
-            list(read(servers, ends, 1, patience_s=1.0))
+            list(read(servers, ends, 1, patience_s=10.0))
         reading = read(servers, ends, 1)
         assert next(reading).value() == b"before"
         stranger.commit_transaction(30)

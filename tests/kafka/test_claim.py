@@ -1,12 +1,21 @@
 """A claim on a real broker: it sees all that was committed before it, waits for what is open, parks what is lost."""
 
+import asyncio
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 
+from order_service.errors import Fenced
+from order_service.kafka import connection
+from order_service.stream.claim import Claimer
+from order_service.stream.claim_clients import ClaimClients
+from order_service.stream.claim_progress import Places, Progress
+from order_service.stream.producer import TRANSACTION_TIMEOUT_S, claiming
 from order_service.wire.changelog import BARRIER_KEY
 from tests.kafka.test_positions import decide, end, recreate
 from tests.kafka.test_rebalance import hanging
@@ -70,6 +79,70 @@ def test_a_worker_whose_claim_still_waits_ends_when_it_is_told_to(service):
     commands = histories(10)
     decide(service, commands)
     service.check(commands)
+
+
+@contextmanager
+def claim_that_stops(service, after):
+    """Claim partition 1 in a thread of the test, and stop after a step; yields what lets it go on to its end."""
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def stop(step):
+        if step == after:
+            reached.set()
+            assert may_go_on.wait(60)
+
+    async def claim() -> None:
+        arguments = connection(service.settings())
+        clients = ClaimClients(arguments)
+        claimer = Claimer(service.group_id, "late", service.names, arguments, clients, stop)
+        try:
+            await claimer.claim(1, None, Progress(Places(1)))
+        finally:
+            await clients.close()
+
+    def go_on():
+        may_go_on.set()
+        late.result(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(asyncio.run, claim())
+        try:
+            until(lambda: reached.is_set() or late.done(), f"the claim has reached {after}")
+            assert reached.is_set(), late.result()
+            yield go_on
+        finally:
+            may_go_on.set()
+
+
+def test_a_claim_that_was_stopped_for_long_does_not_fence_the_worker_that_has_the_partition_now(service):
+    """It reads the changelog after the next owner has named itself there."""
+    with claim_that_stops(service, after="claim.locked") as go_on:
+        worker = service.start_worker().wait_lanes(4)
+        with pytest.raises(Fenced, match="-claim-1"):
+            go_on()
+    commands = histories(10)
+    service.send(commands)
+    service.wait_outcomes(len(commands))
+    assert worker.wait_ready().lines("The partitions are claimed again.") == []
+    service.check(commands)
+
+
+async def test_a_claim_that_was_stopped_in_the_middle_of_a_transaction_does_not_begin_again(service):
+    """It would take a new lock, read who has the partition now, and fence it."""
+
+    def lock():
+        return claiming(f"{service.group_id}-claim-1", connection(service.settings()), [service.names.table])
+
+    async def claim_late():
+        async with lock() as late:
+            await late.begin()
+            late._begun_at -= 2 * TRANSACTION_TIMEOUT_S
+            async with lock():
+                pass
+            await late.commit(await late.send_all(service.names.table, 1, [(BARRIER_KEY, b"late", [])]))
+
+    with pytest.raises(Fenced, match="-claim-1: this process was stopped for long"):
+        await claim_late()
 
 
 def until_parked(worker):

@@ -16,6 +16,7 @@ from tests.samples import but, create
 from tests.service import header
 
 GZIP = 1
+NOT_LEADER = 6
 CRC_AT, ATTRIBUTES_AT = 17, 21
 """Where a batch of format 2 has its checksum, and where what it covers begins. Source: Kafka protocol guide."""
 
@@ -32,6 +33,11 @@ def batch(records, codec=0):
     return bytes(made)
 
 
+async def _sent(client, topic, partition, request):
+    answer = await client.send(client.cluster.leader_for_partition(TopicPartition(topic, partition)), request)
+    return answer.topics[0][1][0][1]
+
+
 async def produce(service, partition, made):
     client = AIOKafkaClient(bootstrap_servers=service.bootstrap_servers)
     await client.bootstrap()
@@ -39,9 +45,10 @@ async def produce(service, partition, made):
         await client.set_topics([service.names.commands])
         place = [(service.names.commands, [(partition, made)])]
         request = ProduceRequest(transactional_id=None, required_acks=-1, timeout=10_000, topics=place)
-        leader = client.cluster.leader_for_partition(TopicPartition(service.names.commands, partition))
-        answer = await client.send(leader, request)
-        assert answer.topics[0][1][0][1] == 0, "Kafka takes the batch"
+        async with asyncio.timeout(30):
+            while (error := await _sent(client, service.names.commands, partition, request)) == NOT_LEADER:
+                await client.force_metadata_update()  # the topic is young
+        assert error == 0, "Kafka takes the batch"
     finally:
         await client.close()
 

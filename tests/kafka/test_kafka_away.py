@@ -1,29 +1,25 @@
 """Kafka is not there yet, goes away, and comes back: a worker waits or ends, and nothing is lost or doubled."""
 
+import asyncio
 import signal
+from types import SimpleNamespace
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import NodeNotReadyError, TopicAuthorizationFailedError
 from confluent_kafka import Producer
 
 from order_service.embedded.broker import free_port
 from order_service.errors import KafkaAwayError
-from order_service.kafka import ask_admin
+from order_service.kafka import Consumer, ask_admin
 from order_service.settings import Settings
-from tests.broker import running_broker
 from tests.faults.cluster import Cluster
 from tests.faults.proxy import Api
 from tests.samples import create
 from tests.service import Service, histories, until
 
 STUCK = 12
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory):
-    with running_broker(tmp_path_factory.mktemp("own-kafka")) as own:
-        yield own
 
 
 @pytest.fixture
@@ -153,3 +149,25 @@ def test_a_worker_that_loses_kafka_again_and_again_while_it_begins_begins_in_the
         behind.send(commands)
         behind.wait_outcomes(len(commands))
         behind.check(commands)
+
+
+async def test_a_consumer_stops_where_a_fetch_has_just_failed():
+    """aiokafka's own `stop` raises CancelledError then: it would end a subscriber that nobody has told to end."""
+    has_failed, is_closed = asyncio.Event(), asyncio.Event()
+
+    async def fail(*_):
+        has_failed.set()
+        raise NodeNotReadyError
+
+    async def close():
+        is_closed.set()
+
+    consumer = Consumer(bootstrap_servers=f"127.0.0.1:{free_port()}")
+    consumer._client.send, consumer._client.close = fail, close
+    fetcher = consumer._fetcher = Fetcher(consumer._client, consumer._subscription, retry_backoff_ms=60_000)
+    await asyncio.sleep(0)  # its routine begins by cancelling what it has not begun
+    fetcher._pending_tasks.add(asyncio.ensure_future(fetcher._proc_fetch_request(None, 1, SimpleNamespace(topics=[]))))
+    async with asyncio.timeout(10):
+        await has_failed.wait()
+        await consumer.stop()
+    assert is_closed.is_set()

@@ -9,7 +9,9 @@ from typing import Any
 from confluent_kafka import Producer
 
 from order_service.domain.answer import UserCheck, payment_timeout
+from order_service.registry import Ids
 from order_service.settings import Settings
+from order_service.stream.clock import Clock
 from order_service.stream.lane import Lane, LanePolicy
 from order_service.stream.topics import topic_names
 from order_service.stream.worker import Assignment, Context
@@ -105,8 +107,8 @@ async def test_however_long_a_lane_is_behind_one_question_at_a_time_asks_how_far
     nobody: Any = None
     settings = Settings(payment_due_s=1)
     servers = {"bootstrap_servers": "127.0.0.1:1"}
-    context = Context(settings, topic_names(), servers, unread, nobody, print, lambda _step: None)
-    assignment = Assignment(context, {0}, None, nobody)
+    context = Context(settings, topic_names(), servers, unread, nobody, Ids(None), print, Clock(60), lambda _step: None)
+    assignment = Assignment(context, {0}, nobody, nobody, nobody)
     assignment.inbox.open(0)
     assignment.lanes[0] = lane
     watching = asyncio.create_task(assignment._watch_payments())

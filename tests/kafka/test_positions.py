@@ -37,7 +37,7 @@ def group_at(service, offset):
         TopicPartition(service.names.commands, partition, ends[partition] if offset == OFFSET_END else 0)
         for partition in range(4)
     ]
-    request = ConsumerGroupTopicPartitions(service.app_id, places)
+    request = ConsumerGroupTopicPartitions(service.group_id, places)
     for future in service.kafka.alter_consumer_group_offsets([request]).values():
         future.result(30)
 
@@ -73,7 +73,7 @@ def test_what_the_group_has_committed_does_not_matter(service, offset):
     decide(service, commands[:75])
     service.send(commands[75:])  # while no worker runs
     if offset is None:
-        service.kafka.delete_consumer_groups([service.app_id])[service.app_id].result(30)
+        service.kafka.delete_consumer_groups([service.group_id])[service.group_id].result(30)
     else:
         group_at(service, offset)
     service.start_worker()
@@ -100,7 +100,7 @@ def test_a_recreated_commands_topic_that_has_as_many_commands_again_parks_its_la
     service.send(histories(20))
     worker = service.start_worker()
     until(lambda: worker.lanes("parked") == 4, "all lanes are parked")
-    assert worker.faults().count("is not the one that was decided") == 4
+    assert worker.faults().count("has another time than the one that was decided") == 4
     end(worker)
     service.check(commands)
 

@@ -77,7 +77,7 @@ def places(service):
 
 def group_offsets(service):
     """Read the offsets that lag monitors see."""
-    request = [ConsumerGroupTopicPartitions(service.app_id, places(service))]
+    request = [ConsumerGroupTopicPartitions(service.group_id, places(service))]
     [future] = service.kafka.list_consumer_group_offsets(request).values()
     return [place.offset for place in future.result(30).topic_partitions]
 

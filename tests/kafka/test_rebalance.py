@@ -54,12 +54,22 @@ def test_lanes_that_stay_are_kept(service):
     service.check(commands)
 
 
+def has_written_its_positions(service):
+    """Return whether the newest position of each partition knows the last batch of events, so that no other follows."""
+    batches: dict[int, dict[int, int]] = {}
+    for event in service.read(service.names.events):  # the events of a batch have one append time
+        batches.setdefault(event.partition(), {}).setdefault(event.timestamp()[1], event.offset())
+    positions = service.positions()
+    return all(positions[partition].ends.events > max(firsts.values()) for partition, firsts in batches.items())
+
+
 def test_a_lane_that_another_worker_changed_without_moving_its_position_is_not_kept(service):
     creates = [but(create, order_id=f"order-{n}", command_id=f"create-{n}", actor=SHOP) for n in range(20)]
     payments = [but(pay, order_id=f"order-{n}", command_id=f"pay-{n}") for n in range(20)]
     sleeper = service.start_worker().wait_lanes(4)
     service.send(creates)
     service.wait_outcomes(20)
+    until(lambda: has_written_its_positions(service), "the sleeper has nothing left to write")
     sleeper.send(signal.SIGSTOP)
     other = service.start_worker(ORDERS_PAYMENT_DUE_S="1")
     service.wait_outcomes(40)  # its timers have cancelled all orders

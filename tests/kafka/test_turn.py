@@ -6,21 +6,12 @@ from typing import Any
 import pytest
 from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.transaction import EndTxnRequest
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from order_service.errors import Fenced, Stuck
 from order_service.kafka import connection
 from order_service.stream.producer import fence, started
 from tests.samples import SHOP, but, create
-from tests.service import histories
-
-
-def limit_events(service, max_bytes):
-    """Set what a record of the events topic may have."""
-    entry = ConfigEntry("max.message.bytes", str(max_bytes), incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, service.names.events, incremental_configs=[entry])
-    for future in service.kafka.incremental_alter_configs([resource]).values():
-        future.result(30)
+from tests.service import histories, until
 
 
 def test_a_record_that_the_broker_refuses_commits_nothing(service):
@@ -30,13 +21,14 @@ def test_a_record_that_the_broker_refuses_commits_nothing(service):
     service.send(first)
     service.wait_outcomes(1)
     before = service.positions()
-    limit_events(service, 4096)
+    service.configure_events("max.message.bytes", 4096)
     service.send(large)
-    assert worker.wait_ended() == 12
-    assert "MessageSizeTooLarge" in worker.lines("This worker ends.")[0]["reason"]
+    until(lambda: "MessageSizeTooLarge" in worker.faults(), "the lane is parked")
     assert service.positions() == before
     service.check(first)
-    limit_events(service, 4 * 1024 * 1024)
+    service.configure_events("max.message.bytes", 4 * 1024 * 1024)
+    worker.send(signal.SIGTERM)
+    assert worker.wait_ended() == 0
     service.start_worker()
     service.wait_outcomes(2)
     service.check(first + large)
@@ -74,7 +66,7 @@ async def test_an_end_whose_answer_was_lost_ends_the_process(service):
     async with started(f"{service.app_id}-worker", connection(service.settings())) as producer:
         lose_the_answer_to_the_first_end(producer)
         await producer.begin()
-        sent = await producer.send_all(service.names.dead_letters, 0, [(b"order-1", b"{}", None, [])])
+        sent = await producer.send_all(service.names.dead_letters, 0, [(b"order-1", b"{}", [])])
         with pytest.raises(Stuck, match="sent twice"):
             await producer.commit(sent)
 
@@ -83,14 +75,14 @@ async def test_what_a_fenced_producer_raises_is_named(service):
     own = connection(service.settings())
     async with started(f"{service.app_id}-worker", own) as producer:
         await producer.begin()
-        sent = await producer.send_all(service.names.dead_letters, 0, [(b"order-1", b"{}", None, [])])
+        sent = await producer.send_all(service.names.dead_letters, 0, [(b"order-1", b"{}", [])])
         await producer.arrive(sent)
         await fence(producer.transactional_id, own)
-        sent = await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", None, [])])
+        sent = await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", [])])
         with pytest.raises(Fenced):
             await producer.arrive(sent)
         with pytest.raises(Fenced):
-            await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", None, [])])
+            await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", [])])
     assert service.dead_letters() == []
 
 

@@ -6,15 +6,19 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from aiokafka.structs import ConsumerRecord
 from pydantic import SecretStr
 
 from order_service.embedded.broker import free_port
 from order_service.errors import RegistryAwayError, SchemaError
+from order_service.reading import Reader
 from order_service.registry import Ids, Policy, SchemaRegistry, adopt, adopt_when_it_answers
 from order_service.settings import Settings
 from order_service.stream.topics import topic_names
 from order_service.wire.schemas import load
 
+TRIES = 2
+"""Of the client that has little patience, below."""
 VALUE = b"\0\0\0\0\7rest"
 
 
@@ -103,18 +107,48 @@ async def test_an_id_that_is_another_s_is_refused():
         catalogue.adopt("OrderPaid.v1.avsc", catalogue.of_file("OrderShipped.v1.avsc").id)
 
 
-async def test_who_is_in_a_hurry_asks_once_and_goes_on():
+async def test_a_registry_that_is_away_for_too_long_is_asked_once_more_for_each_new_id():
     asked = []
 
     async def answer(request):
         asked.append(request.path)
         await asyncio.Event().wait()
 
-    async with server(answer) as url, Ids(quick(url), load()) as ids:
-        await ids.learn_in_a_hurry([VALUE])
-        first = len(asked)
-        await ids.learn_in_a_hurry([VALUE])
-        assert len(asked) == first > 0
+    async with server(answer) as url, Ids(quick(url), load(), patience_s=0) as ids:
+        await ids.learn_patiently([VALUE])
+        assert len(asked) == TRIES
+        assert ids.are_known([VALUE])
+        await ids.learn_patiently([VALUE, b"\0\0\0\0\x08rest"])
+        assert len(asked) == 2 * TRIES
+
+
+async def test_an_id_that_the_registry_refuses_makes_no_other_id_unknown():
+    catalogue = load()
+    text = catalogue.of_file("CreateOrder.v1.avsc").text
+
+    async def answer(request):
+        return web.Response(status=500) if request.path.endswith("/7") else web.json_response({"schema": text})
+
+    async with server(answer) as url, Ids(quick(url), catalogue, patience_s=0) as ids:
+        await ids.learn_patiently([VALUE])
+        await ids.learn_patiently([b"\0\0\0\0\x08rest"])
+    assert {7, 8} & catalogue.by_id.keys() == {8}
+
+
+async def test_a_registry_that_is_away_for_a_moment_is_asked_again():
+    asked = []
+
+    async def answer(request):
+        asked.append(request.path)
+        return web.Response(status=503) if len(asked) < 3 else web.json_response({"schema": text})
+
+    catalogue = load()
+    text = catalogue.of_file("CreateOrder.v1.avsc").text
+    async with server(answer) as url, Ids(quick(url), catalogue) as ids:
+        assert not ids.are_known([VALUE])
+        await ids.learn_patiently([VALUE])
+        assert ids.are_known([VALUE])
+    assert (len(asked), 7 in catalogue.by_id) == (3, True)
 
 
 async def test_many_unknown_ids_do_not_make_the_registry_silent():
@@ -126,9 +160,9 @@ async def test_many_unknown_ids_do_not_make_the_registry_silent():
         return web.Response(status=404, text='{"error_code": 40403}')
 
     async with server(answer) as url, Ids(quick(url), load()) as ids:
-        await ids.learn_in_a_hurry([b"\0" + number.to_bytes(4, "big") for number in (*range(1, 201), 0, 2**31)])
+        await ids.learn_patiently([b"\0" + number.to_bytes(4, "big") for number in (*range(1, 201), 0, 2**31)])
         assert len(asked) == 200
-        await ids.learn_in_a_hurry([b"\0" + (201).to_bytes(4, "big")])
+        await ids.learn_patiently([b"\0" + (201).to_bytes(4, "big")])
         assert len(asked) == 201
 
 
@@ -176,3 +210,14 @@ async def test_who_waits_is_told_each_reason_once():
 def test_an_address_that_cannot_be_used_is_refused(url):
     with pytest.raises(ValueError, match="schema_registry_url"):
         Settings(schema_registry_url=url)
+
+
+async def test_a_reader_that_looks_ids_up_by_itself_is_told_why_it_cannot():
+    record = ConsumerRecord(topic_names().events, 0, 0, 0, 0, b"order-1", VALUE, None, 0, 0, ())
+    reader = Reader(Settings(schema_registry_url=f"http://127.0.0.1:{free_port()}"))
+    try:
+        async with reader._ids:
+            away = await reader.look_up([record])
+    finally:
+        await reader._consumer.stop()
+    assert "no schema registry answers at" in str(away)

@@ -1,6 +1,7 @@
 """The service with a real registry: turned on later, silent at the wrong time, and asked about what is none of ours."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -80,18 +81,26 @@ def test_a_registry_that_is_turned_on_later_leaves_the_old_log_readable(service,
     assert {schema_id_of(one) < FIRST_ID for one in service.read(service.names.rejections)} == {True}
 
 
-def test_a_registry_that_falls_silent_stops_no_worker(service, apicurio, with_registry):
-    """It goes on with what it knows; what it cannot look up is a dead letter, whole, and nobody else waits for long."""
+def test_a_registry_that_falls_silent_for_a_moment_holds_only_the_partitions_that_need_it(
+    service, foreign, apicurio, with_registry
+):
+    """A command by an id that the worker never met waits for the registry, and so does garbage that looks like one."""
     worker = service.start_worker(**with_registry).wait_ready()
     service.send(created(range(3)))
     service.wait_outcomes(3)
+    value = create_by_a_foreign_id(service, foreign, command_id="foreign", order_id="foreign")
+    held = service.partition_of("foreign")
+    others = [command for command in created(range(3, 40)) if service.partition_of(command.order_id) != held]
     with apicurio.silent():
-        unknown = [(f"odd-{number}", prefix_of(5_000 + number) + b"?") for number in range(50)]
-        service.send([*created(range(3, 6)), *unknown, *cancelled(range(6))])
-        service.wait_outcomes(62)
-        assert worker.is_ready()
-    assert len(service.read(service.names.events)) == 12
+        garbage = [("foreign", prefix_of(5_000 + number) + b"?") for number in range(50)]
+        service.send([("foreign", value), *garbage, *others])
+        service.wait_outcomes(3 + len(others))
+        assert f"partition {held} waits for the schema registry" in worker.faults()
+        assert service.outcome_count() == 3 + len(others)
+    service.wait_outcomes(3 + len(others) + 51)
+    assert b"foreign" in {event.key() for event in service.read(service.names.events)}
     assert {dict(letter.headers())["dl_reason"] for letter in service.dead_letters()} == {b"unknown_schema"}
+    until(worker.is_ready, "it is ready again")
 
 
 def test_a_worker_that_begins_without_the_registry_waits_and_says_so(service, apicurio, with_registry):
@@ -118,18 +127,20 @@ def test_views_wait_for_what_they_cannot_read_yet(service, apicurio, with_regist
     with apicurio.silent():
         service.send(created(range(2)))
         service.wait_outcomes(2)
-        until(lambda: "the views get older: the schema registry" in projector.faults(), "it says what it waits for")
+        until(
+            lambda: re.search("is stopped at offset 0: .*schema registry", projector.faults()),
+            "it says what it waits for",
+        )
     projector.wait_ready()
     until(lambda: events_in(views) == 2, "the views hold what came meanwhile")
 
 
-def test_commands_by_ids_that_the_worker_never_met(service, foreign, with_registry):
-    """One of our schemas under a subject of its producer's own is a command; a recursive one is a dead letter."""
-    worker = service.start_worker(**with_registry).wait_ready()
-    fields = [{name: value for name, value in field.items() if name != "doc"} for field in CREATE.avro["fields"]]
-    theirs = json.dumps(CREATE.avro | {"fields": fields, "doc": service.app_id})
+def create_by_a_foreign_id(service, foreign, **fields):
+    """Encode a create by our schema without its texts, which a registry gives an id of its own."""
+    plain = [{name: value for name, value in field.items() if name != "doc"} for field in CREATE.avro["fields"]]
+    theirs = json.dumps(CREATE.avro | {"fields": plain, "doc": service.app_id})
     serialize = AvroSerializer(foreign, theirs, lambda command, _: command)
-    value = serialize(
+    return serialize(
         {
             "command_id": "create-1",
             "order_id": "order-1",
@@ -138,9 +149,29 @@ def test_commands_by_ids_that_the_worker_never_met(service, foreign, with_regist
             "currency": "EUR",
             "lines": [{"sku": "mug", "quantity": 1, "unit_price": 100}],
             "metadata": {},
+            **fields,
         },
         SerializationContext(service.names.commands, MessageField.VALUE),
     )
+
+
+def test_a_waiting_create_is_decided_by_a_worker_that_never_met_its_schema_id(service, foreign, with_registry):
+    first = service.start_worker(**with_registry).wait_ready()
+    slow = {"user_id": "slow-600000-dana", "actor": "user:slow-600000-dana"}
+    service.send([("order-1", create_by_a_foreign_id(service, foreign, **slow))])
+    until(service.waiting, "the create waits")
+    first.send(signal.SIGKILL)
+    first.wait_ended()
+    heir = service.start_worker(ORDERS_USER_DEADLINE_S="1").wait_ready()
+    service.wait_outcomes(1)
+    assert [rejection.reason for rejection in service.rejections()] == ["user_check_timed_out"]
+    assert heir.process.poll() is None
+
+
+def test_commands_by_ids_that_the_worker_never_met(service, foreign, with_registry):
+    """One of our schemas under a subject of its producer's own is a command; a recursive one is a dead letter."""
+    worker = service.start_worker(**with_registry).wait_ready()
+    value = create_by_a_foreign_id(service, foreign)
     recursive = foreign.register_schema(f"{service.names.commands}-list", Schema(json.dumps(LIST), "AVRO"))
     service.send([("order-1", value), ("order-1", prefix_of(recursive) + b"\2" * 10_000 + b"\0")])
     service.wait_outcomes(2)

@@ -85,6 +85,29 @@ async def test_a_command_that_is_refused_twice_is_answered_from_history(orders):
     assert await orders.send(pay_order(order_id, amount=1)) == Refused(first.seen, repeated=True)
 
 
+async def test_a_refusal_that_no_order_remembers_is_the_answer_of_its_own_copy_only(orders):
+    order_id = next(ids)
+    payment = pay_order(order_id)
+    refused = await orders.send(payment)
+    assert (refused.reason, refused.repeated) == (Reason.ORDER_NOT_FOUND, False)
+    assert isinstance(await orders.send(create_order(order_id)), Accepted)
+    accepted = await orders.send(payment)
+    assert isinstance(accepted, Accepted)
+    assert (accepted.event.command_id, accepted.repeated) == (payment.command_id, False)
+    assert refused.seen.command_offset < accepted.seen.command_offset
+
+
+async def test_copies_before_and_after_an_order_is_created_each_have_their_own_outcome(orders):
+    for order_id in [next(ids) for _ in range(10)]:
+        payment = pay_order(order_id)
+        copies = [orders.send(command) for command in (payment, create_order(order_id), payment)]
+        before, _, after = await asyncio.gather(*copies)
+        assert isinstance(before, Refused)
+        assert before.reason is Reason.ORDER_NOT_FOUND
+        assert isinstance(after, Accepted)
+        assert (before.repeated, after.repeated) == (False, False)
+
+
 async def test_copies_that_are_sent_at_once_are_one(orders):
     order_id = next(ids)
     outcomes = await asyncio.gather(*[orders.send(create_order(order_id)) for _ in range(5)])

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from order_service.domain.answer import MAX_REFUSED, Entry, UserCheck, after_event, after_rejection, answer
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import RunLost
-from order_service.stream.claim import _waiting as waiting_of
 from order_service.stream.inbox import Run
 from order_service.stream.lane import Lane, LanePolicy
 from order_service.stream.waiting import MAX_PER_ORDER
 from order_service.stream.worker import _decoded
 from order_service.wire import avro
-from order_service.wire.changelog import Position
+from order_service.wire.changelog import Position, decode_waiting
 from order_service.wire.commands import encode_json_command
 from tests.samples import LATER, NOW, ORDER_ID, USER_ID, amend, but, cancel, create, deliver, pay, ship
 
@@ -61,14 +60,14 @@ class World:
         self.known.clear()
         self.asked.clear()
         self.lane = Lane(0, self.lane.policy, self.known.get, self.asked.append)
-        waiting = [waiting_of(value) for value in log.waiting.values()]
+        waiting = [decode_waiting(value) for value in log.waiting.values()]
         self.lane.restore(dict(log.table), waiting, Position(log.next_offset, "owner", log.next_offset, None))
         self.asked += self.lane.room.users()
 
     def changes(self):
         changes = self.lane.take_changes()
-        self.outcomes += [avro.decode_event(value or b"") for _, value, _, _ in changes.events]
-        self.outcomes += [avro.decode_rejection(value or b"") for _, value, _, _ in changes.rejections]
+        self.outcomes += [avro.decode_event(value or b"") for _, value, _ in changes.events]
+        self.outcomes += [avro.decode_rejection(value or b"") for _, value, _ in changes.rejections]
         return changes
 
     def answers(self):
@@ -128,7 +127,7 @@ def test_a_key_that_is_not_the_orders_makes_a_dead_letter_also_for_an_order_that
     for expected in (0, 1):
         world.lane.decide([_decoded(world.record(encode_json_command(create), key, (("trace", b"1"),)))], NOW)
         changes = world.changes()
-        [(letter_key, value, _, headers)] = changes.dead_letters
+        [(letter_key, value, headers)] = changes.dead_letters
         assert (letter_key, value) == (key, encode_json_command(create))
         assert (b"trace", b"1") in [(name.removeprefix("orig_").encode(), found) for name, found in headers]
         assert len(world.outcomes) == expected
@@ -183,6 +182,19 @@ def test_at_most_32_commands_of_an_order_wait_and_others_are_not_concerned():
     assert len(world.lane.room) == MAX_PER_ORDER + 1
 
 
+def test_a_copy_of_a_waiting_command_is_a_repeat_where_the_room_is_full():
+    world = World()
+    waiting = [create, *(but(amend, command_id=f"amend-{n}") for n in range(MAX_PER_ORDER - 1))]
+    world.send(*waiting)
+    changes = world.send(create, waiting[-1])
+    assert (world.outcomes, changes.outcomes) == (
+        [],
+        {("CreateOrder", "repeated", ""): 1, ("AmendOrder", "repeated", ""): 1},
+    )
+    world.send(but(waiting[-1], discount=1))
+    assert world.answers() == {waiting[-1].command_id: "too_many_waiting"}
+
+
 def test_a_deadline_of_the_user_check_passes_and_the_rest_is_decided():
     world = World(LanePolicy(partition_count=1, commands_topic="commands", user_deadline_s=60))
     world.send(create, amend)
@@ -206,7 +218,7 @@ def test_a_restart_keeps_what_waits_and_does_not_extend_its_deadline():
     world = World(policy)
     records = [value for value in world.send(create, amend).waiting.values() if value is not None]
     again = World(policy)
-    again.lane.restore({}, [waiting_of(value) for value in reversed(records)], Position(2, "owner", 2, 7))
+    again.lane.restore({}, [decode_waiting(value) for value in reversed(records)], Position(2, "owner", 2, 7))
     assert [again.lane.next_offset, *again.lane.room.users()] == [2, USER_ID]
     again.settle(NOW + timedelta(seconds=61))
     assert again.answers() == {"create-1": "user_check_timed_out", "amend-1": "order_not_found"}
@@ -225,10 +237,10 @@ def test_an_event_names_the_trace_of_its_command_however_long_that_waited(header
     record = at_once.record(encode_json_command(create), ORDER_ID.encode(), headers)
     at_once.lane.decide([_decoded(record)], NOW)
     later.lane.decide([_decoded(record)], NOW)
-    kept = [waiting_of(value or b"") for value in later.changes().waiting.values()]
+    kept = [decode_waiting(value or b"") for value in later.changes().waiting.values()]
     restarted.lane.restore({}, kept, Position(1, "owner", 1, 7))
     for changes in (at_once.changes(), *(world.learn(USER_ID, UserCheck.ACTIVE) for world in (later, restarted))):
-        [(_, _, _, made)] = changes.events
+        [(_, _, made)] = changes.events
         assert dict(made).get("traceparent") == trace
         assert (made.count(("command_offset", b"0")), len(changes.rejections)) == (1, 0)
 
@@ -310,6 +322,19 @@ def test_the_timers_come_back_from_the_table():
     assert again.lane.due_orders(LATER) == [ORDER_ID]
 
 
+def test_an_order_of_a_worker_whose_clock_was_ahead_is_decided_on_and_its_time_stands_until_the_clock_is_there():
+    ahead = NOW + timedelta(hours=2)
+    entries = knowing().send(create, now=ahead).table
+    world = knowing()
+    world.lane.restore(entries, [], Position(0, "owner", 0, None))
+    assert world.send(pay, now=NOW).table[ORDER_ID].changed_at == ahead
+    assert world.send(ship, now=NOW + timedelta(minutes=1)).table[ORDER_ID].changed_at == ahead
+    later = ahead + timedelta(minutes=1)
+    assert world.send(deliver, now=later).table[ORDER_ID].changed_at == later
+    assert [event.version for event in world.outcomes] == [2, 3, 4]
+    assert [event.occurred_at for event in world.outcomes] == [ahead, ahead, later]
+
+
 ORDERS = ("o-1", "o-2", "o-3")
 CHECKS = {"u-1": UserCheck.ACTIVE, "u-2": UserCheck.NOT_FOUND, "u-3": UserCheck.NOT_ACTIVE}
 users = st.sampled_from(sorted(CHECKS))
@@ -359,8 +384,8 @@ class Log:
             del self.waiting[key]  # a tombstone without its record is an error
         self.next_offset = changes.next_offset
         outcomes: list[tuple[Any, Any]] = [
-            *((avro.decode_event(value or b""), headers) for _, value, _, headers in changes.events),
-            *((avro.decode_rejection(value or b""), headers) for _, value, _, headers in changes.rejections),
+            *((avro.decode_event(value or b""), headers) for _, value, headers in changes.events),
+            *((avro.decode_rejection(value or b""), headers) for _, value, headers in changes.rejections),
         ]
         for outcome, headers in sorted(outcomes, key=lambda found: offset_of(found[1])):
             said = outcome.version if isinstance(outcome, Event) else outcome.reason

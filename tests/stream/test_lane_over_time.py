@@ -138,8 +138,8 @@ class Lived:
     def _write(self, changes):
         self.log.write(changes)
         found: list[tuple[int, Any]] = [
-            *((offset_of(headers), avro.decode_event(value or b"")) for _, value, _, headers in changes.events),
-            *((offset_of(headers), avro.decode_rejection(value or b"")) for _, value, _, headers in changes.rejections),
+            *((offset_of(headers), avro.decode_event(value or b"")) for _, value, headers in changes.events),
+            *((offset_of(headers), avro.decode_rejection(value or b"")) for _, value, headers in changes.rejections),
         ]
         for offset, outcome in sorted(found, key=lambda made: made[0]):
             self.made[outcome.order_id].append((offset, outcome))

@@ -7,6 +7,8 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from order_service.domain.answer import UserCheck
+from order_service.errors import HistoryError
+from order_service.stream.clock import Clock
 from order_service.stream.inbox import Inbox
 from order_service.stream.lane import Lane, LanePolicy
 from order_service.stream.topics import topic_names
@@ -27,6 +29,10 @@ class Written:
 
     def __init__(self):
         self.records = []
+        self.away = {}
+
+    def unavailable(self):
+        return self.away
 
     async def begin(self):
         pass
@@ -60,13 +66,54 @@ def lane_with(partition, entries):
     return lane
 
 
+class BrokenLane(Lane):
+    """A lane that one of its commands breaks."""
+
+    def decide(self, received, now):
+        super().decide(received, now)
+        raise HistoryError("version 3 of an order cannot follow on version 1")
+
+
+def turns_over(lanes, written, step, park=lambda *_: None) -> tuple[TurnTaker, Inbox]:
+    """Make what takes turns over these lanes, and the inbox that it takes from."""
+    inbox = Inbox(lambda _partition: None, lambda _partition: None)
+    turns = TurnTaker(
+        written, NAMES, inbox, turn_s=0.001, clock=Clock(60), end_of=lambda _partition: 0, park=park, step=step
+    )
+    for lane in lanes:
+        inbox.open(lane.partition)
+        turns.lanes[lane.partition] = lane
+    turns.wake()
+    return turns, inbox
+
+
+async def test_a_lane_that_cannot_decide_parks_and_the_others_go_on():
+    broken = BrokenLane(1, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
+    whole = lane_with(0, {})
+    written: Any = Written()
+    parked = []
+
+    def park(partition, _reason, error):
+        parked.append((partition, type(error)))
+        del turns.lanes[partition]
+
+    turns: TurnTaker
+
+    def step(name):
+        if name == "turn.committed":
+            turns.stop()
+
+    turns, inbox = turns_over([broken, whole], written, step, park)
+    inbox.put(0, [received(create, 0, 0)])
+    inbox.put(1, [received(create, 0, 1)])
+    async with asyncio.timeout(5):
+        await turns.run()
+    assert parked == [(1, HistoryError)]
+    assert (written.facts(0), written.facts(1)) == (["OrderCreated"], [])
+
+
 async def test_an_order_that_gets_due_within_a_turn_is_not_cancelled_before_its_payment_in_that_turn():
     long, short = lane_with(0, {}), lane_with(1, {ORDER_ID: entry_after([create])})
-    inbox = Inbox(lambda _partition: None, lambda _partition: None)
-    inbox.open(0)
-    inbox.open(1)
-    inbox.put(0, [received(but(create, command_id=f"create-{n}"), n, 0) for n in range(AT_A_TIME + 1)])
-    inbox.put(1, [received(pay, 0, 1)])
     written: Any = Written()
 
     def step(name):
@@ -75,9 +122,33 @@ async def test_an_order_that_gets_due_within_a_turn_is_not_cancelled_before_its_
         if name == "turn.committed":
             turns.stop()
 
-    turns = TurnTaker(written, NAMES, inbox, turn_s=0.001, end_of=lambda _partition: 0, step=step)
-    turns.lanes.update({0: long, 1: short})
-    turns.wake()
+    turns: TurnTaker
+    turns, inbox = turns_over([long, short], written, step)
+    inbox.put(0, [received(but(create, command_id=f"create-{n}"), n, 0) for n in range(AT_A_TIME + 1)])
+    inbox.put(1, [received(pay, 0, 1)])
     async with asyncio.timeout(5):
         await turns.run()
     assert written.facts(1) == ["OrderPaid"]
+
+
+async def test_a_lane_whose_topics_cannot_be_written_to_is_left_out_until_they_can():
+    lanes = [lane_with(0, {}), lane_with(1, {ORDER_ID: entry_after([create])})]
+    written: Any = Written()
+    written.away = {1: "orders.events.v1-1 has no leader"}
+    commits = []
+
+    def step(name):
+        if name == "turn.committed":
+            commits.append((written.facts(0), written.facts(1)))
+            written.away = {}
+            if len(commits) == 2:
+                turns.stop()
+
+    turns: TurnTaker
+    turns, inbox = turns_over(lanes, written, step)
+    inbox.put(0, [received(create, 0, 0)])
+    inbox.put(1, [received(pay, 0, 1)])
+    turns.cancel_unpaid(1, [ORDER_ID])
+    async with asyncio.timeout(5):
+        await turns.run()
+    assert commits == [(["OrderCreated"], []), (["OrderCreated"], ["OrderCancelled"])]

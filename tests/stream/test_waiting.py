@@ -3,7 +3,8 @@
 from datetime import timedelta
 
 from order_service.domain.answer import UserCheck
-from order_service.stream.waiting import OLD_DEADLINES, Waiting, WaitingRoom
+from order_service.stream.waiting import OLD_DEADLINES, WaitingRoom
+from order_service.wire.changelog import WaitingCommand
 from tests.samples import NOW, amend, but, create
 
 ACTIVE = UserCheck.ACTIVE
@@ -13,8 +14,8 @@ SECOND = timedelta(seconds=1)
 def wait(room, number, user_id="dana", now=NOW):
     """Let a create wait, and a command behind it."""
     order_id = f"order-{number}"
-    room.add(Waiting(but(create, order_id=order_id, user_id=user_id), 2 * number, now, None))
-    room.add(Waiting(but(amend, order_id=order_id), 2 * number + 1, now, None))
+    room.add(WaitingCommand(but(create, order_id=order_id, user_id=user_id), 2 * number, now, None))
+    room.add(WaitingCommand(but(amend, order_id=order_id), 2 * number + 1, now, None))
     return order_id
 
 

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from order_service.domain.answer import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.settings import Settings
+from order_service.stream.asking import Asking
 from order_service.users.breaker import Breaker, Refusals, State
 from order_service.users.client import BODY_MAX, Policy, UserClient
 from order_service.users.stub import Mode
@@ -144,6 +145,23 @@ async def test_anything_else_is_no_answer(open_client, bytes_server, answer):
     async with bytes_server(answer) as (url, heads):
         await no_answer(await open_client(url=url), "ann")
         assert 1 <= len(heads) <= 3
+
+
+@pytest.mark.parametrize(
+    ("value", "check"),
+    [
+        (b'"ACTIVE"', UserCheck.ACTIVE),
+        (b'"Active"', UserCheck.ACTIVE),
+        (b"true", UserCheck.ACTIVE),
+        (b'"INACTIVE"', UserCheck.NOT_ACTIVE),
+        (b'" active"', UserCheck.NOT_ACTIVE),
+        (b'"true"', UserCheck.NOT_ACTIVE),
+        (b"false", UserCheck.NOT_ACTIVE),
+    ],
+)
+async def test_a_status_is_read_whatever_its_case_and_true_is_active(open_client, bytes_server, value, check):
+    async with bytes_server(ok(b'{"status": %s}' % value)) as (url, _):
+        assert await (await open_client(url=url)).check("ann") is check
 
 
 async def test_a_body_of_just_the_limit_is_read(open_client, bytes_server):
@@ -301,12 +319,12 @@ async def test_asking_again_takes_a_quarter_of_the_slots_and_leaves_the_rest(ope
 
 
 async def test_a_few_users_that_hang_delay_nobody_else(open_client, stub):
-    users = await open_client(concurrency=32, total_s=1.0, probe_every_s=2.0)
+    users = await open_client(concurrency=32, total_s=10.0, probe_every_s=11.0)
     hanging = [asyncio.create_task(users.check(f"slow-60000-{n}")) for n in range(10)]
-    async with asyncio.timeout(5):
-        checks = await asyncio.gather(*(users.check(f"u{n}") for n in range(500)))
+    checks = await asyncio.gather(*(users.check(f"u{n}") for n in range(500)))
     assert set(checks) == {UserCheck.ACTIVE}
     assert users.breaker is State.CLOSED
+    assert not any(task.done() for task in hanging)
     answers = await asyncio.gather(*hanging, return_exceptions=True)
     assert all(isinstance(answer, UserServiceUnavailable) for answer in answers)
 
@@ -411,6 +429,72 @@ async def test_users_that_hang_never_open_it_while_others_are_answered(users, st
     assert users.breaker is State.CLOSED
 
 
+def unusable(status: int) -> float:
+    return REGISTRY.get_sample_value("orders_user_answers_unusable_total", {"status": str(status)}) or 0.0
+
+
+@pytest.mark.parametrize("status", [204, 301, 400, 410, 422])
+async def test_an_answer_about_one_user_never_opens_it(users, clock, status):
+    before = unusable(status)
+    with capture_logs() as logs:
+        for n in range(43):
+            await no_answer(users, f"status-{status}-{n}")
+            clock.now += 2
+    assert users.breaker is State.CLOSED
+    assert unusable(status) == before + 43
+    assert [entry["counts"] for entry in logs] == [{status: 1}, {status: 30}]  # one line a minute
+    assert await users.check("ann") is UserCheck.ACTIVE
+
+
+async def test_bodies_that_say_nothing_of_their_user_never_open_it(users, stub, clock):
+    before, stub.mode = unusable(200), Mode.GARBAGE
+    for n in range(43):
+        await no_answer(users, f"u{n}")
+        clock.now += 2
+    assert users.breaker is State.CLOSED
+    assert unusable(200) == before + 43
+
+
+@pytest.mark.parametrize("status", [401, 403, 407, 408, 429, 500, 503])
+async def test_an_answer_that_concerns_all_users_opens_it(users, clock, status):
+    with capture_logs() as logs:
+        for n in range(6):
+            await no_answer(users, f"status-{status}-{n}")
+            clock.now += 2
+    assert users.breaker is State.OPEN
+    assert f"status {status}" in [entry.get("why") for entry in logs]
+
+
+async def test_an_answer_about_one_user_shows_that_a_dead_service_works_again(users, stub, clock):
+    stub.mode = Mode.ERROR
+    for n in range(6):
+        await no_answer(users, f"u{n}")
+        clock.now += 2
+    assert state_of(users._breaker) is State.OPEN
+    stub.mode = Mode.OK
+    await no_answer(users, "status-400")
+    assert state_of(users._breaker) is State.CLOSED
+
+
+async def test_the_order_of_a_good_user_waits_for_no_users_without_a_usable_answer(users, stub, clock, until):
+    """Forty-three such users once delayed it by 130 s: the breaker had opened, and each took a probe."""
+    bad = {f"status-400-{n}" for n in range(43)}
+    answered: list[str] = []
+    asking = Asking(users, bad.__contains__, lambda user_id, _: answered.append(user_id), concurrency=256, clock=clock)
+    running = asyncio.create_task(asking.run())
+    for user_id in sorted(bad):
+        asking.ask(user_id)
+    await until(lambda: len(asking._again) == len(bad))
+    clock.now += 9
+    asking._wake.set()
+    await until(lambda: all(stub.requests[user_id] == 2 for user_id in bad) and len(asking._again) == len(bad))
+    asking.ask("ann")
+    await until(lambda: answered)  # at the same time by the clock of the breaker
+    assert answered == ["ann"]
+    running.cancel()
+    await asyncio.wait({running})
+
+
 async def test_a_full_queue_says_nothing_of_the_service(open_client, stub, clock, until):
     users = await open_client(concurrency=1, queue_max=0, total_s=1.0, probe_every_s=2.0)
     asking = asyncio.create_task(users.check("slow-300-ann"))
@@ -511,6 +595,7 @@ def test_the_policy_comes_from_the_settings():
         user_service_field="state",
         user_service_token=SecretStr("t"),
         user_service_concurrency=8,
+        user_cache_s=20.0,
     )
     assert Policy.from_settings(settings) == Policy(
         url="http://users.example/api",
@@ -518,6 +603,7 @@ def test_the_policy_comes_from_the_settings():
         field="state",
         token=SecretStr("t"),
         concurrency=8,
+        cache_s=20.0,
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 import pytest
 from sqlalchemy import make_url, text
@@ -31,9 +32,10 @@ def running_postgresql(tmp_path_factory):
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where pgserver keeps its lock
     from pgserver.postgres_server import get_server  # noqa: PLC0415 - it looks for that place when imported
 
-    server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
-    yield server
-    server.cleanup()
+    with TemporaryDirectory(prefix="orders-postgresql-") as place:  # another pytest locks others out of its directories
+        server = get_server(place, cleanup_mode="stop")
+        yield server
+        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -60,7 +62,7 @@ def engine(url):
 
 @pytest.fixture
 def projection(engine):
-    return Projection(engine)
+    return Projection(engine, topic_names())
 
 
 @pytest.fixture

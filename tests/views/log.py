@@ -1,9 +1,13 @@
 """A log as the topics hold it, without a Kafka: events and rejections with their places."""
 
-from aiokafka.structs import TopicPartition
+import asyncio
+
+from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Event
 from order_service.reading import Seen
+from order_service.stream.topics import topic_names
+from order_service.wire.avro import encode_event
 from tests.samples import digest_of
 
 EVENTS = TopicPartition("orders.events.v1", 0)
@@ -27,3 +31,76 @@ def after(before, seen):
     for one in seen:
         moved[EVENTS if isinstance(one.message, Event) else REJECTIONS] = one.offset + 1
     return {place: offset for place, offset in moved.items() if offset != before[place]}
+
+
+def record_of(event, place, offset):
+    """Return an event as a consumer reads it."""
+    value, key = encode_event(event), event.order_id.encode()
+    return ConsumerRecord(place.topic, place.partition, offset, 0, 0, key, value, None, 0, 0, ())
+
+
+class Log:
+    """What a projector reads, in the place of a `Reader`: partitions that a test fills and cuts."""
+
+    names = topic_names()
+
+    def __init__(self, ends):
+        self.end_of = dict(ends)
+        self.start_of = dict.fromkeys(ends, 0)
+        self.records = []
+        self.away = None
+        """Why the schema registry cannot be asked."""
+        self.begun = []
+        """The partitions that were read, each time that reading began."""
+
+    def write(self, place, event):
+        self.records.append(record_of(event, place, self.end_of[place]))
+        self.end_of[place] += 1
+
+    async def places(self, *_topics):
+        return list(self.end_of)
+
+    async def ends(self, _places):
+        return dict(self.end_of)
+
+    async def starts(self, _places):
+        return dict(self.start_of)
+
+    async def behind(self, _ends):
+        return 0
+
+    async def lag(self):
+        return 0
+
+    async def look_up(self, _records):
+        return self.away
+
+    async def follow_many(self, starts, *, learn):
+        assert not learn, "one partition's unknown schema holds no other one up"
+        self.begun.append(set(starts))
+        at = dict(starts)
+        while True:
+            found = []
+            for record in self.records:
+                place = TopicPartition(record.topic, record.partition)
+                if record.offset >= at.get(place, record.offset + 1):
+                    found.append(record)
+                    at[place] = record.offset + 1
+            yield found
+            await asyncio.sleep(0.005)
+
+
+class Progress:
+    """Keeps what a projector reports."""
+
+    def __init__(self):
+        self.behind = []
+
+    def tell(self, left):
+        pass
+
+    def tell_behind(self, behind):
+        self.behind.append(behind)
+
+    def tell_bad(self, records):
+        pass

@@ -8,8 +8,9 @@ from sqlalchemy import event, make_url
 from order_service.domain.reasons import Status
 from order_service.stream.topics import topic_names
 from order_service.views.projector import Projection
-from order_service.views.queries import Filter, Views
+from order_service.views.queries import Filter, Refused, Views
 from order_service.views.tables import open_database, positions, prepare
+from tests.samples import ship_refused
 from tests.views.log import EVENTS, START, order_of
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -23,7 +24,7 @@ def plans(tmp_path):
     """Give the views, and a way to tell how the questions to them were answered."""
     engine = open_database(make_url(f"sqlite:///{tmp_path}/views.db"), writes=True)
     prepare(engine)
-    Projection(engine).positions(START)
+    Projection(engine, topic_names()).positions(START)
     with engine.begin() as connection:
         connection.execute(positions.update().values(next_offset=100))
     asked = []
@@ -54,6 +55,8 @@ QUESTIONS = {
     "a history": lambda views: views.history("order-1"),
     "refusals": lambda views: views.refusals("order-1"),
     "a command": lambda views: views.command("order-1", "command-1"),
+    "a copy of a command": lambda views: views.outcome("order-1", "command-1", bytes(16), 7),
+    "what an order remembers": lambda views: views._remembers(Refused(ship_refused, 0, 5, 5), 7),
     "all orders": lambda views: views.page(Filter(), 50),
     "orders of a time": lambda views: views.page(Filter(created_from=NOW, created_to=NOW), 50),
     "orders of a user": lambda views: views.page(Filter(user_id="dana"), 50),

@@ -1,22 +1,29 @@
 """What the projector keeps, and that it keeps it once."""
 
+import asyncio
+import dataclasses
+from contextlib import asynccontextmanager, suppress
 from functools import reduce
 
 import pytest
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import ConsumerRecord, TopicPartition
 from sqlalchemy import inspect, make_url, select
 from sqlalchemy.exc import OperationalError
 
 from order_service.domain.messages import OrderCreated
 from order_service.domain.reasons import Status
-from order_service.errors import DatabaseError, HistoryError
-from order_service.views import heads, state
-from order_service.views.projector import Overtaken, Projection
+from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
+from order_service.reading import Seen
+from order_service.stream.topics import topic_names
+from order_service.views import heads, projector, state, stopped
+from order_service.views.projector import Overtaken, Projection, follow
 from order_service.views.rows import ROWS_MAX
+from order_service.views.stopped import REASON_MAX, BadRecord, Stopped
 from order_service.views.tables import FORM, form, open_database, prepare
+from order_service.wire.avro import encode_event
 from tests import samples
 from tests.samples import ORDER_ID, but, digest_of, event_of, order_amended, order_created, order_paid, ship_refused
-from tests.views.log import EVENTS, REJECTIONS, START, after, order_of, seens
+from tests.views.log import EVENTS, REJECTIONS, START, Log, Progress, after, order_of, seens
 
 HISTORY = list(samples.events)
 
@@ -59,19 +66,209 @@ def test_where_one_place_is_elsewhere_none_is_moved(projection, views, wrong):
     assert order_of(views, ORDER_ID) is None
 
 
-def test_of_what_cannot_be_applied_nothing_stays(projection, views):
-    put(projection, [order_created])
-    with pytest.raises(HistoryError, match="version 3 of order-1 does not name the event before it"):
-        put(projection, [ship_refused, order_paid], before={EVENTS: 1, REJECTIONS: 0}, offset=1)
+OTHER = TopicPartition(EVENTS.topic, 1)
+OTHERS = START | {OTHER: 0}
+
+
+def test_an_event_that_does_not_fit_stops_its_partition_before_it_and_no_other_one(projection, views):
+    projection.positions(OTHERS)
+    there, missing = order_created, order_paid  # between them lies the amendment
+    beside = but(order_created, order_id="order-2")
+    behind = but(order_created, order_id="order-3")
+    read = [
+        *seens([there, missing, behind]),
+        Seen(beside, 1, 0, digest_of(beside), 0),
+        Seen(ship_refused, 0, 0, digest_of(ship_refused), 9),
+    ]
+    bad = projection.apply(read, OTHERS, {EVENTS: 3, OTHER: 1, REJECTIONS: 1})
+    why = "version 3 of order-1 does not name the event before it"
+    assert bad == [BadRecord(EVENTS, 1, why)]
+    assert projection.positions() == {EVENTS: 1, OTHER: 1, REJECTIONS: 1}
+    assert views.faulty() == [(EVENTS.topic, 0, 1, why)]
     assert order_of(views, ORDER_ID).version == 1
-    assert views.command(ORDER_ID, ship_refused.command_id) is None
-    assert projection.positions(START) == {EVENTS: 1, REJECTIONS: 0}
+    assert order_of(views, "order-2").version == 1
+    assert order_of(views, "order-3") is None
+    assert views.command(ORDER_ID, ship_refused.command_id) == ship_refused
 
 
-def test_an_event_that_names_another_before_it_is_refused(projection):
+def test_a_partition_goes_on_by_itself_where_the_record_can_be_read_after_all(projection, views):
     put(projection, [order_created])
-    with pytest.raises(HistoryError, match="does not name the event before it"):
-        put(projection, [but(order_amended, previous_digest=bytes(16))], before={**START, EVENTS: 1}, offset=1)
+    before = {**START, EVENTS: 1}
+    unread = BadRecord(EVENTS, 1, "no schema of ours has the id 7")
+    behind = but(order_created, order_id="order-3")
+    assert projection.apply([unread, *seens([behind], 2)], before, {EVENTS: 3}) == [unread]
+    assert [fault[2:] for fault in views.faulty()] == [(1, unread.reason)]
+    put(projection, [order_amended, behind], before=before, offset=1)
+    assert views.faulty() == []
+    assert order_of(views, ORDER_ID).version == 2
+    assert order_of(views, "order-3").version == 1
+
+
+def test_a_record_that_nobody_can_mend_is_skipped_once_and_where_the_partition_is_stopped(projection, views):
+    put(projection, [order_created])
+    before = {**START, EVENTS: 1}
+    assert not projection.skip(EVENTS, 1)  # it is not stopped
+    projection.apply([BadRecord(EVENTS, 1, "not Avro")], before, {EVENTS: 2})
+    assert not projection.skip(EVENTS, 0)
+    assert not projection.skip(REJECTIONS, 1)
+    assert projection.skip(EVENTS, 1)
+    assert not projection.skip(EVENTS, 1)
+    assert views.faulty() == []
+    put(projection, [order_amended], before={**START, EVENTS: 2}, offset=2)
+    assert order_of(views, ORDER_ID).version == 2
+
+
+@pytest.mark.parametrize(
+    ("event", "key"),
+    [
+        pytest.param(but(order_created, order_id="order\0"), b"order\0", id="an order_id with NUL"),
+        pytest.param(but(order_created, command_id="\0"), b"order-1", id="a command_id with NUL"),
+        pytest.param(but(order_created, fact=but(samples.created, user_id="\0")), b"order-1", id="a user_id with NUL"),
+        pytest.param(order_created, b"order-2", id="the key of another order"),
+        pytest.param(order_created, None, id="no key"),
+        pytest.param(None, b"order-1", id="bytes that are no event"),
+    ],
+)
+def test_what_a_database_could_not_hold_is_a_bad_record(event, key):
+    value = b"\0\0" * 300 if event is None else encode_event(event)
+    record = ConsumerRecord(EVENTS.topic, 0, 7, 0, 0, key, value, None, 0, 0, ())
+    bad = projector._decoded_one(record, topic_names())
+    assert isinstance(bad, BadRecord)
+    assert (bad.place, bad.offset) == (EVENTS, 7)
+    assert bad.reason.isprintable()
+    assert len(bad.reason) <= REASON_MAX
+
+
+NINE = {EVENTS: 9, OTHER: 9, REJECTIONS: 9}
+
+
+@pytest.mark.parametrize(
+    ("at", "starts", "ends", "bad"),
+    [
+        pytest.param({EVENTS: 5}, {}, {}, [], id="all is there"),
+        pytest.param({EVENTS: 5, OTHER: 7}, {}, {OTHER: 6}, [(OTHER, 7)], id="one partition has lost its end"),
+        pytest.param({EVENTS: 5}, {OTHER: 5}, {}, [(OTHER, 4)], id="one that was never read has lost its head"),
+        pytest.param({EVENTS: 5}, {EVENTS: 6}, {}, [(EVENTS, 5)], id="the only one that was read has lost its head"),
+        pytest.param({}, {OTHER: 5}, {}, [(OTHER, 4)], id="fresh views, and events that were deleted"),
+        pytest.param({}, {REJECTIONS: 5}, {}, [], id="fresh views, and rejections that were deleted"),
+        pytest.param({REJECTIONS: 3}, {REJECTIONS: 5}, {}, [], id="rejections that were deleted"),
+        pytest.param({}, {}, {EVENTS: 0, OTHER: 0, REJECTIONS: 0}, [], id="fresh views of an empty log"),
+        pytest.param({EVENTS: 5}, {}, {EVENTS: 3}, None, id="all that was read has lost its end"),
+        pytest.param({EVENTS: 5, OTHER: 7}, {}, dict.fromkeys(NINE, 3), None, id="a log made anew"),
+    ],
+)
+def test_a_partition_that_lost_records_is_stopped_alone_and_another_log_is_refused(at, starts, ends, bad):
+    names = topic_names()
+    place = {**OTHERS, **at}, {**OTHERS, **starts}, {**NINE, **ends}
+    if bad is None:
+        with pytest.raises(HistoryError, match=r"the views do not fit the log: .* they belong to another log"):
+            projector._unreachable(*place, names)
+    else:
+        assert [(record.place, record.offset) for record in projector._unreachable(*place, names)] == bad
+
+
+@asynccontextmanager
+async def following(log, projection, progress):
+    running = asyncio.create_task(follow(log, projection, progress))
+    yield
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def holds(condition):
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - the projector works in threads
+            await asyncio.sleep(0.005)
+
+
+def order(number):
+    return but(order_created, order_id=f"order-{number}")
+
+
+async def test_a_partition_that_lost_its_end_waits_for_an_operator_whatever_is_written_then(
+    projection, views, monkeypatch
+):
+    monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0.02)
+    log, progress = Log(OTHERS), Progress()
+    log.write(OTHER, order(2))
+    log.write(OTHER, order(6))
+    projection.positions(OTHERS)
+    beside = Seen(order(2), 1, 0, digest_of(order(2)), 0)
+    projection.apply([*seens([order(0), order(1)]), beside], OTHERS, {EVENTS: 2, OTHER: 1})
+    log.end_of[EVENTS] = 1
+    async with following(log, projection, progress):
+        await holds(lambda: len(log.begun) > 2 and order_of(views, "order-6"))
+        for number in (3, 4):
+            log.write(EVENTS, order(number))
+        begun = len(log.begun)
+        await holds(lambda: len(log.begun) > begun + 3)
+        ((*where, why),) = views.faulty()
+        assert where == [EVENTS.topic, 0, 2]
+        assert "the views have read it up to 2, but it ends at 1" in why
+        assert not any(EVENTS in places for places in log.begun)
+        assert min(progress.behind) == 0
+    async with following(log, projection, progress):  # as after a restart
+        begun = len(log.begun)
+        await holds(lambda: len(log.begun) > begun + 3)
+        assert not any(EVENTS in places for places in log.begun)
+        assert projection.skip(EVENTS, 2)
+        log.write(EVENTS, order(5))
+        await holds(lambda: order_of(views, "order-5"))
+    assert views.faulty() == []
+
+
+async def test_fresh_views_of_a_partition_without_its_head_begin_where_it_begins_once_it_is_skipped(
+    projection, views, monkeypatch
+):
+    monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0.02)
+    log = Log({**OTHERS, EVENTS: 5, REJECTIONS: 5})
+    log.start_of = {**OTHERS, EVENTS: 5, REJECTIONS: 5}
+    log.write(EVENTS, order(1))
+    async with following(log, projection, Progress()):
+        await holds(views.faulty)
+        assert [fault[:3] for fault in views.faulty()] == [(EVENTS.topic, 0, 4)]
+        assert projection.skip(EVENTS, 4)
+        await holds(lambda: order_of(views, "order-1"))
+    assert views.faulty() == []
+
+
+async def test_while_the_schema_registry_is_away_only_the_partition_that_needs_it_waits(projection, views, monkeypatch):
+    monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0.02)
+    log = Log(OTHERS)
+    log.away = RegistryAwayError("no schema registry answers at http://registry")
+    log.write(EVENTS, order(1))
+    (readable,) = log.records
+    unknown = b"\0" + (7).to_bytes(4, "big") + readable.value[5:]
+    log.records = [dataclasses.replace(readable, value=unknown)]
+    log.write(OTHER, order(2))
+    async with following(log, projection, Progress()):
+        await holds(lambda: order_of(views, "order-2") and views.faulty())
+        ((*where, why),) = views.faulty()
+        assert where == [EVENTS.topic, 0, 0]
+        assert str(log.away) in why
+        log.records[0], log.away = readable, None
+        await holds(lambda: order_of(views, "order-1"))
+    assert views.faulty() == []
+
+
+def test_another_projector_cannot_move_a_partition_that_waits_for_an_operator(projection, views):
+    projection.positions(START)
+    projection.stop_lost([BadRecord(EVENTS, 0, "it lost records")], START)
+    with pytest.raises(Overtaken):
+        projection.apply(seens([order_created]), START, {EVENTS: 1})
+    assert [fault[2:] for fault in views.faulty()] == [(0, "it lost records")]
+
+
+def test_a_stopped_partition_is_tried_again_once_each_time(monkeypatch):
+    partitions = Stopped()
+    monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0)
+    partitions.add([BadRecord(EVENTS, 1, "not Avro")])
+    monkeypatch.setattr(stopped, "TRY_AGAIN_S", 1000)
+    assert partitions.is_due()
+    assert partitions.to_read(START) == list(START)
+    assert not partitions.is_due()
+    assert partitions.to_read(START) == [REJECTIONS]
 
 
 def test_a_command_that_is_accepted_after_all_has_its_event_and_its_refusal_stays_in_the_history(projection, views):
@@ -96,6 +293,7 @@ def test_the_same_command_refused_again_has_its_newest_reason(projection, views)
     newer = but(ship_refused, reason="deadline_passed", detail="too late")
     put(projection, [newer], before={**START, REJECTIONS: 1}, offset=1)
     assert views.command(ORDER_ID, ship_refused.command_id) == newer
+    assert views.refusals(ORDER_ID) == (newer,)
 
 
 def test_text_with_nul_is_kept(projection, views):
@@ -106,7 +304,7 @@ def test_text_with_nul_is_kept(projection, views):
 
 
 def test_two_projectors_apply_everything_once(url, engine, views):
-    first, second = Projection(engine), Projection(open_database(url, writes=True))
+    first, second = Projection(engine, topic_names()), Projection(open_database(url, writes=True), topic_names())
     found = seens(HISTORY)
     first.positions(START)
     second.positions(START)
@@ -169,10 +367,10 @@ def test_views_of_an_older_form_are_built_again(engine, projection, views):
 
 def test_what_an_older_form_had_and_this_one_has_not_is_removed(engine, projection, views):
     with engine.begin() as connection:
-        for index in ("refusals_by_place", "refusals_by_order"):
+        for index in ("refusals_by_command", "refusals_by_order"):
             connection.exec_driver_sql(f"DROP INDEX {index}")
         connection.exec_driver_sql("CREATE TABLE commands (order_id TEXT)")
-        connection.exec_driver_sql("CREATE INDEX refusals_by_place ON commands (order_id)")
+        connection.exec_driver_sql("CREATE INDEX refusals_by_command ON commands (order_id)")
         connection.exec_driver_sql("CREATE INDEX refusals_by_order ON commands (order_id)")
         connection.execute(form.update().values(form=3))
     assert prepare(engine)
@@ -211,7 +409,7 @@ def test_a_file_that_was_removed_is_not_written_on(tmp_path):
     prepare(engine)
     file.unlink()
     with pytest.raises(OperationalError, match="no such table"):
-        Projection(engine).positions(START)
+        Projection(engine, topic_names()).positions(START)
     assert prepare(engine)
-    assert Projection(engine).positions(START) == START
+    assert Projection(engine, topic_names()).positions(START) == START
     engine.dispose()

@@ -106,7 +106,7 @@ def test_what_a_crash_of_postgresql_takes_is_taken_whole_and_folded_again(postgr
     engine, readers = open_database(url, writes=True), open_database(url)
     views = Views(readers, topic_names())
     prepare(engine)
-    projection = Projection(engine)
+    projection = Projection(engine, topic_names())
     projection.positions(START)
     log = seens([but(event, order_id=f"order-{number}") for number in range(60) for event in events[:1]])
     for seen in log:
@@ -117,12 +117,12 @@ def test_what_a_crash_of_postgresql_takes_is_taken_whole_and_folded_again(postgr
     engine.dispose()
     postgresql_server.ensure_postgres_running()
     order_of(views, log[0].order_id)  # on a connection of before
-    at = Projection(engine).positions(START)
+    at = Projection(engine, topic_names()).positions(START)
     with engine.begin() as connection:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "off"
         assert connection.scalar(select(func.count()).select_from(order_events)) == at[EVENTS]
     rest = log[at[EVENTS] :]
-    Projection(engine).apply(rest, at, after(at, rest))
+    Projection(engine, topic_names()).apply(rest, at, after(at, rest))
     assert [order_of(views, seen.order_id) for seen in log] == [
         reduce(state.after, [seen.message], None) for seen in log
     ]

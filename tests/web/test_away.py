@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.broker import running_broker
+from tests.samples import SHOP, but, create
 from tests.service import until
 from tests.web.shop import ORDER, running_shop
 
@@ -48,6 +49,31 @@ def test_a_projector_that_stands_still_is_waited_for(shop, http):
     assert waiting.status == 202
     shop.projector.send(signal.SIGCONT)
     until(lambda: http.get(waiting.headers["location"]).status == 200, "the outcome is in the views")
+
+
+def test_who_sends_a_payment_again_at_another_server_hears_of_the_copy_that_was_accepted(shop, http):
+    other, process = shop.serve()
+    service, pay = shop.service, {"payment_id": "payment-1", "amount": 3800, "currency": "EUR"}
+    events, rejections = len(service.events()), len(service.rejections())
+    shop.projector.send(signal.SIGSTOP)
+    early = http.ask("POST", "/v1/orders/early/pay", pay, Idempotency_Key="early", Prefer="respond-async")
+    assert early.status == 202
+    until(lambda: len(service.rejections()) > rejections, "the first copy is refused: there is no such order")
+    service.send([but(create, order_id="early", actor=SHOP)])
+    until(lambda: len(service.events()) > events, "the order is there")
+    with ThreadPoolExecutor(1) as pool:
+        headers = {"Idempotency_Key": "early", "Prefer": "wait=30"}
+        asking = pool.submit(other.ask, "POST", "/v1/orders/early/pay", pay, **headers)
+        until(lambda: len(service.events()) > events + 1 or asking.done(), "the second copy is accepted")
+        shop.projector.send(signal.SIGCONT)
+        answer = asking.result()
+    assert (answer.status, answer.body["status"]) == (200, "paid")
+    location = early.headers["location"]  # of the first copy, and without its query of the command
+    assert [server.get(location).body["outcome"] for server in (http, other)] == ["rejected"] * 2
+    command = location.partition("?")[0]
+    assert [server.get(command).body["outcome"] for server in (http, other)] == ["accepted"] * 2
+    process.send(signal.SIGTERM)
+    assert process.wait_ended() == 0
 
 
 def test_a_server_that_is_told_to_end_answers_those_who_wait(shop, users):

@@ -514,7 +514,7 @@ def test_a_fault_of_ours_says_nothing_of_itself(http, process, broken):
         "status": 500,
         "detail": "The service has a fault.",
     }
-    assert process.lines("A request has met a fault of ours.")
+    until(lambda: process.lines("A request has met a fault of ours."), "the log has it")
     assert MARK not in process.log()
     assert "Traceback" not in process.log()
 

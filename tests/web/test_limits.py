@@ -15,7 +15,7 @@ import pytest
 
 from order_service.domain.messages import DeliverOrder
 from order_service.users.stub import Mode
-from order_service.views.queries import News
+from order_service.views.queries import News, Refused
 from order_service.web import outcomes as web_outcomes
 from order_service.web.limits import SUBJECTS_MAX, Limits
 from order_service.web.outcomes import Outcomes
@@ -24,6 +24,7 @@ from order_service.web.protocol import FILES_BESIDE, connections_possible
 from tests.samples import but, ship, ship_refused
 from tests.service import until
 from tests.web import tokens
+from tests.web.copies import Arrived
 from tests.web.shop import ORDER, Http
 
 MINE = {name: value for name, value in ORDER.items() if name != "user_id"}
@@ -148,7 +149,7 @@ async def test_a_command_that_cannot_be_sent_for_whatever_reason_leaves_nobody_w
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             await outcomes.outcome(command, [], 30.0, is_new=True)
-    assert not outcomes.awaits("order-1", "command-1", "user:dana")
+    assert not outcomes.awaited("order-1", "command-1", "user:dana")
 
 
 async def test_of_too_many_commands_those_are_forgotten_that_nobody_waits_for(monkeypatch):
@@ -160,7 +161,7 @@ async def test_of_too_many_commands_those_are_forgotten_that_nobody_waits_for(mo
     left.cancel()
     await asyncio.wait({left})
     await held(outcomes, "user:dana", 3)
-    known = [number for number in (1, 2, 3) if outcomes.awaits("order-1", f"dana-{number}", "user:dana")]
+    known = [number for number in (1, 2, 3) if outcomes.awaited("order-1", f"dana-{number}", "user:dana")]
     assert known == [1, 3]
     assert not waiting.done()
 
@@ -173,7 +174,8 @@ async def test_an_old_refusal_of_the_moment_is_not_the_outcome_of_the_retry():
             """Look."""
 
         async def send(self, _command, _headers):
-            """Take it."""
+            """Take it, at offset 7."""
+            return Arrived(0, 7)
 
         def command(self, _order_id, _command_id):
             return old
@@ -183,11 +185,12 @@ async def test_an_old_refusal_of_the_moment_is_not_the_outcome_of_the_retry():
     waiting = asyncio.create_task(outcomes.outcome(ship, [], 30.0, is_new=False))
     while not outcomes._awaited or not next(iter(outcomes._awaited.values())).sent.done():
         await asyncio.wait({waiting}, timeout=0.01)
-    outcomes.hear(News((), (old,), {}))
+    outcomes.hear(News((), (Refused(old, 0, 0, 3),), {}))
     assert not waiting.done()
-    new = but(old, rejected_at=old.rejected_at + timedelta(milliseconds=1))
-    outcomes.hear(News((), (new,), {}))
+    new = but(old, rejected_at=old.rejected_at - timedelta(hours=1))  # by a worker whose clock is behind
+    outcomes.hear(News((), (Refused(new, 0, 1, 7),), {}))
     assert (await waiting).decided == new
+    await outcomes.stop()
 
 
 # A running server

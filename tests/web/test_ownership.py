@@ -231,8 +231,11 @@ def test_of_a_command_that_is_undecided_only_its_sender_hears(caller, users, sco
         placed = frank.ask("POST", "/v1/orders", MINE, Prefer="respond-async")
         assert placed.status == 202
         here = placed.headers["location"]
-        assert frank.get(here).status == 202
-        assert other.get(here).status == 404
+        address, _, copy_id = here.partition("?copy_id=")
+        assert [frank.get(each).status for each in (here, address)] == [202, 202]
+        assert other.get(address).status == 404
+        unknown = f"/v1/orders/{uuid4()}/commands/{uuid4()}"
+        assert other.get(here).status == other.get(f"{unknown}?copy_id={copy_id}").status == 202
     finally:
         users.stub.mode = Mode.OK
 

@@ -170,7 +170,7 @@ def in_all(tmp_path):
     """Make readers of all events of views in which `events` are."""
     engine = open_database(make_url(f"sqlite:///{tmp_path}/all.db"), writes=True)
     prepare(engine)
-    projection = Projection(engine)
+    projection = Projection(engine, topic_names())
     projection.positions(START)
     found = seens(events)
     projection.apply(found, START, after(START, found))

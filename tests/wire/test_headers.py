@@ -7,6 +7,7 @@ import pytest
 from order_service.errors import DecodeError
 from order_service.wire.headers import (
     MAX_ORIGINAL_BYTES,
+    command_offset_of,
     dead_letter_headers,
     dead_letter_part,
     event_headers,
@@ -145,3 +146,25 @@ def test_headers_of_just_the_most_are_kept_whole_and_a_byte_more_is_not():
 
 def test_every_message_of_ours_has_a_case():
     assert sorted(case.name for case in CASES) == sorted(schema.message.__name__ for schema in SCHEMAS.newest.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "offset"),
+    [
+        (b"0", 0),
+        (b"9223372036854775807", 2**63 - 1),
+        (b"9223372036854775808", None),
+        (b"9" * 5_000, None),
+        (b"-1", None),
+        (b"", None),
+        (b"1.0", None),
+        ("\u0661".encode(), None),
+        (None, None),
+    ],
+)
+def test_a_command_offset_is_read_only_where_it_can_be_one(value, offset):
+    assert command_offset_of([("command_offset", value)]) == offset
+
+
+def test_a_record_without_a_command_offset_answers_no_command():
+    assert command_offset_of([("traceparent", b"00-1")]) is None

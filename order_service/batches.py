@@ -1,27 +1,37 @@
-"""Headers whose names are not UTF-8: read anyway, since Kafka lets any producer write them.
+"""Record batches that aiokafka cannot read and Kafka's own clients can. Every consumer in this package reads them here.
 
-aiokafka raises UnicodeDecodeError in the middle of such a batch, again at every fetch: one careless producer would stop
-a partition for ever. Here a byte that is no text is spelled out, as a backslash, an x and its hexadecimal digits.
+Two kinds stop a partition for ever in aiokafka 0.14:
+
+* A header name that is not UTF-8, which Kafka lets any producer write: UnicodeDecodeError at every fetch. Here each
+  byte that is not text is written as a backslash, an x and its hexadecimal digits.
+* A control batch without records: KafkaError at every fetch. Compaction makes one of a transaction marker when the
+  delete horizon has passed but the producer is still active (Kafka keeps the empty batch for its sequence numbers).
+  It says nothing about a transaction, as in the Java client since KAFKA-7467.
 """
 
+import struct
 from collections.abc import Iterator
-from typing import Any, SupportsIndex, overload
+from typing import Any, Final, SupportsIndex, overload
 
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
+_RECORD_COUNT_AT: Final = 57
+_MAGIC_AT: Final = 16
+"""Offsets in the header of a batch. Source: Kafka protocol guide, "Record batch"."""
+
 
 def install() -> None:
-    """Let the consumers of this process read such headers."""
-    fetcher.MemoryRecords = LenientRecords  # aiokafka has no other way in
+    """Make all consumers of this process read such batches. aiokafka has no setting for it."""
+    fetcher.MemoryRecords = LenientRecords
 
 
 class LenientRecords(_MemoryRecordsPy):  # type: ignore[misc] # it is final for type checkers only
     """The batches of a fetched partition."""
 
     def next_batch(self, *_: Any) -> Any:
-        """Give the next batch, with its bytes at hand in case it must be read again."""
+        """Return the next batch, with its bytes at hand in case it must be read again."""
         whole = self._next_slice
         batch = super().next_batch()
         return None if batch is None or whole is None else LenientBatch(batch, whole)
@@ -37,14 +47,24 @@ class LenientBatch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
+    @property
+    def is_control_batch(self) -> bool:
+        """Whether this batch holds a transaction marker."""
+        return bool(self._batch.is_control_batch) and not self._is_empty()
+
     def __next__(self) -> Any:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
+        if self._is_empty():
+            return iter(())
         try:
             return iter(list(self._batch))
         except UnicodeDecodeError:
             return iter(SlowBatch(self._whole))
+
+    def _is_empty(self) -> bool:
+        return bool(self._whole[_MAGIC_AT] == 2 and struct.unpack_from(">i", self._whole, _RECORD_COUNT_AT)[0] == 0)
 
 
 class SlowBatch(_DefaultRecordBatchPy):  # type: ignore[misc] # it is final for type checkers only

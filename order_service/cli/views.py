@@ -1,0 +1,70 @@
+"""The views of orders: which partitions are stopped by a record that does not fit, and the way on."""
+
+from typing import Annotated
+
+import typer
+from aiokafka.structs import TopicPartition
+
+from order_service.cli import show
+from order_service.cli.environment import read_settings
+from order_service.cli.options import AsJson
+from order_service.errors import DatabaseError
+from order_service.stream.topics import topic_names
+
+views = typer.Typer(
+    no_args_is_help=True,
+    help="""Show where the views are stopped, and pass over the record there.
+
+    A record that does not fit its order, or cannot be read, stops the views of its partition. The projector tries it
+    again every 5 seconds, so a newer projector or a schema registry that answers again is enough where the record is
+    good. `skip` passes over one that nobody can mend: its order then lacks what it says. Later events of that order
+    stop the partition again, unless the record was no event of it. A partition whose log lost
+    records is not tried again: remove the views, or skip until it goes on with what is there.
+    """,
+)
+
+
+@views.command("stopped")
+def views_stopped(as_json: AsJson = False) -> None:
+    """List the stopped partitions: where the record lies, and why it does not fit.
+
+    Exits with 1 if there are any, with 3 if the database holds no views that this version reads.
+    """
+    from order_service.views.queries import Views  # noqa: PLC0415 - other commands need no database
+    from order_service.views.tables import database_of, views_there  # noqa: PLC0415 - likewise
+
+    settings = read_settings()
+    with views_there(database_of(settings)) as engine:
+        stopped = Views(engine, topic_names(settings.topic_prefix)).faulty()
+    if as_json:
+        for topic, partition, offset, reason in stopped:
+            show.json_line({"topic": topic, "partition": partition, "offset": offset, "reason": reason})
+    elif stopped:
+        rows = [("", (topic, str(partition), str(offset), reason)) for topic, partition, offset, reason in stopped]
+        show.table(("topic", "partition", "offset", "reason"), rows)
+    else:
+        typer.echo("no partition is stopped")
+    raise typer.Exit(1 if stopped else 0)
+
+
+@views.command("skip")
+def views_skip(
+    topic: Annotated[str, typer.Argument(help="The topic, as `views stopped` shows it.")],
+    partition: Annotated[int, typer.Argument(min=0)],
+    offset: Annotated[int, typer.Argument(min=0, help="The offset of the record to pass over.")],
+    as_json: AsJson = False,
+) -> None:
+    """Pass over the record at which a partition is stopped. A projector that runs goes on by itself."""
+    from order_service.views.projector import Projection  # noqa: PLC0415 - other commands need no database
+    from order_service.views.tables import database_of, views_there  # noqa: PLC0415 - likewise
+
+    settings = read_settings()
+    with views_there(database_of(settings), writes=True) as engine:
+        projection = Projection(engine, topic_names(settings.topic_prefix))
+        is_skipped = projection.skip(TopicPartition(topic, partition), offset)
+    if not is_skipped:
+        raise DatabaseError(f"partition {partition} of {topic} is not stopped at offset {offset}: see `views stopped`")
+    if as_json:
+        show.json_line({"skipped": {"topic": topic, "partition": partition, "offset": offset}})
+    else:
+        typer.echo(f"the views go on behind offset {offset} of partition {partition} of {topic}")

@@ -1,0 +1,213 @@
+"""What a claim checks before it names itself: that the other topics of its partition go with the position.
+
+Each raises LaneParked for what would make a worker decide a command twice, or skip one.
+"""
+
+from typing import Final
+
+import structlog
+from aiokafka import ConsumerRecord, TopicPartition
+
+from order_service import metrics
+from order_service.domain.messages import Event
+from order_service.errors import DecodeError, LaneParked
+from order_service.stream.claim_clients import ClaimClients
+from order_service.stream.claim_reading import REBUILD, Changelogs
+from order_service.stream.topics import TopicNames
+from order_service.wire import avro
+from order_service.wire.changelog import Ends, Position
+from order_service.wire.headers import command_offset_of
+
+log = structlog.get_logger()
+
+TAIL: Final = 2_000
+"""Offsets at the end of an outcome topic that are compared where the position, of an earlier version, names no ends."""
+
+
+class Checks:
+    """The topics of one partition, compared with what its changelogs say."""
+
+    def __init__(self, partition: int, names: TopicNames, clients: ClaimClients, logs: Changelogs) -> None:
+        self._partition = partition
+        self._names = names
+        self._clients = clients
+        self._logs = logs
+        self._commands = TopicPartition(names.commands, partition)
+        outcomes = (names.events, names.rejections, names.dead_letters)
+        self._outcomes = [TopicPartition(topic, partition) for topic in outcomes]
+        self._waiting_log = TopicPartition(names.waiting, partition)
+        self._ends: dict[TopicPartition, int] = {}
+        self._waits: set[int] = set()
+        self._unknown = 0
+        self._never_read = 0
+
+    async def take_ends(self) -> None:
+        """Ask where all topics end. That must be done after the fence, and before the barrier adds to them.
+
+        Raises LaneParked if one ends before where it has ended: it has lost records.
+        """
+        self._ends = await self._clients.ends([self._commands, *self._outcomes, self._waiting_log])
+        position = self._logs.position
+        if position is None:
+            return
+        if self._ends[self._waiting_log] == 0:
+            raise LaneParked(
+                f"the changelog of the waiting room is lost: what waited in {self._names.waiting} partition"
+                f" {self._partition} has no outcome"
+            )
+        for place, known in self._known_ends(position.ends or Ends()).items():
+            if self._ends[place] < known:
+                raise LaneParked(
+                    f"{place.topic} partition {place.partition} ends at {self._ends[place]}, it ended at {known}: its"
+                    " last records are lost. Restore them from a backup or a mirror before this partition goes on."
+                )
+
+    async def position(self, owner: str, waiting_count: int) -> Position:
+        """Return the position from which `owner` goes on; LaneParked if the commands are not those of the last one.
+
+        A partition without a position is new, unless it has outcomes: then its changelog is lost.
+        """
+        start = await self._start()
+        end = self._ends[self._commands]
+        ends = Ends(*(self._ends[place] for place in (*self._outcomes, self._waiting_log)))
+        last = self._logs.position
+        if last is None:
+            self._check_first(start)
+            return Position(start, owner, end, None, start, ends, waiting_count)
+        if last.resume_at < start:
+            raise LaneParked(
+                f"commands from {last.resume_at} to {start} are deleted and were never decided, in"
+                f" {self._names.commands} partition {self._partition}. Their senders must send them again."
+            )
+        if max(last.resume_at, last.end_offset) > end:
+            raise LaneParked(
+                f"the commands end at {end}, they ended at {max(last.resume_at, last.end_offset)}:"
+                f" {self._names.commands} partition {self._partition} was cut or recreated"
+            )
+        if start < last.next_offset and not await self._is_same_topic(last) and await self._start() < last.next_offset:
+            raise LaneParked(
+                f"command {last.next_offset - 1} of {self._names.commands} partition {self._partition} has another time"
+                f" than the one that was decided: the topic was recreated. {REBUILD}"
+            )
+        return Position(last.next_offset, owner, end, last.last_timestamp_ms, last.read_to, ends, waiting_count)
+
+    def count_never_read(self) -> None:
+        """Count what the position passes over, once it is written: a claim that fails before is tried again."""
+        if self._never_read:
+            metrics.NEVER_READ.labels(self._partition).inc(self._never_read)
+
+    async def _start(self) -> int:
+        return (await self._clients.starts([self._commands]))[self._commands]
+
+    async def outcomes(self) -> None:
+        """Read the outcomes since the ends that the position names; LaneParked if one is not in the changelogs.
+
+        Then the changelogs have lost their last records, and commands that are decided would be decided again.
+        """
+        position = self._logs.position
+        if position is None:
+            return
+        await self._read_outcomes(position)
+        expected = position.waiting_count
+        if expected is not None and expected != len(self._logs.waiting):
+            raise LaneParked(
+                f"{self._names.waiting} partition {self._partition} holds {len(self._logs.waiting)} waiting commands,"
+                f" the position in {self._names.table} says {expected}: one of the two has lost its last records."
+            )
+
+    async def _read_outcomes(self, position: Position) -> None:
+        starts = await self._clients.starts(self._outcomes)
+        known = self._known_ends(position.ends) if position.ends is not None else {}
+        unread = {
+            place: max(starts[place], known.get(place, self._ends[place] - TAIL), 0)
+            for place in self._outcomes
+            if starts[place] < self._ends[place]
+        }
+        unread = {place: offset for place, offset in unread.items() if offset < self._ends[place]}
+        if not unread:
+            return
+        self._waits = {waiting.offset for waiting in self._logs.waiting.values()}
+        self._logs.reading.begin(unread)
+        await self._logs.reading.past({place: self._ends[place] - 1 for place in unread}, self._check_outcome)
+        if self._unknown:
+            log.warning(
+                "Records in the outcome topics that are not ours were ignored.",
+                partition=self._partition,
+                count=self._unknown,
+            )
+
+    def _known_ends(self, ends: Ends) -> dict[TopicPartition, int]:
+        known = (ends.events, ends.rejections, ends.dead_letters, ends.waiting)
+        return dict(zip((*self._outcomes, self._waiting_log), known, strict=True))
+
+    def _check_first(self, start: int) -> None:
+        """Check a partition that has no position yet."""
+        if self._logs.waiting or any(self._ends[place] > 0 for place in self._outcomes):
+            raise LaneParked(
+                f"there are outcomes but no position: the changelog {self._names.table} partition {self._partition} is"
+                f" lost. {REBUILD}"
+            )
+        if start > 0:
+            self._never_read = start
+            log.warning(
+                "Commands were deleted before any worker has read this partition; they have no outcome.",
+                topic=self._names.commands,
+                partition=self._partition,
+                offsets=start,
+            )
+
+    async def _is_same_topic(self, last: Position) -> bool:
+        """Return whether the last decided command is still there, by its time."""
+        if last.last_timestamp_ms is None:
+            return True
+        offset = last.next_offset - 1
+        found: list[tuple[int, int]] = []
+        self._logs.reading.begin({self._commands: offset})
+        await self._logs.reading.past(
+            {self._commands: offset}, lambda record: found.append((record.offset, record.timestamp))
+        )
+        return (offset, last.last_timestamp_ms) in found
+
+    def _check_outcome(self, record: "ConsumerRecord[bytes, bytes]") -> None:
+        names = self._names
+        if record.topic == names.dead_letters:
+            headers = dict(record.headers)
+            origin = (headers.get("dl_topic"), headers.get("dl_partition"))
+            is_ours = origin == (names.commands.encode(), b"%d" % self._partition)
+        else:
+            is_ours = self._is_decoded(record)
+        if not is_ours:
+            self._unknown += 1
+            return
+        offset = command_offset_of(record.headers)
+        if offset is not None and (position := self._logs.position) is not None:
+            if offset >= position.next_offset:
+                raise self._lost(record, f"command {offset} has an outcome, the position is {position.next_offset}")
+            if offset in self._waits:
+                raise self._lost(record, f"command {offset} has an outcome, and it waits in {names.waiting}")
+
+    def _is_decoded(self, record: "ConsumerRecord[bytes, bytes]") -> bool:
+        """Decode an event or a rejection, and compare an event with the table; False if it is neither."""
+        value = record.value or b""
+        try:
+            if record.topic == self._names.rejections:
+                avro.decode_rejection(value)
+            else:
+                self._compare(record, avro.decode_event(value))
+        except DecodeError:
+            return False
+        return True
+
+    def _compare(self, record: "ConsumerRecord[bytes, bytes]", event: Event) -> None:
+        entry = self._logs.entries.get(event.order_id)
+        version = 0 if entry is None else entry.version
+        if entry is None or version < event.version:
+            raise self._lost(record, f"it is version {event.version} of an order that the table has at {version}")
+        if version == event.version and entry.head != avro.digest(record.value or b""):
+            raise self._lost(record, f"it is version {version} of an order, and the table has another one")
+
+    def _lost(self, record: "ConsumerRecord[bytes, bytes]", why: str) -> LaneParked:
+        return LaneParked(
+            f"the changelog {self._names.table} partition {self._partition} has lost its last records: {record.topic}"
+            f" offset {record.offset}: {why}. {REBUILD}"
+        )

@@ -1,0 +1,84 @@
+"""How the claims of a worker share its event loop, and how each tells what it does or waits for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
+
+PATIENCE_S: Final = 5.0
+"""A claim that gets no further for so long waits for somebody else; another one works meanwhile."""
+
+
+class Places:
+    """Bounds how many claims work at the same time, and lets one of them at a time hold the event loop."""
+
+    def __init__(self, count: int, *, patience_s: float = PATIENCE_S) -> None:
+        self.free = asyncio.Semaphore(count)
+        self.patience_s = patience_s
+        self._slices = asyncio.Lock()
+
+    @asynccontextmanager
+    async def slice(self) -> AsyncIterator[None]:
+        """Hold the loop for a few milliseconds of work without an await, then give it to all others once."""
+        async with self._slices:
+            yield
+            await asyncio.sleep(0)
+
+
+class Progress:
+    """What one claim does now, and since when. It holds a place while it works, and lends it while it waits."""
+
+    def __init__(self, places: Places) -> None:
+        self.step = "other claims"
+        self.failure = ""
+        self.has_place = False
+        self.has_begun = False
+        self._places = places
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._lending: asyncio.TimerHandle | None = None
+
+    def slice(self) -> AbstractAsyncContextManager[None]:
+        """Hold the loop for a few milliseconds of work without an await."""
+        return self._places.slice()
+
+    async def at(self, step: str) -> None:
+        """Begin a step, named by what it waits for if it takes long."""
+        await self.moved()
+        self.step = step
+
+    async def moved(self) -> None:
+        """Note that the claim gets on; wait for a place if it has none, or has lent it."""
+        if not self.has_place:
+            await self._places.free.acquire()
+            self.has_place = self.has_begun = True
+            self._lending = self._loop.call_later(self._places.patience_s, self._lend)
+        self._since = self._loop.time()
+
+    def leave(self) -> None:
+        """Give the place back: the claim is done, or has failed."""
+        if self._lending is not None:
+            self._lending.cancel()
+            self._lending = None
+        if self.has_place:
+            self.has_place = False
+            self._places.free.release()
+
+    def waits_s(self) -> float:
+        """Return for how many seconds the claim has got no further."""
+        return self._loop.time() - self._since
+
+    def waits_for(self) -> str:
+        """Return what the claim waits for and how long, or why it is tried again; an empty string while it works."""
+        if self.failure:
+            return f"it failed and is tried again: {self.failure}"
+        waits_s = self.waits_s()
+        return f"it has waited {waits_s:.0f} s for {self.step}" if waits_s >= self._places.patience_s else ""
+
+    def _lend(self) -> None:
+        left_s = self._places.patience_s - self.waits_s()
+        if left_s > 0:
+            self._lending = self._loop.call_later(left_s, self._lend)
+        else:
+            self.has_place = False
+            self._places.free.release()

@@ -1,0 +1,135 @@
+"""Where the commands of our partitions end, as the broker says it: for the lag, and to see what holds them back.
+
+The last fetch knows the ends too, but only while something fetches.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, NoReturn
+
+import structlog
+from aiokafka.errors import KafkaError
+from msgspec import Struct
+
+from order_service import metrics
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S: Final = 0.5
+ANSWER_WITHIN_S: Final = 10.0
+OLD_AFTER_S: Final = 15.0
+OPEN_AFTER_S: Final = 10.0
+"""A transaction on the commands is reported once the last stable offset has stood still for so long behind the end."""
+
+
+class End(Struct, frozen=True):
+    """The end of a partition, and its last stable offset: what lies between waits for an open transaction."""
+
+    end: int
+    stable: int
+
+
+class _Seen(Struct, frozen=True):
+    """What was last read of a partition, when, and since when its last stable offset is where it is."""
+
+    end: End
+    at: float
+    since: float
+
+    @property
+    def open_s(self) -> float:
+        """For how long a transaction had held the partition back then, 0 if none did."""
+        return self.at - self.since if self.end.stable < self.end.end else 0.0
+
+
+class LogEnds:
+    """The ends of the partitions that this worker holds, read again and again with one request per broker and kind.
+
+    `read` gives them, and None for a partition without a leader: of that one the last end is kept, and grows old.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        read: Callable[[], Awaitable[Mapping[int, End | None]]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._topic = topic
+        self._read = read
+        self._clock = clock
+        self._seen: dict[int, _Seen] = {}
+        self._read_at = clock()
+        self._reported: set[int] = set()
+
+    def end_of(self, partition: int) -> int:
+        """Return the end of a partition as it was last read, 0 before that."""
+        found = self._seen.get(partition)
+        return 0 if found is None else found.end.end
+
+    async def run(self) -> NoReturn:
+        """Read the ends until cancelled; a broker that does not answer leaves the last ones."""
+        while True:
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    self.take(await self._read())
+            except (KafkaError, TimeoutError) as error:
+                log.debug("The ends of the commands were not read.", error=repr(error))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def take(self, ends: Mapping[int, End | None]) -> None:
+        """Take what the broker says, and report a transaction that opened or ended."""
+        self._read_at = self._clock()
+        self._seen = {partition: self._as_seen(partition, end) for partition, end in ends.items()}
+        ages = _open_for(self._seen)
+        for partition in ages.keys() - self._reported:
+            log.error(
+                "A transaction of another program is open; the commands behind it wait.",
+                partition=partition,
+                offset=self._seen[partition].end.stable,
+                open_s=round(ages[partition]),
+            )
+        for partition in self._reported - ages.keys():
+            log.info("The open transaction of another program has ended.", partition=partition)
+        self._reported = set(ages)
+        metrics.FOREIGN_TRANSACTION.clear()
+        for partition in ends:
+            metrics.FOREIGN_TRANSACTION.labels(partition).set(ages.get(partition, 0.0))
+
+    def faults(self) -> list[str]:
+        """Return why commands wait, and which ends Kafka has stopped reporting; empty if all is well.
+
+        Called in the thread of the admin server, while `take` may replace what was seen.
+        """
+        held = self._seen
+        faults = [
+            f"partition {partition}: a transaction of another program is open on {self._topic} "
+            f"from offset {held[partition].end.stable} for {age_s:.0f} s; the commands behind it wait"
+            for partition, age_s in sorted(_open_for(held).items())
+        ]
+        now = self._clock()
+        if now - self._read_at > OLD_AFTER_S:
+            silent_s = now - self._read_at
+            faults.append(
+                f"Kafka has not reported the ends of {self._topic} for {silent_s:.0f} s: the lag is out of date"
+            )
+            return faults
+        return faults + [
+            f"Kafka has not reported the end of {self._topic} partition {partition} for {now - seen.at:.0f} s:"
+            " it has no leader, its lag is out of date"
+            for partition, seen in sorted(held.items())
+            if now - seen.at > OLD_AFTER_S
+        ]
+
+    def _as_seen(self, partition: int, end: End | None) -> _Seen:
+        now = self._read_at
+        before = self._seen.get(partition, _Seen(End(0, 0), now, now))
+        if end is None:
+            return before
+        is_held_on = before.end.stable < before.end.end and before.end.stable == end.stable
+        return _Seen(end, now, before.since if is_held_on else now)
+
+
+def _open_for(held: Mapping[int, _Seen]) -> dict[int, float]:
+    """Return for how many seconds a transaction had held each held-back partition when its end was last read."""
+    return {partition: seen.open_s for partition, seen in held.items() if seen.open_s >= OPEN_AFTER_S}

@@ -1,0 +1,55 @@
+"""Runs that name schema ids which this process does not know wait for the registry, in order per partition."""
+
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from order_service.registry import Ids
+from order_service.stream.inbox import Inbox, Run
+
+
+class SchemaLookups:
+    """Hands runs on to `deliver`, at once or when their schema ids were looked up. No other partition waits for it.
+
+    While a partition waits it is not fetched, so only the runs that were on their way are kept here. `start` runs a
+    lookup beside the rest.
+    """
+
+    def __init__(
+        self,
+        ids: Ids,
+        inbox: Inbox,
+        deliver: Callable[[int, Run], None],
+        start: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._ids = ids
+        self._inbox = inbox
+        self._deliver = deliver
+        self._start = start
+        self._held: dict[int, deque[Run]] = {}
+
+    @property
+    def waiting(self) -> list[int]:
+        """The partitions that wait for the schema registry."""
+        return sorted(self._held)
+
+    def receive(self, partition: int, run: Run) -> None:
+        """Hand a run on, or keep it behind those that wait."""
+        held = self._held.get(partition)
+        if held is not None:
+            held.append(run)
+            self._inbox.hold(partition)
+        elif self._ids.are_known(record.value for record in run.records):
+            self._deliver(partition, run)
+        else:
+            self._held[partition] = deque([run])
+            self._inbox.hold(partition)
+            self._start(self._look_up(partition))
+
+    async def _look_up(self, partition: int) -> None:
+        held = self._held[partition]
+        while held:
+            await self._ids.learn_patiently(record.value for record in held[0].records)
+            self._deliver(partition, held.popleft())
+        del self._held[partition]
+        self._inbox.release(partition)

@@ -1,0 +1,47 @@
+"""Topics are compared again while a worker runs: what has become less shows, before anything is lost by it."""
+
+import asyncio
+
+import structlog
+
+from order_service import metrics
+from order_service.errors import KafkaAwayError
+from order_service.kafka import ask_admin
+from order_service.settings import Settings
+from order_service.stream.topics import MENDED_BY, compare_topics
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S = 300.0
+"""How often the topics are compared. Tests make it shorter."""
+
+
+class TopicWatch:
+    """Compares the topics from time to time. `faults` is for readiness: the process goes on, since nothing is lost."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.faults: list[str] = []
+        self._settings = settings
+
+    async def run(self) -> None:
+        """Compare, without an end; the start of the worker has compared once already."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Compare once; while Kafka does not answer, what was found last stands."""
+        settings = self._settings
+        try:
+            found, _ = await ask_admin(settings, lambda admin: compare_topics(admin, settings), patience_s=0.0)
+        except KafkaAwayError as error:
+            log.warning("The topics could not be compared.", why=str(error))
+            return
+        faults = [fault.text for fault in found]
+        for fault in faults:
+            if fault not in self.faults:
+                log.error("A topic is less than it must be.", fault=fault, cure=MENDED_BY)
+        if self.faults and not faults:
+            log.info("All topics are as they must be again.")
+        self.faults = faults
+        metrics.TOPIC_FAULTS.set(len(faults))

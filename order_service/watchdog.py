@@ -1,0 +1,129 @@
+"""A thread that ends the process when its event loop hangs.
+
+A member whose loop hangs keeps its partitions, since another thread sends its heartbeats; and the admin port of every
+process answers from a thread of its own. The watchdog counts its own ticks instead of seconds: both stand still in a
+stopped process (SIGSTOP) and on a suspended machine.
+"""
+
+import asyncio
+import json
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from threading import Event, Thread, get_ident
+from types import FrameType
+from typing import Final
+
+from order_service.errors import LoopHung
+
+TICK_S: Final = 0.5
+SILENCE_MIN_S: Final = 10.0
+FRAMES: Final = 20
+STDERR: Final = 2
+LINE_BYTES: Final = select.PIPE_BUF
+"""A pipe that is ready to be written to takes so much without blocking."""
+
+
+def silence_of(session_timeout_s: float) -> float:
+    """Return for how long a loop may run nothing: as long as the group waits for a member, at least 10 s."""
+    return max(SILENCE_MIN_S, session_timeout_s)
+
+
+class Watchdog:
+    """Watches the event loop of the thread that calls `start`, and ends the process when it is silent for too long.
+
+    `before_end` runs first, in the thread of the watchdog. It must return by itself; what it raises is reported.
+    """
+
+    def __init__(
+        self,
+        silence_s: float,
+        before_end: Callable[[], object] = lambda: None,
+        end: Callable[[int], object] = os._exit,
+        tick_s: float = TICK_S,
+    ) -> None:
+        self._silence_s = silence_s
+        self._before_end = before_end
+        self._end = end
+        self._tick_s = tick_s
+        self._ticks_left = self._ticks = max(1, round(silence_s / tick_s))
+        self._stopped = Event()
+        self._watched = 0
+
+    def start(self) -> None:
+        """Watch the running loop; called in its thread."""
+        loop = asyncio.get_running_loop()
+        self._watched = get_ident()
+        Thread(target=self._watch, args=(loop,), name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stopped.set()
+
+    def _beat(self) -> None:
+        self._ticks_left = self._ticks
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._stopped.wait(self._tick_s):
+            if self._ticks_left <= 0:
+                self._bark()
+                return
+            self._ticks_left -= 1
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._beat)
+
+    def _bark(self) -> None:
+        end_after((self._say_why, self._before_end), LoopHung.exit_code, self._end)
+
+    def _say_why(self) -> None:
+        write_at_once(
+            {
+                "exit_code": LoopHung.exit_code,
+                "reason": f"the event loop has run nothing for {self._silence_s:g} s",
+                "stack": stack_of(sys._current_frames().get(self._watched)),  # noqa: SLF001, the documented way
+                "event": "This process ends.",
+                "level": "error",
+                "timestamp": datetime.now(UTC).isoformat(),
+            }
+        )
+
+
+def end_after(steps: Iterable[Callable[[], object]], code: int, end: Callable[[int], object] = os._exit) -> None:
+    """Run each step, report what it raises, and end the process whatever happens."""
+    try:
+        for step in steps:
+            _run(step)
+    finally:
+        end(code)
+
+
+def _run(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except Exception as error:  # noqa: BLE001, a process that must end ends without this step
+        write_at_once(
+            {
+                "error": repr(error),
+                "event": "A step before the end of this process has failed.",
+                "level": "error",
+                "timestamp": datetime.now(UTC).isoformat(),
+            }
+        )
+
+
+def stack_of(frame: FrameType | None) -> list[str]:
+    """Return the innermost functions of a stack, the innermost first: names and lines, no values."""
+    stack: list[str] = []
+    while frame is not None and len(stack) < FRAMES:
+        stack.append(f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_name}:{frame.f_lineno}")
+        frame = frame.f_back
+    return stack
+
+
+def write_at_once(fields: dict[str, object]) -> None:
+    """Write one line to stderr without the log, which may be what hangs; nothing where stderr takes nothing."""
+    line = json.dumps(fields).encode()[: LINE_BYTES - 1] + b"\n"
+    if select.select([], [STDERR], [], 0)[1]:
+        os.write(STDERR, line)

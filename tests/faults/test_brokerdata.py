@@ -1,0 +1,40 @@
+"""What is cut from a log: the end of a transaction stays the end of the log, and enough of it is lost."""
+
+import struct
+
+import pytest
+
+from tests.faults.brokerdata import DATA, cut_tail
+
+TURN, MARKER = 400, 78
+
+
+def _batch(length: int, *, is_control: bool) -> bytes:
+    head = struct.pack(">qi", 0, length - 12)
+    attributes = struct.pack(">h", 0x30 if is_control else 0x10)
+    return head + bytes(9) + attributes + bytes(length - len(head) - 11)
+
+
+TRANSACTION = _batch(TURN, is_control=False) + _batch(MARKER, is_control=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "left"),
+    [
+        pytest.param(10, 10, {0: 10, 10: 7}, id="behind a transaction of the newest segment"),
+        pytest.param(10, 3, {0: 10}, id="the whole newest segment"),
+        pytest.param(10, 1, {0: 8}, id="the newest segment holds claims, and goes with turns of the one before"),
+        pytest.param(10, 0, {0: 7}, id="the newest segment is empty"),
+        pytest.param(1, 1, {0: 0}, id="all that there is"),
+    ],
+)
+def test_a_log_loses_its_last_transactions_however_short_its_newest_segment_is(tmp_path, old, new, left):
+    log = tmp_path / DATA / "orders-0"
+    log.mkdir(parents=True)
+    for offset, count in ((0, old), (10, new)):
+        (log / f"{offset:020}.log").write_bytes(TRANSACTION * count)
+        (log / f"{offset:020}.index").touch()
+    lost = cut_tail(tmp_path, "orders", 0, lose=2 * len(TRANSACTION) + 1, is_transactional=True)
+    sizes = {int(path.stem): path.stat().st_size for path in log.glob("*.log")}
+    assert sizes == {offset: count * len(TRANSACTION) for offset, count in left.items()}
+    assert lost == (old + new) * len(TRANSACTION) - sum(sizes.values())

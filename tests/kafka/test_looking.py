@@ -1,0 +1,136 @@
+"""Whatever asks about topics creates none, on a broker that creates what it is asked about (Kafka's default)."""
+
+import subprocess
+import sys
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from confluent_kafka.admin import AdminClient
+
+from order_service.embedded.broker import free_port
+from order_service.embedded.kafka import Embedded, _node_properties, choose_kafka, prepare_node
+from order_service.errors import KafkaAwayError, TopicsError
+from order_service.kafka import Admin, Consumer, Producer, connection
+from order_service.sdk import OrderCommands, OrderEvents
+from order_service.sdk.producing import CommandsTopic
+from order_service.settings import Settings
+from tests.cli.conftest import CommandLine
+from tests.samples import create
+from tests.service import PATIENCE_S, Service, until, vars_of
+
+NEW = ["create", "order-1", "--user", "dana", "--currency", "EUR", "--line", "mug-blue:2:1250"]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    choice = choose_kafka(Settings(kafka="embedded"))
+    assert isinstance(choice, Embedded), "these tests need a broker that creates topics, so one of our own"
+    port = free_port()
+    properties = _node_properties(port, free_port()) | {"auto.create.topics.enable": "true"}
+    with prepare_node(choice, tmp_path_factory.mktemp("creating"), port, properties) as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture
+def service(servers, tmp_path, users):
+    """Return a service without topics; at its end they may still be missing."""
+    made = Service(servers, tmp_path, users)
+    made.environment |= {"ORDERS_DATA_DIR": str(tmp_path)}
+    yield made
+    for worker in made.workers:
+        worker.end()
+
+
+def topics_of(service):
+    """Return the service's topics that exist, without asking for any by name."""
+    return set(vars_of(service.names).values()) & service.kafka.list_topics(timeout=30).topics.keys()
+
+
+async def ask(client, topic):
+    """Let a client of aiokafka learn all it can about a topic, as it does before it reads or writes there."""
+    client.add_topic(topic)
+    await client.force_metadata_update()
+
+
+async def test_a_plain_client_of_aiokafka_creates_what_it_asks_about(servers):
+    consumer = AIOKafkaConsumer(bootstrap_servers=servers)
+    await consumer.start()
+    try:
+        await ask(consumer._client, "made-by-asking")
+    finally:
+        await consumer.stop()
+    admin = AdminClient({"bootstrap.servers": servers})
+    until(lambda: "made-by-asking" in admin.list_topics(timeout=30).topics, "the broker creates by itself")
+
+
+@pytest.mark.parametrize("make", [Admin, Consumer, Producer])
+async def test_our_clients_create_nothing_by_asking(servers, make):
+    client = make(**connection(Settings(kafka_bootstrap_servers=servers)))
+    await client.start()
+    try:
+        kafka = client.client if isinstance(client, Producer) else client._client
+        for _ in range(2):  # on a new connection, and on one that is there
+            await ask(kafka, "not-there")
+            assert kafka.cluster.partitions_for_topic("not-there") is None
+        admin = AdminClient({"bootstrap.servers": servers})
+        assert "not-there" not in admin.list_topics(timeout=30).topics
+    finally:
+        await (client.close() if isinstance(client, Admin) else client.stop())
+
+
+COMMANDS = [
+    pytest.param(["timeline", "order-1"], 1, id="timeline"),
+    pytest.param(["tail"], 1, id="tail"),
+    pytest.param(["projector"], 1, id="projector"),
+    pytest.param(NEW, 1, id="create"),
+    pytest.param(["topics", "check"], 13, id="topics check"),
+    pytest.param(["worker"], 13, id="worker"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code"), COMMANDS)
+def test_a_command_without_topics_fails_and_creates_none(service, arguments, code):
+    environment = service.environment | {"ORDERS_ADMIN_PORT": str(free_port())}
+    command = [sys.executable, "-m", "order_service.cli", *arguments]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=service.directory
+    )
+    assert done.returncode == code, done.stderr
+    assert "order-service topics create" in done.stdout + done.stderr
+    assert topics_of(service) == set()
+
+
+async def test_the_sdk_and_the_http_server_fail_and_create_none(service):
+    settings, servers = service.settings(), service.bootstrap_servers
+    with pytest.raises(TopicsError, match="a topic is missing"):
+        async with OrderCommands(servers, actor="service:shop", settings=settings):
+            pass
+    with pytest.raises(TopicsError, match="a topic is missing"):
+        async with OrderEvents.effects(servers, group="mailer", settings=settings):
+            pass
+    topic = CommandsTopic(settings)  # as the HTTP server sends
+    try:
+        with pytest.raises(KafkaAwayError, match="a topic is missing"):
+            await topic.send(create, [])
+    finally:
+        await topic.stop()
+    assert topics_of(service) == set()
+
+
+def test_after_reading_what_was_not_there_all_topics_are_as_they_must_be(service):
+    cli = CommandLine(service.environment)
+    cli("timeline", "order-1", code=1)
+    cli(*NEW, code=1)
+    assert {told["state"] for told in cli.json("topics", "create")} == {"created"}
+    cli("topics", "check")
+    service.start_worker().wait_ready()
+    cli(*NEW)
+
+
+def test_a_worker_does_not_create_again_what_is_deleted(service):
+    CommandLine(service.environment)("topics", "create")
+    worker = service.start_worker().wait_ready()
+    service.kafka.delete_topics([service.names.commands])[service.names.commands].result(30)
+    until(lambda: f"the topic {service.names.commands} is not there" in worker.faults(), "the worker has asked again")
+    assert service.names.commands not in topics_of(service)
+    assert worker.process.poll() is None

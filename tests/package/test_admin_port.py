@@ -1,0 +1,47 @@
+"""The admin port answers before Kafka does, whatever the process."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from order_service.admin import AdminServer
+from order_service.embedded.broker import free_port
+from order_service.errors import PortTakenError
+from tests.service import WorkerProcess, until
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [("worker", "waiting for Kafka at {}"), ("projector", "waiting for Kafka at {}"), ("web", "")],
+)
+def test_a_process_is_alive_and_says_what_it_waits_for_before_kafka_is_there(tmp_path, command, fault):
+    kafka = f"127.0.0.1:{free_port()}"
+    environment = os.environ | {
+        "KAFKA_BOOTSTRAP_SERVERS": kafka,
+        "ORDERS_DATABASE_URL": f"sqlite:///{tmp_path / 'views.db'}",
+        "ORDERS_HTTP_PORT": str(free_port()),
+    }
+    process = WorkerProcess(
+        command, environment, tmp_path, None, ("order_service.cli", command), admin_port=free_port()
+    )
+    try:
+        until(lambda: process.admin("/health/live") == (200, '{"live": true}'), "it is alive")
+        status, body = process.admin("/health/ready")
+        assert status == 503
+        assert any(fault.format(kafka) in said for said in json.loads(body)["faults"])
+        process.send(signal.SIGTERM)
+        assert process.wait_ended() == 0
+    finally:
+        process.end()
+
+
+def test_a_taken_port_is_named_by_its_setting():
+    port = free_port()
+    with (
+        AdminServer("127.0.0.1", port, list),
+        pytest.raises(PortTakenError, match=f"port {port} is taken: set ORDERS_ADMIN_PORT"),
+        AdminServer("127.0.0.1", port, list),
+    ):
+        pass

@@ -1,0 +1,76 @@
+"""How claims share their worker: one that waits lends its place, and none holds the event loop for long."""
+
+import asyncio
+from itertools import pairwise
+
+from order_service.stream.claim_progress import Places, Progress
+
+PATIENCE_S = 0.05
+
+
+async def becomes(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0.005)
+
+
+async def test_three_of_twenty_claims_run_while_seventeen_wait():
+    places = Places(16, patience_s=PATIENCE_S)
+    blocked, done = asyncio.Event(), []
+
+    async def claim(number):
+        progress = Progress(places)
+        await progress.at("a transaction to end")
+        if number < 17:
+            await blocked.wait()
+        done.append(number)
+        progress.leave()
+
+    claims = [asyncio.create_task(claim(number)) for number in range(20)]
+    await becomes(lambda: sorted(done) == [17, 18, 19])
+    blocked.set()
+    await asyncio.gather(*claims)
+    assert sorted(done) == list(range(20))
+    assert places.free._value == 16
+
+
+async def test_a_claim_that_gets_on_takes_a_place_before_it_works():
+    places = Places(1, patience_s=PATIENCE_S)
+    first, second = Progress(places), Progress(places)
+    await first.at("a fence")
+    await second.at("a barrier")  # once the first has waited for long enough
+    going_on = asyncio.create_task(first.moved())
+    await asyncio.sleep(0)
+    assert not going_on.done()
+    second.leave()
+    await going_on
+    first.leave()
+    assert places.free._value == 1
+
+
+async def test_a_claim_tells_what_it_waits_for():
+    progress = Progress(Places(1, patience_s=PATIENCE_S))
+    await progress.at("a fence")
+    assert progress.waits_for() == ""
+    await becomes(progress.waits_for)
+    assert progress.waits_for() == "it has waited 0 s for a fence"
+    progress.failure = "the broker is away"
+    assert progress.waits_for() == "it failed and is tried again: the broker is away"
+    progress.leave()
+
+
+async def test_between_two_slices_all_others_have_their_turn():
+    places, order = Places(2), []
+
+    async def work(name):
+        for _ in range(3):
+            async with places.slice():
+                order.append(name)
+
+    async def lane():
+        for _ in range(6):
+            await asyncio.sleep(0)
+            order.append("lane")
+
+    await asyncio.gather(work("a"), work("b"), lane())
+    assert not any(one != "lane" and other != "lane" for one, other in pairwise(order[2:9]))

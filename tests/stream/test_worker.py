@@ -1,0 +1,119 @@
+"""The tasks of a worker and of its assignments: none ends without a sign."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+from aiokafka.errors import KafkaError
+
+from order_service.errors import Fenced
+from order_service.registry import Ids
+from order_service.settings import Settings
+from order_service.stream.claim import Claimed
+from order_service.stream.claim_progress import Places, Progress
+from order_service.stream.clock import Clock
+from order_service.stream.lane import Lane
+from order_service.stream.topics import topic_names
+from order_service.stream.worker import Assignment, Context, Worker
+from order_service.users.client import Policy, UserClient
+from order_service.wire.changelog import Position
+
+UNUSED: Any = None
+
+
+@pytest.fixture
+def ended():
+    return []
+
+
+@pytest.fixture
+def context(ended):
+    fetching: Any = type("Fetching", (), {"pause": print, "resume": print, "end_of": print})()
+    servers = {"bootstrap_servers": "127.0.0.1:1"}
+    users = UserClient(Policy.from_settings(Settings()))
+    return Context(
+        Settings(), topic_names(), servers, fetching, users, Ids(None), ended.append, Clock(60), lambda _step: None
+    )
+
+
+async def cancelled_from_within():
+    """A library that lets a CancelledError out would leave a partition neither claimed nor parked."""
+    raise asyncio.CancelledError
+
+
+async def until_told(ended):
+    async with asyncio.timeout(10):
+        while not ended:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+
+
+async def test_a_claim_that_was_cancelled_from_within_ends_the_process(context, ended):
+    assignment = Assignment(context, {0}, UNUSED, UNUSED, UNUSED)
+    assignment._spawn(cancelled_from_within(), "claim")
+    await until_told(ended)
+    assert str(ended[0]) == "the task claim was cancelled from within"
+    assignment._spawn(asyncio.sleep(60), "payments")
+    await assignment.stop()
+    assert len(ended) == 1
+
+
+async def test_a_second_claim_that_was_cancelled_from_within_ends_the_process(context, ended):
+    worker = Worker(context)
+    worker._start(cancelled_from_within())
+    await until_told(ended)
+    assert str(ended[0]) == "the task claim again was cancelled from within"
+    await worker.stop()
+
+
+async def test_the_tasks_that_a_worker_cancels_when_it_stops_do_not_end_the_process(context, ended):
+    worker = Worker(context)
+    worker.start()
+    await worker.stop()
+    assert all(task.cancelled() for task in worker._tasks)
+    assert not ended
+
+
+@pytest.fixture
+def claim(context, monkeypatch):
+    """Claim partition 0, whose waiting room cannot be restored for this reason; gives the assignment."""
+
+    async def claimed(*_):
+        return Claimed(Position(0, "me", 0, None), 0, ({}, []))
+
+    asking: Any = SimpleNamespace(ask=print)
+
+    async def run(error) -> Any:
+        def restoring(*_):
+            raise error
+            yield
+
+        monkeypatch.setattr("order_service.stream.worker.claim_until_done", claimed)
+        monkeypatch.setattr(Lane, "restoring", restoring)
+        assignment = Assignment(context, {0}, asking, UNUSED, UNUSED)
+        assignment._claims[0] = Progress(Places(1))
+        assignment._spawn(assignment._claim(0, assignment._claims[0]), "claim")
+        await asyncio.wait(assignment._tasks, timeout=10)
+        await assignment.stop()
+        return assignment
+
+    return run
+
+
+async def test_a_partition_that_cannot_be_restored_for_a_bug_is_parked_and_nothing_ends(claim, ended):
+    """Its heirs would all end by it, one after the other."""
+    error = TypeError("a bug")
+    with structlog.testing.capture_logs() as logged:
+        assignment = await claim(error)
+    assert not ended
+    assert assignment.parked == {0: "the partition cannot be claimed: TypeError"}
+    assert assignment.claiming() == []
+    assert [line["exc_info"] for line in logged] == [error]
+
+
+@pytest.mark.parametrize("error", [Fenced("by another"), KafkaError(), OSError()])
+async def test_an_error_that_is_not_of_the_partition_ends_the_process(claim, ended, error):
+    assignment = await claim(error)
+    assert ended == [error]
+    assert not assignment.parked

@@ -1,0 +1,43 @@
+"""`order-service views`: what it says, and with which exit code, with and without views; no Kafka is asked."""
+
+import pytest
+
+from order_service.stream.topics import topic_names
+from order_service.views.projector import Projection
+from order_service.views.stopped import BadRecord
+from order_service.views.tables import FORM, form
+from tests.cli.conftest import CommandLine
+from tests.views.log import EVENTS, START
+
+STOPPED = ("views", "stopped")
+SKIP = ("views", "skip", EVENTS.topic, 0, 0)
+
+
+@pytest.fixture
+def cli(url):
+    return CommandLine({"ORDERS_DATABASE_URL": url.render_as_string(hide_password=False)})
+
+
+@pytest.mark.parametrize("command", [STOPPED, SKIP], ids=["stopped", "skip"])
+def test_without_views_it_says_so_and_makes_no_file(cli, command, tmp_path):
+    assert cli(*command, code=3).stderr == "order-service: there are no views here yet: no projector has made them\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [STOPPED, SKIP], ids=["stopped", "skip"])
+def test_views_of_another_form_are_left_alone(cli, command, engine):
+    with engine.begin() as connection:
+        connection.execute(form.update().values(form=FORM - 1))
+    line = f"order-service: the views have form {FORM - 1}, this version reads form {FORM}\n"
+    assert cli(*command, code=3).stderr == line
+
+
+def test_a_stopped_partition_is_listed_with_1_and_skipped_once(cli, engine):
+    projection = Projection(engine, topic_names())
+    projection.positions(START)
+    assert cli(*STOPPED).stdout == "no partition is stopped\n"
+    projection.apply([BadRecord(EVENTS, 0, "not Avro")], START, {EVENTS: 1})
+    (listed,) = cli.json(*STOPPED, code=1)
+    assert listed == {"topic": EVENTS.topic, "partition": 0, "offset": 0, "reason": "not Avro"}
+    assert cli(*SKIP).stdout == f"the views go on behind offset 0 of partition 0 of {EVENTS.topic}\n"
+    assert "is not stopped at offset 0" in cli(*SKIP, code=1).stderr
