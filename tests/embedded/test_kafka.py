@@ -263,8 +263,8 @@ def test_a_broker_that_ends_at_once_says_why(tmp_path, says, hint):
 
 
 def test_a_broker_that_does_not_answer_in_time_is_ended(tmp_path):
-    broker = Broker(["sh", "-c", "echo $$ > pid; exec sleep 600"], tmp_path, free_port(), start_within_s=0.5)
-    with pytest.raises(EmbeddedError, match=r"^Kafka did not answer within 0\.5 s"):
+    broker = Broker(["sh", "-c", "echo $$ > pid; exec sleep 600"], tmp_path, free_port(), start_within_s=3.0)
+    with pytest.raises(EmbeddedError, match=r"^Kafka did not answer within 3 s"):
         broker.start()
     assert not is_alive(int((tmp_path / "pid").read_text()))
 

@@ -175,4 +175,4 @@ def test_avro_and_json_commands_are_the_same_on_one_order(service):
     service.check([create, amend, pay, ship, deliver, cancel])
     assert [rejection.reason for rejection in service.rejections()] == ["already_delivered"]
     counted = 'orders_commands_total{outcome="repeated",reason="",type="DeliverOrder"} 1.0'
-    until(lambda: counted in worker.admin("/metrics")[1], "the repeats are counted", within_s=5)
+    until(lambda: counted in worker.admin("/metrics")[1], "the repeats are counted")

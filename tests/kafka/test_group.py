@@ -164,7 +164,7 @@ def test_a_worker_that_was_killed_and_restarts_at_once_disturbs_nobody(service):
     service.send(commands)
     service.wait_outcomes(len(commands))
     again.send(signal.SIGTERM)
-    assert again.wait_ended(within_s=15) == 0
+    assert again.wait_ended() == 0
     stays.wait_lanes(4, within_s=LEFT_WITHIN_S)  # told to end, it has left
     service.check(commands)
 

@@ -18,4 +18,4 @@ def test_an_order_goes_from_created_to_delivered(service):
     assert [rejection.reason for rejection in service.rejections()] == ["already_delivered"]
     service.check(commands)
     worker.send(15)
-    assert worker.wait_ended(within_s=10) == 0
+    assert worker.wait_ended() == 0

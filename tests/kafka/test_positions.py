@@ -14,7 +14,7 @@ from tests.service import histories, until
 def end(worker):
     """Tell a worker to end."""
     worker.send(signal.SIGTERM)
-    assert worker.wait_ended(within_s=10) == 0
+    assert worker.wait_ended() == 0
 
 
 def decide(service, commands):

@@ -39,7 +39,7 @@ def test_the_largest_command_is_decided_at_once_and_after_waiting(service, user_
     worker = service.start_worker().wait_lanes(4)
     service.send([(full.order_id, largest(full))])
     if user_id != "dana":
-        until(service.waiting, "it waits", within_s=10)
+        until(service.waiting, "it waits")
     paid = but(pay, order_id=full.order_id, amount=LINES * 10**7 - 400 + 300 + 500)
     service.send([paid])
     service.wait_outcomes(2)
@@ -67,7 +67,7 @@ def test_only_what_a_transactional_producer_has_committed_is_decided(service):
         end(30)
     service.wait_outcomes(len(committed))
     until(lambda: group_offsets(service) == ends(service), "the group has read all, ends of transactions too")
-    until(lambda: lag(worker) == [0, 0, 0, 0], "no lag is left", within_s=10)
+    until(lambda: lag(worker) == [0, 0, 0, 0], "no lag is left")
     service.check(committed)
 
 

@@ -202,7 +202,7 @@ def test_a_worker_refuses_topics_that_are_less_than_they_must_be(service):
     ]
     assert faults(service) == expected
     worker = service.start_worker()
-    assert worker.wait_ended(within_s=20) == 13
+    assert worker.wait_ended() == 13
     [line] = worker.lines("This worker ends.")
     assert (line["exit_code"], line["reason"]) == (13, "; ".join([*expected, MENDED_BY]))
     assert "Traceback" not in worker.log()

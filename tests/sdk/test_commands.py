@@ -160,7 +160,7 @@ async def test_a_search_ends_with_the_last_answer(working, orders):
     with unfinished(working, order_id):
         assert await orders.send(create_order(order_id)) == Accepted(first.seen, repeated=True)
         search = orders._sender._following._search
-        await asyncio.wait_for(search.task, 5)
+        await asyncio.wait_for(search.task, 30)
 
 
 async def test_an_answer_that_is_not_kept_any_more_is_forgotten(working, orders):

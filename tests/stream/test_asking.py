@@ -10,7 +10,7 @@ from order_service.errors import UserServiceUnavailable
 from order_service.stream.asking import Asking
 from tests.stream.asking import AskingWorld, asking_in
 
-PATIENCE_S = 5
+PATIENCE_S = 30
 
 
 class Users:

@@ -106,7 +106,7 @@ async def test_a_lane_that_cannot_decide_parks_and_the_others_go_on():
     turns, inbox = turns_over([broken, whole], written, step, park)
     inbox.put(0, [received(create, 0, 0)])
     inbox.put(1, [received(create, 0, 1)])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await turns.run()
     assert parked == [(1, HistoryError)]
     assert (written.facts(0), written.facts(1)) == (["OrderCreated"], [])
@@ -126,7 +126,7 @@ async def test_an_order_that_gets_due_within_a_turn_is_not_cancelled_before_its_
     turns, inbox = turns_over([long, short], written, step)
     inbox.put(0, [received(but(create, command_id=f"create-{n}"), n, 0) for n in range(AT_A_TIME + 1)])
     inbox.put(1, [received(pay, 0, 1)])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await turns.run()
     assert written.facts(1) == ["OrderPaid"]
 
@@ -149,6 +149,6 @@ async def test_a_lane_whose_topics_cannot_be_written_to_is_left_out_until_they_c
     inbox.put(0, [received(create, 0, 0)])
     inbox.put(1, [received(pay, 0, 1)])
     turns.cancel_unpaid(1, [ORDER_ID])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await turns.run()
     assert commits == [(["OrderCreated"], []), (["OrderCreated"], ["OrderCancelled"])]

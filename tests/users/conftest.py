@@ -28,7 +28,7 @@ async def open_client(url, clock) -> AsyncIterator[Callable[..., Any]]:
     async with AsyncExitStack() as stack:
 
         async def make(**changes):
-            quick = {"url": url, "total_s": 0.4, "probe_every_s": 1.0, "wait_initial_s": 0.001, "wait_max_s": 0.002}
+            quick = {"url": url, "total_s": 0.9, "probe_every_s": 1.0, "wait_initial_s": 0.001, "wait_max_s": 0.002}
             return await stack.enter_async_context(UserClient(Policy(**(quick | changes)), clock=clock))
 
         yield make
@@ -41,7 +41,7 @@ async def users(open_client):
 
 @pytest.fixture
 def until():
-    async def wait_until(condition, deadline_s=5.0):
+    async def wait_until(condition, deadline_s=30.0):
         async with asyncio.timeout(deadline_s):
             while not condition():  # noqa: ASYNC110 - a condition has no event
                 await asyncio.sleep(0.005)

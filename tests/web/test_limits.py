@@ -241,7 +241,7 @@ def test_requests_that_wait_are_bounded_and_hinder_no_reader(server, caller):
         assert refused.headers["retry-after"] == "1"
         assert caller("reader").get("/v1/orders").status == 200
         assert is_open(server, 3)
-    until(lambda: is_open(server, 0), "whoever hangs up waits no longer", within_s=5)
+    until(lambda: is_open(server, 0), "a caller that hangs up waits no longer")
 
 
 def is_open(server, requests):
@@ -256,7 +256,7 @@ def test_a_connection_too_many_is_closed_at_once_until_another_ends(server, call
             assert connection.getresponse().read()
         assert not is_answered(caller("frank"))
         eight[0].close()
-        until(lambda: is_answered(caller("frank")), "there is room again", within_s=3)
+        until(lambda: is_answered(caller("frank")), "there is room again")
 
 
 @pytest.fixture
