@@ -22,8 +22,6 @@ from order_service.domain.content import is_id
 from order_service.domain.messages import CreateOrder
 from order_service.errors import (
     DecodeError,
-    HistoryError,
-    LaneParked,
     OrderServiceError,
     RunLost,
     Stuck,
@@ -224,20 +222,19 @@ class Assignment:
         try:
             claimed = await claim_until_done(claimer, partition, kept, progress)
             lane = await self._lane(partition, lane, claimed, progress)
-        except (LaneParked, HistoryError, TurnRefused) as error:
-            metrics.CLAIMS.labels("parked").inc()
-            self.park(partition, str(error))
-            return
+            await self._open(lane, claimed)
         except (WorkerError, KafkaError, OSError):  # not of this partition
             raise
         except Exception as error:  # noqa: BLE001, one partition must not end every worker that claims it in turn
             metrics.CLAIMS.labels("parked").inc()
-            self.park(partition, "the partition cannot be claimed", error)
+            if isinstance(error, OrderServiceError):
+                self.park(partition, str(error))
+            else:
+                self.park(partition, "the partition cannot be claimed", error)
             return
         finally:
             progress.leave()
             del self._claims[partition]
-        await self._open(lane, claimed)
         metrics.CLAIMS.labels("kept" if claimed.state is None else "restored").inc()
         metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
 

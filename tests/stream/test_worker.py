@@ -8,7 +8,7 @@ import pytest
 import structlog
 from aiokafka.errors import KafkaError
 
-from order_service.errors import Fenced
+from order_service.errors import Fenced, HistoryError, LaneParked
 from order_service.registry import Ids
 from order_service.settings import Settings
 from order_service.stream.claim import Claimed
@@ -77,17 +77,18 @@ async def test_the_tasks_that_a_worker_cancels_when_it_stops_do_not_end_the_proc
 
 @pytest.fixture
 def claim(context, monkeypatch):
-    """Claim partition 0, whose waiting room cannot be restored for this reason; gives the assignment."""
+    """Claim partition 0, whose waiting room cannot be restored for this reason, if any; gives the assignment."""
 
     async def claimed(*_):
         return Claimed(Position(0, "me", 0, None), 0, ({}, []))
 
     asking: Any = SimpleNamespace(ask=print)
 
-    async def run(error) -> Any:
+    async def run(error=None) -> Any:
         def restoring(*_):
-            raise error
-            yield
+            if error is not None:
+                raise error
+            yield True
 
         monkeypatch.setattr("order_service.stream.worker.claim_until_done", claimed)
         monkeypatch.setattr(Lane, "restoring", restoring)
@@ -110,6 +111,29 @@ async def test_a_partition_that_cannot_be_restored_for_a_bug_is_parked_and_nothi
     assert assignment.parked == {0: "the partition cannot be claimed: TypeError"}
     assert assignment.claiming() == []
     assert [line["exc_info"] for line in logged] == [error]
+
+
+async def test_a_partition_whose_fetching_cannot_begin_for_a_bug_is_parked_and_nothing_ends(claim, context, ended):
+    error = TypeError("a bug")
+
+    async def fail(*_):
+        raise error
+
+    context.fetching.open = fail
+    with structlog.testing.capture_logs() as logged:
+        assignment = await claim()
+    assert not ended
+    assert assignment.parked == {0: "the partition cannot be claimed: TypeError"}
+    assert not assignment.lanes
+    assert [line["exc_info"] for line in logged] == [error]
+
+
+@pytest.mark.parametrize("error", [LaneParked("it is damaged"), HistoryError("it is damaged")])
+async def test_a_partition_whose_log_does_not_allow_a_claim_is_parked_without_a_traceback(claim, error):
+    with structlog.testing.capture_logs() as logged:
+        assignment = await claim(error)
+    assert assignment.parked == {0: "it is damaged"}
+    assert [line["exc_info"] for line in logged] == [None]
 
 
 @pytest.mark.parametrize("error", [Fenced("by another"), KafkaError(), OSError()])
