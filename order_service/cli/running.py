@@ -15,7 +15,7 @@ from order_service.errors import PortTakenError
 from order_service.kafka import ask_admin
 from order_service.settings import Settings
 from order_service.signals import end_when_told, run_until_told
-from order_service.stream.topics import Fault, compare_topics, create_topics, mending, topic_configs, topic_names
+from order_service.stream.topics import Comparison, compare_topics, create_topics, mending, topic_configs, topic_names
 
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
 
@@ -109,40 +109,41 @@ def topics_create(as_json: AsJson = False) -> None:
             show.json_line({"topic": name, "state": state})
         else:
             typer.echo(f"{state:<8} {name}")
-    faults, risks = asyncio.run(_compare(settings))
-    if as_json and (faults or risks):
-        show.json_line(_comparison(settings, faults, risks))
+    compared = asyncio.run(_compare(settings))
+    if as_json and (compared.faults or compared.risks):
+        show.json_line(_as_json(settings, compared))
     elif not as_json:
-        _echo(settings, faults, risks)
-    raise typer.Exit(13 if faults else 0)
+        _echo(settings, compared)
+    raise typer.Exit(13 if compared.faults else 0)
 
 
 @topics.command("check")
 def topics_check(as_json: AsJson = False) -> None:
     """Compare the topics with what they must be; exit with 13 if one is less, and print the lines that mend it."""
     settings = read_settings()
-    faults, risks = asyncio.run(_compare(settings))
+    compared = asyncio.run(_compare(settings))
     if as_json:
-        show.json_line(_comparison(settings, faults, risks))
+        show.json_line(_as_json(settings, compared))
     else:
-        _echo(settings, faults, risks)
-        if not faults:
+        _echo(settings, compared)
+        if not compared.faults:
             typer.echo(f"all topics are as they must be, with {settings.partitions} partitions each")
-    raise typer.Exit(13 if faults else 0)
+    raise typer.Exit(13 if compared.faults else 0)
 
 
-def _comparison(settings: Settings, faults: list[Fault], risks: list[str]) -> dict[str, object]:
+def _as_json(settings: Settings, compared: Comparison) -> dict[str, object]:
+    faults = compared.faults
     said = [fault.text for fault in faults]
-    return {"ok": not faults, "faults": said, "mend": mending(faults, settings), "risks": risks}
+    return {"ok": not faults, "faults": said, "mend": mending(faults, settings), "risks": compared.risks}
 
 
-def _echo(settings: Settings, faults: list[Fault], risks: list[str]) -> None:
+def _echo(settings: Settings, compared: Comparison) -> None:
     """Write what differs to stderr, and the lines that mend it to stdout."""
-    for risk in risks:
+    for risk in compared.risks:
         typer.echo(f"order-service: warning: {risk}", err=True)
-    for fault in faults:
+    for fault in compared.faults:
         typer.echo(f"order-service: {fault.text}", err=True)
-    for line in mending(faults, settings):
+    for line in mending(compared.faults, settings):
         typer.echo(line)
 
 
@@ -163,5 +164,5 @@ async def _create(settings: Settings) -> list[str]:
     return await ask_admin(settings, lambda admin: create_topics(admin, settings))
 
 
-async def _compare(settings: Settings) -> tuple[list[Fault], list[str]]:
+async def _compare(settings: Settings) -> Comparison:
     return await ask_admin(settings, lambda admin: compare_topics(admin, settings), patience_s=5.0)

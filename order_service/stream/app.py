@@ -115,9 +115,17 @@ class FaustFetching:
 
 
 def build(
-    settings: Settings, serving: AdminServer, clock: Clock, *, step: Callable[[str], None] = lambda _step: None
+    settings: Settings,
+    serving: AdminServer,
+    clock: Clock,
+    in_sync: dict[str, int],
+    *,
+    step: Callable[[str], None] = lambda _step: None,
 ) -> RunApp:
-    """Make the app of a worker. `step` is told each step of a claim and a turn: tests stop the process there."""
+    """Make the app of a worker on topics with this `min.insync.replicas`.
+
+    `step` is told each step of a claim and a turn: tests stop the process there.
+    """
     names = topic_names(settings.topic_prefix)
     app = RunApp(
         settings.group_id,
@@ -143,7 +151,7 @@ def build(
     fetching = FaustFetching(app, names.commands)
     users = UserClient(Policy.from_settings(settings))
     ids = Ids(registry_of(settings))
-    worker = Worker(Context(settings, names, app.connection, fetching, users, ids, app.end, clock, step))
+    worker = Worker(Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, step))
     _wire(app, worker, names.commands)
     _serve(app, settings, worker, users, fetching, ids, serving)
     return app
@@ -258,23 +266,24 @@ def run(
     """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
     waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
     with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving:
-        run_until_told(ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics)))
+        preparing = ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics))
+        in_sync = run_until_told(preparing)
         if settings.schema_registry_url:
             run_until_told(_adopt_ids(settings, serving))
         clock = clock or Clock(settings.clock_skew_max_s)
         run_until_told(_wait_for_clock(settings, clock, serving))
         collect_seldom()
-        app = build(settings, serving, clock, step=step)
+        app = build(settings, serving, clock, in_sync, step=step)
         worker = QuietWorker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()
     raise SystemExit(0)
 
 
-async def _prepare_topics(admin: Admin, settings: Settings, *, make_topics: bool) -> None:
+async def _prepare_topics(admin: Admin, settings: Settings, *, make_topics: bool) -> dict[str, int]:
     if make_topics:
         await create_topics(admin, settings)
-    await check_topics(admin, settings)
+    return await check_topics(admin, settings)
 
 
 async def _wait_for_clock(settings: Settings, clock: Clock, serving: AdminServer) -> None:

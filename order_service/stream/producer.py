@@ -7,7 +7,7 @@ late first copy can end the *next* transaction: so after a resent EndTxn the id 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -33,7 +33,6 @@ from order_service.errors import Fenced, Stuck, TurnRefused
 from order_service.kafka import Producer
 from order_service.stream.deadline import deadline
 from order_service.stream.lane import Record
-from order_service.stream.topics import in_sync_for
 
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 BATCH_BYTES: Final = 1024 * 1024
@@ -89,6 +88,7 @@ class TurnProducer(Producer):
         self._begun_at: float | None = None
         self._sent: list[Sent] = []
         self._followed: list[str] = []
+        self._in_sync: Mapping[str, int] = {}
         self._metadata_seen: object = None
         self._unavailable: dict[int, str] = {}
         self._end_once = self._sender._do_txn_commit  # noqa: SLF001, the one place that sends EndTxn
@@ -103,8 +103,12 @@ class TurnProducer(Producer):
         with _named(self):
             await super().start()
 
-    async def follow(self, topics: Iterable[str]) -> None:
-        """Learn who leads the partitions of these topics, and keep it as new as `metadata_age_ms`."""
+    async def follow(self, topics: Iterable[str], in_sync: Mapping[str, int]) -> None:
+        """Learn who leads the partitions of these topics, and keep it as new as `metadata_age_ms`.
+
+        `in_sync` has `min.insync.replicas` of each topic, and may change meanwhile.
+        """
+        self._in_sync = in_sync
         self._followed = list(topics)
         await self.client.set_topics(self._followed)
 
@@ -202,7 +206,7 @@ class TurnProducer(Producer):
                 partition: reason
                 for topic in self._followed
                 for partition, known in metadata.get(topic, {}).items()
-                if (reason := _why_unwritable(known)) is not None
+                if (reason := _why_unwritable(known, self._in_sync[topic])) is not None
             }
         return self._unavailable
 
@@ -218,8 +222,8 @@ class TurnProducer(Producer):
         return _error_of(ended)
 
 
-def _why_unwritable(partition: PartitionMetadata) -> str | None:
-    needed = in_sync_for(len(partition.replicas))
+def _why_unwritable(partition: PartitionMetadata, min_in_sync: int) -> str | None:
+    needed = min(min_in_sync, len(partition.replicas))  # as the broker has it
     if partition.leader == NO_LEADER:
         return f"{partition.topic}-{partition.partition} has no leader"
     if len(partition.isr) < needed:

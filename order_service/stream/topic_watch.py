@@ -17,10 +17,14 @@ LOOK_EVERY_S = 300.0
 
 
 class TopicWatch:
-    """Compares the topics from time to time. `faults` is for readiness: the process goes on, since nothing is lost."""
+    """Compares the topics from time to time. `faults` is for readiness: the process goes on, since nothing is lost.
 
-    def __init__(self, settings: Settings) -> None:
+    It updates `in_sync`, which has `min.insync.replicas` of each topic.
+    """
+
+    def __init__(self, settings: Settings, in_sync: dict[str, int]) -> None:
         self.faults: list[str] = []
+        self._in_sync = in_sync
         self._settings = settings
 
     async def run(self) -> None:
@@ -33,11 +37,12 @@ class TopicWatch:
         """Compare once; while Kafka does not answer, what was found last stands."""
         settings = self._settings
         try:
-            found, _ = await ask_admin(settings, lambda admin: compare_topics(admin, settings), patience_s=0.0)
+            compared = await ask_admin(settings, lambda admin: compare_topics(admin, settings), patience_s=0.0)
         except KafkaAwayError as error:
             log.warning("The topics could not be compared.", why=str(error))
             return
-        faults = [fault.text for fault in found]
+        self._in_sync.update(compared.in_sync)
+        faults = [fault.text for fault in compared.faults]
         for fault in faults:
             if fault not in self.faults:
                 log.error("A topic is less than it must be.", fault=fault, cure=MENDED_BY)

@@ -21,6 +21,7 @@ from order_service.wire.schemas import Message
 
 log = structlog.get_logger()
 
+IN_SYNC: Final = "min.insync.replicas"
 MIB: Final = 1024 * 1024
 HOUR_MS: Final = 3600 * 1000
 DAY_MS: Final = 24 * HOUR_MS
@@ -159,6 +160,14 @@ class Described(Struct, frozen=True):
         return min(map(len, self.replicas.values()))
 
 
+class Comparison(Struct, frozen=True):
+    """How the topics are less than the table says, what they risk nevertheless, and their `min.insync.replicas`."""
+
+    faults: list[Fault]
+    risks: list[str]
+    in_sync: dict[str, int]
+
+
 async def create_topics(admin: Admin, settings: Settings) -> list[str]:
     """Create the topics that are missing and return their names; those that exist are left as they are."""
     configs = topic_configs(topic_names(settings.topic_prefix))
@@ -169,7 +178,7 @@ async def create_topics(admin: Admin, settings: Settings) -> list[str]:
             name=name,
             num_partitions=settings.partitions,
             replication_factor=replicas,
-            topic_configs=configs[name] | {"min.insync.replicas": str(in_sync_for(replicas))},
+            topic_configs=configs[name] | {IN_SYNC: str(in_sync_for(replicas))},
         )
         for name in missing
     ]
@@ -182,20 +191,24 @@ async def create_topics(admin: Admin, settings: Settings) -> list[str]:
     return missing
 
 
-async def check_topics(admin: Admin, settings: Settings) -> None:
-    """Compare the topics with the table; TopicsError names every topic that is less than it must be."""
-    faults, risks = await compare_topics(admin, settings)
-    if faults:
-        raise TopicsError("; ".join([*(fault.text for fault in faults), MENDED_BY]))
-    for risk in risks:
+async def check_topics(admin: Admin, settings: Settings) -> dict[str, int]:
+    """Compare the topics with the table and return the `min.insync.replicas` of each.
+
+    TopicsError names every topic that is less than it must be.
+    """
+    compared = await compare_topics(admin, settings)
+    if compared.faults:
+        raise TopicsError("; ".join([*(fault.text for fault in compared.faults), MENDED_BY]))
+    for risk in compared.risks:
         log.warning("The topics can lose records.", risk=risk)
+    return compared.in_sync
 
 
 MENDED_BY: Final = "`order-service topics check` prints the lines that mend it"
 
 
-async def compare_topics(admin: Admin, settings: Settings) -> tuple[list[Fault], list[str]]:
-    """Return how the topics are less than the table says, and what they risk though they are as it says.
+async def compare_topics(admin: Admin, settings: Settings) -> Comparison:
+    """Compare the topics with the table.
 
     More than needed is no fault: longer retention, larger records, more replicas, more of them in sync.
     """
@@ -207,7 +220,7 @@ async def compare_topics(admin: Admin, settings: Settings) -> tuple[list[Fault],
         for name in configs.keys() - partitions.keys()
     ]
     if not partitions:
-        return sorted(faults, key=_in_order), []
+        return Comparison(sorted(faults, key=_in_order), [], {})
     nodes = await _nodes(admin)
     actual = await _actual_configs(admin, sorted(partitions))
     topics = [Described(name, replicas, actual[name]) for name, replicas in partitions.items()]
@@ -216,7 +229,8 @@ async def compare_topics(admin: Admin, settings: Settings) -> tuple[list[Fault],
         faults += _replica_faults(topic, nodes)
         faults += _config_faults(topic, configs[topic.name])
     risks = [TWO_REPLICAS] if any(topic.replica_count == 2 for topic in topics) else []
-    return sorted(faults, key=_in_order), risks
+    in_sync = {topic.name: int(topic.config[IN_SYNC]) for topic in topics}
+    return Comparison(sorted(faults, key=_in_order), risks, in_sync)
 
 
 CREATE: Final = "order-service topics create"
@@ -282,12 +296,11 @@ def _replica_faults(topic: Described, nodes: list[int]) -> list[Fault]:
     if count < expected:
         text = f"the topic {topic.name} has {count} replicas, expected at least {expected} with {len(nodes)} brokers"
         faults.append(Fault(topic.name, text, moves=_moves(topic, nodes, expected)))
-    key = "min.insync.replicas"
     least, most = in_sync_for(count), max(1, count - 1)
-    if not least <= int(topic.config[key]) <= most:
+    if not least <= int(topic.config[IN_SYNC]) <= most:
         words = f"{least}" if least == most else f"{least} to {most}"
-        text = f"the topic {topic.name} has {key}={topic.config[key]}, expected {words} of {count} replicas"
-        faults.append(Fault(topic.name, text, f"{key}={least}"))
+        text = f"the topic {topic.name} has {IN_SYNC}={topic.config[IN_SYNC]}, expected {words} of {count} replicas"
+        faults.append(Fault(topic.name, text, f"{IN_SYNC}={least}"))
     return faults
 
 

@@ -88,10 +88,11 @@ class Fetching(Protocol):
 
 
 class Context(Struct, frozen=True):
-    """What every assignment of a worker shares."""
+    """What every assignment of a worker shares. `in_sync`: `min.insync.replicas` by topic, as last compared."""
 
     settings: Settings
     names: TopicNames
+    in_sync: dict[str, int]
     connection: dict[str, Any]
     fetching: Fetching
     users: UserClient
@@ -201,7 +202,7 @@ class Assignment:
         try:
             async with deadline(START_DEADLINE_S):
                 await self._producer.start()
-                await self._producer.follow(self._context.names.written)
+                await self._producer.follow(self._context.names.written, self._context.in_sync)
         except TimeoutError as error:
             raise Stuck(f"the producer {self.owner} does not start") from error
         self._spawn(self.turns.run(), "turns")
@@ -380,7 +381,7 @@ class Worker:
         self._restarts: set[asyncio.Task[None]] = set()
         self._restarted_at = -math.inf
         self._suspects: set[int] = set()
-        self._topics = TopicWatch(context.settings)
+        self._topics = TopicWatch(context.settings, context.in_sync)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

@@ -53,6 +53,23 @@ def test_a_lane_whose_output_has_no_leader_waits_and_the_others_go_on(cluster, s
     assert worker.process.poll() is None
 
 
+def test_a_lane_waits_for_as_many_in_sync_replicas_as_its_topic_asks_for(cluster, service):
+    worker = service.start_worker(ORDERS_SESSION_TIMEOUT_S="15", TEST_TOPICS_EVERY_S="0.2").wait_lanes(4)
+    service.configure_events("min.insync.replicas", 3)
+    until(lambda: "min.insync.replicas=3" in worker.faults(), "the worker knows the setting")
+    node = next(node for node in cluster.nodes if node != cluster.coordinator_of_group(service.group_id))
+    cluster.kill(node)
+    waits = f"{service.names.events}-{AWAY} has 2 of 3 in-sync replicas"
+    until(lambda: waits in worker.faults() and worker.lanes("unavailable") == 4, "all lanes wait")
+    commands = [but(create, order_id=f"order-{number}", command_id=f"create-{number}") for number in range(8)]
+    service.send(commands)
+    cluster.start(node)
+    service.configure_events("min.insync.replicas", 2)
+    service.wait_outcomes(len(commands))
+    service.check(commands)
+    assert worker.process.poll() is None
+
+
 def test_the_ends_of_the_other_commands_are_known_while_one_partition_has_no_leader(cluster, service):
     worker = service.start_worker(ORDERS_SESSION_TIMEOUT_S="15").wait_lanes(4)
     node = take_away(cluster, service, service.names.commands)

@@ -107,7 +107,9 @@ async def test_however_long_a_lane_is_behind_one_question_at_a_time_asks_how_far
     nobody: Any = None
     settings = Settings(payment_due_s=1)
     servers = {"bootstrap_servers": "127.0.0.1:1"}
-    context = Context(settings, topic_names(), servers, unread, nobody, Ids(None), print, Clock(60), lambda _step: None)
+    context = Context(
+        settings, topic_names(), {}, servers, unread, nobody, Ids(None), print, Clock(60), lambda _step: None
+    )
     assignment = Assignment(context, {0}, nobody, nobody, nobody)
     assignment.inbox.open(0)
     assignment.lanes[0] = lane

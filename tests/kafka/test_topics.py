@@ -247,7 +247,7 @@ def test_a_setting_that_becomes_less_shows_while_the_worker_runs(service):
 
 
 async def test_what_was_found_stands_while_kafka_is_away():
-    watch = TopicWatch(Settings(kafka_bootstrap_servers=f"127.0.0.1:{free_port()}"))
+    watch = TopicWatch(Settings(kafka_bootstrap_servers=f"127.0.0.1:{free_port()}"), {})
     watch.faults = ["the topic a is missing"]
     await watch.look()
     assert watch.faults == ["the topic a is missing"]

@@ -37,7 +37,7 @@ class Ended(threading.Event):
 async def app():
     """Build an app whose Kafka is away and whose thread does not run."""
     settings = Settings(kafka_bootstrap_servers=f"127.0.0.1:{free_port()}", admin_port=0)
-    app = build(settings, AdminServer("127.0.0.1", 0, list), Clock(30.0))
+    app = build(settings, AdminServer("127.0.0.1", 0, list), Clock(30.0), {})
     yield app
     if not thread_of(app).thread_loop.is_closed():
         thread_of(app).thread_loop.close()

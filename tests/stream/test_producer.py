@@ -7,7 +7,7 @@ from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, Pro
 from aiokafka.structs import PartitionMetadata
 
 from order_service.errors import Fenced, Stuck, TurnRefused
-from order_service.stream.producer import NO_LEADER, Sent, TurnProducer, _why_unwritable
+from order_service.stream.producer import NO_LEADER, Sent, TurnProducer
 
 
 @pytest.fixture
@@ -61,17 +61,27 @@ async def test_what_arrived_is_returned_in_the_order_of_the_batches(producer):
 
 
 @pytest.mark.parametrize(
-    ("leader", "replicas", "in_sync", "why"),
+    ("leader", "replicas", "in_sync", "min_in_sync", "why"),
     [
-        (1, [1, 2, 3], [1, 2, 3], None),
-        (1, [1, 2, 3], [1, 2], None),
-        (1, [1, 2, 3], [1], "orders.events.v1-7 has 1 of 2 in-sync replicas"),
-        (1, [1, 2], [1], None),
-        (1, [1, 2], [], "orders.events.v1-7 has 0 of 1 in-sync replicas"),
-        (1, [1], [1], None),
-        (NO_LEADER, [1, 2, 3], [1, 2, 3], "orders.events.v1-7 has no leader"),
-        (NO_LEADER, [1, 2, 3], [], "orders.events.v1-7 has no leader"),
+        (1, [1, 2, 3], [1, 2, 3], 2, None),
+        (1, [1, 2, 3], [1, 2], 2, None),
+        (1, [1, 2, 3], [1], 2, "orders.events.v1-7 has 1 of 2 in-sync replicas"),
+        (1, [1, 2, 3, 4], [1, 2], 3, "orders.events.v1-7 has 2 of 3 in-sync replicas"),
+        (1, [1, 2, 3, 4], [1, 2], 2, None),
+        (1, [1, 2], [1], 1, None),
+        (1, [1, 2], [], 1, "orders.events.v1-7 has 0 of 1 in-sync replicas"),
+        (1, [1], [1], 1, None),
+        pytest.param(1, [1], [1], 2, None, id="Kafka asks for no more than there are replicas"),
+        (NO_LEADER, [1, 2, 3], [1, 2, 3], 2, "orders.events.v1-7 has no leader"),
+        (NO_LEADER, [1, 2, 3], [], 2, "orders.events.v1-7 has no leader"),
     ],
 )
-def test_a_partition_without_a_leader_or_enough_in_sync_replicas_cannot_be_written_to(leader, replicas, in_sync, why):
-    assert _why_unwritable(PartitionMetadata("orders.events.v1", 7, leader, replicas, in_sync, None)) == why
+async def test_a_partition_without_a_leader_or_enough_in_sync_replicas_cannot_be_written_to(
+    producer, monkeypatch, leader, replicas, in_sync, min_in_sync, why
+):
+    topic = "orders.events.v1"
+    partition = PartitionMetadata(topic, 7, leader, replicas, in_sync, None)
+    monkeypatch.setattr(producer, "_followed", [topic])
+    monkeypatch.setattr(producer, "_in_sync", {topic: min_in_sync})
+    monkeypatch.setattr(producer.client.cluster, "_partitions", {topic: {7: partition}})
+    assert producer.unavailable().get(7) == why

@@ -34,7 +34,7 @@ def context(ended):
     servers = {"bootstrap_servers": "127.0.0.1:1"}
     users = UserClient(Policy.from_settings(Settings()))
     return Context(
-        Settings(), topic_names(), servers, fetching, users, Ids(None), ended.append, Clock(60), lambda _step: None
+        Settings(), topic_names(), {}, servers, fetching, users, Ids(None), ended.append, Clock(60), lambda _step: None
     )
 
 
