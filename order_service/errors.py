@@ -16,7 +16,7 @@
     - Fenced                another worker owns what we held
     - RunLost               records are missing between two runs of a partition
     - Stuck                 a commit, abort or stop is unresolved past its deadline
-    - GroupError            Kafka refuses this worker as a member of its group, or its fetching has ended
+    - GroupError            Kafka refuses this worker as a member or a reader, or its fetching has ended
     - LoopHung              the event loop has run nothing for too long
     - ClockError              the clock of this machine is far from Kafka's
   + PortTakenError          a port that we would listen on has another listener
@@ -112,7 +112,7 @@ class Stuck(WorkerError):
 
 
 class GroupError(WorkerError):
-    """Kafka refuses this worker as a member of its group, or its fetching has ended; the message says what to do."""
+    """Kafka refuses this worker as a member or a reader, or its fetching has ended; the message says what to do."""
 
     exit_code = 14
 

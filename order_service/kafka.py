@@ -16,6 +16,7 @@ from aiokafka.errors import (
     AuthenticationMethodNotSupported,
     KafkaError,
     SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
     for_code,
@@ -165,6 +166,12 @@ async def partition_counts(client: Consumer | Producer, topics: Iterable[str]) -
             servers = kafka._bootstrap_servers  # noqa: SLF001
             raise TopicsError(f"Kafka at {servers}: {_cure(code)}: {topic['topic']}")
     return {topic["topic"]: len(topic["partitions"]) for topic in described}
+
+
+def missing_right(error: TopicAuthorizationFailedError) -> str:
+    """Return which right a consumer lacks that failed with `error`, which carries a topic or a partition of it."""
+    topic = getattr(error.args[0], "topic", error.args[0])
+    return f"Kafka does not allow this worker to read the topic {topic}: grant it Read on that topic"
 
 
 def _cure(code: int) -> str:

@@ -23,11 +23,12 @@ from uuid import uuid4
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from msgspec import Struct
 
 from order_service.domain.answer import Entry
 from order_service.errors import HistoryError, Stuck, TurnRefused
+from order_service.kafka import missing_right
 from order_service.stream.claim_checks import Checks
 from order_service.stream.claim_clients import ClaimClients
 from order_service.stream.claim_progress import Progress
@@ -176,10 +177,16 @@ async def claim_until_done(
         except (KafkaError, Stuck, TurnRefused) as error:
             if isinstance(error, TurnRefused) and error.lanes:
                 raise
-            progress.failure = repr(error) if isinstance(error, KafkaError) else str(error)
+            progress.failure = _reason(error)
             log.warning("A claim failed; trying again.", partition=partition, error=progress.failure)
             progress.leave()
             await asyncio.sleep(pause_s)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TopicAuthorizationFailedError):
+        return missing_right(error)
+    return repr(error) if isinstance(error, KafkaError) else str(error)
 
 
 async def _claim_and_complain(claimer: Claimer, partition: int, kept: Kept | None, progress: Progress) -> Claimed:

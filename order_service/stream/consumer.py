@@ -23,6 +23,7 @@ from aiokafka.errors import (
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
 )
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -31,7 +32,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from order_service.errors import GroupError, KafkaAwayError
-from order_service.kafka import Consumer
+from order_service.kafka import Consumer, missing_right
 from order_service.stream.inbox import Run
 from order_service.stream.membership import LaneAssignor, Membership, reason_of, twin_of
 from order_service.stream.producer import NO_LEADER
@@ -265,6 +266,9 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             return {}
         except CorruptRecordException as error:
             self._stop_handing_on(error)
+            return {}
+        except TopicAuthorizationFailedError as error:
+            self.fail(GroupError(missing_right(error)))
             return {}
         except KafkaError:
             if self._failed() is None:

@@ -14,6 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from order_service.domain.messages import Line
+from order_service.errors import GroupError
 from order_service.wire.changelog import POSITION_KEY, decode_position
 from tests.broker import running_broker
 from tests.samples import but, create
@@ -47,6 +48,22 @@ def creates(service, count, partition=None, **fields):
     wanted = {partition} if partition is not None else {1, 2, 3}
     found = [order_id for order_id in ids if service.partition_of(order_id) in wanted][:count]
     return [but(create, order_id=order_id, command_id=f"create-{order_id}", **fields) for order_id in found]
+
+
+def denying(topic, operation):
+    """Return the ACLs that deny one operation on a topic, and allow the others to the test and the worker."""
+    anyone = (ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:*", "*")
+    return [(*anyone, operation, AclPermissionType.DENY), (*anyone, AclOperation.ALL, AclPermissionType.ALLOW)]
+
+
+def create_acls(service, acls):
+    for future in service.kafka.create_acls([AclBinding(*acl) for acl in acls]).values():
+        future.result(30)
+
+
+def delete_acls(service, acls):
+    for future in service.kafka.delete_acls([AclBindingFilter(*acl) for acl in acls]).values():
+        future.result(30)
 
 
 def restart(worker, service):
@@ -85,11 +102,8 @@ def test_a_record_that_a_topic_refuses_parks_its_lane_on_every_worker_in_turn(se
 
 def test_a_topic_that_a_worker_may_not_write_to_parks_the_lanes_that_need_it(apart):
     worker = apart.start_worker().wait_ready()
-    topic = (ResourceType.TOPIC, apart.names.rejections, ResourcePatternType.LITERAL, "User:*", "*")
-    denied = (*topic, AclOperation.WRITE, AclPermissionType.DENY)
-    allowed = (*topic, AclOperation.ALL, AclPermissionType.ALLOW)  # for this test, which reads the topic
-    for future in apart.kafka.create_acls([AclBinding(*acl) for acl in (denied, allowed)]).values():
-        future.result(30)
+    acls = denying(apart.names.rejections, AclOperation.WRITE)
+    create_acls(apart, acls)
     [accepted, *_] = refused = creates(apart, 1, partition=0)
     others = creates(apart, 10)
     apart.send([*refused, but(accepted, command_id="again"), *others])
@@ -97,11 +111,35 @@ def test_a_topic_that_a_worker_may_not_write_to_parks_the_lanes_that_need_it(apa
     reason = f"Kafka refuses a record for {apart.names.rejections}-0: TopicAuthorizationFailedError"
     until(lambda: f"partition 0 is parked: {reason}" in worker.faults(), "the lane is parked")
     assert worker.process.poll() is None
-    for future in apart.kafka.delete_acls([AclBindingFilter(*acl) for acl in (denied, allowed)]).values():
-        future.result(30)
+    delete_acls(apart, acls)
     restart(worker, apart)
     apart.wait_outcomes(len(others) + 2)
     apart.check([*refused, but(accepted, command_id="again"), *others])
+
+
+def test_a_worker_that_may_not_read_the_commands_names_topic_and_right_and_ends(apart):
+    worker = apart.start_worker().wait_ready()
+    topic = apart.names.commands
+    missing = f"Kafka does not allow this worker to read the topic {topic}: grant it Read on that topic"
+    acls = denying(topic, AclOperation.READ)
+    create_acls(apart, acls)
+    assert worker.wait_ended() == GroupError.exit_code
+    [line] = worker.lines("This worker ends.")
+    assert line["reason"] == missing
+    assert "Traceback" not in worker.log()
+    assert apart.start_worker().wait_ended() == GroupError.exit_code
+    delete_acls(apart, acls)
+    worker = apart.start_worker().wait_ready()
+    commands = [create for partition in range(4) for create in creates(apart, 1, partition=partition)]
+    apart.send(commands)
+    apart.wait_outcomes(len(commands))
+    apart.check(commands)
+    create_acls(apart, acls)
+    assert worker.wait_ended() == GroupError.exit_code
+    waits = apart.start_worker()  # each of its claims reads the command that was decided last
+    until(lambda: waits.faults().count(missing) == 4, "all claims wait for the right")
+    delete_acls(apart, acls)
+    waits.wait_ready()
 
 
 def test_a_worker_whose_transactional_id_kafka_has_forgotten_decides_the_next_command(apart):
