@@ -27,6 +27,9 @@ NEVER_READ: Final = Counter(
     ["partition"],
 )
 PARKED: Final = Gauge("orders_lane_parked", "1 for a lane that is parked and needs a person.", ["partition"])
+STRANGERS: Final = Gauge(
+    "orders_group_strangers", "Members of the consumer group that are not workers of this service."
+)
 TOPIC_FAULTS: Final = Gauge("orders_topic_faults", "Settings of topics that are less than they must be.")
 WAITING: Final = Gauge("orders_waiting_commands", "Commands that wait for the User Service.")
 WAITING_OLDEST: Final = Gauge("orders_waiting_oldest_seconds", "Age of the oldest waiting command.")

@@ -23,8 +23,9 @@ from order_service.settings import Settings
 from order_service.signals import run_until_told
 from order_service.stream.clock import Clock, wait_until_near
 from order_service.stream.consumer import NoTables, RawSchema, RunApp, RunConsumer
+from order_service.stream.group_watch import GroupWatch
 from order_service.stream.log_ends import End, LogEnds
-from order_service.stream.membership import Membership
+from order_service.stream.membership import Member, Membership
 from order_service.stream.tasks import failure_of
 from order_service.stream.topics import check_topics, create_topics, topic_names
 from order_service.stream.worker import Context, Worker
@@ -103,6 +104,10 @@ class FaustFetching:
     def end_of(self, partition: int) -> int:
         """Return the end as the broker last reported it, or as of the last fetch if that is newer."""
         return max(self.ends.end_of(partition), self._consumer.end_of(self._place(partition)))
+
+    async def members(self) -> list[Member]:
+        """Ask the broker for the members of the group."""
+        return await self._consumer.members()
 
     def partition_count(self) -> int | None:
         """Tell how many partitions there are now, as far as is known."""
@@ -192,6 +197,7 @@ def _serve(
 ) -> None:
     """Start what lives beside the stream with the app, and end it after the stream."""
     watchdog = Watchdog(silence_of(settings.session_timeout_s), app.leave_group)
+    group = GroupWatch(app.membership.group_id, fetching.members)
     tasks: list[asyncio.Task[Any]] = []
     stopping = False
 
@@ -206,8 +212,10 @@ def _serve(
         await ids.__aenter__()
         worker.start()
         tasks.append(asyncio.create_task(fetching.ends.run(), name="ends"))
-        tasks[0].add_done_callback(ended)
-        serving.faults = lambda: worker.faults() + fetching.ends.faults()
+        tasks.append(asyncio.create_task(group.run(), name="group"))
+        for task in tasks:
+            task.add_done_callback(ended)
+        serving.faults = lambda: worker.faults() + fetching.ends.faults() + group.faults
 
     async def on_shutdown(_app: Any, *_: Any, **__: Any) -> None:
         nonlocal stopping

@@ -34,7 +34,7 @@ from faust.types import TP
 from order_service.errors import GroupError, KafkaAwayError
 from order_service.kafka import Consumer, missing_right
 from order_service.stream.inbox import Run
-from order_service.stream.membership import LaneAssignor, Membership, reason_of, twin_of
+from order_service.stream.membership import LaneAssignor, Member, Membership, members_of, reason_of, twin_of
 from order_service.stream.producer import NO_LEADER
 from order_service.stream.tasks import failure_of
 
@@ -203,6 +203,10 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         if reason is not None:
             self.fail(GroupError(reason))
             await asyncio.get_running_loop().create_future()  # never join: the main loop ends the process
+
+    async def members(self) -> list[Member]:
+        """Return the members of the group. Raises KafkaError if the coordinator does not answer or refuses."""
+        return await members_of(self.membership.group_id, self._ensure_consumer()._coordinator._send_req)  # noqa: SLF001
 
     def remember_member(self) -> None:
         """Remember who this process is in the group: aiokafka forgets it when its generation is over."""
@@ -430,6 +434,10 @@ class RunConsumer(driver.Consumer):
         led = [place for place in held if leader_of(place) not in {None, NO_LEADER}]
         ends = await self.in_fetch_thread(consumer.end_offsets(led)) if led else {}
         return {place: ends.get(place) for place in held}
+
+    async def members(self) -> list[Member]:
+        """Ask the broker for the members of the group."""
+        return [] if self._thread.coordinator is None else await self.in_fetch_thread(self._thread.members())
 
     def end_of(self, partition: TopicPartition) -> int:
         """Tell the end of a partition as of the last fetch, 0 before that."""

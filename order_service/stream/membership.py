@@ -2,7 +2,7 @@
 
 Members of this service share an assignor whose name no other program uses: Kafka refuses a member with
 another assignor (INCONSISTENT_GROUP_PROTOCOL). So a foreign program either keeps workers out, which then report it and
-end, or is kept out by them. It never holds a partition beside them.
+end, or is kept out by them. One that uses our assignor too would hold partitions beside them: `GroupWatch` reports it.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from aiokafka.errors import (
     InconsistentGroupProtocolError,
     InvalidSessionTimeoutError,
     KafkaError,
+    for_code,
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from msgspec import Struct
@@ -120,7 +121,9 @@ Send = Callable[[Any], Awaitable[Any]]
 async def members_of(group_id: str, send: Send) -> list[Member]:
     """Return the members of a group. Raises KafkaError if the coordinator does not answer or refuses."""
     response = await send(DescribeGroupsRequest(groups=[group_id], include_authorized_operations=False))
-    [(_error, _group, _state, _type, _protocol, members, *_)] = response.groups
+    [(error, _group, _state, _type, _protocol, members, *_)] = response.groups
+    if error:
+        raise for_code(error)
     return [Member(member_id, client_id, host) for member_id, client_id, host, *_ in members]
 
 
@@ -168,11 +171,7 @@ async def reason_of(error: BaseException, membership: Membership, send: Send, ow
         return _twin(membership, twins)
     group_id = membership.group_id
     if isinstance(error, InconsistentGroupProtocolError):
-        strangers = [member for member in members if not member.client_id.startswith(CLIENT_PREFIX)]
-        return (
-            f"consumers of another program or version are in the group {group_id}: {_listed(strangers)}; "
-            "end them, give them another group, or set ORDERS_APP_ID"
-        )
+        return about_strangers(group_id, strangers_of(members))
     if isinstance(error, InvalidSessionTimeoutError):
         return (
             f"Kafka refuses a session timeout of {membership.session_timeout_s:g} s: set ORDERS_SESSION_TIMEOUT_S "
@@ -181,6 +180,19 @@ async def reason_of(error: BaseException, membership: Membership, send: Send, ow
     if isinstance(error, GroupAuthorizationFailedError):
         return f"Kafka does not allow this worker to read as group {group_id}: grant it Read on that group"
     return f"Kafka refuses this worker as a member of the group {group_id}: {error!r}"
+
+
+def strangers_of(members: Iterable[Member]) -> list[Member]:
+    """Return the members of a group that are not workers of this service."""
+    return [member for member in members if not member.client_id.startswith(CLIENT_PREFIX)]
+
+
+def about_strangers(group_id: str, strangers: Iterable[Member]) -> str:
+    """Return who the strangers in a group are, and what to do about them."""
+    return (
+        f"consumers of another program or version are in the group {group_id}: {_listed(strangers)}; "
+        "end them, give them another group, or set ORDERS_APP_ID"
+    )
 
 
 def _twin(membership: Membership, twins: Iterable[Member]) -> str:

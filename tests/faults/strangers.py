@@ -1,11 +1,12 @@
 """Other programs on the same Kafka: a consumer in our group, and a producer with a transaction open on our topics."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import InconsistentGroupProtocolError
@@ -15,15 +16,30 @@ ABORT_WITHIN_S: Final = 60.0
 SESSION_MS: Final = 3_000
 
 
-def visit_group(servers: str, group: str, topic: str, stay: Callable[[], object]) -> frozenset[int]:
+FOREIGN: Final = (RoundRobinPartitionAssignor, StickyPartitionAssignor)
+
+
+def visit_group(
+    servers: str,
+    group: str,
+    topic: str,
+    stay: Callable[[], object],
+    assignors: Sequence[type[AbstractPartitionAssignor]] = FOREIGN,
+) -> frozenset[int]:
     """Join a group as a foreign consumer, leave it after `stay`, and return the partitions that it was given.
 
     A group whose members have no assignor in common with it keeps it out: then there are none.
     """
-    return asyncio.run(_visit_group(servers, group, topic, stay))
+    return asyncio.run(_visit_group(servers, group, topic, stay, assignors))
 
 
-async def _visit_group(servers: str, group: str, topic: str, stay: Callable[[], object]) -> frozenset[int]:
+async def _visit_group(
+    servers: str,
+    group: str,
+    topic: str,
+    stay: Callable[[], object],
+    assignors: Sequence[type[AbstractPartitionAssignor]],
+) -> frozenset[int]:
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=servers,
@@ -32,7 +48,7 @@ async def _visit_group(servers: str, group: str, topic: str, stay: Callable[[], 
         enable_auto_commit=False,
         session_timeout_ms=SESSION_MS,
         heartbeat_interval_ms=SESSION_MS // 5,
-        partition_assignment_strategy=[RoundRobinPartitionAssignor, StickyPartitionAssignor],
+        partition_assignment_strategy=assignors,
     )
     try:
         await consumer.start()

@@ -6,6 +6,8 @@ from socket import gethostname
 
 from confluent_kafka import Consumer
 
+from order_service.stream.membership import LaneAssignor
+from tests.faults.strangers import visit_group
 from tests.service import Service, histories, until
 
 GROUP_ERROR = 14
@@ -61,6 +63,28 @@ def test_a_stranger_gets_no_partition_beside_a_worker(service):
         service.send(commands)
         service.wait_outcomes(len(commands))
     assert worker.lanes() == 4
+    service.check(commands)
+
+
+def test_a_stranger_that_shares_the_partitions_shows_in_readiness_metric_and_log(service):
+    """It uses our assignor, so Kafka lets it in, and nothing is decided in the partitions that it holds."""
+    worker = service.start_worker().wait_lanes(4)
+    reason = f"are in the group {service.group_id}: stranger at 127.0.0.1; end them"
+
+    def is_seen():
+        until(lambda: reason in worker.faults(), "readiness names the stranger")
+        assert "orders_group_strangers 1.0" in worker.admin("/metrics")[1]
+        [line] = worker.lines("Another program is in the group.")
+        assert reason in line["reason"]
+
+    held = visit_group(service.bootstrap_servers, service.group_id, service.names.commands, is_seen, [LaneAssignor])
+    assert len(held) == 2
+    worker.wait_lanes(4)
+    assert "orders_group_strangers 0.0" in worker.admin("/metrics")[1]
+    assert worker.lines("No other program is in the group any more.")
+    commands = histories(4)
+    service.send(commands)
+    service.wait_outcomes(len(commands))
     service.check(commands)
 
 

@@ -12,12 +12,20 @@ from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
     InconsistentGroupProtocolError,
     InvalidSessionTimeoutError,
+    NotCoordinatorForGroupError,
     UnknownError,
 )
 
 from order_service.settings import Settings
 from order_service.stream import membership
-from order_service.stream.membership import LaneAssignor, Membership, reason_of, this_machine, twin_of
+from order_service.stream.membership import (
+    LaneAssignor,
+    Membership,
+    members_of,
+    reason_of,
+    this_machine,
+    twin_of,
+)
 
 TOPIC = "orders.commands.v1"
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -230,3 +238,11 @@ async def test_its_own_entry_is_no_twin():
 )
 def test_the_reason_names_who_causes_it_and_what_to_do(error, members, reason):
     assert reason in asyncio.run(reason_of(error, NAMED, Coordinator(members), "w-1-" + OTHER_UUID))
+
+
+async def test_an_error_in_the_answer_of_the_coordinator_is_raised():
+    async def send(_request):
+        return SimpleNamespace(groups=[(16, "", "", "", "", [], 0)])
+
+    with pytest.raises(NotCoordinatorForGroupError):
+        await members_of("orders", send)

@@ -1,0 +1,52 @@
+"""The group is looked at while a worker runs: a member that is not a worker of this service shows."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, NoReturn
+
+import structlog
+from aiokafka.errors import KafkaError
+
+from order_service import metrics
+from order_service.stream.membership import Member, about_strangers, strangers_of
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S: Final = 5.0
+ANSWER_WITHIN_S: Final = 10.0
+
+
+class GroupWatch:
+    """Looks for members that are not workers of this service. `faults` names them, for readiness.
+
+    Kafka lets in only those that use our assignor. They hold partitions in which nothing is decided.
+    """
+
+    def __init__(
+        self, group_id: str, read: Callable[[], Awaitable[list[Member]]], *, every_s: float = LOOK_EVERY_S
+    ) -> None:
+        self.faults: list[str] = []
+        self._group_id = group_id
+        self._read = read
+        self._every_s = every_s
+
+    async def run(self) -> NoReturn:
+        """Look until cancelled; while the coordinator does not answer, what was found last stands."""
+        while True:
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    self.take(await self._read())
+            except (KafkaError, TimeoutError) as error:
+                log.debug("The members of the group were not read.", error=repr(error))
+            await asyncio.sleep(self._every_s)
+
+    def take(self, members: Iterable[Member]) -> None:
+        """Take the members of the group, and report strangers that came or left."""
+        strangers = strangers_of(members)
+        faults = [about_strangers(self._group_id, strangers)] if strangers else []
+        if faults and faults != self.faults:
+            log.error("Another program is in the group.", reason=faults[0])
+        if self.faults and not faults:
+            log.info("No other program is in the group any more.")
+        self.faults = faults
+        metrics.STRANGERS.set(len(strangers))
