@@ -17,8 +17,8 @@ TURN_COMMANDS: Final = Histogram(
 LAG: Final = Gauge("orders_lag_commands", "Commands behind the end of the partition.", ["partition"])
 FOREIGN_TRANSACTION: Final = Gauge(
     "orders_foreign_transaction_seconds",
-    "Age of another program's open transaction that holds back the commands, 0 if there is none.",
-    ["partition"],
+    "Seconds for which an open transaction has held back the commands or a claim; 0 or missing if there is none.",
+    ["topic", "partition"],
 )
 LANES: Final = Gauge("orders_lanes", "Partitions this worker holds, by state.", ["state"])
 NEVER_READ: Final = Counter(

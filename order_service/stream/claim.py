@@ -129,7 +129,7 @@ class Claimer(Struct, frozen=True):
                 await self.clients.fence(owner)
                 self.step("claim.fenced")
             await checks.take_ends()
-            await progress.at(f"{' and '.join(place.topic for place in logs.places)}: a transaction is open there")
+            await progress.at(f"the brokers of the changelogs of partition {logs.places[0].partition}")
             await logs.read_past(await self._barrier(lock, logs.places))
             if logs.owner == owner:
                 return

@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
+from aiokafka import TopicPartition
+
 PATIENCE_S: Final = 5.0
 """A claim that gets no further for so long waits for somebody else; another one works meanwhile."""
+ABORT_HINT: Final = "if no program ends it, abort it with kafka-transactions.sh"
 
 
 class Places:
@@ -26,13 +29,17 @@ class Places:
 
 
 class Progress:
-    """What one claim does now, and since when. It holds a place while it works, and lends it while it waits."""
+    """What one claim does now, and since when. It holds a place while it works, and lends it while it waits.
+
+    `open_transactions` are those that keep records from the claim: the partition, and the offset of the first record.
+    """
 
     def __init__(self, places: Places) -> None:
         self.step = "other claims"
         self.failure = ""
         self.has_place = False
         self.has_begun = False
+        self.open_transactions: dict[TopicPartition, int] = {}
         self._places = places
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
@@ -54,9 +61,11 @@ class Progress:
             self.has_place = self.has_begun = True
             self._lending = self._loop.call_later(self._places.patience_s, self._lend)
         self._since = self._loop.time()
+        self.open_transactions = {}
 
     def leave(self) -> None:
         """Give the place back: the claim is done, or has failed."""
+        self.open_transactions = {}
         if self._lending is not None:
             self._lending.cancel()
             self._lending = None
@@ -70,10 +79,24 @@ class Progress:
 
     def waits_for(self) -> str:
         """Return what the claim waits for and how long, or why it is tried again; an empty string while it works."""
-        if self.failure:
+        if self.failure and not self.open_transactions:
             return f"it failed and is tried again: {self.failure}"
         waits_s = self.waits_s()
-        return f"it has waited {waits_s:.0f} s for {self.step}" if waits_s >= self._places.patience_s else ""
+        return f"it has waited {waits_s:.0f} s for {self._awaited()}" if waits_s >= self._places.patience_s else ""
+
+    def open_for(self) -> dict[TopicPartition, float]:
+        """Return for how many seconds the claim has waited for each open transaction; empty while it works."""
+        waits_s = self.waits_s()
+        return dict.fromkeys(self.open_transactions, waits_s) if waits_s >= self._places.patience_s else {}
+
+    def _awaited(self) -> str:
+        if not self.open_transactions:
+            return self.step
+        transactions = " and ".join(
+            f"a transaction that is open on {place.topic} partition {place.partition} from offset {offset}"
+            for place, offset in sorted(self.open_transactions.items())
+        )
+        return f"{transactions}; {ABORT_HINT}"
 
     def _lend(self) -> None:
         left_s = self._places.patience_s - self.waits_s()

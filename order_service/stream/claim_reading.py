@@ -60,10 +60,11 @@ class Reading:
 
         Raises LaneParked for a record that is damaged, KafkaError if Kafka is away.
         """
-        while any([await self._reader.position(place) <= offset for place, offset in last.items()]):
+        places = list(last)
+        while behind := [place for place, offset in last.items() if await self._reader.position(place) <= offset]:
             try:
-                if not await self._read_some(list(last), apply):
-                    await self._wait_for_one(list(last), apply)
+                if not (await self._read_some(places, apply) or await self._wait_for_one(places, apply)):
+                    self._progress.open_transactions = self._open_transactions(behind)
             except CorruptRecordException as error:
                 at = [f"{place.topic} at {await self._reader.position(place)}" for place in last]
                 raise LaneParked(f"a record cannot be read ({error}), in {' or '.join(at)}. {REBUILD}") from error
@@ -77,8 +78,11 @@ class Reading:
             await self._progress.moved()
         return bool(fetched)
 
-    async def _wait_for_one(self, places: list[TopicPartition], apply: Apply) -> None:
-        """Wait for a record, without a slice: others work meanwhile. After a long wait, look once a second only."""
+    async def _wait_for_one(self, places: list[TopicPartition], apply: Apply) -> bool:
+        """Wait for a record, without a slice: others work meanwhile. After a long wait, look once a second only.
+
+        Return whether one came.
+        """
         if not self._progress.has_place:
             self._reader.pause(*places)
             await asyncio.sleep(LOOK_EVERY_S)
@@ -87,6 +91,12 @@ class Reading:
         _apply_all(fetched, apply)
         if fetched:
             await self._progress.moved()
+        return bool(fetched)
+
+    def _open_transactions(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the last stable offset of each partition that ends behind it, as of the last fetch."""
+        ends = {place: (self._reader.last_stable_offset(place), self._reader.highwater(place)) for place in places}
+        return {place: stable for place, (stable, end) in ends.items() if None not in {stable, end} and stable < end}
 
 
 def _apply_all(fetched: dict[TopicPartition, list["ConsumerRecord[bytes, bytes]"]], apply: Apply) -> None:

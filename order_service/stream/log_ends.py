@@ -92,9 +92,9 @@ class LogEnds:
         for partition in self._reported - ages.keys():
             log.info("The open transaction of another program has ended.", partition=partition)
         self._reported = set(ages)
-        metrics.FOREIGN_TRANSACTION.clear()
+        metrics.FOREIGN_TRANSACTION.remove_by_labels({"topic": self._topic})
         for partition in ends:
-            metrics.FOREIGN_TRANSACTION.labels(partition).set(ages.get(partition, 0.0))
+            metrics.FOREIGN_TRANSACTION.labels(self._topic, partition).set(ages.get(partition, 0.0))
 
     def faults(self) -> list[str]:
         """Return why commands wait, and which ends Kafka has stopped reporting; empty if all is well.

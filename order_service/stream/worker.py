@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import structlog
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 
@@ -160,6 +161,10 @@ class Assignment:
             waits_for = "" if progress is None else progress.waits_for()
             lines.append(f"partition {partition} is being claimed" + (f": {waits_for}" if waits_for else ""))
         return lines
+
+    def open_transactions(self) -> dict[TopicPartition, float]:
+        """Return for how many seconds claims have waited for each open transaction."""
+        return {place: open_s for progress in self._claims.values() for place, open_s in progress.open_for().items()}
 
     def start(self) -> None:
         """Begin to claim what is not parked; returns at once, since a rebalance waits for us."""
@@ -579,6 +584,10 @@ class Worker:
         metrics.LANES.labels("unavailable").set(unavailable)
         metrics.LANES.labels("claiming").set(0 if assignment is None else len(assignment.claiming()))
         metrics.LANES.labels("parked").set(0 if assignment is None else len(assignment.parked))
+        for topic in self._context.names.written:
+            metrics.FOREIGN_TRANSACTION.remove_by_labels({"topic": topic})
+        for place, open_s in ({} if assignment is None else assignment.open_transactions()).items():
+            metrics.FOREIGN_TRANSACTION.labels(place.topic, place.partition).set(open_s)
         metrics.WAITING.set(sum(len(lane.room) for lane in lanes.values()))
         oldest = min((since for lane in lanes.values() if (since := lane.room.oldest()) is not None), default=None)
         metrics.WAITING_OLDEST.set(0 if oldest is None else (self._context.clock.now() - oldest).total_seconds())

@@ -47,6 +47,8 @@ CHECKPOINT: Final = "cleaner-offset-checkpoint"
 _HEAD: Final = struct.Struct(">qi")
 _ATTRIBUTES_AT: Final = 21
 _IS_CONTROL: Final = 0x20
+_COUNT: Final = struct.Struct(">i")
+_COUNT_AT: Final = 57
 _T = TypeVar("_T")
 
 
@@ -221,6 +223,27 @@ def cut_tail(node: Path, topic: str, partition: int, *, lose: int, is_transactio
         if lost >= lose:
             break
     return lost
+
+
+def cut_marker(node: Path, topic: str, partition: int, *, records: int = 1) -> int:
+    """Cut a partition before the marker of the last transaction of at least so many records, on a stopped node.
+
+    Return the offset of that transaction, whose records stay. Its coordinator has ended it, and never does so again.
+    """
+    segment = max((node / DATA / f"{topic}-{partition}").glob("*.log"))
+    data = segment.read_bytes()
+    ends = list(_batches(data))
+    starts = [0, *(end for end, _ in ends)]
+    start, end = next(
+        (start, end)
+        for start, (end, is_control) in reversed([*zip(starts, ends, strict=False)])
+        if not is_control and _COUNT.unpack_from(data, start + _COUNT_AT)[0] >= records
+    )
+    for index in segment.parent.glob(f"{segment.stem}.*index"):
+        index.unlink()  # the node makes them again
+    with segment.open("r+b") as log:
+        log.truncate(end)
+    return int(_HEAD.unpack_from(data, start)[0])
 
 
 def _batches(data: bytes) -> Iterator[tuple[int, bool]]:

@@ -4,15 +4,15 @@ import struct
 
 import pytest
 
-from tests.faults.brokerdata import DATA, cut_tail
+from tests.faults.brokerdata import DATA, cut_marker, cut_tail
 
 TURN, MARKER = 400, 78
 
 
-def _batch(length: int, *, is_control: bool) -> bytes:
-    head = struct.pack(">qi", 0, length - 12)
+def _batch(length: int, *, is_control: bool, offset: int = 0, count: int = 1) -> bytes:
+    head = struct.pack(">qi", offset, length - 12)
     attributes = struct.pack(">h", 0x30 if is_control else 0x10)
-    return head + bytes(9) + attributes + bytes(length - len(head) - 11)
+    return head + bytes(9) + attributes + bytes(34) + struct.pack(">i", count) + bytes(length - len(head) - 49)
 
 
 TRANSACTION = _batch(TURN, is_control=False) + _batch(MARKER, is_control=True)
@@ -38,3 +38,18 @@ def test_a_log_loses_its_last_transactions_however_short_its_newest_segment_is(t
     sizes = {int(path.stem): path.stat().st_size for path in log.glob("*.log")}
     assert sizes == {offset: count * len(TRANSACTION) for offset, count in left.items()}
     assert lost == (old + new) * len(TRANSACTION) - sum(sizes.values())
+
+
+@pytest.mark.parametrize(("records", "offset", "left"), [(1, 7, 5), (2, 4, 3), (3, 0, 1)])
+def test_a_log_loses_the_marker_of_its_last_transaction_of_so_many_records(tmp_path, records, offset, left):
+    log = tmp_path / DATA / "orders-0" / f"{0:020}.log"
+    log.parent.mkdir(parents=True)
+    batches = []
+    for first, count in ((0, 3), (4, 2), (7, 1)):
+        batches.append(_batch(TURN, is_control=False, offset=first, count=count))
+        batches.append(_batch(MARKER, is_control=True, offset=first + count))
+    log.write_bytes(b"".join(batches))
+    log.with_suffix(".timeindex").touch()
+    assert cut_marker(tmp_path, "orders", 0, records=records) == offset
+    assert log.read_bytes() == b"".join(batches[:left])
+    assert list(log.parent.iterdir()) == [log]

@@ -18,9 +18,8 @@ def lag(worker):
 
 def held_s(worker):
     """Read for how long a foreign transaction has held partition 2."""
-    found = re.search(
-        r'^orders_foreign_transaction_seconds\{partition="2"\} (\S+)$', worker.admin("/metrics")[1], re.MULTILINE
-    )
+    series = r'^orders_foreign_transaction_seconds\{partition="2",topic="[^"]+\.commands\.v1"\} (\S+)$'
+    found = re.search(series, worker.admin("/metrics")[1], re.MULTILINE)
     return float(found[1]) if found else None
 
 

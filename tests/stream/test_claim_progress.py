@@ -3,7 +3,9 @@
 import asyncio
 from itertools import pairwise
 
-from order_service.stream.claim_progress import Places, Progress
+from aiokafka import TopicPartition
+
+from order_service.stream.claim_progress import ABORT_HINT, Places, Progress
 
 PATIENCE_S = 0.05
 
@@ -74,3 +76,25 @@ async def test_between_two_slices_all_others_have_their_turn():
 
     await asyncio.gather(work("a"), work("b"), lane())
     assert not any(one != "lane" and other != "lane" for one, other in pairwise(order[2:9]))
+
+
+async def test_a_claim_tells_which_open_transactions_it_waits_for_also_after_a_failure():
+    progress = Progress(Places(1, patience_s=PATIENCE_S))
+    table, room = TopicPartition("table", 3), TopicPartition("waiting", 3)
+    await progress.at("the brokers")
+    progress.failure = "the broker is away"
+    progress.open_transactions = {room: 7, table: 5}
+    assert (progress.waits_for(), progress.open_for()) == ("", {})
+    await becomes(progress.waits_for)
+    assert progress.waits_for() == (
+        "it has waited 0 s for a transaction that is open on table partition 3 from offset 5"
+        f" and a transaction that is open on waiting partition 3 from offset 7; {ABORT_HINT}"
+    )
+    assert progress.open_for().keys() == {table, room}
+    assert min(progress.open_for().values()) >= PATIENCE_S
+    await progress.moved()
+    assert (progress.waits_for(), progress.open_for()) == ("it failed and is tried again: the broker is away", {})
+    progress.open_transactions = {table: 5}
+    progress.leave()
+    await becomes(lambda: progress.waits_s() >= PATIENCE_S)
+    assert progress.open_for() == {}

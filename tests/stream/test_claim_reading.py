@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
 from order_service.errors import LaneParked
@@ -96,3 +96,49 @@ async def test_a_damaged_batch_parks_its_lane_and_tells_where():
     logs = Changelogs(0, NAMES, log, None, Progress(Places(1)))
     with pytest.raises(LaneParked, match=r"cannot be read \(.*Invalid CRC\), in orders.table.v1 at 500 or"):
         await logs.read_to_end()
+
+
+class Held(Log):
+    """A log of which a committed reader gets no more than `stable` records, until the test changes that."""
+
+    def __init__(self, records, *, stable, end):
+        super().__init__(records)
+        self.stable = stable
+        self.end = end
+        self.asked = 0
+
+    def last_stable_offset(self, place):
+        return self.stable if place.topic == NAMES.table else 0
+
+    def highwater(self, place):
+        return self.end if place.topic == NAMES.table else 0
+
+    async def getmany(self, *places, timeout_ms, max_records):
+        self.asked += 1
+        await asyncio.sleep(0)
+        return await super().getmany(
+            *places, timeout_ms=timeout_ms, max_records=min(max_records, self.stable - self.read)
+        )
+
+
+@pytest.mark.parametrize(
+    ("end", "open_transactions"),
+    [
+        pytest.param(5, {TopicPartition(NAMES.table, 0): 3}, id="an open transaction"),
+        pytest.param(3, {}, id="a broker that has no more"),
+    ],
+)
+async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_ended(end, open_transactions):
+    log: Any = Held([record(b"order-1", encode(entry_after([create])), 0)] * 5, stable=3, end=end)
+    progress = Progress(Places(1))
+    await progress.at("the brokers")
+    logs = Changelogs(0, NAMES, log, None, progress)
+    reading = asyncio.create_task(logs.read_past({place: 4 for place in logs.places if place.topic == NAMES.table}))
+    async with asyncio.timeout(30):
+        while log.asked < 10:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+        assert progress.open_transactions == open_transactions
+        log.stable = log.end = 5
+        await reading
+    assert progress.open_transactions == {}
+    progress.leave()

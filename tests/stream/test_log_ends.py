@@ -16,7 +16,8 @@ async def nothing() -> Mapping[int, End | None]:
 
 
 def held_s(partition):
-    return REGISTRY.get_sample_value("orders_foreign_transaction_seconds", {"partition": str(partition)})
+    labels = {"topic": "orders.commands.v1", "partition": str(partition)}
+    return REGISTRY.get_sample_value("orders_foreign_transaction_seconds", labels)
 
 
 @pytest.fixture
