@@ -24,6 +24,7 @@ from order_service.embedded.kafka import (
 )
 from order_service.errors import EmbeddedError
 from order_service.settings import Settings
+from tests.quick_kafka import formatted
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def running_kafka(directory: Path, settings: Settings | None = None) -> Iterator
         case External(bootstrap_servers=bootstrap_servers):
             yield bootstrap_servers
         case Embedded() as choice:
-            with embedded_broker(choice, directory) as broker:
+            with embedded_broker(choice, formatted(choice, directory)) as broker:
                 yield broker.bootstrap_servers
         case Docker():
             port = free_port()
@@ -47,7 +48,7 @@ def running_broker(directory: Path, properties: Mapping[str, str] | None = None)
     choice = choose_kafka(Settings(kafka="embedded"))
     if not isinstance(choice, Embedded):
         raise EmbeddedError(f"the tests that stop Kafka need Java and Maven, not {choice}")
-    broker = embedded_broker(choice, directory)
+    broker = embedded_broker(choice, formatted(choice, directory))
     with (broker.directory / "server.properties").open("a") as file:
         file.writelines(f"{name}={value}\n" for name, value in (properties or {}).items())
     with broker:

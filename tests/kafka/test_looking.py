@@ -8,12 +8,12 @@ from aiokafka import AIOKafkaConsumer
 from confluent_kafka.admin import AdminClient
 
 from order_service.embedded.broker import free_port
-from order_service.embedded.kafka import Embedded, _node_properties, choose_kafka, prepare_node
 from order_service.errors import KafkaAwayError, TopicsError
 from order_service.kafka import Admin, Consumer, Producer, connection
 from order_service.sdk import OrderCommands, OrderEvents
 from order_service.sdk.producing import CommandsTopic
 from order_service.settings import Settings
+from tests.broker import running_broker
 from tests.cli.conftest import CommandLine
 from tests.samples import create
 from tests.service import PATIENCE_S, Service, until, vars_of
@@ -23,11 +23,7 @@ NEW = ["create", "order-1", "--user", "dana", "--currency", "EUR", "--line", "mu
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    choice = choose_kafka(Settings(kafka="embedded"))
-    assert isinstance(choice, Embedded), "these tests need a broker that creates topics, so one of our own"
-    port = free_port()
-    properties = _node_properties(port, free_port()) | {"auto.create.topics.enable": "true"}
-    with prepare_node(choice, tmp_path_factory.mktemp("creating"), port, properties) as broker:
+    with running_broker(tmp_path_factory.mktemp("creating"), {"auto.create.topics.enable": "true"}) as broker:
         yield broker.bootstrap_servers
 
 

@@ -20,7 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from order_service.domain.messages import Command
 from order_service.embedded.broker import free_port
-from order_service.embedded.kafka import Embedded, _node_properties, cache_dir, choose_kafka, fetch_jars, prepare_node
+from order_service.embedded.kafka import Embedded, cache_dir, choose_kafka, fetch_jars
 from order_service.errors import TopicsError
 from order_service.kafka import ask_admin
 from order_service.settings import Settings
@@ -33,6 +33,7 @@ from order_service.stream.topics import (
     replicas_for,
     topic_configs,
 )
+from tests.broker import running_broker
 from tests.cli.conftest import CommandLine
 from tests.faults.cluster import Cluster
 from tests.samples import but, create
@@ -312,12 +313,8 @@ def replication(service):
 @pytest.fixture(scope="module")
 def forgetful(tmp_path_factory):
     """Run a broker that looks every fifth of a second for what is too old to be kept."""
-    choice = choose_kafka(Settings(kafka="embedded"))
-    assert isinstance(choice, Embedded), "this test needs a broker that deletes soon, so one of our own"
-    port = free_port()
     soon = {"log.retention.check.interval.ms": "200", "log.initial.task.delay.ms": "200"}
-    properties = _node_properties(port, free_port()) | soon
-    with prepare_node(choice, tmp_path_factory.mktemp("forgetful"), port, properties) as broker:
+    with running_broker(tmp_path_factory.mktemp("forgetful"), soon) as broker:
         yield broker.bootstrap_servers
 
 
