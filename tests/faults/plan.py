@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Final, Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from order_service.users.stub import Mode
 
@@ -55,6 +55,10 @@ STANDING: Final = ("static", "large-table")
 LAST: Final = ("tail",)
 """These come when all is decided, for a partition rests afterwards."""
 KINDS: Final = (*REPEATED, *OF_THREE, *ONCE, *STANDING, *LAST)
+TIMES_AGAIN: Final = 4
+"""How often a fault is planned again that failed to happen, as one for which the broker was away."""
+PLANNED: Final = 0.9
+"""The part of the load over which faults are planned; the rest is for those that are planned again."""
 SESSION_TIMEOUT_S: Final = 3.0
 SILENT_S: Final = 3.0
 """How long a partition may be silent that nothing moves: a turn on a machine that has much to do beside it."""
@@ -114,16 +118,20 @@ class Sizes(Struct, frozen=True, kw_only=True):
 
 
 class Fault(Struct, frozen=True):
-    """One fault: `at_s` seconds after the load began; `pick` (0…1) chooses whom it hits."""
+    """One fault: `at_s` seconds after the load began; `pick` (0…1) chooses whom it hits.
+
+    `times_again` is how often it is planned again if it fails to happen.
+    """
 
     at_s: float
     kind: str
     detail: str
     pick: float
+    times_again: int = TIMES_AGAIN
 
 
 def plan_faults(sizes: Sizes) -> list[Fault]:
-    """Spread the faults over the load, each kind as often as any other, and within a kind each way to do it.
+    """Spread the faults over most of the load, each kind as often as any other, and within a kind each way to do it.
 
     Kinds that take long come once, in the first half; kinds that hold for the whole run are not planned.
     """
@@ -138,7 +146,7 @@ def plan_faults(sizes: Sizes) -> list[Fault]:
         "partition-away": _deck(OUTPUTS, chance),
         "clock": _deck(CLOCKS, chance),
     }
-    step = sizes.seconds / (sizes.faults + 1)
+    step = PLANNED * sizes.seconds / (sizes.faults + 1)
     return [
         Fault(
             at_s=step * (number + 1 + chance.uniform(-0.2, 0.2)),
@@ -148,6 +156,11 @@ def plan_faults(sizes: Sizes) -> list[Fault]:
         )
         for number, kind in enumerate(_kinds(sizes, chance))
     ]
+
+
+def planned_again(fault: Fault, at_s: float) -> Fault | None:
+    """Return a fault that failed to happen for a later time, or None if it has failed too often."""
+    return structs.replace(fault, at_s=at_s, times_again=fault.times_again - 1) if fault.times_again else None
 
 
 def _kinds(sizes: Sizes, chance: random.Random) -> list[str]:

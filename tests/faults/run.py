@@ -27,7 +27,7 @@ from tests.faults.fleet import ENDS, ENDS_OF, Fleet, Measured, partitions_of
 from tests.faults.judging import PARTITIONS, PAYMENT_DUE_S, SHOWN, USER_DEADLINE_S, Kept, check, keep
 from tests.faults.liveness import Served, Watched
 from tests.faults.load import Load, old_orders
-from tests.faults.plan import CHANGELOGS, SESSION_TIMEOUT_S, STANDING, Fault, Sizes, plan_faults
+from tests.faults.plan import CHANGELOGS, SESSION_TIMEOUT_S, STANDING, Fault, Sizes, plan_faults, planned_again
 from tests.faults.proxy import Api
 from tests.faults.registry import Registry, foreign
 from tests.faults.strangers import hold_transaction, visit_group
@@ -43,8 +43,7 @@ STRANGER_STAYS_S: Final = 5.0
 CLOCK_WRONG_S: Final = 6.0
 COMPACTED_WITHIN_S: Final = 8.0
 RETRY_S: Final = 3.0
-TRIES: Final = 8
-"""How often a fault is tried again for which a broker is needed, which may be away just then."""
+"""How long after it failed to happen a fault is planned again."""
 HUNG_S: Final = 20.0
 """A worker whose event loop hangs must have ended by then."""
 PARKED_WITHIN_S: Final = 60.0
@@ -158,7 +157,7 @@ class Run:
         self._later: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
         self._told_at = 0.0
-        self._aside: list[tuple[partial[int], Fault, Future[int]]] = []
+        self._aside: list[tuple[Fault, Future[int]]] = []
         self._helpers = ThreadPoolExecutor(thread_name_prefix="fault")
         self._disturbed = 0
         self._watched = Watched(sizes.silence_max_s, STUCK_S)
@@ -403,6 +402,7 @@ class Run:
     def _leave(self, fault: Fault) -> int:
         partitions = partitions_of(self._fleet.pick(fault.pick))
         if not self._fleet.leave(fault.pick):
+            self._plan_again(fault)
             return 0
         self._watch.touch(fault.kind, partitions)
         return 1
@@ -416,31 +416,42 @@ class Run:
         self._watch.touch(fault.kind, None, before_s=self._watch.now_s() - began_s, for_s=BROKER_AWAY_S)
         return ended
 
-    def _begin_aside(self, work: Callable[[Fault], int], fault: Fault, tries: int = TRIES) -> int:
+    def _begin_aside(self, work: Callable[[Fault], int], fault: Fault) -> int:
         """Let a fault happen that takes long, and others meanwhile; `work` returns how often it has happened."""
-        self._aside.append(
-            (partial(self._begin_aside, work, fault, tries - 1), fault, self._helpers.submit(work, fault))
-        )
+        self._aside.append((fault, self._helpers.submit(work, fault)))
         return 0
 
     def _note_what_is_over(self) -> None:
-        """Count the faults that are over, and begin those again that were refused because a broker was away."""
-        over = [one for one in self._aside if one[2].done()]
-        self._aside = [one for one in self._aside if not one[2].done()]
-        for again, fault, future in over:
+        """Count the faults that are over, and plan those again that failed because a broker was away."""
+        over = [one for one in self._aside if one[1].done()]
+        self._aside = [one for one in self._aside if not one[1].done()]
+        for fault, future in over:
             try:
                 self.happened[fault.kind] += future.result()
             except (KafkaException, KafkaError, TimeoutError) as error:
                 self._say(f"{fault.kind} {fault.detail}: {error!r}")
-                if again.args[-1] and self._sender.is_alive():
-                    self._do_in(RETRY_S, partial(self._begin_again, again))
+                self._plan_again(fault)
 
-    def _begin_again(self, again: Callable[[], int]) -> None:
+    def _plan_again(self, fault: Fault) -> None:
+        """Plan a fault again that failed to happen, unless it has failed too often."""
+        again = planned_again(fault, time.monotonic() - self._start + RETRY_S)
+        if again is None:
+            self._say(f"{fault.kind} {fault.detail}: failed too often, and is not planned again")
+        else:
+            self._do_later(again.at_s, partial(self._begin_again, again))
+
+    def _count_or_plan_again(self, fault: Fault, *, has_happened: bool) -> None:
+        if has_happened:
+            self.happened[fault.kind] += 1
+        else:
+            self._plan_again(fault)
+
+    def _begin_again(self, fault: Fault) -> None:
         """Begin a fault again when all lanes run: where nobody writes, nothing is compacted either."""
         if self._sender.is_alive() and self._fleet.measure().lanes < PARTITIONS:
-            self._do_in(AGAIN_S, partial(self._begin_again, again))
+            self._do_in(AGAIN_S, partial(self._begin_again, fault))
         else:
-            again()
+            self._befall(fault)
 
     def _note_disturbances(self) -> None:
         """Note as soon as a proxy has disturbed a connection: whose it was is not known."""
@@ -501,7 +512,7 @@ class Run:
                 self._do_in(AGAIN_S, heal)
                 return
             stub.mode = Mode.OK
-            self.happened["users"] += was_asked
+            self._count_or_plan_again(fault, has_happened=was_asked)
 
         stub.mode = mode
         self._do_in(USERS_AWAY_S, heal)
@@ -527,7 +538,7 @@ class Run:
             users.mode = Mode.OK
             registry.answer_again()
             self._watch.touch(fault.kind, None, before_s=self._watch.now_s() - began_s)
-            self.happened[fault.kind] += was_asked
+            self._count_or_plan_again(fault, has_happened=was_asked)
 
         users.mode = Mode.HANG
         registry.fall_silent()

@@ -1,13 +1,28 @@
 """The proof, as short as CI can have it: each kind of fault while 5,200 commands go through."""
 
+import time
 from collections import Counter
+from concurrent.futures import Future
 
 import pytest
 from msgspec import structs
 
 from tests.faults.checker import verdict_of
 from tests.faults.cluster import Cluster
-from tests.faults.plan import COMMIT_FAULTS, KINDS, LAST, OF_THREE, ONCE, REPEATED, STANDING, Fault, Sizes, plan_faults
+from tests.faults.plan import (
+    COMMIT_FAULTS,
+    KINDS,
+    LAST,
+    OF_THREE,
+    ONCE,
+    REPEATED,
+    STANDING,
+    TIMES_AGAIN,
+    Fault,
+    Sizes,
+    plan_faults,
+    planned_again,
+)
 from tests.faults.run import Run, is_static
 
 SIZES = Sizes(commands=5_200, rate=60, faults=2 * len(REPEATED) + len(ONCE))
@@ -86,6 +101,28 @@ def test_the_only_broker_is_not_ended_while_it_is_away(tmp_path):
     assert (len(run._later), run.happened["broker"]) == (1, 0)
 
 
+COMPACTION = Fault(at_s=5.0, kind="compaction", detail="", pick=0.5)
+
+
+def test_a_fault_that_failed_to_happen_is_planned_again_until_it_has_failed_too_often():
+    later = [COMPACTION]
+    while (again := planned_again(later[-1], later[-1].at_s + 3.0)) is not None:
+        later.append(again)
+    assert [fault.at_s for fault in later] == [5.0 + 3.0 * n for n in range(TIMES_AGAIN + 1)]
+    assert all(structs.replace(fault, at_s=5.0, times_again=TIMES_AGAIN) == COMPACTION for fault in later)
+
+
+@pytest.mark.parametrize(("times_again", "planned"), [(1, 1), (0, 0)])
+def test_a_fault_that_finds_the_broker_away_is_planned_again(tmp_path, times_again, planned):
+    run = Run(Sizes(faults=2, kinds=("compaction",)), tmp_path, print)
+    run._start = time.monotonic()
+    failed: Future[int] = Future()
+    failed.set_exception(TimeoutError("no broker answers"))
+    run._aside = [(structs.replace(COMPACTION, times_again=times_again), failed)]
+    run._note_what_is_over()
+    assert (len(run._later), run.happened["compaction"], run._aside) == (planned, 0, [])
+
+
 @pytest.mark.timeout(420)
 def test_whatever_is_killed_each_command_has_one_outcome(tmp_path):
     said: list[str] = []
@@ -94,4 +131,7 @@ def test_whatever_is_killed_each_command_has_one_outcome(tmp_path):
     assert verdict.is_clean, [str(verdict), *said[-200:]]
     assert not run.problems
     assert verdict.silence_s > 0
-    assert all(run.happened[kind] for kind in KINDS if kind not in OF_THREE), run.happened
+    assert all(run.happened[kind] >= (2 if kind in REPEATED else 1) for kind in KINDS if kind not in OF_THREE), (
+        run.happened,
+        said[-200:],
+    )
