@@ -1,6 +1,8 @@
 """Workers with a fault planted: `python -m tests.faults.planted NAME [STEP COUNT SIGNAL]`.
 
-Each takes away one thing that the promise rests on. The checker must see what comes of it (`test_planted`).
+Each removes one safeguard. The checker must find what happens without it (`test_planted`).
+A claim's look at the outcomes would notice what five of them do, and park the lane. Those five remove it too: the
+position in the transaction, the fence, the barrier, the waiting room's changelog and the lock.
 """
 
 import asyncio
@@ -26,7 +28,7 @@ from order_service.stream.lane import Lane
 from order_service.stream.producer import TurnProducer
 from order_service.stream.turn import Turn, TurnTaker
 from order_service.stream.worker import Assignment, Worker
-from order_service.wire.changelog import POSITION_KEY, Position
+from order_service.wire.changelog import POSITION_KEY
 from tests import worker
 
 log = structlog.get_logger()
@@ -197,14 +199,29 @@ def commands_are_read_uncommitted() -> None:
 
 def the_end_of_the_commands_is_forgotten() -> None:
     """Go on from a position without a look at where the commands ended when it was written."""
-    check = Checks.position
+    _check_without("position", end_offset=0)
 
-    async def forgetful(self: Checks, owner: str, waiting_count: int) -> Position:
+
+def the_ends_of_the_outcomes_are_forgotten() -> None:
+    """Go on from a position without a look at where the outcomes ended when it was written."""
+    _check_without("take_ends", ends=None)
+
+
+def the_count_of_waiting_commands_is_forgotten() -> None:
+    """Go on with the commands that the waiting room's changelog holds, however many the position counts."""
+    _check_without("outcomes", waiting_count=None)
+
+
+def _check_without(name: str, **fields: Any) -> None:
+    """Run one of a claim's checks on a position that does not have these fields, as one of an earlier version."""
+    check = getattr(Checks, name)
+
+    async def forgetful(self: Checks, *arguments: Any) -> Any:
         if self._logs.position is not None:
-            self._logs.position = structs.replace(self._logs.position, end_offset=0)
-        return await check(self, owner, waiting_count)
+            self._logs.position = structs.replace(self._logs.position, **fields)
+        return await check(self, *arguments)
 
-    Checks.position = forgetful
+    setattr(Checks, name, forgetful)
 
 
 def the_clock_is_not_compared() -> None:
@@ -214,6 +231,11 @@ def the_clock_is_not_compared() -> None:
         """Compare nothing."""
 
     Clock.compare = believe
+
+
+def the_wall_clock_is_followed() -> None:
+    """Decide by the wall clock, also when it steps."""
+    Clock._now_s = lambda self: self._wall()
 
 
 PLANTED: Final[dict[str, Callable[[], None]]] = {
@@ -231,7 +253,10 @@ PLANTED: Final[dict[str, Callable[[], None]]] = {
         runs_without_numbers,
         commands_are_read_uncommitted,
         the_end_of_the_commands_is_forgotten,
+        the_ends_of_the_outcomes_are_forgotten,
+        the_count_of_waiting_commands_is_forgotten,
         the_clock_is_not_compared,
+        the_wall_clock_is_followed,
     )
 }
 

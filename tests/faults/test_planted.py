@@ -8,8 +8,10 @@ from collections import Counter
 
 import pytest
 
+from order_service.errors import ClockError
 from order_service.stream import claim
 from order_service.stream.claim_checks import Checks
+from order_service.wire.changelog import BARRIER_KEY
 from tests.faults.brokerdata import cut_tail
 from tests.faults.checker import Terms, check_partition
 from tests.faults.cluster import Cluster
@@ -18,8 +20,8 @@ from tests.faults.planted import BETWEEN_TOPICS_S, LOST_KEY, PLANTED, RUN_LOST
 from tests.faults.proxy import Api
 from tests.faults.reading import read_partition
 from tests.kafka.test_claim import claim_that_stops, open_transaction
-from tests.kafka.test_claim_damage import cut
-from tests.kafka.test_positions import decide, end
+from tests.kafka.test_claim_damage import cut, write
+from tests.kafka.test_positions import decide, end, recreate
 from tests.kafka.test_rebalance import hanging
 from tests.samples import SHOP, but, create, pay
 from tests.service import Service, histories, until, vars_of
@@ -162,6 +164,42 @@ def restarted_on_a_table_that_has_lost_its_tail(service, module):
     service.start_worker(module=module).wait_lanes(4)
 
 
+def restarted_on_events_that_have_lost_their_tail(service, module):
+    first = service.start_worker().wait_lanes(4)
+    service.send(histories(10))
+    service.wait_outcomes(50)
+    first.send(signal.SIGKILL)
+    second = service.start_worker().wait_lanes(4)  # its claims write the ends of all outcomes
+    second.send(signal.SIGKILL)
+    second.wait_ended()
+    cut(service, service.names.events, lambda count: max(count - 1, 0))
+    service.start_worker(module=module).wait_lanes(4)
+
+
+def restarted_on_a_waiting_room_that_has_lost_a_create(service, module):
+    worker = service.start_worker().wait_lanes(4)
+    with hanging(service.users):
+        service.send([create])
+        until(service.waiting, "the create waits")
+        worker.send(signal.SIGKILL)
+        worker.wait_ended()
+    recreate(service, service.names.waiting)
+    write(service, service.names.waiting, [(n % 4, BARRIER_KEY, b"as long as before", None) for n in range(40)])
+    service.start_worker(module=module).wait_lanes(4)
+
+
+def unpaid_orders_when_a_clock_steps_by_two_hours(service, module):
+    """Orders are due in an hour: a worker that does not follow the step leaves them alone."""
+    clock = service.directory / "clock"
+    clock.write_text("0")
+    worker = service.start_worker(module=module, TEST_CLOCK_FILE=str(clock), ORDERS_PAYMENT_DUE_S="3600").wait_lanes(4)
+    service.send(histories(10)[:10])
+    service.wait_outcomes(10)
+    clock.write_text("7200")
+    assert worker.wait_ended() == ClockError.exit_code  # after the first turn that it took by that clock
+    return {"payment_due_s": 3600.0}
+
+
 def unpaid_orders_when_a_clock_is_two_hours_ahead(service, module):
     """Orders are due in an hour: a worker whose clock is right leaves them alone."""
     clock = service.directory / "clock"
@@ -181,6 +219,9 @@ SCENARIOS = {
     "claim_without_its_fence": (asleep_between_two_commits, "duplicate"),
     "claim_without_its_barrier": (claimed_behind_an_open_transaction, "duplicate"),
     "claim_without_its_look_at_the_outcomes": (restarted_on_a_table_that_has_lost_its_tail, "duplicate"),
+    "the_ends_of_the_outcomes_are_forgotten": (restarted_on_events_that_have_lost_their_tail, "lost"),
+    "the_count_of_waiting_commands_is_forgotten": (restarted_on_a_waiting_room_that_has_lost_a_create, "lost"),
+    "the_wall_clock_is_followed": (unpaid_orders_when_a_clock_steps_by_two_hours, "disorder"),
     "the_clock_is_not_compared": (unpaid_orders_when_a_clock_is_two_hours_ahead, "disorder"),
     "a_lane_is_kept_whoever_had_it_meanwhile": (asleep_while_timers_ran_elsewhere, "duplicate"),
     "a_commit_does_not_wait_for_its_batches": (refused_by_the_broker, "lost"),
