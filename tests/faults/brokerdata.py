@@ -34,8 +34,8 @@ SMALL: Final = {
     "min.cleanable.dirty.ratio": "0.01",
 }
 """Compaction as a topic sees it within days, in seconds."""
-UNWRITABLE: Final = {"min.insync.replicas": "4"}
-"""More replicas than any node count of ours has: the topic can be read, and nothing can be written to it."""
+ALL_THREE: Final = {"min.insync.replicas": "3"}
+"""No record is acknowledged while a node is away. (More than there are replicas would not do it: Kafka takes fewer.)"""
 ALONE: Final = {"min.insync.replicas": "1"}
 """One replica may acknowledge records alone."""
 ASK_WITHIN_S: Final = 10.0

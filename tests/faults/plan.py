@@ -38,7 +38,6 @@ REPEATED: Final = (
     "network",
     "users",
     "compaction",
-    "unwritable",
     "foreign-transaction",
     "stranger",
     "outside",
@@ -46,8 +45,8 @@ REPEATED: Final = (
     "registry-away",
 )
 """These come as often as each other."""
-OF_THREE: Final = ("partition-away",)
-"""These come as often, with three brokers only: one that has a partition alone is killed, and the others go on."""
+OF_THREE: Final = ("partition-away", "unwritable")
+"""These come as often, with three brokers only: one is killed that a partition cannot do without."""
 ONCE: Final = ("long-pause", "hang")
 """These take long, so a run has one of each."""
 STANDING: Final = ("static", "large-table")
@@ -111,7 +110,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
         ends; while brokers or connections fail, workers end that no fault has hit.
         """
         kinds = set(self.kinds) if self.faults else set()
-        is_disturbed = bool(kinds & {"broker", "network", "unwritable", *OF_THREE})
+        is_disturbed = bool(kinds & {"broker", "network", *OF_THREE})
         is_moved = is_disturbed or bool(kinds & {*WORKER_FAULTS, *ONCE, "stranger"})
         restored_s = self.old / RESTORED_PER_S if "large-table" in kinds else 0.0
         return SILENT_S + (MOVED_S + restored_s) * is_moved + DISTURBED_S * is_disturbed

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException, Message, Producer
 
 from order_service.users.stub import Mode, Stub
-from tests.faults.brokerdata import ALONE, UNWRITABLE, Altered, compact, cut_tail, place_on, wait_leaderless
+from tests.faults.brokerdata import ALL_THREE, ALONE, Altered, compact, cut_tail, place_on, wait_leaderless
 from tests.faults.callers import Outside
 from tests.faults.checker import Findings, Verdict, verdict_of
 from tests.faults.cluster import Cluster
@@ -346,7 +346,7 @@ class Run:
             "compaction": partial(self._begin_aside, self._compact),
             "registry-away": self._silence_registry,
             "partition-away": self._take_partition_away,
-            "unwritable": partial(self._begin_aside, self._let_be_unwritable),
+            "unwritable": self._let_be_unwritable,
             "stranger": partial(self._begin_aside, self._visit),
             "foreign-transaction": partial(self._begin_aside, self._hold),
         }
@@ -467,17 +467,6 @@ class Run:
         compact(servers, topics, range(PARTITIONS), nodes, within_s=COMPACTED_WITHIN_S, pause=pause)
         return 1
 
-    def _let_be_unwritable(self, fault: Fault) -> int:
-        """Let one of the topics that turns are written to have too few replicas for a while."""
-        began_s = self._watch.now_s()
-        topic, pause = getattr(self._service.names, fault.detail), self._pause.wait
-        try:
-            with Altered(self._cluster.bootstrap_servers, [topic], UNWRITABLE, pause=pause):
-                self._stay()
-        finally:
-            self._watch.touch(fault.kind, None, before_s=self._watch.now_s() - began_s)
-        return 1
-
     def _visit(self, _fault: Fault) -> int:
         began_s = self._watch.now_s()
         servers, topic = self._cluster.bootstrap_servers, self._service.names.commands
@@ -563,6 +552,19 @@ class Run:
             self._meanwhile(partial(place_on, servers, topic, partition, [node, *(set(cluster.nodes) - {node})]))
         self._meanwhile(cluster.wait_all_in_sync)
         self._watch.touch(fault.kind, {partition}, before_s=self._watch.now_s() - began_s)
+        return 1
+
+    def _let_be_unwritable(self, fault: Fault) -> int:
+        """End a node while a topic that turns are written to needs the replicas of all nodes."""
+        cluster, topic = self._cluster, getattr(self._service.names, fault.detail)
+        node = list(cluster.nodes)[int(fault.pick * len(cluster.nodes))]
+        began_s = self._watch.now_s()
+        with Altered(cluster.bootstrap_servers, [topic], ALL_THREE, pause=self._pause.wait):
+            cluster.kill(node)
+            self._meanwhile(partial(self._pause.wait, PARTITION_AWAY_S))
+            self._meanwhile(partial(cluster.start, node))
+            self._meanwhile(cluster.wait_all_in_sync)
+        self._watch.touch(fault.kind, None, before_s=self._watch.now_s() - began_s)
         return 1
 
     def _disturb(self, fault: Fault) -> int:
