@@ -45,7 +45,7 @@ browser: ## install Chromium for the tests of the orders page, unless there is o
 	  || { echo 'no Chromium: install it (Debian: apt-get install chromium) or Google Chrome' >&2; exit 1; }
 
 test: check browser ## all checks and all tests, on a real Kafka and in a real browser
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 format: setup ## put the code into its form
 	$(BIN)/ruff format .

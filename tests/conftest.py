@@ -3,6 +3,7 @@
 import gc
 import os
 from collections import Counter, deque
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,27 @@ RUNNER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 RUNNERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 broker._ports_to_give = deque(port for port in broker._ports_to_give if port % RUNNERS == RUNNER)
 """Each process of pytest has ports of its own: one that was found free is taken only a second later."""
+
+LONG = (
+    "faults/test_chaos.py",
+    "faults/test_planted.py",
+    "browser/test_orders_page.py",
+    "kafka/test_group.py",
+    "kafka/test_claim_damage.py",
+    "kafka/test_partition_away.py",
+    "cli/test_commands.py",
+    "evolution/test_evolution.py",
+    "examples/test_java.py",
+    "kafka/test_failpoints.py",
+    "registry/test_service.py",
+    "kafka/test_kafka_away.py",
+    "kafka/test_positions.py",
+    "web/test_openapi.py",
+    "faults/test_checker.py",
+    "kafka/test_hanging_transaction.py",
+    "kafka/test_claim.py",
+)
+"""The files that take longest begin first: of those that begin last, one would run alone at the end."""
 
 LOG_CHARS = 4000
 """So much of each process's log is shown of a failed test."""
@@ -41,7 +63,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_modifyitems(items):
-    """Fail the run if tests share a node id: pytest-xdist runs only one of them."""
+    """Order the files, and fail the run if tests share a node id: pytest-xdist runs only one of them."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
     shared = [node_id for node_id, count in Counter(item.nodeid for item in items).items() if count > 1]
     if shared:
         raise pytest.UsageError(f"tests share a node id: {', '.join(shared)}")
