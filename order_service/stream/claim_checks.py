@@ -12,7 +12,7 @@ from order_service import metrics
 from order_service.domain.messages import Event
 from order_service.errors import DecodeError, LaneParked
 from order_service.stream.claim_clients import ClaimClients
-from order_service.stream.claim_reading import REBUILD, Changelogs
+from order_service.stream.claim_reading import RESTORE, Changelogs
 from order_service.stream.topics import TopicNames
 from order_service.wire import avro
 from order_service.wire.changelog import Ends, Position
@@ -87,7 +87,7 @@ class Checks:
         if start < last.next_offset and not await self._is_same_topic(last) and await self._start() < last.next_offset:
             raise LaneParked(
                 f"command {last.next_offset - 1} of {self._names.commands} partition {self._partition} has another time"
-                f" than the one that was decided: the topic was recreated. {REBUILD}"
+                f" than the one that was decided: the topic was recreated. {RESTORE}"
             )
         return Position(last.next_offset, owner, end, last.last_timestamp_ms, last.read_to, ends, waiting_count)
 
@@ -145,7 +145,7 @@ class Checks:
         if self._logs.waiting or any(self._ends[place] > 0 for place in self._outcomes):
             raise LaneParked(
                 f"there are outcomes but no position: the changelog {self._names.table} partition {self._partition} is"
-                f" lost. {REBUILD}"
+                f" lost. {RESTORE}"
             )
         if start > 0:
             self._never_read = start
@@ -209,5 +209,5 @@ class Checks:
     def _lost(self, record: "ConsumerRecord[bytes, bytes]", why: str) -> LaneParked:
         return LaneParked(
             f"the changelog {self._names.table} partition {self._partition} has lost its last records: {record.topic}"
-            f" offset {record.offset}: {why}. {REBUILD}"
+            f" offset {record.offset}: {why}. {RESTORE}"
         )

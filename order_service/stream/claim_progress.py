@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 PATIENCE_S: Final = 5.0
 """A claim that gets no further for so long waits for somebody else; another one works meanwhile."""
-ABORT_HINT: Final = "if no program ends it, abort it with kafka-transactions.sh"
+README_HINT: Final = 'if no program ends it, see "A transaction that hangs" in the README'
 
 
 class Places:
@@ -56,12 +56,12 @@ class Progress:
 
     async def moved(self) -> None:
         """Note that the claim gets on; wait for a place if it has none, or has lent it."""
+        self.open_transactions = {}
         if not self.has_place:
             await self._places.free.acquire()
             self.has_place = self.has_begun = True
             self._lending = self._loop.call_later(self._places.patience_s, self._lend)
         self._since = self._loop.time()
-        self.open_transactions = {}
 
     def leave(self) -> None:
         """Give the place back: the claim is done, or has failed."""
@@ -96,7 +96,7 @@ class Progress:
             f"a transaction that is open on {place.topic} partition {place.partition} from offset {offset}"
             for place, offset in sorted(self.open_transactions.items())
         )
-        return f"{transactions}; {ABORT_HINT}"
+        return f"{transactions}; {README_HINT}"
 
     def _lend(self) -> None:
         left_s = self._places.patience_s - self.waits_s()

@@ -24,9 +24,9 @@ LOOK_EVERY_S: Final = 1.0
 READ_AT_A_TIME: Final = 500
 DECODED_AT_A_TIME: Final = 500
 """Records, before the loop gets its turn: some 2 ms each."""
-REBUILD: Final = "Rebuild the changelog of this partition from its events before it goes on."
+RESTORE: Final = "Restore the records of this partition from a mirror or a backup before it goes on."
 
-UNREADABLE: Final = f"Run the version of this service that wrote it. If it is damaged: {REBUILD}"
+UNREADABLE: Final = f"Run the version of this service that wrote it. If it is damaged: {RESTORE}"
 
 Apply = Callable[["ConsumerRecord[bytes, bytes]"], None]
 Raw = dict[bytes, tuple[int, bytes | None]]
@@ -64,10 +64,10 @@ class Reading:
         while behind := [place for place, offset in last.items() if await self._reader.position(place) <= offset]:
             try:
                 if not (await self._read_some(places, apply) or await self._wait_for_one(places, apply)):
-                    self._progress.open_transactions = self._open_transactions(behind)
+                    self._progress.open_transactions = await self._open_transactions(behind)
             except CorruptRecordException as error:
                 at = [f"{place.topic} at {await self._reader.position(place)}" for place in last]
-                raise LaneParked(f"a record cannot be read ({error}), in {' or '.join(at)}. {REBUILD}") from error
+                raise LaneParked(f"a record cannot be read ({error}), in {' or '.join(at)}. {RESTORE}") from error
 
     async def _read_some(self, places: list[TopicPartition], apply: Apply) -> bool:
         """Handle what was fetched, up to a slice of it; False if there is nothing."""
@@ -93,10 +93,14 @@ class Reading:
             await self._progress.moved()
         return bool(fetched)
 
-    def _open_transactions(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the last stable offset of each partition that ends behind it, as of the last fetch."""
-        ends = {place: (self._reader.last_stable_offset(place), self._reader.highwater(place)) for place in places}
-        return {place: stable for place, (stable, end) in ends.items() if None not in {stable, end} and stable < end}
+    async def _open_transactions(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the partitions of which all but an open transaction was read, and where that begins."""
+        found = {}
+        for place in places:
+            stable, end = self._reader.last_stable_offset(place), self._reader.highwater(place)  # as last fetched
+            if stable is not None and end is not None and stable < end and await self._reader.position(place) >= stable:
+                found[place] = stable
+        return found
 
 
 def _apply_all(fetched: dict[TopicPartition, list["ConsumerRecord[bytes, bytes]"]], apply: Apply) -> None:

@@ -1,11 +1,12 @@
 """How claims share their worker: one that waits lends its place, and none holds the event loop for long."""
 
 import asyncio
+import re
 from itertools import pairwise
 
 from aiokafka import TopicPartition
 
-from order_service.stream.claim_progress import ABORT_HINT, Places, Progress
+from order_service.stream.claim_progress import README_HINT, Places, Progress
 
 PATIENCE_S = 0.05
 
@@ -51,14 +52,16 @@ async def test_a_claim_that_gets_on_takes_a_place_before_it_works():
 
 
 async def test_a_claim_tells_what_it_waits_for():
-    progress = Progress(Places(1, patience_s=PATIENCE_S))
-    await progress.at("a fence")
-    assert progress.waits_for() == ""
+    working, progress = Progress(Places(1)), Progress(Places(1, patience_s=PATIENCE_S))
+    for each in (working, progress):
+        await each.at("a fence")
+    assert working.waits_for() == ""
     await becomes(progress.waits_for)
-    assert progress.waits_for() == "it has waited 0 s for a fence"
+    assert re.fullmatch(r"it has waited \d+ s for a fence", progress.waits_for())
     progress.failure = "the broker is away"
     assert progress.waits_for() == "it failed and is tried again: the broker is away"
-    progress.leave()
+    for each in (working, progress):
+        each.leave()
 
 
 async def test_between_two_slices_all_others_have_their_turn():
@@ -79,16 +82,18 @@ async def test_between_two_slices_all_others_have_their_turn():
 
 
 async def test_a_claim_tells_which_open_transactions_it_waits_for_also_after_a_failure():
-    progress = Progress(Places(1, patience_s=PATIENCE_S))
+    working, progress = Progress(Places(1)), Progress(Places(1, patience_s=PATIENCE_S))
     table, room = TopicPartition("table", 3), TopicPartition("waiting", 3)
-    await progress.at("the brokers")
-    progress.failure = "the broker is away"
-    progress.open_transactions = {room: 7, table: 5}
-    assert (progress.waits_for(), progress.open_for()) == ("", {})
+    for each in (working, progress):
+        await each.at("the brokers")
+        each.failure = "the broker is away"
+        each.open_transactions = {room: 7, table: 5}
+    assert (working.waits_for(), working.open_for()) == ("", {})
     await becomes(progress.waits_for)
-    assert progress.waits_for() == (
-        "it has waited 0 s for a transaction that is open on table partition 3 from offset 5"
-        f" and a transaction that is open on waiting partition 3 from offset 7; {ABORT_HINT}"
+    assert re.fullmatch(
+        r"it has waited \d+ s for a transaction that is open on table partition 3 from offset 5"
+        rf" and a transaction that is open on waiting partition 3 from offset 7; {README_HINT}",
+        progress.waits_for(),
     )
     assert progress.open_for().keys() == {table, room}
     assert min(progress.open_for().values()) >= PATIENCE_S
@@ -98,3 +103,19 @@ async def test_a_claim_tells_which_open_transactions_it_waits_for_also_after_a_f
     progress.leave()
     await becomes(lambda: progress.waits_s() >= PATIENCE_S)
     assert progress.open_for() == {}
+    working.leave()
+
+
+async def test_a_transaction_that_has_ended_is_forgotten_while_its_claim_waits_for_a_place():
+    places = Places(1, patience_s=PATIENCE_S)
+    first, second = Progress(places), Progress(places)
+    await first.at("the brokers")
+    await becomes(lambda: not first.has_place)
+    first.open_transactions = {TopicPartition("table", 3): 5}
+    await second.at("its records")
+    going_on = asyncio.create_task(first.moved())
+    await asyncio.sleep(0)
+    assert (going_on.done(), first.open_for()) == (False, {})
+    second.leave()
+    await going_on
+    first.leave()

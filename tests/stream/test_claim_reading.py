@@ -99,10 +99,11 @@ async def test_a_damaged_batch_parks_its_lane_and_tells_where():
 
 
 class Held(Log):
-    """A log of which a committed reader gets no more than `stable` records, until the test changes that."""
+    """A log of which a committed reader gets no more than `comes` records, until the test changes that."""
 
-    def __init__(self, records, *, stable, end):
+    def __init__(self, records, *, comes, stable, end):
         super().__init__(records)
+        self.comes = comes
         self.stable = stable
         self.end = end
         self.asked = 0
@@ -117,19 +118,20 @@ class Held(Log):
         self.asked += 1
         await asyncio.sleep(0)
         return await super().getmany(
-            *places, timeout_ms=timeout_ms, max_records=min(max_records, self.stable - self.read)
+            *places, timeout_ms=timeout_ms, max_records=min(max_records, self.comes - self.read)
         )
 
 
 @pytest.mark.parametrize(
-    ("end", "open_transactions"),
+    ("comes", "end", "open_transactions"),
     [
-        pytest.param(5, {TopicPartition(NAMES.table, 0): 3}, id="an open transaction"),
-        pytest.param(3, {}, id="a broker that has no more"),
+        pytest.param(3, 5, {TopicPartition(NAMES.table, 0): 3}, id="an open transaction"),
+        pytest.param(3, 3, {}, id="a broker that has no more"),
+        pytest.param(2, 5, {}, id="a broker that is away before the transaction is reached"),
     ],
 )
-async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_ended(end, open_transactions):
-    log: Any = Held([record(b"order-1", encode(entry_after([create])), 0)] * 5, stable=3, end=end)
+async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_ended(comes, end, open_transactions):
+    log: Any = Held([record(b"order-1", encode(entry_after([create])), 0)] * 5, comes=comes, stable=3, end=end)
     progress = Progress(Places(1))
     await progress.at("the brokers")
     logs = Changelogs(0, NAMES, log, None, progress)
@@ -138,7 +140,7 @@ async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_e
         while log.asked < 10:  # noqa: ASYNC110, what is looked at has no event
             await asyncio.sleep(0)
         assert progress.open_transactions == open_transactions
-        log.stable = log.end = 5
+        log.comes = log.stable = log.end = 5
         await reading
     assert progress.open_transactions == {}
     progress.leave()
