@@ -122,10 +122,10 @@ class Fleet:
         """Choose one."""
         return self._places[self._index(pick)]
 
-    def transactional_id(self, pick: float) -> str:
-        """Choose one of those under which workers have written since partitions were assigned to them."""
+    def transactional_id(self, pick: float) -> str | None:
+        """Choose one of those under which workers have written since partitions were assigned to them, if any has."""
         ids: list[str] = [owner for worker in self._places for owner in re.findall(OWNER, worker.log())[-1:]]
-        return ids[int(pick * len(ids))]
+        return ids[int(pick * len(ids))] if ids else None
 
     def tend(self) -> None:
         """Note who has ended, and start another in each place that has become empty."""

@@ -441,9 +441,10 @@ class Run:
             self._do_later(again.at_s, partial(self._begin_again, again))
 
     def _count_or_plan_again(self, fault: Fault, *, has_happened: bool) -> None:
+        """Count a fault that happens only while commands come, or plan it again if more of them will."""
         if has_happened:
             self.happened[fault.kind] += 1
-        else:
+        elif self._sender.is_alive():
             self._plan_again(fault)
 
     def _begin_again(self, fault: Fault) -> None:
@@ -497,7 +498,7 @@ class Run:
 
         def heal() -> None:
             was_asked = asked(stub) != asked_before
-            if not was_asked and time.monotonic() < patience_ends:
+            if not was_asked and self._sender.is_alive() and time.monotonic() < patience_ends:
                 self._do_in(AGAIN_S, heal)
                 return
             stub.mode = Mode.OK
@@ -599,7 +600,11 @@ class Run:
             case "kill group coordinator":
                 node = cluster.coordinator_of_group(self._service.group_id)
             case "kill transaction coordinator":
-                node = cluster.coordinator_of_transaction(self._fleet.transactional_id(fault.pick))
+                transactional_id = self._fleet.transactional_id(fault.pick)
+                if transactional_id is None:
+                    self._plan_again(fault)
+                    return 0
+                node = cluster.coordinator_of_transaction(transactional_id)
             case "rolling restart":
                 for node in nodes:
                     self._meanwhile(partial(cluster.stop, node))

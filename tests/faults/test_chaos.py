@@ -18,6 +18,7 @@ from tests.faults.plan import (
     REPEATED,
     STANDING,
     TIMES_AGAIN,
+    WORKER_FAULTS,
     Fault,
     Sizes,
     plan_faults,
@@ -131,7 +132,7 @@ def test_whatever_is_killed_each_command_has_one_outcome(tmp_path):
     assert verdict.is_clean, [str(verdict), *said[-200:]]
     assert not run.problems
     assert verdict.silence_s > 0
-    assert all(run.happened[kind] >= (2 if kind in REPEATED else 1) for kind in KINDS if kind not in OF_THREE), (
+    assert all(run.happened[kind] >= (2 if kind in WORKER_FAULTS else 1) for kind in KINDS if kind not in OF_THREE), (
         run.happened,
         said[-200:],
     )
