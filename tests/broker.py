@@ -20,11 +20,10 @@ from order_service.embedded.kafka import (
     External,
     choose_kafka,
     container_env,
-    embedded_broker,
 )
 from order_service.errors import EmbeddedError
 from order_service.settings import Settings
-from tests.quick_kafka import formatted
+from tests.quick_kafka import quick_broker
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def running_kafka(directory: Path, settings: Settings | None = None) -> Iterator
         case External(bootstrap_servers=bootstrap_servers):
             yield bootstrap_servers
         case Embedded() as choice:
-            with embedded_broker(choice, formatted(choice, directory)) as broker:
+            with quick_broker(choice, directory) as broker:
                 yield broker.bootstrap_servers
         case Docker():
             port = free_port()
@@ -48,7 +47,7 @@ def running_broker(directory: Path, properties: Mapping[str, str] | None = None)
     choice = choose_kafka(Settings(kafka="embedded"))
     if not isinstance(choice, Embedded):
         raise EmbeddedError(f"the tests that stop Kafka need Java and Maven, not {choice}")
-    broker = embedded_broker(choice, formatted(choice, directory))
+    broker = quick_broker(choice, directory)
     with (broker.directory / "server.properties").open("a") as file:
         file.writelines(f"{name}={value}\n" for name, value in (properties or {}).items())
     with broker:

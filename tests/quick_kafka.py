@@ -14,19 +14,22 @@ from pathlib import Path
 from order_service.embedded.broker import Broker
 from order_service.embedded.kafka import Embedded, cache_dir, embedded_broker, fetch_jars
 
-QUIET = "-Xlog:cds*=off -Xlog:class*=off"
-"""Other programs of Java cannot use the archive, and would say so."""
+ARCHIVE = "classes.jsa"
 
 
-def formatted(choice: Embedded, directory: Path) -> Path:
-    """Return the directory of a single node, with a formatted data folder unless it has data."""
+def quick_broker(choice: Embedded, directory: Path) -> Broker:
+    """Make a single node ready, as `embedded_broker` does."""
     ready = _ready(choice)
-    options = os.environ.get("JDK_JAVA_OPTIONS", "")
-    if str(ready) not in options:
-        os.environ["JDK_JAVA_OPTIONS"] = f"{options} -XX:SharedArchiveFile={ready / 'classes.jsa'} {QUIET}"
     if not (directory / "data").exists():
         shutil.copytree(ready / "data", directory / "data")
-    return directory
+    broker = embedded_broker(choice, directory)
+    broker.command = _with_option(broker, f"-XX:SharedArchiveFile={ready / ARCHIVE}")
+    return broker
+
+
+def _with_option(broker: Broker, option: str) -> list[str]:
+    """Return its command with an option for Java before the name of the program and its file."""
+    return [*broker.command[:-2], option, *broker.command[-2:]]
 
 
 def _ready(choice: Embedded) -> Path:
@@ -46,8 +49,7 @@ def _make(choice: Embedded, folder: Path) -> None:
         made, node = Path(unfinished, "made"), Path(unfinished, "node")
         broker = embedded_broker(choice, node)
         shutil.copytree(node / "data", made / "data")
-        java, *rest = broker.command
-        archiving = [java, f"-XX:ArchiveClassesAtExit={made / 'classes.jsa'}", *rest]
+        archiving = _with_option(broker, f"-XX:ArchiveClassesAtExit={made / ARCHIVE}")
         with Broker(archiving, node, broker.port, stop_within_s=120.0):
             pass
         made.rename(folder)

@@ -45,6 +45,8 @@ from tests.samples import but
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60.0
+GRACE_S = 30.0
+"""Within which a process that is told to end must have ended: docker-compose.yml kills a worker then."""
 
 
 def until(condition: Callable[[], Any], what: str, *, within_s: float = PATIENCE_S) -> Any:

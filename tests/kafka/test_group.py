@@ -8,7 +8,7 @@ from confluent_kafka import Consumer
 
 from order_service.stream.membership import LaneAssignor
 from tests.faults.strangers import visit_group
-from tests.service import Service, histories, until
+from tests.service import GRACE_S, Service, histories, until
 
 GROUP_ERROR = 14
 LONG_SESSION = {"ORDERS_SESSION_TIMEOUT_S": "45"}
@@ -188,7 +188,7 @@ def test_a_worker_that_was_killed_and_restarts_at_once_disturbs_nobody(service):
     service.send(commands)
     service.wait_outcomes(len(commands))
     again.send(signal.SIGTERM)
-    assert again.wait_ended() == 0
+    assert again.wait_ended(within_s=GRACE_S) == 0
     stays.wait_lanes(4, within_s=LEFT_WITHIN_S)  # told to end, it has left
     service.check(commands)
 

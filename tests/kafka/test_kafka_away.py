@@ -17,7 +17,7 @@ from order_service.settings import Settings
 from tests.faults.cluster import Cluster
 from tests.faults.proxy import Api
 from tests.samples import create
-from tests.service import Service, histories, until
+from tests.service import GRACE_S, Service, histories, until
 
 STUCK = 12
 
@@ -85,7 +85,7 @@ def test_workers_that_were_started_first_wait_for_kafka_and_can_be_told_to_end(s
     worker, ended = service.start_worker(), service.start_worker()
     until(lambda: all(each.lines("Kafka does not answer yet; trying again.") for each in (worker, ended)), "both wait")
     ended.send(signal.SIGTERM)
-    assert ended.wait_ended() == 0
+    assert ended.wait_ended(within_s=GRACE_S) == 0
     broker.start()
     worker.wait_ready()
     service.send([create])
@@ -123,8 +123,8 @@ def test_workers_are_told_to_end_while_kafka_is_away(service, other_service, bro
         worker.send(signal.SIGTERM)
     busy.send(signal.SIGCONT)
     try:
-        assert idle.wait_ended() == 0
-        assert busy.wait_ended() == STUCK
+        assert idle.wait_ended(within_s=GRACE_S) == 0
+        assert busy.wait_ended(within_s=GRACE_S) == STUCK
     finally:
         broker.start()
     assert [line["exit_code"] for line in busy.lines("This worker ends.")] == [STUCK]

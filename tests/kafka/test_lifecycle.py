@@ -1,6 +1,7 @@
 """The main job: commands of a foreign producer come out as events at a foreign consumer."""
 
 from tests.samples import amend, cancel, create, deliver, pay, ship
+from tests.service import GRACE_S
 
 
 def test_an_order_goes_from_created_to_delivered(service):
@@ -18,4 +19,4 @@ def test_an_order_goes_from_created_to_delivered(service):
     assert [rejection.reason for rejection in service.rejections()] == ["already_delivered"]
     service.check(commands)
     worker.send(15)
-    assert worker.wait_ended() == 0
+    assert worker.wait_ended(within_s=GRACE_S) == 0

@@ -8,13 +8,13 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, ConsumerGroupTopicPart
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from order_service.stream.topics import topic_configs
-from tests.service import histories, until
+from tests.service import GRACE_S, histories, until
 
 
 def end(worker):
     """Tell a worker to end."""
     worker.send(signal.SIGTERM)
-    assert worker.wait_ended() == 0
+    assert worker.wait_ended(within_s=GRACE_S) == 0
 
 
 def decide(service, commands):

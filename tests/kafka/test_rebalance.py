@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from order_service.users.stub import Mode
 from tests.samples import SHOP, but, create, pay
-from tests.service import histories, until
+from tests.service import GRACE_S, histories, until
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def test_whatever_happens_to_the_workers_each_command_has_one_outcome(service):
         sleeper.send(signal.SIGCONT)
         last = service.start_worker().wait_ready()
         joining.send(signal.SIGTERM)
-        assert joining.wait_ended() == 0
+        assert joining.wait_ended(within_s=GRACE_S) == 0
     service.wait_outcomes(len(commands))
     assert sleeper.process.poll() in {None, 10, 12}  # a member again, fenced, or too late for its own commit
     assert last.process.poll() is None
@@ -74,7 +74,7 @@ def test_a_lane_that_another_worker_changed_without_moving_its_position_is_not_k
     other = service.start_worker(ORDERS_PAYMENT_DUE_S="1")
     service.wait_outcomes(40)  # its timers have cancelled all orders
     other.send(signal.SIGTERM)
-    assert other.wait_ended() == 0
+    assert other.wait_ended(within_s=GRACE_S) == 0
     sleeper.send(signal.SIGCONT)
     until(lambda: len(sleeper.lines("A lane runs.")) == 8, "the sleeper claims its lanes again")
     assert not any(line["kept"] for line in sleeper.lines("A lane runs."))

@@ -15,11 +15,11 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from order_service.embedded.broker import HOST, Broker, free_port
-from order_service.embedded.kafka import Embedded, choose_kafka, embedded_broker
+from order_service.embedded.kafka import Embedded, choose_kafka
 from order_service.errors import KafkaAwayError
 from order_service.kafka import ask_admin, connection, tls
 from order_service.settings import Settings
-from tests.quick_kafka import formatted
+from tests.quick_kafka import quick_broker
 from tests.samples import create, pay
 from tests.service import Service
 
@@ -108,7 +108,7 @@ def secure_kafka(tmp_path_factory):
     choice = choose_kafka(Settings(kafka="embedded"))
     assert isinstance(choice, Embedded)
     directory = tmp_path_factory.mktemp("secure")
-    broker = embedded_broker(choice, formatted(choice, directory / "kafka"))
+    broker = quick_broker(choice, directory / "kafka")
     port = secure(broker, directory, choice.java)
     with broker:
         admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})

@@ -11,7 +11,7 @@ from order_service.errors import Fenced, Stuck
 from order_service.kafka import connection
 from order_service.stream.producer import fence, started
 from tests.samples import SHOP, but, create
-from tests.service import histories, until
+from tests.service import GRACE_S, histories, until
 
 
 def test_a_record_that_the_broker_refuses_commits_nothing(service):
@@ -28,7 +28,7 @@ def test_a_record_that_the_broker_refuses_commits_nothing(service):
     service.check(first)
     service.configure_events("max.message.bytes", 4 * 1024 * 1024)
     worker.send(signal.SIGTERM)
-    assert worker.wait_ended() == 0
+    assert worker.wait_ended(within_s=GRACE_S) == 0
     service.start_worker()
     service.wait_outcomes(2)
     service.check(first + large)
@@ -40,7 +40,7 @@ def test_a_worker_told_to_end_in_the_middle_of_load_loses_nothing(service):
     with service.sending(commands, per_s=600):
         service.wait_outcomes(200)
         worker.send(signal.SIGTERM)
-        assert worker.wait_ended() == 0
+        assert worker.wait_ended(within_s=GRACE_S) == 0
     assert service.outcome_count() < len(commands)
     service.start_worker()
     service.wait_outcomes(len(commands))
