@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections import defaultdict
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,13 +16,13 @@ from order_service.domain.answer import MAX_REFUSED, Entry, UserCheck, after_eve
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import RunLost
 from order_service.stream.inbox import Run
-from order_service.stream.lane import Lane, LanePolicy
+from order_service.stream.lane import RESTORED_AT_A_TIME, Lane, LanePolicy
 from order_service.stream.waiting import MAX_PER_ORDER
 from order_service.stream.worker import _decoded
 from order_service.wire import avro
-from order_service.wire.changelog import Position, decode_waiting
+from order_service.wire.changelog import Position, WaitingCommand, decode_waiting
 from order_service.wire.commands import encode_json_command
-from tests.samples import LATER, NOW, ORDER_ID, USER_ID, amend, but, cancel, create, deliver, pay, ship
+from tests.samples import LATER, NOW, ORDER_ID, USER_ID, amend, but, cancel, create, deliver, entry_after, pay, ship
 
 POLICY = LanePolicy(partition_count=1, commands_topic="commands")
 
@@ -451,3 +452,13 @@ def test_whenever_the_answers_come_an_order_is_the_fold_of_its_commands_in_the_o
         versions = [said for _, _, said in outcomes if isinstance(said, int)]
         assert versions == list(range(1, len(versions) + 1))
     assert all(len(entry.refused) <= MAX_REFUSED for entry in entries.values())
+
+
+def test_restoring_pauses_after_some_waiting_commands_and_after_some_orders():
+    orders = {f"order-{number}": entry_after([create]) for number in range(3 * RESTORED_AT_A_TIME)}
+    waiting = [WaitingCommand(but(create, order_id=f"waits-{n}"), n, NOW, None) for n in range(3 * RESTORED_AT_A_TIME)]
+    lane = World(LanePolicy(partition_count=1, commands_topic="commands", payment_due_s=86_400)).lane
+    restoring = lane.restoring(orders, waiting, Position(0, "owner", 0, None))
+    restored = [0, *(len(lane.room) + len(lane._timers) for _ in restoring), len(orders) + len(waiting)]
+    assert len(lane.room) + len(lane._timers) == restored[-1]
+    assert max(after - before for before, after in pairwise(restored)) == RESTORED_AT_A_TIME

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import structlog
 from aiokafka.errors import KafkaError
+from msgspec.structs import replace
 
 from order_service.errors import Fenced, HistoryError, LaneParked
 from order_service.registry import Ids
@@ -14,12 +15,14 @@ from order_service.settings import Settings
 from order_service.stream.claim import Claimed
 from order_service.stream.claim_progress import Places, Progress
 from order_service.stream.clock import Clock
-from order_service.stream.lane import Lane
+from order_service.stream.lane import RESTORED_AT_A_TIME, Lane
 from order_service.stream.topics import topic_names
 from order_service.stream.worker import Assignment, Context, Worker
 from order_service.users.client import Policy, UserClient
 from order_service.wire.changelog import Position
+from tests.samples import create, entry_after
 
+ORDERS = 100_000
 UNUSED: Any = None
 
 
@@ -141,3 +144,38 @@ async def test_an_error_that_is_not_of_the_partition_ends_the_process(claim, end
     assignment = await claim(error)
     assert ended == [error]
     assert not assignment.parked
+
+
+class CountedOrders(dict[str, Any]):
+    """The orders of a claim, and how many of them have got their timer."""
+
+    timed = 0
+
+    def items(self) -> Any:
+        for order in super().items():
+            self.timed += 1
+            yield order
+
+
+async def test_the_payments_due_of_a_large_table_are_restored_in_slices(context):
+    context = replace(context, settings=Settings(payment_due_s=86_400))
+    assignment = Assignment(context, {0}, SimpleNamespace(ask=print), UNUSED, UNUSED)  # type: ignore[arg-type]
+    orders = CountedOrders(dict.fromkeys((f"order-{number}" for number in range(ORDERS)), entry_after([create])))
+    claimed = Claimed(Position(0, "me", 0, None), 0, (orders, []))
+    slices: list[int] = []
+
+    async def watch():
+        """Note how many timers were set each time before the loop gets to others."""
+        last = 0
+        while True:
+            slices.append(orders.timed - last)
+            last = orders.timed
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    lane = await assignment._lane(0, None, claimed, Progress(Places(1)))
+    await asyncio.sleep(0)
+    watching.cancel()
+    await assignment.stop()
+    assert (len(lane._timers), sum(slices)) == (ORDERS, ORDERS)
+    assert max(slices) <= RESTORED_AT_A_TIME
