@@ -17,6 +17,7 @@ from order_service.wire import avro
 from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command
 from tests.samples import ORDER_ID, but, create, entry_after, pay
+from tests.stream.blocking import block_loop, shorten
 
 NAMES = topic_names()
 POLICY = LanePolicy(partition_count=2, commands_topic=NAMES.commands, payment_due_s=1)
@@ -152,3 +153,27 @@ async def test_a_lane_whose_topics_cannot_be_written_to_is_left_out_until_they_c
     async with asyncio.timeout(30):
         await turns.run()
     assert commits == [(["OrderCreated"], []), (["OrderCreated"], ["OrderCancelled"])]
+
+
+class Blocking(Written):
+    """A producer whose commits arrive while the event loop is blocked."""
+
+    async def commit(self, sent):
+        await block_loop()
+        return sent
+
+
+async def test_a_commit_does_not_count_the_time_in_which_the_loop_is_blocked(monkeypatch):
+    shorten(monkeypatch, "turn")
+    written: Any = Blocking()
+
+    def step(name):
+        if name == "turn.committed":
+            turns.stop()
+
+    turns: TurnTaker
+    turns, inbox = turns_over([lane_with(0, {})], written, step)
+    inbox.put(0, [received(create, 0, 0)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert written.facts(0) == ["OrderCreated"]
