@@ -2,14 +2,17 @@
 
 import time
 import urllib.request
+from collections import defaultdict
+from datetime import UTC, datetime
 
 from confluent_kafka import Producer
 
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, Position, encode
 from tests.samples import create, deliver, entry_after, pay, ship
-from tests.service import enqueue, histories
+from tests.service import enqueue, histories, until
 
 ORDERS = 150_000
+LARGE = 1
 ANSWERS_WITHIN_S = 1.0
 
 
@@ -31,16 +34,27 @@ def answer_s(worker):
         return time.monotonic() - began_at
 
 
+def times_of_outcomes(service):
+    """Return when Kafka has appended each outcome, by partition."""
+    times = defaultdict(list)
+    for topic in (service.names.events, service.names.rejections, service.names.dead_letters):
+        for message in service.read(topic):
+            times[message.partition()].append(datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC))
+    return times
+
+
 def test_a_worker_answers_and_decides_while_it_restores(service):
-    fill_table(service, ORDERS, 1)
-    worker = service.start_worker(ORDERS_PAYMENT_DUE_S="86400")
-    while not worker.lines("A lane runs."):  # those of the other partitions run at once
-        time.sleep(0.02)
-    slowest = 0.0
+    fill_table(service, ORDERS, LARGE)
     service.send(histories(20))
+    worker = service.start_worker(ORDERS_PAYMENT_DUE_S="86400")
+    until(lambda: worker.lines("A lane runs."), "those of the other partitions run at once")
+    slowest = 0.0
     while len(worker.lines("A lane runs.")) < 4:
         slowest = max(slowest, answer_s(worker))
-    [restored] = [line for line in worker.lines("A lane runs.") if line["partition"] == 1]
+    [restored] = [line for line in worker.lines("A lane runs.") if line["partition"] == LARGE]
     assert restored["orders"] == ORDERS
     assert slowest < ANSWERS_WITHIN_S
     service.wait_outcomes(100)
+    times = times_of_outcomes(service)
+    decided_last = max(time for partition in times.keys() - {LARGE} for time in times[partition])
+    assert decided_last < datetime.fromisoformat(restored["timestamp"]), "the other partitions wait for the large one"
