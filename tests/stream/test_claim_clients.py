@@ -1,8 +1,9 @@
-"""The clients that claims share, without a broker: one fence for each owner."""
+"""The clients that claims share, without a broker: one fence for each owner, few readers, one client for offsets."""
 
 import asyncio
 
 import pytest
+from aiokafka import TopicPartition
 
 from order_service.errors import Stuck
 from order_service.stream import claim_clients
@@ -80,3 +81,71 @@ async def test_a_claim_that_is_given_up_does_not_end_the_fence_that_another_wait
     answer.set_result(None)
     await asyncio.wait_for(other, 10)
     assert fences.owners == ["worker-1"]
+
+
+class Client:
+    """A Kafka consumer that remembers whether it was started and stopped."""
+
+    started: list["Client"]
+
+    def __init__(self, **arguments):
+        self.isolation_level = arguments["isolation_level"]
+        self.is_stopped = False
+
+    async def start(self):
+        await asyncio.sleep(0)
+        self.started.append(self)
+
+    async def stop(self):
+        self.is_stopped = True
+
+    def assignment(self):
+        return set()
+
+    def pause(self, *places):
+        pass
+
+    async def beginning_offsets(self, places):
+        return dict.fromkeys(places, 0)
+
+    async def end_offsets(self, places):
+        return dict.fromkeys(places, 7)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The clients that were started."""
+    monkeypatch.setattr(Client, "started", [], raising=False)
+    monkeypatch.setattr(claim_clients, "Consumer", Client)
+    return Client.started
+
+
+async def test_claims_that_follow_each_other_share_a_reader_and_those_at_once_do_not(started, clients):
+    for _ in range(3):
+        async with clients.reader():
+            pass
+    async with clients.reader(), clients.reader():
+        pass
+    async with clients.reader(), clients.reader():
+        pass
+    assert [client.isolation_level for client in started] == ["read_committed"] * 2
+    await clients.close()
+    assert all(client.is_stopped for client in started)
+
+
+async def test_a_reader_that_a_claim_failed_with_is_stopped_and_not_used_again(started, clients):
+    with pytest.raises(Stuck):
+        async with clients.reader():
+            raise Stuck("no coordinator")
+    async with clients.reader():
+        pass
+    assert [client.is_stopped for client in started] == [True, False]
+
+
+async def test_one_client_asks_for_the_offsets_of_all_claims(started, clients):
+    place = TopicPartition("orders.events.v1", 0)
+    async with asyncio.timeout(10):
+        starts, ends = await asyncio.gather(clients.starts([place]), clients.ends([place]))
+        await clients.ends([place])
+    assert (starts, ends) == ({place: 0}, {place: 7})
+    assert [client.isolation_level for client in started] == ["read_uncommitted"]
