@@ -9,7 +9,8 @@ import structlog
 from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
-from order_service.errors import Fenced, HistoryError, LaneParked
+from order_service.domain.order import Cancelled
+from order_service.errors import Fenced, HistoryError, LaneParked, TurnRefused
 from order_service.registry import Ids
 from order_service.settings import Settings
 from order_service.stream.claim import Claimed
@@ -20,7 +21,8 @@ from order_service.stream.topics import topic_names
 from order_service.stream.worker import Assignment, Context, Worker
 from order_service.users.client import Policy, UserClient
 from order_service.wire.changelog import Position
-from tests.samples import create, entry_after
+from tests.samples import ORDER_ID, create, entry_after
+from tests.stream.test_turn_taker import Written, lane_with
 
 ORDERS = 100_000
 UNUSED: Any = None
@@ -179,3 +181,30 @@ async def test_the_payments_due_of_a_large_table_are_restored_in_slices(context)
     await assignment.stop()
     assert (len(lane._timers), sum(slices)) == (ORDERS, ORDERS)
     assert max(slices) <= RESTORED_AT_A_TIME
+
+
+class Refusing(Written):
+    """A producer whose transactions Kafka refuses."""
+
+    async def begin(self):
+        raise TurnRefused("Kafka has forgotten the transactional id", {})
+
+
+@pytest.mark.parametrize(
+    ("producer", "is_kept"),
+    [pytest.param(Written, True, id="committed"), pytest.param(Refusing, False, id="refused")],
+)
+async def test_the_memory_of_a_lane_is_kept_only_if_its_last_turn_was_committed(context, producer, is_kept):
+    """An order that cancelled itself in a refused turn is not cancelled in the log, at the same position."""
+    context.fetching.end_of = lambda _partition: 0
+    assignment = Assignment(context, {0}, UNUSED, lambda *_: None, UNUSED)
+    assignment.turns._producer = producer()
+    lane = lane_with(0, {ORDER_ID: entry_after([create])})
+    assignment.lanes[0] = lane
+    assignment._spawn(assignment.turns.run(), "turns")
+    assignment.turns.cancel_unpaid(0, [ORDER_ID])
+    async with asyncio.timeout(30):
+        while type(lane.table.get(ORDER_ID).order) is not Cancelled:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+    await assignment.stop()
+    assert list(assignment.kept()) == ([0] if is_kept else [])
