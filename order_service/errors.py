@@ -94,7 +94,7 @@ class WorkerError(OrderServiceError):
 
 
 class Fenced(WorkerError):
-    """Another worker has claimed a partition of ours."""
+    """Another worker has claimed a partition of ours, or may have while this process was stopped for long."""
 
     exit_code = 10
 

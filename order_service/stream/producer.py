@@ -264,7 +264,7 @@ async def claiming(transactional_id: str, connection: dict[str, Any], topics: li
     except BaseException as error:
         await producer.abandon()
         if isinstance(error, Stuck) and isinstance(producer.cause(error), ProducerFenced):
-            raise Fenced(f"another claim has {transactional_id}: this process was stopped for long") from error
+            raise Fenced(f"{error}; another worker may have claimed the partition meanwhile") from error
         raise
     await stop(producer)
 
