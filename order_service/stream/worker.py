@@ -60,6 +60,8 @@ _SEEKS: Final = itertools.count(1)
 WATCH_EVERY_S: Final = 0.5
 AGAIN_AFTER_S: Final = 60.0
 """A worker whose turns are refused more often, for a reason that names no lane, ends."""
+SUSPECT_S: Final = 3600.0
+"""A lane is parked if Kafka refuses it within this time again with an answer that aiokafka does not know."""
 START_DEADLINE_S: Final = 60.0
 
 
@@ -385,7 +387,7 @@ class Worker:
         self._leaving = False
         self._restarts: set[asyncio.Task[None]] = set()
         self._restarted_at = -math.inf
-        self._suspects: set[int] = set()
+        self._suspected_at: dict[int, float] = {}
         self._topics = TopicWatch(context.settings, context.in_sync)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -461,8 +463,7 @@ class Worker:
                 return
             log.warning("The partitions are claimed again.", reason=str(error))
             await assignment.stop()
-            again = {partition: reason for partition, reason in error.suspects.items() if partition in self._suspects}
-            self._suspects = error.suspects.keys() - again.keys()
+            again = self._suspected_again(error.suspects)
             lanes = {
                 partition: reason for partition, reason in error.lanes.items() if partition in assignment.partitions
             }
@@ -471,6 +472,17 @@ class Worker:
             for partition, reason in parked.items():
                 self._assignment.park(partition, reason)
             self._assignment.start()
+
+    def _suspected_again(self, suspects: dict[int, str]) -> dict[int, str]:
+        """Return those of the suspects that were suspected within `SUSPECT_S` before, and remember all of them."""
+        now = time.monotonic()
+        again = {
+            partition: reason
+            for partition, reason in suspects.items()
+            if now - self._suspected_at.get(partition, -math.inf) < SUSPECT_S
+        }
+        self._suspected_at.update(dict.fromkeys(suspects, now))
+        return again
 
     def _new_assignment(self, partitions: set[int], previous: Assignment | None = None) -> Assignment:
         return Assignment(self._context, partitions, self._asking, self._on_refused, self._deliver, previous=previous)

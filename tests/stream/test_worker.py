@@ -18,7 +18,7 @@ from order_service.stream.claim_progress import Places, Progress
 from order_service.stream.clock import Clock
 from order_service.stream.lane import RESTORED_AT_A_TIME, Lane
 from order_service.stream.topics import topic_names
-from order_service.stream.worker import Assignment, Context, Worker
+from order_service.stream.worker import SUSPECT_S, Assignment, Context, Worker
 from order_service.users.client import Policy, UserClient
 from order_service.wire.changelog import Position
 from tests.samples import ORDER_ID, create, entry_after
@@ -78,6 +78,43 @@ async def test_the_tasks_that_a_worker_cancels_when_it_stops_do_not_end_the_proc
     await worker.stop()
     assert all(task.cancelled() for task in worker._tasks)
     assert not ended
+
+
+@pytest.fixture
+async def worker(context, monkeypatch):
+    """Make a worker with partitions 0 to 2, whose claims are not done."""
+    monkeypatch.setattr(Assignment, "start", lambda _assignment: None)
+    made: Any = Worker(context)
+    await made.assigned({0, 1, 2})
+    yield made
+    await made.stop()
+
+
+async def parked_after(worker, *suspects):
+    """Return the parked partitions after answers that aiokafka does not know, each for these partitions."""
+    for partitions in suspects:
+        await worker._claim_again(None, TurnRefused("why", {}, suspects=dict.fromkeys(partitions, "why")))
+    return worker._assignment.parked.keys()
+
+
+@pytest.mark.parametrize(
+    ("suspects", "parked"),
+    [
+        pytest.param([{0}, {1}, {2}], set(), id="one answer parks no lane"),
+        pytest.param([{0}, {0}], {0}, id="the second answer parks the lane"),
+        pytest.param([{0}, {1}, {0}], {0}, id="two lanes that are refused in turn do not hide each other"),
+        pytest.param([{0, 1}, {1, 2}], {1}, id="the count is kept per lane"),
+    ],
+)
+async def test_an_unknown_answer_parks_a_lane_when_it_comes_twice(worker, suspects, parked):
+    assert await parked_after(worker, *suspects) == parked
+
+
+async def test_an_unknown_answer_of_long_ago_does_not_count(worker):
+    await parked_after(worker, {0})
+    worker._suspected_at[0] -= SUSPECT_S
+    assert not await parked_after(worker, {0})
+    assert await parked_after(worker, {0}) == {0}
 
 
 @pytest.fixture
