@@ -134,6 +134,9 @@ def test_a_pipe_that_nobody_reads_holds_no_process_up():
     with subprocess.Popen([sys.executable, "-c", PROGRAM, "50000"], stdout=subprocess.PIPE, stderr=writing) as process:
         os.close(writing)
         assert process.stdout is not None
-        assert process.stdout.readline() == b"done\n"
-        assert process.wait(60) == 0
+        try:
+            assert process.stdout.readline() == b"done\n"
+            assert process.wait(60) == 0
+        finally:
+            process.kill()  # else a process that is held up would hold up the test for ever
     os.close(reading)
