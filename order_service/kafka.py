@@ -39,6 +39,8 @@ REFUSALS: Final = (
 )
 """What no patience mends: a server is there, and it does not trust us, or we do not trust it."""
 
+NODE_TRIES: Final = 10
+NODE_PAUSE_S: Final = 0.2
 UNKNOWN_TOPIC: Final[int] = UnknownTopicOrPartitionError.errno
 
 
@@ -157,15 +159,30 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
 
 
 async def partition_counts(client: Consumer | Producer, topics: Iterable[str]) -> dict[str, int]:
-    """Return how many partitions each of these topics has; raise TopicsError if one is missing or cannot be used."""
+    """Return how many partitions each of these topics has; raise TopicsError if one is missing or cannot be used.
+
+    Raises KafkaError if none of the nodes that are tried answers.
+    """
     kafka = client.client if isinstance(client, Producer) else client._client  # noqa: SLF001
-    answer = await kafka.send(kafka.get_random_node(), MetadataRequest(list(topics)))
+    answer = await _answer_of_any_node(kafka, MetadataRequest(list(topics)))
     described = answer.to_object()["topics"]
     for topic in described:
         if code := topic["error_code"]:
             servers = kafka._bootstrap_servers  # noqa: SLF001
             raise TopicsError(f"Kafka at {servers}: {_cure(code)}: {topic['topic']}")
     return {topic["topic"]: len(topic["partitions"]) for topic in described}
+
+
+async def _answer_of_any_node(kafka: Any, request: Any) -> Any:
+    """Return the answer of one node, tried at random: one of three may be away."""
+    for _ in range(NODE_TRIES - 1):
+        try:
+            return await kafka.send(kafka.get_random_node(), request)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+        await asyncio.sleep(NODE_PAUSE_S)
+    return await kafka.send(kafka.get_random_node(), request)
 
 
 def missing_right(error: TopicAuthorizationFailedError) -> str:
