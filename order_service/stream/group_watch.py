@@ -1,6 +1,7 @@
 """The group is looked at while a worker runs: a member that is not a worker of this service shows."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NoReturn
 
@@ -17,18 +18,28 @@ ANSWER_WITHIN_S: Final = 10.0
 
 
 class GroupWatch:
-    """Looks for members that are not workers of this service. `faults` names them, for readiness.
+    """Looks for members that are not workers of this service.
+
+    `faults` names them for readiness, with the partitions that they hold and for how long they have been seen.
 
     Kafka lets in only those that use our assignor. They hold partitions in which nothing is decided.
     """
 
     def __init__(
-        self, group_id: str, read: Callable[[], Awaitable[list[Member]]], *, every_s: float = LOOK_EVERY_S
+        self,
+        group_id: str,
+        read: Callable[[], Awaitable[list[Member]]],
+        *,
+        every_s: float = LOOK_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.faults: list[str] = []
         self._group_id = group_id
         self._read = read
         self._every_s = every_s
+        self._clock = clock
+        self._seen_at: dict[str, float] = {}
+        self._strangers: list[Member] = []
 
     async def run(self) -> NoReturn:
         """Look until cancelled; while the coordinator does not answer, what was found last stands."""
@@ -41,12 +52,15 @@ class GroupWatch:
             await asyncio.sleep(self._every_s)
 
     def take(self, members: Iterable[Member]) -> None:
-        """Take the members of the group, and report strangers that came or left."""
-        strangers = strangers_of(members)
-        faults = [about_strangers(self._group_id, strangers)] if strangers else []
-        if faults and faults != self.faults:
-            log.error("Another program is in the group.", reason=faults[0])
-        if self.faults and not faults:
+        """Take the members of the group, and report strangers that came or left, or hold other partitions."""
+        now = self._clock()
+        strangers = sorted(strangers_of(members), key=lambda stranger: stranger.member_id)
+        self._seen_at = {stranger.member_id: self._seen_at.get(stranger.member_id, now) for stranger in strangers}
+        seen_s = {member_id: now - seen_at for member_id, seen_at in self._seen_at.items()}
+        self.faults = [about_strangers(self._group_id, strangers, seen_s)] if strangers else []
+        if strangers and strangers != self._strangers:
+            log.error("Another program is in the group.", reason=self.faults[0])
+        if self._strangers and not strangers:
             log.info("No other program is in the group any more.")
-        self.faults = faults
+        self._strangers = strangers
         metrics.STRANGERS.set(len(strangers))

@@ -8,13 +8,15 @@ end, or is kept out by them. One that uses our assignor too would hold partition
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from aiokafka import TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     InconsistentGroupProtocolError,
@@ -100,15 +102,23 @@ def this_machine() -> str:
 
 
 class Member(Struct, frozen=True):
-    """A member of the group, as the broker describes it."""
+    """A member of the group, as the broker describes it. `assignment` is in the format of the consumer protocol."""
 
     member_id: str
     client_id: str
     host: str
+    assignment: bytes = b""
 
     def has_instance_id(self, instance_id: str | None) -> bool:
         """Return whether this member joined with this instance id."""
         return instance_id is not None and self.member_id[: -UUID_CHARS - 1] == instance_id
+
+    def partitions(self) -> list[TopicPartition]:
+        """Return the partitions that it holds: none during a rebalance, or if another program wrote them otherwise."""
+        try:
+            return sorted(ConsumerProtocolMemberAssignment.decode(self.assignment).partitions())
+        except (ValueError, TypeError):
+            return []
 
     def __str__(self) -> str:
         return f"{self.client_id} at {self.host.lstrip('/')}"
@@ -124,7 +134,9 @@ async def members_of(group_id: str, send: Send) -> list[Member]:
     [(error, _group, _state, _type, _protocol, members, *_)] = response.groups
     if error:
         raise for_code(error)
-    return [Member(member_id, client_id, host) for member_id, client_id, host, *_ in members]
+    return [
+        Member(member_id, client_id, host, assignment) for member_id, client_id, host, _metadata, assignment in members
+    ]
 
 
 async def twin_of(membership: Membership, send: Send, *, is_first: bool, own_member_id: str = "") -> str | None:
@@ -187,10 +199,18 @@ def strangers_of(members: Iterable[Member]) -> list[Member]:
     return [member for member in members if not member.client_id.startswith(CLIENT_PREFIX)]
 
 
-def about_strangers(group_id: str, strangers: Iterable[Member]) -> str:
-    """Return who the strangers in a group are, and what to do about them."""
+def about_strangers(group_id: str, strangers: Iterable[Member], seen_s: Mapping[str, float] | None = None) -> str:
+    """Return who the strangers in a group are, what they hold, and what to do about them.
+
+    `seen_s` has for how many seconds each has been seen, by member id.
+    """
+    described = []
+    for stranger in strangers:
+        held = ", ".join(f"{topic}-{partition}" for topic, partition in stranger.partitions())
+        seen = "" if seen_s is None else f", seen for {seen_s[stranger.member_id]:.0f} s"
+        described.append(f"{stranger} (holds {held or 'no partitions'}{seen})")
     return (
-        f"consumers of another program or version are in the group {group_id}: {_listed(strangers)}; "
+        f"consumers of another program or version are in the group {group_id}: {_listed(described)}; "
         "end them, give them another group, or set ORDERS_APP_ID"
     )
 
@@ -202,5 +222,5 @@ def _twin(membership: Membership, twins: Iterable[Member]) -> str:
     )
 
 
-def _listed(members: Iterable[Member]) -> str:
+def _listed(members: Iterable[Member | str]) -> str:
     return ", ".join(sorted(map(str, members))) or "they cannot be listed"

@@ -1,5 +1,6 @@
 """The group refuses a worker, or its fetching ends: the worker says why and ends with 14, within seconds."""
 
+import re
 import signal
 from contextlib import contextmanager
 from socket import gethostname
@@ -48,7 +49,8 @@ def test_a_worker_that_finds_a_stranger_in_its_group_names_it_and_ends(service):
         until(lambda: consumer.poll(0.1) is None and consumer.assignment(), "the stranger has partitions")
         worker = service.start_worker()
         assert worker.wait_ended() == GROUP_ERROR
-    assert f"are in the group {service.group_id}: reporting at 127.0.0.1" in reason(worker)
+    held = f"(holds {', '.join(f'{service.names.commands}-{partition}' for partition in range(4))}); end them"
+    assert f"are in the group {service.group_id}: reporting at 127.0.0.1 {held}" in reason(worker)
     service.start_worker().wait_lanes(4)
 
 
@@ -69,16 +71,25 @@ def test_a_stranger_gets_no_partition_beside_a_worker(service):
 def test_a_stranger_that_shares_the_partitions_shows_in_readiness_metric_and_log(service):
     """It uses our assignor, so Kafka lets it in, and nothing is decided in the partitions that it holds."""
     worker = service.start_worker().wait_lanes(4)
-    reason = f"are in the group {service.group_id}: stranger at 127.0.0.1; end them"
+    shown = rf"are in the group {service.group_id}: stranger at 127.0.0.1 \(holds (\S+), (\S+), seen for (\d+) s\); end"
+    named = set()
+
+    def reasons():
+        return " ".join(line["reason"] for line in worker.lines("Another program is in the group."))
 
     def is_seen():
-        until(lambda: reason in worker.faults(), "readiness names the stranger")
+        [(*partitions, _)] = until(lambda: re.findall(shown, worker.faults()), "readiness names it and what it holds")
+        named.update(partitions)
         assert "orders_group_strangers 1.0" in worker.admin("/metrics")[1]
-        [line] = worker.lines("Another program is in the group.")
-        assert reason in line["reason"]
+        until(lambda: re.findall(shown, reasons()), "the log names it and what it holds")
+        until(
+            lambda: any(int(seen_s) > 0 for *_, seen_s in re.findall(shown, worker.faults())),
+            "readiness says for how long it has been seen",
+        )
 
     held = visit_group(service.bootstrap_servers, service.group_id, service.names.commands, is_seen, [LaneAssignor])
     assert len(held) == 2
+    assert named == {f"{service.names.commands}-{partition}" for partition in held}
     worker.wait_lanes(4)
     assert "orders_group_strangers 0.0" in worker.admin("/metrics")[1]
     assert worker.lines("No other program is in the group any more.")

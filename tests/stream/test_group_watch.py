@@ -2,8 +2,11 @@
 
 import asyncio
 
+import pytest
 import structlog
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import GroupCoordinatorNotAvailableError
+from msgspec import structs
 
 from order_service import metrics
 from order_service.stream.group_watch import GroupWatch
@@ -11,6 +14,12 @@ from order_service.stream.membership import Member
 
 OURS = Member("w-1", "order-service@orders-0-9100", "/10.0.0.6")
 STRANGER = Member("r-1", "reporting", "/10.0.0.7")
+
+
+def holding(*partitions):
+    """Return the stranger with these partitions."""
+    assignment = ConsumerProtocolMemberAssignment(0, [("orders.commands.v1", list(partitions))], b"").encode()
+    return structs.replace(STRANGER, assignment=assignment)
 
 
 def strangers_measured():
@@ -23,19 +32,42 @@ async def unread():
 
 
 def test_a_stranger_in_the_group_shows_until_it_has_left():
-    watch = GroupWatch("shop.orders", unread)
+    now_s = [100.0]
+    watch = GroupWatch("shop.orders", unread, clock=lambda: now_s[0])
     with structlog.testing.capture_logs() as logged:
         watch.take([OURS])
         assert (watch.faults, strangers_measured(), logged) == ([], 0, [])
-        watch.take([OURS, STRANGER])
-        watch.take([OURS, STRANGER])
-        [fault] = watch.faults
-        assert "are in the group shop.orders: reporting at 10.0.0.7; end them" in fault
+        watch.take([OURS, holding(3, 1)])
         assert strangers_measured() == 1
-        assert [(line["event"], line["reason"]) for line in logged] == [("Another program is in the group.", fault)]
+        now_s[0] += 12
+        watch.take([OURS, holding(3, 1)])
+        [fault] = watch.faults
+        assert "are in the group shop.orders: reporting at 10.0.0.7 (holds orders.commands.v1-1, " in fault
+        assert "orders.commands.v1-3, seen for 12 s); end them" in fault
+        watch.take([OURS, STRANGER])
         watch.take([OURS])
     assert (watch.faults, strangers_measured()) == ([], 0)
-    assert logged[1]["event"] == "No other program is in the group any more."
+    first, second, last = logged
+    assert first["event"] == second["event"] == "Another program is in the group."
+    assert "(holds orders.commands.v1-1, orders.commands.v1-3, seen for 0 s)" in first["reason"]
+    assert "(holds no partitions, seen for 12 s)" in second["reason"]
+    assert last["event"] == "No other program is in the group any more."
+
+
+def test_a_stranger_that_comes_back_is_counted_from_its_return():
+    now_s = [100.0]
+    watch = GroupWatch("shop.orders", unread, clock=lambda: now_s[0])
+    for members in ([STRANGER], [], [STRANGER]):
+        watch.take(members)
+        now_s[0] += 10
+    assert "seen for 0 s" in watch.faults[0]
+
+
+@pytest.mark.parametrize("assignment", [b"", b"\0", b"no assignment", b"\0\0\0\0\0\1\xff\xff", b"\0\0" + 8 * b"\xff"])
+def test_a_stranger_whose_assignment_cannot_be_read_shows(assignment):
+    watch = GroupWatch("shop.orders", unread)
+    watch.take([structs.replace(STRANGER, assignment=assignment)])
+    assert "reporting at 10.0.0.7 (holds no partitions, seen for 0 s)" in watch.faults[0]
 
 
 async def test_a_stranger_stays_reported_while_the_coordinator_does_not_answer():

@@ -227,7 +227,11 @@ async def test_its_own_entry_is_no_twin():
 @pytest.mark.parametrize(
     ("error", "members", "reason"),
     [
-        (InconsistentGroupProtocolError(), [("x", "reporting")], "reporting at 10.0.0.7; end them, give them another"),
+        (
+            InconsistentGroupProtocolError(),
+            [("x", "reporting")],
+            "reporting at 10.0.0.7 (holds no partitions); end them",
+        ),
         (InconsistentGroupProtocolError(), [], "they cannot be listed"),
         (InvalidSessionTimeoutError(), [], "refuses a session timeout of 2 s: set ORDERS_SESSION_TIMEOUT_S"),
         (GroupAuthorizationFailedError("shop.orders"), [], "grant it Read on that group"),
