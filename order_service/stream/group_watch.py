@@ -43,12 +43,16 @@ class GroupWatch:
 
     async def run(self) -> NoReturn:
         """Look until cancelled; while the coordinator does not answer, what was found last stands."""
+        is_known = True
         while True:
             try:
                 async with asyncio.timeout(ANSWER_WITHIN_S):
                     self.take(await self._read())
+                is_known = True
             except (KafkaError, TimeoutError) as error:
-                log.debug("The members of the group were not read.", error=repr(error))
+                if is_known:
+                    log.warning("The members of the group cannot be read: what was found last stands.", why=repr(error))
+                is_known = False
             await asyncio.sleep(self._every_s)
 
     def take(self, members: Iterable[Member]) -> None:

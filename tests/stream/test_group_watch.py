@@ -84,8 +84,10 @@ async def test_a_stranger_stays_reported_while_the_coordinator_does_not_answer()
         return answer
 
     watch = GroupWatch("shop.orders", read, every_s=0.0)
-    watching = asyncio.create_task(watch.run())
-    async with asyncio.timeout(30):
-        await asked.wait()
+    with structlog.testing.capture_logs() as logged:
+        watching = asyncio.create_task(watch.run())
+        async with asyncio.timeout(30):
+            await asked.wait()
     assert len(watch.faults) == 1
+    assert [line["log_level"] for line in logged] == ["error", "warning"]  # the second failure says nothing new
     watching.cancel()
