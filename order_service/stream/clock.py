@@ -2,16 +2,15 @@
 
 Two kinds of fault end or delay orders that are fine: a wall clock that steps while the worker runs, and one that is far
 off. Against the first, `Clock` trusts the monotonic clock until Kafka agrees with the wall clock. Against the second it
-compares itself with the append time of the worker's own records, which brokers stamp (`LogAppendTime`): of its turns,
-and of records that it writes for this when it starts and while it is idle.
+compares itself with the append time of the worker's own records, which brokers stamp (`LogAppendTime`).
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from statistics import median
-from typing import Final, NoReturn
+from typing import Any, Final
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -32,8 +31,6 @@ LOG_APPEND_TIME: Final = 1
 PROBES: Final = 5
 """Partitions that are written to for a first comparison: enough that one broker's clock does not decide."""
 PROBE_AGAIN_S: Final = 5.0
-IDLE_S = 60.0
-"""A worker that has committed nothing for so long writes records to compare its clock. Tests make it shorter."""
 
 
 class Clock:
@@ -56,7 +53,6 @@ class Clock:
         self._anchor = (wall(), steady())
         self._has_stepped = False
         self._kafka_s: dict[int, tuple[float, float]] = {}
-        self._compared_at = steady()
 
     def now(self) -> datetime:
         """Return the time in whole milliseconds, as events carry it."""
@@ -68,7 +64,7 @@ class Clock:
         The median of the partitions that were written in the last minute counts, so one broker with a wrong clock
         decides nothing. Raises ClockError if the difference is over `far_s`.
         """
-        at = self._compared_at = self._steady()
+        at = self._steady()
         for record in written:
             if record.timestamp_type == LOG_APPEND_TIME:
                 self._kafka_s[record.partition] = (record.timestamp / 1000 - at, at)
@@ -82,10 +78,6 @@ class Clock:
         metrics.CLOCK_SKEW.set(skew_s)
         if abs(skew_s) > self._far_s:
             raise ClockError(far(skew_s, self._far_s))
-
-    def idle_s(self) -> float:
-        """Return for how long nothing has compared this clock."""
-        return self._steady() - self._compared_at
 
     def _now_s(self) -> float:
         wall, steady = self._wall(), self._steady()
@@ -108,12 +100,12 @@ async def wait_until_near(clock: Clock, settings: Settings, topic: str, tell: Ca
 
     A worker does this before it joins its group: with a clock that is far off it would take partitions from good
     workers and end at its first turn, again and again. Partitions that cannot be written to now are left out; the
-    clock is compared again at every turn, and by `stay_near`.
+    clock is compared again at every turn.
     """
     told = None
     while True:
         try:
-            clock.compare(await probe(settings, topic))
+            clock.compare(await _probe(connection(settings), topic, min(PROBES, settings.partitions)))
         except ClockError as error:
             if str(error) != told:
                 told = str(error)
@@ -123,25 +115,13 @@ async def wait_until_near(clock: Clock, settings: Settings, topic: str, tell: Ca
         await asyncio.sleep(PROBE_AGAIN_S)
 
 
-async def stay_near(clock: Clock, read: Callable[[], Awaitable[list[RecordMetadata]]]) -> NoReturn:
-    """Compare the clock whenever no turn has for `IDLE_S`, with what `read` writes. Raises ClockError.
-
-    Otherwise the first turn after an idle time would decide by a clock that has drifted since the last one.
-    """
-    while True:
-        await asyncio.sleep(max(0.0, IDLE_S - clock.idle_s()))
-        if clock.idle_s() >= IDLE_S:
-            clock.compare(await read())
-
-
-async def probe(settings: Settings, topic: str) -> list[RecordMetadata]:
+async def _probe(arguments: dict[str, Any], topic: str, count: int) -> list[RecordMetadata]:
     """Write a record to some partitions of the table's changelog, under the key that all its readers pass over."""
-    producer = Producer(**connection(settings), request_timeout_ms=5_000)
+    producer = Producer(**arguments, request_timeout_ms=5_000)
     try:
         await producer.start()
         written = [
-            producer.send_and_wait(topic, value=b"", key=BARRIER_KEY, partition=partition)
-            for partition in range(min(PROBES, settings.partitions))
+            producer.send_and_wait(topic, value=b"", key=BARRIER_KEY, partition=partition) for partition in range(count)
         ]
         answers = await asyncio.gather(*written, return_exceptions=True)
     except KafkaError as error:

@@ -36,7 +36,7 @@ from order_service.stream.asking import Asking
 from order_service.stream.claim import Claimed, Claimer, Kept, claim_until_done
 from order_service.stream.claim_clients import ClaimClients
 from order_service.stream.claim_progress import Places, Progress
-from order_service.stream.clock import Clock, probe, stay_near
+from order_service.stream.clock import Clock
 from order_service.stream.deadline import deadline
 from order_service.stream.inbox import Inbox, Received, Run
 from order_service.stream.lane import Lane, LanePolicy
@@ -392,13 +392,11 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to ask about users, to measure, and to compare the clock."""
-        context, table = self._context, self._context.names.table
+        """Begin to ask about users and to measure."""
         self._tasks = [
             asyncio.create_task(self._asking.run(), name="asking"),
             asyncio.create_task(self._watch(), name="watch"),
             asyncio.create_task(self._topics.run(), name="topics"),
-            asyncio.create_task(stay_near(context.clock, lambda: probe(context.settings, table)), name="clock"),
         ]
         for task in self._tasks:
             task.add_done_callback(self._ended)

@@ -1,6 +1,5 @@
 """Workers whose wall clock steps or is far off, on a real Kafka."""
 
-import re
 import signal
 
 import pytest
@@ -10,12 +9,6 @@ from tests.samples import but, create
 from tests.service import histories, until
 
 TWO_HOURS = "7200"
-
-
-def skew_s(worker):
-    """Return by how many seconds a worker was ahead of Kafka when it last compared its clock."""
-    [measured] = re.findall(r"^orders_clock_skew_seconds (\S+)", worker.admin("/metrics")[1], re.MULTILINE)
-    return float(measured)
 
 
 @pytest.fixture
@@ -44,14 +37,6 @@ def test_a_step_of_the_wall_clock_ends_no_wait_and_cancels_no_order(service, use
     service.wait_outcomes(2)
     assert [event.version for event in service.events()] == [1, 1]
     service.check([unpaid, waits])
-
-
-def test_an_idle_worker_compares_its_clock(service, clock_file):
-    clock_file.write_text("20")
-    worker = service.start_worker(TEST_CLOCK_FILE=str(clock_file), TEST_CLOCK_EVERY_S="0.2").wait_ready()
-    assert skew_s(worker) == pytest.approx(20, abs=5)
-    clock_file.write_text("0")
-    until(lambda: abs(skew_s(worker)) < 5, "a comparison confirms the step to the right time")
 
 
 def test_a_worker_whose_clock_is_far_off_does_not_take_part_until_it_is_set(service, clock_file):

@@ -1,14 +1,11 @@
 """The clock of a worker without a broker: steps of the wall clock, a clock that is far off, a broker's that is."""
 
-import asyncio
-
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from order_service.errors import ClockError
-from order_service.stream import clock
-from order_service.stream.clock import Clock, stay_near
+from order_service.stream.clock import Clock
 
 START_S = 1_800_000_000.0
 HOUR_S = 3600.0
@@ -35,16 +32,13 @@ class Time:
         return self.clock.now().timestamp() - self.true_s()
 
     def write(self, *, timestamp_type=1):
-        """Write a record to each partition, stamped by its broker, and compare."""
-        self.clock.compare(self.written(timestamp_type))
-
-    def written(self, timestamp_type=1):
-        return [
+        """Write a record to each partition, stamped by its broker."""
+        self.clock.compare(
             RecordMetadata(
                 "t", int(p), TopicPartition("t", int(p)), 0, round(1000 * (self.true_s() + s)), timestamp_type, 0
             )
             for p, s in self.kafka_ahead_s.items()
-        ]
+        )
 
 
 @pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S, 2.0])
@@ -115,36 +109,3 @@ def test_partitions_that_were_written_long_ago_do_not_hide_a_clock_that_drifts()
 
 def test_times_that_no_broker_has_given_are_not_compared():
     Time(**{"0": HOUR_S}).write(timestamp_type=0)
-
-
-async def test_the_clock_of_an_idle_worker_that_drifts_without_a_step_is_an_error(monkeypatch):
-    monkeypatch.setattr(clock, "IDLE_S", 0.0)
-    time = Time()
-
-    async def read():
-        for _ in range(60):
-            time.passes(1, by_wall=1.3)
-            time.clock.now()
-        return time.written()
-
-    async with asyncio.timeout(30):
-        with pytest.raises(ClockError, match="72 s ahead of"):
-            await stay_near(time.clock, read)
-
-
-@pytest.mark.parametrize(("last_turn_s", "reads"), [(59.0, 0), (60.0, 1)])
-async def test_a_clock_is_compared_apart_from_turns_if_there_was_none_for_a_minute(last_turn_s, reads):
-    time, asked = Time(), []
-
-    async def read():
-        asked.append(1)
-        return time.written()
-
-    time.passes(HOUR_S)
-    time.write()
-    time.passes(last_turn_s)
-    staying = asyncio.create_task(stay_near(time.clock, read))
-    for _ in range(10):
-        await asyncio.sleep(0)
-    staying.cancel()
-    assert len(asked) == reads

@@ -1,22 +1,18 @@
 """The tasks of a worker and of its assignments: none ends without a sign."""
 
 import asyncio
-import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
-from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.structs import RecordMetadata
 from msgspec.structs import replace
 
 from order_service.domain.order import Cancelled
-from order_service.errors import ClockError, Fenced, HistoryError, LaneParked, TurnRefused
+from order_service.errors import Fenced, HistoryError, LaneParked, TurnRefused
 from order_service.registry import Ids
 from order_service.settings import Settings
-from order_service.stream import clock
 from order_service.stream.claim import Claimed
 from order_service.stream.claim_progress import Places, Progress
 from order_service.stream.clock import Clock
@@ -82,21 +78,6 @@ async def test_the_tasks_that_a_worker_cancels_when_it_stops_do_not_end_the_proc
     await worker.stop()
     assert all(task.cancelled() for task in worker._tasks)
     assert not ended
-
-
-async def test_a_worker_without_commits_whose_clock_is_far_off_ends_with_16(context, ended, monkeypatch):
-    async def written(_settings, topic):
-        kafka_ms = round(1000 * (time.time() - 3600))
-        return [RecordMetadata(topic, 0, TopicPartition(topic, 0), 0, kafka_ms, 1, 0)]
-
-    monkeypatch.setattr("order_service.stream.worker.probe", written)
-    monkeypatch.setattr(clock, "IDLE_S", 0.0)
-    context.fetching.partition_count = lambda: None
-    worker = Worker(context)
-    worker.start()
-    await until_told(ended)
-    await worker.stop()
-    assert [(type(error), error.exit_code) for error in ended] == [(ClockError, 16)]
 
 
 @pytest.fixture
