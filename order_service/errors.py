@@ -94,7 +94,7 @@ class WorkerError(OrderServiceError):
 
 
 class Fenced(WorkerError):
-    """Another worker has claimed a partition of ours, or may have while this process was stopped for long."""
+    """Another worker has claimed a partition of ours, or may have claimed it while this process was stopped."""
 
     exit_code = 10
 

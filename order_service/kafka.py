@@ -39,8 +39,8 @@ REFUSALS: Final = (
 )
 """What no patience mends: a server is there, and it does not trust us, or we do not trust it."""
 
-NODE_TRIES: Final = 10
-NODE_PAUSE_S: Final = 0.2
+NODES_WITHIN_S = 2.0
+NODE_PAUSE_S = 0.1
 UNKNOWN_TOPIC: Final[int] = UnknownTopicOrPartitionError.errno
 
 
@@ -174,15 +174,15 @@ async def partition_counts(client: Consumer | Producer, topics: Iterable[str]) -
 
 
 async def _answer_of_any_node(kafka: Any, request: Any) -> Any:
-    """Return the answer of one node, tried at random: one of three may be away."""
-    for _ in range(NODE_TRIES - 1):
+    """Return the answer of one node, tried at random: one of three may be away. No try begins after some seconds."""
+    give_up_at = time.monotonic() + NODES_WITHIN_S
+    while True:
         try:
             return await kafka.send(kafka.get_random_node(), request)
         except KafkaError as error:
-            if not error.retriable:
+            if not error.retriable or time.monotonic() > give_up_at:
                 raise
         await asyncio.sleep(NODE_PAUSE_S)
-    return await kafka.send(kafka.get_random_node(), request)
 
 
 def missing_right(error: TopicAuthorizationFailedError) -> str:

@@ -4,6 +4,7 @@ It never holds the event loop for more than some milliseconds at a time: other l
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -20,11 +21,12 @@ from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, Position, WaitingCommand
 
 LOOK_EVERY_S: Final = 1.0
+FRESH_S: Final = 3.0
 """A reader that fetches nothing costs a hundredth of a processor, and hundreds may wait."""
 READ_AT_A_TIME: Final = 500
 DECODED_AT_A_TIME: Final = 500
 """Records, before the loop gets its turn: some 2 ms each."""
-RESTORE: Final = "Restore the records of this partition from a mirror or a backup before it goes on."
+RESTORE: Final = "Restore what this partition has lost from a mirror or a backup before it goes on."
 
 UNREADABLE: Final = f"Run the version of this service that wrote it. If it is damaged: {RESTORE}"
 
@@ -64,7 +66,7 @@ class Reading:
         while behind := [place for place, offset in last.items() if await self._reader.position(place) <= offset]:
             try:
                 if not (await self._read_some(places, apply) or await self._wait_for_one(places, apply)):
-                    self._progress.open_transactions = await self._open_transactions(behind)
+                    self._progress.open_transactions = self._open_transactions(behind)
             except CorruptRecordException as error:
                 at = [f"{place.topic} at {await self._reader.position(place)}" for place in last]
                 raise LaneParked(f"a record cannot be read ({error}), in {' or '.join(at)}. {RESTORE}") from error
@@ -93,12 +95,16 @@ class Reading:
             await self._progress.moved()
         return bool(fetched)
 
-    async def _open_transactions(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the partitions of which all but an open transaction was read, and where that begins."""
+    def _open_transactions(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the partitions that end behind an open transaction, and where that begins.
+
+        A broker that has not answered for a while is away: then it is not the transaction that is waited for.
+        """
         found = {}
         for place in places:
-            stable, end = self._reader.last_stable_offset(place), self._reader.highwater(place)  # as last fetched
-            if stable is not None and end is not None and stable < end and await self._reader.position(place) >= stable:
+            stable, end = self._reader.last_stable_offset(place), self._reader.highwater(place)
+            fetched_ms = self._reader.last_poll_timestamp(place)
+            if None not in {stable, end, fetched_ms} and stable < end and fetched_ms > (time.time() - FRESH_S) * 1000:
                 found[place] = stable
         return found
 

@@ -446,6 +446,8 @@ class Run:
             self.happened[fault.kind] += 1
         elif self._sender.is_alive():
             self._plan_again(fault)
+        else:
+            self._say(f"{fault.kind} {fault.detail}: did not happen before all commands were sent")
 
     def _begin_again(self, fault: Fault) -> None:
         """Begin a fault again when all lanes run: where nobody writes, nothing is compacted either."""
