@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from order_service.embedded import broker
+from order_service.wire.schemas import SCHEMAS
 from tests import forking
 from tests.broker import running_kafka
 from tests.service import Service, StubThread
@@ -81,6 +82,17 @@ def pytest_sessionfinish():
     """End what forks."""
     if forking.template is not None:
         forking.template.stop()
+
+
+@pytest.fixture(autouse=True)
+def released_schemas():
+    """Forget the ids that the process of the tests has learned from a registry: other tests know the released ones."""
+    by_id, newest = dict(SCHEMAS.by_id), dict(SCHEMAS.newest)
+    yield
+    SCHEMAS.by_id.clear()
+    SCHEMAS.by_id.update(by_id)
+    SCHEMAS.newest.clear()
+    SCHEMAS.newest.update(newest)
 
 
 gc.disable()

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -45,6 +46,8 @@ from tests.samples import but
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60.0
+YOUNG = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART)
+"""What a broker answers for a partition that it leads from now on, and does not know yet."""
 GRACE_S = 30.0
 """Within which a process that is told to end must have ended: docker-compose.yml kills a worker then."""
 
@@ -231,6 +234,7 @@ class Service:
 
     def __enter__(self) -> Self:
         asyncio.run(self._create_topics())
+        until(self._is_led, "the new partitions have leaders that answer")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -418,6 +422,17 @@ class Service:
                 if remembered is not None:
                     entries[rejection.order_id] = remembered
         return entries
+
+    def _is_led(self) -> bool:
+        """Return whether every partition answers: a broker may not know yet that it leads one, though it says so."""
+        topics, numbers = vars_of(self.names).values(), range(self.partitions)
+        places = [TopicPartition(topic, number) for topic in topics for number in numbers]
+        answers = self.kafka.list_offsets(dict.fromkeys(places, OffsetSpec.latest()), request_timeout=PATIENCE_S)
+        errors = [error for answer in answers.values() if (error := answer.exception(PATIENCE_S)) is not None]
+        for error in errors:
+            if error.args[0].code() not in YOUNG:
+                raise error
+        return not errors
 
     async def _create_topics(self) -> None:
         settings = self.settings()
