@@ -50,9 +50,9 @@ async def hang(_request):
     await asyncio.Event().wait()
 
 
-def quick(url, **changes):
-    """Give a client that has little patience."""
-    return SchemaRegistry(Policy(url=url, try_s=0.5, waits_s=(0.01,), **changes))
+def quick(url, try_s=10.0, **changes):
+    """Give a client that has little patience, but for an answer that is on its way."""
+    return SchemaRegistry(Policy(url=url, try_s=try_s, waits_s=(0.01,), **changes))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def quick(url, **changes):
     ],
 )
 async def test_no_answer_that_we_can_use_is_one_line(answer, line):
-    async with server(answer) as url, quick(url) as registry:
+    async with server(answer) as url, quick(url, try_s=2.0) as registry:
         with pytest.raises(RegistryAwayError, match=line) as caught:
             await registry.text_of(7)
         assert "\n" not in str(caught.value)
@@ -114,7 +114,7 @@ async def test_a_registry_that_is_away_for_too_long_is_asked_once_more_for_each_
         asked.append(request.path)
         await asyncio.Event().wait()
 
-    async with server(answer) as url, Ids(quick(url), load(), patience_s=0) as ids:
+    async with server(answer) as url, Ids(quick(url, try_s=1.0), load(), patience_s=0) as ids:
         await ids.learn_patiently([VALUE])
         assert len(asked) == TRIES
         assert ids.are_known([VALUE])
