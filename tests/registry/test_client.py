@@ -165,14 +165,11 @@ async def test_an_event_of_a_later_version_is_read_without_what_is_new(registry,
     value = prefix + avro.encode_event(order_paid)[5:] + b"\2\4hi"
     with pytest.raises(DecodeError, match="no schema of ours"):
         avro.decode_event(value)
-    try:
-        await Ids(registry).learn([value])
-        assert avro.decode_event(value) == order_paid
-        assert isinstance(avro.decode_event(prefix + avro.encode_event(order_paid)[5:] + b"\0"), Event)
-        with pytest.raises(DecodeError):
-            avro.decode_event(value[:-1])
-    finally:
-        del SCHEMAS.by_id[schema_id]
+    await Ids(registry).learn([value])
+    assert avro.decode_event(value) == order_paid
+    assert isinstance(avro.decode_event(prefix + avro.encode_event(order_paid)[5:] + b"\0"), Event)
+    with pytest.raises(DecodeError):
+        avro.decode_event(value[:-1])
 
 
 async def test_of_a_command_nothing_is_left_out(registry, foreign, names):

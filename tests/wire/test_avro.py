@@ -200,8 +200,7 @@ def before_there_were_notes():
     plain = fastavro.parse_schema(newest.avro | {"fields": fields})
     older = structs.replace(newest, id=7, version=0, prefix=prefix_of(7), plain=plain)
     SCHEMAS.by_id[older.id] = older
-    yield older
-    del SCHEMAS.by_id[older.id]
+    return older
 
 
 def test_what_an_older_schema_did_not_have_is_at_its_default(before_there_were_notes):
