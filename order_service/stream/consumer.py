@@ -274,23 +274,29 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         except TopicAuthorizationFailedError as error:
             self.fail(GroupError(missing_right(error)))
             return {}
-        except KafkaError:
-            if self._failed() is None:
+        except Exception as error:
+            self._distrust_positions()
+            if not isinstance(error, KafkaError) or self._failed() is None:
                 raise
             return {}  # an error of the group comes this way too; the check ends the process and says why
         return {partition: [self._as_run(partition, records)] for partition, records in fetched.items()}
 
     def _stop_handing_on(self, error: CorruptRecordException) -> None:
-        """Hand on nothing more, and report the partition with a damaged batch.
-
-        aiokafka has passed over what it drained of other partitions before it met the damage, so all of them have to be
-        fetched again from where their lanes are.
-        """
+        """Hand on nothing more, and report the partition with a damaged batch: all partitions are opened again."""
         found = _DAMAGED.search(str(error))
+        self._distrust_positions()
         if found is None:
             raise error
-        self._handed_on.clear()
         self.app.loop.call_soon_threadsafe(self.consumer.app.on_damaged, int(found[1]), str(error))
+
+    def _distrust_positions(self) -> None:
+        """Hand on nothing, and let `reached` confirm no position, until the partitions are opened again.
+
+        aiokafka drains one partition after the other. If it meets an error, it drops the records that it has drained,
+        and its positions are behind them: a lane that took such a position for its own would never decide them.
+        """
+        self._handed_on.clear()
+        self._seeks.clear()
 
     def _as_run(self, partition: TopicPartition, records: list[Any]) -> Any:
         number = self._numbers.get(partition, 0)

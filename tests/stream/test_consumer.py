@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import GroupCoordinatorNotAvailableError
+from aiokafka import TopicPartition
+from aiokafka.errors import CorruptRecordException, GroupCoordinatorNotAvailableError, UnsupportedCodecError
 
 from order_service.admin import AdminServer
 from order_service.embedded.broker import free_port
@@ -21,6 +23,7 @@ from order_service.watchdog import Watchdog
 from tests.stream.test_worker import cancelled_from_within, until_told
 
 DEADLINE_S = 20.0
+PARTITION = TopicPartition("orders.commands.v1", 1)
 
 
 class Ended(threading.Event):
@@ -59,6 +62,80 @@ async def refuse(_request):
 
 async def give_up(_request):
     raise asyncio.CancelledError
+
+
+class Draining:
+    """An aiokafka consumer that drains ten records of a partition, and then fails with an error or hands them on.
+
+    As in aiokafka, its position is behind the records either way.
+    """
+
+    def __init__(self, error):
+        self.error = error
+        self._closed = False
+        self._coordinator = SimpleNamespace(_pending_exception=None, _coordination_task=asyncio.Future())
+        self._fetcher = SimpleNamespace(
+            _closed=False,
+            _fetch_waiters=set(),
+            _subscriptions=SimpleNamespace(fetch_context=nullcontext),
+            error_future=asyncio.Future(),
+            fetched_records=self._fetched_records,
+        )
+        self._position = 0
+
+    async def _fetched_records(self, _partitions, *, timeout, max_records):  # noqa: ASYNC109, as in aiokafka
+        self._position += 10
+        if self.error is not None:
+            raise self.error
+        return {PARTITION: [Record(timeout, max_records)]}
+
+    def assignment(self):
+        return {PARTITION}
+
+    def seek(self, _partition, offset):
+        self._position = offset
+
+    def resume(self, _partition):
+        pass
+
+    async def position(self, _partition):
+        return self._position
+
+
+@dataclass
+class Record:
+    timeout: float
+    max_records: int
+    value: Any = None
+
+
+DAMAGE = CorruptRecordException("Invalid CRC - TopicPartition(topic='orders.commands.v1', partition=0)")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DAMAGE, CorruptRecordException("Invalid CRC"), UnsupportedCodecError("zstd"), ValueError("a bug")],
+    ids=lambda error: str(error)[:40],
+)
+async def test_records_drained_before_an_error_are_not_taken_for_read(app, error):
+    thread = thread_of(app)
+    app.loop, app.on_damaged = asyncio.get_running_loop(), lambda _partition, _reason: None
+    app.consumer.can_resume_flow.set()
+    app.consumer.flow_active = True
+    thread._consumer = consumer = Draining(error)
+    await thread.open(PARTITION, 0, 7)
+    assert await thread.reached(PARTITION) == (0, 7, 0)
+    with nullcontext() if error is DAMAGE else pytest.raises(type(error)):
+        assert await thread._fetch_records(consumer, set(), 1.0, 10) == {}
+    assert await thread.reached(PARTITION) == (10, None, 0)
+    consumer.error = None
+    thread.resume(PARTITION)  # by a lane whose queue was long: it has not heard of the error yet
+    [run] = (await thread._fetch_records(consumer, set(), 1.0, 10))[PARTITION]
+    assert run.value.seek == -1
+    await thread.open(PARTITION, 0, 8)
+    [run] = (await thread._fetch_records(consumer, set(), 1.0, 10))[PARTITION]
+    assert (run.value.seek, run.value.number) == (8, 0)
+    assert await thread.reached(PARTITION) == (10, 8, 1)
 
 
 async def test_a_worker_told_to_end_while_kafka_is_away_tries_no_more_and_closes(app):
