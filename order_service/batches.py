@@ -7,6 +7,9 @@ Two kinds stop a partition for ever in aiokafka 0.14:
 * A control batch without records: KafkaError at every fetch. Compaction makes one of a transaction marker when the
   delete horizon has passed but the producer is still active (Kafka keeps the empty batch for its sequence numbers).
   It says nothing about a transaction, as in the Java client since KAFKA-7467.
+
+A batch that nobody can read raises CorruptRecordException here, whose text names topic and partition. aiokafka does so
+for a wrong checksum only: a damaged length, which the checksum does not cover, is an error of another kind there.
 """
 
 import struct
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, Final, SupportsIndex, overload
 
 from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
@@ -25,6 +29,17 @@ _MAGIC_AT: Final = 16
 def install() -> None:
     """Make all consumers of this process read such batches. aiokafka has no setting for it."""
     fetcher.MemoryRecords = LenientRecords
+    fetcher.PartitionRecords = NamedRecords
+
+
+class NamedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """The records of a fetched partition; whatever is wrong with its batches, the error names it."""
+
+    def _unpack_records(self) -> Iterator[Any]:
+        try:
+            yield from super()._unpack_records()
+        except Exception as error:
+            raise CorruptRecordException(f"{error!r} - {self._tp}") from error
 
 
 class LenientRecords(_MemoryRecordsPy):  # type: ignore[misc] # it is final for type checkers only

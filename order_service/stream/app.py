@@ -105,6 +105,10 @@ class FaustFetching:
         """Return the end as the broker last reported it, or as of the last fetch if that is newer."""
         return max(self.ends.end_of(partition), self._consumer.end_of(self._place(partition)))
 
+    def stable_end_of(self, partition: int) -> int:
+        """Return the last stable offset as the broker last reported it."""
+        return self.ends.stable_end_of(partition)
+
     async def members(self) -> list[Member]:
         """Ask the broker for the members of the group."""
         return await self._consumer.members()

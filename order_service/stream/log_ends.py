@@ -67,6 +67,11 @@ class LogEnds:
         found = self._seen.get(partition)
         return 0 if found is None else found.end.end
 
+    def stable_end_of(self, partition: int) -> int:
+        """Return the last stable offset of a partition as it was last read, 0 before that."""
+        found = self._seen.get(partition)
+        return 0 if found is None else found.end.stable
+
     async def run(self) -> NoReturn:
         """Read the ends until cancelled; a broker that does not answer leaves the last ones."""
         while True:

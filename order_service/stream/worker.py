@@ -42,6 +42,7 @@ from order_service.stream.inbox import Inbox, Received, Run
 from order_service.stream.lane import Lane, LanePolicy
 from order_service.stream.producer import TurnProducer, stop
 from order_service.stream.schema_lookups import SchemaLookups
+from order_service.stream.stall_watch import StallWatch
 from order_service.stream.tasks import failure_of
 from order_service.stream.topic_watch import TopicWatch
 from order_service.stream.topics import TopicNames
@@ -85,6 +86,9 @@ class Fetching(Protocol):
 
     def end_of(self, partition: int) -> int:
         """Tell the end as of the last fetch."""
+
+    def stable_end_of(self, partition: int) -> int:
+        """Tell the last stable offset as the broker last reported it."""
 
     def partition_count(self) -> int | None:
         """Tell how many partitions there are now, as far as is known."""
@@ -352,7 +356,13 @@ class Assignment:
         """Tell before which offset nothing is left to decide: past control records and aborted commands, too."""
         offset, seek, runs = await self._context.fetching.reached(lane.partition)
         is_all = (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
-        return max(offset, lane.next_offset) if is_all else lane.next_offset
+        return max(offset if is_all else 0, lane.next_offset, lane.read_to)
+
+    def has_more(self, lane: Lane) -> bool:
+        """Tell whether the broker has commands for a lane that waits for nothing else."""
+        waits = not self.inbox.is_empty(lane.partition) or lane.partition in self.lookups.waiting
+        read_to = max(lane.next_offset, lane.read_to)
+        return not waits and read_to < self._context.fetching.stable_end_of(lane.partition)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         if self._stopping:
@@ -389,6 +399,7 @@ class Worker:
         self._restarted_at = -math.inf
         self._suspected_at: dict[int, float] = {}
         self._topics = TopicWatch(context.settings, context.in_sync)
+        self._stalls = StallWatch(context.names.commands)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -543,6 +554,7 @@ class Worker:
             for partition, reason in sorted(assignment.turns.unavailable.items())
         ]
         faults += [f"partition {partition} waits for the schema registry" for partition in assignment.lookups.waiting]
+        faults += self._stalls.faults()
         faults += self._topics.faults
         return faults + ([self._context.users.problem] if self._context.users.problem else [])
 
@@ -581,9 +593,12 @@ class Worker:
                     lane.read_to = await assignment.read_to(lane)
                 except KafkaError:  # it is ours no more
                     return
-            if self._assignment is not assignment:
+            if assignment is None or self._assignment is not assignment:
                 return
-            metrics.LAG.labels(partition).set(max(0, end - max(lane.next_offset, lane.read_to)))
+            read_to = max(lane.next_offset, lane.read_to)
+            metrics.LAG.labels(partition).set(max(0, end - read_to))
+            self._stalls.note(partition, read_to, has_more=assignment.has_more(lane))
+        self._stalls.keep(set() if assignment is None else set(assignment.lanes))
 
     def _measure(self) -> None:
         assignment = self._assignment

@@ -5,6 +5,7 @@ import struct
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
@@ -75,3 +76,21 @@ def test_a_marker_with_its_record_still_ends_an_aborted_transaction():
         + batch(3, [(COMMIT, b"\0" * 6)], TRANSACTIONAL | CONTROL)
     )
     assert read(log, aborted=[(PRODUCER, 0)]) == ([2], 4)
+
+
+@pytest.mark.parametrize("length", [-1, 0, 13, 40, 0x7FFFFFFF], ids=hex)
+def test_a_damaged_length_names_the_partition_or_ends_the_records(length):
+    """The checksum does not cover the length. If it is longer than what was fetched, the rest is fetched again."""
+    damaged = bytearray(batch(1, [(b"b", b"2")]))
+    struct.pack_into(">i", damaged, 8, length)
+    log = batch(0, [(b"a", b"1")]) + bytes(damaged)
+    if length == 0x7FFFFFFF:
+        assert read(log) == ([0], 1)
+    else:
+        with pytest.raises(CorruptRecordException, match=r"TopicPartition\(topic='orders.table.v1', partition=0\)"):
+            read(log)
+
+
+def test_a_batch_in_a_codec_that_nobody_has_names_the_partition():
+    with pytest.raises(CorruptRecordException, match=r"partition=0"):
+        read(batch(0, [(b"a", b"1")], attributes=7))

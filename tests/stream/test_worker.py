@@ -80,6 +80,28 @@ async def test_the_tasks_that_a_worker_cancels_when_it_stops_do_not_end_the_proc
     assert not ended
 
 
+@pytest.mark.parametrize(
+    ("reached", "read_to"),
+    [
+        pytest.param((160, 7, 0), 160, id="all that was fetched is decided"),
+        pytest.param((160, 7, 1), 151, id="a run is on its way"),
+        pytest.param((160, None, 0), 151, id="a fetch has failed"),
+    ],
+)
+async def test_what_was_read_once_stays_read(context, reached, read_to):
+    """Else a claim would find commands missing that were none: the start of the log may lie behind old markers."""
+
+    async def reached_now(_partition):
+        return reached
+
+    context.fetching.reached = reached_now
+    assignment = Assignment(context, {0}, UNUSED, UNUSED, UNUSED)
+    lane = lane_with(0, {})
+    lane.next_offset, lane.read_to, lane.seek, lane.next_run = 100, 151, 7, 0
+    assert await assignment.read_to(lane) == read_to
+    await assignment.stop()
+
+
 @pytest.fixture
 async def worker(context, monkeypatch):
     """Make a worker with partitions 0 to 2, whose claims are not done."""

@@ -1,0 +1,60 @@
+"""Lanes of which nothing is fetched, though the broker reports commands: nothing else would show that."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from msgspec import Struct
+
+from order_service import metrics
+
+log = structlog.get_logger()
+
+STALLED_AFTER_S: Final = 15.0
+
+
+class _Seen(Struct, frozen=True):
+    """How far a lane had read, and since when: by the clock of the watch."""
+
+    offset: int
+    since_s: float
+
+
+class StallWatch:
+    """Notes how far each running lane has read. A stalled lane is reported, and not parked: fetching may go on."""
+
+    def __init__(self, topic: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._topic = topic
+        self._clock = clock
+        self._seen: dict[int, _Seen] = {}
+        self._stalled: set[int] = set()
+
+    def note(self, partition: int, offset: int, *, has_more: bool) -> None:
+        """Note up to where a lane has read, and whether the broker has more for it that is not here yet."""
+        now = self._clock()
+        seen = self._seen.get(partition)
+        if seen is None or seen.offset != offset or not has_more:
+            seen = self._seen[partition] = _Seen(offset, now)
+        is_stalled = now - seen.since_s > STALLED_AFTER_S
+        if is_stalled and partition not in self._stalled:
+            log.error("Commands are not fetched.", partition=partition, offset=offset)
+        elif not is_stalled and partition in self._stalled:
+            log.info("Commands are fetched again.", partition=partition)
+        (self._stalled.add if is_stalled else self._stalled.discard)(partition)
+
+    def keep(self, partitions: set[int]) -> None:
+        """Forget all lanes but these."""
+        self._seen = {partition: seen for partition, seen in self._seen.items() if partition in partitions}
+        self._stalled &= partitions
+        metrics.LANES.labels("stalled").set(len(self._stalled))
+
+    def faults(self) -> list[str]:
+        """Return which lanes are stalled; called in the thread of the admin server."""
+        now, seen = self._clock(), self._seen
+        return [
+            f"partition {partition}: no command is fetched from {self._topic} from offset {seen[partition].offset} on, "
+            f"for {now - seen[partition].since_s:.0f} s"
+            for partition in sorted(self._stalled)
+            if partition in seen
+        ]
