@@ -200,7 +200,7 @@ async def check_topics(admin: Admin, settings: Settings) -> dict[str, int]:
     if compared.faults:
         raise TopicsError("; ".join([*(fault.text for fault in compared.faults), MENDED_BY]))
     for risk in compared.risks:
-        log.warning("The topics can lose records.", risk=risk)
+        log.warning("The settings of the topics are a risk.", risk=risk)
     return compared.in_sync
 
 
@@ -228,9 +228,8 @@ async def compare_topics(admin: Admin, settings: Settings) -> Comparison:
         faults += _partition_faults(topic, settings)
         faults += _replica_faults(topic, nodes)
         faults += _config_faults(topic, configs[topic.name])
-    risks = [TWO_REPLICAS] if any(topic.replica_count == 2 for topic in topics) else []
     in_sync = {topic.name: int(topic.config[IN_SYNC]) for topic in topics}
-    return Comparison(sorted(faults, key=_in_order), risks, in_sync)
+    return Comparison(sorted(faults, key=_in_order), _risks(topics), in_sync)
 
 
 CREATE: Final = "order-service topics create"
@@ -296,12 +295,23 @@ def _replica_faults(topic: Described, nodes: list[int]) -> list[Fault]:
     if count < expected:
         text = f"the topic {topic.name} has {count} replicas, expected at least {expected} with {len(nodes)} brokers"
         faults.append(Fault(topic.name, text, moves=_moves(topic, nodes, expected)))
-    least, most = in_sync_for(count), max(1, count - 1)
-    if not least <= int(topic.config[IN_SYNC]) <= most:
-        words = f"{least}" if least == most else f"{least} to {most}"
+    least = in_sync_for(count)
+    if not least <= int(topic.config[IN_SYNC]) <= count:
+        words = f"{least}" if least == count else f"{least} to {count}"
         text = f"the topic {topic.name} has {IN_SYNC}={topic.config[IN_SYNC]}, expected {words} of {count} replicas"
         faults.append(Fault(topic.name, text, f"{IN_SYNC}={least}"))
     return faults
+
+
+def _risks(topics: list[Described]) -> list[str]:
+    """Return what the topics risk though nothing about them is less than it must be."""
+    risks = [TWO_REPLICAS] if any(topic.replica_count == 2 for topic in topics) else []
+    return risks + [
+        f"the topic {topic.name} needs all of its {topic.replica_count} replicas in sync: while a broker of them is "
+        f"away, nothing can be written to it; {IN_SYNC}={in_sync_for(topic.replica_count)} is enough"
+        for topic in sorted(topics, key=lambda topic: topic.name)
+        if int(topic.config[IN_SYNC]) == topic.replica_count > 1
+    ]
 
 
 def _moves(topic: Described, nodes: list[int], expected: int) -> tuple[dict[str, Any], ...]:
