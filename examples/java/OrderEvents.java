@@ -38,7 +38,8 @@ public class OrderEvents {
             "group.id", System.getenv().getOrDefault("GROUP", "java-example"),
             "isolation.level", "read_committed", // an event that is not committed never happened
             "auto.offset.reset", "earliest",
-            "enable.auto.commit", false);
+            "enable.auto.commit", false,
+            "allow.auto.create.topics", false); // a mistyped name is no reason to make a topic
         try (var consumer = new KafkaConsumer<>(settings, new StringDeserializer(), new ByteArrayDeserializer())) {
             consumer.subscribe(List.of(arguments.length > 2 ? arguments[2] : "orders.events.v1"), new Forget());
             finishWhenStopped(Thread.currentThread());

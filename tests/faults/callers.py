@@ -1,6 +1,7 @@
 """Those who stand outside while a run is under way: callers of HTTP, a reader of its stream, a subscriber of the SDK.
 
-A caller repeats a request under the same Idempotency-Key, at any server, until it gets a final answer.
+A caller repeats a request under the same Idempotency-Key, at any server, until it gets a final answer. If it is told
+where to ask for the outcome of the copy that it sent, it does that every other time.
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from order_service.embedded.broker import free_port
-from tests.faults.onlookers import Answered, End, Reader, Shown
+from tests.faults.onlookers import STATUS_AFTER, Answered, End, Reader, Shown
 from tests.faults.subscriber import OPEN
 from tests.service import Service, WorkerProcess, until
 from tests.web.shop import Answer, Http
@@ -80,24 +81,30 @@ class Caller(threading.Thread):
         self._count += 1
         key = f"{PREFIX}{self.name}-{self._count}"
         headers = {"Idempotency_Key": key, "X_Correlation_Id": key, "Prefer": "wait=3"}
+        request = method, path, body
         waited = threading.Event()
         for _ in range(round(ANSWERED_WITHIN_S / AGAIN_S)):
             try:
-                answer = Http(self._chance.choice(self._ports)).ask(method, path, body, **headers)
+                answer = Http(self._chance.choice(self._ports)).ask(*request, **headers)
             except (OSError, HTTPException):
                 waited.wait(AGAIN_S)
                 continue
             if answer.status not in NOT_FINAL:
                 self.answers.append(answered(key, answer))
                 return
+            if "location" in answer.headers and self._chance.random() < 0.5:
+                request = "GET", answer.headers["location"], None
             waited.wait(AGAIN_S)
         self.problems.append(f"{key} got no final answer")
 
 
 def answered(key: str, answer: Answer) -> Answered:
-    """Read a final answer."""
+    """Read a final answer: an order, a problem, or the outcome of a command."""
     body: dict[str, Any] = answer.body if isinstance(answer.body, dict) else {}
-    reason = str(body.get("type", "")).rpartition("/")[2] or None
+    if body.get("outcome") == "accepted":
+        event = body["event"]
+        body = {"order_id": event["order_id"], "version": event["version"], "status": STATUS_AFTER[event["type"]]}
+    reason = str(body.get("problem", body.get("type", ""))).rpartition("/")[2] or None
     return Answered(key, answer.status, body.get("order_id"), body.get("version"), body.get("status"), reason)
 
 

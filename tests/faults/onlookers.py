@@ -48,7 +48,7 @@ class Answered(Struct, frozen=True):
     @property
     def is_success(self) -> bool:
         """Whether HTTP said that it happened."""
-        return self.http_status < 300
+        return self.http_status < 300 and self.reason is None
 
 
 class Shown(Struct, frozen=True, gc=False):

@@ -30,6 +30,7 @@ BROKER_FAULTS: Final = {
 CHANGELOGS: Final = ("table", "waiting")
 FOREIGN_TRANSACTIONS: Final = ("commands", *CHANGELOGS)
 OUTPUTS: Final = ("events", "rejections", *CHANGELOGS)
+STRANGERS: Final = ("with another assignor", "with the assignor of the workers")
 CLOCKS: Final = ("7200", "-7200")
 OUTSIDE: Final = ("projector", "web", "subscriber")
 REPEATED: Final = (
@@ -140,6 +141,7 @@ def plan_faults(sizes: Sizes) -> list[Fault]:
         "users": _deck(USER_FAULTS, chance),
         "broker": _deck(BROKER_FAULTS[sizes.brokers], chance),
         "foreign-transaction": _deck(FOREIGN_TRANSACTIONS, chance),
+        "stranger": _deck(STRANGERS, chance),
         "outside": _deck(OUTSIDE, chance),
         "unwritable": _deck(OUTPUTS, chance),
         "partition-away": _deck(OUTPUTS, chance),

@@ -18,6 +18,7 @@ import msgspec
 from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException, Message, Producer
 
+from order_service.stream.membership import LaneAssignor
 from order_service.users.stub import Mode, Stub
 from tests.faults.brokerdata import ALL_THREE, ALONE, Altered, compact, cut_tail, place_on, wait_leaderless
 from tests.faults.callers import Outside
@@ -27,10 +28,19 @@ from tests.faults.fleet import ENDS, ENDS_OF, Fleet, Measured, partitions_of
 from tests.faults.judging import PARTITIONS, PAYMENT_DUE_S, SHOWN, USER_DEADLINE_S, Kept, check, keep
 from tests.faults.liveness import Served, Watched
 from tests.faults.load import Load, old_orders
-from tests.faults.plan import CHANGELOGS, SESSION_TIMEOUT_S, STANDING, Fault, Sizes, plan_faults, planned_again
+from tests.faults.plan import (
+    CHANGELOGS,
+    SESSION_TIMEOUT_S,
+    STANDING,
+    STRANGERS,
+    Fault,
+    Sizes,
+    plan_faults,
+    planned_again,
+)
 from tests.faults.proxy import Api
 from tests.faults.registry import Registry, foreign
-from tests.faults.strangers import hold_transaction, visit_group
+from tests.faults.strangers import FOREIGN, hold_transaction, visit_group
 from tests.faults.watching import Watch
 from tests.faults.worker import HANG
 from tests.service import Service, StubThread, WorkerProcess, enqueue, until, vars_of
@@ -40,6 +50,8 @@ SLEEP_S: Final = SESSION_TIMEOUT_S + 2.5
 LONG_SLEEP_S: Final = 18.0
 """Longer than the 15 s after which the broker itself aborts a worker's transaction."""
 STRANGER_STAYS_S: Final = 5.0
+TOPICS_EVERY_S: Final = 2.0
+"""So often a worker compares its topics; outside of tests it does it every five minutes."""
 CLOCK_WRONG_S: Final = 6.0
 COMPACTED_WITHIN_S: Final = 8.0
 RETRY_S: Final = 3.0
@@ -345,8 +357,8 @@ class Run:
             "clock": self._shift_clock,
             "compaction": partial(self._begin_aside, self._compact),
             "registry-away": self._silence_registry,
-            "partition-away": self._take_partition_away,
-            "unwritable": self._let_be_unwritable,
+            "partition-away": partial(self._when_all_run, self._take_partition_away),
+            "unwritable": partial(self._when_all_run, self._let_be_unwritable),
             "stranger": partial(self._begin_aside, self._visit),
             "foreign-transaction": partial(self._begin_aside, self._hold),
         }
@@ -456,6 +468,13 @@ class Run:
         else:
             self._befall(fault)
 
+    def _when_all_run(self, work: Callable[[Fault], int], fault: Fault) -> int:
+        """Let a fault happen when all lanes run: one after the other, such faults would never let some of them run."""
+        if self._sender.is_alive() and self._fleet.measure().lanes < PARTITIONS:
+            self._do_in(AGAIN_S, partial(self._befall, fault))
+            return 0
+        return work(fault)
+
     def _note_disturbances(self) -> None:
         """Note as soon as a proxy has disturbed a connection: whose it was is not known."""
         disturbed = sum(proxy.happened.total() for proxy in self._cluster.proxies.values())
@@ -470,11 +489,16 @@ class Run:
         compact(servers, topics, range(PARTITIONS), nodes, within_s=COMPACTED_WITHIN_S, pause=pause)
         return 1
 
-    def _visit(self, _fault: Fault) -> int:
+    def _visit(self, fault: Fault) -> int:
+        """Let a stranger into the group, who is kept out if workers are there and it has another assignor than they."""
         began_s = self._watch.now_s()
         servers, topic = self._cluster.bootstrap_servers, self._service.names.commands
-        partitions = visit_group(servers, self._service.group_id, topic, self._stay)
+        is_let_in = fault.detail == STRANGERS[1]
+        assignors = (LaneAssignor,) if is_let_in else FOREIGN
+        partitions = visit_group(servers, self._service.group_id, topic, self._stay, assignors)
         self._watch.touch("stranger", partitions, before_s=self._watch.now_s() - began_s)
+        if is_let_in and not partitions:
+            raise TimeoutError("the stranger left before it was given partitions")
         return 1
 
     def _hold(self, fault: Fault) -> int:
@@ -697,6 +721,7 @@ def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cl
                 "ORDERS_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
                 "ORDERS_USER_DEADLINE_S": str(USER_DEADLINE_S),
                 "ORDERS_PAYMENT_DUE_S": str(PAYMENT_DUE_S),
+                "TEST_TOPICS_EVERY_S": str(TOPICS_EVERY_S),
                 "ORDERS_DATABASE_URL": f"sqlite:///{directory}/views.db",
                 **settings,
             },

@@ -3,17 +3,20 @@
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from order_service.domain.answer import UserCheck
+from order_service.web.answers import outcome_json
 from order_service.wire.commands import encode_json_command
-from tests.faults.callers import Outside
+from tests.faults.callers import Outside, answered
 from tests.faults.checker import Findings
 from tests.faults.judging import check_ends
 from tests.faults.onlookers import Answered, End, Reader, Request, Shown, events_of, requests_of, unseen, why_wrong
 from tests.faults.test_checker import MAIN, PARTITION, PARTITIONS, SIDE, Service
-from tests.samples import but, create, pay, ship
+from tests.samples import but, create, order_paid, pay, ship, ship_refused
 from tests.service import WorkerProcess
+from tests.web.shop import Answer
 
 KEY = "http-1"
 
@@ -65,6 +68,20 @@ def test_an_answer_is_what_became_of_its_command(commands, said, is_right):
     request = requests.get(KEY, Request())
     assert request.copies == sum(command.command_id == pay.command_id for command in commands)
     assert (why_wrong(said, request.outcomes) is None) == is_right
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_success"), [(order_paid, True), (ship_refused, False)], ids=["accepted", "refused"]
+)
+def test_the_outcome_at_an_address_is_an_answer(outcome, is_success):
+    """Compared with the answer that the same outcome gives at once."""
+    body = msgspec.json.decode(msgspec.json.encode(outcome_json(outcome)))
+    got = answered(KEY, Answer(200, {}, body))
+    assert got.is_success == is_success
+    if is_success:
+        assert (got.order_id, got.version, got.status) == (order_paid.order_id, order_paid.version, "paid")
+    else:
+        assert got.reason == ship_refused.reason
 
 
 EVENTS = events_of(log_of(create, pay, ship))

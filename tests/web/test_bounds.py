@@ -162,6 +162,19 @@ def test_the_ids_that_http_makes_itself_have_their_bound_over_kafka(field, encod
         decode_command(encode(but(deliver, **{field: words(65)})))
 
 
+@pytest.mark.parametrize(
+    "command", [CREATE, AMEND, pay, ship, deliver, CANCEL], ids=lambda command: type(command).__name__
+)
+@pytest.mark.parametrize("encode", [encode_json_command, encode_command], ids=["json", "avro"])
+def test_the_id_of_an_actor_has_its_bound_over_kafka(command, encode):
+    def reason(actor):
+        outcome, _ = take(decode_command(encode(but(command, actor=actor))), entry_before(command))
+        return outcome.reason if isinstance(outcome, Rejection) else None
+
+    assert reason(f"service:{words(64)}") is None
+    assert reason(f"service:{words(65)}") == reason("service:") == "not_allowed"
+
+
 @pytest.fixture
 async def shop(tmp_path):
     async with two_servers(tmp_path) as (world, http, _):
@@ -207,7 +220,7 @@ def test_no_documented_bound_is_forgotten():
         for name in bounded(SCHEMAS.newest[message].avro["fields"])
     }
     covered = {(type(bound.at).__name__, bound.field) for bound in bounds()}
-    covered |= {(message.__name__, name) for message in COMMAND_TYPES for name in ("command_id", "order_id")}
+    covered |= {(message.__name__, name) for message in COMMAND_TYPES for name in ("command_id", "order_id", "actor")}
     assert documented
     assert documented <= covered
 
@@ -216,7 +229,7 @@ def bounded(fields: Any, before: str = "") -> Iterator[str]:
     """Name the fields whose documentation has a bound."""
     for field in fields:
         name = before + field["name"]
-        if re.search(r"at most \d|\d to |ISO 4217|an id,|Why:", field.get("doc", "")):
+        if re.search(r"at most \d|\d to |ISO 4217|an id,|:<id>|Why:", field.get("doc", "")):
             yield name
         for kind in field["type"] if isinstance(field["type"], list) else [field["type"]]:
             items = kind.get("items") if isinstance(kind, dict) else None
