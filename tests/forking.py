@@ -2,9 +2,11 @@
 
 Only while pytest runs, and on Linux: elsewhere, as in `make proof`, each is an interpreter of its own. The ends talk
 in packets over Unix sockets: a request with the output and one end of a pair of sockets as descriptors; over that pair
-come back the process, by its id and a descriptor of it, and later the exit code.
+come back the process, by its id and a descriptor of it, and later the exit code. When pytest ends, however it does,
+the process that forks ends too, and the kernel kills what it has forked.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -24,6 +26,8 @@ IS_POSSIBLE: Final = sys.platform == "linux"
 REQUEST_MAX: Final = 65_536
 START_WITHIN_S: Final = 60.0
 OPEN_FILES_MAX: Final = 4_096
+PR_SET_PDEATHSIG: Final = 1
+"""Source: Linux, prctl(2)."""
 NUMBER: Final = 8
 """Bytes of a process id or an exit code."""
 
@@ -90,7 +94,7 @@ class Template:
         return Forked(ours)
 
     def stop(self) -> None:
-        """End it; what it has forked goes on."""
+        """End it, and what it has forked."""
         if self._requests is not None and self._process is not None:
             self._requests.close()
             self._process.wait(10)
@@ -122,6 +126,7 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
                 answers, output = socket.socket(fileno=descriptors[0]), descriptors[1]
                 child = os.fork()
                 if child == 0:
+                    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                     os.dup2(output, 1)
                     os.dup2(output, 2)
                     answers.detach()

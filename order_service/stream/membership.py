@@ -191,6 +191,8 @@ async def reason_of(error: BaseException, membership: Membership, send: Send, ow
         )
     if isinstance(error, GroupAuthorizationFailedError):
         return f"Kafka does not allow this worker to read as group {group_id}: grant it Read on that group"
+    if type(error) is KafkaError:  # aiokafka wraps in it what it did not expect
+        return f"this worker is no longer a member of the group {group_id}: {error!r}"
     return f"Kafka refuses this worker as a member of the group {group_id}: {error!r}"
 
 

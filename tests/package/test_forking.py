@@ -58,3 +58,15 @@ def test_one_that_nobody_waits_for_any_more_does_not_end_what_forks(start):
     os.kill(dropped.pid, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{dropped.pid}").exists(), "it is gone")
     assert start("timeit", "-n", "1", "pass").wait(30) == 0
+
+
+def test_it_ends_with_what_forks(tmp_path):
+    made = Template()
+    with (tmp_path / "output").open("wb") as output:
+        process = made.start(("timeit", "-n", "1", "import time; time.sleep(600)"), os.environ, output)
+    assert Path(f"/proc/{process.pid}").exists()
+    made.stop()
+    with pytest.raises(RuntimeError, match="the process that forks has ended"):
+        process.wait(30)
+    until(lambda: not Path(f"/proc/{process.pid}").exists(), "it is gone")
+    process._answers.close()

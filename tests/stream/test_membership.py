@@ -12,6 +12,7 @@ from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
     InconsistentGroupProtocolError,
     InvalidSessionTimeoutError,
+    KafkaError,
     NotCoordinatorForGroupError,
     UnknownError,
 )
@@ -236,6 +237,7 @@ async def test_its_own_entry_is_no_twin():
         (InvalidSessionTimeoutError(), [], "refuses a session timeout of 2 s: set ORDERS_SESSION_TIMEOUT_S"),
         (GroupAuthorizationFailedError("shop.orders"), [], "grant it Read on that group"),
         (UnknownError(), [], "refuses this worker as a member of the group shop.orders: UnknownError"),
+        (KafkaError("Unexpected error"), [], "this worker is no longer a member of the group shop.orders: KafkaError"),
         (UnknownError(), [ELSEWHERE], "with the instance id w-1: order-service@orders-1-9100 at 10.0.0.7"),
         (UnknownError(), GroupCoordinatorNotAvailableError(), "UnknownError"),
     ],
