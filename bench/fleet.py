@@ -1,15 +1,14 @@
-"""A fleet: of three workers one is killed, then each is restarted in turn; and one worker takes many partitions."""
+"""A fleet: of three workers one is killed, or each is restarted in turn; and one worker takes many partitions."""
 
 import signal
 import time
-from collections.abc import Iterable
 from itertools import pairwise
 
 from bench.latency import under_way
 from bench.load import Pace, Shop
 from bench.sizes import RUNS, scaled
 from bench.table import Row, Target
-from bench.watching import Seen
+from bench.watching import Seen, WrongResult
 from bench.world import World
 from order_service.embedded.broker import free_port
 from tests.service import WorkerProcess, until
@@ -18,48 +17,80 @@ WORKERS = 3
 PARTITIONS = 12
 MANY_PARTITIONS = scaled(300)
 PER_S = 300
-EVERY_S = 15.0
+MANY_PER_S = 5 * MANY_PARTITIONS  # a command every 0.2 s in each, and half of what latency is measured at
+CALM_S = 5.0
+STEP_S = 20.0
+MANY_STEP_S = 45.0
+"""Commands are sent for so long per step: no step may take longer on average."""
 
 HOW = f"""\
-Kill: {WORKERS} workers with their default static names, {PARTITIONS} partitions, {PER_S} commands/s; every \
-{EVERY_S:g} s one worker is killed (kill -9) and started again at once. The longest time without a new event in any \
-partition of the others, until the next kill. Rolling restart: one worker after the other is told to stop (SIGTERM), \
-awaited, and started again; the longest time without a new event in any partition, per worker. All events are counted. \
-Many partitions: from the start of a worker's process until all of its {MANY_PARTITIONS} partitions run."""
+{WORKERS} workers with their default static names; every partition gets its commands evenly. Kill: {PARTITIONS} \
+partitions, {PER_S} commands/s in all; one worker after the other is killed (kill -9) and started again at once. The \
+longest time without a new event in any partition of the others, until {CALM_S:g} s after all partitions run again. \
+Rolling restart: {MANY_PARTITIONS} partitions, {MANY_PER_S:,} commands/s in all; one worker after the other is told to \
+stop (SIGTERM), awaited, and started again; the longest time without a new event in any partition, per worker. Both \
+beside the longest silence in {CALM_S:g} s before the first step: the pace and the load alone cause that. All events \
+are counted. Start: from the start of a worker's process until all of its {MANY_PARTITIONS} partitions run."""
 
 
 def measure(world: World) -> list[Row]:
-    """Kill and restart the workers of one service, then start one of another, each as often as there are runs."""
-    with world.service(partitions=PARTITIONS) as service:
-        ports = [free_port() for _ in range(WORKERS)]
-        workers = [service.start_worker(ORDERS_ADMIN_PORT=str(port)) for port in ports]
-        wait_shared(workers)
-        pace = Pace(service.bootstrap_servers, service.names.commands, Shop("fleet"), PER_S, EVERY_S * 2 * (RUNS + 2))
-        steps: list[tuple[int, list[int]]] = []
-        with under_way(service, pace) as all_seen:
-            for run in range(2 * RUNS):
-                time.sleep(EVERY_S / 3)
-                number, is_kill = run % WORKERS, run < RUNS
-                steps.append((time.monotonic_ns(), untouched(workers, number) if is_kill else list(range(PARTITIONS))))
-                workers[number].send(signal.SIGKILL if is_kill else signal.SIGTERM)
-                workers[number].wait_ended()
-                workers[number] = service.start_worker(ORDERS_ADMIN_PORT=str(ports[number]))
-                wait_shared(workers)
-                time.sleep(max(0.0, EVERY_S * 2 / 3 - (time.monotonic_ns() - steps[-1][0]) / 1e9))
-            seen, _ = all_seen()
-    silences = [silence_s(seen, partitions, since, since + int(EVERY_S * 1e9)) for since, partitions in steps]
+    """Kill the workers of a service, restart those of another, and start one of a third, as often as there are runs."""
+    calm_s, at_kills = silences(world, PARTITIONS, PER_S, STEP_S, signal.SIGKILL)
+    many_calm_s, at_restarts = silences(world, MANY_PARTITIONS, MANY_PER_S, MANY_STEP_S, signal.SIGTERM)
     started = [many_partitions_s(world) for _ in range(RUNS)]
+    few, many = f"fleet, {PARTITIONS} partitions", f"fleet, {MANY_PARTITIONS} partitions"
     return [
-        Row("fleet: silence of untouched partitions at a kill", "s", silences[:RUNS], Target("<=", 1)),
-        Row("fleet: silence of any partition at a step of a rolling restart", "s", silences[RUNS:], Target("<=", 5)),
-        Row(f"fleet: start with {MANY_PARTITIONS} partitions", "s", started, Target("<=", 12)),
+        Row(f"{few}: silence of any before the kills", "s", [calm_s]),
+        Row(f"{few}: silence of the untouched at a kill", "s", at_kills, Target("<=", 1)),
+        Row(f"{many}: silence of any before the restarts", "s", [many_calm_s]),
+        Row(f"{many}: silence of any at a step of a rolling restart", "s", at_restarts, Target("<=", 5)),
+        Row(f"{many}: start of one worker", "s", started, Target("<=", 12)),
     ]
 
 
-def wait_shared(workers: list[WorkerProcess]) -> None:
+def silences(
+    world: World, partitions: int, per_s: int, step_s: float, signal_number: signal.Signals
+) -> tuple[float, list[float]]:
+    """End one worker after the other with a signal and start it again; return the silence before, and of each step."""
+    with world.service(partitions=partitions) as service:
+        ports = [free_port() for _ in range(WORKERS)]
+        workers = [service.start_worker(ORDERS_ADMIN_PORT=str(port)) for port in ports]
+        wait_shared(workers, partitions)
+        seconds = 2 * CALM_S + RUNS * step_s
+        pace = Pace(
+            service.bootstrap_servers, service.names.commands, Shop("fleet"), per_s, seconds, partitions=partitions
+        )
+        spans: list[tuple[int, list[int]]] = []  # from then on, until the next one, these partitions are looked at
+        with under_way(service, pace) as all_seen:
+            time.sleep(CALM_S)
+            spans.append((time.monotonic_ns(), list(range(partitions))))
+            time.sleep(CALM_S)
+            for ended in (run % WORKERS for run in range(RUNS)):
+                looked_at = untouched(workers, ended) if signal_number == signal.SIGKILL else list(range(partitions))
+                spans.append((time.monotonic_ns(), looked_at))
+                workers[ended].send(signal_number)
+                workers[ended].wait_ended()
+                workers[ended] = service.start_worker(ORDERS_ADMIN_PORT=str(ports[ended]))
+                wait_shared(workers, partitions)
+                took_s = (time.monotonic_ns() - spans[-1][0]) / 1e9
+                world.say(f"fleet: all {partitions} partitions run {took_s:.1f} s after {signal_number.name}")
+                time.sleep(CALM_S)
+            spans.append((time.monotonic_ns(), []))
+            seen, _ = all_seen()
+    if max(event.sent_ns for event in seen) < spans[-1][0]:
+        raise WrongResult(f"the {RUNS} steps took longer than the {seconds:g} s in which commands were sent")
+    calm_s, *steps = [silence_s(seen, looked_at, since, to) for (since, looked_at), (to, _) in pairwise(spans)]
+    return calm_s, steps
+
+
+def wait_shared(workers: list[WorkerProcess], partitions: int) -> None:
     """Wait until the workers together run all partitions, each its share."""
-    share = PARTITIONS // WORKERS
-    until(lambda: all(worker.is_ready() and worker.lanes() == share for worker in workers), "all partitions run")
+
+    def is_shared() -> bool:
+        lanes = [worker.lanes() for worker in workers] if all(worker.is_ready() for worker in workers) else []
+        return sum(lanes) == partitions and max(lanes) - min(lanes) <= 1
+
+    until(is_shared, f"{partitions} partitions run", within_s=120)
 
 
 def untouched(workers: list[WorkerProcess], killed: int) -> list[int]:
@@ -68,14 +99,15 @@ def untouched(workers: list[WorkerProcess], killed: int) -> list[int]:
     return [partition for worker in others for partition in worker.lines("Partitions are assigned.")[-1]["partitions"]]
 
 
-def silence_s(seen: list[Seen], partitions: Iterable[int], since_ns: int, until_ns: int) -> float:
+def silence_s(seen: list[Seen], partitions: list[int], since_ns: int, until_ns: int) -> float:
     """Return the longest time without an event in any of these partitions, in seconds."""
+    last = dict.fromkeys(partitions, since_ns)
     longest_ns = 0
-    for partition in partitions:
-        times = sorted(event.seen_ns for event in seen if event.partition == partition)
-        inside = [at for at in times if since_ns <= at <= until_ns]
-        longest_ns = max(longest_ns, *(after - before for before, after in pairwise([since_ns, *inside, until_ns])))
-    return longest_ns / 1e9
+    for event in sorted(seen, key=lambda event: event.seen_ns):
+        if event.partition in last and since_ns <= event.seen_ns <= until_ns:
+            longest_ns = max(longest_ns, event.seen_ns - last[event.partition])
+            last[event.partition] = event.seen_ns
+    return max(longest_ns, *(until_ns - at for at in last.values())) / 1e9
 
 
 def many_partitions_s(world: World) -> float:

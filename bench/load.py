@@ -2,8 +2,9 @@
 
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count, islice
+from itertools import count, cycle, islice
 from multiprocessing.connection import Connection
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from msgspec import Struct, structs
 
 from bench.table import percentile
 from order_service.domain.messages import AmendOrder, Command, CreateOrder, DeliverOrder, Line, PayOrder, ShipOrder
+from order_service.wire.commands import partition_of
 from tests.service import enqueue
 
 HANGING = "slow-600000-"
@@ -40,10 +42,14 @@ class Shop(Struct, frozen=True):
             return f"{HANGING}{self.name}-{number}"
         return f"{self.name}-user-{number % self.user_count if self.user_count else number}"
 
+    def order_id(self, number: int) -> str:
+        """Name an order."""
+        return f"{self.name}-{number:08}"
+
     def head(self, number: int, step: int) -> dict[str, Any]:
         """Give what all commands of an order have; ids are as long as real ones."""
         command_id = UUID(int=crc32(self.name.encode()) << 96 | number << 8 | step)
-        return {"command_id": str(command_id), "order_id": f"{self.name}-{number:08}"}
+        return {"command_id": str(command_id), "order_id": self.order_id(number)}
 
 
 def create(shop: Shop, number: int) -> Command:
@@ -105,13 +111,31 @@ def waves(shop: Shop, orders: int, *, block: int = 5_000, steps: int = len(LIFE)
                 yield step(shop, number)
 
 
-def flow(shop: Shop, *, lag: int, steps: int = len(LIFE)) -> Iterator[Command]:
-    """Mix all steps for ever, each order taking its next one `lag` orders later: a shop's day."""
-    for newest in count():
+def flow(shop: Shop, *, lag: int, steps: int = len(LIFE), numbers: Iterable[int] | None = None) -> Iterator[Command]:
+    """Mix all steps for ever, each order taking its next one `lag` orders later: a shop's day.
+
+    The orders are numbered from 0, or as `numbers` says.
+    """
+    newest: deque[int] = deque(maxlen=lag * (steps - 1) + 1)
+    for number in count() if numbers is None else numbers:
+        newest.appendleft(number)
         for place, step in enumerate(LIFE[:steps]):
-            number = newest - place * lag
-            if number >= 0:
-                yield step(shop, number)
+            if place * lag < len(newest):
+                yield step(shop, newest[place * lag])
+
+
+def in_rotation(shop: Shop, partitions: int) -> Iterator[int]:
+    """Choose the numbers of orders so that their keys lie in partition 0, 1, 2 and so on, again and again.
+
+    Left to the hash, a partition that gets 5 commands/s on average gets none for 2 s now and then.
+    """
+    numbers = count()
+    found: list[deque[int]] = [deque() for _ in range(partitions)]
+    for partition in cycle(range(partitions)):
+        while not found[partition]:
+            number = next(numbers)
+            found[partition_of(shop.order_id(number).encode(), partitions)].append(number)
+        yield found[partition].popleft()
 
 
 def in_order(servers: str) -> dict[str, Any]:
@@ -132,7 +156,10 @@ def produce(servers: str, topic: str, records: Iterable[tuple[str, bytes]]) -> i
 
 
 class Pace(Struct, frozen=True):
-    """How commands are sent: so many per second, evenly, each with its time of sending as `correlation_id` (ns)."""
+    """How commands are sent: so many per second, evenly, each with its time of sending as `correlation_id` (ns).
+
+    With `partitions`, each of so many partitions gets them evenly too; else the hash of the order ids decides.
+    """
 
     servers: str
     topic: str
@@ -140,6 +167,7 @@ class Pace(Struct, frozen=True):
     per_s: int
     seconds: float
     steps: int = len(LIFE)
+    partitions: int = 0
 
 
 class Sent(Struct, frozen=True):
@@ -155,7 +183,8 @@ def send_evenly(pipe: "Connection[Any, Any]", pace: Pace, encode: Callable[[Comm
     gc.disable()  # a collection here would look like a pause of the service
     producer = Producer(in_order(pace.servers) | {"linger.ms": 0})
     producer.list_topics(pace.topic, 30)
-    plan = flow(pace.shop, lag=max(1, pace.per_s // pace.steps), steps=pace.steps)
+    numbers = in_rotation(pace.shop, pace.partitions) if pace.partitions else None
+    plan = flow(pace.shop, lag=max(1, pace.per_s // pace.steps), steps=pace.steps, numbers=numbers)
     late_ms: list[float] = []
     answerable = 0
     pipe.send("ready")
