@@ -30,6 +30,11 @@ PARKED: Final = Gauge("orders_lane_parked", "1 for a lane that is parked and nee
 STRANGERS: Final = Gauge(
     "orders_group_strangers", "Members of the consumer group that are not workers of this service."
 )
+STRANGER_SECONDS: Final = Gauge(
+    "orders_group_stranger_seconds",
+    "For how long a member that is not a worker of this service has been seen, by partition that it holds.",
+    ["topic", "partition"],
+)
 TOPIC_FAULTS: Final = Gauge("orders_topic_faults", "Settings of topics that are less than they must be.")
 WAITING: Final = Gauge("orders_waiting_commands", "Commands that wait for the User Service.")
 WAITING_OLDEST: Final = Gauge("orders_waiting_oldest_seconds", "Age of the oldest waiting command.")

@@ -68,3 +68,7 @@ class GroupWatch:
             log.info("No other program is in the group any more.")
         self._strangers = strangers
         metrics.STRANGERS.set(len(strangers))
+        metrics.STRANGER_SECONDS.clear()
+        for stranger in strangers:
+            for topic, partition in stranger.partitions():
+                metrics.STRANGER_SECONDS.labels(topic, partition).set(seen_s[stranger.member_id])

@@ -27,6 +27,11 @@ def strangers_measured():
     return measured.samples[0].value
 
 
+def seconds_measured():
+    [measured] = metrics.STRANGER_SECONDS.collect()
+    return {sample.labels["partition"]: sample.value for sample in measured.samples}
+
+
 async def unread():
     raise AssertionError
 
@@ -41,12 +46,13 @@ def test_a_stranger_in_the_group_shows_until_it_has_left():
         assert strangers_measured() == 1
         now_s[0] += 12
         watch.take([OURS, holding(3, 1)])
+        assert seconds_measured() == {"1": 12, "3": 12}
         [fault] = watch.faults
         assert "are in the group shop.orders: reporting at 10.0.0.7 (holds orders.commands.v1-1, " in fault
         assert "orders.commands.v1-3, seen for 12 s); end them" in fault
         watch.take([OURS, STRANGER])
         watch.take([OURS])
-    assert (watch.faults, strangers_measured()) == ([], 0)
+    assert (watch.faults, strangers_measured(), seconds_measured()) == ([], 0, {})
     first, second, last = logged
     assert first["event"] == second["event"] == "Another program is in the group."
     assert "(holds orders.commands.v1-1, orders.commands.v1-3, seen for 0 s)" in first["reason"]
