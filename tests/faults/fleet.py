@@ -21,13 +21,10 @@ ENDS: Final = {
     12: "stuck, or a commit unresolved",
 }
 """How a worker may end here; any other end is a fault of the service."""
-_WORSE: Final = {13: "settings of a topic were worse"}
 ENDS_OF: Final = {
     "stranger": {14: "kept out of its group"},
     "hang": {15: "its event loop hung"},
-    "compaction": _WORSE,
-    "unwritable": _WORSE,
-    "partition-away": _WORSE,
+    "compaction": {13: "settings of a topic were worse"},
 }
 """How a worker may end by one kind of fault only."""
 MODULE: Final = ("tests.faults.worker",)

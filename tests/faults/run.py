@@ -721,6 +721,8 @@ def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cl
                 "ORDERS_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
                 "ORDERS_USER_DEADLINE_S": str(USER_DEADLINE_S),
                 "ORDERS_PAYMENT_DUE_S": str(PAYMENT_DUE_S),
+                # A partition is taken away by leaving it one replica. A worker that starts would refuse that.
+                "TEST_FEW_REPLICAS_ARE_ENOUGH": "yes",
                 "TEST_TOPICS_EVERY_S": str(TOPICS_EVERY_S),
                 "ORDERS_DATABASE_URL": f"sqlite:///{directory}/views.db",
                 **settings,
