@@ -124,10 +124,17 @@ def connection(settings: Settings) -> dict[str, Any]:
 
 
 def tls(settings: Settings) -> ssl.SSLContext | None:
-    """Make the context for TLS: the system's authorities, or those of `ORDERS_KAFKA_SSL_CAFILE`."""
+    """Make the context for TLS: the system's authorities, or those of `ORDERS_KAFKA_SSL_CAFILE`.
+
+    Raises KafkaAwayError if that file cannot be read. It is read again by every caller, also in a running process.
+    """
     if not settings.kafka_security_protocol.endswith("SSL"):
         return None
-    return ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
+    try:
+        return ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
+    except OSError as error:  # ssl.SSLError is one, too
+        file = settings.kafka_ssl_cafile
+        raise KafkaAwayError(f"the file {file} of ORDERS_KAFKA_SSL_CAFILE cannot be read: {error}") from error
 
 
 async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *, patience_s: float = 60.0) -> _T:

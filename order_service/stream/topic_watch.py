@@ -26,6 +26,7 @@ class TopicWatch:
         self.faults: list[str] = []
         self._in_sync = in_sync
         self._settings = settings
+        self._is_comparing = True
 
     async def run(self) -> None:
         """Compare, without an end; the start of the worker has compared once already."""
@@ -34,13 +35,16 @@ class TopicWatch:
             await self.look()
 
     async def look(self) -> None:
-        """Compare once; while Kafka does not answer, what was found last stands."""
+        """Compare once. A comparison that cannot be made keeps the last result; the first of several is logged."""
         settings = self._settings
         try:
             compared = await ask_admin(settings, lambda admin: compare_topics(admin, settings), patience_s=0.0)
         except KafkaAwayError as error:
-            log.warning("The topics could not be compared.", why=str(error))
+            if self._is_comparing:
+                log.warning("The topics could not be compared.", why=str(error))
+            self._is_comparing = False
             return
+        self._is_comparing = True
         self._in_sync.update(compared.in_sync)
         faults = [fault.text for fault in compared.faults]
         for fault in faults:

@@ -64,9 +64,9 @@ def test_tls_checks_the_names_and_certificates_of_brokers():
 def test_a_file_of_authorities_replaces_those_of_the_system(tmp_path):
     none = tmp_path / "none.pem"
     none.write_text("no certificate")
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(KafkaAwayError, match=r"none\.pem of ORDERS_KAFKA_SSL_CAFILE cannot be read"):
         tls(settings(kafka_security_protocol="SASL_SSL", kafka_ssl_cafile=none))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(KafkaAwayError, match=r"missing\.pem of ORDERS_KAFKA_SSL_CAFILE cannot be read"):
         tls(settings(kafka_security_protocol="SSL", kafka_ssl_cafile=tmp_path / "missing.pem"))
 
 
