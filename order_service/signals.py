@@ -1,13 +1,19 @@
 """What a process does when it is told to end, by SIGTERM or Ctrl-C."""
 
 import asyncio
+import os
 import signal
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVar
+
+from order_service.watchdog import end_after, write_at_once
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 CLOSE_WITHIN_S: Final = 10.0
 """How long a process that is told to end may take to close what it has opened, in seconds."""
+CUT_WITHIN_S: Final = 2.0
+"""How long it may then run on: Python waits without limit for a thread that waits for a database."""
 _T = TypeVar("_T")
 
 
@@ -17,12 +23,13 @@ def end_when_told() -> None:
         signal.signal(told, _end)
 
 
-def run_until_told(work: Coroutine[Any, Any, _T]) -> _T:
+def run_until_told(work: Coroutine[Any, Any, _T], end_process: Callable[[int], object] = os._exit) -> _T:
     """Run a coroutine in an event loop of its own; if the process is told to end, cancel it and end with 0.
 
     A signal handler that raises would do so in whatever the loop runs just then: in a task of a library, which then
     ends without closing what it has opened, or in a place where Python drops the exception. A second signal does not
     interrupt the closing; one that takes longer than `CLOSE_WITHIN_S` is cut off. What fails while closing is raised.
+    A process that still runs `CUT_WITHIN_S` later, for a thread that hangs, is ended by `end_process`.
     """
     is_told = False
 
@@ -33,6 +40,7 @@ def run_until_told(work: Coroutine[Any, Any, _T]) -> _T:
             nonlocal is_told
             if not is_told and task is not None:
                 is_told = True
+                _end_at_last(end_process)
                 task.cancel()
                 loop.call_later(CLOSE_WITHIN_S, task.cancel)
 
@@ -50,6 +58,20 @@ def run_until_told(work: Coroutine[Any, Any, _T]) -> _T:
     if is_told:
         raise SystemExit(0)
     return result
+
+
+def _end_at_last(end_process: Callable[[int], object]) -> None:
+    """End the process after the time that it may take to end; what hangs by then holds nothing that is not safe."""
+    within_s = CLOSE_WITHIN_S + CUT_WITHIN_S
+
+    def say_why() -> None:
+        hanging = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        reason = f"it was told to end {within_s:g} s ago and has not"
+        write_at_once("This process ends.", exit_code=0, reason=reason, threads=hanging)
+
+    last = threading.Timer(within_s, end_after, ((say_why,), 0, end_process))
+    last.daemon = True  # it does not keep a process that ends by itself
+    last.start()
 
 
 def _end(*_: object) -> NoReturn:

@@ -79,14 +79,10 @@ class Watchdog:
 
     def _say_why(self) -> None:
         write_at_once(
-            {
-                "exit_code": LoopHung.exit_code,
-                "reason": f"the event loop has run nothing for {self._silence_s:g} s",
-                "stack": stack_of(sys._current_frames().get(self._watched)),  # noqa: SLF001, the documented way
-                "event": "This process ends.",
-                "level": "error",
-                "timestamp": datetime.now(UTC).isoformat(),
-            }
+            "This process ends.",
+            exit_code=LoopHung.exit_code,
+            reason=f"the event loop has run nothing for {self._silence_s:g} s",
+            stack=stack_of(sys._current_frames().get(self._watched)),  # noqa: SLF001, the documented way
         )
 
 
@@ -103,14 +99,7 @@ def _run(step: Callable[[], object]) -> None:
     try:
         step()
     except Exception as error:  # noqa: BLE001, a process that must end ends without this step
-        write_at_once(
-            {
-                "error": repr(error),
-                "event": "A step before the end of this process has failed.",
-                "level": "error",
-                "timestamp": datetime.now(UTC).isoformat(),
-            }
-        )
+        write_at_once("A step before the end of this process has failed.", error=repr(error))
 
 
 def stack_of(frame: FrameType | None) -> list[str]:
@@ -122,8 +111,9 @@ def stack_of(frame: FrameType | None) -> list[str]:
     return stack
 
 
-def write_at_once(fields: dict[str, object]) -> None:
+def write_at_once(event: str, *, level: str = "error", **fields: object) -> None:
     """Write one line to stderr without the log, which may be what hangs; nothing where stderr takes nothing."""
-    line = json.dumps(fields).encode()[: LINE_BYTES - 1] + b"\n"
+    said = {**fields, "event": event, "level": level, "timestamp": datetime.now(UTC).isoformat()}
+    line = json.dumps(said).encode()[: LINE_BYTES - 1] + b"\n"
     if select.select([], [STDERR], [], 0)[1]:
         os.write(STDERR, line)

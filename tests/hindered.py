@@ -1,6 +1,7 @@
 """A worker that breaks at SIGPROF: `python -m tests.hindered PART`, one of `heartbeat`, `fetching`, `deaf`, `loop`.
 
-A command after the part, as in `loop projector`, is run instead of a worker.
+The part `database` is broken from the start. A command after the part, as in `loop projector`, is run instead of a
+worker.
 """
 
 import signal
@@ -11,11 +12,13 @@ from typing import Any
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError
+from sqlalchemy import Engine
 
-from order_service import cli
+from order_service import cli, signals
+from order_service.views import database_watch
 from tests import worker
 
-# mypy: disable-error-code="method-assign,attr-defined"
+# mypy: disable-error-code="method-assign,attr-defined,misc"
 
 TOLD, DEAF = threading.Event(), threading.Event()
 
@@ -63,6 +66,17 @@ def deaf() -> None:
 
 def loop() -> None:
     """Hang in the main thread."""
+
+
+def database() -> None:
+    """Let no question to the database come back, from the start, and lose patience soon."""
+
+    def hang(self: Engine) -> Any:
+        threading.Event().wait()
+
+    Engine.connect = hang
+    database_watch.SILENT_AFTER_S = 0.5
+    signals.CLOSE_WITHIN_S, signals.CUT_WITHIN_S = 0.3, 0.2
 
 
 def _told(*_: object) -> None:

@@ -91,16 +91,19 @@ async def run(settings: Settings) -> NoReturn:
     collect_seldom()
     building = Building()
     engine = open_database(database_of(settings), writes=True)
+    projection = Projection(engine, topic_names(settings.topic_prefix))
     waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
     watchdog = Watchdog(silence_of(settings.session_timeout_s))
     watchdog.start()
+    starting = AdminServer(settings.host, settings.admin_port, lambda: projection.database.faults() or [waiting])
     try:
-        with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving, said_in_one_line():
-            await asyncio.to_thread(prepare, engine)
+        with starting as serving, said_in_one_line():
+            with projection.database.question():
+                await asyncio.to_thread(prepare, engine)
             await ask_admin(settings, Admin.describe_cluster)
-            serving.faults = building.faults
+            serving.faults = lambda: projection.database.faults() + building.faults()
             async with Reader(settings) as reader:
-                await follow(reader, Projection(engine, topic_names(settings.topic_prefix)), building)
+                await follow(reader, projection, building)
     finally:
         engine.dispose()
         watchdog.stop()

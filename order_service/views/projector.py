@@ -11,7 +11,8 @@ projector believes it to be. Where another was first it is `Overtaken`, nothing 
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, NoReturn, Protocol
 
 import msgspec
@@ -27,6 +28,7 @@ from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
 from order_service.reading import Reader, Seen, decode
 from order_service.stream.topics import TopicNames
 from order_service.views import state
+from order_service.views.database_watch import DatabaseWatch
 from order_service.views.heads import Head, Heads, head_after
 from order_service.views.rows import Put, Row
 from order_service.views.stopped import TRY_AGAIN_S, BadRecord, Stopped, bad_record
@@ -67,9 +69,10 @@ class Overtaken(Exception):
 
 
 class Projection:
-    """The tables as a projector uses them. Calls block: they belong into a thread of their own."""
+    """The tables as a projector uses them. Calls block: they belong into a thread of their own, one at a time."""
 
-    def __init__(self, engine: Engine, names: TopicNames) -> None:
+    def __init__(self, engine: Engine, names: TopicNames, clock: Callable[[], float] = time.monotonic) -> None:
+        self.database = DatabaseWatch(clock)
         self._engine = engine
         self._names = names
         self._heads = Heads()
@@ -81,7 +84,7 @@ class Projection:
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
         """Read the next offset of each place that is known; of these, those that are `new` begin at 0."""
         begun = [{**_names(place), "next_offset": 0, "is_lost": False} for place in new]
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             if begun:
                 connection.execute(self._insert(positions).on_conflict_do_nothing(), begun)
             _check_form(connection)
@@ -93,7 +96,7 @@ class Projection:
 
     def mark_built(self) -> None:
         """Record that the views hold everything that the log held when the projector started."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(form.update().values(is_built=True))
 
     def skip(self, place: TopicPartition, offset: int) -> bool:
@@ -104,20 +107,20 @@ class Projection:
             positions.c.next_offset == offset,
             positions.c.fault.is_not(None),
         )
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _check_form(connection)
             moved = skipped.values(next_offset=offset + 1, fault=None, is_lost=False)
             return connection.execute(moved).rowcount == 1
 
     def stop_lost(self, records: Sequence[BadRecord], before: Mapping[TopicPartition, int]) -> None:
         """Stop partitions at these records, until an operator acts: their logs do not hold what should follow."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _check_form(connection)
             connection.execute(_STOP, [_stop(record, before[record.place], lost=True) for record in records])
 
     def lost(self) -> list[BadRecord]:
         """Return the partitions that are stopped until an operator acts."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(select(positions).where(positions.c.is_lost))
             return [BadRecord(TopicPartition(row.topic, row.partition), row.next_offset, row.fault) for row in rows]
 
@@ -133,7 +136,7 @@ class Projection:
         behind them is folded. Raises Overtaken if a position is elsewhere by now, DatabaseError if another version has
         made the tables anew.
         """
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _move(connection, before, after)
             changed = {one.order_id for one in read if isinstance(one, Seen) and isinstance(one.message, Event)}
             heads = self._heads.of(changed, connection, {place: before[place] for place in after})
@@ -164,6 +167,11 @@ class Projection:
             self._put_refusals(connection, refused)
         self._heads.keep(heads, {**after, **{place: record.offset for place, record in bad.items()}})
         return list(bad.values())
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self.database.question(), self._engine.begin() as connection:
+            yield connection
 
     def _place(self, seen: Seen) -> TopicPartition:
         topic = self._names.events if isinstance(seen.message, Event) else self._names.rejections

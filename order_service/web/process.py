@@ -2,7 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any, Final, NoReturn
@@ -18,6 +19,7 @@ from order_service.registry import adopt_when_it_answers
 from order_service.sdk.producing import CommandsTopic
 from order_service.settings import Settings
 from order_service.stream.topics import topic_names
+from order_service.views.database_watch import DatabaseWatch
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database
 from order_service.watchdog import Watchdog, silence_of
@@ -40,19 +42,21 @@ END_WITHIN_S: Final = 5.0
 class Readiness:
     """Whether there is something to read, as it was when we looked last."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, clock: Callable[[], float] = time.monotonic) -> None:
         self._views = views
+        self._database = DatabaseWatch(clock)
         self._faults = ["the views are being opened"]
         self._thread = ThreadPoolExecutor(1, "readiness")  # its own: it also tells where callers' questions hang
 
     def faults(self) -> list[str]:
         """Say why nothing can be read yet."""
-        return self._faults
+        return self._database.faults() or self._faults
 
     async def look(self) -> None:
         """Look into the database."""
         try:
-            self._faults = await asyncio.get_running_loop().run_in_executor(self._thread, self._views.faults)
+            with self._database.question():
+                self._faults = await asyncio.get_running_loop().run_in_executor(self._thread, self._views.faults)
         except SQLAlchemyError as error:
             self._faults = [f"the database does not serve us: {type(error).__name__}"]
 
@@ -77,8 +81,9 @@ async def run(settings: Settings) -> None:
         watchdog.start()
         undo.callback(watchdog.stop)
         undo.callback(engine.dispose)
-        starting = AdminServer(settings.host, settings.admin_port, lambda: ["the HTTP server does not listen yet"])
-        serving = undo.enter_context(starting)
+        starting = ["the HTTP server does not listen yet"]
+        serving = AdminServer(settings.host, settings.admin_port, lambda: [*readiness.faults(), *starting])
+        undo.enter_context(serving)
         undo.push_async_callback(topic.stop)
         keys = authentication(settings)
         await undo.enter_async_context(keys)

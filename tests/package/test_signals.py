@@ -3,11 +3,18 @@
 import asyncio
 import os
 import signal
+import threading
 
 import pytest
 
 from order_service import signals
+from order_service.embedded.broker import free_port
 from order_service.signals import SIGNALS, run_until_told
+from tests.service import WorkerProcess, until
+
+
+def end_process(_code):
+    """Stand in for the end of the process, which is this one."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +47,7 @@ def test_a_signal_that_comes_in_a_task_of_a_library_ends_the_process_in_order(nu
             closed.append("work")
 
     with pytest.raises(SystemExit) as ended:
-        run_until_told(work())
+        run_until_told(work(), end_process)
     assert ended.value.code == 0
     assert closed == ["library", "work"]
 
@@ -56,12 +63,12 @@ def test_work_that_does_not_come_to_its_end_when_it_closes_is_cut_off(monkeypatc
             await asyncio.Event().wait()
 
     with pytest.raises(SystemExit) as ended:
-        run_until_told(work())
+        run_until_told(work(), end_process)
     assert ended.value.code == 0
 
 
 def test_work_that_is_done_gives_its_result_and_the_next_signal_still_ends_the_process():
-    assert run_until_told(asyncio.sleep(0, "done")) == "done"
+    assert run_until_told(asyncio.sleep(0, "done"), end_process) == "done"
     with pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 0
@@ -72,4 +79,45 @@ def test_work_that_a_library_has_cancelled_is_no_end_in_order():
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        run_until_told(work())
+        run_until_told(work(), end_process)
+
+
+def test_a_thread_that_hangs_does_not_keep_a_process_that_is_told_to_end(monkeypatch, capfd):
+    monkeypatch.setattr(signals, "CLOSE_WITHIN_S", 0.05)
+    monkeypatch.setattr(signals, "CUT_WITHIN_S", 0.05)
+    answered, codes = threading.Event(), []
+
+    async def work():
+        asking = asyncio.create_task(asyncio.to_thread(answered.wait, 30))
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asking
+
+    def end(code):
+        codes.append(code)
+        answered.set()
+
+    with pytest.raises(SystemExit):
+        run_until_told(work(), end)
+    assert codes == [0]
+    line = capfd.readouterr().err
+    assert '"reason": "it was told to end 0.1 s ago and has not", "threads": ["MainThread", "asyncio_0"' in line
+
+
+@pytest.mark.parametrize("command", ["web", "projector"])
+def test_a_process_whose_database_never_answers_says_so_and_ends_when_told(tmp_path, command):
+    environment = os.environ | {
+        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
+        "ORDERS_HTTP_PORT": str(free_port()),
+        "ORDERS_DATA_DIR": str(tmp_path),
+        "ORDERS_LOG": "json",
+    }
+    process = WorkerProcess(command, environment, tmp_path, None, ("tests.hindered", "database", command))
+    try:
+        until(lambda: "the database has not answered for 1 s" in process.faults(), "it reports its database")
+        process.send(signal.SIGTERM)
+        assert process.wait_ended() == 0
+    finally:
+        process.end()
+    [line] = process.lines("This process ends.")
+    assert line["reason"] == "it was told to end 0.5 s ago and has not"
