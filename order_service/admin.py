@@ -21,11 +21,13 @@ STOP_WITHIN_S: Final = 5.0
 class AdminServer:
     """Serves `/health/live`, `/health/ready` and `/metrics`; used with `with`.
 
-    `faults` returns why the process is not ready. It may be replaced at any time, and is called from another thread.
+    `faults` returns why the process is not ready, `is_starting` whether it has not begun its work yet: a process may
+    work and have faults. Both may be replaced at any time, and are called from another thread.
     """
 
     def __init__(self, host: str, port: int, faults: Callable[[], list[str]]) -> None:
         self.faults = faults
+        self.is_starting: Callable[[], bool] = lambda: True
         self._host = host
         self._port = port
         self._loop = asyncio.new_event_loop()
@@ -78,7 +80,8 @@ class AdminServer:
 
     async def _ready(self, _request: web.Request) -> web.Response:
         faults = self.faults()
-        return web.json_response({"ready": not faults, "faults": faults}, status=503 if faults else 200)
+        body = {"ready": not faults, "starting": bool(faults) and self.is_starting(), "faults": faults}
+        return web.json_response(body, status=503 if faults else 200)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -174,18 +175,18 @@ def _worker(settings: Settings, environment: Mapping[str, str]) -> Child:
         name="worker",
         command=(*OURS, "worker", "--create-topics"),
         env=environment,
-        ready=lambda: _answers(settings.host, settings.admin_port, "/health/ready"),
+        ready=lambda: has_started(settings.host, settings.admin_port),
         ready_within_s=120.0,
     )
 
 
 def _with_admin_port(name: str, port: int, settings: Settings, environment: Mapping[str, str]) -> Child:
-    """Start one that is ready when all views are; its admin port is another: ORDERS_ADMIN_PORT is the worker's."""
+    """Start one that waits until all views are built; its admin port is another: ORDERS_ADMIN_PORT is the worker's."""
     return Child(
         name=name,
         command=(*OURS, name),
         env={**environment, "ORDERS_ADMIN_PORT": str(port)},
-        ready=lambda: _answers(settings.host, port, "/health/ready"),
+        ready=lambda: has_started(settings.host, port),
         ready_within_s=3600.0,
     )
 
@@ -213,7 +214,7 @@ def _announced(child: Child, say: Say) -> Child:
 
 
 class _Announcer:
-    """Asks whether a child is ready, and says so when it begins to start and when it is."""
+    """Asks whether a child has started, and says so when it begins to start and when it has."""
 
     def __init__(self, child: Child, say: Say) -> None:
         self._name = NAMES[child.name]
@@ -228,17 +229,29 @@ class _Announcer:
         if not self._ask():
             return False
         self._is_starting = False
-        self._say(f"{self._name} is ready")
+        self._say(f"{self._name} has started")
         return True
 
 
+def has_started(host: str, port: int) -> bool:
+    """Return whether the process with this admin port does its work, perhaps with parked lanes or stopped views."""
+    status, body = _get(host, port, "/health/ready")
+    return status == 200 or (status == 503 and not json.loads(body)["starting"])
+
+
 def _answers(host: str, port: int, path: str) -> bool:
+    return _get(host, port, path)[0] == 200
+
+
+def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
+    """Return status and body of an answer; status 0 if there is none."""
     connection = http.client.HTTPConnection(EVERYWHERE.get(host, host), port, timeout=1.0)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == 200
+        answer = connection.getresponse()
+        return answer.status, answer.read()
     except (OSError, http.client.HTTPException):
-        return False
+        return 0, b""
     finally:
         connection.close()
 

@@ -219,6 +219,7 @@ def _serve(
         tasks.append(asyncio.create_task(group.run(), name="group"))
         for task in tasks:
             task.add_done_callback(ended)
+        serving.is_starting = worker.is_starting
         serving.faults = lambda: worker.faults() + fetching.ends.faults() + group.faults
 
     async def on_shutdown(_app: Any, *_: Any, **__: Any) -> None:

@@ -538,6 +538,11 @@ class Worker:
         lanes = [] if assignment is None else list(assignment.lanes.values())
         return {lane.partition: max(lane.next_offset, lane.read_to) for lane in lanes}
 
+    def is_starting(self) -> bool:
+        """Return whether partitions are not assigned yet, or are being claimed; a parked one is neither."""
+        assignment = self._assignment
+        return assignment is None or bool(assignment.claiming())
+
     def faults(self) -> list[str]:
         """Tell why this worker is not ready; empty if it is."""
         assignment = self._assignment

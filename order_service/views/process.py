@@ -34,14 +34,19 @@ class Building:
     """How far the views are from what the log held when they were opened, and from what it holds now."""
 
     def __init__(self) -> None:
+        self.is_starting = True
         self._left: int | None = None
         self._told_at = 0.0
         self._behind: int | None = 0
         self._bad: dict[TopicPartition, BadRecord] = {}
 
     def tell(self, left: int) -> None:
-        """Take the number of offsets that are left of what the log held at the start; log it now and then."""
+        """Take the number of offsets that are left of what the log held at the start; log it now and then.
+
+        Those of stopped partitions are not among them.
+        """
         is_built = left == 0
+        self.is_starting = self.is_starting and not is_built
         if is_built and self._left != 0:
             log.info("The views are built.")
         elif not is_built and time.monotonic() - self._told_at > TELL_EVERY_S:
@@ -101,6 +106,7 @@ async def run(settings: Settings) -> NoReturn:
             with projection.database.question():
                 await asyncio.to_thread(prepare, engine)
             await ask_admin(settings, Admin.describe_cluster)
+            serving.is_starting = lambda: building.is_starting
             serving.faults = lambda: projection.database.faults() + building.faults()
             async with Reader(settings) as reader:
                 await follow(reader, projection, building)

@@ -218,7 +218,9 @@ async def _follow(
     """Follow the partitions that are not stopped; return when one stops, or is to be tried again."""
     at = await asyncio.to_thread(projection.positions, places)
     reading, resting = await _begin(reader, projection, at, stopped, progress)  # it moves `at` where records are gone
-    if not reading:
+    if not reading:  # all partitions are stopped, and nothing else is left
+        await asyncio.to_thread(projection.mark_built)
+        progress.tell(0)
         await asyncio.sleep(TRY_AGAIN_S)
         return
     left, look_at = -1, time.monotonic() + LOOK_EVERY_S

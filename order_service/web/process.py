@@ -98,7 +98,7 @@ async def run(settings: Settings) -> None:
         undo.push_async_callback(outcomes.stop)  # whoever waits is told that its command is in Kafka
         keep_what_is_there()
         listening = await _listen(runner, settings)
-        serving.faults = readiness.faults
+        serving.faults, serving.is_starting = readiness.faults, lambda: False
         undo.callback(listening.close)  # first: whoever comes now finds another process
         await _look_until_told_to_end(pulse, readiness, adopt_when_it_answers(settings, names.of, _go_on_without))
 

@@ -55,12 +55,15 @@ def test_a_worker_is_alive_before_it_is_ready_and_says_why(service):
     worker = service.start_worker()
     until(lambda: worker.lanes() == 3, "three lanes run")
     status, body = worker.admin("/health/ready")
-    assert (status, json.loads(body)) == (503, {"ready": False, "faults": ["partition 2 is being claimed"]})
+    assert (status, json.loads(body)) == (
+        503,
+        {"ready": False, "starting": True, "faults": ["partition 2 is being claimed"]},
+    )
     assert worker.admin("/health/live") == (200, '{"live": true}')
     foreign.abort_transaction(30)
     worker.wait_ready()
     status, body = worker.admin("/health/ready")
-    assert (status, json.loads(body)) == (200, {"ready": True, "faults": []})
+    assert (status, json.loads(body)) == (200, {"ready": True, "starting": False, "faults": []})
     assert worker.admin("/health/live")[0] == 200
 
 

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import urllib.error
+import urllib.request
 
 import pytest
 
 from order_service.admin import AdminServer
 from order_service.embedded.broker import free_port
+from order_service.embedded.up import has_started
 from order_service.errors import PortTakenError
 from tests.service import WorkerProcess, until
 
@@ -45,3 +48,30 @@ def test_a_taken_port_is_named_by_its_setting():
         AdminServer("127.0.0.1", port, list),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("faults", "is_starting", "body", "started"),
+    [
+        pytest.param(
+            ["a claim"], True, {"ready": False, "starting": True, "faults": ["a claim"]}, False, id="starting"
+        ),
+        pytest.param(["parked"], False, {"ready": False, "starting": False, "faults": ["parked"]}, True, id="parked"),
+        pytest.param([], True, {"ready": True, "starting": False, "faults": []}, True, id="ready"),
+    ],
+)
+def test_a_process_that_works_with_faults_has_started(faults, is_starting, body, started):
+    port = free_port()
+    with AdminServer("127.0.0.1", port, lambda: faults) as serving:
+        serving.is_starting = lambda: is_starting
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=30) as answer:
+                said = answer.read()
+        except urllib.error.HTTPError as error:
+            said = error.read()
+        assert json.loads(said) == body
+        assert has_started("127.0.0.1", port) is started
+
+
+def test_a_process_that_does_not_answer_has_not_started():
+    assert not has_started("127.0.0.1", free_port())

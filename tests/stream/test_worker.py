@@ -112,6 +112,14 @@ async def worker(context, monkeypatch):
     await made.stop()
 
 
+async def test_a_worker_has_started_when_each_of_its_partitions_runs_or_is_parked(context, worker):
+    assert Worker(context).is_starting()
+    for partition in (0, 1, 2):
+        assert worker.is_starting()
+        worker._assignment.park(partition, "damaged")
+    assert not worker.is_starting()
+
+
 async def parked_after(worker, *suspects):
     """Return the parked partitions after answers that aiokafka does not know, each for these partitions."""
     for partitions in suspects:

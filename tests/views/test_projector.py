@@ -16,6 +16,7 @@ from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
 from order_service.reading import Seen
 from order_service.stream.topics import topic_names
 from order_service.views import heads, projector, state, stopped
+from order_service.views.process import Building
 from order_service.views.projector import Overtaken, Projection, follow
 from order_service.views.rows import ROWS_MAX
 from order_service.views.stopped import REASON_MAX, BadRecord, Stopped
@@ -231,6 +232,18 @@ async def test_fresh_views_of_a_partition_without_its_head_begin_where_it_begins
         assert projection.skip(EVENTS, 4)
         await holds(lambda: order_of(views, "order-1"))
     assert views.faulty() == []
+
+
+async def test_a_projector_whose_partitions_are_all_stopped_has_started(projection, views):
+    log, building = Log({EVENTS: 5}), Building()
+    log.start_of = {EVENTS: 5}
+    assert building.is_starting
+    async with following(log, projection, building):
+        await holds(lambda: not building.is_starting)
+    assert views.faults() == []
+    [fault] = building.faults()
+    assert "is stopped at offset 4" in fault
+    building.tell_bad({})  # the metric is that of all tests
 
 
 async def test_while_the_schema_registry_is_away_only_the_partition_that_needs_it_waits(projection, views, monkeypatch):
