@@ -37,6 +37,7 @@ from order_service.stream.inbox import Run
 from order_service.stream.membership import LaneAssignor, Member, Membership, members_of, reason_of, twin_of
 from order_service.stream.producer import NO_LEADER
 from order_service.stream.tasks import failure_of
+from order_service.watchdog import write_at_once
 
 log = structlog.get_logger()
 
@@ -392,7 +393,10 @@ class RunConsumer(driver.Consumer):
         return await self._getmany(active_partitions=None, timeout=timeout), None
 
     def leave_group(self) -> None:
-        """Leave the group before the process ends by itself; called from another thread than the one that fetches."""
+        """Leave the group before the process ends by itself; called from another thread than the one that fetches.
+
+        It does not use the log: the thread for which the process ends may hang in it.
+        """
         thread = self._thread
         if thread.coordinator is None or thread.thread_loop.is_closed():
             return
@@ -400,7 +404,7 @@ class RunConsumer(driver.Consumer):
         try:
             leaving.result(LEAVE_WITHIN_S)
         except (TimeoutError, CancelledError, KafkaError) as error:
-            log.warning("The group was not told that this worker ends.", error=repr(error))
+            write_at_once("The group was not told that this worker ends.", level="warning", error=repr(error))
 
     async def perform_seek(self) -> None:
         """Stay where the lanes are: the group's committed offsets mean nothing."""

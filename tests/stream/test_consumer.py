@@ -19,7 +19,7 @@ from order_service.stream.app import build, end_process
 from order_service.stream.clock import Clock
 from order_service.stream.log_ends import LogEnds
 from order_service.stream.membership import Membership
-from order_service.watchdog import Watchdog
+from order_service.watchdog import Watchdog, end_after
 from tests.stream.test_worker import cancelled_from_within, until_told
 
 DEADLINE_S = 20.0
@@ -158,6 +158,29 @@ async def test_a_worker_ends_though_it_cannot_leave_its_group(app, send):
     loop.call_soon_threadsafe(loop.stop)
     thread.join(DEADLINE_S)
     assert ended.code == GroupError.exit_code
+
+
+async def test_a_log_that_hangs_does_not_keep_the_watchdog_from_ending_the_process(app, monkeypatch, capfd):
+    """The thread that hangs may hold the lock of the log's handler."""
+    log_goes_on, ended = threading.Event(), Ended()
+    monkeypatch.setattr(
+        "order_service.stream.consumer.log", SimpleNamespace(warning=lambda *_, **__: log_goes_on.wait(60))
+    )
+    join(app, refuse)
+    loop = thread_of(app).thread_loop
+    threads = [
+        threading.Thread(target=loop.run_forever),
+        threading.Thread(target=end_after, args=((app.leave_group,), LoopHung.exit_code, ended)),
+    ]
+    for thread in threads:
+        thread.start()
+    has_ended = ended.wait(30)
+    log_goes_on.set()
+    loop.call_soon_threadsafe(loop.stop)
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert has_ended
+    assert '"event": "The group was not told that this worker ends.", "level": "warning"' in capfd.readouterr().err
 
 
 OWN_ID = "w-1-0f8fad5b-d9cb-469f-a165-70867728950e"
