@@ -13,7 +13,7 @@ from typing import Final, Self
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from order_service.errors import PortTakenError
+from order_service.errors import cannot_listen
 
 STOP_WITHIN_S: Final = 5.0
 
@@ -36,7 +36,7 @@ class AdminServer:
         self._listening: Future[None] = Future()
 
     def __enter__(self) -> Self:
-        """Listen; PortTakenError names the setting where another process has the port."""
+        """Listen; PortTakenError says why that cannot be, and names the setting."""
         self._thread.start()
         self._listening.result()
         return self
@@ -66,9 +66,9 @@ class AdminServer:
         try:
             await web.TCPSite(runner, self._host, self._port).start()
         except OSError as error:
-            taken = PortTakenError(f"port {self._port} is taken: set ORDERS_ADMIN_PORT to another")
-            taken.__cause__ = error
-            self._listening.set_exception(taken)
+            failed = cannot_listen(self._host, self._port, "ORDERS_ADMIN_PORT", error)
+            failed.__cause__ = error
+            self._listening.set_exception(failed)
         else:
             self._listening.set_result(None)
             await self._told_to_stop.wait()

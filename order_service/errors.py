@@ -19,7 +19,7 @@
     - GroupError            Kafka refuses this worker as a member or a reader, or its fetching has ended
     - LoopHung              the event loop has run nothing for too long
     - ClockError              the clock of this machine is far from Kafka's
-  + PortTakenError          a port that we would listen on has another listener
+  + PortTakenError          we cannot listen on a port: it has another listener, or it or its host cannot be used
   + DatabaseError           the database of the views cannot be used
     - NoViewsError            it holds no views that this version reads
   + SetupError              settings that do not fit together: the message says what to set
@@ -28,6 +28,8 @@
   + HttpError               the HTTP server does not answer the command line, or refuses what it asks
   + EmbeddedError           what `up` starts cannot start: the message says what to install or set
 """
+
+import errno
 
 
 class OrderServiceError(Exception):
@@ -130,7 +132,15 @@ class ClockError(WorkerError):
 
 
 class PortTakenError(OrderServiceError):
-    """Another process listens on a port of ours; the message names the setting that changes it."""
+    """A port of ours has another listener or cannot be used; the message names the setting that changes it."""
+
+
+def cannot_listen(host: str, port: int, setting: str, error: OSError) -> PortTakenError:
+    """Return why a process cannot listen on a port that comes from `setting`."""
+    if error.errno == errno.EADDRINUSE:
+        return PortTakenError(f"port {port} is taken: set {setting} to another")
+    why = error.strerror or error
+    return PortTakenError(f"port {port} of {host} cannot be used ({why}): set ORDERS_HOST or {setting} to another")
 
 
 class SetupError(OrderServiceError):

@@ -1,7 +1,6 @@
 """What runs: everything at once (`up`), or its parts; and the topics and settings that they run on."""
 
 import asyncio
-import errno
 import time
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from order_service import log
 from order_service.cli import show
 from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
-from order_service.errors import PortTakenError
+from order_service.errors import cannot_listen
 from order_service.kafka import ask_admin
 from order_service.settings import Settings
 from order_service.signals import end_when_told, run_until_told
@@ -86,8 +85,7 @@ def users(
     try:
         run_until_told(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
     except OSError as error:
-        why = "is taken" if error.errno == errno.EADDRINUSE else f"of {settings.host} cannot be used: {error.strerror}"
-        raise PortTakenError(f"port {settings.users_port} {why}: set ORDERS_USERS_PORT to another one") from error
+        raise cannot_listen(settings.host, settings.users_port, "ORDERS_USERS_PORT", error) from error
 
 
 def _begin(*, as_json: bool) -> Settings:

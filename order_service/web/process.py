@@ -13,7 +13,7 @@ from aiohttp import web
 from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.admin import AdminServer
-from order_service.errors import PortTakenError
+from order_service.errors import cannot_listen
 from order_service.garbage import keep_what_is_there
 from order_service.registry import adopt_when_it_answers
 from order_service.sdk.producing import CommandsTopic
@@ -128,4 +128,4 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
     try:
         return await listen(runner, settings.host, settings.http_port, connections_max)
     except OSError as error:
-        raise PortTakenError(f"port {settings.http_port} is taken: set ORDERS_HTTP_PORT to another") from error
+        raise cannot_listen(settings.host, settings.http_port, "ORDERS_HTTP_PORT", error) from error

@@ -3,15 +3,19 @@
 import json
 import os
 import signal
+import socket
 import urllib.error
 import urllib.request
 
 import pytest
+from aiohttp import web
 
 from order_service.admin import AdminServer
 from order_service.embedded.broker import free_port
 from order_service.embedded.up import has_started
-from order_service.errors import PortTakenError
+from order_service.errors import PortTakenError, cannot_listen
+from order_service.settings import Settings
+from order_service.web.process import _listen
 from tests.service import WorkerProcess, until
 
 
@@ -48,6 +52,38 @@ def test_a_taken_port_is_named_by_its_setting():
         AdminServer("127.0.0.1", port, list),
     ):
         pass
+
+
+FOREIGN = "203.0.113.1"
+"""An address for documentation: no machine has it."""
+
+
+def test_an_address_of_another_machine_is_not_a_taken_admin_port():
+    said = f"port 9100 of {FOREIGN} cannot be used .*: set ORDERS_HOST or ORDERS_ADMIN_PORT to another"
+    with pytest.raises(PortTakenError, match=said), AdminServer(FOREIGN, 9100, list):
+        pass
+
+
+async def test_an_address_of_another_machine_is_not_a_taken_http_port():
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    said = f"port 8080 of {FOREIGN} cannot be used .*: set ORDERS_HOST or ORDERS_HTTP_PORT to another"
+    with pytest.raises(PortTakenError, match=said):
+        await _listen(runner, Settings(host=FOREIGN, http_port=8080))
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (OSError("could not bind on any address"), "could not bind on any address"),
+    ],
+)
+def test_why_a_port_cannot_be_used_is_said(error, why):
+    said = f"port 80 of example cannot be used ({why}): set ORDERS_HOST or ORDERS_HTTP_PORT to another"
+    assert str(cannot_listen("example", 80, "ORDERS_HTTP_PORT", error)) == said
 
 
 @pytest.mark.parametrize(
