@@ -62,18 +62,22 @@ class AdminServer:
             ]
         )
         runner = web.AppRunner(app, keepalive_timeout=5, access_log=None)
-        await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
-        except OSError as error:
-            failed = cannot_listen(self._host, self._port, "ORDERS_ADMIN_PORT", error)
-            failed.__cause__ = error
-            self._listening.set_exception(failed)
+            await self._listen(runner)
+        except Exception as error:  # noqa: BLE001, `__enter__` raises it in the thread that waits
+            self._listening.set_exception(error)
         else:
             self._listening.set_result(None)
             await self._told_to_stop.wait()
         finally:
             await runner.cleanup()
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port).start()
+        except OSError as error:
+            raise cannot_listen(self._host, self._port, "ORDERS_ADMIN_PORT", error) from error
 
     async def _live(self, _request: web.Request) -> web.Response:
         return web.json_response({"live": True})

@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import socket
+import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import Future
 
 import pytest
 from aiohttp import web
@@ -52,6 +54,24 @@ def test_a_taken_port_is_named_by_its_setting():
         AdminServer("127.0.0.1", port, list),
     ):
         pass
+
+
+def test_an_admin_port_that_cannot_be_set_up_raises_and_does_not_wait(monkeypatch):
+    raised: Future[str] = Future()
+
+    async def fail(_runner):
+        raise RuntimeError("no set-up")
+
+    def enter():
+        try:
+            with AdminServer("127.0.0.1", free_port(), list):
+                raised.set_result("it listens")
+        except RuntimeError as error:
+            raised.set_result(str(error))
+
+    monkeypatch.setattr(web.AppRunner, "setup", fail)
+    threading.Thread(target=enter, daemon=True).start()
+    assert raised.result(30) == "no set-up"
 
 
 FOREIGN = "203.0.113.1"
