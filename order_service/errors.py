@@ -166,6 +166,8 @@ class EmbeddedError(OrderServiceError):
 class DatabaseError(OrderServiceError):
     """The database of the views is none, or does not serve us; the message holds no value of any row."""
 
+    exit_code = 4
+
 
 class NoViewsError(DatabaseError):
     """The database holds no views that this version reads."""

@@ -8,7 +8,6 @@ from aiokafka.structs import TopicPartition
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson
-from order_service.errors import DatabaseError
 from order_service.stream.topics import topic_names
 
 views = typer.Typer(
@@ -28,7 +27,8 @@ views = typer.Typer(
 def views_stopped(as_json: AsJson = False) -> None:
     """List the stopped partitions: where the record lies, and why it does not fit.
 
-    Exits with 1 if there are any, with 3 if the database holds no views that this version reads.
+    Exits with 1 if there are any, with 3 if the database holds no views that this version reads, and with 4 if the
+    database cannot be used.
     """
     from order_service.views.queries import Views  # noqa: PLC0415 - other commands need no database
     from order_service.views.tables import database_of, views_there  # noqa: PLC0415 - likewise
@@ -54,7 +54,10 @@ def views_skip(
     offset: Annotated[int, typer.Argument(min=0, help="The offset of the record to pass over.")],
     as_json: AsJson = False,
 ) -> None:
-    """Pass over the record at which a partition is stopped. A projector that runs goes on by itself."""
+    """Pass over the record at which a partition is stopped. A projector that runs goes on by itself.
+
+    Exits with 1 if the partition is not stopped there, otherwise as `views stopped`.
+    """
     from order_service.views.projector import Projection  # noqa: PLC0415 - other commands need no database
     from order_service.views.tables import database_of, views_there  # noqa: PLC0415 - likewise
 
@@ -63,7 +66,9 @@ def views_skip(
         projection = Projection(engine, topic_names(settings.topic_prefix))
         is_skipped = projection.skip(TopicPartition(topic, partition), offset)
     if not is_skipped:
-        raise DatabaseError(f"partition {partition} of {topic} is not stopped at offset {offset}: see `views stopped`")
+        where = f"partition {partition} of {topic} is not stopped at offset {offset}"
+        typer.echo(f"order-service: {where}: see `views stopped`", err=True)
+        raise typer.Exit(1)
     if as_json:
         show.json_line({"skipped": {"topic": topic, "partition": partition, "offset": offset}})
     else:

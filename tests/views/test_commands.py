@@ -32,6 +32,14 @@ def test_views_of_another_form_are_left_alone(cli, command, engine):
     assert cli(*command, code=3).stderr == line
 
 
+@pytest.mark.parametrize("command", [STOPPED, SKIP], ids=["stopped", "skip"])
+def test_a_database_that_cannot_be_read_has_a_status_of_its_own(command, tmp_path):
+    file = tmp_path / "views.db"
+    file.write_text("no database, but long enough for the head of one: " + "x" * 100)
+    said = CommandLine({"ORDERS_DATABASE_URL": f"sqlite:///{file}"})(*command, code=4).stderr
+    assert said == "order-service: the database of ORDERS_DATABASE_URL does not serve us: DatabaseError\n"
+
+
 def test_a_stopped_partition_is_listed_with_1_and_skipped_once(cli, engine):
     projection = Projection(engine, topic_names())
     projection.positions(START)
