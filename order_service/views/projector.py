@@ -24,6 +24,7 @@ from sqlalchemy.engine import Connection
 
 from order_service.domain.content import is_id
 from order_service.domain.messages import Event, OrderCreated, Rejection
+from order_service.domain.reasons import NEVER_REMEMBERED
 from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
 from order_service.reading import Reader, Seen, decode
 from order_service.stream.topics import TopicNames
@@ -406,5 +407,6 @@ def _refused(seen: Seen, rejection: Rejection) -> Row:
         "command_id": rejection.command_id,
         "command_digest": rejection.command_digest,
         "command_offset": seen.command_offset,
+        "is_momentary": rejection.reason in NEVER_REMEMBERED,
         "document": _json(rejection).decode(),
     }

@@ -255,7 +255,7 @@ class Views:
     def _remembers(self, refused: Refused, command_offset: int) -> bool:
         """Return whether the order remembered a refusal when it came to the command at `command_offset`.
 
-        It did if it existed when it refused, and if not so many others were refused since that it forgot this one.
+        It did if it existed when it refused, and has not remembered so many others since that it forgot this one.
         """
         rejection = refused.rejection
         if rejection.reason in NEVER_REMEMBERED:
@@ -269,6 +269,7 @@ class Views:
             refusals.c.order_id == rejection.order_id,
             refusals.c.offset > refused.offset,
             refusals.c.command_offset < command_offset,
+            refusals.c.is_momentary.is_(False),
         )
         return bool(self._rows(earlier)) and len(self._rows(later.limit(MAX_REFUSED))) < MAX_REFUSED
 

@@ -38,7 +38,7 @@ from order_service.errors import DatabaseError, NoViewsError
 from order_service.settings import Settings
 from order_service.wire.writer import EPOCH, MILLISECOND
 
-FORM: Final = 6
+FORM: Final = 7
 """The form of these tables and documents. Raise it with every change: views of another form are built again."""
 
 FORMER: Final = ("commands",)
@@ -118,11 +118,14 @@ refusals: Final = Table(
     Column("command_id", String, nullable=False),
     Column("command_digest", LargeBinary, nullable=False),
     Column("command_offset", BigInteger),
+    Column("is_momentary", Boolean, nullable=False),
     Column("document", Text, nullable=False),
     Index("refusals_by_command", "order_id", "command_id", "offset"),
     Index("refusals_by_order", "order_id", "offset"),
 )
 """Every refusal. A command may have several, one for each copy of it, and may have been accepted before or after.
+
+One that `is_momentary` has a reason that no order remembers (`NEVER_REMEMBERED`).
 
 All refusals of an order lie in one partition, so their offsets say which came first; clocks of workers do not.
 """

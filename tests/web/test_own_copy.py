@@ -138,6 +138,18 @@ async def test_a_refusal_that_its_order_has_forgotten_is_no_answer_to_a_later_co
     assert (await waiting).status == 200
 
 
+async def test_refusals_of_the_moment_do_not_make_an_order_forget(shop):
+    world, _, _ = shop
+    world.commands += [create, ship]
+    world.commands += [but(ship, command_id=f"late-{number}", decide_by=NOW) for number in range(MAX_REFUSED)]
+    world.commands.append(ship)
+    assert world.decide(now=LATER) == ["OrderCreated", "not_paid", *["deadline_passed"] * MAX_REFUSED, "Repeat"]
+    world.project()
+    found = world.views.outcome(ORDER_ID, ship.command_id, command_digest(ship), MAX_REFUSED + 2)
+    assert found is not None
+    assert found.reason == "not_paid"
+
+
 async def test_what_is_remembered_of_an_order_that_the_caller_may_not_see_is_answered_too(shop):
     """Views cannot tell such a refusal from one of an order that does not exist, but for when the order was made."""
     world, _, _ = shop
