@@ -48,6 +48,7 @@ class Awaited:
     """A command of which this process awaits the outcome: `sent` once it is in Kafka, then `decided`."""
 
     def __init__(self, command: Command, digest: bytes) -> None:
+        self.key = command.order_id, command.command_id
         self.digest = digest
         self.actor = command.actor
         self.decide_by = command.decide_by
@@ -227,21 +228,24 @@ class Outcomes:
 
     def _send_again(self, awaited: Awaited, command: Command, headers: Headers) -> None:
         """Send a new copy of a command whose copy before is in Kafka; all who wait now wait for the new one."""
-        self._no_doubt(command.order_id, command.command_id)
+        self._no_doubt(awaited)
         awaited.decide_by = command.decide_by
         awaited.offset = None  # a refusal of the copy before is one of an earlier copy from now on
         awaited.sent = asyncio.get_running_loop().create_future()
         self._start(self._send(command, headers, awaited, is_new=True), self._sending)
 
-    def _no_doubt(self, order_id: str, command_id: str) -> None:
+    def _no_doubt(self, awaited: Awaited) -> None:
+        order_id, command_id = awaited.key
         of_order = self._in_doubt.get(order_id, {})
         of_order.pop(command_id, None)
         if not of_order:
             self._in_doubt.pop(order_id, None)
 
-    def _forget(self, order_id: str, command_id: str) -> None:
-        self._awaited.pop((order_id, command_id), None)
-        self._no_doubt(order_id, command_id)
+    def _forget(self, awaited: Awaited) -> None:
+        """Forget a command, unless it was forgotten and another caller awaits the same one."""
+        if self._awaited.get(awaited.key) is awaited:
+            del self._awaited[awaited.key]
+            self._no_doubt(awaited)
 
     @staticmethod
     def _start(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
@@ -250,8 +254,7 @@ class Outcomes:
         task.add_done_callback(tasks.discard)
 
     def _decide(self, awaited: Awaited, decided: Event | Rejection, *, is_replayed: bool = False) -> None:
-        if self._awaited.get((decided.order_id, decided.command_id)) is awaited:
-            self._forget(decided.order_id, decided.command_id)
+        self._forget(awaited)
         awaited.decide(Outcome(decided, is_replayed=is_replayed))
 
     async def _join(self, command: Command, headers: Headers, *, is_new: bool) -> Awaited:
@@ -270,7 +273,9 @@ class Outcomes:
                 return awaited
             await asyncio.shield(awaited.sent)
         if len(self._awaited) >= KNOWN_MAX:
-            self._forget(*next((old for old, one in self._awaited.items() if not one.waiting), key))
+            oldest = next((old for old in self._awaited.values() if not old.waiting), None)
+            if oldest is not None:
+                self._forget(oldest)
         awaited = self._awaited[key] = Awaited(command, digest)
         self._start(self._send(command, headers, awaited, is_new=is_new), self._sending)
         return awaited
@@ -281,14 +286,14 @@ class Outcomes:
             await self._pulse.wake()
             first = None if is_new else await self._first_outcome(command, awaited)
             if first is not None:
-                self._forget(command.order_id, command.command_id)
+                self._forget(awaited)
                 awaited.decide(Outcome(first, is_replayed=True))
             if not awaited.sent.done():  # the news may have been faster
                 awaited.is_being_sent = True
                 arrived = await self._topic.send(command, headers)
                 self._arrived(awaited, arrived.offset)
         except Exception as error:  # noqa: BLE001 - whoever waits hears of it, whatever it is
-            self._forget(command.order_id, command.command_id)
+            self._forget(awaited)
             awaited.fail(error)
 
     def _arrived(self, awaited: Awaited, offset: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from order_service.domain.messages import DeliverOrder
+from order_service.errors import KafkaAwayError
 from order_service.users.stub import Mode
 from order_service.views.queries import News, Refused
 from order_service.web import outcomes as web_outcomes
@@ -163,6 +164,38 @@ async def test_of_too_many_commands_those_are_forgotten_that_nobody_waits_for(mo
     await held(outcomes, "user:dana", 3)
     known = [number for number in (1, 2, 3) if outcomes.awaited("order-1", f"dana-{number}", "user:dana")]
     assert known == [1, 3]
+    assert not waiting.done()
+
+
+async def test_a_forgotten_command_that_fails_does_not_drop_the_same_command_of_another_caller(monkeypatch):
+    monkeypatch.setattr(web_outcomes, "KNOWN_MAX", 1)
+
+    class Slow(Silence):
+        def __init__(self):
+            self.answers = asyncio.Queue()
+
+        async def wake(self):
+            """Look."""
+
+        async def send(self, _command, _headers):
+            answer = asyncio.get_running_loop().create_future()
+            self.answers.put_nowait(answer)
+            return await answer
+
+    slow: Any = Slow()
+    outcomes = Outcomes(slow, slow, slow, waiting_max=80)
+    answers = []
+    for number in (1, 2):
+        left = await held(outcomes, "user:dana", number)
+        answers.append(await slow.answers.get())
+        left.cancel()
+        await asyncio.wait({left})
+    waiting = await held(outcomes, "user:dana", 1)
+    await slow.answers.get()
+    answers[0].set_exception(KafkaAwayError("Kafka is away"))
+    failed, _ = await asyncio.wait(outcomes._sending, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+    assert failed
+    assert outcomes.awaited("order-1", "dana-1", "user:dana") is not None
     assert not waiting.done()
 
 
