@@ -56,6 +56,9 @@ class Awaited:
         self.waiting = 0
         self.offset: int | None = None
         """The offset of our copy in the partition of its order. Other copies may lie before and behind it."""
+        self.offset_before: int | None = None
+        """The offset of our copy before, while a new one is being sent, and `decide_by_before` its time."""
+        self.decide_by_before = command.decide_by
         self.early: deque[Recorded | Refused] = deque(maxlen=EARLY_MAX)
         """Outcomes of the command that came before our offset did."""
         self.is_being_sent = False
@@ -64,6 +67,11 @@ class Awaited:
         """Whether the order had an outcome since the views were last asked whether an earlier refusal is ours."""
         self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.decided: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    @property
+    def last_offset(self) -> int | None:
+        """The offset of the newest copy of ours that is known to be in Kafka."""
+        return self.offset_before if self.offset is None else self.offset
 
     def decide(self, outcome: Outcome) -> None:
         """Set the outcome for all who wait."""
@@ -136,7 +144,7 @@ class Outcomes:
                 left = deadline - asyncio.get_running_loop().time()
                 futures: set[asyncio.Future[Any]] = {awaited.decided, self._ended}
                 await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-                return awaited.decided.result() if awaited.decided.done() else Outcome(None, offset=awaited.offset)
+                return awaited.decided.result() if awaited.decided.done() else Outcome(None, offset=awaited.last_offset)
             finally:
                 awaited.waiting -= 1
 
@@ -184,7 +192,7 @@ class Outcomes:
         elif refused.command_offset == awaited.offset:
             self._decide(awaited, rejection)
         elif refused.command_offset < awaited.offset:
-            self._in_doubt.setdefault(rejection.order_id, {})[rejection.command_id] = awaited
+            self._doubt(awaited)
 
     def _settle_order(self, order_id: str) -> None:
         """Ask the views again about the commands of an order that are in doubt: it has had an outcome."""
@@ -229,10 +237,16 @@ class Outcomes:
     def _send_again(self, awaited: Awaited, command: Command, headers: Headers) -> None:
         """Send a new copy of a command whose copy before is in Kafka; all who wait now wait for the new one."""
         self._no_doubt(awaited)
-        awaited.decide_by = command.decide_by
-        awaited.offset = None  # a refusal of the copy before is one of an earlier copy from now on
+        awaited.decide_by_before, awaited.decide_by = awaited.decide_by, command.decide_by
+        # From now on, a refusal of the copy before is one of an earlier copy.
+        awaited.offset_before, awaited.offset = awaited.offset, None
         awaited.sent = asyncio.get_running_loop().create_future()
         self._start(self._send(command, headers, awaited, is_new=True), self._sending)
+
+    def _doubt(self, awaited: Awaited) -> None:
+        order_id, command_id = awaited.key
+        if self._awaited.get(awaited.key) is awaited:
+            self._in_doubt.setdefault(order_id, {})[command_id] = awaited
 
     def _no_doubt(self, awaited: Awaited) -> None:
         order_id, command_id = awaited.key
@@ -293,8 +307,14 @@ class Outcomes:
                 arrived = await self._topic.send(command, headers)
                 self._arrived(awaited, arrived.offset)
         except Exception as error:  # noqa: BLE001 - whoever waits hears of it, whatever it is
-            self._forget(awaited)
             awaited.fail(error)
+            if awaited.offset_before is None:
+                self._forget(awaited)
+            else:  # those who waited before wait on; a caller who asks again has a new copy sent
+                awaited.decide_by = awaited.decide_by_before
+                awaited.sent = asyncio.get_running_loop().create_future()
+                self._doubt(awaited)
+                self._arrived(awaited, awaited.offset_before)
 
     def _arrived(self, awaited: Awaited, offset: int) -> None:
         """Note the offset of our copy, and take up the outcomes that came before it was known."""

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, make_url
 from order_service.domain.answer import Entry, UserCheck, reject
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import Reason, Refusal
+from order_service.errors import KafkaAwayError
 from order_service.reading import Seen
 from order_service.stream.topics import topic_names
 from order_service.views.projector import Projection
@@ -78,6 +79,14 @@ class World:
 
         monkeypatch.setattr(self, "send", send_slowly)
         return may_answer
+
+    def fail_to_send(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take no more commands: Kafka is away."""
+
+        async def send(_command: Command, _headers: object) -> Arrived:
+            raise KafkaAwayError("Kafka is away")
+
+        monkeypatch.setattr(self, "send", send)
 
     async def sent(self, count: int) -> None:
         """Wait until so many commands were sent."""

@@ -81,6 +81,43 @@ async def test_a_later_time_is_sent_behind_the_same_command_that_is_on_its_way(s
     assert len(world.commands) == 3
 
 
+async def test_a_later_time_that_cannot_be_sent_takes_no_address_from_the_caller_before(shop, monkeypatch):
+    world, http = shop
+    world.commands.append(create)
+    ask = {"Idempotency_Key": "k", "X_Decide_By": NOW.isoformat()}
+    waiting = http.asking("POST", PAY_PATH, PAY, **ask, Prefer="wait=2")
+    patient = http.asking("POST", PAY_PATH, PAY, **ask, Prefer="wait=30")
+    await world.sent(2)
+    with monkeypatch.context() as away:
+        world.fail_to_send(away)
+        later = await http.ask("POST", PAY_PATH, PAY, Idempotency_Key="k", X_Decide_By=LATER.isoformat())
+        assert later.status == 503
+    undecided = await waiting
+    assert (undecided.status, undecided.body.get("copy_id", "none")[:2]) == (202, "1-")
+    assert (await http.ask("GET", undecided.headers["Location"])).status == 202
+    assert world.decide() == ["OrderCreated", "OrderPaid"]
+    world.project()
+    answer = await patient
+    assert (answer.status, answer.headers.get("Idempotency-Replayed")) == (200, None)
+
+
+async def test_a_later_time_that_could_not_be_sent_is_sent_when_it_is_asked_for_again(shop, monkeypatch):
+    world, http = shop
+    world.commands.append(create)
+    waiting = [http.asking("POST", PAY_PATH, PAY, Idempotency_Key="k", X_Decide_By=NOW.isoformat(), Prefer="wait=30")]
+    await world.sent(2)
+    ask = {"Idempotency_Key": "k", "X_Decide_By": LATER.isoformat(), "Prefer": "wait=30"}
+    with monkeypatch.context() as away:
+        world.fail_to_send(away)
+        assert (await http.ask("POST", PAY_PATH, PAY, **ask)).status == 503
+    waiting.append(http.asking("POST", PAY_PATH, PAY, **ask))
+    await world.sent(3)
+    assert world.commands[2].decide_by == LATER
+    assert world.decide(now=LATER) == ["OrderCreated", "deadline_passed", "OrderPaid"]
+    world.project()
+    assert [(await answer).status for answer in waiting] == [200, 200]
+
+
 async def test_an_earlier_time_joins_the_same_command_that_is_undecided(shop):
     world, http = shop
     world.commands.append(create)

@@ -172,7 +172,7 @@ async def test_a_forgotten_command_that_fails_does_not_drop_the_same_command_of_
 
     class Slow(Silence):
         def __init__(self):
-            self.answers = asyncio.Queue()
+            self.answers: asyncio.Queue[Any] = asyncio.Queue()
 
         async def wake(self):
             """Look."""
