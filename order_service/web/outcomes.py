@@ -61,6 +61,8 @@ class Awaited:
         self.decide_by_before = command.decide_by
         self.early: deque[Recorded | Refused] = deque(maxlen=EARLY_MAX)
         """Outcomes of the command that came before our offset did."""
+        self.later_event: Recorded | None = None
+        """The event of a copy behind ours, while nothing is known of ours."""
         self.is_being_sent = False
         self.is_settling = False
         self.has_news = False
@@ -101,7 +103,7 @@ class Outcomes:
         self._held: Counter[str] = Counter()
         self._awaited: OrderedDict[tuple[str, str], Awaited] = OrderedDict()
         self._in_doubt: dict[str, dict[str, Awaited]] = {}
-        """By order and command: those of which an earlier copy was refused, and nothing is known of ours."""
+        """By order and command: those of which another copy has an outcome, and nothing is known of ours."""
         self._sending: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -171,13 +173,16 @@ class Outcomes:
         await asyncio.gather(*self._sending)
 
     def _happened(self, recorded: Recorded) -> None:
-        """Decide by an event: it is the outcome of every copy of its command."""
+        """Decide by the event of our copy or an earlier one; before that of a later one, ours may have been refused."""
         event = recorded.event
         awaited = self._awaited.get((event.order_id, event.command_id))
         if awaited is None or awaited.digest != event.command_digest:
             return
         if awaited.is_being_sent:  # only its offset says whether it is the event of our copy
             awaited.early.append(recorded)
+        elif _is_behind(recorded.command_offset, awaited.offset):
+            awaited.later_event = recorded
+            self._doubt(awaited)
         else:
             self._decide(awaited, event, is_replayed=recorded.command_offset != awaited.offset)
 
@@ -203,9 +208,13 @@ class Outcomes:
                 self._start(self._settle(order_id, command_id, awaited), self._settling)
 
     async def _settle(self, order_id: str, command_id: str, awaited: Awaited) -> None:
-        """Find out whether the refusal of an earlier copy stands for ours: nothing new comes of what is remembered."""
+        """Find out whether the outcome of another copy is also ours.
+
+        The refusal of an earlier copy may be: nothing new comes of what is remembered. The event of a later one is ours
+        once the views know that nothing refused our copy, which may take them some time.
+        """
         try:
-            while awaited.has_news and not awaited.decided.done():
+            while self._is_in_doubt(awaited) and (awaited.has_news or awaited.later_event is not None):
                 awaited.has_news = False
                 await asyncio.sleep(GRACE_S)
                 await self._ask_views(order_id, command_id, awaited)
@@ -229,8 +238,7 @@ class Outcomes:
         order remembers nothing, no record says so: then a new copy gets an outcome, and ours is that one's.
         """
         await self._ask_views(command.order_id, command.command_id, awaited)
-        in_doubt = self._in_doubt.get(command.order_id, {}).get(command.command_id) is awaited
-        if in_doubt and not awaited.is_settling and awaited.offset is not None:
+        if self._is_in_doubt(awaited) and not awaited.is_settling and awaited.offset is not None:
             # Others may wait with a later time than this caller's.
             self._send_again(awaited, structs.replace(command, decide_by=awaited.decide_by), headers)
 
@@ -238,6 +246,9 @@ class Outcomes:
         """Send a new copy of a command whose copy before is in Kafka; all who wait now wait for the new one."""
         self._no_doubt(awaited)
         awaited.decide_by_before, awaited.decide_by = awaited.decide_by, command.decide_by
+        if awaited.later_event is not None:  # it is the event of a copy before the new one
+            awaited.early.append(awaited.later_event)
+            awaited.later_event = None
         # From now on, a refusal of the copy before is one of an earlier copy.
         awaited.offset_before, awaited.offset = awaited.offset, None
         awaited.sent = asyncio.get_running_loop().create_future()
@@ -247,6 +258,10 @@ class Outcomes:
         order_id, command_id = awaited.key
         if self._awaited.get(awaited.key) is awaited:
             self._in_doubt.setdefault(order_id, {})[command_id] = awaited
+
+    def _is_in_doubt(self, awaited: Awaited) -> bool:
+        order_id, command_id = awaited.key
+        return self._in_doubt.get(order_id, {}).get(command_id) is awaited
 
     def _no_doubt(self, awaited: Awaited) -> None:
         order_id, command_id = awaited.key
@@ -342,6 +357,10 @@ class Outcomes:
 
 def _reused(command: Command) -> Problem:
     return Problem(Reason.COMMAND_ID_REUSED, order_id=command.order_id, command_id=command.command_id)
+
+
+def _is_behind(command_offset: int | None, other: int | None) -> bool:
+    return command_offset is not None and other is not None and command_offset > other
 
 
 def _is_later(one: datetime | None, other: datetime | None) -> bool:

@@ -273,6 +273,45 @@ async def test_the_event_of_a_later_copy_changes_no_refusal_that_answered_before
     assert await outcome_everywhere(shop, dropped) == ["rejected", "rejected"]
 
 
+async def test_a_refused_copy_is_not_answered_by_the_event_of_a_later_one(shop):
+    world, _, second = shop
+    waiting = second.asking("POST", f"{HERE}/pay", PAY, **KEY)
+    await world.sent(1)
+    world.commands += [create, world.commands[0]]
+    assert world.decide() == ["order_not_found", "OrderCreated", "OrderPaid"]
+    world.project()
+    answer = await waiting
+    assert (answer.status, answer.body["type"]) == (404, "/problems/order_not_found")
+    assert "Idempotency-Replayed" not in answer.headers
+
+
+async def test_a_refused_copy_whose_offset_comes_late_is_not_answered_by_the_event_of_a_later_one(shop, monkeypatch):
+    world, _, second = shop
+    may_answer = world.hold_answers(monkeypatch)
+    asked = Asked(monkeypatch, world.views, "news")
+    waiting = second.asking("POST", f"{HERE}/pay", PAY, **KEY)
+    await world.sent(1)
+    world.commands += [create, world.commands[0]]
+    assert world.decide() == ["order_not_found", "OrderCreated", "OrderPaid"]
+    world.project()
+    await asked.times(30)
+    may_answer.set()
+    assert (await waiting).body["type"] == "/problems/order_not_found"
+
+
+async def test_a_waiting_caller_whose_copy_was_dropped_gets_the_event_of_a_later_one(shop):
+    world, first, second = shop
+    await address_of(first, f"{HERE}/pay", PAY)
+    waiting = second.asking("POST", f"{HERE}/pay", PAY, **KEY)
+    await world.sent(2)
+    assert world.decide(dropped=[1]) == ["order_not_found"]
+    world.commands += [create, world.commands[0]]
+    assert world.decide() == ["OrderCreated", "OrderPaid"]
+    world.project()
+    answer = await waiting
+    assert (answer.status, answer.headers.get("Idempotency-Replayed")) == (200, "true")
+
+
 async def test_a_dropped_copy_is_answered_by_the_event_of_a_later_one(shop):
     world, first, second = shop
     await address_of(first, f"{HERE}/pay", PAY)
