@@ -71,7 +71,7 @@ class Reader:
             auto_offset_reset="earliest",
             isolation_level="read_committed",
             fetch_max_wait_ms=200,
-            request_timeout_ms=10_000,
+            request_timeout_ms=round(SILENT_S * 1000),
         )
 
     async def __aenter__(self) -> Self:
@@ -190,6 +190,21 @@ class Reader:
             return None
         ends = {place: self._consumer.last_stable_offset(place) for place in places}
         return await self.behind({place: end for place, end in ends.items() if end is not None})
+
+    async def position(self, place: TopicPartition) -> int | None:
+        """Return the offset behind what was given of a partition, or None if it is not read."""
+        return await self._consumer.position(place) if place in self._consumer.assignment() else None
+
+    def end_told(self, place: TopicPartition, since_s: float) -> int | None:
+        """Return where the log of a partition ended after a time, all that is not committed yet included.
+
+        The last fetch says so; None if it may have been sent before that time. A fetch is answered within SILENT_S.
+        """
+        if place not in self._consumer.assignment():
+            return None
+        told_ms = self._consumer.last_poll_timestamp(place)
+        is_since = told_ms is not None and told_ms > (since_s + SILENT_S) * 1000
+        return self._consumer.highwater(place) if is_since else None
 
     async def _counts(self, topics: Sequence[str]) -> dict[str, int]:
         """Count the partitions of topics. A consumer knows only those of topics that it has been assigned."""

@@ -59,6 +59,16 @@ _STOP: Final = (
     )
     .values(next_offset=bindparam("after"), fault=bindparam("reason"), is_lost=bindparam("lost"))
 )
+_COMPLETE: Final = (
+    positions.update()
+    .where(
+        positions.c.topic == bindparam("of_topic"),
+        positions.c.partition == bindparam("of_partition"),
+        positions.c.next_offset == bindparam("before"),
+        positions.c.complete_offset < bindparam("complete"),
+    )
+    .values(complete_offset=bindparam("complete"))
+)
 
 LOOK_EVERY_S: Final = 1.0
 """How often to tell how far the log goes on."""
@@ -84,7 +94,7 @@ class Projection:
 
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
         """Read the next offset of each place that is known; of these, those that are `new` begin at 0."""
-        begun = [{**_names(place), "next_offset": 0, "is_lost": False} for place in new]
+        begun = [{**_names(place), "next_offset": 0, "complete_offset": 0, "is_lost": False} for place in new]
         with self._transaction() as connection:
             if begun:
                 connection.execute(self._insert(positions).on_conflict_do_nothing(), begun)
@@ -118,6 +128,16 @@ class Projection:
         with self._transaction() as connection:
             _check_form(connection)
             connection.execute(_STOP, [_stop(record, before[record.place], lost=True) for record in records])
+
+    def complete(self, offsets: Mapping[TopicPartition, int], at: Mapping[TopicPartition, int]) -> None:
+        """Record up to which event no earlier refusal is missing; not of a partition that is not where we left it."""
+        rows = [
+            {"of_topic": place.topic, "of_partition": place.partition, "before": at[place], "complete": offsets[place]}
+            for place in sorted(offsets)
+        ]
+        with self._transaction() as connection:
+            _check_form(connection)
+            connection.execute(_COMPLETE, rows)
 
     def lost(self) -> list[BadRecord]:
         """Return the partitions that are stopped until an operator acts."""
@@ -179,6 +199,38 @@ class Projection:
         return TopicPartition(topic, seen.partition)
 
 
+class Completeness:
+    """Finds out up to which event no earlier refusal is missing in the views.
+
+    A worker commits the refusal of a copy before, or together with, the event of a later copy. Kafka may show the event
+    first. So we note which events we have, then where the log of the rejections ends, all that is not committed yet
+    included: once we have read up to there, no refusal from before these events is missing.
+    """
+
+    def __init__(self, names: TopicNames) -> None:
+        self._names = names
+        self._noted: dict[TopicPartition, tuple[int, float]] = {}
+        self._ends: dict[TopicPartition, int] = {}
+        self._complete: dict[TopicPartition, int] = {}
+
+    async def look(self, reader: Reader, at: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Return, of each partition of the rejections that we have read far enough, the end of the events noted."""
+        found = {}
+        for place in (place for place in at if place.topic == self._names.rejections):
+            events = at.get(TopicPartition(self._names.events, place.partition), 0)
+            if place not in self._noted:
+                if events > self._complete.get(place, 0):
+                    self._noted[place] = events, time.time()
+            elif place not in self._ends:
+                end = reader.end_told(place, self._noted[place][1])
+                if end is not None:
+                    self._ends[place] = end
+            elif (position := await reader.position(place)) is not None and position >= self._ends[place]:
+                del self._ends[place]
+                found[place] = self._complete[place] = self._noted.pop(place)[0]
+        return found
+
+
 class Progress(Protocol):
     """Who wants to know how far the views are."""
 
@@ -200,10 +252,10 @@ async def follow(reader: Reader, projection: Projection, progress: Progress) -> 
     """
     places = await reader.places(reader.names.events, reader.names.rejections)
     goal = await reader.ends(places)
-    stopped = Stopped()
+    stopped, completeness = Stopped(), Completeness(reader.names)
     while True:
         try:
-            await _follow(reader, projection, places, goal, stopped, progress)
+            await _follow(reader, projection, places, goal, stopped, completeness, progress)
         except Overtaken as error:
             log.debug("Another projector was first.", where=str(error))
 
@@ -214,6 +266,7 @@ async def _follow(
     places: Sequence[TopicPartition],
     goal: Mapping[TopicPartition, int],
     stopped: Stopped,
+    completeness: Completeness,
     progress: Progress,
 ) -> None:
     """Follow the partitions that are not stopped; return when one stops, or is to be tried again."""
@@ -247,6 +300,8 @@ async def _follow(
             lag = await reader.lag()
             progress.tell_behind(None if lag is None else lag + resting)
             look_at = time.monotonic() + LOOK_EVERY_S
+            if not bad and (complete := await completeness.look(reader, at)):
+                await asyncio.to_thread(projection.complete, complete, at)
         if bad or stopped.is_due():
             return
 

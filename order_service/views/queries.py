@@ -228,14 +228,16 @@ class Views:
         An event is the outcome of its own copy and of later ones, for an order remembers what it accepted. A refusal is
         the outcome of the copy that it answers, and of later copies only as long as the order remembers it: they make
         no record. A copy without a record, which a full waiting room dropped, has the outcome of the next one that has.
-        The event of a later copy is that one only if no refusal comes before it, which stopped views cannot say.
+        The event of a later copy is that one only if no refusal comes before it: None until none can be missing.
         """
         event: Event | None = None
         event_of: int | None = None
+        is_complete = False  # asked before the refusals are: what comes meanwhile is found
         for row in self._rows(_event_of(order_id, command_id)):
             found = _events.decode(row.document)
             if found.command_digest == digest:
                 event, event_of = found, row.command_offset
+                is_complete = self._is_complete(row.partition, row.offset)
         if event is not None and (event_of is None or event_of <= command_offset):
             return event
         of_command = refusals.c.command_id == command_id, refusals.c.command_digest == digest
@@ -250,7 +252,12 @@ class Views:
             later = later.where(refusals.c.command_offset < event_of)
         for row in self._rows(later.order_by(refusals.c.offset).limit(1)):
             return _refused(row).rejection
-        return None if event is not None and self.stopped(order_id, commands=True) else event
+        return event if is_complete else None
+
+    def _is_complete(self, partition: int, offset: int) -> bool:
+        """Return whether all refusals are in the views that were committed before or with this event."""
+        place = positions.c.topic == self._names.rejections, positions.c.partition == partition
+        return bool(self._rows(select(positions.c.complete_offset).where(*place, positions.c.complete_offset > offset)))
 
     def _remembers(self, refused: Refused, command_offset: int) -> bool:
         """Return whether the order remembered a refusal when it came to the command at `command_offset`.
@@ -336,7 +343,7 @@ def _faults(connection: Connection) -> list[str]:
 
 def _event_of(order_id: str, command_id: str) -> Select[Any]:
     of_command = order_events.c.order_id == order_id, order_events.c.command_id == command_id
-    return select(order_events.c.document, order_events.c.command_offset).where(*of_command).limit(1)
+    return select(order_events).where(*of_command).limit(1)
 
 
 def _refused(row: Any) -> Refused:

@@ -72,11 +72,15 @@ positions: Final = Table(
     Column("topic", String, primary_key=True),
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("next_offset", BigInteger, nullable=False),
+    Column("complete_offset", BigInteger, nullable=False),
     Column("fault", Text),
     Column("is_lost", Boolean, nullable=False),
 )
 """How far the views have read each partition. `fault` says why they do not take the record at `next_offset`; if it
-`is_lost`, the log does not hold what follows, and the partition is not tried again by itself."""
+`is_lost`, the log does not hold what follows, and the partition is not tried again by itself.
+
+Of the rejections, `complete_offset` is an offset of the same partition of the events: all refusals that were committed
+before or with an event below it are in the views."""
 
 orders: Final = Table(
     "orders",

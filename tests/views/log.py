@@ -48,6 +48,9 @@ class Log:
         self.end_of = dict(ends)
         self.start_of = dict.fromkeys(ends, 0)
         self.records = []
+        self.told = dict.fromkeys(ends)
+        """Where fetches said that partitions end, all that is not committed yet included."""
+        self.at = {}
         self.away = None
         """Why the schema registry cannot be asked."""
         self.begun = []
@@ -72,13 +75,19 @@ class Log:
     async def lag(self):
         return 0
 
+    async def position(self, place):
+        return self.at.get(place)
+
+    def end_told(self, place, _since_s):
+        return self.told[place]
+
     async def look_up(self, _records):
         return self.away
 
     async def follow_many(self, starts, *, learn):
         assert not learn, "one partition's unknown schema holds no other one up"
         self.begun.append(set(starts))
-        at = dict(starts)
+        self.at = at = dict(starts)
         while True:
             found = []
             for record in self.records:

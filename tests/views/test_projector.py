@@ -13,14 +13,15 @@ from sqlalchemy.exc import OperationalError
 from order_service.domain.messages import OrderCreated
 from order_service.domain.reasons import Status
 from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
-from order_service.reading import Seen
+from order_service.reading import SILENT_S, Reader, Seen
+from order_service.settings import Settings
 from order_service.stream.topics import topic_names
 from order_service.views import heads, projector, state, stopped
 from order_service.views.process import Building
-from order_service.views.projector import Overtaken, Projection, follow
+from order_service.views.projector import Completeness, Overtaken, Projection, follow
 from order_service.views.rows import ROWS_MAX
 from order_service.views.stopped import REASON_MAX, BadRecord, Stopped
-from order_service.views.tables import FORM, form, open_database, prepare
+from order_service.views.tables import FORM, form, open_database, positions, prepare
 from order_service.wire.avro import encode_event
 from tests import samples
 from tests.samples import ORDER_ID, but, digest_of, event_of, order_amended, order_created, order_paid, ship_refused
@@ -263,6 +264,82 @@ async def test_while_the_schema_registry_is_away_only_the_partition_that_needs_i
         log.records[0], log.away = readable, None
         await holds(lambda: order_of(views, "order-1"))
     assert views.faulty() == []
+
+
+async def looks(completeness, log, at, count=3):
+    """Return what so many looks find."""
+    return [await completeness.look(log, at) for _ in range(count)]
+
+
+async def test_refusals_are_complete_once_the_end_that_was_told_is_read():
+    log, completeness, at = Log(START), Completeness(Log.names), {EVENTS: 7, REJECTIONS: 2}
+    log.at = {REJECTIONS: 2}
+    assert await looks(completeness, log, at) == [{}] * 3, "nothing was told since the events were read"
+    log.told[REJECTIONS] = 4
+    assert await looks(completeness, log, {**at, EVENTS: 9}) == [{}] * 3, "a transaction is open"
+    log.told[REJECTIONS], log.at = 9, {}
+    assert await looks(completeness, log, {**at, EVENTS: 9}) == [{}] * 3, "the partition is stopped"
+    log.at = {REJECTIONS: 4}
+    assert await looks(completeness, log, {EVENTS: 9, REJECTIONS: 3}, 1) == [{REJECTIONS: 7}]
+    log.at = {REJECTIONS: 9}
+    assert await looks(completeness, log, {EVENTS: 9, REJECTIONS: 9}) == [{}, {}, {REJECTIONS: 9}]
+    assert await looks(completeness, log, {EVENTS: 9, REJECTIONS: 9}, 5) == [{}] * 5, "nothing is new"
+
+
+def complete_to(engine):
+    with engine.begin() as connection:
+        return connection.scalar(select(positions.c.complete_offset).where(positions.c.topic == REJECTIONS.topic))
+
+
+async def test_a_projector_records_up_to_which_event_no_refusal_is_missing(projection, engine, monkeypatch):
+    monkeypatch.setattr(projector, "LOOK_EVERY_S", 0.0)
+    log = Log(START)
+    log.told[REJECTIONS] = 0
+    for number in (1, 2):
+        log.write(EVENTS, order(number))
+    async with following(log, projection, Progress()):
+        await holds(lambda: complete_to(engine) == 2)
+
+
+async def test_refusals_are_not_complete_at_a_record_that_the_views_do_not_take(projection, engine, views, monkeypatch):
+    monkeypatch.setattr(projector, "LOOK_EVERY_S", 0.0)
+    log, asked = Log(START), asyncio.Event()
+
+    def end_told(*_):
+        asked.set()
+        return 1
+
+    monkeypatch.setattr(log, "end_told", end_told)
+    log.write(EVENTS, order(1))
+    async with following(log, projection, Progress()):
+        await asyncio.wait_for(asked.wait(), 30)
+        log.write(REJECTIONS, order(2))
+        await holds(lambda: views.faulty() and len(log.begun) > 1)
+        assert complete_to(engine) == 0
+
+
+def test_completeness_is_recorded_where_the_refusals_are_where_we_left_them_and_never_taken_back(projection, engine):
+    put(projection, [ship_refused])
+    found = []
+    for offset, at in ((5, 1), (3, 1), (7, 0), (7, 2), (6, 1)):
+        projection.complete({REJECTIONS: offset}, {REJECTIONS: at})
+        found.append(complete_to(engine))
+    assert found == [5, 5, 5, 5, 6]
+
+
+async def test_an_end_is_told_by_a_fetch_that_was_sent_after_a_time(monkeypatch):
+    reader = Reader(Settings())
+    told: dict[TopicPartition, float] = {}
+    monkeypatch.setattr(reader._consumer, "assignment", lambda: {REJECTIONS})
+    monkeypatch.setattr(reader._consumer, "last_poll_timestamp", told.get)
+    monkeypatch.setattr(reader._consumer, "highwater", lambda _place: 8)
+    ends = [reader.end_told(REJECTIONS, 100.0)]
+    for told_s in (99, 100 + SILENT_S, 101 + SILENT_S):
+        told[REJECTIONS] = told_s * 1000
+        ends.append(reader.end_told(REJECTIONS, 100.0))
+    await reader._consumer.stop()
+    assert ends == [None, None, None, 8]
+    assert reader.end_told(EVENTS, 100.0) is None
 
 
 def test_another_projector_cannot_move_a_partition_that_waits_for_an_operator(projection, views):

@@ -135,6 +135,12 @@ class World:
         self.projection.apply(new, self._positions, moved)
         self._positions |= moved
 
+    def complete(self) -> None:
+        """Record that no refusal of before these events is missing in the views."""
+        events, rejections = START
+        complete = {rejections: self._positions[events]}
+        self.projection.complete(complete, self._positions)
+
     def stop(self, place: TopicPartition) -> None:
         """Stop the views of a partition at a record that they cannot take."""
         offset = self._positions[place]

@@ -308,8 +308,39 @@ async def test_a_waiting_caller_whose_copy_was_dropped_gets_the_event_of_a_later
     world.commands += [create, world.commands[0]]
     assert world.decide() == ["OrderCreated", "OrderPaid"]
     world.project()
+    world.complete()
     answer = await waiting
     assert (answer.status, answer.headers.get("Idempotency-Replayed")) == (200, "true")
+
+
+async def test_a_later_time_is_answered_by_the_event_of_which_an_earlier_copy_is_in_doubt(shop, monkeypatch):
+    world, _, second = shop
+    asked = Asked(monkeypatch, world.views, "outcome", failing=1)
+    ask = {"Prefer": "wait=30", "Idempotency_Key": "k"}
+    waiting = [second.asking("POST", f"{HERE}/pay", PAY, **ask, X_Decide_By=NOW.isoformat())]
+    await world.sent(1)
+    world.commands += [create, world.commands[0]]
+    assert world.decide() == ["order_not_found", "OrderCreated", "OrderPaid"]
+    world.project(EVENTS)
+    await asked.times(1)
+    waiting.append(second.asking("POST", f"{HERE}/pay", PAY, **ask, X_Decide_By=LATER.isoformat()))
+    assert [(await answer).status for answer in waiting] == [200, 200]
+
+
+async def test_a_refused_copy_is_undecided_while_only_the_event_of_a_later_one_is_in_the_views(shop, monkeypatch):
+    world, first, _ = shop
+    refused = await address_of(first, f"{HERE}/pay", PAY)
+    asked = Asked(monkeypatch, world.views, "outcome")
+    waiting = first.asking("POST", f"{HERE}/pay", PAY, **KEY)
+    await asked.times(1)
+    world.commands += [create, world.commands[0]]
+    assert world.decide() == ["order_not_found", "OrderCreated", "OrderPaid"]
+    world.project(EVENTS)
+    await asked.times(2)
+    assert await outcome_everywhere(shop, refused) == ["undecided", "undecided"]
+    world.project()
+    assert await outcome_everywhere(shop, refused) == ["rejected", "rejected"]
+    assert (await waiting).body["type"] == "/problems/order_not_found"
 
 
 async def test_a_dropped_copy_is_answered_by_the_event_of_a_later_one(shop):
@@ -320,6 +351,8 @@ async def test_a_dropped_copy_is_answered_by_the_event_of_a_later_one(shop):
     world.commands += [create, world.commands[0]]
     assert world.decide() == ["OrderCreated", "OrderPaid"]
     world.project()
+    assert await outcome_everywhere(shop, dropped) == ["undecided", "undecided"]
+    world.complete()
     assert await outcome_everywhere(shop, dropped) == ["accepted", "accepted"]
 
 
