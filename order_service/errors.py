@@ -3,12 +3,14 @@
 * OrderServiceError
   + HistoryError            an event that cannot follow the one before it: a bug, so we stop
     - HoleError             a version of an order is missing (sdk)
+    - DamagedError          a batch of records is damaged on the broker's disk
   + OvertakenError          a twin of a subscriber has applied an event first (sdk)
   + DecodeError             bytes that are no message of ours: kept as a dead letter
   + UserServiceUnavailable  no answer about a user: the order waits
   + SchemaError             a schema is not as it must be, or a schema registry refuses it
   + RegistryAwayError       the schema registry gives no answer
   + KafkaAwayError          no broker answers in time
+    - LeaderAwayError         partitions have no leader
   + TopicsError             a topic is missing or keeps less than the table of topics says: we refuse to run
   + LaneParked              a lane cannot start or go on: its partition pauses, the others go on
   + TurnRefused             Kafka refused a turn; the process survives it and claims its partitions again
@@ -30,6 +32,7 @@
 """
 
 import errno
+from collections.abc import Iterable
 
 
 class OrderServiceError(Exception):
@@ -38,6 +41,16 @@ class OrderServiceError(Exception):
 
 class HistoryError(OrderServiceError):
     """An event cannot follow the one before it."""
+
+
+class DamagedError(HistoryError):
+    """A batch of records is damaged on the broker's disk: nothing from `offset` of the partition `place` on is read."""
+
+    def __init__(self, place: tuple[str, int], offset: int) -> None:
+        topic, partition = place
+        super().__init__(f"a batch of {topic}-{partition} is damaged at offset {offset}, on the broker's disk")
+        self.place = place
+        self.offset = offset
 
 
 class DecodeError(OrderServiceError):
@@ -63,6 +76,14 @@ class RegistryAwayError(OrderServiceError):
 
 class KafkaAwayError(OrderServiceError):
     """No broker answers at the given addresses in time."""
+
+
+class LeaderAwayError(KafkaAwayError):
+    """Partitions have no leader: Kafka cannot be asked where they begin and end."""
+
+    def __init__(self, partitions: Iterable[tuple[str, int]]) -> None:
+        names = [f"partition {partition} of {topic}" for topic, partition in sorted(partitions)]
+        super().__init__(f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no leader")
 
 
 class TopicsError(OrderServiceError):

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -22,6 +22,7 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import TopicPartition
 
 from order_service import batches
 from order_service.errors import KafkaAwayError, TopicsError
@@ -41,6 +42,8 @@ REFUSALS: Final = (
 
 NODES_WITHIN_S = 2.0
 NODE_PAUSE_S = 0.1
+NO_LEADER: Final = -1
+"""What Kafka gives as the leader of a partition that has none."""
 UNKNOWN_TOPIC: Final[int] = UnknownTopicOrPartitionError.errno
 
 
@@ -170,14 +173,29 @@ async def partition_counts(client: Consumer | Producer, topics: Iterable[str]) -
 
     Raises KafkaError if none of the nodes that are tried answers.
     """
+    return {topic["topic"]: len(topic["partitions"]) for topic in await _described(client, topics)}
+
+
+async def leaderless(client: Consumer | Producer, places: Sequence[TopicPartition]) -> list[TopicPartition]:
+    """Return which of these partitions have no leader now. Raises what `partition_counts` raises."""
+    led = {
+        TopicPartition(topic["topic"], partition["partition"])
+        for topic in await _described(client, {place.topic for place in places})
+        for partition in topic["partitions"]
+        if partition["leader"] != NO_LEADER
+    }
+    return [place for place in places if place not in led]
+
+
+async def _described(client: Consumer | Producer, topics: Iterable[str]) -> list[dict[str, Any]]:
     kafka = client.client if isinstance(client, Producer) else client._client  # noqa: SLF001
     answer = await _answer_of_any_node(kafka, MetadataRequest(list(topics)))
-    described = answer.to_object()["topics"]
+    described: list[dict[str, Any]] = answer.to_object()["topics"]
     for topic in described:
         if code := topic["error_code"]:
             servers = kafka._bootstrap_servers  # noqa: SLF001
             raise TopicsError(f"Kafka at {servers}: {_cure(code)}: {topic['topic']}")
-    return {topic["topic"]: len(topic["partitions"]) for topic in described}
+    return described
 
 
 async def _answer_of_any_node(kafka: Any, request: Any) -> Any:

@@ -1,19 +1,27 @@
 """Read the topics as anybody may: committed records only, by assignment, without a group."""
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from msgspec import Struct
 
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import DecodeError, HistoryError, KafkaAwayError, RegistryAwayError
-from order_service.kafka import Consumer, connection, partition_counts
+from order_service.errors import (
+    DamagedError,
+    DecodeError,
+    HistoryError,
+    KafkaAwayError,
+    LeaderAwayError,
+    RegistryAwayError,
+)
+from order_service.kafka import NO_LEADER, Consumer, connection, leaderless, partition_counts
 from order_service.registry import Ids, registry_of
 from order_service.settings import Settings
 from order_service.stream.topics import TopicNames, topic_names
@@ -29,6 +37,12 @@ SILENT_S: Final = 10.0
 
 LOOK_UP_S: Final = 2.5
 """How long `look_up` may take: a little more than one try of the registry's client."""
+
+LOOK_UP_AGAIN_S: Final = 30.0
+"""How long `look_up` does not ask a registry that has just failed."""
+
+_DAMAGED: Final = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
+"""In the message about a batch that cannot be read."""
 
 AT_ONCE_MAX: Final = 8_000
 """How many records are given at once: a transaction of a projector, which in thousands would take half longer."""
@@ -64,7 +78,12 @@ class Reader:
         self._connection = connection(settings)
         self._servers: str = self._connection["bootstrap_servers"]
         self._ids = Ids(registry_of(settings))
+        self._away: RegistryAwayError | None = None
+        self._away_at = 0.0
         self._fetched: list[ConsumerRecord] = []
+        self._reached: dict[TopicPartition, int] = {}
+        self._told: dict[TopicPartition, tuple[int | None, float]] = {}
+        """When Kafka last told of a partition, by the wall clock, and when we saw that, by the monotonic one."""
         self._consumer = Consumer(
             **self._connection,
             enable_auto_commit=False,
@@ -100,35 +119,110 @@ class Reader:
         counts = await self._counts(topics)
         return [TopicPartition(topic, partition_of(order_id.encode(), counts[topic])) for topic in topics]
 
-    async def ends(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ask where what is committed ends now; what is not yet committed lies behind it."""
+    async def leaderless(self, places: Sequence[TopicPartition]) -> list[TopicPartition]:
+        """Return the partitions that have no leader. Kafka is asked only if the client does not know all leaders."""
+        leader_of = self._consumer._client.cluster.leader_for_partition  # noqa: SLF001
+        if all(leader_of(place) not in {None, NO_LEADER} for place in places):
+            return []
         with kafka_answers(self._servers):
-            return dict(await self._consumer.end_offsets(places))
+            return await leaderless(self._consumer, places)
+
+    def without_leader_now(self) -> list[TopicPartition]:
+        """Return the partitions being read that have no leader, as far as the client knows. Kafka is not asked."""
+        leader_of = self._consumer._client.cluster.leader_for_partition  # noqa: SLF001
+        return sorted(place for place in self._consumer.assignment() if leader_of(place) == NO_LEADER)
+
+    async def ends(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Ask where what is committed ends now; what is not yet committed lies behind it.
+
+        Raises LeaderAwayError if one of the partitions has no leader: aiokafka would wait for it for 10 s, and answer
+        nothing about the others.
+        """
+        return await self._ask(self._consumer.end_offsets, places)
 
     async def starts(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ask where what is kept begins."""
-        with kafka_answers(self._servers):
-            return dict(await self._consumer.beginning_offsets(places))
+        """Ask where what is kept begins. Raises LeaderAwayError as `ends` does."""
+        return await self._ask(self._consumer.beginning_offsets, places)
+
+    async def _ask(
+        self,
+        ask: Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]],
+        places: Sequence[TopicPartition],
+    ) -> dict[TopicPartition, int]:
+        await self._check_leaders(places)
+        try:
+            with kafka_answers(self._servers):
+                return dict(await ask(places))
+        except KafkaAwayError:
+            await self._check_leaders(places)  # one may have lost its leader since
+            raise
+
+    async def _check_leaders(self, places: Sequence[TopicPartition]) -> None:
+        if missing := await self.leaderless(places):
+            raise LeaderAwayError(missing)
 
     def begin(self, starts: Mapping[TopicPartition, int]) -> None:
         """Read from these offsets on."""
-        self._fetched = []
+        self._fetched, self._reached, self._told = [], dict(starts), {}
         self._consumer.assign(list(starts))
         for place, offset in starts.items():
             self._consumer.seek(place, offset)
 
+    async def add(self, starts: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions too, from these offsets on, and go on with the others after what was given of them."""
+        given = {place: await self._consumer.position(place) for place in self._consumer.assignment()}
+        self.begin({**given, **starts})
+
     async def some(self, *, learn: bool = True) -> list[ConsumerRecord]:
         """Return the records that are there, AT_ONCE_MAX at most, or none if none has come for half a second.
 
-        Without `learn`, schema ids are not looked up: see `look_up`.
+        Without `learn`, schema ids are not looked up: see `look_up`. Raises DamagedError if the next batch of a
+        partition is damaged; then the next call goes on after the records that were returned.
         """
         if not self._fetched:
             with kafka_answers(self._servers):
-                fetched = await self._consumer.getmany(timeout_ms=500, max_records=AT_ONCE_MAX)
-            self._fetched = [record for records in fetched.values() for record in records]
+                self._fetched = await self._fetch()
+            self._reached |= {TopicPartition(one.topic, one.partition): one.offset + 1 for one in self._fetched}
         if learn:
             await self._ids.learn(self._decoded(self._fetched))
         found, self._fetched = self._fetched, []
+        return found
+
+    async def _fetch(self) -> list[ConsumerRecord]:
+        try:
+            fetched = await self._consumer.getmany(timeout_ms=500, max_records=AT_ONCE_MAX)
+        except CorruptRecordException as error:
+            # aiokafka drops what it has drained of the other partitions, and its positions are behind that
+            self.begin(self._reached)
+            damaged = _DAMAGED.search(str(error))
+            if damaged is None:
+                raise
+            return await self._before_damage(TopicPartition(damaged[1], int(damaged[2])))
+        return [record for records in fetched.values() for record in records]
+
+    async def _before_damage(self, place: TopicPartition) -> list[ConsumerRecord]:
+        """Return the records of a partition that lie before its damaged batch; DamagedError if there are none.
+
+        They are fetched one by one, because aiokafka drops those that it drains together with the damage. Its position
+        is at the damage when two fetches in a row fail at the same one.
+        """
+        found: list[ConsumerRecord] = []
+        failed_at = -1
+        while len(found) < AT_ONCE_MAX:
+            try:
+                fetched = await self._consumer.getmany(place, timeout_ms=500, max_records=1)
+            except CorruptRecordException:
+                offset = await self._consumer.position(place)
+                if offset != failed_at:
+                    failed_at = offset
+                elif found:
+                    break
+                else:
+                    raise DamagedError(place, offset) from None
+            else:
+                if not fetched:  # nothing more has come, or it can be read by now
+                    break
+                found += fetched[place]
         return found
 
     async def follow(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
@@ -138,15 +232,26 @@ class Reader:
                 yield record
 
     async def look_up(self, records: Iterable[ConsumerRecord]) -> RegistryAwayError | None:
-        """Look up the schema ids of records; return why the registry could not be asked, or None if it could."""
+        """Look up the schema ids of records; return why the registry could not be asked, or None if it could.
+
+        After a failure it is not asked for LOOK_UP_AGAIN_S: the other partitions of the caller would wait each time.
+        """
+        values = list(self._decoded(records))
+        if self._ids.are_known(values):
+            return None
+        if self._away is not None and time.monotonic() < self._away_at + LOOK_UP_AGAIN_S:
+            return self._away
         try:
             async with asyncio.timeout(LOOK_UP_S):
-                await self._ids.learn(self._decoded(records))
+                await self._ids.learn(values)
         except RegistryAwayError as error:
-            return error
+            self._away = error
         except TimeoutError:
-            return RegistryAwayError(f"the schema registry does not answer within {LOOK_UP_S} s")
-        return None
+            self._away = RegistryAwayError(f"the schema registry does not answer within {LOOK_UP_S} s")
+        else:
+            self._away = None
+        self._away_at = time.monotonic()
+        return self._away
 
     def _decoded(self, records: Iterable[ConsumerRecord]) -> Iterator[bytes | None]:
         decoded = (self.names.events, self.names.rejections)  # other topics may hold anything
@@ -183,13 +288,21 @@ class Reader:
         """Count the committed offsets that are not given yet, as Kafka last told; None if that was 10 s ago or more.
 
         Nothing is asked: an answer would come behind the one of a fetch, which Kafka holds back while nothing is new.
+        Of a partition without a leader nothing is told, so the last known end counts.
         """
         places = self._consumer.assignment()
-        told_ms = [self._consumer.last_poll_timestamp(place) for place in places]
-        if any(told is not None and told < (time.time() - SILENT_S) * 1000 for told in told_ms):
+        silent_s = [self._silent_s(place) for place in places.difference(self.without_leader_now())]
+        if any(silence_s > SILENT_S for silence_s in silent_s):
             return None
         ends = {place: self._consumer.last_stable_offset(place) for place in places}
         return await self.behind({place: end for place, end in ends.items() if end is not None})
+
+    def _silent_s(self, place: TopicPartition) -> float:
+        """Return for how long Kafka has told nothing of a partition, by the monotonic clock; aiokafka has the other."""
+        now, told_ms = time.monotonic(), self._consumer.last_poll_timestamp(place)
+        if place not in self._told or self._told[place][0] != told_ms:
+            self._told[place] = (told_ms, now)
+        return now - self._told[place][1]
 
     async def position(self, place: TopicPartition) -> int | None:
         """Return the offset behind what was given of a partition, or None if it is not read."""

@@ -17,8 +17,11 @@ views = typer.Typer(
     A record that does not fit its order, or cannot be read, stops the views of its partition. The projector tries it
     again every 5 seconds, so a newer projector or a schema registry that answers again is enough where the record is
     good. `skip` passes over one that nobody can mend: its order then lacks what it says. Later events of that order
-    stop the partition again, unless the record was no event of it. A partition whose log lost
-    records is not tried again: remove the views, or skip until it goes on with what is there.
+    stop the partition again, unless the record was no event of it.
+
+    A partition whose log lost records is not tried again. Where events lost their head, `skip` goes on with the
+    first event that is there. Where a log lost its end, remove the views (the files views.db*, or the tables), and they
+    are built again. `skip` stops again while the log ends before the views, and later they lack what was written there.
     """,
 )
 

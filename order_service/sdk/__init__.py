@@ -53,6 +53,7 @@ from order_service.domain.messages import (
 )
 from order_service.domain.reasons import MEANINGS, Reason
 from order_service.errors import (
+    DamagedError,
     HistoryError,
     KafkaAwayError,
     OrderServiceError,
@@ -76,6 +77,7 @@ __all__ = [
     "Command",
     "Commands",
     "CreateOrder",
+    "DamagedError",
     "DeliverOrder",
     "Event",
     "Fact",

@@ -155,10 +155,12 @@ class OrderCommands(Commands):
     The answer to a repeat is searched in the whole history of its partition, which may take longer than `wait_s`:
     then it is Undecided.
 
-    Raises KafkaAwayError if Kafka takes nothing for `within_s` seconds, HistoryError if its order has an event that
-    cannot be read here (of a newer service, say), RegistryAwayError if a schema registry must be asked and does not
-    answer: then nobody knows whether the command arrives, and the same one again, command_id included, is safe. Raises
-    TopicsError if there is no service under these names, SetupError where it is not open, or not any more.
+    Raises KafkaAwayError if Kafka takes nothing for `within_s` seconds, or if an outcome could not be read because its
+    partition has no leader (nothing is sent then, and commands to other partitions work). Raises HistoryError if its
+    order has an event that cannot be read here (of a newer service, say), RegistryAwayError if a schema registry must
+    be asked and does not answer: then nobody knows whether the command arrives, and the same one again, command_id
+    included, is safe. Raises TopicsError if there is no service under these names, SetupError where it is not open, or
+    not any more.
 
     At most `in_flight_max` commands are on their way or awaited; whoever sends one more waits for a place. Connection,
     security and topic prefix are those of the service's settings (the environment: KAFKA_BOOTSTRAP_SERVERS,

@@ -91,10 +91,11 @@ class OrderEvents:
     Connection, security and topic prefix are those of the service's settings (the environment: KAFKA_BOOTSTRAP_SERVERS,
     ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX); `servers` ("host:9092") or `settings` go over them.
 
-    While Kafka is away, nothing comes. Raises KafkaAwayError if it is away when something is opened or committed,
-    TopicsError if there are no events under these names, HistoryError if a position is in another log, and with a
-    schema registry RegistryAwayError if it must be asked and does not answer: ask for the next event again, and it is
-    asked again.
+    While Kafka is away, nothing comes. Raises KafkaAwayError if it is away when something is opened or committed, or if
+    a partition of the events has no leader when a projection or a new group is opened: it names the partition. Raises
+    TopicsError if there are no events under these names, HistoryError if a position is in another log, DamagedError if
+    a batch is damaged on the broker's disk (a projection), and with a schema registry RegistryAwayError if it must be
+    asked and does not answer: ask for the next event again, and it is asked again.
     """
 
     def __init__(self, source: Log, versions: Versions, on_hole: OnHole, on_poison: OnPoison) -> None:

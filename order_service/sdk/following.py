@@ -13,7 +13,7 @@ from typing import Final
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Command
-from order_service.errors import HistoryError, KafkaAwayError, OrderServiceError
+from order_service.errors import HistoryError, KafkaAwayError, LeaderAwayError, OrderServiceError
 from order_service.kafka import Consumer, connection
 from order_service.reading import Reader, kafka_answers
 from order_service.sdk.outcomes import GRACE_S, Accepted, Forgotten, Outcome, Refused, Undecided, Waiting, Watch
@@ -24,6 +24,9 @@ from order_service.wire.commands import partition_of
 
 LINGER_S: Final = 10.0
 """How long the reading goes on when nobody waits: to begin it anew takes up to a fifth of a second."""
+
+ADD_EVERY_S: Final = 1.0
+"""How often partitions without a leader are looked at again."""
 
 
 class Awaited:
@@ -116,6 +119,7 @@ class Following:
         self._search = Search(settings)
         self._names = topic_names(settings.topic_prefix)
         self._places: list[TopicPartition] = []
+        self._leaderless: list[TopicPartition] = []
         self._partitions = 0
         self._awaited: dict[bytes, list[Awaited]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
@@ -152,6 +156,7 @@ class Following:
         self._awaited[key].append(awaited)
         try:
             await self._reading()
+            self._check_followed(awaited.partition)
             yield awaited
         finally:
             awaited.outcome.cancel()
@@ -178,11 +183,16 @@ class Following:
             async with asyncio.timeout(self._within_s):
                 await asyncio.shield(self._begun)
 
+    def _check_followed(self, partition: int) -> None:
+        """Raise LeaderAwayError if an outcome of a command in this partition could be missed."""
+        if missing := [place for place in self._leaderless if place.partition == partition]:
+            raise LeaderAwayError(missing)
+
     async def _follow(self, begun: "asyncio.Future[None]") -> None:
         try:
-            ends = await self._reader.ends(self._places)
+            self._reader.begin(await self._ends_of(self._places))
             begun.set_result(None)
-            await self._hear_all(self._reader.follow_many(ends))
+            await self._hear_all()
         except OrderServiceError as error:
             self._fail(begun, error)
         finally:
@@ -198,11 +208,30 @@ class Following:
         for awaited in self._all():
             awaited.fail(error)
 
-    async def _hear_all(self, runs: AsyncIterator[list[ConsumerRecord]]) -> None:
+    async def _ends_of(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Ask where partitions end; those without a leader are left for later, and no command is sent to them."""
+        leaderless = await self._reader.leaderless(places)
+        ends = await self._reader.ends([place for place in places if place not in leaderless])
+        self._leaderless = leaderless
+        return ends
+
+    async def _add(self) -> None:
+        """Follow the partitions that have a leader again."""
+        try:
+            ends = await self._ends_of(self._leaderless)
+        except LeaderAwayError:  # it lost its leader while it was asked
+            return
+        if ends:
+            await self._reader.add(ends)
+
+    async def _hear_all(self) -> None:
         now = asyncio.get_running_loop().time
-        stop_at = now() + LINGER_S
-        async for records in runs:
-            self._hear(records)
+        stop_at, add_at = now() + LINGER_S, now() + ADD_EVERY_S
+        while True:
+            self._hear(await self._reader.some())
+            if self._leaderless and now() > add_at:
+                await self._add()
+                add_at = now() + ADD_EVERY_S
             if self._awaited:
                 stop_at = now() + LINGER_S
             elif now() > stop_at:
@@ -275,7 +304,12 @@ class Search:
             events, rejections = reader.names.events, reader.names.rejections
             partitions = {awaited.partition for awaited in asked}
             places = [TopicPartition(topic, number) for topic in (events, rejections) for number in partitions]
-            left = list(asked)
+            leaderless = await reader.leaderless(places)
+            for awaited in asked:
+                if missing := [place for place in leaderless if place.partition == awaited.partition]:
+                    awaited.fail(LeaderAwayError(missing))
+            left = [awaited for awaited in asked if awaited.is_missed]
+            places = [place for place in places if place.partition in {awaited.partition for awaited in left}]
             async for record in reader.until(await _written(self._settings, places)):
                 for awaited in by_key.get(record.key, ()):
                     awaited.look_back(record)

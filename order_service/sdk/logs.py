@@ -185,13 +185,15 @@ class GroupLog:
 
     async def _begin(self) -> None:
         """Commit the ends as the beginnings of a group that has none; of one that has some, leave all as it is."""
-        async with Reader(self._settings) as reader:
-            places = await reader.places(self.names.events)
-            ends = await reader.ends(places)
         consumer = await self._started()
         try:
-            consumer.assign(places)
-            if not await self._is_begun(consumer, places):
+            async with Reader(self._settings) as reader:
+                places = await reader.places(self.names.events)
+                consumer.assign(places)
+                if await self._is_begun(consumer, places):
+                    return  # the ends, which a partition without a leader does not tell, are not needed
+                ends = await reader.ends(places)
+            if not await self._is_begun(consumer, places):  # asked after the ends: these are not too late then
                 await self._commit_first(consumer, ends)
         finally:
             await _within(consumer.stop(), "A consumer did not stop in time.")

@@ -32,10 +32,9 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from order_service.errors import GroupError, KafkaAwayError
-from order_service.kafka import Consumer, missing_right
+from order_service.kafka import NO_LEADER, Consumer, missing_right
 from order_service.stream.inbox import Run
 from order_service.stream.membership import LaneAssignor, Member, Membership, members_of, reason_of, twin_of
-from order_service.stream.producer import NO_LEADER
 from order_service.stream.tasks import failure_of
 from order_service.watchdog import write_at_once
 

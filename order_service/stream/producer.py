@@ -30,13 +30,12 @@ from aiokafka.structs import PartitionMetadata, RecordMetadata
 from msgspec import Struct
 
 from order_service.errors import Fenced, Stuck, TurnRefused
-from order_service.kafka import Producer
+from order_service.kafka import NO_LEADER, Producer
 from order_service.stream.deadline import deadline
 from order_service.stream.lane import Record
 
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 BATCH_BYTES: Final = 1024 * 1024
-NO_LEADER: Final = -1
 DEADLINE_S: Final = 10.0
 """For a commit, an abort, a start or a stop: past it the outcome is unknown, and the id is not used again."""
 ABANDON_WITHIN_S: Final = 2.0

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, NoReturn
 
 import structlog
@@ -39,6 +39,7 @@ class Building:
         self._told_at = 0.0
         self._behind: int | None = 0
         self._bad: dict[TopicPartition, BadRecord] = {}
+        self._leaderless: frozenset[TopicPartition] = frozenset()
 
     def tell(self, left: int) -> None:
         """Take the number of offsets that are left of what the log held at the start; log it now and then.
@@ -74,9 +75,24 @@ class Building:
             STOPPED.remove(place.topic, str(place.partition))
         self._bad = dict(records)
 
+    def tell_leaderless(self, places: Collection[TopicPartition]) -> None:
+        """Take the partitions that have no leader now; log each when it loses its leader and when it has one again."""
+        now = frozenset(places)
+        for place in sorted(now - self._leaderless):
+            where = {"topic": place.topic, "partition": place.partition}
+            log.warning("A partition has no leader: its views get older.", **where)
+        for place in sorted(self._leaderless - now):
+            log.info("A partition has a leader again.", topic=place.topic, partition=place.partition)
+        self._leaderless = now
+
     def faults(self) -> list[str]:
-        """Return why the views should not be read yet, and which partitions are stopped."""
-        return self._faults() + [f"{record.text} ({WAY_BACK})" for record in self._bad.values()]
+        """Return why the views should not be read yet, and which partitions are stopped or have no leader."""
+        stopped = [f"{record.text} ({WAY_BACK})" for record in self._bad.values()]
+        leaderless = [
+            f"partition {place.partition} of {place.topic} has no leader: its views get older"
+            for place in sorted(self._leaderless)
+        ]
+        return self._faults() + stopped + leaderless
 
     def _faults(self) -> list[str]:
         match self._left:

@@ -3,15 +3,17 @@
 A record that does not fit stops its partition of its topic, and no other one: the position stays before it, with the
 reason beside it. The partition is tried again every few seconds, and goes on where the record can be read after all,
 or where an operator has skipped it. A partition whose log lacks records that the views have read, or never read, stays
-stopped until an operator acts: what the log gets later does not bring them back.
+stopped until an operator acts: what the log gets later does not bring them back. A partition without a leader is left
+out until it has one.
 
 Two may run at once, and either may be killed anywhere: a transaction begins by moving each position from where this
 projector believes it to be. Where another was first it is `Overtaken`, nothing of it stays, and it goes on from there.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NoReturn, Protocol
 
@@ -23,9 +25,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from order_service.domain.content import is_id
-from order_service.domain.messages import Event, OrderCreated, Rejection
+from order_service.domain.messages import Contents, Event, Rejection
 from order_service.domain.reasons import NEVER_REMEMBERED
-from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
+from order_service.errors import DamagedError, DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
 from order_service.reading import Reader, Seen, decode
 from order_service.stream.topics import TopicNames
 from order_service.views import state
@@ -109,6 +111,11 @@ class Projection:
         """Record that the views hold everything that the log held when the projector started."""
         with self._transaction() as connection:
             connection.execute(form.update().values(is_built=True))
+
+    def is_built(self) -> bool:
+        """Return whether the views have held everything that the log held when a projector started."""
+        with self._transaction() as connection:
+            return bool(connection.scalar(select(form.c.is_built)))
 
     def skip(self, place: TopicPartition, offset: int) -> bool:
         """Move a stopped partition past the record at `offset`; return whether it was stopped there."""
@@ -243,6 +250,9 @@ class Progress(Protocol):
     def tell_bad(self, records: Mapping[TopicPartition, BadRecord]) -> None:
         """Take the partitions that are stopped, each with its bad record."""
 
+    def tell_leaderless(self, places: Collection[TopicPartition]) -> None:
+        """Take the partitions that have no leader now."""
+
 
 async def follow(reader: Reader, projection: Projection, progress: Progress) -> NoReturn:
     """Fold all that was and all that comes, and tell how far the views are.
@@ -251,39 +261,55 @@ async def follow(reader: Reader, projection: Projection, progress: Progress) -> 
     together: then one of both was replaced, and without its tables the views are built again.
     """
     places = await reader.places(reader.names.events, reader.names.rejections)
-    goal = await reader.ends(places)
+    goal: dict[TopicPartition, int] = {}
+    left: int | None = None
     stopped, completeness = Stopped(), Completeness(reader.names)
     while True:
+        if left == 0 and not await asyncio.to_thread(projection.is_built):
+            left = None  # the tables were made anew
         try:
-            await _follow(reader, projection, places, goal, stopped, completeness, progress)
+            left = await _follow(reader, projection, places, goal, left, stopped, completeness, progress)
         except Overtaken as error:
             log.debug("Another projector was first.", where=str(error))
+        except LeaderAwayError as error:  # it lost its leader while it was asked; the next time it is left out
+            log.debug("A leader is away.", why=str(error))
 
 
 async def _follow(
     reader: Reader,
     projection: Projection,
     places: Sequence[TopicPartition],
-    goal: Mapping[TopicPartition, int],
+    goal: dict[TopicPartition, int],
+    left: int | None,
     stopped: Stopped,
     completeness: Completeness,
     progress: Progress,
-) -> None:
-    """Follow the partitions that are not stopped; return when one stops, or is to be tried again."""
+) -> int | None:
+    """Follow the partitions that are not stopped; return when one stops, or is to be tried again.
+
+    `goal` maps each partition to the end that it had when it first had a leader. `left` is the number of offsets that
+    are left up to there, None if it is not known; what it is by now is returned. Once it is 0 it stays so.
+    """
     at = await asyncio.to_thread(projection.positions, places)
-    reading, resting = await _begin(reader, projection, at, stopped, progress)  # it moves `at` where records are gone
-    if not reading:  # all partitions are stopped, and nothing else is left
-        await asyncio.to_thread(projection.mark_built)
-        progress.tell(0)
+    leaderless = await reader.leaderless(places)
+    progress.tell_leaderless(leaderless)
+    # it moves `at` where records are gone
+    reading, resting = await _begin(reader, projection, at, leaderless, goal, stopped, progress)
+    if not reading:
+        if not leaderless:  # all partitions are stopped, and nothing else is left
+            left = 0
+            await _tell(left, projection, progress)
         await asyncio.sleep(TRY_AGAIN_S)
-        return
-    left, look_at = -1, time.monotonic() + LOOK_EVERY_S
-    async for records in reader.follow_many(reading, learn=False):
-        moved = _moved(records, at)
+        return left
+    begin_again_at = time.monotonic() + TRY_AGAIN_S if leaderless else math.inf
+    look_at = time.monotonic() + LOOK_EVERY_S
+    async for records, damaged in _read(reader, reading):
+        moved = _moved(records, at) | {record.place: record.offset for record in damaged}
         bad: list[BadRecord] = []
-        if records:
+        if moved:
             away = await reader.look_up(records)
-            read = await asyncio.to_thread(_decoded, records, reader.names, away)
+            decoded = await asyncio.to_thread(_decoded, records, reader.names, away)
+            read = [*decoded, *damaged]
             bad = await asyncio.to_thread(projection.apply, read, at, moved)
             at |= moved | {record.place: record.offset for record in bad}
             stopped.forget_passed(at)
@@ -292,29 +318,72 @@ async def _follow(
         elif at != await asyncio.to_thread(projection.positions):
             raise Overtaken("the tables were made anew, or another projector has read what we are given later")
         if left != 0:
-            left = await reader.behind(goal)
-            if left == 0:
-                await asyncio.to_thread(projection.mark_built)
-            progress.tell(left)
+            left = await _left(reader, goal, at, leaderless)
+            await _tell(left, projection, progress)
         if time.monotonic() >= look_at:
-            lag = await reader.lag()
-            progress.tell_behind(None if lag is None else lag + resting)
+            await _tell_behind(reader, resting, leaderless, progress)
             look_at = time.monotonic() + LOOK_EVERY_S
             if not bad and (complete := await completeness.look(reader, at)):
                 await asyncio.to_thread(projection.complete, complete, at)
-        if bad or stopped.is_due():
-            return
+        if bad or stopped.is_due() or time.monotonic() >= begin_again_at:
+            break
+    return left
+
+
+async def _left(
+    reader: Reader,
+    goal: Mapping[TopicPartition, int],
+    at: Mapping[TopicPartition, int],
+    leaderless: Iterable[TopicPartition],
+) -> int | None:
+    """Count the offsets that are left up to the goal; None if they all lie where there was no leader yet."""
+    left = await reader.behind(goal) + sum(max(0, goal.get(place, 0) - at[place]) for place in leaderless)
+    return left if left or goal.keys() == at.keys() else None
+
+
+async def _tell(left: int | None, projection: Projection, progress: Progress) -> None:
+    if left == 0:
+        await asyncio.to_thread(projection.mark_built)
+    if left is not None:
+        progress.tell(left)
+
+
+async def _tell_behind(
+    reader: Reader, resting: int, leaderless: Collection[TopicPartition], progress: Progress
+) -> None:
+    lag = await reader.lag()
+    progress.tell_behind(None if lag is None else lag + resting)
+    progress.tell_leaderless({*leaderless, *reader.without_leader_now()})
+
+
+async def _read(
+    reader: Reader, starts: Mapping[TopicPartition, int]
+) -> AsyncIterator[tuple[list[ConsumerRecord], list[BadRecord]]]:
+    """Return records as they come, and, where the next batch of a partition is damaged, a bad record at its start."""
+    try:
+        async for records in reader.follow_many(starts, learn=False):
+            yield records, []
+    except DamagedError as error:
+        place = TopicPartition(*error.place)
+        yield [], [bad_record(place, error.offset, error)]
 
 
 async def _begin(
     reader: Reader,
     projection: Projection,
     at: dict[TopicPartition, int],
+    leaderless: Collection[TopicPartition],
+    goal: dict[TopicPartition, int],
     stopped: Stopped,
     progress: Progress,
 ) -> tuple[dict[TopicPartition, int], int]:
-    """Return where to begin each partition that is to be read, and how many offsets lie in those that are not."""
-    starts, ends = await reader.starts(list(at)), await reader.ends(list(at))
+    """Return where to begin each partition that is to be read, and how many offsets lie in those that are not.
+
+    Partitions without a leader are not read, and what lies in them is not known.
+    """
+    led = [place for place in at if place not in leaderless]
+    starts, ends = await reader.starts(led), await reader.ends(led)
+    goal |= {place: end for place, end in ends.items() if place not in goal}
     lost = await asyncio.to_thread(projection.lost)
     known = {record.place for record in lost}
     unreachable = [record for record in _unreachable(at, starts, ends, reader.names) if record.place not in known]
@@ -324,11 +393,11 @@ async def _begin(
     stopped.forget_passed(at)
     stopped.add([*lost, *unreachable])
     progress.tell_bad(stopped.records)
-    begin = {place: max(offset, starts[place]) for place, offset in at.items()}
-    reading = {place: begin[place] for place in stopped.to_read(at)}
-    left = {place: max(0, ends[place] - begin[place]) for place in at}  # a log that lost its end is behind the views
+    begin = {place: max(at[place], starts[place]) for place in led}
+    reading = {place: begin[place] for place in stopped.to_read(led)}
+    left = {place: max(0, ends[place] - begin[place]) for place in led}  # a log that lost its end is behind the views
     progress.tell_behind(sum(left.values()))
-    return reading, sum(left[place] for place in at.keys() - reading.keys())
+    return reading, sum(left[place] for place in left.keys() - reading.keys())
 
 
 def _moved(records: Sequence[ConsumerRecord], at: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
@@ -366,7 +435,7 @@ def _check_ids(record: ConsumerRecord, seen: Seen) -> None:
     """
     message = seen.message
     ids = [message.order_id, message.command_id]
-    if isinstance(message, Event) and isinstance(message.fact, OrderCreated):
+    if isinstance(message, Event) and isinstance(message.fact, Contents):
         ids.append(message.fact.user_id)
     if not all(map(is_id, ids)):
         raise HistoryError("its order_id, command_id or user_id is not an id")
@@ -382,12 +451,14 @@ def _unreachable(
 ) -> list[BadRecord]:
     """Return the partitions that do not hold what follows on what the views have read of them, each at a record.
 
-    Raises HistoryError if the log ends before every position above 0: only then is it another log.
+    Raises HistoryError if the log ends before every position above 0: only then is it another log. A partition without
+    a leader has no end here, and may hold what was read.
     """
     bad = []
-    for place, offset in at.items():
-        if offset > ends[place]:
-            why, stop_at = f"the views have read it up to {offset}, but it ends at {ends[place]}", offset
+    for place, end in ends.items():
+        offset = at[place]
+        if offset > end:
+            why, stop_at = f"the views have read it up to {offset}, but it ends at {end}", offset
         elif place.topic == names.events and offset < starts[place]:  # rejections are not kept for ever
             why = f"the views have read it up to {offset}, but it begins at {starts[place]}"
             stop_at = starts[place] - 1  # so that `skip` goes on where the log begins
@@ -395,7 +466,7 @@ def _unreachable(
             continue
         bad.append(bad_record(place, stop_at, HistoryError(f"{why}: {CURE}")))
     read = {place for place, offset in at.items() if offset > 0}
-    if read and all(at[place] > ends[place] for place in read):
+    if read and all(place in ends and at[place] > ends[place] for place in read):
         first = next(record for record in bad if record.place in read)
         raise HistoryError(f"the views do not fit the log: {first.text}")
     return bad

@@ -1,10 +1,16 @@
 """One partition has no leader: what depends on it waits, and the other lanes of the same worker go on."""
 
+import asyncio
 import json
 
 import pytest
 from confluent_kafka import Producer
+from sqlalchemy import make_url
 
+from order_service.errors import LeaderAwayError
+from order_service.sdk import Accepted, OrderCommands
+from order_service.views.queries import Views
+from order_service.views.tables import open_database
 from tests.faults.brokerdata import place_on
 from tests.faults.cluster import Cluster
 from tests.samples import but, create
@@ -86,3 +92,31 @@ def test_the_ends_of_the_other_commands_are_known_while_one_partition_has_no_lea
     foreign.abort_transaction(30)
     cluster.start(node)
     worker.wait_ready()
+
+
+async def test_views_and_commands_of_the_other_partitions_go_on_while_one_has_no_leader(cluster, service, tmp_path):
+    worker = service.start_worker(ORDERS_SESSION_TIMEOUT_S="15").wait_lanes(4)
+    node = await asyncio.to_thread(take_away, cluster, service, service.names.events)
+    until(lambda: f"{service.names.events}-{AWAY} has no leader" in worker.faults(), "the partition has no leader")
+    url = f"sqlite:///{tmp_path}/views.db"
+    projector = service.start_worker(module=("order_service.cli", "projector"), ORDERS_DATABASE_URL=url)
+    away = f"partition {AWAY} of {service.names.events} has no leader"
+    until(lambda: away in projector.faults(), "the projector names it")
+    commands = [but(create, order_id=f"order-{number}", command_id=f"create-{number}") for number in range(20)]
+    others = [command for command in commands if service.partition_of(command.order_id) != AWAY]
+    waiting = [command for command in commands if command not in others]
+    async with OrderCommands(actor="service:shop", settings=service.settings()) as orders:
+        assert isinstance(await orders.send(others[0], wait_s=30), Accepted)
+        with pytest.raises(LeaderAwayError, match=away):
+            await orders.send(waiting[0])
+        service.send(others[1:])
+        views = Views(open_database(make_url(url)), service.names)
+        await asyncio.to_thread(
+            until, lambda: len(views.orders([one.order_id for one in others])) == len(others), "the other views go on"
+        )
+        assert away in projector.faults()
+        await asyncio.to_thread(cluster.start, node)
+        await asyncio.to_thread(projector.wait_ready)
+        assert isinstance(await orders.send(waiting[0], wait_s=30), Accepted)
+    until(lambda: views.orders([waiting[0].order_id]), "the partition is read again")
+    assert projector.process.poll() is None

@@ -5,6 +5,7 @@ import asyncio
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Event
+from order_service.errors import DamagedError, LeaderAwayError
 from order_service.reading import Seen
 from order_service.stream.topics import topic_names
 from order_service.wire.avro import encode_event
@@ -48,11 +49,14 @@ class Log:
         self.end_of = dict(ends)
         self.start_of = dict.fromkeys(ends, 0)
         self.records = []
+        self.without_leader = set()
         self.told = dict.fromkeys(ends)
         """Where fetches said that partitions end, all that is not committed yet included."""
         self.at = {}
         self.away = None
         """Why the schema registry cannot be asked."""
+        self.damaged = None
+        """The partition whose next batch is damaged."""
         self.begun = []
         """The partitions that were read, each time that reading began."""
 
@@ -63,11 +67,23 @@ class Log:
     async def places(self, *_topics):
         return list(self.end_of)
 
-    async def ends(self, _places):
-        return dict(self.end_of)
+    async def leaderless(self, places):
+        return [place for place in places if place in self.without_leader]
 
-    async def starts(self, _places):
-        return dict(self.start_of)
+    async def ends(self, places):
+        self._check_leaders(places)
+        return {place: self.end_of[place] for place in places}
+
+    async def starts(self, places):
+        self._check_leaders(places)
+        return {place: self.start_of[place] for place in places}
+
+    def _check_leaders(self, places):
+        if found := self.without_leader.intersection(places):
+            raise LeaderAwayError(found)
+
+    def without_leader_now(self):
+        return sorted(self.without_leader)
 
     async def behind(self, _ends):
         return 0
@@ -95,6 +111,8 @@ class Log:
                 if record.offset >= at.get(place, record.offset + 1):
                     found.append(record)
                     at[place] = record.offset + 1
+            if (place := self.damaged) is not None and place in starts and not found:
+                raise DamagedError(place, at[place])
             yield found
             await asyncio.sleep(0.005)
 
@@ -104,12 +122,17 @@ class Progress:
 
     def __init__(self):
         self.behind = []
+        self.left = []
+        self.leaderless = set()
 
     def tell(self, left):
-        pass
+        self.left.append(left)
 
     def tell_behind(self, behind):
         self.behind.append(behind)
 
     def tell_bad(self, records):
         pass
+
+    def tell_leaderless(self, places):
+        self.leaderless = set(places)

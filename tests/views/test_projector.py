@@ -126,6 +126,9 @@ def test_a_record_that_nobody_can_mend_is_skipped_once_and_where_the_partition_i
         pytest.param(but(order_created, order_id="order\0"), b"order\0", id="an order_id with NUL"),
         pytest.param(but(order_created, command_id="\0"), b"order-1", id="a command_id with NUL"),
         pytest.param(but(order_created, fact=but(samples.created, user_id="\0")), b"order-1", id="a user_id with NUL"),
+        pytest.param(
+            but(order_amended, fact=but(order_amended.fact, user_id="\0")), b"order-1", id="an amended user_id"
+        ),
         pytest.param(order_created, b"order-2", id="the key of another order"),
         pytest.param(order_created, None, id="no key"),
         pytest.param(None, b"order-1", id="bytes that are no event"),
@@ -156,12 +159,16 @@ NINE = {EVENTS: 9, OTHER: 9, REJECTIONS: 9}
         pytest.param({REJECTIONS: 3}, {REJECTIONS: 5}, {}, [], id="rejections that were deleted"),
         pytest.param({}, {}, {EVENTS: 0, OTHER: 0, REJECTIONS: 0}, [], id="fresh views of an empty log"),
         pytest.param({EVENTS: 5}, {}, {EVENTS: 3}, None, id="all that was read has lost its end"),
+        pytest.param(
+            {EVENTS: 5, OTHER: 7}, {}, {EVENTS: 3, OTHER: None}, [(EVENTS, 5)], id="one lost its end, one has no leader"
+        ),
         pytest.param({EVENTS: 5, OTHER: 7}, {}, dict.fromkeys(NINE, 3), None, id="a log made anew"),
     ],
 )
 def test_a_partition_that_lost_records_is_stopped_alone_and_another_log_is_refused(at, starts, ends, bad):
     names = topic_names()
-    place = {**OTHERS, **at}, {**OTHERS, **starts}, {**NINE, **ends}
+    led = {place: end for place, end in {**NINE, **ends}.items() if end is not None}
+    place = {**OTHERS, **at}, {**OTHERS, **starts}, led
     if bad is None:
         with pytest.raises(HistoryError, match=r"the views do not fit the log: .* they belong to another log"):
             projector._unreachable(*place, names)
@@ -264,6 +271,114 @@ async def test_while_the_schema_registry_is_away_only_the_partition_that_needs_i
         log.records[0], log.away = readable, None
         await holds(lambda: order_of(views, "order-1"))
     assert views.faulty() == []
+
+
+async def test_a_partition_without_a_leader_is_left_out_until_it_has_one_and_the_others_go_on(
+    projection, views, monkeypatch
+):
+    for module in (stopped, projector):
+        monkeypatch.setattr(module, "TRY_AGAIN_S", 0.02)
+    monkeypatch.setattr(projector, "LOOK_EVERY_S", 0.01)
+    log, progress = Log(OTHERS), Progress()
+    log.without_leader = {EVENTS}
+    log.write(EVENTS, order(1))
+    log.write(OTHER, order(2))
+    async with following(log, projection, progress):
+        await holds(lambda: order_of(views, "order-2"))
+        await holds(lambda: progress.leaderless == {EVENTS})
+        begun = len(log.begun)
+        await holds(lambda: len(log.begun) > begun + 2)
+        assert not any(EVENTS in places for places in log.begun)
+        assert progress.left == []  # what it holds is not known: the views are not built
+        log.without_leader = set()
+        await holds(lambda: order_of(views, "order-1") and not progress.leaderless and 0 in progress.left)
+        log.without_leader = {OTHER}
+        await holds(lambda: progress.leaderless == {OTHER})
+        log.write(EVENTS, order(3))
+        await holds(lambda: order_of(views, "order-3"))
+    assert views.faulty() == []
+
+
+async def test_a_projector_waits_where_no_partition_has_a_leader(projection, views, monkeypatch):
+    monkeypatch.setattr(projector, "TRY_AGAIN_S", 0.02)
+    log, progress = Log(OTHERS), Progress()
+    log.without_leader = set(OTHERS)
+    log.write(OTHER, order(2))
+    async with following(log, projection, progress):
+        await holds(lambda: progress.leaderless == set(OTHERS))
+        log.without_leader = set()
+        await holds(lambda: order_of(views, "order-2") and not progress.leaderless)
+
+
+async def test_a_leader_that_is_lost_while_its_ends_are_asked_for_ends_no_projector(projection, views, monkeypatch):
+    monkeypatch.setattr(projector, "TRY_AGAIN_S", 0.02)
+    log, seen = Log(OTHERS), []
+
+    async def late(places):
+        found = [place for place in places if place in log.without_leader]
+        log.without_leader = {EVENTS}
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(log, "leaderless", late)
+    log.write(OTHER, order(2))
+    async with following(log, projection, Progress()):
+        await holds(lambda: order_of(views, "order-2"))
+    assert seen[:2] == [[], [EVENTS]]
+
+
+async def test_a_damaged_batch_stops_its_partition_and_no_other_one(projection, views, monkeypatch):
+    monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0.02)
+    log = Log(OTHERS)
+    log.write(EVENTS, order(1))
+    log.write(OTHER, order(2))
+    log.damaged = EVENTS
+    async with following(log, projection, Progress()):
+        await holds(views.faulty)
+        ((*where, why),) = views.faulty()
+        assert where == [EVENTS.topic, 0, 1]
+        assert f"a batch of {EVENTS.topic}-0 is damaged" in why
+        log.write(OTHER, order(3))
+        await holds(lambda: order_of(views, "order-1") and order_of(views, "order-3"))
+        assert len(views.faulty()) == 1
+        log.write(EVENTS, order(4))
+        log.write(EVENTS, order(5))
+        assert projection.skip(EVENTS, 1)
+        log.damaged = None
+        await holds(lambda: order_of(views, "order-5"))
+    assert views.faulty() == []
+    assert order_of(views, "order-4") is None
+
+
+async def test_views_that_are_built_are_not_being_built_again_for_a_stopped_partition(projection, views, monkeypatch):
+    monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0.02)
+    log, progress = Log(OTHERS), Progress()
+    log.damaged = EVENTS
+
+    async def behind(_ends):
+        return 3 if EVENTS in log.begun[-1] and len(log.begun) > 1 else 0
+
+    monkeypatch.setattr(log, "behind", behind)
+    async with following(log, projection, progress):
+        await holds(lambda: [EVENTS in places for places in log.begun].count(True) > 3)
+        assert progress.left == [0]
+        with projection._engine.begin() as connection:
+            connection.execute(form.update().values(is_built=False))  # as another version does that makes them anew
+        await holds(lambda: len(progress.left) > 1 and projection.is_built())
+
+
+async def test_a_partition_that_lost_its_end_stops_again_when_it_is_skipped(projection, views, monkeypatch):
+    monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0.02)
+    log = Log(OTHERS)
+    log.write(OTHER, order(2))
+    projection.positions(OTHERS)
+    beside = Seen(order(2), 1, 0, digest_of(order(2)), 0)
+    projection.apply([*seens([order(0), order(1)]), beside], OTHERS, {EVENTS: 2, OTHER: 1})
+    log.end_of[EVENTS] = 1
+    async with following(log, projection, Progress()):
+        for offset in (2, 3):
+            await holds(lambda offset=offset: [fault[2] for fault in views.faulty()] == [offset])
+            assert projection.skip(EVENTS, offset)
 
 
 async def looks(completeness, log, at, count=3):

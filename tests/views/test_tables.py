@@ -8,6 +8,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import DBAPIError
+from structlog.testing import capture_logs
 
 from order_service.errors import DatabaseError
 from order_service.settings import Settings
@@ -60,6 +61,20 @@ def test_views_are_ready_when_they_have_what_the_log_held_at_the_start():
     assert building.faults() == ["the views are being built: 1,200 offsets are left"]
     building.tell(0)
     assert building.faults() == []
+
+
+def test_a_partition_without_a_leader_is_named_in_readiness_and_logged_once():
+    building = Building()
+    building.tell(0)
+    with capture_logs() as lines:
+        for places in ([EVENTS], [EVENTS], [], []):
+            building.tell_leaderless(places)
+            said = f"partition 0 of {EVENTS.topic} has no leader: its views get older"
+            assert building.faults() == [said for _ in places]
+    assert [line["event"] for line in lines] == [
+        "A partition has no leader: its views get older.",
+        "A partition has a leader again.",
+    ]
 
 
 ASKED = [Views.faults, Views.places, lambda views: views.orders(["order-1"])]

@@ -1,0 +1,241 @@
+"""What a `Reader` asks aiokafka, and what it makes of the answers: here one that a test plays."""
+
+import asyncio
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+from aiokafka.errors import CorruptRecordException, KafkaTimeoutError
+from aiokafka.structs import ConsumerRecord, TopicPartition
+
+from order_service.errors import DamagedError, KafkaAwayError, LeaderAwayError
+from order_service.reading import Reader
+from order_service.settings import Settings
+from order_service.stream.topics import topic_names
+
+NAMES = topic_names()
+LED, AWAY = TopicPartition(NAMES.events, 0), TopicPartition(NAMES.events, 1)
+NONE = -1
+
+
+class Played:
+    """An aiokafka consumer of one topic with two partitions. Like aiokafka, it asks for all ends or for none."""
+
+    def __init__(self):
+        self.leaders = {LED: 1, AWAY: 1}
+        self.known = None
+        """What the client knows of the leaders, if that is not how they are now."""
+        self.told = dict.fromkeys(self.leaders, 0)
+        self.asked = 0
+        cluster = SimpleNamespace(leader_for_partition=lambda place: (self.known or self.leaders)[place])
+        self._client = SimpleNamespace(cluster=cluster, get_random_node=lambda: 1, send=self._send)
+
+    async def _send(self, _node, _request):
+        partitions = [{"partition": place.partition, "leader": leader} for place, leader in self.leaders.items()]
+        topic = {"error_code": 0, "topic": NAMES.events, "partitions": partitions}
+        return SimpleNamespace(to_object=lambda: {"topics": [topic]})
+
+    async def end_offsets(self, places):
+        self.asked += 1
+        self.known = None  # it looks for the leaders again
+        if any(self.leaders[place] == NONE for place in places):
+            raise KafkaTimeoutError("Failed to get offsets by times in 10000 ms")
+        return dict.fromkeys(places, 7)
+
+    beginning_offsets = end_offsets
+
+    def assignment(self):
+        return set(self.leaders)
+
+    def last_poll_timestamp(self, place):
+        return self.told[place]
+
+    def last_stable_offset(self, _place):
+        return 7
+
+    async def position(self, _place):
+        return 5
+
+
+@pytest.fixture
+async def played():
+    return Played()
+
+
+@pytest.fixture
+async def reader(played):
+    made = Reader(Settings())
+    await made._consumer.stop()
+    made._consumer = played
+    return made
+
+
+async def test_a_partition_without_a_leader_is_named_at_once_and_the_others_are_asked(reader, played):
+    played.leaders[AWAY] = NONE
+    assert await reader.leaderless([LED, AWAY]) == [AWAY]
+    for ask in (reader.ends, reader.starts):
+        with pytest.raises(LeaderAwayError, match=rf"^partition 1 of {NAMES.events} has no leader"):
+            await ask([LED, AWAY])
+        assert played.asked == 0
+        assert await ask([LED]) == {LED: 7}
+        played.asked = 0
+
+
+async def test_a_leader_that_is_lost_while_it_is_asked_is_named_too(reader, played):
+    played.known, played.leaders = dict(played.leaders), {LED: 1, AWAY: NONE}
+    with pytest.raises(LeaderAwayError):
+        await reader.ends([LED, AWAY])
+    assert played.asked == 1
+
+
+async def test_what_the_client_believes_of_a_leader_that_is_back_is_asked_again(reader, played):
+    played.known = {LED: 1, AWAY: NONE}
+    assert await reader.leaderless([LED, AWAY]) == []
+    assert await reader.ends([LED, AWAY]) == {LED: 7, AWAY: 7}
+
+
+async def test_a_kafka_that_does_not_answer_is_away_as_before(reader, played):
+    async def give_up(_places):
+        raise KafkaTimeoutError
+
+    played.end_offsets = give_up
+    with pytest.raises(KafkaAwayError) as caught:
+        await reader.ends([LED, AWAY])
+    assert type(caught.value) is KafkaAwayError
+
+
+async def test_the_silence_of_a_partition_without_a_leader_is_not_the_silence_of_kafka(reader, played, monkeypatch):
+    monkeypatch.setattr("order_service.reading.SILENT_S", -1.0)
+    assert await reader.lag() is None
+    played.leaders = {LED: NONE, AWAY: NONE}
+    assert await reader.lag() == 4
+    assert reader.without_leader_now() == [LED, AWAY]
+
+
+async def test_partitions_that_are_added_move_no_other_one(reader, played):
+    begun: list[dict[TopicPartition, int]] = []
+    reader.begin = begun.append
+    await reader.add({AWAY: 7})
+    assert begun == [{LED: 5, AWAY: 7}]
+
+
+DAMAGED, WHOLE = TopicPartition(NAMES.rejections, 1), TopicPartition(NAMES.events, 1)
+
+
+class Draining(Played):
+    """A consumer of two partitions that drains one after the other, as aiokafka does, one of them with a bad batch.
+
+    Where it meets the damage, it raises, and drops what it has drained. Its positions are behind what it dropped: at
+    once for the other partition, at the next call for this one.
+    """
+
+    def __init__(self, damaged_at):
+        super().__init__()
+        self.damaged_at = damaged_at
+        self.positions = {}
+        self._passed = False
+
+    def assign(self, places):
+        self.positions = dict.fromkeys(places, 0)
+        self._passed = False
+
+    def seek(self, place, offset):
+        self.positions[place] = offset
+
+    async def position(self, place):
+        return self.positions[place]
+
+    async def getmany(self, *places, timeout_ms, max_records):  # noqa: ARG002, as in aiokafka
+        found = {}
+        for place in sorted(places or self.positions):
+            if self._passed and place == DAMAGED and self.damaged_at is not None:
+                self.positions[place] = self.damaged_at
+            offsets = range(self.positions[place], 10)[:max_records]
+            if place == DAMAGED and self.damaged_at is not None and self.damaged_at in (offsets or [self.damaged_at]):
+                self._passed = True
+                raise CorruptRecordException(f"Invalid CRC - {place}")
+            if offsets:
+                found[place] = [ConsumerRecord(*place, offset, 0, 0, b"", b"", None, 0, 0, ()) for offset in offsets]
+                self.positions[place] = offsets[-1] + 1
+                max_records -= len(offsets)
+        return found
+
+
+@pytest.mark.parametrize("damaged_at", [0, 6])
+async def test_a_damaged_batch_is_named_with_its_offset_and_takes_no_record_of_another_partition(reader, damaged_at):
+    reader._consumer = played = Draining(damaged_at)
+    reader.begin({WHOLE: 3, DAMAGED: 0})
+    before = [record.offset for record in await reader.some(learn=False)] if damaged_at else []
+    assert before == list(range(damaged_at))
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=rf"a batch of {NAMES.rejections}-1 is damaged") as caught:
+            await reader.some(learn=False)
+        assert (caught.value.place, caught.value.offset) == (DAMAGED, damaged_at)
+    played.damaged_at = None
+    records = await reader.some(learn=False)
+    assert [record.offset for record in records if record.topic == WHOLE.topic] == list(range(3, 10))
+    assert [record.offset for record in records if record.topic == DAMAGED.topic] == list(range(damaged_at, 10))
+
+
+async def test_damage_of_a_partition_that_is_not_named_is_reported_and_nothing_is_lost(reader, monkeypatch):
+    reader._consumer = played = Draining(None)
+    reader.begin({WHOLE: 3, DAMAGED: 10})
+    whole = played.getmany
+
+    async def fail(**arguments):
+        await whole(**arguments)
+        raise CorruptRecordException("Invalid CRC")
+
+    monkeypatch.setattr(played, "getmany", fail)
+    with pytest.raises(KafkaAwayError, match="Invalid CRC"):
+        await reader.some(learn=False)
+    monkeypatch.setattr(played, "getmany", whole)
+    assert [record.offset for record in await reader.some(learn=False)] == list(range(3, 10))
+
+
+class Registry:
+    """Looks ids up for a reader, and does not answer until a test lets it."""
+
+    def __init__(self):
+        self.asked = 0
+        self.answers = False
+
+    def are_known(self, values):
+        return not any(values)
+
+    async def learn(self, values):
+        if any(values):
+            self.asked += 1
+            if not self.answers:
+                await asyncio.sleep(1000)
+
+
+async def test_a_registry_that_did_not_answer_is_not_asked_again_at_once(reader, monkeypatch):
+    monkeypatch.setattr("order_service.reading.LOOK_UP_S", 0.01)
+    reader._ids = registry = Registry()
+    unknown = ConsumerRecord(*LED, 0, 0, 0, b"", b"unknown", None, 0, 0, ())
+    for _ in range(3):
+        assert "does not answer" in str(await reader.look_up([unknown]))
+    assert registry.asked == 1
+    assert await reader.look_up([dataclasses.replace(unknown, value=None)]) is None
+    registry.answers = True
+    monkeypatch.setattr("order_service.reading.LOOK_UP_AGAIN_S", 0.0)
+    assert await reader.look_up([unknown]) is None
+    assert registry.asked == 2
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+async def test_a_wall_clock_that_steps_is_not_taken_for_a_silent_kafka(reader, played, monkeypatch, step_s):
+    now = 5000.0
+    clocks = SimpleNamespace(monotonic=lambda: now, time=lambda: now + step_s)
+    monkeypatch.setattr("order_service.reading.time", clocks)
+    played.told = dict.fromkeys(played.leaders, int(now * 1000))
+    assert await reader.lag() == 4
+    now += 5.0
+    assert await reader.lag() == 4
+    now += 6.0
+    assert await reader.lag() is None
+    played.told[LED] += 1
+    assert await reader.lag() is None  # the other one is still silent
+    played.told[AWAY] += 1
+    assert await reader.lag() == 4
