@@ -182,7 +182,6 @@ class Reader:
         if not self._fetched:
             with kafka_answers(self._servers):
                 self._fetched = await self._fetch()
-            self._reached |= {TopicPartition(one.topic, one.partition): one.offset + 1 for one in self._fetched}
         if learn:
             await self._ids.learn(self._decoded(self._fetched))
         found, self._fetched = self._fetched, []
@@ -198,6 +197,7 @@ class Reader:
             if damaged is None:
                 raise
             return await self._before_damage(TopicPartition(damaged[1], int(damaged[2])))
+        self._reached |= {place: records[-1].offset + 1 for place, records in fetched.items()}
         return [record for records in fetched.values() for record in records]
 
     async def _before_damage(self, place: TopicPartition) -> list[ConsumerRecord]:
@@ -223,6 +223,7 @@ class Reader:
                 if not fetched:  # nothing more has come, or it can be read by now
                     break
                 found += fetched[place]
+                self._reached[place] = found[-1].offset + 1
         return found
 
     async def follow(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:

@@ -24,6 +24,7 @@ class TopicWatch:
 
     def __init__(self, settings: Settings, in_sync: dict[str, int]) -> None:
         self.faults: list[str] = []
+        self._risks: list[str] = []
         self._in_sync = in_sync
         self._settings = settings
         self._is_comparing = True
@@ -52,5 +53,8 @@ class TopicWatch:
                 log.error("A topic is less than it must be.", fault=fault, cure=MENDED_BY)
         if self.faults and not faults:
             log.info("All topics are as they must be again.")
-        self.faults = faults
+        for risk in compared.risks:
+            if risk not in self._risks:
+                log.warning("The settings of the topics are a risk.", risk=risk)
+        self.faults, self._risks = faults, compared.risks
         metrics.TOPIC_FAULTS.set(len(faults))

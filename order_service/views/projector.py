@@ -455,7 +455,7 @@ def _unreachable(
     a leader has no end here, and may hold what was read.
     """
     bad = []
-    for place, end in ends.items():
+    for place, end in sorted(ends.items()):
         offset = at[place]
         if offset > end:
             why, stop_at = f"the views have read it up to {offset}, but it ends at {end}", offset

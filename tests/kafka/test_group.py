@@ -110,7 +110,7 @@ def test_a_worker_whose_coordinator_fails_while_it_runs_ends(service):
     worker = service.start_worker(module=("tests.hindered", "heartbeat")).wait_lanes(4)
     worker.send(signal.SIGPROF)
     assert worker.wait_ended() == GROUP_ERROR
-    assert "refuses this worker as a member" in reason(worker)
+    assert "this worker is no longer a member of the group" in reason(worker)
     service.start_worker()
     service.send(commands)
     service.wait_outcomes(len(commands))

@@ -62,7 +62,7 @@ def test_a_lane_whose_output_has_no_leader_waits_and_the_others_go_on(cluster, s
 def test_a_lane_waits_for_as_many_in_sync_replicas_as_its_topic_asks_for(cluster, service):
     worker = service.start_worker(ORDERS_SESSION_TIMEOUT_S="15", TEST_TOPICS_EVERY_S="0.2").wait_lanes(4)
     service.configure_events("min.insync.replicas", 3)
-    until(lambda: "min.insync.replicas=3" in worker.faults(), "the worker knows the setting")
+    until(lambda: "needs all of its 3 replicas in sync" in worker.log(), "the worker knows the setting")
     node = next(node for node in cluster.nodes if node != cluster.coordinator_of_group(service.group_id))
     cluster.kill(node)
     waits = f"{service.names.events}-{AWAY} has 2 of 3 in-sync replicas"
