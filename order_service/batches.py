@@ -8,14 +8,17 @@ Two kinds stop a partition for ever in aiokafka 0.14:
   delete horizon has passed but the producer is still active (Kafka keeps the empty batch for its sequence numbers).
   It says nothing about a transaction, as in the Java client since KAFKA-7467.
 
-A batch that nobody can read raises CorruptRecordException here, whose text names topic and partition. aiokafka does so
-for a wrong checksum only: a damaged length, which the checksum does not cover, is an error of another kind there.
+A batch that nobody can read raises CorruptRecordException here, whose text names topic and partition (`damaged_place`).
+aiokafka does so for a wrong checksum only. The checksum does not cover the length: where that is damaged, aiokafka
+raises an error that names no partition, or, if it is too long, RecordTooLargeError with a position one record further.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, Final, SupportsIndex, overload
 
+from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordBatchPy
@@ -24,6 +27,15 @@ from aiokafka.record.memory_records import _MemoryRecordsPy
 _RECORD_COUNT_AT: Final = 57
 _MAGIC_AT: Final = 16
 """Offsets in the header of a batch. Source: Kafka protocol guide, "Record batch"."""
+
+
+_PLACE: Final = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
+
+
+def damaged_place(error: BaseException) -> TopicPartition | None:
+    """Return the partition that a CorruptRecordException names, None if it names none."""
+    found = _PLACE.search(str(error))
+    return None if found is None else TopicPartition(found[1], int(found[2]))
 
 
 def install() -> None:
@@ -39,14 +51,26 @@ class NamedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         try:
             yield from super()._unpack_records()
         except Exception as error:
+            if self._key_deserializer or self._value_deserializer:  # a consumer that is not ours: it may be their error
+                raise
             raise CorruptRecordException(f"{error!r} - {self._tp}") from error
 
 
 class LenientRecords(_MemoryRecordsPy):  # type: ignore[misc] # it is final for type checkers only
-    """The batches of a fetched partition."""
+    """The batches of a fetched partition. Kafka sends the first one whole, or its length is damaged."""
+
+    def __init__(self, fetched: bytes) -> None:
+        super().__init__(fetched)
+        self._is_too_long = self._next_slice is None and self._remaining_bytes > 0
+
+    def has_next(self) -> bool:
+        """Return whether there is a batch, be it one that cannot be read."""
+        return self._is_too_long or bool(super().has_next())
 
     def next_batch(self, *_: Any) -> Any:
         """Return the next batch, with its bytes at hand in case it must be read again."""
+        if self._is_too_long:
+            raise CorruptRecordException("a batch is longer than what was fetched")
         whole = self._next_slice
         batch = super().next_batch()
         return None if batch is None or whole is None else LenientBatch(batch, whole)

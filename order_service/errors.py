@@ -44,11 +44,11 @@ class HistoryError(OrderServiceError):
 
 
 class DamagedError(HistoryError):
-    """A batch of records is damaged on the broker's disk: nothing from `offset` of the partition `place` on is read."""
+    """A batch of records cannot be read: nothing from `offset` of the partition `place` on is. `__cause__` says why."""
 
     def __init__(self, place: tuple[str, int], offset: int) -> None:
         topic, partition = place
-        super().__init__(f"a batch of {topic}-{partition} is damaged at offset {offset}, on the broker's disk")
+        super().__init__(f"a batch of {topic}-{partition} is damaged at offset {offset}")
         self.place = place
         self.offset = offset
 

@@ -1,7 +1,6 @@
 """Read the topics as anybody may: committed records only, by assignment, without a group."""
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaE
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from msgspec import Struct
 
+from order_service.batches import damaged_place
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import (
     DamagedError,
@@ -40,9 +40,6 @@ LOOK_UP_S: Final = 2.5
 
 LOOK_UP_AGAIN_S: Final = 30.0
 """How long `look_up` does not ask a registry that has just failed."""
-
-_DAMAGED: Final = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
-"""In the message about a batch that cannot be read."""
 
 AT_ONCE_MAX: Final = 8_000
 """How many records are given at once: a transaction of a projector, which in thousands would take half longer."""
@@ -193,10 +190,10 @@ class Reader:
         except CorruptRecordException as error:
             # aiokafka drops what it has drained of the other partitions, and its positions are behind that
             self.begin(self._reached)
-            damaged = _DAMAGED.search(str(error))
-            if damaged is None:
+            place = damaged_place(error)
+            if place is None:
                 raise
-            return await self._before_damage(TopicPartition(damaged[1], int(damaged[2])))
+            return await self._before_damage(place)
         self._reached |= {place: records[-1].offset + 1 for place, records in fetched.items()}
         return [record for records in fetched.values() for record in records]
 
@@ -207,23 +204,24 @@ class Reader:
         is at the damage when two fetches in a row fail at the same one.
         """
         found: list[ConsumerRecord] = []
-        failed_at = -1
+        failed_at, give_up_at = -1, time.monotonic() + SILENT_S
         while len(found) < AT_ONCE_MAX:
             try:
                 fetched = await self._consumer.getmany(place, timeout_ms=500, max_records=1)
-            except CorruptRecordException:
+            except CorruptRecordException as error:
                 offset = await self._consumer.position(place)
                 if offset != failed_at:
                     failed_at = offset
                 elif found:
                     break
                 else:
-                    raise DamagedError(place, offset) from None
+                    raise DamagedError(place, offset) from error
             else:
-                if not fetched:  # nothing more has come, or it can be read by now
+                if fetched:
+                    found += fetched[place]
+                    self._reached[place] = found[-1].offset + 1
+                elif found or time.monotonic() > give_up_at:  # a slow answer, or the batch can be read by now
                     break
-                found += fetched[place]
-                self._reached[place] = found[-1].offset + 1
         return found
 
     async def follow(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:

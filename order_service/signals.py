@@ -40,7 +40,7 @@ def run_until_told(work: Coroutine[Any, Any, _T], end_process: Callable[[int], o
             nonlocal is_told
             if not is_told and task is not None:
                 is_told = True
-                _end_at_last(end_process)
+                end_at_last(CLOSE_WITHIN_S + CUT_WITHIN_S, end_process)
                 task.cancel()
                 loop.call_later(CLOSE_WITHIN_S, task.cancel)
 
@@ -60,9 +60,8 @@ def run_until_told(work: Coroutine[Any, Any, _T], end_process: Callable[[int], o
     return result
 
 
-def _end_at_last(end_process: Callable[[int], object]) -> None:
-    """End the process after the time that it may take to end; what hangs by then holds nothing that is not safe."""
-    within_s = CLOSE_WITHIN_S + CUT_WITHIN_S
+def end_at_last(within_s: float, end_process: Callable[[int], object] = os._exit) -> None:
+    """End the process with 0 after the seconds that it may take to end; what hangs by then holds nothing unsaved."""
 
     def say_why() -> None:
         hanging = [thread.name for thread in threading.enumerate() if not thread.daemon]

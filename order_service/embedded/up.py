@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -236,7 +237,12 @@ class _Announcer:
 def has_started(host: str, port: int) -> bool:
     """Return whether the process with this admin port does its work, perhaps with parked lanes or stopped views."""
     status, body = _get(host, port, "/health/ready")
-    return status == 200 or (status == 503 and not json.loads(body)["starting"])
+    if status != HTTPStatus.SERVICE_UNAVAILABLE:
+        return status == HTTPStatus.OK
+    try:
+        return json.loads(body)["starting"] is False
+    except (ValueError, KeyError, TypeError):  # another program has this port
+        return False
 
 
 def _answers(host: str, port: int, path: str) -> bool:

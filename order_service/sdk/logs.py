@@ -7,10 +7,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from aiokafka import ConsumerRebalanceListener
-from aiokafka.errors import CommitFailedError, IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    CommitFailedError,
+    CorruptRecordException,
+    IllegalStateError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
-from order_service.errors import HistoryError, KafkaAwayError, OrderServiceError, SetupError
+from order_service.batches import damaged_place
+from order_service.errors import DamagedError, HistoryError, KafkaAwayError, OrderServiceError, SetupError
 from order_service.kafka import Consumer, connection
 from order_service.logger import library_logger
 from order_service.reading import Reader, kafka_answers
@@ -247,6 +254,8 @@ class GroupLog:
             with kafka_answers(self._servers):
                 fetched = await self._consumer.getmany(timeout_ms=500, max_records=1)
         except KafkaAwayError as error:
+            if isinstance(error.__cause__, CorruptRecordException) and (place := damaged_place(error.__cause__)):
+                raise DamagedError(place, await self._consumer.position(place)) from error
             if isinstance(error.__cause__, NoOffsetForPartitionError | OffsetOutOfRangeError):
                 said = f"the place of the group {self._group} is not in {self.names.events}: it is another log"
                 raise HistoryError(f"{said}, or has new partitions; give the group another name") from error

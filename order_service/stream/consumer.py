@@ -8,7 +8,6 @@ public; the exact pin in pyproject.toml and the tests on a real broker hold them
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -31,6 +30,7 @@ from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from order_service.batches import damaged_place
 from order_service.errors import GroupError, KafkaAwayError
 from order_service.kafka import NO_LEADER, Consumer, missing_right
 from order_service.stream.inbox import Run
@@ -51,8 +51,6 @@ LEAVE_WITHIN_S: Final = 1.0
 CHECK_EVERY_S: Final = 0.5
 PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError)
 """Errors of one partition that no retry mends: its lane parks, the others go on."""
-_DAMAGED: Final = re.compile(r"partition=(\d+)")
-"""In aiokafka's message about a batch whose checksum does not fit."""
 
 _FAUST_LOG: Final = logging.getLogger("faust.app")
 _T = TypeVar("_T")
@@ -283,11 +281,11 @@ class FetchThread(driver.AIOKafkaConsumerThread):
 
     def _stop_handing_on(self, error: CorruptRecordException) -> None:
         """Hand on nothing more, and report the partition with a damaged batch: all partitions are opened again."""
-        found = _DAMAGED.search(str(error))
+        place = damaged_place(error)
         self._distrust_positions()
-        if found is None:
+        if place is None:
             raise error
-        self.app.loop.call_soon_threadsafe(self.consumer.app.on_damaged, int(found[1]), str(error))
+        self.app.loop.call_soon_threadsafe(self.consumer.app.on_damaged, place.partition, str(error))
 
     def _distrust_positions(self) -> None:
         """Hand on nothing, and let `reached` confirm no position, until the partitions are opened again.

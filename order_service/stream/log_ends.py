@@ -68,9 +68,9 @@ class LogEnds:
         return 0 if found is None else found.end.end
 
     def stable_end_of(self, partition: int) -> int:
-        """Return the last stable offset of a partition as it was last read, 0 before that."""
+        """Return the last stable offset of a partition, 0 if the broker did not report it the last time."""
         found = self._seen.get(partition)
-        return 0 if found is None else found.end.stable
+        return found.end.stable if found is not None and found.at == self._read_at else 0
 
     async def run(self) -> NoReturn:
         """Read the ends until cancelled; a broker that does not answer leaves the last ones."""

@@ -24,7 +24,7 @@ class TopicWatch:
 
     def __init__(self, settings: Settings, in_sync: dict[str, int]) -> None:
         self.faults: list[str] = []
-        self._risks: list[str] = []
+        self._risks: list[str] | None = None
         self._in_sync = in_sync
         self._settings = settings
         self._is_comparing = True
@@ -54,7 +54,7 @@ class TopicWatch:
         if self.faults and not faults:
             log.info("All topics are as they must be again.")
         for risk in compared.risks:
-            if risk not in self._risks:
+            if self._risks is not None and risk not in self._risks:  # the first ones were logged at the start
                 log.warning("The settings of the topics are a risk.", risk=risk)
         self.faults, self._risks = faults, compared.risks
         metrics.TOPIC_FAULTS.set(len(faults))

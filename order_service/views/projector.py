@@ -266,13 +266,15 @@ async def follow(reader: Reader, projection: Projection, progress: Progress) -> 
     stopped, completeness = Stopped(), Completeness(reader.names)
     while True:
         if left == 0 and not await asyncio.to_thread(projection.is_built):
-            left = None  # the tables were made anew
+            left, completeness = None, Completeness(reader.names)  # the tables were made anew
         try:
             left = await _follow(reader, projection, places, goal, left, stopped, completeness, progress)
         except Overtaken as error:
             log.debug("Another projector was first.", where=str(error))
+            completeness = Completeness(reader.names)
         except LeaderAwayError as error:  # it lost its leader while it was asked; the next time it is left out
             log.debug("A leader is away.", why=str(error))
+            await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _follow(
@@ -291,6 +293,7 @@ async def _follow(
     are left up to there, None if it is not known; what it is by now is returned. Once it is 0 it stays so.
     """
     at = await asyncio.to_thread(projection.positions, places)
+    _check_places(at, places)
     leaderless = await reader.leaderless(places)
     progress.tell_leaderless(leaderless)
     # it moves `at` where records are gone
@@ -328,6 +331,12 @@ async def _follow(
         if bad or stopped.is_due() or time.monotonic() >= begin_again_at:
             break
     return left
+
+
+def _check_places(at: Iterable[TopicPartition], places: Iterable[TopicPartition]) -> None:
+    """Raise HistoryError if the views have read a partition that the topics do not have."""
+    if unknown := sorted(set(at).difference(places)):
+        raise HistoryError(f"the views have read {unknown[0].topic}-{unknown[0].partition}, which is not there: {CURE}")
 
 
 async def _left(

@@ -18,6 +18,7 @@ from order_service.garbage import keep_what_is_there
 from order_service.registry import adopt_when_it_answers
 from order_service.sdk.producing import CommandsTopic
 from order_service.settings import Settings
+from order_service.signals import end_at_last
 from order_service.stream.topics import topic_names
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.queries import Views
@@ -37,6 +38,8 @@ log = structlog.get_logger()
 
 LOOK_EVERY_S: Final = 1.0
 END_WITHIN_S: Final = 5.0
+ENDED_WITHIN_S: Final = 25.0
+"""So long after it is told to end a server is gone, whatever hangs; what starts it should not kill it before."""
 
 
 class Readiness:
@@ -109,8 +112,14 @@ def _go_on_without(why: str) -> None:
 
 async def _look_until_told_to_end(pulse: Pulse, readiness: Readiness, adopting: Coroutine[Any, Any, None]) -> None:
     told = asyncio.Event()
+
+    def tell() -> None:
+        if not told.is_set():
+            end_at_last(ENDED_WITHIN_S)
+            told.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, tell)
     async with asyncio.TaskGroup() as tasks:
         looking = [tasks.create_task(each) for each in (pulse.run(), readiness.run(), adopting)]
         await told.wait()

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from order_service.admin import AdminServer
+from order_service.embedded import up
 from order_service.embedded.broker import free_port
 from order_service.embedded.up import has_started
 from order_service.errors import PortTakenError, cannot_listen
@@ -131,3 +132,9 @@ def test_a_process_that_works_with_faults_has_started(faults, is_starting, body,
 
 def test_a_process_that_does_not_answer_has_not_started():
     assert not has_started("127.0.0.1", free_port())
+
+
+@pytest.mark.parametrize("body", [b"busy", b"{}", b"[]"])
+def test_another_program_on_the_port_has_not_started(body, monkeypatch):
+    monkeypatch.setattr(up, "_get", lambda *_: (503, body))
+    assert not has_started("127.0.0.1", 9100)

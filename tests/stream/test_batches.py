@@ -1,5 +1,6 @@
 """Record batches as a broker that compacts hands them on, read the way aiokafka's consumers read them."""
 
+import json
 import struct
 
 import pytest
@@ -89,6 +90,26 @@ def test_a_damaged_length_names_the_partition_or_ends_the_records(length):
     else:
         with pytest.raises(CorruptRecordException, match=r"TopicPartition\(topic='orders.table.v1', partition=0\)"):
             read(log)
+
+
+def test_a_first_batch_that_is_longer_than_what_was_fetched_is_damaged():
+    """Kafka sends the first one whole. aiokafka would pass over one record, and then raise RecordTooLargeError."""
+    damaged = bytearray(batch(0, [(b"a", b"1")]))
+    struct.pack_into(">i", damaged, 8, 0x7FFFFFFF)
+    with pytest.raises(CorruptRecordException, match=r"longer than what was fetched.*partition=0"):
+        read(bytes(damaged))
+
+
+def test_nothing_fetched_is_no_batch():
+    assert read(b"") == ([], 0)
+
+
+def test_an_error_of_somebody_elses_deserializer_stays_what_it_is():
+    connection(Settings())
+    place, records = TopicPartition("theirs", 0), fetcher.MemoryRecords(batch(0, [(b"a", b"no JSON")]))
+    theirs = fetcher.PartitionRecords(place, records, [], 0, None, json.loads, True, fetcher.READ_COMMITTED)
+    with pytest.raises(json.JSONDecodeError):
+        list(theirs)
 
 
 def test_a_batch_in_a_codec_that_nobody_has_names_the_partition():

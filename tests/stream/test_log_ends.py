@@ -85,10 +85,10 @@ def test_a_partition_without_a_leader_is_old_alone(ends, clock):
     held = "partition 2: a transaction of another program is open on orders.commands.v1 from offset 6 for 15 s"
     assert [fault.partition(";")[0] for fault in ends.faults()] == [held, said]
     assert (held_s(1), held_s(2)) == (0, 15)
-    assert ends.end_of(1) == 20
+    assert (ends.end_of(1), ends.stable_end_of(1), ends.stable_end_of(2)) == (20, 0, 6)
     ends.take({0: End(9, 9), 1: End(21, 21), 2: End(7, 7)})
     assert ends.faults() == []
-    assert ends.end_of(1) == 21
+    assert (ends.end_of(1), ends.stable_end_of(1)) == (21, 21)
 
 
 def test_what_held_back_a_partition_is_told_of_while_it_has_no_leader(ends, clock):

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from contextlib import asynccontextmanager, suppress
 from functools import reduce
+from typing import Any, cast
 
 import pytest
 from aiokafka.structs import ConsumerRecord, TopicPartition
@@ -12,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from order_service.domain.messages import OrderCreated
 from order_service.domain.reasons import Status
-from order_service.errors import DatabaseError, HistoryError, RegistryAwayError
+from order_service.errors import DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
 from order_service.reading import SILENT_S, Reader, Seen
 from order_service.settings import Settings
 from order_service.stream.topics import topic_names
@@ -240,6 +241,33 @@ async def test_fresh_views_of_a_partition_without_its_head_begin_where_it_begins
         assert projection.skip(EVENTS, 4)
         await holds(lambda: order_of(views, "order-1"))
     assert views.faulty() == []
+
+
+async def test_a_partition_that_the_topics_no_longer_have_is_another_log(projection):
+    projection.positions([EVENTS, TopicPartition(EVENTS.topic, EVENTS.partition + 1)])
+    with pytest.raises(
+        HistoryError, match=r"the views have read .*-[0-9]+, which is not there: they belong to another"
+    ):
+        await follow(cast("Any", Log({EVENTS: 0})), projection, Progress())
+
+
+async def test_a_leader_that_is_lost_again_and_again_is_asked_for_once_a_second(projection, monkeypatch):
+    log: Any = Log({EVENTS: 0})
+    paused: list[float] = []
+
+    async def no_leader(places):
+        raise LeaderAwayError(places)
+
+    async def pause(seconds):
+        paused.append(seconds)
+        if len(paused) == 3:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(log, "ends", no_leader)
+    monkeypatch.setattr("order_service.views.projector.asyncio.sleep", pause)
+    with pytest.raises(asyncio.CancelledError):
+        await follow(log, projection, Progress())
+    assert paused == [projector.LOOK_EVERY_S] * 3
 
 
 async def test_a_projector_whose_partitions_are_all_stopped_has_started(projection, views):

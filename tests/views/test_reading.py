@@ -177,6 +177,22 @@ async def test_a_damaged_batch_is_named_with_its_offset_and_takes_no_record_of_a
     assert [record.offset for record in records if record.topic == DAMAGED.topic] == list(range(damaged_at, 10))
 
 
+async def test_a_slow_answer_hides_no_damage(reader, monkeypatch):
+    reader._consumer = played = Draining(6)
+    reader.begin({WHOLE: 10, DAMAGED: 0})
+    quick = played.getmany
+    slow: list[dict[TopicPartition, list[ConsumerRecord]]] = [{}, {}]
+
+    async def getmany(*places, **arguments):
+        return slow.pop() if places and slow else await quick(*places, **arguments)
+
+    monkeypatch.setattr(played, "getmany", getmany)
+    assert [record.offset for record in await reader.some(learn=False)] == list(range(6))
+    slow += [{}, {}]
+    with pytest.raises(DamagedError):
+        await reader.some(learn=False)
+
+
 async def test_damage_of_a_partition_that_is_not_named_is_reported_and_nothing_is_lost(reader, monkeypatch):
     reader._consumer = played = Draining(None)
     reader.begin({WHOLE: 3, DAMAGED: 10})
