@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined] # it is documented there
 
 from tests.faults.checker import PartitionRecords
@@ -29,11 +29,23 @@ def read_partition(bootstrap_servers: str, names: Mapping[str, str], partition: 
 
 
 def ends_of(bootstrap_servers: str, topics: list[str], partition: int) -> dict[str, int]:
-    """Tell where each topic ends by now, with what is not committed yet."""
+    """Return where each topic ends by now, with what is not committed yet.
+
+    A broker that answers with an error is asked again: after faults it may not know for a moment what it leads.
+    """
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    asked = {TopicPartition(topic, partition): OffsetSpec.latest() for topic in topics}
-    told = admin.list_offsets(asked, request_timeout=PATIENCE_S)
-    return {place.topic: future.result(PATIENCE_S).offset for place, future in told.items()}
+    ends: dict[str, int] = {}
+    give_up_at = time.monotonic() + PATIENCE_S
+    while missing := [topic for topic in topics if topic not in ends]:
+        asked = {TopicPartition(topic, partition): OffsetSpec.latest() for topic in missing}
+        for place, answer in admin.list_offsets(asked, request_timeout=PATIENCE_S).items():
+            try:
+                ends[place.topic] = answer.result(PATIENCE_S).offset
+            except KafkaException as error:
+                if error.args[0].code() < 0 or time.monotonic() > give_up_at:  # the client's own, or for too long
+                    raise
+                time.sleep(0.1)
+    return ends
 
 
 def read(
