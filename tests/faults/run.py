@@ -175,6 +175,7 @@ class Run:
         self._watched = Watched(sizes.silence_max_s, STUCK_S)
         self._plan = plan_faults(sizes)
         self._pause = threading.Event()
+        self._compacting = threading.Lock()
         self._outside: Outside | None = None
 
     def run(self) -> Verdict:
@@ -486,7 +487,8 @@ class Run:
         topics = [getattr(self._service.names, name) for name in CHANGELOGS]
         nodes = [self._cluster.directory / f"node-{node}" for node in self._cluster.nodes]
         servers, pause = self._cluster.bootstrap_servers, self._pause.wait
-        compact(servers, topics, range(PARTITIONS), nodes, within_s=COMPACTED_WITHIN_S, pause=pause)
+        with self._compacting:  # of two at once, the second would restore the settings of the first
+            compact(servers, topics, range(PARTITIONS), nodes, within_s=COMPACTED_WITHIN_S, pause=pause)
         return 1
 
     def _visit(self, fault: Fault) -> int:
