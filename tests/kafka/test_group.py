@@ -92,7 +92,7 @@ def test_a_stranger_that_shares_the_partitions_shows_in_readiness_metric_and_log
     assert named == {f"{service.names.commands}-{partition}" for partition in held}
     worker.wait_lanes(4)
     assert "orders_group_strangers 0.0" in worker.admin("/metrics")[1]
-    assert worker.lines("No other program is in the group any more.")
+    until(lambda: worker.lines("No other program is in the group any more."), "the log says that it has left")
     commands = histories(4)
     service.send(commands)
     service.wait_outcomes(len(commands))

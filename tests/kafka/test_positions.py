@@ -60,6 +60,7 @@ def test_a_clean_restart_at_rest_reads_nothing_again(service):
     decide(service, commands)
     before = offsets(service)
     again = service.start_worker().wait_lanes(4)
+    until(lambda: len(again.lines("A lane runs.")) == 4, "the log has all four lanes")
     assert {line["partition"]: line["offset"] for line in again.lines("A lane runs.")} == before
     service.send(histories(1, first=21))
     service.wait_outcomes(len(commands) + 5)
