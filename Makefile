@@ -63,7 +63,7 @@ chaos: setup ## kill what carries a load, then count what was lost or doubled (S
 
 # Static members in every place where the seed is even. At 4,000/s one machine cannot also run who reads and calls.
 WORKERS_ONLY := kill term pause join leave broker network users compaction foreign-transaction stranger clock long-pause static
-proof: setup ## the long runs of the proof, one after the other: an hour and a half
+proof: setup ## the long runs of the proof, one after the other: two hours
 	for seed in 1 2 3; do SEED=$$seed $(BIN)/python -m tests.faults && SEED=$$seed BROKERS=3 RATE=20 $(BIN)/python -m tests.faults || exit; done
 	SEED=1 COMMANDS=400000 ORDERS=50000 RATE=800 FAULTS=80 OLD=200000 $(BIN)/python -m tests.faults
 	SEED=2 COMMANDS=400000 ORDERS=50000 RATE=4000 FAULTS=14 KINDS="$(WORKERS_ONLY)" $(BIN)/python -m tests.faults
