@@ -43,7 +43,7 @@ class Shop(Struct, frozen=True):
         return f"{self.name}-user-{number % self.user_count if self.user_count else number}"
 
     def order_id(self, number: int) -> str:
-        """Name an order."""
+        """Return the id of an order."""
         return f"{self.name}-{number:08}"
 
     def head(self, number: int, step: int) -> dict[str, Any]:

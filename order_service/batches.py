@@ -8,7 +8,7 @@ Two kinds stop a partition for ever in aiokafka 0.14:
   delete horizon has passed but the producer is still active (Kafka keeps the empty batch for its sequence numbers).
   It says nothing about a transaction, as in the Java client since KAFKA-7467.
 
-A batch that nobody can read raises CorruptRecordException here, whose text names topic and partition (`damaged_place`).
+A batch that cannot be read raises CorruptRecordException here, whose text names topic and partition (`damaged_place`).
 aiokafka does so for a wrong checksum only. The checksum does not cover the length: where that is damaged, aiokafka
 raises an error that names no partition, or, if it is too long, RecordTooLargeError with a position one record further.
 """

@@ -88,7 +88,7 @@ class Fetching(Protocol):
         """Tell the end as of the last fetch."""
 
     def stable_end_of(self, partition: int) -> int:
-        """Tell the last stable offset as the broker last reported it."""
+        """Return the last stable offset as the broker last reported it."""
 
     def partition_count(self) -> int | None:
         """Tell how many partitions there are now, as far as is known."""
@@ -356,13 +356,12 @@ class Assignment:
         """Tell before which offset nothing is left to decide: past control records and aborted commands, too."""
         offset, seek, runs = await self._context.fetching.reached(lane.partition)
         is_all = (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
-        return max(offset if is_all else 0, lane.next_offset, lane.read_to)
+        return max(offset, lane.resume_at) if is_all else lane.resume_at
 
     def has_more(self, lane: Lane) -> bool:
-        """Tell whether the broker has commands for a lane that waits for nothing else."""
+        """Return whether the broker has commands for a lane that waits for nothing else."""
         waits = not self.inbox.is_empty(lane.partition) or lane.partition in self.lookups.waiting
-        read_to = max(lane.next_offset, lane.read_to)
-        return not waits and read_to < self._context.fetching.stable_end_of(lane.partition)
+        return not waits and lane.resume_at < self._context.fetching.stable_end_of(lane.partition)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         if self._stopping:
@@ -536,7 +535,7 @@ class Worker:
         """Tell up to where each running lane has read, for the group."""
         assignment = self._assignment
         lanes = [] if assignment is None else list(assignment.lanes.values())
-        return {lane.partition: max(lane.next_offset, lane.read_to) for lane in lanes}
+        return {lane.partition: lane.resume_at for lane in lanes}
 
     def is_starting(self) -> bool:
         """Return whether partitions are not assigned yet, or are being claimed; a parked one is neither."""
@@ -600,9 +599,8 @@ class Worker:
                     return
             if assignment is None or self._assignment is not assignment:
                 return
-            read_to = max(lane.next_offset, lane.read_to)
-            metrics.LAG.labels(partition).set(max(0, end - read_to))
-            self._stalls.note(partition, read_to, has_more=assignment.has_more(lane))
+            metrics.LAG.labels(partition).set(max(0, end - lane.resume_at))
+            self._stalls.note(partition, lane.resume_at, has_more=assignment.has_more(lane))
         self._stalls.keep(set() if assignment is None else set(assignment.lanes))
 
     def _measure(self) -> None:

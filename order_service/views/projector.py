@@ -41,34 +41,26 @@ log = structlog.get_logger()
 
 _json: Final = msgspec.json.Encoder().encode
 
+_WHERE_LEFT: Final = (
+    positions.c.topic == bindparam("of_topic"),
+    positions.c.partition == bindparam("of_partition"),
+    positions.c.next_offset == bindparam("before"),
+)
+"""A position that is where this projector left it."""
+
 _MOVE: Final = (
     positions.update()
-    .where(
-        positions.c.topic == bindparam("of_topic"),
-        positions.c.partition == bindparam("of_partition"),
-        positions.c.next_offset == bindparam("before"),
-        positions.c.is_lost.is_(False),
-        exists().where(form.c.form == FORM),
-    )
+    .where(*_WHERE_LEFT, positions.c.is_lost.is_(False), exists().where(form.c.form == FORM))
     .values(next_offset=bindparam("after"), fault=None)
 )
 _STOP: Final = (
     positions.update()
-    .where(
-        positions.c.topic == bindparam("of_topic"),
-        positions.c.partition == bindparam("of_partition"),
-        positions.c.next_offset == bindparam("before"),
-    )
+    .where(*_WHERE_LEFT)
     .values(next_offset=bindparam("after"), fault=bindparam("reason"), is_lost=bindparam("lost"))
 )
 _COMPLETE: Final = (
     positions.update()
-    .where(
-        positions.c.topic == bindparam("of_topic"),
-        positions.c.partition == bindparam("of_partition"),
-        positions.c.next_offset == bindparam("before"),
-        positions.c.complete_offset < bindparam("complete"),
-    )
+    .where(*_WHERE_LEFT, positions.c.complete_offset < bindparam("complete"))
     .values(complete_offset=bindparam("complete"))
 )
 

@@ -67,5 +67,5 @@ def test_only_commands_that_were_not_fetched_count(stable, is_empty, waiting, ha
         lookups=SimpleNamespace(waiting=waiting),
         _context=SimpleNamespace(fetching=fetching),
     )
-    lane: Any = SimpleNamespace(partition=1, next_offset=16, read_to=17)
+    lane: Any = SimpleNamespace(partition=1, resume_at=17)
     assert Assignment.has_more(assignment, lane) is has_more
