@@ -176,6 +176,11 @@ async def partition_counts(client: Consumer | Producer, topics: Iterable[str]) -
     return {topic["topic"]: len(topic["partitions"]) for topic in await _described(client, topics)}
 
 
+def knows_leader(consumer: Consumer, place: TopicPartition) -> bool:
+    """Return whether a consumer knows a leader of a partition. Kafka is not asked."""
+    return consumer._client.cluster.leader_for_partition(place) not in {None, NO_LEADER}  # noqa: SLF001
+
+
 async def leaderless(client: Consumer | Producer, places: Sequence[TopicPartition]) -> list[TopicPartition]:
     """Return which of these partitions have no leader now. Raises what `partition_counts` raises."""
     led = {

@@ -21,7 +21,7 @@ from order_service.errors import (
     LeaderAwayError,
     RegistryAwayError,
 )
-from order_service.kafka import NO_LEADER, Consumer, connection, leaderless, partition_counts
+from order_service.kafka import NO_LEADER, Consumer, connection, knows_leader, leaderless, partition_counts
 from order_service.registry import Ids, registry_of
 from order_service.settings import Settings
 from order_service.stream.topics import TopicNames, topic_names
@@ -118,8 +118,7 @@ class Reader:
 
     async def leaderless(self, places: Sequence[TopicPartition]) -> list[TopicPartition]:
         """Return the partitions that have no leader. Kafka is asked only if the client does not know all leaders."""
-        leader_of = self._consumer._client.cluster.leader_for_partition  # noqa: SLF001
-        if all(leader_of(place) not in {None, NO_LEADER} for place in places):
+        if all(knows_leader(self._consumer, place) for place in places):
             return []
         with kafka_answers(self._servers):
             return await leaderless(self._consumer, places)

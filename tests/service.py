@@ -165,6 +165,17 @@ class WorkerProcess:
             self.process.wait()
 
 
+def without_kafka(directory: Path, **settings: str) -> dict[str, str]:
+    """Return the environment of a process whose Kafka is away."""
+    return os.environ | {
+        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
+        "ORDERS_HTTP_PORT": str(free_port()),
+        "ORDERS_DATA_DIR": str(directory),
+        "ORDERS_LOG": "json",
+        **settings,
+    }
+
+
 class StubThread:
     """The User Service stub in a thread of its own, so that tests can be plain functions."""
 

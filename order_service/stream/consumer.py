@@ -32,7 +32,7 @@ from faust.types import TP
 
 from order_service.batches import damaged_place
 from order_service.errors import GroupError, KafkaAwayError
-from order_service.kafka import NO_LEADER, Consumer, missing_right
+from order_service.kafka import Consumer, knows_leader, missing_right
 from order_service.stream.inbox import Run
 from order_service.stream.membership import LaneAssignor, Member, Membership, members_of, reason_of, twin_of
 from order_service.stream.tasks import failure_of
@@ -437,8 +437,8 @@ class RunConsumer(driver.Consumer):
         consumer = self._thread._consumer  # noqa: SLF001
         if consumer is None:
             return {}
-        held, leader_of = consumer.assignment(), consumer._client.cluster.leader_for_partition  # noqa: SLF001
-        led = [place for place in held if leader_of(place) not in {None, NO_LEADER}]
+        held = consumer.assignment()
+        led = [place for place in held if knows_leader(consumer, place)]
         ends = await self.in_fetch_thread(consumer.end_offsets(led)) if led else {}
         return {place: ends.get(place) for place in held}
 

@@ -8,9 +8,8 @@ import threading
 import pytest
 
 from order_service import signals
-from order_service.embedded.broker import free_port
 from order_service.signals import SIGNALS, run_until_told
-from tests.service import WorkerProcess, until
+from tests.service import WorkerProcess, until, without_kafka
 
 
 def end_process(_code):
@@ -106,13 +105,7 @@ def test_a_thread_that_hangs_does_not_keep_a_process_that_is_told_to_end(monkeyp
 
 @pytest.mark.parametrize("command", ["web", "projector"])
 def test_a_process_whose_database_never_answers_says_so_and_ends_when_told(tmp_path, command):
-    environment = os.environ | {
-        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
-        "ORDERS_HTTP_PORT": str(free_port()),
-        "ORDERS_DATA_DIR": str(tmp_path),
-        "ORDERS_LOG": "json",
-    }
-    process = WorkerProcess(command, environment, tmp_path, None, ("tests.hindered", "database", command))
+    process = WorkerProcess(command, without_kafka(tmp_path), tmp_path, None, ("tests.hindered", "database", command))
     try:
         until(lambda: "the database has not answered for 1 s" in process.faults(), "it reports its database")
         process.send(signal.SIGTERM)

@@ -9,9 +9,8 @@ import threading
 
 import pytest
 
-from order_service.embedded.broker import free_port
 from order_service.watchdog import Watchdog, silence_of, stack_of
-from tests.service import WorkerProcess, until
+from tests.service import WorkerProcess, until, without_kafka
 
 
 class Ended(threading.Event):
@@ -82,13 +81,7 @@ def test_a_loop_that_ended_without_its_process_is_a_hang_too():
 @pytest.mark.parametrize("command", ["web", "projector"])
 def test_a_process_beside_the_worker_whose_loop_hangs_ends_too(tmp_path, command):
     """Its admin port answers from a thread of its own, so nobody would start it again."""
-    environment = os.environ | {
-        "ORDERS_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
-        "ORDERS_HTTP_PORT": str(free_port()),
-        "ORDERS_DATA_DIR": str(tmp_path),
-        "ORDERS_SESSION_TIMEOUT_S": "2",
-        "ORDERS_LOG": "json",
-    }
+    environment = without_kafka(tmp_path, ORDERS_SESSION_TIMEOUT_S="2")
     process = WorkerProcess(command, environment, tmp_path, None, ("tests.hindered", "loop", command))
     try:
         until(lambda: process.admin("/health/live")[0] == 200, "it runs")
