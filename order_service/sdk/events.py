@@ -94,8 +94,8 @@ class OrderEvents:
     While Kafka is away, nothing comes. Raises KafkaAwayError if it is away when something is opened or committed, or if
     a partition of the events has no leader when a projection or a new group is opened: it names the partition. Raises
     TopicsError if there are no events under these names, HistoryError if a position is in another log, DamagedError if
-    a batch is damaged on the broker's disk (a projection), and with a schema registry RegistryAwayError if it must be
-    asked and does not answer: ask for the next event again, and it is asked again.
+    a batch cannot be read, and with a schema registry RegistryAwayError if it must be asked and does not answer: ask
+    for the next event again, and it is asked again.
     """
 
     def __init__(self, source: Log, versions: Versions, on_hole: OnHole, on_poison: OnPoison) -> None:
