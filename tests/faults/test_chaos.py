@@ -126,13 +126,11 @@ def test_a_fault_that_finds_the_broker_away_is_planned_again(tmp_path, times_aga
 
 @pytest.mark.timeout(420)
 def test_whatever_is_killed_each_command_has_one_outcome(tmp_path):
-    said: list[str] = []
-    run = Run(SIZES, tmp_path, said.append)
+    run = Run(SIZES, tmp_path, print)  # pytest shows it if the test fails
     verdict = run.run()
-    assert verdict.is_clean, [str(verdict), *said[-200:]]
+    assert verdict.is_clean, str(verdict)
     assert not run.problems
     assert verdict.silence_s > 0
     assert all(run.happened[kind] >= (2 if kind in WORKER_FAULTS else 1) for kind in KINDS if kind not in OF_THREE), (
-        run.happened,
-        said[-200:],
+        run.happened
     )
