@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from typing import NamedTuple, Self
 
@@ -221,8 +221,9 @@ class Link:
 
     async def run(self) -> None:
         """Pass on what comes until either side or a fault ends it."""
-        passing = (self._pass_requests(), self._pass_answers())
-        self._tasks = [asyncio.create_task(_until_it_breaks(one)) for one in passing]
+        self._tasks = [
+            asyncio.create_task(_until_it_breaks(passing)) for passing in (self._pass_requests, self._pass_answers)
+        ]
         try:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -305,9 +306,10 @@ class Link:
                 return
 
 
-async def _until_it_breaks(passing: Coroutine[None, None, None]) -> None:
+async def _until_it_breaks(passing: Callable[[], Coroutine[None, None, None]]) -> None:
+    # Called here, for a task that is cancelled before it began would leave its coroutine behind.
     with contextlib.suppress(OSError):
-        await passing
+        await passing()
 
 
 class Proxy:

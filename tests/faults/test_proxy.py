@@ -1,5 +1,6 @@
 """The proxy before a server that speaks in frames and is no Kafka: what passes, and every fault."""
 
+import asyncio
 import contextlib
 import queue
 import socket
@@ -7,14 +8,27 @@ import socketserver
 import struct
 import threading
 import time
+import warnings
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from order_service.embedded.broker import HOST, free_port
-from tests.faults.proxy import ANSWER_HEAD, FRAME_BYTES_MAX, REQUEST_HEAD, Api, Frames, NotKafkaError, Proxy
+from tests.faults.proxy import (
+    ANSWER_HEAD,
+    FRAME_BYTES_MAX,
+    REQUEST_HEAD,
+    Api,
+    Faults,
+    Frames,
+    Link,
+    NotKafkaError,
+    Peer,
+    Proxy,
+)
 from tests.service import until
 
 PATIENCE_S = 20.0
@@ -418,3 +432,18 @@ def test_who_comes_as_it_ends_is_closed_too(server):
     for client in clients:
         with client:
             assert client.is_closed()
+
+
+def test_a_link_that_is_cut_before_it_has_begun_leaves_nothing_behind():
+    async def run_and_cut():
+        reader, writer = asyncio.StreamReader(), MagicMock()
+        link = Link(Peer(reader, writer, REQUEST_HEAD), Peer(reader, writer, ANSWER_HEAD), Faults())
+        running = asyncio.create_task(link.run())
+        await asyncio.sleep(0)  # it has made its tasks, and they have not begun
+        assert link.cut()
+        await running
+
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always")
+        asyncio.run(run_and_cut())
+    assert not left
