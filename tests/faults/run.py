@@ -58,7 +58,7 @@ RETRY_S: Final = 3.0
 """How long after it failed to happen a fault is planned again."""
 HUNG_S: Final = 20.0
 """A worker whose event loop hangs must have ended by then."""
-PARKED_WITHIN_S: Final = 60.0
+PARKED_WITHIN_S: Final = 120.0
 TAIL: Final = 65_536
 """How many bytes a changelog loses with its tail: far more than the claims write that come last."""
 STUCK_S: Final = 60.0
@@ -75,16 +75,23 @@ BROKER_AWAY_S: Final = 1.5
 AT_REST_WITHIN_S: Final = 10.0
 SETTLED_WITHIN_S: Final = 180.0
 PROGRESS_EVERY_S: Final = 5.0
+KEPT: Final = 0.05
+"""The part of the load that is sent slowly while faults are still to come: many happen only while commands come."""
+SLOWER: Final = 10
+"""How many times slower."""
 LOAD_LOG: Final = "load.log"
 
 
 class Sender(threading.Thread):
     """Produces the load at its rate; what Kafka does not take yet, it sends again, in order.
 
-    What its producer sees and does of brokers is written to a log: it says why when records do not arrive.
+    The end of the load is sent slowly as long as `is_needed` says so. What its producer sees and does of brokers is
+    written to a log: it says why when records do not arrive.
     """
 
-    def __init__(self, servers: str, topic: str, sizes: Sizes, log_path: Path) -> None:
+    def __init__(
+        self, servers: str, topic: str, sizes: Sizes, log_path: Path, *, is_needed: Callable[[], bool]
+    ) -> None:
         super().__init__(name="load", daemon=True)
         self.sent = 0
         self.foreign = 0
@@ -94,6 +101,7 @@ class Sender(threading.Thread):
         self.slowest_s = 0.0
         self._topic = topic
         self._sizes = sizes
+        self._is_needed = is_needed
         self._sending = threading.Lock()
         self._log = logging.FileHandler(log_path, "w", delay=True)  # "w": what comes after its end is dropped
         self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -130,9 +138,11 @@ class Sender(threading.Thread):
             yield
 
     def _send(self) -> None:
-        start = time.monotonic()
+        due = time.monotonic()
         for number, record in enumerate(Load(self._sizes).records()):
-            if self.is_over.wait(max(0.0, start + number / self._sizes.rate - time.monotonic())):
+            is_kept = number >= (1 - KEPT) * self._sizes.commands
+            due += (SLOWER if is_kept and self._is_needed() else 1) / self._sizes.rate
+            if self.is_over.wait(max(0.0, due - time.monotonic())):
                 return
             with self._sending:
                 enqueue(
@@ -296,7 +306,8 @@ class Run:
             self._outside.start()
         until(lambda: self._fleet.measure().lanes == PARTITIONS, "all partitions run")
         servers, commands = self._cluster.bootstrap_servers, self._service.names.commands
-        sender = Sender(servers, commands, self.sizes, self.directory / LOAD_LOG)
+        is_needed = lambda: bool(self._later or self._aside)  # noqa: E731
+        sender = Sender(servers, commands, self.sizes, self.directory / LOAD_LOG, is_needed=is_needed)
         self._sender = sender
         self._start = time.monotonic()
         for fault in self._plan:
@@ -356,7 +367,7 @@ class Run:
             "network": self._disturb,
             "outside": self._kill_outside,
             "clock": self._shift_clock,
-            "compaction": partial(self._begin_aside, self._compact),
+            "compaction": partial(self._when_all_run, self._begin_compaction),
             "registry-away": self._silence_registry,
             "partition-away": partial(self._when_all_run, self._take_partition_away),
             "unwritable": partial(self._when_all_run, self._let_be_unwritable),
@@ -482,6 +493,13 @@ class Run:
         if disturbed != self._disturbed:
             self._disturbed = disturbed
             self._watch.touch("network", None, before_s=DELAY_S, for_s=DELAY_S)
+
+    def _begin_compaction(self, fault: Fault) -> int:
+        """Begin a compaction while commands come: a segment that nothing more is written to is never cleaned."""
+        if not self._sender.is_alive():
+            self._say("compaction: did not happen before all commands were sent")
+            return 0
+        return self._begin_aside(self._compact, fault)
 
     def _compact(self, _fault: Fault) -> int:
         topics = [getattr(self._service.names, name) for name in CHANGELOGS]
@@ -672,6 +690,10 @@ class Run:
         deadline = time.monotonic() + SETTLED_WITHIN_S
         settled = 0
         while settled < 3:
+            # Events that come later, as of orders that are cancelled unpaid, are not for the readers.
+            ends = {
+                partition: max(self._watched.seen[partition].events, default=-1) + 1 for partition in range(PARTITIONS)
+            }
             settled = settled + 1 if self._is_settled() else 0
             self._tend()
             if time.monotonic() > deadline:
@@ -683,9 +705,7 @@ class Run:
         self.happened = self._all_that_happened()
         self._tell()
         if self._outside is not None:
-            seen = {partition: self._watched.seen[partition].events for partition in range(PARTITIONS)}
-            # Events that come later, as of orders that are cancelled unpaid, are not for them.
-            self._outside.stop({partition: max(offsets, default=-1) + 1 for partition, offsets in seen.items()})
+            self._outside.stop(ends)
             self.problems += self._outside.problems[:SHOWN]
             self.outside_ends.update((end.kind, end.code) for end in self._outside.ends)
 

@@ -124,7 +124,7 @@ def test_a_fault_that_finds_the_broker_away_is_planned_again(tmp_path, times_aga
     assert (len(run._later), run.happened["compaction"], run._aside) == (planned, 0, [])
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 def test_whatever_is_killed_each_command_has_one_outcome(tmp_path):
     run = Run(SIZES, tmp_path, print)  # pytest shows it if the test fails
     verdict = run.run()
