@@ -15,8 +15,8 @@ from bench.callers import Question
 from bench.sizes import scaled
 from order_service.domain.messages import Line
 from order_service.domain.reasons import Status
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.stream.topics import topic_names
 from order_service.views import state
 from order_service.views.projector import Projection
 from order_service.views.queries import Cursor

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from order_service import log
 from order_service.errors import OrderServiceError
+from order_service.kafka import topics
 from order_service.settings import Settings
 from order_service.signals import end_when_told
-from order_service.stream import membership, topic_watch, topics
+from order_service.stream import membership, topic_watch
 from order_service.stream.app import end_process, run
 from order_service.stream.clock import Clock
 

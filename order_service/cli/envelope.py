@@ -16,7 +16,7 @@ from order_service.cli.sending import send
 from order_service.domain.messages import Command, Rejection
 from order_service.domain.reasons import MEANINGS, Reason
 from order_service.errors import DecodeError
-from order_service.reading import Seen
+from order_service.kafka.reader import Seen
 from order_service.sdk.outcomes import Accepted, Forgotten, Refused, Undecided, Unreadable, Waiting
 from order_service.sdk.sending import Sent
 from order_service.wire.commands import decode_command

@@ -9,7 +9,7 @@ from msgspec import Struct
 from order_service.domain.messages import Event, Rejection
 from order_service.domain.order import ABSENT, Order, evolve
 from order_service.errors import HistoryError
-from order_service.reading import Seen
+from order_service.kafka.reader import Seen
 
 
 class Step(Struct, frozen=True):

@@ -11,10 +11,10 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
 from order_service.errors import cannot_listen
-from order_service.kafka import ask_admin
+from order_service.kafka.connection import ask_admin
+from order_service.kafka.topics import Comparison, compare_topics, create_topics, mending, topic_configs, topic_names
 from order_service.settings import Settings
 from order_service.signals import end_when_told, run_until_told
-from order_service.stream.topics import Comparison, compare_topics, create_topics, mending, topic_configs, topic_names
 
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
 

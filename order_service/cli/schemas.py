@@ -9,9 +9,9 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson
 from order_service.errors import SetupError
-from order_service.registry import COMPATIBILITY, register, registry_of
+from order_service.kafka.registry_client import COMPATIBILITY, register, registry_of
+from order_service.kafka.topics import TopicNames, topic_names
 from order_service.settings import Settings
-from order_service.stream.topics import TopicNames, topic_names
 from order_service.wire import released
 from order_service.wire.schemas import SCHEMAS, Schema
 

@@ -24,7 +24,7 @@ from order_service.domain.messages import (
     OrderShipped,
     Rejection,
 )
-from order_service.reading import Seen
+from order_service.kafka.reader import Seen
 from order_service.wire.flat import flat
 
 STYLES = {

@@ -8,7 +8,7 @@ from aiokafka.structs import TopicPartition
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson
-from order_service.stream.topics import topic_names
+from order_service.kafka.topics import topic_names
 
 views = typer.Typer(
     no_args_is_help=True,

@@ -16,7 +16,7 @@ from order_service.cli.options import AsJson, At
 from order_service.domain.messages import Contents, Event
 from order_service.domain.order import ABSENT, Order
 from order_service.errors import HistoryError
-from order_service.reading import Reader, Seen, decode
+from order_service.kafka.reader import Reader, Seen, decode
 from order_service.settings import Settings
 
 

@@ -26,7 +26,7 @@ from order_service.domain.messages import (
 )
 from order_service.domain.reasons import Status
 from order_service.errors import DecodeError
-from order_service.stream.topics import TopicNames
+from order_service.kafka.topics import TopicNames
 from order_service.wire.avro import digest, encode_command, encode_event, encode_rejection
 from order_service.wire.commands import decode_command, encode_json_command, partition_of
 from order_service.wire.flat import flat

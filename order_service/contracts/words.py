@@ -6,7 +6,7 @@ from typing import Final
 from order_service.contracts.meanings import causes
 from order_service.contracts.source import Topic
 from order_service.domain.messages import Rejection
-from order_service.stream.topics import DAY_MS, MIB
+from order_service.kafka.topics import DAY_MS, MIB
 from order_service.wire.avro import MAX_COMMAND_BYTES
 from order_service.wire.schemas import Message
 

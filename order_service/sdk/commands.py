@@ -18,8 +18,8 @@ from order_service.domain.messages import (
     PayOrder,
     ShipOrder,
 )
+from order_service.kafka.command_producer import WITHIN_S
 from order_service.sdk.outcomes import Outcome
-from order_service.sdk.producing import WITHIN_S
 from order_service.sdk.sending import Sender
 from order_service.sdk.target import settings_for
 from order_service.settings import Settings

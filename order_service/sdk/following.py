@@ -14,11 +14,11 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Command
 from order_service.errors import HistoryError, KafkaAwayError, LeaderAwayError, OrderServiceError
-from order_service.kafka import Consumer, connection
-from order_service.reading import Reader, kafka_answers
+from order_service.kafka.connection import Consumer, connection
+from order_service.kafka.reader import Reader, kafka_answers
+from order_service.kafka.topics import TopicNames, topic_names
 from order_service.sdk.outcomes import GRACE_S, Accepted, Forgotten, Outcome, Refused, Undecided, Waiting, Watch
 from order_service.settings import Settings
-from order_service.stream.topics import TopicNames, topic_names
 from order_service.wire.changelog import POSITION_KEY
 from order_service.wire.commands import partition_of
 

@@ -16,15 +16,15 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
-from order_service.batches import damaged_place
 from order_service.errors import DamagedError, HistoryError, KafkaAwayError, OrderServiceError, SetupError
-from order_service.kafka import Consumer, connection
+from order_service.kafka.connection import Consumer, connection
+from order_service.kafka.reader import Reader, kafka_answers
+from order_service.kafka.record_batches import damaged_place
+from order_service.kafka.registry_client import Ids, registry_of
+from order_service.kafka.topics import TopicNames, topic_names
 from order_service.logger import library_logger
-from order_service.reading import Reader, kafka_answers
-from order_service.registry import Ids, registry_of
 from order_service.sdk.versions import Versions
 from order_service.settings import Settings
-from order_service.stream.topics import TopicNames, topic_names
 
 log = library_logger("order_service.sdk")
 

@@ -13,8 +13,8 @@ from order_service.domain.answer import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import Reason
 from order_service.errors import HistoryError
-from order_service.reading import Seen, decode
-from order_service.stream.topics import TopicNames
+from order_service.kafka.reader import Seen, decode
+from order_service.kafka.topics import TopicNames
 from order_service.wire.changelog import POSITION_KEY, decode_position, waiting_key
 from order_service.wire.headers import command_offset_of
 

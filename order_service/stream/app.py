@@ -17,8 +17,9 @@ from faust.types import TP
 from order_service.admin import AdminServer
 from order_service.errors import OrderServiceError
 from order_service.garbage import collect_seldom
-from order_service.kafka import Admin, Consumer, ask_admin, connection, tls
-from order_service.registry import Ids, adopt_when_it_answers, registry_of
+from order_service.kafka.connection import Admin, Consumer, ask_admin, connection, tls
+from order_service.kafka.registry_client import Ids, adopt_when_it_answers, registry_of
+from order_service.kafka.topics import check_topics, create_topics, topic_names
 from order_service.settings import Settings
 from order_service.signals import run_until_told
 from order_service.stream.clock import Clock, wait_until_near
@@ -27,7 +28,6 @@ from order_service.stream.group_watch import GroupWatch
 from order_service.stream.log_ends import End, LogEnds
 from order_service.stream.membership import Member, Membership
 from order_service.stream.tasks import failure_of
-from order_service.stream.topics import check_topics, create_topics, topic_names
 from order_service.stream.worker import Context, Worker
 from order_service.users.client import Policy, UserClient
 from order_service.watchdog import Watchdog, end_after, silence_of

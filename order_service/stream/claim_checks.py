@@ -11,9 +11,9 @@ from aiokafka import ConsumerRecord, TopicPartition
 from order_service import metrics
 from order_service.domain.messages import Event
 from order_service.errors import DecodeError, LaneParked
+from order_service.kafka.topics import TopicNames
 from order_service.stream.claim_clients import ClaimClients
 from order_service.stream.claim_reading import RESTORE, Changelogs
-from order_service.stream.topics import TopicNames
 from order_service.wire import avro
 from order_service.wire.changelog import Ends, Position
 from order_service.wire.headers import command_offset_of

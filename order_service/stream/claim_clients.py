@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aiokafka import TopicPartition
 
-from order_service.kafka import Consumer
+from order_service.kafka.connection import Consumer
 from order_service.stream.producer import fence
 
 FETCH_BYTES: Final = 2 * 1024 * 1024

@@ -14,9 +14,9 @@ from aiokafka.errors import CorruptRecordException
 
 from order_service.domain.answer import Entry
 from order_service.errors import HistoryError, LaneParked
-from order_service.kafka import Consumer
+from order_service.kafka.connection import Consumer
+from order_service.kafka.topics import TopicNames
 from order_service.stream.claim_progress import Progress
-from order_service.stream.topics import TopicNames
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, Position, WaitingCommand
 

@@ -30,9 +30,9 @@ from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from order_service.batches import damaged_place
 from order_service.errors import GroupError, KafkaAwayError
-from order_service.kafka import Consumer, knows_leader, missing_right
+from order_service.kafka.connection import Consumer, knows_leader, missing_right
+from order_service.kafka.record_batches import damaged_place
 from order_service.stream.inbox import Run
 from order_service.stream.membership import LaneAssignor, Member, Membership, members_of, reason_of, twin_of
 from order_service.stream.tasks import failure_of

@@ -30,7 +30,7 @@ from aiokafka.structs import PartitionMetadata, RecordMetadata
 from msgspec import Struct
 
 from order_service.errors import Fenced, Stuck, TurnRefused
-from order_service.kafka import NO_LEADER, Producer
+from order_service.kafka.connection import NO_LEADER, Producer
 from order_service.stream.deadline import deadline
 from order_service.stream.lane import Record
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from order_service.registry import Ids
+from order_service.kafka.registry_client import Ids
 from order_service.stream.inbox import Inbox, Run
 
 

@@ -6,9 +6,9 @@ import structlog
 
 from order_service import metrics
 from order_service.errors import KafkaAwayError
-from order_service.kafka import ask_admin
+from order_service.kafka.connection import ask_admin
+from order_service.kafka.topics import MENDED_BY, compare_topics
 from order_service.settings import Settings
-from order_service.stream.topics import MENDED_BY, compare_topics
 
 log = structlog.get_logger()
 

@@ -30,7 +30,8 @@ from order_service.errors import (
     TurnRefused,
     WorkerError,
 )
-from order_service.registry import Ids
+from order_service.kafka.registry_client import Ids
+from order_service.kafka.topics import TopicNames
 from order_service.settings import Settings
 from order_service.stream.asking import Asking
 from order_service.stream.claim import Claimed, Claimer, Kept, claim_until_done
@@ -45,7 +46,6 @@ from order_service.stream.schema_lookups import SchemaLookups
 from order_service.stream.stall_watch import StallWatch
 from order_service.stream.tasks import failure_of
 from order_service.stream.topic_watch import TopicWatch
-from order_service.stream.topics import TopicNames
 from order_service.stream.turn import TurnTaker
 from order_service.users.client import UserClient
 from order_service.wire.changelog import Ends

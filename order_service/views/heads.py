@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from order_service.domain.messages import Event
 from order_service.errors import HistoryError
-from order_service.reading import Seen
+from order_service.kafka.reader import Seen
 from order_service.views import state
 from order_service.views.state import OrderView
 from order_service.views.tables import orders

@@ -28,8 +28,8 @@ from order_service.domain.content import is_id
 from order_service.domain.messages import Contents, Event, Rejection
 from order_service.domain.reasons import NEVER_REMEMBERED
 from order_service.errors import DamagedError, DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
-from order_service.reading import Reader, Seen, decode
-from order_service.stream.topics import TopicNames
+from order_service.kafka.reader import Reader, Seen, decode
+from order_service.kafka.topics import TopicNames
 from order_service.views import state
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.heads import Head, Heads, head_after

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from order_service.domain.answer import MAX_REFUSED
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
 from order_service.domain.reasons import NEVER_REMEMBERED, Status
-from order_service.stream.topics import TopicNames
+from order_service.kafka.topics import TopicNames
 from order_service.views import state
 from order_service.views.state import OrderView
 from order_service.views.tables import (

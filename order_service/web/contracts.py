@@ -12,7 +12,7 @@ from aiohttp import web
 
 from order_service.contracts import asyncapi, blocks, catalogue, words
 from order_service.contracts.source import Source
-from order_service.stream.topics import TopicNames
+from order_service.kafka.topics import TopicNames
 from order_service.web import requests
 from order_service.web.answers import JSON
 from order_service.web.pages import HEADERS, PAGE

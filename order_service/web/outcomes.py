@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from order_service.domain.answer import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import NEVER_REMEMBERED, Reason
-from order_service.sdk.producing import CommandsTopic
+from order_service.kafka.command_producer import CommandsTopic
 from order_service.views.queries import News, Recorded, Refused, Views
 from order_service.web.problems import Problem, Trouble
 from order_service.web.pulse import EAGER_S, Pulse

@@ -15,11 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from order_service.admin import AdminServer
 from order_service.errors import cannot_listen
 from order_service.garbage import keep_what_is_there
-from order_service.registry import adopt_when_it_answers
-from order_service.sdk.producing import CommandsTopic
+from order_service.kafka.command_producer import CommandsTopic
+from order_service.kafka.registry_client import adopt_when_it_answers
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.signals import end_at_last
-from order_service.stream.topics import topic_names
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database

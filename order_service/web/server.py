@@ -10,7 +10,7 @@ from prometheus_client import Gauge, Histogram
 from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.errors import KafkaAwayError, KeysAway, Unauthorized
-from order_service.stream.topics import TopicNames
+from order_service.kafka.topics import TopicNames
 from order_service.web import contracts, pages, registry, requests
 from order_service.web.auth import LOCAL, Everybody, Tokens
 from order_service.web.limits import Limits

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from order_service.stream.topics import topic_configs, topic_names
+from order_service.kafka.topics import topic_configs, topic_names
 from order_service.users.stub import Mode
 from order_service.wire import avro
 from tests.cli.conftest import CommandLine

@@ -5,8 +5,8 @@ from aiokafka.structs import ConsumerRecord
 
 from order_service.domain.answer import reject
 from order_service.domain.reasons import Reason, Refusal
+from order_service.kafka.topics import topic_names
 from order_service.sdk.outcomes import Unreadable, Watch
-from order_service.stream.topics import topic_names
 from order_service.wire.avro import encode_event, encode_rejection
 from order_service.wire.changelog import POSITION_KEY, Position, encode, waiting_key
 from tests.samples import NOW, ORDER_ID, order_paid, pay

@@ -12,7 +12,7 @@ from order_service.contracts.source import PRIVATE, Source
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, OrderShipped, Rejection
 from order_service.domain.reasons import RULES, Reason
 from order_service.errors import DecodeError
-from order_service.stream.topics import TopicNames, topic_names
+from order_service.kafka.topics import TopicNames, topic_names
 from order_service.wire.avro import decode_event, decode_rejection, digest
 from order_service.wire.commands import decode_command
 from order_service.wire.flat import flat

@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from order_service.contracts import asyncapi, blocks
 from order_service.contracts.blocks import Bullets, Code, Heading, Table, Text
 from order_service.contracts.source import Source
-from order_service.stream.topics import topic_names
+from order_service.kafka.topics import topic_names
 from order_service.web import contracts, pages
 from tests.contracts.written import sections
 

@@ -21,7 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # it is docume
     ResourceType,
 )
 
-from order_service.kafka import ask_admin
+from order_service.kafka.connection import ask_admin
 from order_service.settings import Settings
 from tests.service import until
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from order_service.registry import Ids, Policy, SchemaRegistry, adopt
-from order_service.stream.topics import topic_names
+from order_service.kafka.registry_client import Ids, Policy, SchemaRegistry, adopt
+from order_service.kafka.topics import topic_names
 from order_service.wire.avro import encode_command
 from order_service.wire.schemas import load
 from tests.faults import decoding

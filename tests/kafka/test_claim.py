@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Producer
 
 from order_service.errors import Fenced
-from order_service.kafka import connection
+from order_service.kafka.connection import connection
 from order_service.stream.claim import Claimer
 from order_service.stream.claim_clients import ClaimClients
 from order_service.stream.claim_progress import Places, Progress

@@ -6,7 +6,7 @@ from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from prometheus_client import REGISTRY
 
-from order_service.kafka import connection
+from order_service.kafka.connection import connection
 from order_service.stream.claim import Claimer, claim_until_done
 from order_service.stream.claim_clients import ClaimClients
 from order_service.stream.claim_progress import Places, Progress

@@ -9,11 +9,11 @@ from typing import Any
 from confluent_kafka import Producer
 
 from order_service.domain.answer import UserCheck, payment_timeout
-from order_service.registry import Ids
+from order_service.kafka.registry_client import Ids
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.stream.clock import Clock
 from order_service.stream.lane import Lane, LanePolicy
-from order_service.stream.topics import topic_names
 from order_service.stream.worker import Assignment, Context
 from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command

@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
-from order_service.stream.topics import topic_configs
+from order_service.kafka.topics import topic_configs
 from tests.service import GRACE_S, histories, until
 
 

@@ -22,10 +22,8 @@ from order_service.domain.messages import Command
 from order_service.embedded.broker import free_port
 from order_service.embedded.kafka import Embedded, cache_dir, choose_kafka, fetch_jars
 from order_service.errors import TopicsError
-from order_service.kafka import ask_admin
-from order_service.settings import Settings
-from order_service.stream.topic_watch import TopicWatch
-from order_service.stream.topics import (
+from order_service.kafka.connection import ask_admin
+from order_service.kafka.topics import (
     MENDED_BY,
     check_topics,
     create_topics,
@@ -33,6 +31,8 @@ from order_service.stream.topics import (
     replicas_for,
     topic_configs,
 )
+from order_service.settings import Settings
+from order_service.stream.topic_watch import TopicWatch
 from tests.broker import running_broker
 from tests.cli.conftest import CommandLine
 from tests.faults.cluster import Cluster

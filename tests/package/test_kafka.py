@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from aiokafka.errors import NodeNotReadyError, TopicAuthorizationFailedError
 
-from order_service import kafka
-from order_service.kafka import partition_counts
+from order_service.kafka import connection
+from order_service.kafka.connection import partition_counts
 
 TOPICS = {"topics": [{"error_code": 0, "topic": "orders", "partitions": [{}, {}]}]}
 
@@ -46,7 +46,7 @@ async def test_a_node_that_is_away_is_not_the_cluster():
     ],
 )
 async def test_what_no_other_node_would_change_is_raised(monkeypatch, failure, within_s):
-    monkeypatch.setattr(kafka, "NODES_WITHIN_S", within_s)
+    monkeypatch.setattr(connection, "NODES_WITHIN_S", within_s)
     nodes = Nodes(*[failure] * 1000)
     with pytest.raises(type(failure)):
         await partition_counts(client_of(nodes), ["orders"])

@@ -4,8 +4,8 @@ from uuid import uuid4
 
 import pytest
 
-from order_service.registry import Policy, SchemaRegistry
-from order_service.stream.topics import topic_names
+from order_service.kafka.registry_client import Policy, SchemaRegistry
+from order_service.kafka.topics import topic_names
 from tests.registry.apicurio import Apicurio
 
 

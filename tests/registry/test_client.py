@@ -7,7 +7,7 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 from order_service.domain.messages import Event, OrderPaid
 from order_service.errors import DecodeError, SchemaError
-from order_service.registry import COMPATIBILITY, Ids, adopt
+from order_service.kafka.registry_client import COMPATIBILITY, Ids, adopt
 from order_service.wire import avro
 from order_service.wire.schemas import SCHEMAS, load
 from tests.samples import order_paid

@@ -13,6 +13,7 @@ from confluent_kafka import Producer, TopicPartition
 
 from order_service import sdk
 from order_service.errors import HistoryError, KafkaAwayError, SetupError, TopicsError
+from order_service.kafka.command_producer import CommandsTopic
 from order_service.sdk import (
     Accepted,
     Forgotten,
@@ -25,7 +26,6 @@ from order_service.sdk import (
     Unreadable,
     Waiting,
 )
-from order_service.sdk.producing import CommandsTopic
 from order_service.sdk.testing import create_order, pay_order
 from order_service.settings import Settings
 from order_service.wire.commands import encode_json_command

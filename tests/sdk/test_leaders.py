@@ -6,10 +6,10 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from order_service.errors import LeaderAwayError
+from order_service.kafka.topics import topic_names
 from order_service.sdk import following
 from order_service.sdk.following import Following
 from order_service.settings import Settings
-from order_service.stream.topics import topic_names
 from order_service.wire.commands import partition_of
 from tests.samples import but, create
 

@@ -10,7 +10,7 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
-from order_service.kafka import connection
+from order_service.kafka.connection import connection
 from order_service.settings import Settings
 
 CRC_AT, ATTRIBUTES_AT = 17, 21

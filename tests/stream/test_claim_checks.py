@@ -7,10 +7,10 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
 from order_service.errors import LaneParked
+from order_service.kafka.topics import topic_names
 from order_service.stream.claim_checks import Checks
 from order_service.stream.claim_progress import Places, Progress
 from order_service.stream.claim_reading import Changelogs
-from order_service.stream.topics import topic_names
 from order_service.wire import avro
 from order_service.wire.changelog import (
     BARRIER_KEY,

@@ -7,7 +7,7 @@ from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, Pro
 from aiokafka.structs import PartitionMetadata
 
 from order_service.errors import Fenced, Stuck, TurnRefused
-from order_service.kafka import NO_LEADER
+from order_service.kafka.connection import NO_LEADER
 from order_service.stream.producer import Sent, TurnProducer
 
 

@@ -8,10 +8,10 @@ from aiokafka.structs import RecordMetadata
 
 from order_service.domain.answer import UserCheck
 from order_service.errors import HistoryError
+from order_service.kafka.topics import topic_names
 from order_service.stream.clock import Clock
 from order_service.stream.inbox import Inbox
 from order_service.stream.lane import Lane, LanePolicy
-from order_service.stream.topics import topic_names
 from order_service.stream.turn import AT_A_TIME, TurnTaker
 from order_service.wire import avro
 from order_service.wire.changelog import Position

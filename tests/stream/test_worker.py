@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from order_service.domain.order import Cancelled
 from order_service.errors import Fenced, HistoryError, LaneParked, TurnRefused
-from order_service.registry import Ids
+from order_service.kafka.registry_client import Ids
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.stream.claim import Claimed
 from order_service.stream.claim_progress import Places, Progress
 from order_service.stream.clock import Clock
 from order_service.stream.lane import RESTORED_AT_A_TIME, Lane
-from order_service.stream.topics import topic_names
 from order_service.stream.worker import SUSPECT_S, Assignment, Context, Worker
 from order_service.users.client import Policy, UserClient
 from order_service.wire.changelog import Position

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from sqlalchemy import make_url, text
 
-from order_service.stream.topics import topic_names
+from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import open_database, prepare

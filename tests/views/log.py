@@ -6,8 +6,8 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Event
 from order_service.errors import DamagedError, LeaderAwayError
-from order_service.reading import Seen
-from order_service.stream.topics import topic_names
+from order_service.kafka.reader import Seen
+from order_service.kafka.topics import topic_names
 from order_service.wire.avro import encode_event
 from tests.samples import digest_of
 

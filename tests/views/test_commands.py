@@ -2,7 +2,7 @@
 
 import pytest
 
-from order_service.stream.topics import topic_names
+from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.stopped import BadRecord
 from order_service.views.tables import FORM, form

@@ -6,7 +6,7 @@ import threading
 import pytest
 from sqlalchemy import event, make_url
 
-from order_service.stream.topics import topic_names
+from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import open_database, prepare

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import event, make_url
 
 from order_service.domain.reasons import Status
-from order_service.stream.topics import topic_names
+from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Filter, Refused, Views
 from order_service.views.tables import open_database, positions, prepare

@@ -14,9 +14,9 @@ from sqlalchemy.exc import OperationalError
 from order_service.domain.messages import OrderCreated
 from order_service.domain.reasons import Status
 from order_service.errors import DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
-from order_service.reading import SILENT_S, Reader, Seen
+from order_service.kafka.reader import SILENT_S, Reader, Seen
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.stream.topics import topic_names
 from order_service.views import heads, projector, state, stopped
 from order_service.views.process import Building
 from order_service.views.projector import Completeness, Overtaken, Projection, follow

@@ -9,9 +9,9 @@ from aiokafka.errors import CorruptRecordException, KafkaTimeoutError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.errors import DamagedError, KafkaAwayError, LeaderAwayError
-from order_service.reading import Reader
+from order_service.kafka.reader import Reader
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.stream.topics import topic_names
 
 NAMES = topic_names()
 LED, AWAY = TopicPartition(NAMES.events, 0), TopicPartition(NAMES.events, 1)
@@ -105,7 +105,7 @@ async def test_a_kafka_that_does_not_answer_is_away_as_before(reader, played):
 
 
 async def test_the_silence_of_a_partition_without_a_leader_is_not_the_silence_of_kafka(reader, played, monkeypatch):
-    monkeypatch.setattr("order_service.reading.SILENT_S", -1.0)
+    monkeypatch.setattr("order_service.kafka.reader.SILENT_S", -1.0)
     assert await reader.lag() is None
     played.leaders = {LED: NONE, AWAY: NONE}
     assert await reader.lag() == 4
@@ -227,7 +227,7 @@ class Registry:
 
 
 async def test_a_registry_that_did_not_answer_is_not_asked_again_at_once(reader, monkeypatch):
-    monkeypatch.setattr("order_service.reading.LOOK_UP_S", 0.01)
+    monkeypatch.setattr("order_service.kafka.reader.LOOK_UP_S", 0.01)
     reader._ids = registry = Registry()
     unknown = ConsumerRecord(*LED, 0, 0, 0, b"", b"unknown", None, 0, 0, ())
     for _ in range(3):
@@ -235,7 +235,7 @@ async def test_a_registry_that_did_not_answer_is_not_asked_again_at_once(reader,
     assert registry.asked == 1
     assert await reader.look_up([dataclasses.replace(unknown, value=None)]) is None
     registry.answers = True
-    monkeypatch.setattr("order_service.reading.LOOK_UP_AGAIN_S", 0.0)
+    monkeypatch.setattr("order_service.kafka.reader.LOOK_UP_AGAIN_S", 0.0)
     assert await reader.look_up([unknown]) is None
     assert registry.asked == 2
 
@@ -244,7 +244,7 @@ async def test_a_registry_that_did_not_answer_is_not_asked_again_at_once(reader,
 async def test_a_wall_clock_that_steps_is_not_taken_for_a_silent_kafka(reader, played, monkeypatch, step_s):
     now = 5000.0
     clocks = SimpleNamespace(monotonic=lambda: now, time=lambda: now + step_s)
-    monkeypatch.setattr("order_service.reading.time", clocks)
+    monkeypatch.setattr("order_service.kafka.reader.time", clocks)
     played.told = dict.fromkeys(played.leaders, int(now * 1000))
     assert await reader.lag() == 4
     now += 5.0

@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from order_service.errors import DatabaseError
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.stream.topics import topic_names
 from order_service.views import state
 from order_service.views.process import Building
 from order_service.views.projector import Projection

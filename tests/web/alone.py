@@ -9,9 +9,9 @@ from pathlib import Path
 from aiohttp import web
 
 from order_service.embedded.broker import free_port
-from order_service.sdk.producing import CommandsTopic
+from order_service.kafka.command_producer import CommandsTopic
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.stream.topics import topic_names
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database, prepare
 from order_service.web.auth import Everybody

@@ -16,8 +16,8 @@ from order_service.domain.answer import Entry, UserCheck, reject
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import Reason, Refusal
 from order_service.errors import KafkaAwayError
-from order_service.reading import Seen
-from order_service.stream.topics import topic_names
+from order_service.kafka.reader import Seen
+from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.stopped import BadRecord

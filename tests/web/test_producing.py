@@ -8,9 +8,9 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from order_service.errors import KafkaAwayError
-from order_service.sdk.producing import CommandsTopic, _stopped
+from order_service.kafka.command_producer import CommandsTopic, _stopped
+from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.stream.topics import topic_names
 from order_service.wire.commands import partition_of
 from tests.faults.cluster import Cluster
 from tests.samples import but, create

@@ -9,7 +9,7 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from msgspec import structs
 
 from order_service.domain.messages import OrderPaid
-from order_service.stream.topics import topic_names
+from order_service.kafka.topics import topic_names
 from order_service.web.registry import NotThere, Registry
 from order_service.wire.commands import decode_command
 from order_service.wire.schemas import SCHEMAS, Catalogue

@@ -7,7 +7,7 @@ from http.client import HTTPConnection, IncompleteRead
 import pytest
 from sqlalchemy import make_url
 
-from order_service.stream.topics import topic_names
+from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import News, Recorded, Views
 from order_service.views.tables import open_database, prepare

@@ -19,13 +19,13 @@ from order_service.domain.answer import (
 )
 from order_service.domain.messages import Command, CreateOrder, Event, Rejection
 from order_service.errors import DecodeError
-from order_service.reading import Seen
+from order_service.kafka.reader import Seen
+from order_service.kafka.topics import topic_names
 from order_service.sdk.commands import WAIT_S, Commands
 from order_service.sdk.events import OnHole, OnPoison, OrderEvents, stop_at_hole, stop_at_poison
 from order_service.sdk.outcomes import Accepted, Outcome, Refused, Unreadable, Waiting
 from order_service.sdk.testing.samples import BEGIN, head_of
 from order_service.sdk.versions import Versions
-from order_service.stream.topics import topic_names
 from order_service.wire import avro
 from order_service.wire.commands import partition_of
 from order_service.wire.ids import with_ids

@@ -24,8 +24,8 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import TopicPartition
 
-from order_service import batches
 from order_service.errors import KafkaAwayError, TopicsError
+from order_service.kafka import record_batches
 from order_service.settings import Settings
 
 log = structlog.get_logger()
@@ -111,7 +111,7 @@ class _LookingConnection(AIOKafkaConnection):  # type: ignore[misc]
 
 def connection(settings: Settings) -> dict[str, Any]:
     """Return the arguments that every aiokafka client needs to reach and trust the brokers."""
-    batches.install()
+    record_batches.install()
     arguments: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap_servers or f"127.0.0.1:{settings.kafka_port}",
         "security_protocol": settings.kafka_security_protocol,

@@ -11,7 +11,6 @@ from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaE
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from msgspec import Struct
 
-from order_service.batches import damaged_place
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import (
     DamagedError,
@@ -21,10 +20,11 @@ from order_service.errors import (
     LeaderAwayError,
     RegistryAwayError,
 )
-from order_service.kafka import NO_LEADER, Consumer, connection, knows_leader, leaderless, partition_counts
-from order_service.registry import Ids, registry_of
+from order_service.kafka.connection import NO_LEADER, Consumer, connection, knows_leader, leaderless, partition_counts
+from order_service.kafka.record_batches import damaged_place
+from order_service.kafka.registry_client import Ids, registry_of
+from order_service.kafka.topics import TopicNames, topic_names
 from order_service.settings import Settings
-from order_service.stream.topics import TopicNames, topic_names
 from order_service.wire import avro
 from order_service.wire.commands import partition_of
 from order_service.wire.headers import command_offset_of

@@ -12,11 +12,11 @@ from aiokafka.structs import RecordMetadata
 
 from order_service.domain.messages import Command
 from order_service.errors import KafkaAwayError, SetupError, TopicsError
-from order_service.kafka import Producer, connection, partition_counts
+from order_service.kafka.connection import Producer, connection, partition_counts
+from order_service.kafka.reader import kafka_answers
+from order_service.kafka.topics import topic_names
 from order_service.logger import library_logger
-from order_service.reading import kafka_answers
 from order_service.settings import Settings
-from order_service.stream.topics import topic_names
 from order_service.wire.avro import encode_command
 from order_service.wire.headers import Headers
 

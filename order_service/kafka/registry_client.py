@@ -24,7 +24,7 @@ from order_service.logger import library_logger
 from order_service.settings import Settings
 from order_service.wire.schemas import SCHEMAS, Catalogue, Message, Schema
 
-log = library_logger("order_service.registry")
+log = library_logger("order_service.kafka.registry_client")
 
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
 """What every released schema keeps with all before it in its subject."""

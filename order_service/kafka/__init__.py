@@ -1,0 +1,1 @@
+"""Kafka as every process uses it: connections, topics, reading committed records, producing commands, the registry."""
