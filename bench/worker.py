@@ -5,9 +5,9 @@ from typing import Final
 
 from prometheus_client import Gauge
 
-from order_service import log
+from order_service.runtime import logs
+from order_service.runtime.signals import end_when_told
 from order_service.settings import Settings
-from order_service.signals import end_when_told
 from order_service.stream.app import run
 
 BEAT_S: Final = 0.05
@@ -43,5 +43,5 @@ class Beat:
 
 if __name__ == "__main__":
     end_when_told()
-    log.configure("json")
+    logs.configure("json")
     run(Settings(), step=Beat())

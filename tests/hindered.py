@@ -14,7 +14,8 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError
 from sqlalchemy import Engine
 
-from order_service import cli, signals
+from order_service import cli
+from order_service.runtime import signals
 from order_service.views import database_watch
 from tests import worker
 

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from order_service import log
 from order_service.errors import OrderServiceError
 from order_service.kafka import topics
+from order_service.runtime import logs
+from order_service.runtime.signals import end_when_told
 from order_service.settings import Settings
-from order_service.signals import end_when_told
 from order_service.stream import membership, topic_watch
 from order_service.stream.app import end_process, run
 from order_service.stream.clock import Clock
@@ -48,7 +48,7 @@ def _wall_clock() -> float:
 def main() -> None:
     """Run a worker with the settings of the environment."""
     end_when_told()
-    log.configure("json")
+    logs.configure("json")
     topic_watch.LOOK_EVERY_S = float(os.environ.get("TEST_TOPICS_EVERY_S", topic_watch.LOOK_EVERY_S))
     if os.environ.get("TEST_FEW_REPLICAS_ARE_ENOUGH"):
         topics._replica_faults = lambda topic, nodes: []  # noqa: ARG005

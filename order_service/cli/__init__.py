@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from order_service import __version__, log
+from order_service import __version__
 from order_service.cli import asking, ordering, running, schemas, views, watching
 from order_service.errors import OrderServiceError
+from order_service.runtime import logs
 
 OWN_CODES = frozenset({"up", "worker", "topics", "views"})
 """Commands whose exit code tells an operator more than that it failed."""
@@ -54,7 +55,7 @@ def _before(
         bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    log.configure(level=logging.WARNING)
+    logs.configure(level=logging.WARNING)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it complains of ends in our one line
 
 

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from order_service import log
 from order_service.cli import show
 from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
 from order_service.errors import cannot_listen
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import Comparison, compare_topics, create_topics, mending, topic_configs, topic_names
+from order_service.runtime import logs
+from order_service.runtime.signals import end_when_told, run_until_told
 from order_service.settings import Settings
-from order_service.signals import end_when_told, run_until_told
 
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
 
@@ -26,7 +26,7 @@ def up(as_json: AsJson = False) -> None:
     from order_service.embedded import up as embedded  # noqa: PLC0415 - other commands start without it
 
     settings = read_settings()
-    log.configure("json" if as_json else settings.log or "console")
+    logs.configure("json" if as_json else settings.log or "console")
     began_at = time.monotonic()
 
     def ready(running: embedded.Running) -> None:
@@ -73,7 +73,7 @@ def users(
 ) -> None:
     """Run a stub of the User Service: any id is an active user, but unknown-1, inactive-1, slow-500-1, flaky-1."""
     settings = read_settings()
-    log.configure(settings.log)
+    logs.configure(settings.log)
     from order_service.users.stub import serve_stub  # noqa: PLC0415 - other commands need no HTTP server
 
     def ready(url: str) -> None:
@@ -92,7 +92,7 @@ def _begin(*, as_json: bool) -> Settings:
     """Do what every process of ours begins with."""
     end_when_told()
     settings = read_settings()
-    log.configure("json" if as_json else settings.log)
+    logs.configure("json" if as_json else settings.log)
     return settings
 
 

@@ -15,7 +15,7 @@ from order_service.errors import KafkaAwayError, SetupError, TopicsError
 from order_service.kafka.connection import Producer, connection, partition_counts
 from order_service.kafka.reader import kafka_answers
 from order_service.kafka.topics import topic_names
-from order_service.logger import library_logger
+from order_service.runtime.library_logger import library_logger
 from order_service.settings import Settings
 from order_service.wire.avro import encode_command
 from order_service.wire.headers import Headers

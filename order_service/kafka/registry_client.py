@@ -20,7 +20,7 @@ from msgspec import Struct
 from pydantic import SecretStr
 
 from order_service.errors import RegistryAwayError, SchemaError
-from order_service.logger import library_logger
+from order_service.runtime.library_logger import library_logger
 from order_service.settings import Settings
 from order_service.wire.schemas import SCHEMAS, Catalogue, Message, Schema
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from order_service.domain.messages import Event
 from order_service.errors import HistoryError, SetupError
 from order_service.kafka.reader import decode
-from order_service.logger import library_logger
+from order_service.runtime.library_logger import library_logger
 from order_service.sdk.errors import HoleError
 from order_service.sdk.logs import GroupLog, Log, PlacedLog
 from order_service.sdk.target import settings_for

@@ -22,7 +22,7 @@ from order_service.kafka.reader import Reader, kafka_answers
 from order_service.kafka.record_batches import damaged_place
 from order_service.kafka.registry_client import Ids, registry_of
 from order_service.kafka.topics import TopicNames, topic_names
-from order_service.logger import library_logger
+from order_service.runtime.library_logger import library_logger
 from order_service.sdk.versions import Versions
 from order_service.settings import Settings
 

@@ -14,23 +14,23 @@ import structlog
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
-from order_service.admin import AdminServer
 from order_service.errors import OrderServiceError
-from order_service.garbage import collect_seldom
 from order_service.kafka.connection import Admin, Consumer, ask_admin, connection, tls
 from order_service.kafka.registry_client import Ids, adopt_when_it_answers, registry_of
 from order_service.kafka.topics import check_topics, create_topics, topic_names
+from order_service.runtime.admin import AdminServer
+from order_service.runtime.garbage_collector import collect_seldom
+from order_service.runtime.signals import run_until_told
+from order_service.runtime.tasks import failure_of
+from order_service.runtime.watchdog import Watchdog, end_after, silence_of
 from order_service.settings import Settings
-from order_service.signals import run_until_told
 from order_service.stream.clock import Clock, wait_until_near
 from order_service.stream.consumer import NoTables, RawSchema, RunApp, RunConsumer
 from order_service.stream.group_watch import GroupWatch
 from order_service.stream.log_ends import End, LogEnds
 from order_service.stream.membership import Member, Membership
-from order_service.stream.tasks import failure_of
 from order_service.stream.worker import Context, Worker
 from order_service.users.client import Policy, UserClient
-from order_service.watchdog import Watchdog, end_after, silence_of
 
 log = structlog.get_logger()
 

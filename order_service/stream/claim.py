@@ -30,11 +30,11 @@ from order_service.domain.answer import Entry
 from order_service.errors import HistoryError, Stuck, TurnRefused
 from order_service.kafka.connection import missing_right
 from order_service.kafka.topics import TopicNames
+from order_service.runtime.deadline import deadline
 from order_service.stream.claim_checks import Checks
 from order_service.stream.claim_clients import ClaimClients
 from order_service.stream.claim_progress import Progress
 from order_service.stream.claim_reading import Changelogs
-from order_service.stream.deadline import deadline
 from order_service.stream.lane import Record
 from order_service.stream.producer import DEADLINE_S, TurnProducer, claiming
 from order_service.wire import changelog

@@ -16,8 +16,8 @@ from msgspec import Struct
 from order_service import metrics
 from order_service.errors import Stuck
 from order_service.kafka.topics import TopicNames
+from order_service.runtime.deadline import deadline
 from order_service.stream.clock import Clock
-from order_service.stream.deadline import deadline
 from order_service.stream.inbox import Inbox, Received
 from order_service.stream.lane import Changes, Lane, Record
 from order_service.stream.producer import DEADLINE_S, Sent, TurnProducer

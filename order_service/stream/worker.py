@@ -32,19 +32,19 @@ from order_service.errors import (
 )
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import TopicNames
+from order_service.runtime.deadline import deadline
+from order_service.runtime.tasks import failure_of
 from order_service.settings import Settings
 from order_service.stream.asking import Asking
 from order_service.stream.claim import Claimed, Claimer, Kept, claim_until_done
 from order_service.stream.claim_clients import ClaimClients
 from order_service.stream.claim_progress import Places, Progress
 from order_service.stream.clock import Clock
-from order_service.stream.deadline import deadline
 from order_service.stream.inbox import Inbox, Received, Run
 from order_service.stream.lane import Lane, LanePolicy
 from order_service.stream.producer import TurnProducer, stop
 from order_service.stream.schema_lookups import SchemaLookups
 from order_service.stream.stall_watch import StallWatch
-from order_service.stream.tasks import failure_of
 from order_service.stream.topic_watch import TopicWatch
 from order_service.stream.turn import TurnTaker
 from order_service.users.client import UserClient

@@ -9,16 +9,16 @@ import structlog
 from aiokafka.structs import TopicPartition
 from prometheus_client import Gauge
 
-from order_service.admin import AdminServer
-from order_service.garbage import collect_seldom
 from order_service.kafka.connection import Admin, ask_admin, connection
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
+from order_service.runtime.admin import AdminServer
+from order_service.runtime.garbage_collector import collect_seldom
+from order_service.runtime.watchdog import Watchdog, silence_of
 from order_service.settings import Settings
 from order_service.views.projector import Projection, follow
 from order_service.views.stopped import BadRecord
 from order_service.views.tables import database_of, open_database, prepare, said_in_one_line
-from order_service.watchdog import Watchdog, silence_of
 
 log = structlog.get_logger()
 

@@ -12,18 +12,18 @@ import structlog
 from aiohttp import web
 from sqlalchemy.exc import SQLAlchemyError
 
-from order_service.admin import AdminServer
 from order_service.errors import cannot_listen
-from order_service.garbage import keep_what_is_there
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.kafka.registry_client import adopt_when_it_answers
 from order_service.kafka.topics import topic_names
+from order_service.runtime.admin import AdminServer
+from order_service.runtime.garbage_collector import keep_what_is_there
+from order_service.runtime.signals import end_at_last
+from order_service.runtime.watchdog import Watchdog, silence_of
 from order_service.settings import Settings
-from order_service.signals import end_at_last
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database
-from order_service.watchdog import Watchdog, silence_of
 from order_service.web.auth import authentication
 from order_service.web.limits import Limits
 from order_service.web.outcomes import Outcomes

@@ -18,7 +18,7 @@ class CommandLine:
 
     def __call__(self, *arguments, code=0, stdin=None):
         words = [str(part) for part in arguments]
-        with patch("order_service.log.configure"):  # the log of this process is that of all tests
+        with patch("order_service.runtime.logs.configure"):  # the log of this process is that of all tests
             result = CliRunner().invoke(app, words, env=self.environment, prog_name="cli", input=stdin)
         assert result.exit_code == code, result.output
         return result

@@ -2,7 +2,7 @@
 
 import gc
 
-from order_service.garbage import keep_what_is_there
+from order_service.runtime.garbage_collector import keep_what_is_there
 
 
 def test_what_is_there_is_looked_at_no_more():

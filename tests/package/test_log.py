@@ -10,7 +10,7 @@ import threading
 
 from prometheus_client import REGISTRY
 
-from order_service.log import COORDINATOR, QUEUED_LINES, Grave, QueuedHandler, Seldom
+from order_service.runtime.logs import COORDINATOR, QUEUED_LINES, Grave, QueuedHandler, Seldom
 
 DEADLINE_S = 20.0
 

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from order_service import signals
-from order_service.signals import SIGNALS, run_until_told
+from order_service.runtime import signals
+from order_service.runtime.signals import SIGNALS, run_until_told
 from tests.service import WorkerProcess, until, without_kafka
 
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from order_service.watchdog import Watchdog, silence_of, stack_of
+from order_service.runtime.watchdog import Watchdog, silence_of, stack_of
 from tests.service import WorkerProcess, until, without_kafka
 
 
@@ -113,7 +113,7 @@ def test_a_pipe_that_nobody_reads_does_not_hold_the_watchdog_up(monkeypatch):
     reading, writing = os.pipe()
     while select.select([], [writing], [], 0)[1]:
         os.write(writing, b"x" * 4096)
-    monkeypatch.setattr("order_service.watchdog.STDERR", writing)
+    monkeypatch.setattr("order_service.runtime.watchdog.STDERR", writing)
     test_a_loop_that_ended_without_its_process_is_a_hang_too()
     os.close(reading)
     os.close(writing)

@@ -11,15 +11,15 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CorruptRecordException, GroupCoordinatorNotAvailableError, UnsupportedCodecError
 
-from order_service.admin import AdminServer
 from order_service.embedded.broker import free_port
 from order_service.errors import GroupError, LoopHung
+from order_service.runtime.admin import AdminServer
+from order_service.runtime.watchdog import Watchdog, end_after
 from order_service.settings import Settings
 from order_service.stream.app import build, end_process
 from order_service.stream.clock import Clock
 from order_service.stream.log_ends import LogEnds
 from order_service.stream.membership import Membership
-from order_service.watchdog import Watchdog, end_after
 from tests.stream.test_worker import cancelled_from_within, until_told
 
 DEADLINE_S = 20.0

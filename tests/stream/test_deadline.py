@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from order_service.stream.deadline import TICK_S, deadline
+from order_service.runtime.deadline import TICK_S, deadline
 
 
 async def test_a_block_that_takes_longer_raises():

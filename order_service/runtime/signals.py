@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVar
 
-from order_service.watchdog import end_after, write_at_once
+from order_service.runtime.watchdog import end_after, write_at_once
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 CLOSE_WITHIN_S: Final = 10.0

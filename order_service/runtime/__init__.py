@@ -1,0 +1,1 @@
+"""What every process shares: logs, signals, the watchdog, the admin port."""
