@@ -14,11 +14,11 @@ from aiokafka import AIOKafkaConsumer
 from bench.load import LIFE, Shop
 from order_service.domain.answer import Entry, UserCheck, after_event, answer
 from order_service.domain.messages import Event
-from order_service.stream.lane import Record
-from order_service.stream.producer import TurnProducer
-from order_service.stream.turn import MOST_COMMANDS
 from order_service.wire import avro, changelog
 from order_service.wire.headers import event_headers
+from order_service.worker.lane import Record
+from order_service.worker.transactions import TurnProducer
+from order_service.worker.turn import MOST_COMMANDS
 from tests.samples import NOW
 
 

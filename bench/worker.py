@@ -8,7 +8,7 @@ from prometheus_client import Gauge
 from order_service.runtime import logs
 from order_service.runtime.signals import end_when_told
 from order_service.settings import Settings
-from order_service.stream.app import run
+from order_service.worker.faust.app import run
 
 BEAT_S: Final = 0.05
 LOOP_LATE: Final = "bench_loop_late_seconds"

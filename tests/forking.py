@@ -153,9 +153,9 @@ def _tell(answers: socket.socket, number: int, *descriptors: int) -> None:
 def main() -> None:
     """Import what our processes need, then fork."""
     import order_service.cli.running  # noqa: PLC0415
-    import order_service.stream.app  # noqa: PLC0415
     import order_service.views.process  # noqa: PLC0415
-    import order_service.web.process  # noqa: F401, PLC0415
+    import order_service.web.process  # noqa: PLC0415
+    import order_service.worker.faust.app  # noqa: F401, PLC0415
 
     gc.collect()
     gc.freeze()

@@ -14,9 +14,10 @@ from order_service.kafka import topics
 from order_service.runtime import logs
 from order_service.runtime.signals import end_when_told
 from order_service.settings import Settings
-from order_service.stream import membership, topic_watch
-from order_service.stream.app import end_process, run
-from order_service.stream.clock import Clock
+from order_service.worker import membership
+from order_service.worker.clock import Clock
+from order_service.worker.faust.app import end_process, run
+from order_service.worker.monitoring import topic_watch
 
 
 class Failpoint:

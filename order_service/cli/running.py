@@ -47,7 +47,7 @@ def worker(
 ) -> None:
     """Decide commands, until SIGTERM or Ctrl-C."""
     settings = _begin(as_json=as_json)
-    from order_service.stream.app import run  # noqa: PLC0415 - faust alone takes longer than the rest
+    from order_service.worker.faust.app import run  # noqa: PLC0415 - faust alone takes longer than the rest
 
     run(settings, make_topics=make_topics)
 

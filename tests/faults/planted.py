@@ -18,17 +18,17 @@ from aiokafka.producer.sender import Sender
 from aiokafka.structs import RecordMetadata
 from msgspec import structs
 
-from order_service.stream import claim, claim_clients
-from order_service.stream.claim import Claimer
-from order_service.stream.claim_checks import Checks
-from order_service.stream.clock import Clock
-from order_service.stream.consumer import FetchThread
-from order_service.stream.inbox import Run
-from order_service.stream.lane import Lane
-from order_service.stream.producer import TurnProducer
-from order_service.stream.turn import Turn, TurnTaker
-from order_service.stream.worker import Assignment, Worker
 from order_service.wire.changelog import POSITION_KEY
+from order_service.worker.claims import claim, clients
+from order_service.worker.claims.checks import Checks
+from order_service.worker.claims.claim import Claimer
+from order_service.worker.clock import Clock
+from order_service.worker.faust.consumer import FetchThread
+from order_service.worker.inbox import Run
+from order_service.worker.lane import Lane
+from order_service.worker.transactions import TurnProducer
+from order_service.worker.turn import Turn, TurnTaker
+from order_service.worker.worker import Assignment, Worker
 from tests import worker
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ def claim_without_its_fence() -> None:
     async def nobody(_transactional_id: str, _connection: dict[str, Any]) -> None:
         """Fence nobody."""
 
-    claim_clients.fence = nobody
+    clients.fence = nobody
     claim_without_its_look_at_the_outcomes()
 
 

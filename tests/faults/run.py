@@ -18,8 +18,8 @@ import msgspec
 from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException, Message, Producer
 
-from order_service.stream.membership import LaneAssignor
 from order_service.users.stub import Mode, Stub
+from order_service.worker.membership import LaneAssignor
 from tests.faults.brokerdata import ALL_THREE, ALONE, Altered, compact, cut_tail, place_on, wait_leaderless
 from tests.faults.callers import Outside
 from tests.faults.checker import Findings, Verdict, verdict_of

@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from order_service.errors import ClockError
-from order_service.stream import claim
-from order_service.stream.claim_checks import Checks
 from order_service.wire.changelog import BARRIER_KEY
+from order_service.worker.claims import claim
+from order_service.worker.claims.checks import Checks
 from tests.faults.brokerdata import cut_tail
 from tests.faults.checker import Terms, check_partition
 from tests.faults.cluster import Cluster

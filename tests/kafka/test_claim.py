@@ -12,11 +12,11 @@ from confluent_kafka import Producer
 
 from order_service.errors import Fenced
 from order_service.kafka.connection import connection
-from order_service.stream.claim import Claimer
-from order_service.stream.claim_clients import ClaimClients
-from order_service.stream.claim_progress import Places, Progress
-from order_service.stream.producer import TRANSACTION_TIMEOUT_S, claiming
 from order_service.wire.changelog import BARRIER_KEY
+from order_service.worker.claims.claim import Claimer
+from order_service.worker.claims.clients import ClaimClients
+from order_service.worker.claims.progress import Places, Progress
+from order_service.worker.transactions import TRANSACTION_TIMEOUT_S, claiming
 from tests.kafka.test_positions import decide, end, recreate
 from tests.kafka.test_rebalance import hanging
 from tests.samples import but, cancel, create

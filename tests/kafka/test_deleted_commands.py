@@ -7,10 +7,10 @@ from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from prometheus_client import REGISTRY
 
 from order_service.kafka.connection import connection
-from order_service.stream.claim import Claimer, claim_until_done
-from order_service.stream.claim_clients import ClaimClients
-from order_service.stream.claim_progress import Places, Progress
 from order_service.wire.commands import encode_json_command
+from order_service.worker.claims.claim import Claimer, claim_until_done
+from order_service.worker.claims.clients import ClaimClients
+from order_service.worker.claims.progress import Places, Progress
 from tests.kafka.test_positions import decide, end
 from tests.service import histories, until
 

@@ -7,7 +7,7 @@ from socket import gethostname
 
 from confluent_kafka import Consumer
 
-from order_service.stream.membership import LaneAssignor
+from order_service.worker.membership import LaneAssignor
 from tests.faults.strangers import visit_group
 from tests.service import GRACE_S, Service, histories, until
 

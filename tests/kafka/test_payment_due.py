@@ -12,11 +12,11 @@ from order_service.domain.answer import UserCheck, payment_timeout
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.stream.clock import Clock
-from order_service.stream.lane import Lane, LanePolicy
-from order_service.stream.worker import Assignment, Context
 from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command
+from order_service.worker.clock import Clock
+from order_service.worker.lane import Lane, LanePolicy
+from order_service.worker.worker import Assignment, Context
 from tests.samples import but, create, entry_after, pay
 from tests.service import until
 

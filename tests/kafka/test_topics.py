@@ -32,7 +32,7 @@ from order_service.kafka.topics import (
     topic_configs,
 )
 from order_service.settings import Settings
-from order_service.stream.topic_watch import TopicWatch
+from order_service.worker.monitoring.topic_watch import TopicWatch
 from tests.broker import running_broker
 from tests.cli.conftest import CommandLine
 from tests.faults.cluster import Cluster

@@ -9,7 +9,7 @@ from aiokafka.protocol.transaction import EndTxnRequest
 
 from order_service.errors import Fenced, Stuck
 from order_service.kafka.connection import connection
-from order_service.stream.producer import fence, started
+from order_service.worker.transactions import fence, started
 from tests.samples import SHOP, but, create
 from tests.service import GRACE_S, histories, until
 

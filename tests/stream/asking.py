@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from order_service.stream.asking import Asking
+from order_service.worker.user_lookups import Asking
 
 
 class AskingWorld:

@@ -7,7 +7,7 @@ import pytest
 
 from order_service.domain.answer import UserCheck
 from order_service.errors import UserServiceUnavailable
-from order_service.stream.asking import Asking
+from order_service.worker.user_lookups import Asking
 from tests.stream.asking import AskingWorld, asking_in
 
 CROWD = [f"user-{number}" for number in range(20)]

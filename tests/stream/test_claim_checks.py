@@ -8,9 +8,6 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from order_service.errors import LaneParked
 from order_service.kafka.topics import topic_names
-from order_service.stream.claim_checks import Checks
-from order_service.stream.claim_progress import Places, Progress
-from order_service.stream.claim_reading import Changelogs
 from order_service.wire import avro
 from order_service.wire.changelog import (
     BARRIER_KEY,
@@ -22,6 +19,9 @@ from order_service.wire.changelog import (
     waiting_key,
 )
 from order_service.wire.headers import event_headers, rejection_headers
+from order_service.worker.claims.changelog_reader import Changelogs
+from order_service.worker.claims.checks import Checks
+from order_service.worker.claims.progress import Places, Progress
 from tests.samples import NOW, but, create, entry_after, order_created, order_paid, pay, ship_refused
 
 Made = tuple[bytes, bytes, list[tuple[str, bytes]]]

@@ -6,8 +6,8 @@ import pytest
 from aiokafka import TopicPartition
 
 from order_service.errors import Stuck
-from order_service.stream import claim_clients
-from order_service.stream.claim_clients import ClaimClients
+from order_service.worker.claims import clients as claim_clients
+from order_service.worker.claims.clients import ClaimClients
 
 CONNECTION = {"bootstrap_servers": "127.0.0.1:1"}
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from aiokafka import TopicPartition
 
-from order_service.stream.claim_progress import README_HINT, Places, Progress
+from order_service.worker.claims.progress import README_HINT, Places, Progress
 
 PATIENCE_S = 0.05
 

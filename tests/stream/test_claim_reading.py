@@ -10,9 +10,9 @@ from aiokafka.errors import CorruptRecordException
 
 from order_service.errors import LaneParked
 from order_service.kafka.topics import topic_names
-from order_service.stream.claim_progress import Places, Progress
-from order_service.stream.claim_reading import DECODED_AT_A_TIME, READ_AT_A_TIME, Changelogs
 from order_service.wire.changelog import POSITION_KEY, Position, encode
+from order_service.worker.claims.changelog_reader import DECODED_AT_A_TIME, READ_AT_A_TIME, Changelogs
+from order_service.worker.claims.progress import Places, Progress
 from tests.samples import create, deliver, entry_after, pay, ship
 
 NAMES = topic_names()

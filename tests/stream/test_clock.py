@@ -5,7 +5,7 @@ from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from order_service.errors import ClockError
-from order_service.stream.clock import Clock
+from order_service.worker.clock import Clock
 
 START_S = 1_800_000_000.0
 HOUR_S = 3600.0

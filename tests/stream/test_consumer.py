@@ -16,10 +16,10 @@ from order_service.errors import GroupError, LoopHung
 from order_service.runtime.admin import AdminServer
 from order_service.runtime.watchdog import Watchdog, end_after
 from order_service.settings import Settings
-from order_service.stream.app import build, end_process
-from order_service.stream.clock import Clock
-from order_service.stream.log_ends import LogEnds
-from order_service.stream.membership import Membership
+from order_service.worker.clock import Clock
+from order_service.worker.faust.app import build, end_process
+from order_service.worker.membership import Membership
+from order_service.worker.monitoring.end_offsets import LogEnds
 from tests.stream.test_worker import cancelled_from_within, until_told
 
 DEADLINE_S = 20.0
@@ -164,7 +164,7 @@ async def test_a_log_that_hangs_does_not_keep_the_watchdog_from_ending_the_proce
     """The thread that hangs may hold the lock of the log's handler."""
     log_goes_on, ended = threading.Event(), Ended()
     monkeypatch.setattr(
-        "order_service.stream.consumer.log", SimpleNamespace(warning=lambda *_, **__: log_goes_on.wait(60))
+        "order_service.worker.faust.consumer.log", SimpleNamespace(warning=lambda *_, **__: log_goes_on.wait(60))
     )
     join(app, refuse)
     loop = thread_of(app).thread_loop
@@ -215,7 +215,7 @@ async def test_a_worker_that_lost_its_generation_does_not_take_itself_for_a_twin
 async def test_a_worker_whose_place_is_taken_never_joins(app, monkeypatch):
     reasons: list[GroupError] = []
     thread = member_of_a_group(app, monkeypatch, "w-1-7c9e6679-7425-40de-944b-e07fc1f90ae7", reasons)
-    monkeypatch.setattr("order_service.stream.consumer.CLOSE_WITHIN_S", 0.0)
+    monkeypatch.setattr("order_service.worker.faust.consumer.CLOSE_WITHIN_S", 0.0)
     joining = asyncio.create_task(thread.check_twin())
     done, _ = await asyncio.wait({joining}, timeout=0.2)
     joining.cancel()

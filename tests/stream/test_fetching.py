@@ -8,7 +8,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from order_service.embedded.broker import free_port
-from order_service.stream.app import FaustFetching
+from order_service.worker.faust.app import FaustFetching
 
 
 async def test_asking_for_an_end_while_kafka_is_away_leaves_no_consumer_open():

@@ -8,9 +8,9 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from msgspec import structs
 
-from order_service import metrics
-from order_service.stream.group_watch import GroupWatch
-from order_service.stream.membership import Member
+from order_service.worker import metrics
+from order_service.worker.membership import Member
+from order_service.worker.monitoring.group_watch import GroupWatch
 
 OURS = Member("w-1", "order-service@orders-0-9100", "/10.0.0.6")
 STRANGER = Member("r-1", "reporting", "/10.0.0.7")

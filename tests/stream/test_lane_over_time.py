@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from order_service.domain.answer import Entry, UserCheck, after_event, after_rejection, answer
 from order_service.domain.messages import Command, Event, Rejection
-from order_service.stream.inbox import Run
-from order_service.stream.lane import LanePolicy
-from order_service.stream.worker import _decoded
 from order_service.wire import avro
 from order_service.wire.commands import encode_json_command
+from order_service.worker.inbox import Run
+from order_service.worker.lane import LanePolicy
+from order_service.worker.worker import _decoded
 from tests.samples import LATER, NOW, USER_ID, amend, but, create
 from tests.stream.test_lane import CHECKS, Log, World, offset_of, users, wishes
 

@@ -8,7 +8,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 from prometheus_client import REGISTRY
 
-from order_service.stream.log_ends import End, LogEnds
+from order_service.worker.monitoring.end_offsets import End, LogEnds
 
 
 async def nothing() -> Mapping[int, End | None]:

@@ -18,8 +18,8 @@ from aiokafka.errors import (
 )
 
 from order_service.settings import Settings
-from order_service.stream import membership
-from order_service.stream.membership import (
+from order_service.worker import membership
+from order_service.worker.membership import (
     LaneAssignor,
     Membership,
     members_of,

@@ -8,7 +8,7 @@ from aiokafka.structs import PartitionMetadata
 
 from order_service.errors import Fenced, Stuck, TurnRefused
 from order_service.kafka.connection import NO_LEADER
-from order_service.stream.producer import Sent, TurnProducer
+from order_service.worker.transactions import Sent, TurnProducer
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from aiokafka import ConsumerRecord
 
-from order_service.stream.inbox import Inbox, Run
-from order_service.stream.schema_lookups import SchemaLookups
+from order_service.worker.inbox import Inbox, Run
+from order_service.worker.schema_lookups import SchemaLookups
 
 
 class Registry:

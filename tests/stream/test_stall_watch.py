@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from order_service.stream.stall_watch import StallWatch
-from order_service.stream.worker import Assignment
+from order_service.worker.monitoring.stall_watch import StallWatch
+from order_service.worker.worker import Assignment
 
 
 @pytest.fixture

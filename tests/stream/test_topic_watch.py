@@ -3,7 +3,7 @@
 import structlog
 
 from order_service.settings import Settings
-from order_service.stream.topic_watch import TopicWatch
+from order_service.worker.monitoring.topic_watch import TopicWatch
 
 
 def watch_with(cafile):

@@ -9,13 +9,13 @@ from aiokafka.structs import RecordMetadata
 from order_service.domain.answer import UserCheck
 from order_service.errors import HistoryError
 from order_service.kafka.topics import topic_names
-from order_service.stream.clock import Clock
-from order_service.stream.inbox import Inbox
-from order_service.stream.lane import Lane, LanePolicy
-from order_service.stream.turn import AT_A_TIME, TurnTaker
 from order_service.wire import avro
 from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command
+from order_service.worker.clock import Clock
+from order_service.worker.inbox import Inbox
+from order_service.worker.lane import Lane, LanePolicy
+from order_service.worker.turn import AT_A_TIME, TurnTaker
 from tests.samples import ORDER_ID, but, create, entry_after, pay
 from tests.stream.blocking import block_loop, shorten
 

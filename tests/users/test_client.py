@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 from order_service.domain.answer import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.settings import Settings
-from order_service.stream.asking import Asking
 from order_service.users.breaker import Breaker, Refusals, State
 from order_service.users.client import BODY_MAX, Policy, UserClient
 from order_service.users.stub import Mode
+from order_service.worker.user_lookups import Asking
 
 
 def outcome(name: str) -> float:

@@ -4,11 +4,11 @@ import asyncio
 
 import structlog
 
-from order_service import metrics
 from order_service.errors import KafkaAwayError
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import MENDED_BY, compare_topics
 from order_service.settings import Settings
+from order_service.worker import metrics
 
 log = structlog.get_logger()
 

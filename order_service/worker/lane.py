@@ -25,9 +25,6 @@ from order_service.domain.answer import (
 from order_service.domain.messages import Command, CreateOrder, Event, Rejection
 from order_service.domain.reasons import Reason, Refusal
 from order_service.errors import DecodeError, RunLost
-from order_service.stream.inbox import Received, Run
-from order_service.stream.table import Table
-from order_service.stream.waiting import WaitingRoom
 from order_service.wire import avro, changelog
 from order_service.wire.changelog import Ends, Position, WaitingCommand
 from order_service.wire.commands import check_key
@@ -39,6 +36,9 @@ from order_service.wire.headers import (
     event_headers,
     rejection_headers,
 )
+from order_service.worker.inbox import Received, Run
+from order_service.worker.table import Table
+from order_service.worker.waiting_room import WaitingRoom
 
 log = structlog.get_logger()
 

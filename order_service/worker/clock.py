@@ -16,11 +16,11 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
-from order_service import metrics
 from order_service.errors import ClockError
 from order_service.kafka.connection import Producer, connection
 from order_service.settings import Settings
 from order_service.wire.changelog import BARRIER_KEY
+from order_service.worker import metrics
 
 log = structlog.get_logger()
 

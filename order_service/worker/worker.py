@@ -17,7 +17,6 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 
-from order_service import metrics
 from order_service.domain.answer import UserCheck
 from order_service.domain.content import is_id
 from order_service.domain.messages import CreateOrder
@@ -35,21 +34,22 @@ from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
 from order_service.runtime.tasks import failure_of
 from order_service.settings import Settings
-from order_service.stream.asking import Asking
-from order_service.stream.claim import Claimed, Claimer, Kept, claim_until_done
-from order_service.stream.claim_clients import ClaimClients
-from order_service.stream.claim_progress import Places, Progress
-from order_service.stream.clock import Clock
-from order_service.stream.inbox import Inbox, Received, Run
-from order_service.stream.lane import Lane, LanePolicy
-from order_service.stream.producer import TurnProducer, stop
-from order_service.stream.schema_lookups import SchemaLookups
-from order_service.stream.stall_watch import StallWatch
-from order_service.stream.topic_watch import TopicWatch
-from order_service.stream.turn import TurnTaker
 from order_service.users.client import UserClient
 from order_service.wire.changelog import Ends
 from order_service.wire.commands import decode_command
+from order_service.worker import metrics
+from order_service.worker.claims.claim import Claimed, Claimer, Kept, claim_until_done
+from order_service.worker.claims.clients import ClaimClients
+from order_service.worker.claims.progress import Places, Progress
+from order_service.worker.clock import Clock
+from order_service.worker.inbox import Inbox, Received, Run
+from order_service.worker.lane import Lane, LanePolicy
+from order_service.worker.monitoring.stall_watch import StallWatch
+from order_service.worker.monitoring.topic_watch import TopicWatch
+from order_service.worker.schema_lookups import SchemaLookups
+from order_service.worker.transactions import TurnProducer, stop
+from order_service.worker.turn import TurnTaker
+from order_service.worker.user_lookups import Asking
 
 log = structlog.get_logger()
 

@@ -31,14 +31,14 @@ from order_service.errors import HistoryError, Stuck, TurnRefused
 from order_service.kafka.connection import missing_right
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
-from order_service.stream.claim_checks import Checks
-from order_service.stream.claim_clients import ClaimClients
-from order_service.stream.claim_progress import Progress
-from order_service.stream.claim_reading import Changelogs
-from order_service.stream.lane import Record
-from order_service.stream.producer import DEADLINE_S, TurnProducer, claiming
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, Position, WaitingCommand
+from order_service.worker.claims.changelog_reader import Changelogs
+from order_service.worker.claims.checks import Checks
+from order_service.worker.claims.clients import ClaimClients
+from order_service.worker.claims.progress import Progress
+from order_service.worker.lane import Record
+from order_service.worker.transactions import DEADLINE_S, TurnProducer, claiming
 
 log = structlog.get_logger()
 

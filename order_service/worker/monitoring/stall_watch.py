@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 from msgspec import Struct
 
-from order_service import metrics
+from order_service.worker import metrics
 
 log = structlog.get_logger()
 

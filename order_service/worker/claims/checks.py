@@ -8,15 +8,15 @@ from typing import Final
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
-from order_service import metrics
 from order_service.domain.messages import Event
 from order_service.errors import DecodeError, LaneParked
 from order_service.kafka.topics import TopicNames
-from order_service.stream.claim_clients import ClaimClients
-from order_service.stream.claim_reading import RESTORE, Changelogs
 from order_service.wire import avro
 from order_service.wire.changelog import Ends, Position
 from order_service.wire.headers import command_offset_of
+from order_service.worker import metrics
+from order_service.worker.claims.changelog_reader import RESTORE, Changelogs
+from order_service.worker.claims.clients import ClaimClients
 
 log = structlog.get_logger()
 

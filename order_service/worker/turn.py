@@ -13,16 +13,16 @@ from typing import Final
 import structlog
 from msgspec import Struct
 
-from order_service import metrics
 from order_service.errors import Stuck
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
-from order_service.stream.clock import Clock
-from order_service.stream.inbox import Inbox, Received
-from order_service.stream.lane import Changes, Lane, Record
-from order_service.stream.producer import DEADLINE_S, Sent, TurnProducer
 from order_service.wire import changelog
 from order_service.wire.changelog import POSITION_KEY, Ends, Position
+from order_service.worker import metrics
+from order_service.worker.clock import Clock
+from order_service.worker.inbox import Inbox, Received
+from order_service.worker.lane import Changes, Lane, Record
+from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 
-from order_service import metrics
+from order_service.worker import metrics
 
 log = structlog.get_logger()
 

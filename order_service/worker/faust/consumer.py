@@ -35,8 +35,8 @@ from order_service.kafka.connection import Consumer, knows_leader, missing_right
 from order_service.kafka.record_batches import damaged_place
 from order_service.runtime.tasks import failure_of
 from order_service.runtime.watchdog import write_at_once
-from order_service.stream.inbox import Run
-from order_service.stream.membership import LaneAssignor, Member, Membership, members_of, reason_of, twin_of
+from order_service.worker.inbox import Run
+from order_service.worker.membership import LaneAssignor, Member, Membership, members_of, reason_of, twin_of
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from aiokafka import TopicPartition
 
 from order_service.kafka.connection import Consumer
-from order_service.stream.producer import fence
+from order_service.worker.transactions import fence
 
 FETCH_BYTES: Final = 2 * 1024 * 1024
 _SHARED: Final = {"enable_auto_commit": False, "auto_offset_reset": "earliest", "fetch_max_wait_ms": 100}

@@ -16,9 +16,9 @@ from order_service.domain.answer import Entry
 from order_service.errors import HistoryError, LaneParked
 from order_service.kafka.connection import Consumer
 from order_service.kafka.topics import TopicNames
-from order_service.stream.claim_progress import Progress
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, Position, WaitingCommand
+from order_service.worker.claims.progress import Progress
 
 LOOK_EVERY_S: Final = 1.0
 FRESH_S: Final = 3.0

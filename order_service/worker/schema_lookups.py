@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from order_service.kafka.registry_client import Ids
-from order_service.stream.inbox import Inbox, Run
+from order_service.worker.inbox import Inbox, Run
 
 
 class SchemaLookups:

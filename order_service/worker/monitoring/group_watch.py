@@ -8,8 +8,8 @@ from typing import Final, NoReturn
 import structlog
 from aiokafka.errors import KafkaError
 
-from order_service import metrics
-from order_service.stream.membership import Member, about_strangers, strangers_of
+from order_service.worker import metrics
+from order_service.worker.membership import Member, about_strangers, strangers_of
 
 log = structlog.get_logger()
 

@@ -1,0 +1,1 @@
+"""Everything that knows Faust's internals. What remains of Faust is group membership, the agent loop and signals."""
