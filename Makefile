@@ -52,7 +52,7 @@ format: setup ## put the code into its form
 	$(BIN)/ruff check --fix .
 
 openapi: setup ## write the OpenAPI document anew
-	$(BIN)/python -m order_service.web.openapi
+	$(BIN)/python -m order_service.web.docs.openapi
 
 contracts: setup ## write the AsyncAPI document and the catalogue of events anew
 	$(BIN)/python -m order_service.contracts

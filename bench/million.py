@@ -23,7 +23,7 @@ from order_service.views.queries import Cursor
 from order_service.views.rows import Put, Row
 from order_service.views.state import OrderView
 from order_service.views.tables import database_of, milliseconds, open_database, orders, prepare
-from order_service.web.cursors import write_cursor
+from order_service.web.http.cursors import write_cursor
 
 ORDERS: Final = max(10_000, scaled(1_000_000))
 EACH: Final = 100

@@ -19,8 +19,8 @@ from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson, At, CreatedFrom, CreatedTo
 from order_service.errors import HttpError
 from order_service.settings import Settings
-from order_service.web.bodies import Wanted
-from order_service.web.sites import is_loopback
+from order_service.web.access.local_only import is_loopback
+from order_service.web.api.bodies import Wanted
 
 WITHIN_S: Final = 40.0
 PAGE: Final = 200

@@ -11,13 +11,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.errors import KafkaAwayError, KeysAway, Unauthorized
 from order_service.kafka.topics import TopicNames
-from order_service.web import contracts, pages, registry, requests
-from order_service.web.auth import LOCAL, Everybody, Tokens
-from order_service.web.limits import Limits
-from order_service.web.operations import OPERATIONS, Operation
-from order_service.web.problems import Problem, Trouble
-from order_service.web.routes import Api, Call
-from order_service.web.sites import is_from_here
+from order_service.web.access.auth import LOCAL, Everybody, Tokens
+from order_service.web.access.local_only import is_from_here
+from order_service.web.access.rate_limit import Limits
+from order_service.web.api.operations import OPERATIONS, Operation
+from order_service.web.api.routes import Api, Call
+from order_service.web.docs import event_catalogue, pages, schema_registry
+from order_service.web.http import requests
+from order_service.web.http.problems import Problem, Trouble
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -76,8 +77,8 @@ class Server:
             if operation.method == "GET" and not operation.is_stream:
                 app.router.add_route("HEAD", operation.path, self._served(operation))
         app.add_routes(pages.routes())
-        app.add_routes(registry.routes(self._topics[0]))
-        app.add_routes(contracts.routes(*self._topics))
+        app.add_routes(schema_registry.routes(self._topics[0]))
+        app.add_routes(event_catalogue.routes(*self._topics))
         app.on_response_prepare.append(_harden)
         return app
 

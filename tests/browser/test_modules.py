@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 import pytest
 
-from order_service.web.pages import CSP, STATIC, TYPES
+from order_service.web.docs.pages import CSP, STATIC, TYPES
 from tests.browser.chromium import running_chromium, visit
 from tests.service import until
 

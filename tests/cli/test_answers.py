@@ -9,7 +9,7 @@ import pytest
 
 from order_service.cli.asking import ASKED_MAX, Said, patiently
 from order_service.domain.reasons import Status
-from order_service.web.bodies import Wanted
+from order_service.web.api.bodies import Wanted
 from tests.cli.conftest import CommandLine
 
 ORDER = {

@@ -10,7 +10,7 @@ from order_service.contracts import asyncapi, blocks
 from order_service.contracts.blocks import Bullets, Code, Heading, Table, Text
 from order_service.contracts.source import Source
 from order_service.kafka.topics import topic_names
-from order_service.web import contracts, pages
+from order_service.web.docs import event_catalogue, pages
 from tests.contracts.written import sections
 
 NAMES = topic_names("t.")
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 @pytest.fixture
 async def http():
     application = web.Application()
-    application.add_routes([*pages.routes(), *contracts.routes(NAMES, 4)])
+    application.add_routes([*pages.routes(), *event_catalogue.routes(NAMES, 4)])
     async with TestClient(TestServer(application)) as client:
         yield client
 

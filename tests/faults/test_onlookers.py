@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from order_service.domain.answer import UserCheck
-from order_service.web.answers import outcome_json
+from order_service.web.http.responses import outcome_json
 from order_service.wire.commands import encode_json_command
 from tests.faults.callers import Outside, answered
 from tests.faults.checker import Findings

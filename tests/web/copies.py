@@ -22,14 +22,14 @@ from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.stopped import BadRecord
 from order_service.views.tables import open_database, prepare
-from order_service.web.auth import Everybody
-from order_service.web.limits import Limits
-from order_service.web.outcomes import Outcomes
-from order_service.web.pulse import Pulse
-from order_service.web.routes import Api
+from order_service.web.access.auth import Everybody
+from order_service.web.access.rate_limit import Limits
+from order_service.web.api.routes import Api
+from order_service.web.live.command_results import Outcomes
+from order_service.web.live.sse import Live
+from order_service.web.live.subscriptions import Streams
+from order_service.web.live.view_poller import Pulse
 from order_service.web.server import Server
-from order_service.web.sse import Live
-from order_service.web.streams import Streams
 from tests.samples import NOW, digest_of, take
 from tests.views.log import START, after
 

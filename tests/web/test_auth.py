@@ -21,8 +21,8 @@ from structlog.testing import capture_logs
 
 from order_service.errors import KeysAway, SetupError, Unauthorized
 from order_service.settings import SIGNATURES, Settings
-from order_service.web.auth import LEEWAY_S, LOCAL, TOKEN_MAX, Caller, Everybody, Scope, Tokens, authentication
-from order_service.web.keys import KEYS_MAX, KeyFile, KeyServer, Policy, read_jwks, read_pem
+from order_service.web.access.auth import LEEWAY_S, LOCAL, TOKEN_MAX, Caller, Everybody, Scope, Tokens, authentication
+from order_service.web.access.jwks import KEYS_MAX, KeyFile, KeyServer, Policy, read_jwks, read_pem
 
 ISSUER = "https://issuer.test"
 AUDIENCE = "orders"

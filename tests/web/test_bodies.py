@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from order_service.web.bodies import CHANGES, AmendBody, OrderQuery
+from order_service.web.api.bodies import CHANGES, AmendBody, OrderQuery
 
 
 @pytest.mark.parametrize("name", CHANGES)

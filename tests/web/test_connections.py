@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from order_service.embedded.broker import free_port
-from order_service.web.protocol import ANSWERED_WITHIN_S, listen
-from order_service.web.requests import MAX_BODY_BYTES
+from order_service.web.http.connections import ANSWERED_WITHIN_S, listen
+from order_service.web.http.requests import MAX_BODY_BYTES
 
 BIG = bytes(20_000_000)
 """More than the kernel keeps for a connection."""

@@ -17,9 +17,15 @@ import pytest
 
 from order_service.domain.messages import CreateOrder, Event
 from order_service.views.state import OrderView
-from order_service.web.operations import OPERATIONS
-from order_service.web.protocol import HEAD_WITHIN_S, HEADERS_MAX, LINGER_S, TAKEN_WITHIN_S, connections_possible
-from order_service.web.requests import BODY_WITHIN_S, MAX_BODY_BYTES
+from order_service.web.api.operations import OPERATIONS
+from order_service.web.http.connections import (
+    HEAD_WITHIN_S,
+    HEADERS_MAX,
+    LINGER_S,
+    TAKEN_WITHIN_S,
+    connections_possible,
+)
+from order_service.web.http.requests import BODY_WITHIN_S, MAX_BODY_BYTES
 from order_service.web.server import HEADERS
 from tests.service import until
 from tests.web.shop import MUG, ORDER, Answer

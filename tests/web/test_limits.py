@@ -17,11 +17,11 @@ from order_service.domain.messages import DeliverOrder
 from order_service.errors import KafkaAwayError
 from order_service.users.stub import Mode
 from order_service.views.queries import News, Refused
-from order_service.web import outcomes as web_outcomes
-from order_service.web.limits import SUBJECTS_MAX, Limits
-from order_service.web.outcomes import Outcomes
-from order_service.web.problems import Problem, Trouble
-from order_service.web.protocol import FILES_BESIDE, connections_possible
+from order_service.web.access.rate_limit import SUBJECTS_MAX, Limits
+from order_service.web.http.connections import FILES_BESIDE, connections_possible
+from order_service.web.http.problems import Problem, Trouble
+from order_service.web.live import command_results as web_outcomes
+from order_service.web.live.command_results import Outcomes
 from tests.samples import but, ship, ship_refused
 from tests.service import until
 from tests.web import tokens

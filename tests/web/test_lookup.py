@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from order_service.web import lookup as module
-from order_service.web.lookup import Lookup
+from order_service.web.live import order_loader as module
+from order_service.web.live.order_loader import Lookup
 
 
 class Slow:

@@ -14,9 +14,9 @@ from openapi_python_client.config import Config, ConfigFile, MetaType
 from playwright.sync_api import expect
 
 from order_service.domain.reasons import Reason
-from order_service.web import openapi
-from order_service.web.operations import OPERATIONS
-from order_service.web.problems import ALL, BASE, STATUS
+from order_service.web.api.operations import OPERATIONS
+from order_service.web.docs import openapi
+from order_service.web.http.problems import ALL, BASE, STATUS
 from tests.browser.chromium import running_chromium, visit
 from tests.web.alone import application_alone, server_alone
 from tests.web.shop import Http

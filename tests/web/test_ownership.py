@@ -15,8 +15,8 @@ from uuid import uuid4
 import pytest
 
 from order_service.users.stub import Mode
-from order_service.web.auth import Scope
-from order_service.web.operations import OPERATIONS, ORDER
+from order_service.web.access.auth import Scope
+from order_service.web.api.operations import OPERATIONS, ORDER
 from tests.web import tokens
 from tests.web.shop import MUG, PAYMENT, SHIPMENT, Answer, Http
 

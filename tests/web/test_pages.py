@@ -2,7 +2,7 @@
 
 import pytest
 
-from order_service.web.pages import SHORT
+from order_service.web.docs.pages import SHORT
 from tests.web.alone import server_alone
 from tests.web.shop import Http
 

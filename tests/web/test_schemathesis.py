@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.core.failures import Failure
 
-from order_service.web import openapi
-from order_service.web.auth import Scope
-from order_service.web.requests import new_id
+from order_service.web.access.auth import Scope
+from order_service.web.docs import openapi
+from order_service.web.http.requests import new_id
 from tests.web import tokens
 
 DOCUMENT = json.loads(openapi.FILE.read_text(encoding="utf-8"))

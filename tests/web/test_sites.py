@@ -2,9 +2,9 @@
 
 import pytest
 
-from order_service.web.auth import Scope
-from order_service.web.operations import OPERATIONS
-from order_service.web.sites import is_from_here
+from order_service.web.access.auth import Scope
+from order_service.web.access.local_only import is_from_here
+from order_service.web.api.operations import OPERATIONS
 from tests.web import tokens
 
 EVIL = "evil.test"

@@ -11,9 +11,9 @@ from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import News, Recorded, Views
 from order_service.views.tables import open_database, prepare
-from order_service.web.pulse import Pulse
-from order_service.web.sse import InAll
-from order_service.web.streams import QUEUE_MAX, Streams, Subject
+from order_service.web.live.sse import InAll
+from order_service.web.live.subscriptions import QUEUE_MAX, Streams, Subject
+from order_service.web.live.view_poller import Pulse
 from tests.samples import events
 from tests.service import PATIENCE_S
 from tests.views.log import EVENTS, START, after, seens

@@ -14,7 +14,7 @@ import structlog
 from aiohttp import EMPTY_PAYLOAD, web
 from aiohttp.http import RawRequestMessage
 
-from order_service.web.problems import Problem, Trouble
+from order_service.web.http.problems import Problem, Trouble
 from order_service.web.server import harden
 
 log = structlog.get_logger()

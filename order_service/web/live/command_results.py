@@ -16,8 +16,8 @@ from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import NEVER_REMEMBERED, Reason
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.views.queries import News, Recorded, Refused, Views
-from order_service.web.problems import Problem, Trouble
-from order_service.web.pulse import EAGER_S, Pulse
+from order_service.web.http.problems import Problem, Trouble
+from order_service.web.live.view_poller import EAGER_S, Pulse
 from order_service.wire.headers import Headers
 
 log = structlog.get_logger()

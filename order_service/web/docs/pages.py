@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from order_service.web import requests
-from order_service.web.answers import JSON, encode
-from order_service.web.operations import OPERATIONS, problems_of
-from order_service.web.problems import ALL, BASE, STATUS, Kind, title
+from order_service.web.api.operations import OPERATIONS, problems_of
+from order_service.web.http import requests
+from order_service.web.http.problems import ALL, BASE, STATUS, Kind, title
+from order_service.web.http.responses import JSON, encode
 
-STATIC: Final = Path(__file__).with_name("static")
+STATIC: Final = Path(__file__).parent.with_name("static")
 CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -14,18 +14,8 @@ from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.reasons import Reason, Status
 from order_service.views.queries import Filter, Views
 from order_service.views.state import OrderView
-from order_service.web import requests
-from order_service.web.answers import (
-    PRIVATE,
-    answer,
-    etag,
-    event_json,
-    order_answer,
-    outcome_json,
-    undecided_json,
-)
-from order_service.web.auth import Caller, Scope
-from order_service.web.bodies import (
+from order_service.web.access.auth import Caller, Scope
+from order_service.web.api.bodies import (
     AmendBody,
     CancelBody,
     CommandQuery,
@@ -38,13 +28,23 @@ from order_service.web.bodies import (
     Query,
     ShipBody,
 )
-from order_service.web.cursors import read_copy_id, read_cursor, write_copy_id, write_cursor
-from order_service.web.lookup import Lookup
-from order_service.web.outcomes import Awaited, Outcomes
-from order_service.web.problems import Problem, Trouble, refused
-from order_service.web.pulse import Pulse
-from order_service.web.sse import Live
-from order_service.web.streams import Streams, Subject
+from order_service.web.http import requests
+from order_service.web.http.cursors import read_copy_id, read_cursor, write_copy_id, write_cursor
+from order_service.web.http.problems import Problem, Trouble, refused
+from order_service.web.http.responses import (
+    PRIVATE,
+    answer,
+    etag,
+    event_json,
+    order_answer,
+    outcome_json,
+    undecided_json,
+)
+from order_service.web.live.command_results import Awaited, Outcomes
+from order_service.web.live.order_loader import Lookup
+from order_service.web.live.sse import Live
+from order_service.web.live.subscriptions import Streams, Subject
+from order_service.web.live.view_poller import Pulse
 from order_service.wire.flat import flat
 
 _T = TypeVar("_T")

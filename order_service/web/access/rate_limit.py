@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from order_service.web.problems import Problem, Trouble
+from order_service.web.http.problems import Problem, Trouble
 
 SUBJECTS_MAX: Final = 10_000
 BURST_S: Final = 2.0

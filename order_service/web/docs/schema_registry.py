@@ -14,7 +14,7 @@ from aiohttp import web
 from msgspec import MsgspecError, Raw, Struct, json
 
 from order_service.kafka.topics import TopicNames
-from order_service.web.answers import encode
+from order_service.web.http.responses import encode
 from order_service.wire import versions
 from order_service.wire.schemas import SCHEMAS, Catalogue, Schema
 

@@ -24,11 +24,11 @@ from order_service.views import state
 from order_service.views.queries import Cursor, Recorded
 from order_service.views.state import OrderView
 from order_service.views.tables import milliseconds
-from order_service.web import answers, requests
-from order_service.web.bodies import AmendBody, Body, CancelBody, CreateBody, DeliverBody, PayBody, ShipBody
-from order_service.web.cursors import write_copy_id, write_cursor
-from order_service.web.operations import OPERATIONS
-from order_service.web.problems import Fault, Kind, Problem, Trouble, refused
+from order_service.web.api.bodies import AmendBody, Body, CancelBody, CreateBody, DeliverBody, PayBody, ShipBody
+from order_service.web.api.operations import OPERATIONS
+from order_service.web.http import requests, responses
+from order_service.web.http.cursors import write_copy_id, write_cursor
+from order_service.web.http.problems import Fault, Kind, Problem, Trouble, refused
 from order_service.wire.avro import digest, encode_event
 
 NOW: Final = datetime(2026, 11, 24, 9, tzinfo=UTC)
@@ -97,7 +97,7 @@ def successes() -> dict[str, Any]:
     """Give an example of each answer, by the name of its schema."""
     steps = list(decided(CreateOrder, PayOrder, ShipOrder, DeliverOrder))
     events = [
-        answers.event_json(Recorded(event, USER_ID, 3, 1840 + 2 * number, 2071 + number))
+        responses.event_json(Recorded(event, USER_ID, 3, 1840 + 2 * number, 2071 + number))
         for number, (event, _, _) in enumerate(steps)
     ]
     order = steps[0][2]
@@ -105,11 +105,11 @@ def successes() -> dict[str, Any]:
         "Order": order,
         "OrderPage": {"orders": [order], "next": write_cursor(Cursor(milliseconds(order.created_at), ORDER_ID))},
         "History": {"events": events, "next_after_version": None},
-        "Outcome": answers.outcome_json(steps[1][0]),
-        "Undecided": answers.undecided_json(ORDER_ID, COMMAND_ID, write_copy_id(steps[0][0].command_digest, 2071)),
+        "Outcome": responses.outcome_json(steps[1][0]),
+        "Undecided": responses.undecided_json(ORDER_ID, COMMAND_ID, write_copy_id(steps[0][0].command_digest, 2071)),
         "OrderEvent": "".join(["retry: 1000\n\n", *map(_frame, events[:2]), ": still here\n\n"]),
     }
-    plain: dict[str, Any] = json.loads(answers.encode(made))
+    plain: dict[str, Any] = json.loads(responses.encode(made))
     return plain
 
 
@@ -151,4 +151,4 @@ def _situation(reason: Reason) -> tuple[type[Command], Status]:
 
 
 def _frame(event: dict[str, Any]) -> str:
-    return f"id: {event['version']}\nevent: {event['type']}\ndata: {answers.encode(event).decode()}\n\n"
+    return f"id: {event['version']}\nevent: {event['type']}\ndata: {responses.encode(event).decode()}\n\n"

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the table of routes; `python -m order_service.web.openapi` writes it anew."""
+"""The OpenAPI 3.1 document, made from the table of routes. `python -m order_service.web.docs.openapi` writes it."""
 
 import json
 from collections.abc import Iterable
@@ -8,13 +8,23 @@ from typing import Any, Final
 from order_service import __version__
 from order_service.domain.messages import CreateOrder
 from order_service.domain.reasons import Reason
-from order_service.web import examples
-from order_service.web.bodies import DATE_TIME, ID, Query
-from order_service.web.operations import OPERATIONS, Operation, problems_of
-from order_service.web.problems import ALL, BASE, MEDIA_TYPE, STATUS, Kind, Trouble
-from order_service.web.schemas import INTEGER, TEXT, Schema, not_null, one_of, plain, problem_name, ref, schemas
+from order_service.web.api.bodies import DATE_TIME, ID, Query
+from order_service.web.api.operations import OPERATIONS, Operation, problems_of
+from order_service.web.docs import examples
+from order_service.web.docs.json_schemas import (
+    INTEGER,
+    TEXT,
+    Schema,
+    not_null,
+    one_of,
+    plain,
+    problem_name,
+    ref,
+    schemas,
+)
+from order_service.web.http.problems import ALL, BASE, MEDIA_TYPE, STATUS, Kind, Trouble
 
-FILE: Final = Path(__file__).with_name("static") / "openapi.json"
+FILE: Final = Path(__file__).parent.with_name("static") / "openapi.json"
 
 ABOUT: Final = """\
 A change is a command. It is decided once, and its answer comes when everybody can read what it made.

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from order_service.views.queries import News, Places, Recorded
-from order_service.web.pulse import Pulse
+from order_service.web.live.view_poller import Pulse
 
 QUEUE_MAX: Final = 512
 """How many events wait for one reader; whoever is further behind reads on in the views."""

@@ -17,8 +17,8 @@ from msgspec import Struct
 from order_service.domain.content import is_id
 from order_service.errors import SetupError, Unauthorized
 from order_service.settings import Settings
-from order_service.web.keys import Key, KeyFile, KeyServer
-from order_service.web.sites import is_loopback
+from order_service.web.access.jwks import Key, KeyFile, KeyServer
+from order_service.web.access.local_only import is_loopback
 
 TOKEN_MAX: Final = 8 * 1024
 LEEWAY_S: Final = 30

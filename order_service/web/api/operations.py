@@ -15,7 +15,7 @@ from order_service.domain.messages import (
     ShipOrder,
 )
 from order_service.domain.reasons import RULES, Reason
-from order_service.web.bodies import (
+from order_service.web.api.bodies import (
     AmendBody,
     Body,
     CancelBody,
@@ -30,7 +30,7 @@ from order_service.web.bodies import (
     Query,
     ShipBody,
 )
-from order_service.web.problems import STATUS, Kind, Trouble
+from order_service.web.http.problems import STATUS, Kind, Trouble
 
 ORDER: Final = "/v1/orders/{order_id}"
 

@@ -16,13 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.views.queries import Places, Recorded, Views
 from order_service.views.state import OrderView
-from order_service.web import requests
-from order_service.web.answers import encode, event_json
-from order_service.web.auth import Caller
-from order_service.web.cursors import read_places, write_places
-from order_service.web.problems import Problem, Trouble
-from order_service.web.pulse import Pulse
-from order_service.web.streams import Streams, Subject
+from order_service.web.access.auth import Caller
+from order_service.web.http import requests
+from order_service.web.http.cursors import read_places, write_places
+from order_service.web.http.problems import Problem, Trouble
+from order_service.web.http.responses import encode, event_json
+from order_service.web.live.subscriptions import Streams, Subject
+from order_service.web.live.view_poller import Pulse
 
 HEARTBEAT_S: Final = 15.0
 WRITE_WITHIN_S: Final = 10.0

@@ -15,8 +15,8 @@ from msgspec import Meta, Struct
 from pydantic import ValidationError
 
 from order_service.domain.messages import UtcTime
-from order_service.web.bodies import DATE_TIME, Body, Query
-from order_service.web.problems import Fault, Problem, Trouble
+from order_service.web.api.bodies import DATE_TIME, Body, Query
+from order_service.web.http.problems import Fault, Problem, Trouble
 
 MAX_BODY_BYTES: Final = 64 * 1024
 BODY_WITHIN_S: Final = 15.0

@@ -13,9 +13,9 @@ from aiohttp import web
 from order_service.contracts import asyncapi, blocks, catalogue, words
 from order_service.contracts.source import Source
 from order_service.kafka.topics import TopicNames
-from order_service.web import requests
-from order_service.web.answers import JSON
-from order_service.web.pages import HEADERS, PAGE
+from order_service.web.docs.pages import HEADERS, PAGE
+from order_service.web.http import requests
+from order_service.web.http.responses import JSON
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from order_service.views.queries import Cursor, Places
-from order_service.web.problems import Fault, Problem, Trouble
+from order_service.web.http.problems import Fault, Problem, Trouble
 
 _cursor: Final = msgspec.json.Decoder(Cursor)
 _PLACE: Final = re.compile(r"(\d{1,6})-(\d{1,18})\Z", re.ASCII)

@@ -8,7 +8,7 @@ from order_service.domain.content import CANCEL_REASONS
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, Rejection
 from order_service.domain.reasons import Reason, Status
 from order_service.views.state import OrderView
-from order_service.web.bodies import (
+from order_service.web.api.bodies import (
     COPY_ID,
     AmendBody,
     CancelBody,
@@ -19,7 +19,7 @@ from order_service.web.bodies import (
     ShipBody,
     Wanted,
 )
-from order_service.web.problems import ALL, BASE, STATUS, Kind, Trouble, title
+from order_service.web.http.problems import ALL, BASE, STATUS, Kind, Trouble, title
 
 Schema = dict[str, Any]
 

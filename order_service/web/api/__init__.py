@@ -1,0 +1,1 @@
+"""The routes of orders: the table of them, their bodies, and what each does."""

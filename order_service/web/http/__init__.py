@@ -1,0 +1,1 @@
+"""Requests, responses, problems and connections: HTTP, whatever it is used for."""
