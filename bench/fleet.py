@@ -10,7 +10,7 @@ from bench.sizes import RUNS, scaled
 from bench.table import Row, Target
 from bench.watching import Seen, WrongResult
 from bench.world import World
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.service import WorkerProcess, until
 
 WORKERS = 3

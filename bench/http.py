@@ -15,7 +15,7 @@ from bench.processes import running
 from bench.sizes import RUNS, scaled_s
 from bench.table import Row, Target, percentile
 from bench.world import World, stub
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.service import WorkerProcess
 from tests.web.shop import Shop as Site
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from bench.others import Others
 from bench.processes import running
 from bench.watching import Ends
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from order_service.users.stub import serve_stub
 from tests.service import Service, StubThread, until
 

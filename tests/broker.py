@@ -12,8 +12,9 @@ from pathlib import Path
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-from order_service.embedded.broker import HOST, Broker, free_port
-from order_service.embedded.kafka import (
+from order_service.errors import EmbeddedError
+from order_service.local.broker import HOST, Broker, free_port
+from order_service.local.kafka import (
     IMAGE,
     Docker,
     Embedded,
@@ -21,7 +22,6 @@ from order_service.embedded.kafka import (
     choose_kafka,
     container_env,
 )
-from order_service.errors import EmbeddedError
 from order_service.settings import Settings
 from tests.quick_kafka import quick_broker
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from order_service.embedded import broker
+from order_service.local import broker
 from order_service.wire.schemas import SCHEMAS
 from tests import forking
 from tests.broker import running_kafka

@@ -11,8 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from order_service.embedded.broker import Broker
-from order_service.embedded.kafka import Embedded, cache_dir, embedded_broker, fetch_jars
+from order_service.local.broker import Broker
+from order_service.local.kafka import Embedded, cache_dir, embedded_broker, fetch_jars
 
 ARCHIVE = "classes.jsa"
 

@@ -34,9 +34,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from order_service.domain.answer import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
-from order_service.embedded.broker import free_port
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import create_topics, topic_names
+from order_service.local.broker import free_port
 from order_service.settings import Settings
 from order_service.users.stub import Stub, running
 from order_service.wire import avro, changelog

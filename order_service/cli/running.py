@@ -23,20 +23,20 @@ topics = typer.Typer(no_args_is_help=True, help="Create the topics, or compare t
 
 def up(as_json: AsJson = False) -> None:
     """Run all of it on this machine: Kafka, User Service stub, worker, projector, HTTP. Ctrl-C ends it."""
-    from order_service.embedded import up as embedded  # noqa: PLC0415 - other commands start without it
+    from order_service.local import up as local_run  # noqa: PLC0415 - other commands start without it
 
     settings = read_settings()
     logs.configure("json" if as_json else settings.log or "console")
     began_at = time.monotonic()
 
-    def ready(running: embedded.Running) -> None:
+    def ready(running: local_run.Running) -> None:
         took_s = time.monotonic() - began_at
         if as_json:
             show.json_line({"ready": True, "took_s": round(took_s, 1), **running.as_dict()})
         else:
-            typer.echo("\n".join(embedded.ready_lines(running, took_s)))
+            typer.echo("\n".join(local_run.ready_lines(running, took_s)))
 
-    raise typer.Exit(embedded.run(settings, say=lambda line: typer.echo(line, err=True), on_ready=ready))
+    raise typer.Exit(local_run.run(settings, say=lambda line: typer.echo(line, err=True), on_ready=ready))
 
 
 def worker(

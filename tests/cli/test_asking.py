@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.cli.conftest import CommandLine
 from tests.service import ROOT, until
 from tests.web.shop import PAYMENT, SHIPMENT

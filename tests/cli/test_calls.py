@@ -8,7 +8,7 @@ import pytest
 from order_service.cli.envelope import made
 from order_service.cli.show import safe, what
 from order_service.domain.messages import CreateOrder
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests import samples
 from tests.cli.conftest import CommandLine
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.service import ROOT, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

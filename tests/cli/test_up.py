@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.cli.conftest import CommandLine
 from tests.service import until
 

@@ -22,8 +22,9 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 
 import order_service
 from order_service.cli.environment import LOCAL_PARTITIONS
-from order_service.embedded.broker import HOST, Broker, free_port, is_taken
-from order_service.embedded.kafka import (
+from order_service.errors import EmbeddedError
+from order_service.local.broker import HOST, Broker, free_port, is_taken
+from order_service.local.kafka import (
     IMAGE,
     POM,
     PROPERTIES,
@@ -38,9 +39,8 @@ from order_service.embedded.kafka import (
     local_broker,
     parse_java_version,
 )
-from order_service.embedded.supervisor import Supervisor
-from order_service.embedded.watch import kill_group
-from order_service.errors import EmbeddedError
+from order_service.local.supervisor import Supervisor
+from order_service.local.watcher import kill_group
 from order_service.settings import Settings
 from tests.broker import running_broker, running_kafka
 
@@ -52,7 +52,7 @@ DOCKER = Docker("/bin/docker")
 PARENT = """
 import signal, sys
 from pathlib import Path
-from order_service.embedded.kafka import choose_kafka, embedded_broker
+from order_service.local.kafka import choose_kafka, embedded_broker
 from order_service.settings import Settings
 with embedded_broker(choose_kafka(Settings(kafka="embedded")), Path(sys.argv[1]), int(sys.argv[2])):
     print("ready", flush=True)

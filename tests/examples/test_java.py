@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from order_service.embedded.kafka import find_program
+from order_service.local.kafka import find_program
 from tests.examples.consuming import (
     Example,
     goes_on_where_another_was,

@@ -15,7 +15,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Final
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.faults.onlookers import STATUS_AFTER, Answered, End, Reader, Shown
 from tests.faults.subscriber import OPEN
 from tests.service import Service, WorkerProcess, until

@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple, Self
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from order_service.embedded.broker import HOST, Broker, free_port
-from order_service.embedded.kafka import PROPERTIES, Embedded, choose_kafka, prepare_node
 from order_service.errors import EmbeddedError
+from order_service.local.broker import HOST, Broker, free_port
+from order_service.local.kafka import PROPERTIES, Embedded, choose_kafka, prepare_node
 from order_service.settings import Settings
 from tests.faults.brokerdata import CLEANER_BACKOFF
 from tests.faults.proxy import Proxy

@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.faults.liveness import Served
 from tests.service import Service, WorkerProcess
 

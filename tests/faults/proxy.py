@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 from msgspec import Struct
 
-from order_service.embedded.broker import HOST
+from order_service.local.broker import HOST
 
 PIECE_BYTES = 256 * 1024
 """As much as asyncio takes from a socket at once; twice as much waits at most for a slow reader, per direction."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.embedded.broker import HOST, free_port
+from order_service.local.broker import HOST, free_port
 from tests.faults.proxy import (
     ANSWER_HEAD,
     FRAME_BYTES_MAX,

@@ -8,7 +8,7 @@ import sys
 
 from confluent_kafka import Producer
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.samples import SHOP, but, create, pay, ship
 from tests.service import ROOT, until
 

@@ -10,9 +10,9 @@ from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import NodeNotReadyError, TopicAuthorizationFailedError
 from confluent_kafka import Producer
 
-from order_service.embedded.broker import free_port
 from order_service.errors import KafkaAwayError
 from order_service.kafka.connection import Consumer, ask_admin
+from order_service.local.broker import free_port
 from order_service.settings import Settings
 from tests.faults.cluster import Cluster
 from tests.faults.proxy import Api

@@ -7,10 +7,10 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from confluent_kafka.admin import AdminClient
 
-from order_service.embedded.broker import free_port
 from order_service.errors import KafkaAwayError, TopicsError
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.kafka.connection import Admin, Consumer, Producer, connection
+from order_service.local.broker import free_port
 from order_service.sdk import OrderCommands, OrderEvents
 from order_service.settings import Settings
 from tests.broker import running_broker

@@ -14,10 +14,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     UserScramCredentialUpsertion,
 )
 
-from order_service.embedded.broker import HOST, Broker, free_port
-from order_service.embedded.kafka import Embedded, choose_kafka
 from order_service.errors import KafkaAwayError
 from order_service.kafka.connection import ask_admin, connection, tls
+from order_service.local.broker import HOST, Broker, free_port
+from order_service.local.kafka import Embedded, choose_kafka
 from order_service.settings import Settings
 from tests.quick_kafka import quick_broker
 from tests.samples import create, pay

@@ -19,8 +19,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from order_service.domain.messages import Command
-from order_service.embedded.broker import free_port
-from order_service.embedded.kafka import Embedded, cache_dir, choose_kafka, fetch_jars
 from order_service.errors import TopicsError
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import (
@@ -31,6 +29,8 @@ from order_service.kafka.topics import (
     replicas_for,
     topic_configs,
 )
+from order_service.local.broker import free_port
+from order_service.local.kafka import Embedded, cache_dir, choose_kafka, fetch_jars
 from order_service.settings import Settings
 from order_service.worker.monitoring.topic_watch import TopicWatch
 from tests.broker import running_broker

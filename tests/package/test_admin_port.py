@@ -12,10 +12,10 @@ from concurrent.futures import Future
 import pytest
 from aiohttp import web
 
-from order_service.embedded import up
-from order_service.embedded.broker import free_port
-from order_service.embedded.up import has_started
 from order_service.errors import PortTakenError, cannot_listen
+from order_service.local import up
+from order_service.local.broker import free_port
+from order_service.local.up import has_started
 from order_service.runtime.admin import AdminServer
 from order_service.settings import Settings
 from order_service.web.process import _listen

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
 
-from order_service.embedded.broker import HOST, free_port
-from order_service.embedded.kafka import cache_dir, find_program
-from order_service.embedded.watch import AT_ONCE, kill_group, watched
+from order_service.local.broker import HOST, free_port
+from order_service.local.kafka import cache_dir, find_program
+from order_service.local.watcher import AT_ONCE, kill_group, watched
 from tests.service import until
 
 VERSION: Final = "3.0.9"  # newer ones need Java 21; compose runs the same

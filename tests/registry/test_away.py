@@ -9,11 +9,11 @@ from aiohttp import web
 from aiokafka.structs import ConsumerRecord
 from pydantic import SecretStr
 
-from order_service.embedded.broker import free_port
 from order_service.errors import RegistryAwayError, SchemaError
 from order_service.kafka.reader import Reader
 from order_service.kafka.registry_client import Ids, Policy, SchemaRegistry, adopt, adopt_when_it_answers
 from order_service.kafka.topics import topic_names
+from order_service.local.broker import free_port
 from order_service.settings import Settings
 from order_service.wire.schemas import load
 

@@ -12,7 +12,7 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerialize
 from confluent_kafka.serialization import MessageField, SerializationContext
 from sqlalchemy import create_engine, text
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from order_service.wire.avro import decode_event
 from order_service.wire.released import FIRST_ID
 from order_service.wire.schemas import SCHEMAS, prefix_of

@@ -11,8 +11,8 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CorruptRecordException, GroupCoordinatorNotAvailableError, UnsupportedCodecError
 
-from order_service.embedded.broker import free_port
 from order_service.errors import GroupError, LoopHung
+from order_service.local.broker import free_port
 from order_service.runtime.admin import AdminServer
 from order_service.runtime.watchdog import Watchdog, end_after
 from order_service.settings import Settings

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from order_service.worker.faust.app import FaustFetching
 
 

@@ -6,7 +6,7 @@ from functools import reduce
 
 import pytest
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from order_service.views import state
 from order_service.views.tables import FORM, form, prepare
 from tests.samples import ORDER_ID, SHOP, but, create, ship

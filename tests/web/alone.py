@@ -8,9 +8,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from order_service.embedded.broker import free_port
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.kafka.topics import topic_names
+from order_service.local.broker import free_port
 from order_service.settings import Settings
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database, prepare

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from tests.service import Service, StubThread, WorkerProcess
 
 MUG = {"sku": "mug-blue", "quantity": 2, "unit_price": 1250}

@@ -8,7 +8,7 @@ from io import BytesIO
 import pytest
 from aiohttp import web
 
-from order_service.embedded.broker import free_port
+from order_service.local.broker import free_port
 from order_service.web.http.connections import ANSWERED_WITHIN_S, listen
 from order_service.web.http.requests import MAX_BODY_BYTES
 

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 from msgspec import Struct
 
-from order_service.embedded.watch import kill_group, watched
 from order_service.errors import EmbeddedError, TopicsError
+from order_service.local.watcher import kill_group, watched
 
 Write = Callable[[str], object]
 

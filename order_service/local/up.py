@@ -15,10 +15,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct, structs
 
-from order_service.embedded.broker import free_port, is_taken
-from order_service.embedded.kafka import External, Local, choose_kafka, local_broker
-from order_service.embedded.supervisor import Child, Supervisor
 from order_service.errors import EmbeddedError, PortTakenError
+from order_service.local.broker import free_port, is_taken
+from order_service.local.kafka import External, Local, choose_kafka, local_broker
+from order_service.local.supervisor import Child, Supervisor
 from order_service.settings import Settings
 
 Say = Callable[[str], object]

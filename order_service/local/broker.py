@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from order_service.embedded.supervisor import Child, open_log
-from order_service.embedded.watch import AT_ONCE, kill_group, watched
 from order_service.errors import EmbeddedError
+from order_service.local.supervisor import Child, open_log
+from order_service.local.watcher import AT_ONCE, kill_group, watched
 
 HOST = "127.0.0.1"
 LOG = "kafka.log"
