@@ -37,7 +37,7 @@ check: setup ## lint, types, import rules, dependencies and released schemas: se
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
-	$(BIN)/python -m order_service.wire.released
+	$(BIN)/python -m order_service.wire.schemas.files
 
 browser: ## install Chromium for the tests of the orders page, unless there is one
 	@test -n "$$(type -P chromium chromium-browser google-chrome)" || { test "$$(id -u)" = 0 && type -P apt-get >/dev/null \

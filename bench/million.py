@@ -14,14 +14,14 @@ from pydantic import SecretStr
 from bench.callers import Question
 from bench.sizes import scaled
 from order_service.domain.messages import Line
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.views import state
+from order_service.views import order_view
+from order_service.views.order_view import OrderView
 from order_service.views.projector import Projection
 from order_service.views.queries import Cursor
 from order_service.views.rows import Put, Row
-from order_service.views.state import OrderView
 from order_service.views.tables import database_of, milliseconds, open_database, orders, prepare
 from order_service.web.http.cursors import write_cursor
 
@@ -140,5 +140,5 @@ def _row(order: Written) -> Row:
         "status": order.status,
         "created_at": milliseconds(at),
         "head": bytes(16),
-        "document": state.encode(view),
+        "document": order_view.encode(view),
     }

@@ -19,7 +19,7 @@ from bench.sizes import RUNS, scaled
 from bench.table import Row, Target
 from bench.watching import WrongResult, growth_per_s
 from bench.world import World
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.settings import Settings
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database, order_events, orders

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from order_service.local import broker
-from order_service.wire.schemas import SCHEMAS
+from order_service.wire.schemas.catalogue import SCHEMAS
 from tests import forking
 from tests.broker import running_kafka
 from tests.service import Service, StubThread

@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 import msgspec
 from msgspec import Struct, structs
 
-from order_service.domain.answer import AskUser, Entry, Repeat, UserCheck, after_event, after_rejection, answer
+from order_service.domain.decision import AskUser, Entry, Repeat, UserCheck, after_event, after_rejection, answer
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,

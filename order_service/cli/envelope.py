@@ -14,7 +14,7 @@ from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson
 from order_service.cli.sending import send
 from order_service.domain.messages import Command, Rejection
-from order_service.domain.reasons import MEANINGS, Reason
+from order_service.domain.refusals import MEANINGS, Reason
 from order_service.errors import DecodeError
 from order_service.kafka.reader import Seen
 from order_service.sdk.outcomes import Accepted, Forgotten, Refused, Undecided, Unreadable, Waiting

@@ -7,8 +7,8 @@ import msgspec
 import typer
 
 from order_service.cli.envelope import Fields, given, sends
-from order_service.domain.content import CANCEL_REASONS
 from order_service.domain.messages import AmendOrder, CancelOrder, CreateOrder, DeliverOrder, PayOrder, ShipOrder
+from order_service.domain.validation import CANCEL_REASONS
 
 User = Annotated[str | None, typer.Option(help="Whose order it is; must be an active user.")]
 Currency = Annotated[str | None, typer.Option(help="ISO 4217.")]

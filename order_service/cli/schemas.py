@@ -12,8 +12,8 @@ from order_service.errors import SetupError
 from order_service.kafka.registry_client import COMPATIBILITY, register, registry_of
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.settings import Settings
-from order_service.wire import released
-from order_service.wire.schemas import SCHEMAS, Schema
+from order_service.wire.schemas import files
+from order_service.wire.schemas.catalogue import SCHEMAS, Schema
 
 schemas = typer.Typer(
     no_args_is_help=True, help="List the Avro schemas, check them, or bring them into SCHEMA_REGISTRY_URL."
@@ -46,7 +46,7 @@ def schemas_list(as_json: AsJson = False) -> None:
 def schemas_check(as_json: AsJson = False) -> None:
     """Check that released files are as they were, and that a schema registry has all of them; exit with 1 if not."""
     settings = read_settings()
-    faults = released.faults(released.folder())
+    faults = files.faults(files.folder())
     if settings.schema_registry_url and not faults:
         faults = [fault for one in asyncio.run(_listed(settings)) for fault in _faults(one)]
     if as_json:
@@ -67,7 +67,7 @@ def schemas_register(as_json: AsJson = False) -> None:
         if as_json:
             show.json_line(one)
         else:
-            typer.echo(f"{one.registry_id:>10} {one.subject} version {released.name_and_version(one.file)[1]}")
+            typer.echo(f"{one.registry_id:>10} {one.subject} version {files.name_and_version(one.file)[1]}")
 
 
 def _faults(one: Listed) -> list[str]:

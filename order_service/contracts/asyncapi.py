@@ -14,7 +14,7 @@ from order_service.contracts.shapes import ID, shapes
 from order_service.contracts.source import Source, Topic
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Rejection
 from order_service.settings import Settings
-from order_service.wire.schemas import Message
+from order_service.wire.schemas.catalogue import Message
 
 Node = dict[str, Any]
 

@@ -12,9 +12,9 @@ from order_service.contracts.fields import Field, fields
 from order_service.contracts.meanings import PROMISES, SAID, SENDERS, followers
 from order_service.contracts.source import Source
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Fact, OrderPaid, Rejection
-from order_service.domain.reasons import MEANINGS, RULES, Reason, Status
-from order_service.wire.reasons import DeadLetterReason
-from order_service.wire.schemas import Message
+from order_service.domain.refusals import MEANINGS, RULES, Reason, Status
+from order_service.wire.dead_letters import DeadLetterReason
+from order_service.wire.schemas.catalogue import Message
 
 BYTES_A_LINE: Final = 24
 

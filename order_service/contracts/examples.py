@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
-from order_service.domain.answer import Entry, UserCheck, after_event, answer
+from order_service.domain.decision import Entry, UserCheck, after_event, answer
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -24,14 +24,14 @@ from order_service.domain.messages import (
     Rejection,
     ShipOrder,
 )
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.errors import DecodeError
 from order_service.kafka.topics import TopicNames
 from order_service.wire.avro import digest, encode_command, encode_event, encode_rejection
 from order_service.wire.commands import decode_command, encode_json_command, partition_of
 from order_service.wire.flat import flat
 from order_service.wire.headers import Headers, dead_letter_headers, event_headers, rejection_headers
-from order_service.wire.schemas import Message
+from order_service.wire.schemas.catalogue import Message
 
 NOW: Final = datetime(2026, 11, 24, 9, tzinfo=UTC)
 ORDER_ID: Final = "order-1"

@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
+from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.headers import COMMAND_OFFSET, MAX_ORIGINAL_BYTES
-from order_service.wire.reasons import DeadLetterReason
 
 Schema = dict[str, Any]
 

@@ -4,7 +4,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from order_service.domain.answer import MAX_AMENDMENTS
+from order_service.domain.decision import MAX_AMENDMENTS
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -20,8 +20,8 @@ from order_service.domain.messages import (
     Rejection,
     ShipOrder,
 )
-from order_service.domain.reasons import RULES, Status
-from order_service.wire.schemas import Message
+from order_service.domain.refusals import RULES, Status
+from order_service.wire.schemas.catalogue import Message
 
 
 class Said(Struct, frozen=True):

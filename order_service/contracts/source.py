@@ -7,7 +7,7 @@ from msgspec import Struct
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Rejection
 from order_service.kafka.topics import TopicNames, topic_configs, topic_names
 from order_service.settings import Settings
-from order_service.wire.schemas import SCHEMAS, Catalogue, Message, Schema
+from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Schema
 
 PARTITIONS: Final[int] = Settings.model_fields["partitions"].default
 PRIVATE: Final = ("table", "waiting")

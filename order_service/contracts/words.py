@@ -8,7 +8,7 @@ from order_service.contracts.source import Topic
 from order_service.domain.messages import Rejection
 from order_service.kafka.topics import DAY_MS, MIB
 from order_service.wire.avro import MAX_COMMAND_BYTES
-from order_service.wire.schemas import Message
+from order_service.wire.schemas.catalogue import Message
 
 TITLE: Final = "Events of the Order Service"
 ABOUT: Final = "What the service says in Kafka, what others may say to it, and what they may rely on."

@@ -8,7 +8,7 @@ from typing import ClassVar, Final, final
 
 from msgspec import Struct, structs
 
-from order_service.domain import content
+from order_service.domain import validation
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -26,7 +26,7 @@ from order_service.domain.messages import (
     PayOrder,
     ShipOrder,
 )
-from order_service.domain.reasons import RULES, Reason, Refusal, Status
+from order_service.domain.refusals import RULES, Reason, Refusal, Status
 from order_service.errors import HistoryError
 
 
@@ -111,19 +111,19 @@ def _create(command: CreateOrder) -> OrderCreated | Refusal:
     contents = OrderCreated(
         user_id=command.user_id,
         currency=command.currency,
-        lines=content.numbered(command.lines),
+        lines=validation.numbered(command.lines),
         discount=command.discount,
         tax=command.tax,
         shipping=command.shipping,
-        total=content.total(command.lines, command.discount, command.tax, command.shipping),
+        total=validation.total(command.lines, command.discount, command.tax, command.shipping),
         shipping_address_ref=command.shipping_address_ref,
         metadata=command.metadata,
     )
-    return content.fault_of_contents(contents) or contents
+    return validation.fault_of_contents(contents) or contents
 
 
 def _amend(command: AmendOrder, order: Created) -> OrderAmended | Refusal:
-    lines = order.lines if command.lines is None else content.numbered(command.lines)
+    lines = order.lines if command.lines is None else validation.numbered(command.lines)
     discount = order.discount if command.discount is None else command.discount
     tax = order.tax if command.tax is None else command.tax
     shipping = order.shipping if command.shipping is None else command.shipping
@@ -134,13 +134,13 @@ def _amend(command: AmendOrder, order: Created) -> OrderAmended | Refusal:
         discount=discount,
         tax=tax,
         shipping=shipping,
-        total=content.total(lines, discount, tax, shipping),
+        total=validation.total(lines, discount, tax, shipping),
         shipping_address_ref=(
             order.shipping_address_ref if command.shipping_address_ref is None else command.shipping_address_ref
         ),
         metadata=order.metadata if command.metadata is None else command.metadata,
     )
-    return content.fault_of_contents(contents) or contents
+    return validation.fault_of_contents(contents) or contents
 
 
 def _pay(command: PayOrder, order: Created) -> OrderPaid | Refusal:

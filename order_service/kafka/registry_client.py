@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from order_service.errors import RegistryAwayError, SchemaError
 from order_service.runtime.library_logger import library_logger
 from order_service.settings import Settings
-from order_service.wire.schemas import SCHEMAS, Catalogue, Message, Schema
+from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Schema
 
 log = library_logger("order_service.kafka.registry_client")
 

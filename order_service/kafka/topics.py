@@ -17,7 +17,7 @@ from order_service.domain.messages import COMMAND_TYPES, Rejection
 from order_service.errors import KafkaAwayError, TopicsError
 from order_service.kafka.connection import UNKNOWN_TOPIC, Admin, connection
 from order_service.settings import Settings
-from order_service.wire.schemas import Message
+from order_service.wire.schemas.catalogue import Message
 
 log = structlog.get_logger()
 

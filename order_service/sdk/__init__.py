@@ -31,7 +31,6 @@ OrderAmended, OrderPaid, OrderShipped, OrderDelivered or OrderCancelled. Money i
 rules. The connection is set by the environment: KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX.
 """
 
-from order_service.domain.content import CANCEL_REASONS
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -51,7 +50,8 @@ from order_service.domain.messages import (
     Rejection,
     ShipOrder,
 )
-from order_service.domain.reasons import MEANINGS, Reason
+from order_service.domain.refusals import MEANINGS, Reason
+from order_service.domain.validation import CANCEL_REASONS
 from order_service.errors import (
     DamagedError,
     HistoryError,

@@ -13,7 +13,7 @@ from order_service.errors import HistoryError, SetupError
 from order_service.kafka.reader import decode
 from order_service.runtime.library_logger import library_logger
 from order_service.sdk.errors import HoleError
-from order_service.sdk.logs import GroupLog, Log, PlacedLog
+from order_service.sdk.subscriptions import GroupLog, Log, PlacedLog
 from order_service.sdk.target import settings_for
 from order_service.sdk.versions import Versions
 from order_service.settings import Settings

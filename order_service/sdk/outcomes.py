@@ -9,9 +9,9 @@ from typing import Final
 from aiokafka.structs import ConsumerRecord
 from msgspec import Struct
 
-from order_service.domain.answer import command_digest
+from order_service.domain.decision import command_digest
 from order_service.domain.messages import Command, Event, Rejection
-from order_service.domain.reasons import Reason
+from order_service.domain.refusals import Reason
 from order_service.errors import HistoryError
 from order_service.kafka.reader import Seen, decode
 from order_service.kafka.topics import TopicNames

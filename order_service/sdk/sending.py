@@ -10,7 +10,7 @@ from msgspec import Struct
 from order_service.domain.messages import Command
 from order_service.errors import SetupError
 from order_service.kafka.command_producer import WITHIN_S, CommandsTopic
-from order_service.sdk.following import Following
+from order_service.sdk.outcome_reader import Following
 from order_service.sdk.outcomes import Outcome, Undecided
 from order_service.settings import Settings
 from order_service.wire.avro import encode_command

@@ -24,7 +24,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from pydantic import SecretStr
 from yarl import URL
 
-from order_service.domain.answer import UserCheck
+from order_service.domain.decision import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.settings import Settings
 from order_service.users.breaker import Breaker, Clock, NoAnswer, Refusals, Slots, State, Unusable

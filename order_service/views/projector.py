@@ -24,15 +24,15 @@ from sqlalchemy import Engine, bindparam, exists, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from order_service.domain.content import is_id
 from order_service.domain.messages import Contents, Event, Rejection
-from order_service.domain.reasons import NEVER_REMEMBERED
+from order_service.domain.refusals import NEVER_REMEMBERED
+from order_service.domain.validation import is_id
 from order_service.errors import DamagedError, DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
 from order_service.kafka.reader import Reader, Seen, decode
 from order_service.kafka.topics import TopicNames
-from order_service.views import state
+from order_service.views import order_view
 from order_service.views.database_watch import DatabaseWatch
-from order_service.views.heads import Head, Heads, head_after
+from order_service.views.order_heads import Head, Heads, head_after
 from order_service.views.rows import Put, Row
 from order_service.views.stopped import TRY_AGAIN_S, BadRecord, Stopped, bad_record
 from order_service.views.tables import FORM, form, form_of, milliseconds, order_events, orders, positions, refusals
@@ -508,7 +508,7 @@ def _order(head: Head) -> Row:
         "status": view.status,
         "created_at": milliseconds(view.created_at),
         "head": head.digest,
-        "document": state.encode(view),
+        "document": order_view.encode(view),
     }
 
 

@@ -11,12 +11,12 @@ from sqlalchemy import CompoundSelect, Engine, Select, Table, inspect, select, t
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from order_service.domain.answer import MAX_REFUSED
+from order_service.domain.decision import MAX_REFUSED
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
-from order_service.domain.reasons import NEVER_REMEMBERED, Status
+from order_service.domain.refusals import NEVER_REMEMBERED, Status
 from order_service.kafka.topics import TopicNames
-from order_service.views import state
-from order_service.views.state import OrderView
+from order_service.views import order_view
+from order_service.views.order_view import OrderView
 from order_service.views.tables import (
     FORM,
     form,
@@ -160,7 +160,7 @@ class Views:
     def orders(self, order_ids: Sequence[str]) -> dict[str, OrderView]:
         """Give orders as they are now, those that there are."""
         some = select(orders.c.order_id, orders.c.document).where(orders.c.order_id.in_(order_ids))
-        return {row.order_id: state.decode(row.document) for row in self._rows(some)}
+        return {row.order_id: order_view.decode(row.document) for row in self._rows(some)}
 
     def order_then(self, order_id: str, *, version: int | None = None, at: datetime | None = None) -> OrderView | None:
         """Give an order as it was at a version, or at a time; None if it has no such version, or was not there yet."""
@@ -171,7 +171,7 @@ class Views:
             history = history.where(order_events.c.occurred_at <= milliseconds(at))
         view: OrderView | None = None
         for row in self._rows(history):
-            view = state.after(view, _events.decode(row.document))
+            view = order_view.after(view, _events.decode(row.document))
         return view if version is None or (view is not None and view.version == version) else None
 
     def history(self, order_id: str, *, after_version: int = 0, limit: int = 1000) -> tuple[Recorded, ...]:
@@ -294,7 +294,7 @@ class Views:
             some = some.where(
                 tuple_(orders.c.created_at, orders.c.order_id) < tuple_(behind.created_at_ms, behind.order_id)
             )
-        found = tuple(state.decode(row.document) for row in self._rows(some.limit(limit + 1)))
+        found = tuple(order_view.decode(row.document) for row in self._rows(some.limit(limit + 1)))
         shown = found[:limit]
         more = len(found) > limit
         return Page(shown, Cursor(milliseconds(shown[-1].created_at), shown[-1].order_id) if more else None)

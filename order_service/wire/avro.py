@@ -12,14 +12,14 @@ from typing import Any, Final
 import fastavro
 import msgspec
 
-from order_service.domain.answer import blake2b_128
+from order_service.domain.decision import blake2b_128
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Event, Rejection
 from order_service.errors import DecodeError
+from order_service.wire.avro_reader import UNREAD, Read, compiled_reader
+from order_service.wire.avro_writer import EPOCH, Write, compiled
+from order_service.wire.dead_letters import DeadLetterReason as Why
 from order_service.wire.ids import with_ids
-from order_service.wire.reader import UNREAD, Read, compiled_reader
-from order_service.wire.reasons import DeadLetterReason as Why
-from order_service.wire.schemas import SCHEMAS, Message, Schema
-from order_service.wire.writer import EPOCH, Write, compiled
+from order_service.wire.schemas.catalogue import SCHEMAS, Message, Schema
 
 MAX_COMMAND_BYTES: Final = 256 * 1024
 MAX_EVENT_BYTES: Final = 4 * 1024 * 1024

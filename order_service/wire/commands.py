@@ -11,8 +11,8 @@ from msgspec import structs
 from order_service.domain.messages import COMMAND_TYPES, Command
 from order_service.errors import DecodeError
 from order_service.wire.avro import MAX_COMMAND_BYTES, decode_avro_command
+from order_service.wire.dead_letters import DeadLetterReason as Why
 from order_service.wire.ids import with_ids
-from order_service.wire.reasons import DeadLetterReason as Why
 
 _AVRO: Final = 0
 _JSON: Final = ord("{")

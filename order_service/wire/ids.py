@@ -3,10 +3,10 @@
 import re
 from typing import Final, TypeVar
 
-from order_service.domain.content import is_id
 from order_service.domain.messages import ID_PATTERN, Command
+from order_service.domain.validation import is_id
 from order_service.errors import DecodeError
-from order_service.wire.reasons import DeadLetterReason as Why
+from order_service.wire.dead_letters import DeadLetterReason as Why
 
 _C = TypeVar("_C", bound=Command)
 

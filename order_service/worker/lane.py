@@ -10,7 +10,7 @@ import structlog
 from aiokafka import ConsumerRecord
 from msgspec import Struct, field
 
-from order_service.domain.answer import (
+from order_service.domain.decision import (
     AskUser,
     Entry,
     Repeat,
@@ -23,7 +23,7 @@ from order_service.domain.answer import (
     reject,
 )
 from order_service.domain.messages import Command, CreateOrder, Event, Rejection
-from order_service.domain.reasons import Reason, Refusal
+from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import DecodeError, RunLost
 from order_service.wire import avro, changelog
 from order_service.wire.changelog import Ends, Position, WaitingCommand

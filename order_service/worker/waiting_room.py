@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
-from order_service.domain.answer import UserCheck, command_digest
+from order_service.domain.decision import UserCheck, command_digest
 from order_service.domain.messages import Command, CreateOrder
 from order_service.wire.changelog import WaitingCommand
 

@@ -17,9 +17,9 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 
-from order_service.domain.answer import UserCheck
-from order_service.domain.content import is_id
+from order_service.domain.decision import UserCheck
 from order_service.domain.messages import CreateOrder
+from order_service.domain.validation import is_id
 from order_service.errors import (
     DecodeError,
     OrderServiceError,

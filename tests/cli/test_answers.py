@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from order_service.cli.asking import ASKED_MAX, Said, patiently
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.web.api.bodies import Wanted
 from tests.cli.conftest import CommandLine
 

@@ -4,7 +4,7 @@ import pytest
 
 from order_service.cli.history import Chain, interleaved, steps
 from order_service.domain.messages import Event
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.kafka.reader import Seen
 from tests.samples import EARLIER, but, digest_of, events, order_created, order_paid, ship_refused
 

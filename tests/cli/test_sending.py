@@ -3,8 +3,8 @@
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from order_service.domain.answer import reject
-from order_service.domain.reasons import Reason, Refusal
+from order_service.domain.decision import reject
+from order_service.domain.refusals import Reason, Refusal
 from order_service.kafka.topics import topic_names
 from order_service.sdk.outcomes import Unreadable, Watch
 from order_service.wire.avro import encode_event, encode_rejection

@@ -16,8 +16,8 @@ from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES
 from order_service.errors import DecodeError
 from order_service.kafka.topics import DAY_MS, TopicNames, topic_configs, topic_names
 from order_service.local.kafka import find_program
+from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.headers import MAX_ORIGINAL_BYTES, dead_letter_headers, dead_letter_part
-from order_service.wire.reasons import DeadLetterReason
 
 FOLDER = ROOT / "tests" / "contracts"
 DOCUMENT = json.loads((ROOT / "asyncapi.json").read_text(encoding="utf-8"))

@@ -10,14 +10,14 @@ from order_service.contracts import asyncapi, catalogue, examples
 from order_service.contracts.fields import fields
 from order_service.contracts.source import PRIVATE, Source
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, OrderShipped, Rejection
-from order_service.domain.reasons import RULES, Reason
+from order_service.domain.refusals import RULES, Reason
 from order_service.errors import DecodeError
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.wire.avro import decode_event, decode_rejection, digest
 from order_service.wire.commands import decode_command
+from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.flat import flat
-from order_service.wire.reasons import DeadLetterReason
-from order_service.wire.schemas import SCHEMAS, Catalogue
+from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue
 from tests.contracts.written import TEXT, sections
 
 SECTIONS = sections()

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta, timezone
 import msgspec
 import pytest
 
-from order_service.domain.answer import (
+from order_service.domain.decision import (
     MAX_AMENDMENTS,
     MAX_REFUSED,
     AskUser,
@@ -23,7 +23,7 @@ from order_service.domain.answer import (
 )
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.order import Cancelled, Created
-from order_service.domain.reasons import MEANINGS, NEVER_REMEMBERED, Reason, Refusal
+from order_service.domain.refusals import MEANINGS, NEVER_REMEMBERED, Reason, Refusal
 from order_service.errors import HistoryError
 from tests.samples import (
     DANA,

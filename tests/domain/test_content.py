@@ -2,10 +2,10 @@
 
 import pytest
 
-from order_service.domain.answer import Entry, UserCheck, answer
-from order_service.domain.content import CANCEL_REASONS, CURRENCIES
+from order_service.domain.decision import Entry, UserCheck, answer
 from order_service.domain.messages import Command, CreateOrder, Event, Line, Rejection
-from order_service.domain.reasons import Reason
+from order_service.domain.refusals import Reason
+from order_service.domain.validation import CANCEL_REASONS, CURRENCIES
 from tests.samples import (
     DANA,
     NOW,

@@ -6,7 +6,7 @@ import pytest
 
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Fact
 from order_service.domain.order import ABSENT, Cancelled, Created, Delivered, Paid, Shipped, decide, evolve, fold
-from order_service.domain.reasons import MEANINGS, NEVER_REMEMBERED, RULES, Reason, Refusal, Status
+from order_service.domain.refusals import MEANINGS, NEVER_REMEMBERED, RULES, Reason, Refusal, Status
 from order_service.errors import HistoryError
 from tests.samples import (
     amend,

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.domain.answer import (
+from order_service.domain.decision import (
     MAX_REFUSED,
     AskUser,
     Entry,
@@ -37,7 +37,7 @@ from order_service.domain.messages import (
     ShipOrder,
 )
 from order_service.domain.order import ABSENT, Order, decide, evolve, fold
-from order_service.domain.reasons import NEVER_REMEMBERED, Reason, Refusal
+from order_service.domain.refusals import NEVER_REMEMBERED, Reason, Refusal
 from tests.samples import DANA, EVE, NOW, ORDER_ID, SHOP, create, created, digest_of, entry_after, facts, take
 
 # Commands that may well be accepted: few ids, so that they repeat and collide

@@ -58,7 +58,7 @@ def add_line(schemas: Path, line: str) -> None:
 
 def check(place: Path) -> list[str]:
     """Give what `make check` says of the released schemas of a version."""
-    command = [sys.executable, "-m", "order_service.wire.released"]
+    command = [sys.executable, "-m", "order_service.wire.schemas.files"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False)
     lines = done.stderr.splitlines()
     assert done.returncode == bool(lines), done.stderr

@@ -16,8 +16,8 @@ from fastavro.utils import generate_many
 from order_service.domain.messages import COMMAND_TYPES, Rejection
 from order_service.errors import DecodeError
 from order_service.wire import avro
-from order_service.wire.released import faults
-from order_service.wire.schemas import SCHEMAS, prefix_of
+from order_service.wire.schemas.catalogue import SCHEMAS, prefix_of
+from order_service.wire.schemas.files import faults
 from tests import samples
 from tests.evolution import later
 from tests.registry.apicurio import Apicurio

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
-from order_service.domain.answer import Entry, UserCheck, after_event, answer
+from order_service.domain.decision import Entry, UserCheck, after_event, answer
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,

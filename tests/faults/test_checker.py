@@ -11,13 +11,13 @@ import pytest
 from aiokafka import ConsumerRecord
 from msgspec import structs
 
-from order_service.domain.answer import Entry as TableEntry
-from order_service.domain.answer import UserCheck
+from order_service.domain.decision import Entry as TableEntry
+from order_service.domain.decision import UserCheck
 from order_service.domain.messages import FACT_TYPES, Command, Line
-from order_service.domain.reasons import Reason
+from order_service.domain.refusals import Reason
 from order_service.wire import avro, changelog
 from order_service.wire.commands import encode_json_command, partition_of
-from order_service.wire.reasons import DeadLetterReason
+from order_service.wire.dead_letters import DeadLetterReason
 from order_service.worker.lane import Changes, Lane, LanePolicy
 from order_service.worker.lane import Record as Written
 from order_service.worker.worker import _decoded

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from order_service.domain.answer import UserCheck
+from order_service.domain.decision import UserCheck
 from order_service.web.http.responses import outcome_json
 from order_service.wire.commands import encode_json_command
 from tests.faults.callers import Outside, answered

@@ -5,7 +5,7 @@ import asyncio
 from order_service.kafka.registry_client import Ids, Policy, SchemaRegistry, adopt
 from order_service.kafka.topics import topic_names
 from order_service.wire.avro import encode_command
-from order_service.wire.schemas import load
+from order_service.wire.schemas.catalogue import load
 from tests.faults import decoding
 from tests.faults.registry import Registry, foreign
 from tests.samples import create

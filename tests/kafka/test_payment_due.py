@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from order_service.domain.answer import UserCheck, payment_timeout
+from order_service.domain.decision import UserCheck, payment_timeout
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings

@@ -15,7 +15,7 @@ from order_service.kafka.registry_client import Ids, Policy, SchemaRegistry, ado
 from order_service.kafka.topics import topic_names
 from order_service.local.broker import free_port
 from order_service.settings import Settings
-from order_service.wire.schemas import load
+from order_service.wire.schemas.catalogue import load
 
 TRIES = 2
 """Of the client that has little patience, below."""

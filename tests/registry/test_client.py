@@ -9,7 +9,7 @@ from order_service.domain.messages import Event, OrderPaid
 from order_service.errors import DecodeError, SchemaError
 from order_service.kafka.registry_client import COMPATIBILITY, Ids, adopt
 from order_service.wire import avro
-from order_service.wire.schemas import SCHEMAS, load
+from order_service.wire.schemas.catalogue import SCHEMAS, load
 from tests.samples import order_paid
 
 PAID = SCHEMAS.of_file("OrderPaid.v1.avsc")

@@ -14,8 +14,8 @@ from sqlalchemy import create_engine, text
 
 from order_service.local.broker import free_port
 from order_service.wire.avro import decode_event
-from order_service.wire.released import FIRST_ID
-from order_service.wire.schemas import SCHEMAS, prefix_of
+from order_service.wire.schemas.catalogue import SCHEMAS, prefix_of
+from order_service.wire.schemas.files import FIRST_ID
 from tests import samples
 from tests.registry.test_client import LIST
 from tests.samples import but

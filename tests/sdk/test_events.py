@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from order_service.errors import HistoryError, KafkaAwayError, SetupError, TopicsError
 from order_service.sdk import Hole, HoleError, OrderEvents, skip
-from order_service.sdk.logs import GroupLog
+from order_service.sdk.subscriptions import GroupLog
 from order_service.sdk.testing import order_created, order_paid, sample_life
 from order_service.settings import Settings
 from order_service.wire.avro import encode_event

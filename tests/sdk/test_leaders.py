@@ -7,8 +7,8 @@ from aiokafka.structs import TopicPartition
 
 from order_service.errors import LeaderAwayError
 from order_service.kafka.topics import topic_names
-from order_service.sdk import following
-from order_service.sdk.following import Following
+from order_service.sdk import outcome_reader
+from order_service.sdk.outcome_reader import Following
 from order_service.settings import Settings
 from order_service.wire.commands import partition_of
 from tests.samples import but, create
@@ -78,7 +78,7 @@ async def test_a_command_to_a_partition_whose_outcomes_can_be_read_is_sent(follo
 
 
 async def test_a_command_whose_outcome_could_be_missed_is_not_sent_until_there_is_a_leader(followed, monkeypatch):
-    monkeypatch.setattr(following, "ADD_EVERY_S", 0.01, raising=False)
+    monkeypatch.setattr(outcome_reader, "ADD_EVERY_S", 0.01, raising=False)
     async with followed.awaiting(command_to(0)) as other:
         with pytest.raises(LeaderAwayError, match=f"^partition 1 of {NAMES.rejections} has no leader$"):
             async with followed.awaiting(command_to(1)):

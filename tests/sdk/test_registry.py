@@ -9,7 +9,7 @@ from order_service.errors import RegistryAwayError
 from order_service.sdk import OrderEvents
 from order_service.sdk.testing import order_delivered
 from order_service.wire.avro import encode_event
-from order_service.wire.schemas import SCHEMAS, prefix_of
+from order_service.wire.schemas.catalogue import SCHEMAS, prefix_of
 
 DELIVERED = SCHEMAS.of_file("OrderDelivered.v1.avsc")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from order_service.domain.answer import UserCheck
+from order_service.domain.decision import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.worker.user_lookups import Asking
 from tests.stream.asking import AskingWorld, asking_in

@@ -6,7 +6,7 @@ from typing import Any
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.structs import RecordMetadata
 
-from order_service.domain.answer import UserCheck
+from order_service.domain.decision import UserCheck
 from order_service.errors import HistoryError
 from order_service.kafka.topics import topic_names
 from order_service.wire import avro

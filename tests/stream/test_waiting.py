@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from order_service.domain.answer import UserCheck
+from order_service.domain.decision import UserCheck
 from order_service.wire.changelog import WaitingCommand
 from order_service.worker.waiting_room import OLD_DEADLINES, WaitingRoom
 from tests.samples import NOW, amend, but, create

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from order_service.domain.answer import UserCheck
+from order_service.domain.decision import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.settings import Settings
 from order_service.users.breaker import Breaker, Refusals, State

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import event, make_url
 
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Filter, Refused, Views

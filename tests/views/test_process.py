@@ -7,7 +7,7 @@ from functools import reduce
 import pytest
 
 from order_service.local.broker import free_port
-from order_service.views import state
+from order_service.views import order_view
 from order_service.views.tables import FORM, form, prepare
 from tests.samples import ORDER_ID, SHOP, but, create, ship
 from tests.service import histories, until
@@ -46,7 +46,7 @@ def check(service, views):
     for event in service.events():
         lives[event.order_id].append(event)
     for order_id, events in lives.items():
-        assert order_of(views, order_id) == reduce(state.after, events, None)
+        assert order_of(views, order_id) == reduce(order_view.after, events, None)
         assert [recorded.event for recorded in views.history(order_id)] == events
         assert all(views.command(order_id, event.command_id) == event for event in events)
     for rejection in service.rejections():

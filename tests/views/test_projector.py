@@ -12,12 +12,12 @@ from sqlalchemy import inspect, make_url, select
 from sqlalchemy.exc import OperationalError
 
 from order_service.domain.messages import OrderCreated
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.errors import DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
 from order_service.kafka.reader import SILENT_S, Reader, Seen
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.views import heads, projector, state, stopped
+from order_service.views import order_heads, order_view, projector, stopped
 from order_service.views.process import Building
 from order_service.views.projector import Completeness, Overtaken, Projection, follow
 from order_service.views.rows import ROWS_MAX
@@ -40,7 +40,7 @@ def put(projection, messages, before=START, offset=0):
 def test_the_view_of_an_order_is_the_fold_of_its_events(projection, views):
     put(projection, HISTORY)
     order = order_of(views, ORDER_ID)
-    assert order == reduce(state.after, HISTORY, None)
+    assert order == reduce(order_view.after, HISTORY, None)
     assert order.status is Status.DELIVERED
     assert projection.positions(START) == {EVENTS: len(HISTORY), REJECTIONS: 0}
 
@@ -573,7 +573,7 @@ def test_a_batch_may_be_of_more_orders_than_a_statement_takes(projection, views)
 
 def test_of_large_orders_fewer_are_remembered(projection, views, monkeypatch):
     put(projection, HISTORY)
-    monkeypatch.setattr(heads, "KEPT_MAX", 0)
+    monkeypatch.setattr(order_heads, "KEPT_MAX", 0)
     more = [but(event, order_id="order-2") for event in HISTORY]
     chained = [but(more[0], previous_digest=None)]
     for one in more[1:]:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.kafka.topics import topic_names
 from order_service.views import queries
 from order_service.views.queries import Filter, Places, Views

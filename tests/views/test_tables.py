@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from order_service.errors import DatabaseError
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.views import state
+from order_service.views import order_view
 from order_service.views.process import Building
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
@@ -139,7 +139,7 @@ def test_what_a_crash_of_postgresql_takes_is_taken_whole_and_folded_again(postgr
     rest = log[at[EVENTS] :]
     Projection(engine, topic_names()).apply(rest, at, after(at, rest))
     assert [order_of(views, seen.order_id) for seen in log] == [
-        reduce(state.after, [seen.message], None) for seen in log
+        reduce(order_view.after, [seen.message], None) for seen in log
     ]
     engine.dispose()
     readers.dispose()

@@ -12,9 +12,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiokafka.structs import TopicPartition
 from sqlalchemy import Engine, make_url
 
-from order_service.domain.answer import Entry, UserCheck, reject
+from order_service.domain.decision import Entry, UserCheck, reject
 from order_service.domain.messages import Command, Event, Rejection
-from order_service.domain.reasons import Reason, Refusal
+from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import KafkaAwayError
 from order_service.kafka.reader import Seen
 from order_service.kafka.topics import topic_names

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from order_service.domain.answer import Entry
+from order_service.domain.decision import Entry
 from order_service.domain.messages import (
     COMMAND_TYPES,
     AmendOrder,
@@ -27,7 +27,7 @@ from order_service.domain.messages import (
 from order_service.errors import DecodeError
 from order_service.wire.avro import encode_command
 from order_service.wire.commands import decode_command, encode_json_command
-from order_service.wire.schemas import SCHEMAS
+from order_service.wire.schemas.catalogue import SCHEMAS
 from tests.samples import ORDER_ID, SHOP, but, create, deliver, entry_after, mugs, pay, ship, take
 from tests.samples import amend as amend_sample
 from tests.samples import cancel as cancel_sample

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from order_service.domain.messages import CreateOrder, Event
-from order_service.views.state import OrderView
+from order_service.views.order_view import OrderView
 from order_service.web.api.operations import OPERATIONS
 from order_service.web.http.connections import (
     HEAD_WITHIN_S,

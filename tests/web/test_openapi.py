@@ -13,7 +13,7 @@ import schemathesis
 from openapi_python_client.config import Config, ConfigFile, MetaType
 from playwright.sync_api import expect
 
-from order_service.domain.reasons import Reason
+from order_service.domain.refusals import Reason
 from order_service.web.api.operations import OPERATIONS
 from order_service.web.docs import openapi
 from order_service.web.http.problems import ALL, BASE, STATUS

@@ -12,7 +12,7 @@ from order_service.domain.messages import OrderPaid
 from order_service.kafka.topics import topic_names
 from order_service.web.docs.schema_registry import NotThere, Registry
 from order_service.wire.commands import decode_command
-from order_service.wire.schemas import SCHEMAS, Catalogue
+from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue
 from tests import samples
 from tests.web.alone import server_alone
 from tests.web.shop import Http

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from msgspec import structs
 
-from order_service.domain.answer import command_digest
+from order_service.domain.decision import command_digest
 from order_service.domain.messages import CancelOrder, Event, Rejection
 from order_service.errors import DecodeError
 from order_service.wire.avro import (
@@ -22,8 +22,8 @@ from order_service.wire.avro import (
     encode_rejection,
 )
 from order_service.wire.commands import decode_command, encode_json_command
-from order_service.wire.reasons import DeadLetterReason
-from order_service.wire.schemas import SCHEMAS, prefix_of
+from order_service.wire.dead_letters import DeadLetterReason
+from order_service.wire.schemas.catalogue import SCHEMAS, prefix_of
 from tests import samples
 from tests.wire import strategies
 from tests.wire.table import CASES

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from order_service.domain.messages import DeliverOrder
 from order_service.errors import DecodeError
 from order_service.wire.commands import check_key, decode_command, encode_json_command, partition_of
-from order_service.wire.reasons import DeadLetterReason
+from order_service.wire.dead_letters import DeadLetterReason
 from tests import samples
 from tests.wire.table import GOLDEN
 

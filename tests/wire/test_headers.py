@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from order_service.errors import DecodeError
+from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.headers import (
     MAX_ORIGINAL_BYTES,
     command_offset_of,
@@ -14,8 +15,7 @@ from order_service.wire.headers import (
     fitting,
     rejection_headers,
 )
-from order_service.wire.reasons import DeadLetterReason
-from order_service.wire.schemas import SCHEMAS
+from order_service.wire.schemas.catalogue import SCHEMAS
 from tests import samples
 from tests.wire.table import CASES
 

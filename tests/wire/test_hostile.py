@@ -11,7 +11,7 @@ from order_service.domain.messages import CreateOrder
 from order_service.errors import DecodeError
 from order_service.wire.avro import MAX_COMMAND_BYTES, decode_event, decode_rejection, encode_command
 from order_service.wire.commands import decode_command, encode_json_command
-from order_service.wire.schemas import SCHEMAS
+from order_service.wire.schemas.catalogue import SCHEMAS
 from tests import samples
 from tests.wire import strategies
 from tests.wire.table import CASES, CORPUS, DECODERS, GOLDEN, value_or_error

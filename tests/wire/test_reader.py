@@ -10,7 +10,7 @@ from msgspec import structs
 
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, Rejection
 from order_service.wire import avro
-from order_service.wire.schemas import SCHEMAS
+from order_service.wire.schemas.catalogue import SCHEMAS
 from tests import samples
 from tests.wire import strategies
 from tests.wire.table import CASES

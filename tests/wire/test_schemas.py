@@ -13,9 +13,9 @@ from fastavro.utils import generate_many
 from msgspec import NODEFAULT, structs
 
 from order_service.domain.messages import Event, OrderPaid, PayOrder
-from order_service.wire import versions
-from order_service.wire.released import faults, folder
-from order_service.wire.schemas import MESSAGE_TYPES, SCHEMAS, load
+from order_service.wire.schemas import evolution
+from order_service.wire.schemas.catalogue import MESSAGE_TYPES, SCHEMAS, load
+from order_service.wire.schemas.files import faults, folder
 from tests.evolution.later import give_id as release
 
 PAID = "OrderPaid.v1.avsc"
@@ -216,13 +216,13 @@ CHANGES = [
 
 @pytest.mark.parametrize(("later", "line"), CHANGES)
 def test_a_later_version_adds_optional_fields_and_changes_nothing_else(later, line):
-    assert any(line in fault for fault in versions.faults(paid(), later))
+    assert any(line in fault for fault in evolution.faults(paid(), later))
 
 
 @pytest.mark.parametrize("type_", ["string", "long"])
 def test_an_optional_field_may_be_added(type_):
     later = paid(fields=[*paid()["fields"], {"name": "n", "type": ["null", type_], "default": None}])
-    assert versions.faults(paid(), later) == []
+    assert evolution.faults(paid(), later) == []
     _read_as(fastavro.parse_schema(paid()), fastavro.parse_schema(later))
     _read_as(fastavro.parse_schema(later), fastavro.parse_schema(paid()))
 
@@ -232,8 +232,8 @@ def test_an_optional_field_may_be_added(type_):
     [None, 7, [], {}, "string", {"type": "enum"}, {"type": "record", "name": "x", "fields": [1]}, {"type": paid()}],
 )
 def test_what_is_no_record_is_refused(odd):
-    with pytest.raises(versions.NotAvro):
-        versions.faults(paid(), odd)
+    with pytest.raises(evolution.NotAvro):
+        evolution.faults(paid(), odd)
 
 
 @pytest.mark.parametrize(

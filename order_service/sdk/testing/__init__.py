@@ -19,7 +19,7 @@
 What can go wrong is there too: `repeat` writes an event again, `lose_next` leaves a hole, `poison` is no event at all.
 """
 
-from order_service.domain.answer import UserCheck
+from order_service.domain.decision import UserCheck
 from order_service.sdk.testing.memory import InMemoryCommands, InMemoryOrders
 from order_service.sdk.testing.rules import Answered, Given, given
 from order_service.sdk.testing.samples import (

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from aiokafka.structs import ConsumerRecord
 from msgspec import structs
 
-from order_service.domain.answer import (
+from order_service.domain.decision import (
     AskUser,
     Entry,
     Repeat,

@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct, structs
 
-from order_service.domain.answer import Answer, Entry, UserCheck, after_event, answer
+from order_service.domain.decision import Answer, Entry, UserCheck, after_event, answer
 from order_service.domain.messages import Command, Event, Fact, Rejection
-from order_service.domain.reasons import Reason
+from order_service.domain.refusals import Reason
 from order_service.sdk.testing.samples import BEGIN, ORDER_ID, event_of, head_of
 
 

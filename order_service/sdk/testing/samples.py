@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import structs
 
-from order_service.domain.answer import Entry, UserCheck, after_event, answer, blake2b_128, event_id
+from order_service.domain.decision import Entry, UserCheck, after_event, answer, blake2b_128, event_id
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,

@@ -14,7 +14,7 @@ import jwt
 import msgspec
 from msgspec import Struct
 
-from order_service.domain.content import is_id
+from order_service.domain.validation import is_id
 from order_service.errors import SetupError, Unauthorized
 from order_service.settings import Settings
 from order_service.web.access.jwks import Key, KeyFile, KeyServer

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from order_service.domain import content
+from order_service.domain import validation
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -27,12 +27,12 @@ DATE_TIME: Final = r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,9}
 CHANGES: Final = ("lines", "discount", "tax", "shipping", "shipping_address_ref", "metadata")
 
 Id = Annotated[str, Field(pattern=ID)]
-Text = Annotated[str, Field(max_length=content.MAX_TEXT)]
-Money = Annotated[int, Field(ge=0, le=content.MAX_TOTAL, description="In minor units, for example cents.")]
+Text = Annotated[str, Field(max_length=validation.MAX_TEXT)]
+Money = Annotated[int, Field(ge=0, le=validation.MAX_TOTAL, description="In minor units, for example cents.")]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="A code of ISO 4217.", examples=["EUR"])]
-Key = Annotated[str, Field(max_length=content.MAX_METADATA_KEY)]
-Value = Annotated[str, Field(max_length=content.MAX_METADATA_VALUE)]
-Metadata = Annotated[dict[Key, Value], Field(max_length=content.MAX_METADATA)]
+Key = Annotated[str, Field(max_length=validation.MAX_METADATA_KEY)]
+Value = Annotated[str, Field(max_length=validation.MAX_METADATA_VALUE)]
+Metadata = Annotated[dict[Key, Value], Field(max_length=validation.MAX_METADATA)]
 Wanted = Literal["created", "paid", "shipped", "delivered", "cancelled"]
 """Where an order that is listed can stand: never `absent`."""
 
@@ -49,15 +49,15 @@ class LineBody(Body):
     line_id: Id | None = None
     sku: Id
     name: Text | None = None
-    quantity: int = Field(ge=1, le=content.MAX_QUANTITY)
-    unit_price: int = Field(ge=0, le=content.MAX_UNIT_PRICE, description="In minor units, for example cents.")
+    quantity: int = Field(ge=1, le=validation.MAX_QUANTITY)
+    unit_price: int = Field(ge=0, le=validation.MAX_UNIT_PRICE, description="In minor units, for example cents.")
 
     def line(self) -> Line:
         """Give it as the domain's."""
         return Line(**dict(self))
 
 
-Lines = Annotated[list[LineBody], Field(min_length=1, max_length=content.MAX_LINES)]
+Lines = Annotated[list[LineBody], Field(min_length=1, max_length=validation.MAX_LINES)]
 
 
 class CreateBody(Body):

@@ -14,7 +14,7 @@ from order_service.domain.messages import (
     PayOrder,
     ShipOrder,
 )
-from order_service.domain.reasons import RULES, Reason
+from order_service.domain.refusals import RULES, Reason
 from order_service.web.api.bodies import (
     AmendBody,
     Body,

@@ -8,12 +8,12 @@ from urllib.parse import urlencode
 from aiohttp import web
 from msgspec import Struct
 
-from order_service.domain.answer import command_digest
-from order_service.domain.content import is_id
+from order_service.domain.decision import command_digest
 from order_service.domain.messages import Command, Event, Rejection
-from order_service.domain.reasons import Reason, Status
+from order_service.domain.refusals import Reason, Status
+from order_service.domain.validation import is_id
+from order_service.views.order_view import OrderView
 from order_service.views.queries import Filter, Views
-from order_service.views.state import OrderView
 from order_service.web.access.auth import Caller, Scope
 from order_service.web.api.bodies import (
     AmendBody,

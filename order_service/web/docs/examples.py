@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 from msgspec import structs
 
-from order_service.domain.answer import Entry, UserCheck, after_event, answer, reject
+from order_service.domain.decision import Entry, UserCheck, after_event, answer, reject
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -19,10 +19,10 @@ from order_service.domain.messages import (
     Rejection,
     ShipOrder,
 )
-from order_service.domain.reasons import RULES, Reason, Refusal, Status
-from order_service.views import state
+from order_service.domain.refusals import RULES, Reason, Refusal, Status
+from order_service.views import order_view
+from order_service.views.order_view import OrderView
 from order_service.views.queries import Cursor, Recorded
-from order_service.views.state import OrderView
 from order_service.views.tables import milliseconds
 from order_service.web.api.bodies import AmendBody, Body, CancelBody, CreateBody, DeliverBody, PayBody, ShipBody
 from order_service.web.api.operations import OPERATIONS
@@ -89,7 +89,7 @@ def decided(*kinds: type[Command]) -> Iterator[tuple[Event, Entry, OrderView]]:
         event = answer(sent, entry, NOW + timedelta(hours=hours), UserCheck.ACTIVE)
         if not isinstance(event, Event):
             raise TypeError(f"the example is not accepted: {event}")
-        entry, view = after_event(entry, event, digest(encode_event(event))), state.after(view, event)
+        entry, view = after_event(entry, event, digest(encode_event(event))), order_view.after(view, event)
         yield event, entry, view
 
 

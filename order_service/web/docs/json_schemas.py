@@ -4,10 +4,10 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from order_service.domain.content import CANCEL_REASONS
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, Rejection
-from order_service.domain.reasons import Reason, Status
-from order_service.views.state import OrderView
+from order_service.domain.refusals import Reason, Status
+from order_service.domain.validation import CANCEL_REASONS
+from order_service.views.order_view import OrderView
 from order_service.web.api.bodies import (
     COPY_ID,
     AmendBody,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from order_service import __version__
 from order_service.domain.messages import CreateOrder
-from order_service.domain.reasons import Reason
+from order_service.domain.refusals import Reason
 from order_service.web.api.bodies import DATE_TIME, ID, Query
 from order_service.web.api.operations import OPERATIONS, Operation, problems_of
 from order_service.web.docs import examples

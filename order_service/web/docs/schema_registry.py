@@ -15,8 +15,8 @@ from msgspec import MsgspecError, Raw, Struct, json
 
 from order_service.kafka.topics import TopicNames
 from order_service.web.http.responses import encode
-from order_service.wire import versions
-from order_service.wire.schemas import SCHEMAS, Catalogue, Schema
+from order_service.wire.schemas import evolution
+from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Schema
 
 TYPE: Final = "application/vnd.schemaregistry.v1+json"
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
@@ -120,15 +120,15 @@ class Registry:
         return subjects[path["subject"]]
 
     def _version(self, path: Mapping[str, str]) -> Schema:
-        versions, wanted = self._of_subject(path), path["version"]
+        evolution, wanted = self._of_subject(path), path["version"]
         if wanted in {"latest", "-1"}:
-            return versions[max(versions)]
+            return evolution[max(evolution)]
         number = _number(wanted)
         if not number:
             raise NotThere(422_02, f"'{wanted}' is no version: a number from 1 up, or \"latest\"")
-        if number not in versions:
+        if number not in evolution:
             raise NotThere(404_02, f"Version {number} not found.")
-        return versions[number]
+        return evolution[number]
 
     def _of_id(self, path: Mapping[str, str]) -> Schema:
         schema = self._by_id.get(_number(path["id"]) or 0)
@@ -197,8 +197,8 @@ def _schema_in(body: bytes) -> str:
 
 def _is_same(released: Mapping[str, Any], text: str) -> bool:
     try:
-        return versions.same(released, json.decode(text))
-    except (MsgspecError, UnicodeError, RecursionError, versions.NotAvro):
+        return evolution.same(released, json.decode(text))
+    except (MsgspecError, UnicodeError, RecursionError, evolution.NotAvro):
         return False
 
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from order_service.domain.messages import Command, Rejection
-from order_service.domain.reasons import MEANINGS, Meaning, Reason
+from order_service.domain.refusals import MEANINGS, Meaning, Reason
 
 MEDIA_TYPE: Final = "application/problem+json"
 BASE: Final = "/problems/"

@@ -7,8 +7,8 @@ import msgspec
 from aiohttp import web
 
 from order_service.domain.messages import Event, Rejection
+from order_service.views.order_view import OrderView
 from order_service.views.queries import Recorded
-from order_service.views.state import OrderView
 from order_service.wire.flat import flat
 
 JSON: Final = "application/json"

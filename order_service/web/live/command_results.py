@@ -11,9 +11,9 @@ import structlog
 from msgspec import Struct, structs
 from sqlalchemy.exc import SQLAlchemyError
 
-from order_service.domain.answer import command_digest
+from order_service.domain.decision import command_digest
 from order_service.domain.messages import Command, Event, Rejection
-from order_service.domain.reasons import NEVER_REMEMBERED, Reason
+from order_service.domain.refusals import NEVER_REMEMBERED, Reason
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.views.queries import News, Recorded, Refused, Views
 from order_service.web.http.problems import Problem, Trouble

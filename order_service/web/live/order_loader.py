@@ -7,8 +7,8 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from order_service.views.order_view import OrderView
 from order_service.views.queries import Views
-from order_service.views.state import OrderView
 
 TOGETHER_MAX: Final = 500
 """How many orders one question asks for."""

@@ -14,8 +14,8 @@ from typing import Final, Protocol, cast
 from aiohttp import web
 from sqlalchemy.exc import SQLAlchemyError
 
+from order_service.views.order_view import OrderView
 from order_service.views.queries import Places, Recorded, Views
-from order_service.views.state import OrderView
 from order_service.web.access.auth import Caller
 from order_service.web.http import requests
 from order_service.web.http.cursors import read_places, write_places

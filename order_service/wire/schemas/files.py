@@ -1,7 +1,7 @@
 """The released files of `schemas/`: a file is named `<message>.v<version>.avsc` and never edited.
 
-`ids.json` gives each its id, for ever, and its SHA-256 to prove it. `python -m order_service.wire.released` says what
-is wrong with them, and what to do.
+`ids.json` gives each its id, for ever, and its SHA-256 to prove it. `python -m order_service.wire.schemas.files` says
+what is wrong with them, and what to do.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Rejection
-from order_service.wire import versions
+from order_service.wire.schemas import evolution
 
 FIRST_ID: Final = 1_000_000_001
 """Far above what a registry gives, which counts from 1."""
@@ -42,7 +42,7 @@ class Entry(Struct, frozen=True):
 def folder() -> Traversable:
     """Find the released files: inside the package where it is installed, beside it in a checkout."""
     installed = files("order_service") / "schemas"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "schemas"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "schemas"
 
 
 def entries(where: Traversable) -> list[Entry]:
@@ -137,8 +137,8 @@ def _faults_of_pair(name: str, before: int, later: int, old: Any, new: Any) -> I
     if later != before + 1:
         yield f"{name}.v{later}.avsc follows on v{before}: call it v{before + 1}"
     try:
-        wrong = versions.faults(old, new)
-    except versions.NotAvro as error:
+        wrong = evolution.faults(old, new)
+    except evolution.NotAvro as error:
         wrong = [str(error)]
     yield from (f"{name}.v{later}.avsc cannot follow on v{before}: {fault}" for fault in wrong)
 

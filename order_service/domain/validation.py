@@ -14,7 +14,7 @@ from order_service.domain.messages import (
     PayOrder,
     ShipOrder,
 )
-from order_service.domain.reasons import Reason, Refusal
+from order_service.domain.refusals import Reason, Refusal
 
 MAX_LINES: Final = 500
 MAX_QUANTITY: Final = 10**6

@@ -13,8 +13,8 @@ from msgspec import Struct, structs
 
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Fact, Rejection
 from order_service.errors import SchemaError
-from order_service.wire import versions
-from order_service.wire.released import Entry, entries, folder, name_and_version
+from order_service.wire.schemas import evolution
+from order_service.wire.schemas.files import Entry, entries, folder, name_and_version
 
 Message = Fact | Command | Rejection
 MESSAGE_TYPES: Final[dict[str, type[Message]]] = {
@@ -85,10 +85,10 @@ class Catalogue:
             return False
         try:
             known = next(
-                (one for one in self.released if one.message is message and versions.same(one.avro, avro)), None
+                (one for one in self.released if one.message is message and evolution.same(one.avro, avro)), None
             )
             later = known or self._later(message, avro)
-        except (versions.NotAvro, RecursionError):
+        except (evolution.NotAvro, RecursionError):
             return False
         if later is not None:
             self._read_as(schema_id, later)
@@ -97,11 +97,11 @@ class Catalogue:
     def _later(self, message: type[Message], avro: dict[str, Any]) -> Schema | None:
         """Make a schema that reads what a later version wrote, of nothing but our own and of types that we know."""
         newest = self.newest[message]
-        if message in COMMAND_TYPES or versions.faults(newest.avro, avro):
+        if message in COMMAND_TYPES or evolution.faults(newest.avro, avro):
             return None
         added = [
             {"name": f"added_{number}", "type": ["null", type_], "default": None}
-            for number, type_ in enumerate(versions.added(newest.avro, avro))
+            for number, type_ in enumerate(evolution.added(newest.avro, avro))
         ]
         ours = newest.avro | {"fields": [*newest.avro["fields"], *added]}
         return structs.replace(newest, version=newest.version + 1, text=json.dumps(ours), avro=ours, plain=_plain(ours))

@@ -16,7 +16,7 @@ from order_service.domain.messages import (
     OrderPaid,
     OrderShipped,
 )
-from order_service.domain.reasons import Status
+from order_service.domain.refusals import Status
 from order_service.errors import HistoryError
 
 

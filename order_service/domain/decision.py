@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct, structs
 
-from order_service.domain import content
+from order_service.domain import validation
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -25,7 +25,7 @@ from order_service.domain.messages import (
     Rejection,
 )
 from order_service.domain.order import ABSENT, Order, decide, evolve
-from order_service.domain.reasons import MEANINGS, NEVER_REMEMBERED, Reason, Refusal, Status
+from order_service.domain.refusals import MEANINGS, NEVER_REMEMBERED, Reason, Refusal, Status
 from order_service.errors import HistoryError
 
 MAX_AMENDMENTS: Final = 50
@@ -191,7 +191,7 @@ def _outcome(command: Command, entry: Entry | None, now: datetime, user: UserChe
     if not _may(command):
         return Refusal(Reason.NOT_ALLOWED)
     order = ABSENT if entry is None else entry.order
-    refusal = _presence(command, order) or _version(command, entry) or content.fault(command)
+    refusal = _presence(command, order) or _version(command, entry) or validation.fault(command)
     if refusal is not None:
         return refusal
     outcome = decide(command, order)
@@ -206,7 +206,7 @@ def _outcome(command: Command, entry: Entry | None, now: datetime, user: UserChe
 def _actor(actor: str) -> tuple[str, str]:
     """Take `user:<id>` and `service:<id>` apart; whoever writes another name is nobody."""
     kind, _, who = actor.partition(":")
-    return (kind, who) if content.is_id(who) else ("", "")
+    return (kind, who) if validation.is_id(who) else ("", "")
 
 
 def _may(command: Command) -> bool:

@@ -12,8 +12,8 @@ from sqlalchemy.engine import Connection
 from order_service.domain.messages import Event
 from order_service.errors import HistoryError
 from order_service.kafka.reader import Seen
-from order_service.views import state
-from order_service.views.state import OrderView
+from order_service.views import order_view
+from order_service.views.order_view import OrderView
 from order_service.views.tables import orders
 
 KEPT_MAX: Final = 300_000
@@ -51,7 +51,9 @@ class Heads:
         for first in range(0, len(unknown), ASKED_MAX):
             some = orders.c.order_id.in_(unknown[first : first + ASKED_MAX])
             found = select(orders.c.order_id, orders.c.document, orders.c.head).where(some)
-            heads |= {row.order_id: Head(state.decode(row.document), row.head) for row in connection.execute(found)}
+            heads |= {
+                row.order_id: Head(order_view.decode(row.document), row.head) for row in connection.execute(found)
+            }
         return heads
 
     def keep(self, heads: Mapping[str, Head], after: Mapping[TopicPartition, int]) -> None:
@@ -76,4 +78,4 @@ def head_after(head: Head | None, seen: Seen, event: Event) -> Head:
     """Fold an event into the head of its order; HistoryError if it does not name the event before it."""
     if event.previous_digest != (None if head is None else head.digest):
         raise HistoryError(f"version {event.version} of {event.order_id} does not name the event before it")
-    return Head(state.after(None if head is None else head.view, event), seen.digest)
+    return Head(order_view.after(None if head is None else head.view, event), seen.digest)

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from order_service.domain.messages import Line
-from order_service.wire.writer import EPOCH
+from order_service.wire.avro_writer import EPOCH
 
 Read = Callable[[bytes, int], tuple[Any, int]]
 """Reads the value that begins at a place; gives it, and the place behind it, which can lie behind the end."""
