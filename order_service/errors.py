@@ -1,4 +1,4 @@
-"""Every error this service raises. A refused command is not one: see `domain.reasons`.
+"""Every error this service raises. A refused command is not one: see `domain.refusals`.
 
 * OrderServiceError
   + HistoryError            an event that cannot follow the one before it: a bug, so we stop
