@@ -16,8 +16,8 @@ from order_service.cli.sending import send
 from order_service.domain.messages import Command, Rejection
 from order_service.domain.refusals import MEANINGS, Reason
 from order_service.errors import DecodeError
-from order_service.kafka.reader import Seen
-from order_service.sdk.outcomes import Accepted, Forgotten, Refused, Undecided, Unreadable, Waiting
+from order_service.kafka.reader import OutcomeRecord
+from order_service.sdk.outcomes import Accepted, AwaitingUser, Refused, Repeated, Undecided, Unreadable
 from order_service.sdk.sending import Sent
 from order_service.wire.commands import decode_command
 
@@ -111,7 +111,7 @@ def _print(command: Command, sent: Sent, wait_s: float) -> None:
             show.line((word, "red"), (f": {show.what(seen.message)}{_cure(seen)}", ""))
         case Unreadable(reason=reason, detail=detail):
             show.line(("dead letter", "red"), (f": {reason}: {detail} ({place})", ""))
-        case Waiting():
+        case AwaitingUser():
             show.line(
                 ("waiting", "yellow"), (f": the User Service has not answered yet; it will be decided. {place}", "")
             )
@@ -120,12 +120,12 @@ def _print(command: Command, sent: Sent, wait_s: float) -> None:
         case Undecided():
             said = f"no outcome within {wait_s:g} s; it is in Kafka and will be decided. Is a worker running? {place}"
             show.line(("undecided", "yellow"), (f": {said}", ""))
-        case Forgotten():
+        case Repeated():
             said = f"the order remembers this command; its answer is not kept any more. {place}"
             show.line(("decided before", "yellow"), (f": {said}", ""))
 
 
-def _cure(seen: Seen) -> str:
+def _cure(seen: OutcomeRecord) -> str:
     """Say what to do about a refusal, and where the order stands."""
     message = seen.message
     if not isinstance(message, Rejection):
@@ -151,7 +151,7 @@ def _as_dict(command: Command, sent: Sent) -> dict[str, Any]:
             return told | {"repeated": repeated, "rejection": show.as_dict(seen)}
         case Unreadable(reason=reason, detail=detail):
             return told | {"reason": reason, "detail": detail}
-        case Waiting() | Undecided() | Forgotten():
+        case AwaitingUser() | Undecided() | Repeated():
             return told
 
 

@@ -9,13 +9,13 @@ from msgspec import Struct
 from order_service.domain.messages import Event, Rejection
 from order_service.domain.order import ABSENT, Order, evolve
 from order_service.errors import HistoryError
-from order_service.kafka.reader import Seen
+from order_service.kafka.reader import OutcomeRecord
 
 
 class Step(Struct, frozen=True):
     """An event or a rejection and the order before it; `fault` says why an event cannot stand there."""
 
-    seen: Seen
+    seen: OutcomeRecord
     before: Order
     fault: str = ""
 
@@ -28,7 +28,7 @@ class Chain:
         self.version = 0
         self._head: bytes | None = None
 
-    def add(self, seen: Seen, event: Event) -> Step:
+    def add(self, seen: OutcomeRecord, event: Event) -> Step:
         """Take the next event; after a fault the chain goes on from it."""
         before, fault = self.order, self._fault(event)
         try:
@@ -46,7 +46,7 @@ class Chain:
         return ""
 
 
-def steps(outcomes: Iterable[Seen], chain: Chain) -> list[Step]:
+def steps(outcomes: Iterable[OutcomeRecord], chain: Chain) -> list[Step]:
     """Put the outcomes of one order into the order of their decisions, and check the events."""
     found = []
     for seen in interleaved(outcomes):
@@ -57,7 +57,7 @@ def steps(outcomes: Iterable[Seen], chain: Chain) -> list[Step]:
     return found
 
 
-def interleaved(outcomes: Iterable[Seen]) -> Iterator[Seen]:
+def interleaved(outcomes: Iterable[OutcomeRecord]) -> Iterator[OutcomeRecord]:
     """Merge events and rejections; each kind keeps the order that it has in its topic."""
     outcomes = list(outcomes)
     rejections = deque(seen for seen in outcomes if isinstance(seen.message, Rejection))
@@ -70,19 +70,19 @@ def interleaved(outcomes: Iterable[Seen]) -> Iterator[Seen]:
     yield from rejections
 
 
-def _is_before(rejection: Seen, event: Seen) -> bool:
+def _is_before(rejection: OutcomeRecord, event: OutcomeRecord) -> bool:
     """Compare the commands that they answer; an event that answers none is placed by its time."""
     if rejection.command_offset is not None and event.command_offset is not None:
         return rejection.command_offset < event.command_offset
     return time_of(rejection) < time_of(event)
 
 
-def moment_of(seen: Seen) -> datetime:
+def moment_of(seen: OutcomeRecord) -> datetime:
     """Give the time of a decision."""
     message = seen.message
     return message.occurred_at if isinstance(message, Event) else message.rejected_at
 
 
-def time_of(seen: Seen) -> str:
+def time_of(seen: OutcomeRecord) -> str:
     """Give it as RFC 3339 in UTC."""
     return moment_of(seen).isoformat(timespec="milliseconds").replace("+00:00", "Z")

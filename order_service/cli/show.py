@@ -24,7 +24,7 @@ from order_service.domain.messages import (
     OrderShipped,
     Rejection,
 )
-from order_service.kafka.reader import Seen
+from order_service.kafka.reader import OutcomeRecord
 from order_service.wire.flat import flat
 
 STYLES = {
@@ -78,7 +78,7 @@ def safe(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def as_dict(seen: Seen) -> dict[str, Any]:
+def as_dict(seen: OutcomeRecord) -> dict[str, Any]:
     """Give an event or a rejection flat, as its Avro record is, with its type and place; digests are hexadecimal."""
     place = {"partition": seen.partition, "offset": seen.offset, "command_offset": seen.command_offset}
     return {**flat(seen.message), **place}

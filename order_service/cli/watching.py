@@ -16,7 +16,7 @@ from order_service.cli.options import AsJson, At
 from order_service.domain.messages import Contents, Event
 from order_service.domain.order import ABSENT, Order
 from order_service.errors import HistoryError
-from order_service.kafka.reader import Reader, Seen, decode
+from order_service.kafka.reader import OutcomeRecord, Reader, decode
 from order_service.settings import Settings
 
 
@@ -41,7 +41,10 @@ async def _tail(
 
 
 async def _follow(
-    reader: Reader, starts: Mapping[TopicPartition, int], order_id: str | None, show_seen: Callable[[Seen], None]
+    reader: Reader,
+    starts: Mapping[TopicPartition, int],
+    order_id: str | None,
+    show_seen: Callable[[OutcomeRecord], None],
 ) -> None:
     async for record in reader.follow(starts):
         if order_id is not None and record.key != order_id.encode():
@@ -107,7 +110,7 @@ def _show_history(history: list[Step], *, as_json: bool) -> None:
         show.table(("time", "version", "event", "what changed", "actor", "command", "offset"), map(_row, history))
 
 
-def _verdict(order_id: str, outcomes: list[Seen], history: list[Step], chain: Chain, *, as_json: bool) -> bool:
+def _verdict(order_id: str, outcomes: list[OutcomeRecord], history: list[Step], chain: Chain, *, as_json: bool) -> bool:
     """Say where the order stands; False if its history is broken, or if there is no order, of all or by then."""
     faulty = [step for step in history if step.fault]
     for step in faulty:
@@ -124,7 +127,7 @@ def _verdict(order_id: str, outcomes: list[Seen], history: list[Step], chain: Ch
     return True
 
 
-def _nothing(order_id: str, outcomes: list[Seen], history: list[Step]) -> str:
+def _nothing(order_id: str, outcomes: list[OutcomeRecord], history: list[Step]) -> str:
     """Say why there is no order to show."""
     if not outcomes:
         return f"Kafka knows nothing of an order {order_id}"
@@ -134,7 +137,7 @@ def _nothing(order_id: str, outcomes: list[Seen], history: list[Step]) -> str:
     return f"there is no order {order_id}{by_then}, only what was refused"
 
 
-def _show_next(order_id: str, seen: Seen, chain: Chain, *, as_json: bool) -> None:
+def _show_next(order_id: str, seen: OutcomeRecord, chain: Chain, *, as_json: bool) -> None:
     """Show what has come to a history, and check it as what was there before."""
     for step in steps([seen], chain):
         _show_step(step, as_json=as_json)
@@ -147,7 +150,7 @@ def _say_fault(order_id: str, step: Step) -> None:
     show.console(stderr=True).print(line, style="bold red", markup=False)
 
 
-async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id: str) -> list[Seen]:
+async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id: str) -> list[OutcomeRecord]:
     """Read all events and rejections of one order, with a bar on a terminal: its partition holds others too."""
     starts = await reader.starts(list(ends))
     console = show.console(stderr=True)

@@ -45,7 +45,7 @@ AT_ONCE_MAX: Final = 8_000
 """How many records are given at once: a transaction of a projector, which in thousands would take half longer."""
 
 
-class Seen(Struct, frozen=True, gc=False):
+class OutcomeRecord(Struct, frozen=True, gc=False):
     """An event or a rejection, where it stands, and the digest of its bytes, which the next event must name.
 
     `command_offset` is the command that it answers; the service's own cancellations have none.
@@ -323,7 +323,7 @@ class Reader:
             return await partition_counts(self._consumer, topics)
 
 
-def decode(record: ConsumerRecord, names: TopicNames) -> Seen:
+def decode(record: ConsumerRecord, names: TopicNames) -> OutcomeRecord:
     """Decode a record of the events or the rejections; HistoryError, with its place, if it is neither."""
     decode_value = avro.decode_event if record.topic == names.events else avro.decode_rejection
     try:
@@ -331,7 +331,9 @@ def decode(record: ConsumerRecord, names: TopicNames) -> Seen:
     except DecodeError as error:
         place = f"offset {record.offset} of partition {record.partition} of {record.topic}"
         raise HistoryError(f"{place} cannot be read: {error}") from error
-    return Seen(message, record.partition, record.offset, avro.digest(record.value), command_offset_of(record.headers))
+    return OutcomeRecord(
+        message, record.partition, record.offset, avro.digest(record.value), command_offset_of(record.headers)
+    )
 
 
 @contextmanager

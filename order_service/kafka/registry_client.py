@@ -48,7 +48,7 @@ AGAIN_S: Final = 2.0
 TopicOf = Callable[[type[Message]], str]
 
 
-class Policy(Struct, frozen=True, kw_only=True):
+class RegistryPolicy(Struct, frozen=True, kw_only=True):
     """How we ask: `try_s` bounds each try, and there is one more after each of the waits."""
 
     url: str
@@ -82,7 +82,7 @@ class _Answer(Struct):
 class SchemaRegistry:
     """A client; `async with` it. Every question raises RegistryAwayError for no answer, SchemaError for a refusal."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: RegistryPolicy) -> None:
         self.url = policy.url
         self._policy = policy
         self._session: aiohttp.ClientSession | None = None
@@ -231,7 +231,7 @@ async def _try_to_adopt(registry: SchemaRegistry, topic_of: TopicOf) -> str | No
 
 def registry_of(settings: Settings) -> SchemaRegistry | None:
     """Give the client of SCHEMA_REGISTRY_URL; None if there is no registry to ask."""
-    return SchemaRegistry(Policy.from_settings(settings)) if settings.schema_registry_url else None
+    return SchemaRegistry(RegistryPolicy.from_settings(settings)) if settings.schema_registry_url else None
 
 
 class Ids:

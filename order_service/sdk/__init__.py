@@ -63,9 +63,18 @@ from order_service.errors import (
 )
 from order_service.sdk.commands import Commands, OrderCommands
 from order_service.sdk.errors import HoleError, OvertakenError
-from order_service.sdk.events import Happened, Hole, OnHole, OnPoison, OrderEvents, skip, stop_at_hole, stop_at_poison
+from order_service.sdk.events import (
+    EventRecord,
+    Hole,
+    OnHole,
+    OnPoison,
+    OrderEvents,
+    skip,
+    stop_at_hole,
+    stop_at_poison,
+)
 from order_service.sdk.once import Once, once
-from order_service.sdk.outcomes import Accepted, Forgotten, Outcome, Refused, Undecided, Unreadable, Waiting
+from order_service.sdk.outcomes import Accepted, AwaitingUser, Outcome, Refused, Repeated, Undecided, Unreadable
 from order_service.settings import Settings
 
 __all__ = [
@@ -73,6 +82,7 @@ __all__ = [
     "MEANINGS",
     "Accepted",
     "AmendOrder",
+    "AwaitingUser",
     "CancelOrder",
     "Command",
     "Commands",
@@ -80,9 +90,8 @@ __all__ = [
     "DamagedError",
     "DeliverOrder",
     "Event",
+    "EventRecord",
     "Fact",
-    "Forgotten",
-    "Happened",
     "HistoryError",
     "Hole",
     "HoleError",
@@ -107,13 +116,13 @@ __all__ = [
     "Refused",
     "RegistryAwayError",
     "Rejection",
+    "Repeated",
     "Settings",
     "SetupError",
     "ShipOrder",
     "TopicsError",
     "Undecided",
     "Unreadable",
-    "Waiting",
     "once",
     "skip",
     "stop_at_hole",

@@ -150,7 +150,7 @@ class OrderCommands(Commands):
     * Waiting: the user is being asked for; it will be decided without you
     * Undecided: it is in Kafka, and was not decided in time
     * Unreadable: the worker cannot read it, so sender and service have different versions
-    * Forgotten: it repeats a command that was decided, and how is not kept any more (refusals are kept 30 days)
+    * Repeated: it repeats a command that was decided, and how is not kept any more (refusals are kept 30 days)
 
     The answer to a repeat is searched in the whole history of its partition, which may take longer than `wait_s`:
     then it is Undecided.

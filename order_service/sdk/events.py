@@ -21,7 +21,7 @@ from order_service.settings import Settings
 log = library_logger("order_service.sdk")
 
 
-class Happened(Struct, frozen=True):
+class EventRecord(Struct, frozen=True):
     """An event, where it stands in the log, and the digest of its bytes, which the order's next event names.
 
     `is_replay` says that it was in the log already when a projection was opened: history, not news.
@@ -74,7 +74,7 @@ def skip(record: ConsumerRecord, error: HistoryError) -> None:
 
 
 class OrderEvents:
-    """What happened to orders: `async with` opens it, `async for` gives a `Happened` for each event, without an end.
+    """What happened to orders: `async with` opens it, `async for` gives a `EventRecord` for each event, without an end.
 
     It is opened for one of two uses. `effects` is for what must not be done again because of history: mails, calls,
     payouts. `projection` is for what is built from history: tables, sums, searches.
@@ -175,7 +175,7 @@ class OrderEvents:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Happened:
+    async def __anext__(self) -> EventRecord:
         if not self._is_open:
             raise SetupError("open it first: `async with OrderEvents.effects(…) as events:`")
         self._is_done()
@@ -193,7 +193,7 @@ class OrderEvents:
             self._log.done(self._working_on)
             self._working_on = None
 
-    async def _read(self, record: ConsumerRecord) -> Happened | None:
+    async def _read(self, record: ConsumerRecord) -> EventRecord | None:
         """Give the event in a record, None for a repeat, and for poison that is passed over."""
         try:
             seen = decode(record, self._log.names)
@@ -211,7 +211,7 @@ class OrderEvents:
             hole = Hole(event.order_id, expected, event.version, record.partition, record.offset)
             await _handed(self._on_hole(hole))
         self._versions.saw(record.partition, event.order_id, event.version)
-        return Happened(event, record.partition, record.offset, seen.digest, self._log.is_replay(record))
+        return EventRecord(event, record.partition, record.offset, seen.digest, self._log.is_replay(record))
 
 
 async def _handed(answer: Awaitable[None] | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from order_service.errors import SetupError
 from order_service.sdk.errors import OvertakenError
-from order_service.sdk.events import Happened
+from order_service.sdk.events import EventRecord
 
 TABLE: Final = "order_events_applied"
 """Where positions are kept: `name`, `partition`, `next_offset`."""
@@ -63,7 +63,7 @@ class Once:
         return dict(self._at)
 
     @contextmanager
-    def applying(self, happened: Happened) -> Iterator[bool]:
+    def applying(self, happened: EventRecord) -> Iterator[bool]:
         """Make one transaction of the block and the position behind this event; an error undoes both.
 
         Gives True for an event that is new. False says that it was applied before: then all that the block does in the
@@ -115,7 +115,7 @@ class Once:
         self._connection.commit()
         return found
 
-    def _move(self, happened: Happened) -> None:
+    def _move(self, happened: EventRecord) -> None:
         """Move the position from where we know it to be; the statement that writes first makes twins wait here."""
         partition, before = happened.partition, self._at.get(happened.partition, 0)
         cursor = self._connection.cursor()
@@ -129,7 +129,7 @@ class Once:
         if moved != 1:
             raise OvertakenError(f"{self._name} is not at offset {before} of partition {partition} any more")
 
-    def _check(self, happened: Happened) -> None:
+    def _check(self, happened: EventRecord) -> None:
         """See that the transaction still stands: PostgreSQL turns the commit of a failed one into a rollback."""
         cursor = self._connection.cursor()
         select = f"SELECT next_offset FROM {TABLE} WHERE name = ? AND partition = ?"  # noqa: S608

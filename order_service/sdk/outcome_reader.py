@@ -17,7 +17,7 @@ from order_service.errors import HistoryError, KafkaAwayError, LeaderAwayError, 
 from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
 from order_service.kafka.topics import TopicNames, topic_names
-from order_service.sdk.outcomes import GRACE_S, Accepted, Forgotten, Outcome, Refused, Undecided, Waiting, Watch
+from order_service.sdk.outcomes import GRACE_S, Accepted, AwaitingUser, Outcome, Refused, Repeated, Undecided, Watch
 from order_service.settings import Settings
 from order_service.wire.changelog import POSITION_KEY
 from order_service.wire.commands import partition_of
@@ -29,7 +29,7 @@ ADD_EVERY_S: Final = 1.0
 """How often partitions without a leader are looked at again."""
 
 
-class Awaited:
+class AwaitedOutcome:
     """A command whose outcome somebody waits for. What comes before its own offset is known is kept until then."""
 
     def __init__(self, names: TopicNames, command: Command, partition: int) -> None:
@@ -37,7 +37,7 @@ class Awaited:
         self.partition = partition
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.watch: Watch | None = None
-        self._answer_before: Refused | Forgotten = Forgotten()
+        self._answer_before: Refused | Repeated = Repeated()
         self._names = names
         self._command = command
         self._early: list[ConsumerRecord] = []
@@ -105,7 +105,7 @@ class Awaited:
             async with asyncio.timeout(wait_s):
                 return await self.outcome
         except TimeoutError:
-            return Waiting() if self.watch is not None and self.watch.waits else Undecided()
+            return AwaitingUser() if self.watch is not None and self.watch.waits else Undecided()
 
 
 class Following:
@@ -121,7 +121,7 @@ class Following:
         self._places: list[TopicPartition] = []
         self._leaderless: list[TopicPartition] = []
         self._partitions = 0
-        self._awaited: dict[bytes, list[Awaited]] = defaultdict(list)
+        self._awaited: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
         self._begun: asyncio.Future[None] | None = None
 
@@ -149,10 +149,10 @@ class Following:
         await self._reader.__aexit__(None, None, None)
 
     @asynccontextmanager
-    async def awaiting(self, command: Command) -> AsyncIterator[Awaited]:
+    async def awaiting(self, command: Command) -> AsyncIterator[AwaitedOutcome]:
         """Follow from here on what concerns this command, which is sent in the block and `arrived` there."""
         key = command.order_id.encode()
-        awaited = Awaited(self._names, command, partition_of(key, self._partitions))
+        awaited = AwaitedOutcome(self._names, command, partition_of(key, self._partitions))
         self._awaited[key].append(awaited)
         try:
             await self._reading()
@@ -164,12 +164,12 @@ class Following:
             if not self._awaited[key]:
                 del self._awaited[key]
 
-    def arrived(self, awaited: Awaited, offset: int) -> None:
+    def arrived(self, awaited: AwaitedOutcome, offset: int) -> None:
         """Hear where an awaited command lies."""
         awaited.arrived(offset)
         self._settle(awaited)
 
-    def _settle(self, awaited: Awaited) -> None:
+    def _settle(self, awaited: AwaitedOutcome) -> None:
         """Search the history for the answer to a command that is decided without anything new, after some grace."""
         if awaited.is_missed:
             asyncio.get_running_loop().call_later(GRACE_S, self._search.add, awaited)
@@ -250,18 +250,18 @@ class Following:
                 if awaited.partition in positions:
                     self._tell([awaited], positions[awaited.partition])
 
-    def _tell(self, some: Iterable[Awaited], record: ConsumerRecord) -> None:
+    def _tell(self, some: Iterable[AwaitedOutcome], record: ConsumerRecord) -> None:
         for awaited in some:
             was_missed = awaited.is_missed
             awaited.hear(record)
             if not was_missed:
                 self._settle(awaited)
 
-    def _of_order(self, record: ConsumerRecord) -> Sequence[Awaited]:
+    def _of_order(self, record: ConsumerRecord) -> Sequence[AwaitedOutcome]:
         """Give who waits for something of the order that a record is about: its key, up to a NUL, names it."""
         return self._awaited.get((record.key or b"").partition(b"\0")[0], ())
 
-    def _all(self) -> Iterator[Awaited]:
+    def _all(self) -> Iterator[AwaitedOutcome]:
         for some in list(self._awaited.values()):
             yield from some
 
@@ -272,9 +272,9 @@ class Search:
     def __init__(self, settings: Settings) -> None:
         self.task: asyncio.Task[None] | None = None
         self._settings = settings
-        self._asked: list[Awaited] = []
+        self._asked: list[AwaitedOutcome] = []
 
-    def add(self, awaited: Awaited) -> None:
+    def add(self, awaited: AwaitedOutcome) -> None:
         """Search for an answer, unless it has come by now."""
         if not awaited.is_missed:
             return
@@ -291,13 +291,13 @@ class Search:
                 for awaited in asked:
                     awaited.fail(error)
 
-    async def _look(self, asked: Sequence[Awaited]) -> None:
+    async def _look(self, asked: Sequence[AwaitedOutcome]) -> None:
         """Read the partitions of those who ask, until each has an answer or is gone.
 
         It reads to the end of what is written, not only of what is committed: a transaction whose position we saw is
         committed, but its marker may be late elsewhere, and what it holds for us lies before that end.
         """
-        by_key: dict[bytes, list[Awaited]] = defaultdict(list)
+        by_key: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
         for awaited in asked:
             by_key[awaited.key].append(awaited)
         async with Reader(self._settings) as reader:

@@ -13,7 +13,7 @@ from order_service.domain.decision import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import Reason
 from order_service.errors import HistoryError
-from order_service.kafka.reader import Seen, decode
+from order_service.kafka.reader import OutcomeRecord, decode
 from order_service.kafka.topics import TopicNames
 from order_service.wire.changelog import POSITION_KEY, decode_position, waiting_key
 from order_service.wire.headers import command_offset_of
@@ -25,7 +25,7 @@ GRACE_S: Final = 0.5
 class Accepted(Struct, frozen=True, tag="accepted"):
     """It led to an event; `repeated` if an earlier copy of it did."""
 
-    seen: Seen
+    seen: OutcomeRecord
     repeated: bool = False
 
     @property
@@ -38,7 +38,7 @@ class Accepted(Struct, frozen=True, tag="accepted"):
 class Refused(Struct, frozen=True, tag="refused"):
     """It was refused; `repeated` if an earlier copy of it was."""
 
-    seen: Seen
+    seen: OutcomeRecord
     repeated: bool = False
 
     @property
@@ -60,7 +60,7 @@ class Unreadable(Struct, frozen=True, tag="dead_letter"):
     detail: str
 
 
-class Waiting(Struct, frozen=True, tag="waiting"):
+class AwaitingUser(Struct, frozen=True, tag="waiting"):
     """It waits for the User Service, and will be decided without us."""
 
 
@@ -68,11 +68,11 @@ class Undecided(Struct, frozen=True, tag="undecided"):
     """It is in Kafka, and nothing is known of it yet."""
 
 
-class Forgotten(Struct, frozen=True, tag="repeated"):
+class Repeated(Struct, frozen=True, tag="repeated"):
     """It repeats a command whose answer is not kept any more."""
 
 
-Outcome = Accepted | Refused | Unreadable | Waiting | Undecided | Forgotten
+Outcome = Accepted | Refused | Unreadable | AwaitingUser | Undecided | Repeated
 
 
 class Watch:

@@ -157,7 +157,7 @@ class GroupLog:
         await self._begin()
         self._consumer = await self._started()
         await self._ids.__aenter__()
-        self._consumer.subscribe([self.names.events], listener=_Listener(self._revoked))
+        self._consumer.subscribe([self.names.events], listener=_RebalanceListener(self._revoked))
 
     async def next(self) -> ConsumerRecord:
         """Wait for a record of a partition that is ours; HistoryError if the group's place is not in the log."""
@@ -290,7 +290,7 @@ class GroupLog:
             self._versions.resume(place.partition for place in places)
 
 
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
+class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
     """Says when partitions are taken away; aiokafka logs what is raised here, so nothing may be."""
 
     def __init__(self, revoked: Callable[[Iterable[TopicPartition]], Awaitable[None]]) -> None:

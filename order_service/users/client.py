@@ -59,7 +59,7 @@ UNUSABLE_LOG_EVERY_S = 60.0
 log = structlog.get_logger()
 
 
-class Policy(Struct, frozen=True, kw_only=True):
+class CallPolicy(Struct, frozen=True, kw_only=True):
     """How we ask. `total_s` bounds all tries of a lookup together; waiting for a slot has the same bound again."""
 
     url: str
@@ -107,7 +107,7 @@ class Policy(Struct, frozen=True, kw_only=True):
 class UserApi:
     """One lookup over HTTP: a few tries within `total_s`."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: CallPolicy) -> None:
         before, after = (policy.url + policy.path).split("{id}")
         self._url = before, after
         self._policy = policy
@@ -226,7 +226,7 @@ def _unusable(why: str) -> NoAnswer:
 class UserClient:
     """Asks the User Service; `async with` it. Every function in `when_closed` is called when the breaker closes."""
 
-    def __init__(self, policy: Policy, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, policy: CallPolicy, *, clock: Clock = time.monotonic) -> None:
         self.when_closed: list[Callable[[], None]] = []
         self._policy = policy
         self._clock = clock

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from order_service.domain.messages import Event
 from order_service.errors import HistoryError
-from order_service.kafka.reader import Seen
+from order_service.kafka.reader import OutcomeRecord
 from order_service.views import order_view
 from order_service.views.order_view import OrderView
 from order_service.views.tables import orders
@@ -23,25 +23,27 @@ ASKED_MAX: Final = 900
 """How many heads are asked for at once: older SQLite takes 999 values."""
 
 
-class Head(Struct, frozen=True, gc=False):
+class OrderHead(Struct, frozen=True, gc=False):
     """An order, and the digest of its newest event."""
 
     view: OrderView
     digest: bytes
 
 
-class Heads:
+class OrderHeads:
     """The heads of orders. Those of the latest events are remembered, while their places are where we left them.
 
     Whoever moves a place moves its orders: what another projector has done is read from the tables.
     """
 
     def __init__(self) -> None:
-        self._remembered: OrderedDict[str, Head] = OrderedDict()
+        self._remembered: OrderedDict[str, OrderHead] = OrderedDict()
         self._kept = 0
         self._left: dict[TopicPartition, int] = {}
 
-    def of(self, order_ids: set[str], connection: Connection, places: Mapping[TopicPartition, int]) -> dict[str, Head]:
+    def of(
+        self, order_ids: set[str], connection: Connection, places: Mapping[TopicPartition, int]
+    ) -> dict[str, OrderHead]:
         """Give the heads of orders, of those that there are. `places` are those of their events, as we found them."""
         if any(self._left.get(place, offset) != offset for place, offset in places.items()):
             self._remembered.clear()
@@ -52,11 +54,11 @@ class Heads:
             some = orders.c.order_id.in_(unknown[first : first + ASKED_MAX])
             found = select(orders.c.order_id, orders.c.document, orders.c.head).where(some)
             heads |= {
-                row.order_id: Head(order_view.decode(row.document), row.head) for row in connection.execute(found)
+                row.order_id: OrderHead(order_view.decode(row.document), row.head) for row in connection.execute(found)
             }
         return heads
 
-    def keep(self, heads: Mapping[str, Head], after: Mapping[TopicPartition, int]) -> None:
+    def keep(self, heads: Mapping[str, OrderHead], after: Mapping[TopicPartition, int]) -> None:
         """Remember heads once they are committed, and where the places then are."""
         self._left |= after
         for order_id, head in heads.items():
@@ -66,16 +68,16 @@ class Heads:
         while self._kept > KEPT_MAX:
             self._forget(self._remembered.popitem(last=False)[1])
 
-    def _forget(self, head: Head | None) -> None:
+    def _forget(self, head: OrderHead | None) -> None:
         self._kept -= 0 if head is None else _weight(head)
 
 
-def _weight(head: Head) -> int:
+def _weight(head: OrderHead) -> int:
     return 10 + len(head.view.lines)
 
 
-def head_after(head: Head | None, seen: Seen, event: Event) -> Head:
+def head_after(head: OrderHead | None, seen: OutcomeRecord, event: Event) -> OrderHead:
     """Fold an event into the head of its order; HistoryError if it does not name the event before it."""
     if event.previous_digest != (None if head is None else head.digest):
         raise HistoryError(f"version {event.version} of {event.order_id} does not name the event before it")
-    return Head(order_view.after(None if head is None else head.view, event), seen.digest)
+    return OrderHead(order_view.after(None if head is None else head.view, event), seen.digest)

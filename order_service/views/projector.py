@@ -28,11 +28,11 @@ from order_service.domain.messages import Contents, Event, Rejection
 from order_service.domain.refusals import NEVER_REMEMBERED
 from order_service.domain.validation import is_id
 from order_service.errors import DamagedError, DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
-from order_service.kafka.reader import Reader, Seen, decode
+from order_service.kafka.reader import OutcomeRecord, Reader, decode
 from order_service.kafka.topics import TopicNames
 from order_service.views import order_view
 from order_service.views.database_watch import DatabaseWatch
-from order_service.views.order_heads import Head, Heads, head_after
+from order_service.views.order_heads import OrderHead, OrderHeads, head_after
 from order_service.views.rows import Put, Row
 from order_service.views.stopped import TRY_AGAIN_S, BadRecord, Stopped, bad_record
 from order_service.views.tables import FORM, form, form_of, milliseconds, order_events, orders, positions, refusals
@@ -80,7 +80,7 @@ class Projection:
         self.database = DatabaseWatch(clock)
         self._engine = engine
         self._names = names
-        self._heads = Heads()
+        self._heads = OrderHeads()
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
         self._put_events = Put(engine.dialect, order_events)
         self._put_orders = Put(engine.dialect, orders, changes=("status", "head", "document"))
@@ -146,7 +146,7 @@ class Projection:
 
     def apply(
         self,
-        read: Sequence[Seen | BadRecord],
+        read: Sequence[OutcomeRecord | BadRecord],
         before: Mapping[TopicPartition, int],
         after: Mapping[TopicPartition, int],
     ) -> list[BadRecord]:
@@ -158,7 +158,9 @@ class Projection:
         """
         with self._transaction() as connection:
             _move(connection, before, after)
-            changed = {one.order_id for one in read if isinstance(one, Seen) and isinstance(one.message, Event)}
+            changed = {
+                one.order_id for one in read if isinstance(one, OutcomeRecord) and isinstance(one.message, Event)
+            }
             heads = self._heads.of(changed, connection, {place: before[place] for place in after})
             happened: list[Row] = []
             refused: list[Row] = []
@@ -193,7 +195,7 @@ class Projection:
         with self.database.question(), self._engine.begin() as connection:
             yield connection
 
-    def _place(self, seen: Seen) -> TopicPartition:
+    def _place(self, seen: OutcomeRecord) -> TopicPartition:
         topic = self._names.events if isinstance(seen.message, Event) else self._names.rejections
         return TopicPartition(topic, seen.partition)
 
@@ -414,11 +416,13 @@ def _moved(records: Sequence[ConsumerRecord], at: Mapping[TopicPartition, int]) 
 
 def _decoded(
     records: Sequence[ConsumerRecord], names: TopicNames, away: RegistryAwayError | None
-) -> list[Seen | BadRecord]:
+) -> list[OutcomeRecord | BadRecord]:
     return [_decoded_one(record, names, away) for record in records]
 
 
-def _decoded_one(record: ConsumerRecord, names: TopicNames, away: RegistryAwayError | None = None) -> Seen | BadRecord:
+def _decoded_one(
+    record: ConsumerRecord, names: TopicNames, away: RegistryAwayError | None = None
+) -> OutcomeRecord | BadRecord:
     """Decode a record. While the registry is `away`, a record that cannot be read may be readable later."""
     try:
         seen = decode(record, names)
@@ -429,7 +433,7 @@ def _decoded_one(record: ConsumerRecord, names: TopicNames, away: RegistryAwayEr
     return seen
 
 
-def _check_ids(record: ConsumerRecord, seen: Seen) -> None:
+def _check_ids(record: ConsumerRecord, seen: OutcomeRecord) -> None:
     """Check what goes into columns: PostgreSQL takes no NUL there, and a database error would stop all partitions.
 
     Our workers write no such record, but whoever may write to the topic can. Raises HistoryError.
@@ -500,7 +504,7 @@ def _names(place: TopicPartition) -> Row:
     return {"topic": place.topic, "partition": place.partition}
 
 
-def _order(head: Head) -> Row:
+def _order(head: OrderHead) -> Row:
     view = head.view
     return {
         "order_id": view.order_id,
@@ -512,7 +516,7 @@ def _order(head: Head) -> Row:
     }
 
 
-def _happened(seen: Seen, event: Event, user_id: str) -> Row:
+def _happened(seen: OutcomeRecord, event: Event, user_id: str) -> Row:
     return {
         "order_id": event.order_id,
         "version": event.version,
@@ -526,7 +530,7 @@ def _happened(seen: Seen, event: Event, user_id: str) -> Row:
     }
 
 
-def _refused(seen: Seen, rejection: Rejection) -> Row:
+def _refused(seen: OutcomeRecord, rejection: Rejection) -> Row:
     return {
         "partition": seen.partition,
         "offset": seen.offset,

@@ -41,7 +41,7 @@ _events: Final = msgspec.json.Decoder(Event)
 _rejections: Final = msgspec.json.Decoder(Rejection)
 
 
-class Recorded(Struct, frozen=True):
+class StoredEvent(Struct, frozen=True):
     """An event, whose order it is about, and where it stands.
 
     `command_offset` is None for a cancellation by the service itself.
@@ -54,7 +54,7 @@ class Recorded(Struct, frozen=True):
     command_offset: int | None
 
 
-class Refused(Struct, frozen=True):
+class StoredRejection(Struct, frozen=True):
     """A refusal, where it stands, and where in the same partition of the commands the refused copy lies."""
 
     rejection: Rejection
@@ -86,16 +86,16 @@ class Page(Struct, frozen=True):
     next: Cursor | None
 
 
-Places = dict[tuple[str, int], int]
+Offsets = dict[tuple[str, int], int]
 """The next offset of each topic and partition."""
 
 
-class News(Struct, frozen=True):
+class ViewChanges(Struct, frozen=True):
     """What has come into the views between two looks at them, and how far that is; `is_all` if it is all of it."""
 
-    events: tuple[Recorded, ...]
-    refusals: tuple[Refused, ...]
-    places: Places
+    events: tuple[StoredEvent, ...]
+    refusals: tuple[StoredRejection, ...]
+    places: Offsets
     is_all: bool = True
 
 
@@ -110,7 +110,7 @@ class Views:
         """Return why the views should not be read yet."""
         return self._ask(_faults)
 
-    def places(self) -> Places:
+    def places(self) -> Offsets:
         """Say how far the views are."""
         return {(row.topic, row.partition): row.next_offset for row in self._rows(_PLACES)}
 
@@ -132,7 +132,7 @@ class Views:
         bad = select(positions).where(positions.c.fault.is_not(None)).order_by(positions.c.topic, positions.c.partition)
         return [(row.topic, row.partition, row.next_offset, row.fault) for row in self._rows(bad)]
 
-    def news(self, since: Places) -> News:
+    def news(self, since: Offsets) -> ViewChanges:
         """Give what has come in since the views were there; of very much, the first part: ask again for the rest.
 
         Nothing of a topic that begins anew.
@@ -140,7 +140,7 @@ class Views:
         places = self.places()
         moved = {place: since.get(place, 0) for place, end in places.items() if end > since.get(place, 0)}
         if not moved:
-            return News((), (), places)
+            return ViewChanges((), (), places)
         most = max(1, NEWS_MAX // len(moved))
         reached = places | {place: min(places[place], start + most) for place, start in moved.items()}
 
@@ -150,7 +150,7 @@ class Views:
 
         happened = rows(select(order_events), order_events, self._names.events)
         refused = rows(select(refusals), refusals, self._names.rejections)
-        return News(
+        return ViewChanges(
             tuple(map(_recorded, happened)),
             tuple(map(_refused, refused)),
             reached,
@@ -174,14 +174,14 @@ class Views:
             view = order_view.after(view, _events.decode(row.document))
         return view if version is None or (view is not None and view.version == version) else None
 
-    def history(self, order_id: str, *, after_version: int = 0, limit: int = 1000) -> tuple[Recorded, ...]:
+    def history(self, order_id: str, *, after_version: int = 0, limit: int = 1000) -> tuple[StoredEvent, ...]:
         """Give the events of an order behind a version, oldest first."""
         some = self._history(order_id).where(order_events.c.version > after_version).limit(limit)
         return tuple(map(_recorded, self._rows(some)))
 
-    def events_of(self, places: Places, *, user_id: str | None = None, limit: int = 1000) -> tuple[Recorded, ...]:
+    def events_of(self, places: Offsets, *, user_id: str | None = None, limit: int = 1000) -> tuple[StoredEvent, ...]:
         """Give events of all orders, or of one user's, from these places on; those of an order in their order."""
-        found: list[Recorded] = []
+        found: list[StoredEvent] = []
         for (topic, partition), start in sorted(places.items()):
             if topic == self._names.events and len(found) < limit:
                 some = select(order_events).where(order_events.c.partition == partition, order_events.c.offset >= start)
@@ -259,7 +259,7 @@ class Views:
         place = positions.c.topic == self._names.rejections, positions.c.partition == partition
         return bool(self._rows(select(positions.c.complete_offset).where(*place, positions.c.complete_offset > offset)))
 
-    def _remembers(self, refused: Refused, command_offset: int) -> bool:
+    def _remembers(self, refused: StoredRejection, command_offset: int) -> bool:
         """Return whether the order remembered a refusal when it came to the command at `command_offset`.
 
         It did if it existed when it refused, and has not remembered so many others since that it forgot this one.
@@ -346,9 +346,9 @@ def _event_of(order_id: str, command_id: str) -> Select[Any]:
     return select(order_events).where(*of_command).limit(1)
 
 
-def _refused(row: Any) -> Refused:
-    return Refused(_rejections.decode(row.document), row.partition, row.offset, row.command_offset)
+def _refused(row: Any) -> StoredRejection:
+    return StoredRejection(_rejections.decode(row.document), row.partition, row.offset, row.command_offset)
 
 
-def _recorded(row: Any) -> Recorded:
-    return Recorded(_events.decode(row.document), row.user_id, row.partition, row.offset, row.command_offset)
+def _recorded(row: Any) -> StoredEvent:
+    return StoredEvent(_events.decode(row.document), row.user_id, row.partition, row.offset, row.command_offset)

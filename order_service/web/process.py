@@ -28,10 +28,10 @@ from order_service.web.access.auth import authentication
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.routes import Api
 from order_service.web.http.connections import connections_possible, listen
-from order_service.web.live.command_results import Outcomes
+from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
-from order_service.web.live.view_poller import Pulse
+from order_service.web.live.view_poller import ViewPoller
 from order_service.web.server import Server
 
 log = structlog.get_logger()
@@ -75,9 +75,9 @@ async def run(settings: Settings) -> None:
     names = topic_names(settings.topic_prefix)
     engine = open_database(database_of(settings))
     views = Views(engine, names)
-    pulse, readiness = Pulse(views), Readiness(views)
+    pulse, readiness = ViewPoller(views), Readiness(views)
     topic, streams = CommandsTopic(settings), Streams(pulse)
-    outcomes = Outcomes(views, pulse, topic, settings.web_waiting_max)
+    outcomes = CommandResults(views, pulse, topic, settings.web_waiting_max)
     live = Live(views, pulse, streams, names.events, settings.web_streams_max)
     watchdog = Watchdog(silence_of(settings.session_timeout_s))
     async with AsyncExitStack() as undo:
@@ -110,7 +110,7 @@ def _go_on_without(why: str) -> None:
     log.warning("Commands have the ids of schemas/ until the schema registry gives its own.", why=why)
 
 
-async def _look_until_told_to_end(pulse: Pulse, readiness: Readiness, adopting: Coroutine[Any, Any, None]) -> None:
+async def _look_until_told_to_end(pulse: ViewPoller, readiness: Readiness, adopting: Coroutine[Any, Any, None]) -> None:
     told = asyncio.Event()
 
     def tell() -> None:

@@ -53,7 +53,7 @@ class Turn(Struct, frozen=True):
         return sum(changes.kept for _, changes in self.changes)
 
 
-class TurnTaker:
+class TurnLoop:
     """Takes turns over the running lanes of one assignment, as the owner that their claims have named.
 
     `step` is told each step done; `end_of` gives the last known end of a lane's commands; `park` stops a lane.

@@ -15,7 +15,7 @@ FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 60.0
 
 
-class Asking:
+class UserLookups:
     """Asks ahead for creates that were read, and again for those that wait: after 5 s, doubling to 60 s.
 
     `wanted` tells whether an order waits for a user; `answered` is called with each answer.

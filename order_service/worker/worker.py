@@ -38,9 +38,9 @@ from order_service.users.client import UserClient
 from order_service.wire.changelog import Ends
 from order_service.wire.commands import decode_command
 from order_service.worker import metrics
-from order_service.worker.claims.claim import Claimed, Claimer, Kept, claim_until_done
+from order_service.worker.claims.claim import Claimed, Claimer, HeldLane, claim_until_done
 from order_service.worker.claims.clients import ClaimClients
-from order_service.worker.claims.progress import Places, Progress
+from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox, Received, Run
 from order_service.worker.lane import Lane, LanePolicy
@@ -48,8 +48,8 @@ from order_service.worker.monitoring.stall_watch import StallWatch
 from order_service.worker.monitoring.topic_watch import TopicWatch
 from order_service.worker.schema_lookups import SchemaLookups
 from order_service.worker.transactions import TurnProducer, stop
-from order_service.worker.turn import TurnTaker
-from order_service.worker.user_lookups import Asking
+from order_service.worker.turn import TurnLoop
+from order_service.worker.user_lookups import UserLookups
 
 log = structlog.get_logger()
 
@@ -116,7 +116,7 @@ class Assignment:
         self,
         context: Context,
         partitions: set[int],
-        asking: Asking,
+        asking: UserLookups,
         on_refused: Callable[["Assignment", TurnRefused], None],
         deliver: Callable[[int, Run], None],
         *,
@@ -135,7 +135,7 @@ class Assignment:
         self._claims: dict[int, Progress] = {}
         self._producer = TurnProducer(self.owner, context.connection)
         self.inbox = Inbox(context.fetching.pause, context.fetching.resume)
-        self.turns = TurnTaker(
+        self.turns = TurnLoop(
             self._producer,
             context.names,
             self.inbox,
@@ -188,12 +188,12 @@ class Assignment:
         await stop(self._producer)
         self.is_clean = all(not task.cancelled() and task.exception() is None for task in started)
 
-    def kept(self) -> dict[int, tuple[Lane, Kept]]:
+    def kept(self) -> dict[int, tuple[Lane, HeldLane]]:
         """Give the lanes whose memory is as new as their log, if all of our commits are known to have succeeded."""
         if not self.is_clean:
             return {}
         return {
-            partition: (lane, Kept(self.owner, lane.log_offset, lane.next_offset, len(lane.room)))
+            partition: (lane, HeldLane(self.owner, lane.log_offset, lane.next_offset, len(lane.room)))
             for partition, lane in self.lanes.items()
         }
 
@@ -219,7 +219,7 @@ class Assignment:
         self._spawn(self.turns.run(), "turns")
         self._spawn(self._watch_payments(), "payments")
         self._spawn(self._pass_on(), "positions")
-        places = Places(CLAIMS_AT_ONCE)
+        places = ClaimSlots(CLAIMS_AT_ONCE)
         for partition in sorted(self.partitions - self.parked.keys()):
             self._claims[partition] = Progress(places)
             self._spawn(self._claim(partition, self._claims[partition]), "claim")
@@ -387,7 +387,7 @@ class Worker:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._asking = Asking(
+        self._asking = UserLookups(
             context.users, self._wanted, self._answered, concurrency=context.settings.user_service_concurrency
         )
         self._assignment: Assignment | None = None

@@ -5,12 +5,12 @@ import pytest
 from order_service.cli.history import Chain, interleaved, steps
 from order_service.domain.messages import Event
 from order_service.domain.refusals import Status
-from order_service.kafka.reader import Seen
+from order_service.kafka.reader import OutcomeRecord
 from tests.samples import EARLIER, but, digest_of, events, order_created, order_paid, ship_refused
 
 
 def seen(message, offset=0, command_offset=None):
-    return Seen(message, 0, offset, digest_of(message), command_offset)
+    return OutcomeRecord(message, 0, offset, digest_of(message), command_offset)
 
 
 HISTORY = [seen(event, offset, command_offset=2 * offset) for offset, event in enumerate(events)]

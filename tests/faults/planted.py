@@ -27,7 +27,7 @@ from order_service.worker.faust.consumer import FetchThread
 from order_service.worker.inbox import Run
 from order_service.worker.lane import Lane
 from order_service.worker.transactions import TurnProducer
-from order_service.worker.turn import Turn, TurnTaker
+from order_service.worker.turn import Turn, TurnLoop
 from order_service.worker.worker import Assignment, Worker
 from tests import worker
 
@@ -42,9 +42,9 @@ RUN_LOST: Final = "A run is lost."
 
 def position_outside_the_transaction() -> None:
     """Move the position in a transaction of its own, before the one of the outcomes."""
-    write = TurnTaker._write
+    write = TurnLoop._write
 
-    async def position_first(self: TurnTaker, turn: Turn) -> None:
+    async def position_first(self: TurnLoop, turn: Turn) -> None:
         producer = self._producer
         await producer.begin()
         for lane, changes in turn.changes:
@@ -54,7 +54,7 @@ def position_outside_the_transaction() -> None:
         await producer.commit([])
         await write(self, turn)
 
-    TurnTaker._write = position_first
+    TurnLoop._write = position_first
     claim_without_its_look_at_the_outcomes()
 
 

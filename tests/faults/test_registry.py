@@ -2,7 +2,7 @@
 
 import asyncio
 
-from order_service.kafka.registry_client import Ids, Policy, SchemaRegistry, adopt
+from order_service.kafka.registry_client import Ids, RegistryPolicy, SchemaRegistry, adopt
 from order_service.kafka.topics import topic_names
 from order_service.wire.avro import encode_command
 from order_service.wire.schemas.catalogue import load
@@ -14,7 +14,7 @@ VALUE = foreign(encode_command(create), 1) or b""
 
 
 def ask(registry):
-    return SchemaRegistry(Policy(url=registry.url, try_s=5.0, waits_s=()))
+    return SchemaRegistry(RegistryPolicy(url=registry.url, try_s=5.0, waits_s=()))
 
 
 async def test_our_schemas_keep_their_ids_and_have_others_beside_them():

@@ -15,7 +15,7 @@ from order_service.kafka.connection import connection
 from order_service.wire.changelog import BARRIER_KEY
 from order_service.worker.claims.claim import Claimer
 from order_service.worker.claims.clients import ClaimClients
-from order_service.worker.claims.progress import Places, Progress
+from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.transactions import TRANSACTION_TIMEOUT_S, claiming
 from tests.kafka.test_positions import decide, end, recreate
 from tests.kafka.test_rebalance import hanging
@@ -96,7 +96,7 @@ def claim_that_stops(service, after):
         clients = ClaimClients(arguments)
         claimer = Claimer(service.group_id, "late", service.names, arguments, clients, stop)
         try:
-            await claimer.claim(1, None, Progress(Places(1)))
+            await claimer.claim(1, None, Progress(ClaimSlots(1)))
         finally:
             await clients.close()
 

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from order_service.kafka.registry_client import Policy, SchemaRegistry
+from order_service.kafka.registry_client import RegistryPolicy, SchemaRegistry
 from order_service.kafka.topics import topic_names
 from tests.registry.apicurio import Apicurio
 
@@ -17,7 +17,7 @@ def apicurio(tmp_path_factory):
 
 @pytest.fixture
 async def registry(apicurio):
-    async with SchemaRegistry(Policy(url=apicurio.url)) as client:
+    async with SchemaRegistry(RegistryPolicy(url=apicurio.url)) as client:
         yield client
 
 

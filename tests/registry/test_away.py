@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from order_service.errors import RegistryAwayError, SchemaError
 from order_service.kafka.reader import Reader
-from order_service.kafka.registry_client import Ids, Policy, SchemaRegistry, adopt, adopt_when_it_answers
+from order_service.kafka.registry_client import Ids, RegistryPolicy, SchemaRegistry, adopt, adopt_when_it_answers
 from order_service.kafka.topics import topic_names
 from order_service.local.broker import free_port
 from order_service.settings import Settings
@@ -52,7 +52,7 @@ async def hang(_request):
 
 def quick(url, try_s=10.0, **changes):
     """Give a client that has little patience, but for an answer that is on its way."""
-    return SchemaRegistry(Policy(url=url, try_s=try_s, waits_s=(0.01,), **changes))
+    return SchemaRegistry(RegistryPolicy(url=url, try_s=try_s, waits_s=(0.01,), **changes))
 
 
 @pytest.mark.parametrize(

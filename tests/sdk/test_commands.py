@@ -16,15 +16,15 @@ from order_service.errors import HistoryError, KafkaAwayError, SetupError, Topic
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.sdk import (
     Accepted,
-    Forgotten,
+    AwaitingUser,
     Line,
     OrderCommands,
     OrderPaid,
     Reason,
     Refused,
+    Repeated,
     Undecided,
     Unreadable,
-    Waiting,
 )
 from order_service.sdk.testing import create_order, pay_order
 from order_service.settings import Settings
@@ -67,7 +67,7 @@ async def test_a_command_that_nobody_can_read_says_so(orders):
 
 
 async def test_a_create_waits_for_its_user(orders):
-    assert await orders.create(next(ids), "slow-60000-dana", "EUR", [MUG], wait_s=2) == Waiting()
+    assert await orders.create(next(ids), "slow-60000-dana", "EUR", [MUG], wait_s=2) == AwaitingUser()
 
 
 async def test_a_command_that_is_accepted_twice_is_answered_from_history(orders):
@@ -169,7 +169,7 @@ async def test_an_answer_that_is_not_kept_any_more_is_forgotten(working, orders)
     assert isinstance(await orders.send(pay_order(order_id, amount=1)), Refused)
     place = TopicPartition(working.names.rejections, working.partition_of(order_id), -1)
     working.kafka.delete_records([place])[place].result(30)
-    assert await orders.send(pay_order(order_id, amount=1)) == Forgotten()
+    assert await orders.send(pay_order(order_id, amount=1)) == Repeated()
 
 
 async def test_a_command_of_another_producer_is_not_taken_for_ours(working, orders):

@@ -10,6 +10,7 @@ from order_service.domain.messages import Line, OrderPaid
 from order_service.errors import DecodeError, HistoryError
 from order_service.sdk import (
     Accepted,
+    AwaitingUser,
     Hole,
     HoleError,
     OrderCommands,
@@ -19,7 +20,6 @@ from order_service.sdk import (
     Refused,
     SetupError,
     Unreadable,
-    Waiting,
     skip,
     testing,
 )
@@ -66,7 +66,7 @@ async def test_every_kind_of_outcome():
         unknown = await orders.create("order-2", "eve", "EUR", [mug])
         assert isinstance(unknown, Refused)
         assert unknown.reason is Reason.USER_NOT_FOUND
-        assert await orders.create("order-3", "bob", "EUR", [mug]) == Waiting()
+        assert await orders.create("order-3", "bob", "EUR", [mug]) == AwaitingUser()
         unreadable = await orders.deliver("no id")
         assert isinstance(unreadable, Unreadable)
         assert unreadable.reason == "bad_shape"

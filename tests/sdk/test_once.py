@@ -12,13 +12,13 @@ import psycopg
 import pytest
 
 from order_service.errors import SetupError
-from order_service.sdk import Happened, OvertakenError, once
+from order_service.sdk import EventRecord, OvertakenError, once
 from order_service.sdk.testing import order_paid, sample_life
 from tests.sdk.conftest import write
 from tests.sdk.database import connect
 from tests.service import ROOT
 
-LIFE = [Happened(event, 0, offset, b"", is_replay=True) for offset, event in enumerate(sample_life(), 10)]
+LIFE = [EventRecord(event, 0, offset, b"", is_replay=True) for offset, event in enumerate(sample_life(), 10)]
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from order_service.worker.user_lookups import Asking
+from order_service.worker.user_lookups import UserLookups
 
 
 class AskingWorld:
     """A clock, and the asking that reads it."""
 
-    asking: Asking
+    asking: UserLookups
 
     def __init__(self):
         self.now = 0.0

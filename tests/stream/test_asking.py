@@ -7,7 +7,7 @@ import pytest
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import UserServiceUnavailable
-from order_service.worker.user_lookups import Asking
+from order_service.worker.user_lookups import UserLookups
 from tests.stream.asking import AskingWorld, asking_in
 
 PATIENCE_S = 30
@@ -41,7 +41,7 @@ class World(AskingWorld):
         self.wanted: set[str] = set()
         self.answered: list[tuple[str, UserCheck]] = []
         self.users = stand_in()
-        self.asking = Asking(
+        self.asking = UserLookups(
             self.users,
             self.wanted.__contains__,
             lambda user_id, check: self.answered.append((user_id, check)),

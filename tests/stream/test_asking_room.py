@@ -7,7 +7,7 @@ import pytest
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import UserServiceUnavailable
-from order_service.worker.user_lookups import Asking
+from order_service.worker.user_lookups import UserLookups
 from tests.stream.asking import AskingWorld, asking_in
 
 CROWD = [f"user-{number}" for number in range(20)]
@@ -53,7 +53,7 @@ class World(AskingWorld):
         super().__init__()
         self.answered: list[str] = []
         self.users = stand_in(room)
-        self.asking = Asking(
+        self.asking = UserLookups(
             self.users,
             lambda user_id: user_id not in self.answered,
             lambda user_id, _check: self.answered.append(user_id),

@@ -9,7 +9,7 @@ from aiokafka.structs import RecordMetadata
 
 from order_service.wire.changelog import POSITION_KEY, encode
 from order_service.worker.claims.claim import Claimer
-from order_service.worker.claims.progress import Places, Progress
+from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.samples import create
 from tests.stream.blocking import block_loop, shorten
 from tests.stream.test_claim_checks import BARRIER, ENTRY, EVENT, NAMES, Made, Topics, at
@@ -78,7 +78,7 @@ def claim(monkeypatch):
 
     async def claimed(partition: Any):
         monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
-        progress = Progress(Places(1))
+        progress = Progress(ClaimSlots(1))
         try:
             return await Claimer("orders", "next", NAMES, {}, partition, partition.calls.append).claim(
                 0, None, progress

@@ -21,7 +21,7 @@ from order_service.wire.changelog import (
 from order_service.wire.headers import event_headers, rejection_headers
 from order_service.worker.claims.changelog_reader import Changelogs
 from order_service.worker.claims.checks import Checks
-from order_service.worker.claims.progress import Places, Progress
+from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.samples import NOW, but, create, entry_after, order_created, order_paid, pay, ship_refused
 
 Made = tuple[bytes, bytes, list[tuple[str, bytes]]]
@@ -102,7 +102,7 @@ async def check(
             **outcomes,
         }
     )
-    progress = Progress(Places(1))
+    progress = Progress(ClaimSlots(1))
     logs = Changelogs(0, NAMES, topics, None, progress)
     await logs.read_to_end()
     checks = Checks(0, NAMES, topics, logs)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from aiokafka import TopicPartition
 
-from order_service.worker.claims.progress import README_HINT, Places, Progress
+from order_service.worker.claims.progress import README_HINT, ClaimSlots, Progress
 
 PATIENCE_S = 0.05
 
@@ -18,7 +18,7 @@ async def becomes(condition):
 
 
 async def test_three_of_twenty_claims_run_while_seventeen_wait():
-    places = Places(16, patience_s=PATIENCE_S)
+    places = ClaimSlots(16, patience_s=PATIENCE_S)
     blocked, done = asyncio.Event(), []
 
     async def claim(number):
@@ -38,7 +38,7 @@ async def test_three_of_twenty_claims_run_while_seventeen_wait():
 
 
 async def test_a_claim_that_gets_on_takes_a_place_before_it_works():
-    places = Places(1, patience_s=PATIENCE_S)
+    places = ClaimSlots(1, patience_s=PATIENCE_S)
     first, second = Progress(places), Progress(places)
     await first.at("a fence")
     await second.at("a barrier")  # once the first has waited for long enough
@@ -52,7 +52,7 @@ async def test_a_claim_that_gets_on_takes_a_place_before_it_works():
 
 
 async def test_a_claim_tells_what_it_waits_for():
-    working, progress = Progress(Places(1)), Progress(Places(1, patience_s=PATIENCE_S))
+    working, progress = Progress(ClaimSlots(1)), Progress(ClaimSlots(1, patience_s=PATIENCE_S))
     for each in (working, progress):
         await each.at("a fence")
     assert working.waits_for() == ""
@@ -65,7 +65,7 @@ async def test_a_claim_tells_what_it_waits_for():
 
 
 async def test_between_two_slices_all_others_have_their_turn():
-    places, order = Places(2), []
+    places, order = ClaimSlots(2), []
 
     async def work(name):
         for _ in range(3):
@@ -82,7 +82,7 @@ async def test_between_two_slices_all_others_have_their_turn():
 
 
 async def test_a_claim_tells_which_open_transactions_it_waits_for_also_after_a_failure():
-    working, progress = Progress(Places(1)), Progress(Places(1, patience_s=PATIENCE_S))
+    working, progress = Progress(ClaimSlots(1)), Progress(ClaimSlots(1, patience_s=PATIENCE_S))
     table, room = TopicPartition("table", 3), TopicPartition("waiting", 3)
     for each in (working, progress):
         await each.at("the brokers")
@@ -107,7 +107,7 @@ async def test_a_claim_tells_which_open_transactions_it_waits_for_also_after_a_f
 
 
 async def test_a_transaction_that_has_ended_is_forgotten_while_its_claim_waits_for_a_place():
-    places = Places(1, patience_s=PATIENCE_S)
+    places = ClaimSlots(1, patience_s=PATIENCE_S)
     first, second = Progress(places), Progress(places)
     await first.at("the brokers")
     await becomes(lambda: not first.has_place)

@@ -12,7 +12,7 @@ from order_service.errors import LaneParked
 from order_service.kafka.topics import topic_names
 from order_service.wire.changelog import POSITION_KEY, Position, encode
 from order_service.worker.claims.changelog_reader import DECODED_AT_A_TIME, READ_AT_A_TIME, Changelogs
-from order_service.worker.claims.progress import Places, Progress
+from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.samples import create, deliver, entry_after, pay, ship
 
 NAMES = topic_names()
@@ -78,7 +78,7 @@ async def test_a_large_table_is_restored_in_slices():
             last = done
             await asyncio.sleep(0)
 
-    progress = Progress(Places(1))
+    progress = Progress(ClaimSlots(1))
     await progress.at("nothing")
     logs = Changelogs(0, NAMES, log, None, progress)
     watching = asyncio.create_task(watch())
@@ -94,7 +94,7 @@ async def test_a_large_table_is_restored_in_slices():
 async def test_a_damaged_batch_parks_its_lane_and_tells_where():
     log: Any = Log([record(b"order-1", encode(entry_after([create])), 0)] * 600)
     log.damaged_at = 500
-    logs = Changelogs(0, NAMES, log, None, Progress(Places(1)))
+    logs = Changelogs(0, NAMES, log, None, Progress(ClaimSlots(1)))
     with pytest.raises(LaneParked, match=r"cannot be read \(.*Invalid CRC\), in orders.table.v1 at 500 or"):
         await logs.read_to_end()
 
@@ -137,7 +137,7 @@ class Held(Log):
 async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_ended(end, is_away, open_transactions):
     records = [record(b"order-1", encode(entry_after([create])), 0)] * 5
     log: Any = Held(records, stable=3, end=end, is_away=is_away)
-    progress = Progress(Places(1))
+    progress = Progress(ClaimSlots(1))
     await progress.at("the brokers")
     logs = Changelogs(0, NAMES, log, None, progress)
     reading = asyncio.create_task(logs.read_past({place: 4 for place in logs.places if place.topic == NAMES.table}))

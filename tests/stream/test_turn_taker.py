@@ -15,7 +15,7 @@ from order_service.wire.commands import encode_json_command
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox
 from order_service.worker.lane import Lane, LanePolicy
-from order_service.worker.turn import AT_A_TIME, TurnTaker
+from order_service.worker.turn import AT_A_TIME, TurnLoop
 from tests.samples import ORDER_ID, but, create, entry_after, pay
 from tests.stream.blocking import block_loop, shorten
 
@@ -75,10 +75,10 @@ class BrokenLane(Lane):
         raise HistoryError("version 3 of an order cannot follow on version 1")
 
 
-def turns_over(lanes, written, step, park=lambda *_: None) -> tuple[TurnTaker, Inbox]:
+def turns_over(lanes, written, step, park=lambda *_: None) -> tuple[TurnLoop, Inbox]:
     """Make what takes turns over these lanes, and the inbox that it takes from."""
     inbox = Inbox(lambda _partition: None, lambda _partition: None)
-    turns = TurnTaker(
+    turns = TurnLoop(
         written, NAMES, inbox, turn_s=0.001, clock=Clock(60), end_of=lambda _partition: 0, park=park, step=step
     )
     for lane in lanes:
@@ -98,7 +98,7 @@ async def test_a_lane_that_cannot_decide_parks_and_the_others_go_on():
         parked.append((partition, type(error)))
         del turns.lanes[partition]
 
-    turns: TurnTaker
+    turns: TurnLoop
 
     def step(name):
         if name == "turn.committed":
@@ -123,7 +123,7 @@ async def test_an_order_that_gets_due_within_a_turn_is_not_cancelled_before_its_
         if name == "turn.committed":
             turns.stop()
 
-    turns: TurnTaker
+    turns: TurnLoop
     turns, inbox = turns_over([long, short], written, step)
     inbox.put(0, [received(but(create, command_id=f"create-{n}"), n, 0) for n in range(AT_A_TIME + 1)])
     inbox.put(1, [received(pay, 0, 1)])
@@ -145,7 +145,7 @@ async def test_a_lane_whose_topics_cannot_be_written_to_is_left_out_until_they_c
             if len(commits) == 2:
                 turns.stop()
 
-    turns: TurnTaker
+    turns: TurnLoop
     turns, inbox = turns_over(lanes, written, step)
     inbox.put(0, [received(create, 0, 0)])
     inbox.put(1, [received(pay, 0, 1)])
@@ -171,7 +171,7 @@ async def test_a_commit_does_not_count_the_time_in_which_the_loop_is_blocked(mon
         if name == "turn.committed":
             turns.stop()
 
-    turns: TurnTaker
+    turns: TurnLoop
     turns, inbox = turns_over([lane_with(0, {})], written, step)
     inbox.put(0, [received(create, 0, 0)])
     async with asyncio.timeout(30):

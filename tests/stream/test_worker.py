@@ -14,10 +14,10 @@ from order_service.errors import Fenced, HistoryError, LaneParked, TurnRefused
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
-from order_service.users.client import Policy, UserClient
+from order_service.users.client import CallPolicy, UserClient
 from order_service.wire.changelog import Position
 from order_service.worker.claims.claim import Claimed
-from order_service.worker.claims.progress import Places, Progress
+from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
 from order_service.worker.worker import SUSPECT_S, Assignment, Context, Worker
@@ -37,7 +37,7 @@ def ended():
 def context(ended):
     fetching: Any = type("Fetching", (), {"pause": print, "resume": print, "end_of": print})()
     servers = {"bootstrap_servers": "127.0.0.1:1"}
-    users = UserClient(Policy.from_settings(Settings()))
+    users = UserClient(CallPolicy.from_settings(Settings()))
     return Context(
         Settings(), topic_names(), {}, servers, fetching, users, Ids(None), ended.append, Clock(60), lambda _step: None
     )
@@ -165,7 +165,7 @@ def claim(context, monkeypatch):
         monkeypatch.setattr("order_service.worker.worker.claim_until_done", claimed)
         monkeypatch.setattr(Lane, "restoring", restoring)
         assignment = Assignment(context, {0}, asking, UNUSED, UNUSED)
-        assignment._claims[0] = Progress(Places(1))
+        assignment._claims[0] = Progress(ClaimSlots(1))
         assignment._spawn(assignment._claim(0, assignment._claims[0]), "claim")
         await asyncio.wait(assignment._tasks, timeout=10)
         await assignment.stop()
@@ -242,7 +242,7 @@ async def test_the_payments_due_of_a_large_table_are_restored_in_slices(context)
             await asyncio.sleep(0)
 
     watching = asyncio.create_task(watch())
-    lane = await assignment._lane(0, None, claimed, Progress(Places(1)))
+    lane = await assignment._lane(0, None, claimed, Progress(ClaimSlots(1)))
     await asyncio.sleep(0)
     watching.cancel()
     await assignment.stop()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from order_service.users.client import Policy, UserClient
+from order_service.users.client import CallPolicy, UserClient
 from order_service.users.stub import Stub, running
 
 
@@ -29,7 +29,7 @@ async def open_client(url, clock) -> AsyncIterator[Callable[..., Any]]:
 
         async def make(**changes):
             quick = {"url": url, "total_s": 0.9, "probe_every_s": 1.0, "wait_initial_s": 0.001, "wait_max_s": 0.002}
-            return await stack.enter_async_context(UserClient(Policy(**(quick | changes)), clock=clock))
+            return await stack.enter_async_context(UserClient(CallPolicy(**(quick | changes)), clock=clock))
 
         yield make
 

@@ -13,9 +13,9 @@ from order_service.domain.decision import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.settings import Settings
 from order_service.users.breaker import Breaker, Refusals, State
-from order_service.users.client import BODY_MAX, Policy, UserClient
+from order_service.users.client import BODY_MAX, CallPolicy, UserClient
 from order_service.users.stub import Mode
-from order_service.worker.user_lookups import Asking
+from order_service.worker.user_lookups import UserLookups
 
 
 def outcome(name: str) -> float:
@@ -480,7 +480,9 @@ async def test_the_order_of_a_good_user_waits_for_no_users_without_a_usable_answ
     """Forty-three such users once delayed it by 130 s: the breaker had opened, and each took a probe."""
     bad = {f"status-400-{n}" for n in range(43)}
     answered: list[str] = []
-    asking = Asking(users, bad.__contains__, lambda user_id, _: answered.append(user_id), concurrency=256, clock=clock)
+    asking = UserLookups(
+        users, bad.__contains__, lambda user_id, _: answered.append(user_id), concurrency=256, clock=clock
+    )
     running = asyncio.create_task(asking.run())
     for user_id in sorted(bad):
         asking.ask(user_id)
@@ -554,7 +556,7 @@ def test_when_a_refusal_is_over(clock, story, problem):
 
 
 async def test_the_token_goes_into_the_header_and_nowhere_else(open_client, bytes_server):
-    policy = Policy(url="http://127.0.0.1:1", token=SecretStr("open-sesame"))
+    policy = CallPolicy(url="http://127.0.0.1:1", token=SecretStr("open-sesame"))
     assert "open-sesame" not in repr(policy)
     async with bytes_server(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n") as (url, heads):
         users = await open_client(url=url, token=policy.token)
@@ -585,7 +587,7 @@ async def test_a_redirect_is_not_followed_and_a_cookie_not_kept(open_client, byt
 )
 def test_a_policy_that_cannot_work_is_refused_at_the_start(wrong):
     with pytest.raises(ValueError, match="must"):
-        Policy(**({"url": "http://127.0.0.1"} | wrong))
+        CallPolicy(**({"url": "http://127.0.0.1"} | wrong))
 
 
 def test_the_policy_comes_from_the_settings():
@@ -597,7 +599,7 @@ def test_the_policy_comes_from_the_settings():
         user_service_concurrency=8,
         user_cache_s=20.0,
     )
-    assert Policy.from_settings(settings) == Policy(
+    assert CallPolicy.from_settings(settings) == CallPolicy(
         url="http://users.example/api",
         path="/people/{id}",
         field="state",
@@ -613,7 +615,7 @@ def test_the_policy_comes_from_the_settings():
 async def test_closing_with_lookups_in_flight_leaves_nothing_behind(url, stub, clock, until):
     stub.mode = Mode.HANG
     before = asyncio.all_tasks()
-    async with UserClient(Policy(url=url, concurrency=2), clock=clock) as users:
+    async with UserClient(CallPolicy(url=url, concurrency=2), clock=clock) as users:
         asking = [asyncio.create_task(users.check(f"u{n}")) for n in range(4)]
         await until(lambda: len(stub.requests) == 2)
     answers = await asyncio.gather(*asking, return_exceptions=True)

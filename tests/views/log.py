@@ -6,7 +6,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Event
 from order_service.errors import DamagedError, LeaderAwayError
-from order_service.kafka.reader import Seen
+from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
 from order_service.wire.avro import encode_event
 from tests.samples import digest_of
@@ -18,7 +18,7 @@ START = {EVENTS: 0, REJECTIONS: 0}
 
 def seens(messages, offset=0):
     """Put messages behind each other, from this offset on."""
-    return [Seen(message, 0, at, digest_of(message), at) for at, message in enumerate(messages, offset)]
+    return [OutcomeRecord(message, 0, at, digest_of(message), at) for at, message in enumerate(messages, offset)]
 
 
 def order_of(views, order_id):

@@ -8,7 +8,7 @@ from sqlalchemy import event, make_url
 from order_service.domain.refusals import Status
 from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
-from order_service.views.queries import Filter, Refused, Views
+from order_service.views.queries import Filter, StoredRejection, Views
 from order_service.views.tables import open_database, positions, prepare
 from tests.samples import ship_refused
 from tests.views.log import EVENTS, START, order_of
@@ -56,7 +56,7 @@ QUESTIONS = {
     "refusals": lambda views: views.refusals("order-1"),
     "a command": lambda views: views.command("order-1", "command-1"),
     "a copy of a command": lambda views: views.outcome("order-1", "command-1", bytes(16), 7),
-    "what an order remembers": lambda views: views._remembers(Refused(ship_refused, 0, 5, 5), 7),
+    "what an order remembers": lambda views: views._remembers(StoredRejection(ship_refused, 0, 5, 5), 7),
     "all orders": lambda views: views.page(Filter(), 50),
     "orders of a time": lambda views: views.page(Filter(created_from=NOW, created_to=NOW), 50),
     "orders of a user": lambda views: views.page(Filter(user_id="dana"), 50),

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from order_service.domain.messages import OrderCreated
 from order_service.domain.refusals import Status
 from order_service.errors import DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
-from order_service.kafka.reader import SILENT_S, Reader, Seen
+from order_service.kafka.reader import SILENT_S, OutcomeRecord, Reader
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.views import order_heads, order_view, projector, stopped
@@ -80,8 +80,8 @@ def test_an_event_that_does_not_fit_stops_its_partition_before_it_and_no_other_o
     behind = but(order_created, order_id="order-3")
     read = [
         *seens([there, missing, behind]),
-        Seen(beside, 1, 0, digest_of(beside), 0),
-        Seen(ship_refused, 0, 0, digest_of(ship_refused), 9),
+        OutcomeRecord(beside, 1, 0, digest_of(beside), 0),
+        OutcomeRecord(ship_refused, 0, 0, digest_of(ship_refused), 9),
     ]
     bad = projection.apply(read, OTHERS, {EVENTS: 3, OTHER: 1, REJECTIONS: 1})
     why = "version 3 of order-1 does not name the event before it"
@@ -204,7 +204,7 @@ async def test_a_partition_that_lost_its_end_waits_for_an_operator_whatever_is_w
     log.write(OTHER, order(2))
     log.write(OTHER, order(6))
     projection.positions(OTHERS)
-    beside = Seen(order(2), 1, 0, digest_of(order(2)), 0)
+    beside = OutcomeRecord(order(2), 1, 0, digest_of(order(2)), 0)
     projection.apply([*seens([order(0), order(1)]), beside], OTHERS, {EVENTS: 2, OTHER: 1})
     log.end_of[EVENTS] = 1
     async with following(log, projection, progress):
@@ -400,7 +400,7 @@ async def test_a_partition_that_lost_its_end_stops_again_when_it_is_skipped(proj
     log = Log(OTHERS)
     log.write(OTHER, order(2))
     projection.positions(OTHERS)
-    beside = Seen(order(2), 1, 0, digest_of(order(2)), 0)
+    beside = OutcomeRecord(order(2), 1, 0, digest_of(order(2)), 0)
     projection.apply([*seens([order(0), order(1)]), beside], OTHERS, {EVENTS: 2, OTHER: 1})
     log.end_of[EVENTS] = 1
     async with following(log, projection, Progress()):

@@ -7,7 +7,7 @@ import pytest
 from order_service.domain.refusals import Status
 from order_service.kafka.topics import topic_names
 from order_service.views import queries
-from order_service.views.queries import Filter, Places, Views
+from order_service.views.queries import Filter, Offsets, Views
 from order_service.views.tables import FORM, form
 from tests import samples
 from tests.samples import NOW, ORDER_ID, but, event_of
@@ -140,7 +140,7 @@ def test_much_that_is_new_is_told_in_parts(projection, views, monkeypatch):
     refusal = but(samples.ship_refused, command_id="again")
     put(projection, [*HISTORY, refusal])
     monkeypatch.setattr(queries, "NEWS_MAX", 4)  # two of each topic
-    since: Places = {}
+    since: Offsets = {}
     told, refused = [], []
     while not (news := views.news(since)).is_all:
         assert len(news.events) <= 4

@@ -17,10 +17,10 @@ from order_service.views.tables import database_of, open_database, prepare
 from order_service.web.access.auth import Everybody
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.routes import Api
-from order_service.web.live.command_results import Outcomes
+from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
-from order_service.web.live.view_poller import Pulse
+from order_service.web.live.view_poller import ViewPoller
 from order_service.web.server import Server
 
 
@@ -58,9 +58,9 @@ def application_alone(directory: Path) -> Iterator[web.Application]:
     try:
         prepare(engine)
         views = Views(engine, names)
-        pulse = Pulse(views)
+        pulse = ViewPoller(views)
         streams = Streams(pulse)
-        outcomes = Outcomes(views, pulse, CommandsTopic(settings), waiting_max=10)
+        outcomes = CommandResults(views, pulse, CommandsTopic(settings), waiting_max=10)
         api = Api(views, pulse, outcomes, streams, Live(views, pulse, streams, names.events, streams_max=10))
         yield Server(api, Everybody(), Limits(50), faults=list, names=names, partitions=4).application()
     finally:

@@ -16,7 +16,7 @@ from order_service.domain.decision import Entry, UserCheck, reject
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import KafkaAwayError
-from order_service.kafka.reader import Seen
+from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
@@ -25,10 +25,10 @@ from order_service.views.tables import open_database, prepare
 from order_service.web.access.auth import Everybody
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.routes import Api
-from order_service.web.live.command_results import Outcomes
+from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
-from order_service.web.live.view_poller import Pulse
+from order_service.web.live.view_poller import ViewPoller
 from order_service.web.server import Server
 from tests.samples import NOW, digest_of, take
 from tests.views.log import START, after
@@ -61,7 +61,7 @@ class World:
         self._positions = dict(START)
         self._entries: dict[str, Entry] = {}
         self._decided = 0
-        self._outcomes: list[Seen] = []
+        self._outcomes: list[OutcomeRecord] = []
 
     async def send(self, command: Command, _headers: object) -> Arrived:
         """Take a command as the commands topic does."""
@@ -122,7 +122,7 @@ class World:
                 self._entries[command.order_id] = entry
             if isinstance(message, Event | Rejection):
                 number = sum(isinstance(seen.message, type(message)) for seen in self._outcomes)
-                self._outcomes.append(Seen(message, 0, number, digest_of(message), offset))
+                self._outcomes.append(OutcomeRecord(message, 0, number, digest_of(message), offset))
         self._decided = len(self.commands)
         return said
 
@@ -150,9 +150,9 @@ class World:
     async def server(self) -> AsyncIterator["Caller"]:
         """Serve HTTP."""
         topic: Any = self
-        pulse = Pulse(self.views)
+        pulse = ViewPoller(self.views)
         streams = Streams(pulse)
-        outcomes = Outcomes(self.views, pulse, topic, waiting_max=100)
+        outcomes = CommandResults(self.views, pulse, topic, waiting_max=100)
         live = Live(self.views, pulse, streams, topic_names().events, streams_max=10)
         api = Api(self.views, pulse, outcomes, streams, live)
         server = Server(api, Everybody(), Limits(1000), faults=list, names=topic_names(), partitions=1)
@@ -188,7 +188,7 @@ def _name(message: object) -> str:
     return message.reason if isinstance(message, Rejection) else type(message).__name__
 
 
-def _place(seen: Seen) -> Any:
+def _place(seen: OutcomeRecord) -> Any:
     events, rejections = START
     return events if isinstance(seen.message, Event) else rejections
 

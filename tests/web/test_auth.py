@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from order_service.errors import KeysAway, SetupError, Unauthorized
 from order_service.settings import SIGNATURES, Settings
 from order_service.web.access.auth import LEEWAY_S, LOCAL, TOKEN_MAX, Caller, Everybody, Scope, Tokens, authentication
-from order_service.web.access.jwks import KEYS_MAX, KeyFile, KeyServer, Policy, read_jwks, read_pem
+from order_service.web.access.jwks import KEYS_MAX, JwksPolicy, KeyFile, KeyServer, read_jwks, read_pem
 
 ISSUER = "https://issuer.test"
 AUDIENCE = "orders"
@@ -200,11 +200,11 @@ async def issuer():
 
 @pytest.fixture
 async def open_door(issuer, clock):
-    """Make doors that ask the issuer, with `Policy(**changes)`."""
+    """Make doors that ask the issuer, with `JwksPolicy(**changes)`."""
     async with AsyncExitStack() as stack:
 
         async def make(algorithms=("RS256", "ES256"), time=clock, **changes):
-            keys = KeyServer(issuer.url, algorithms, policy=Policy(**changes), clock=time)
+            keys = KeyServer(issuer.url, algorithms, policy=JwksPolicy(**changes), clock=time)
             door = Tokens(keys, issuer=ISSUER, audience=AUDIENCE, algorithms=algorithms)
             return await stack.enter_async_context(door)
 
@@ -722,7 +722,7 @@ async def test_one_request_is_out_at_a_time(open_door, issuer, clock):
 
 
 async def test_a_closed_door_asks_no_more(issuer, caplog):
-    keys = KeyServer(issuer.url, ["RS256"], policy=Policy(fresh_s=0.02))
+    keys = KeyServer(issuer.url, ["RS256"], policy=JwksPolicy(fresh_s=0.02))
     async with Tokens(keys, issuer=ISSUER, audience=AUDIENCE, algorithms=["RS256"]) as door:
         await door.caller(bearer())
     await after(0.04)

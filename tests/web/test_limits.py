@@ -16,12 +16,12 @@ import pytest
 from order_service.domain.messages import DeliverOrder
 from order_service.errors import KafkaAwayError
 from order_service.users.stub import Mode
-from order_service.views.queries import News, Refused
+from order_service.views.queries import StoredRejection, ViewChanges
 from order_service.web.access.rate_limit import SUBJECTS_MAX, Limits
 from order_service.web.http.connections import FILES_BESIDE, connections_possible
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.live import command_results as web_outcomes
-from order_service.web.live.command_results import Outcomes
+from order_service.web.live.command_results import CommandResults
 from tests.samples import but, ship, ship_refused
 from tests.service import until
 from tests.web import tokens
@@ -129,7 +129,7 @@ async def held(outcomes, actor, number):
 
 async def test_one_subject_holds_a_quarter_of_the_places_and_gets_them_back():
     silence: Any = Silence()
-    outcomes = Outcomes(silence, silence, silence, waiting_max=8)
+    outcomes = CommandResults(silence, silence, silence, waiting_max=8)
     first = await held(outcomes, "user:dana", 1)
     assert isinstance(await held(outcomes, "user:dana", 2), asyncio.Task)
     assert await held(outcomes, "user:dana", 3) is Trouble.TOO_MANY_REQUESTS
@@ -145,7 +145,7 @@ async def test_a_command_that_cannot_be_sent_for_whatever_reason_leaves_nobody_w
             raise ZeroDivisionError
 
     broken: Any = Broken()
-    outcomes = Outcomes(broken, broken, broken, waiting_max=8)
+    outcomes = CommandResults(broken, broken, broken, waiting_max=8)
     command = DeliverOrder(command_id="command-1", order_id="order-1", actor="user:dana")
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
@@ -156,7 +156,7 @@ async def test_a_command_that_cannot_be_sent_for_whatever_reason_leaves_nobody_w
 async def test_of_too_many_commands_those_are_forgotten_that_nobody_waits_for(monkeypatch):
     monkeypatch.setattr(web_outcomes, "KNOWN_MAX", 2)
     silence: Any = Silence()
-    outcomes = Outcomes(silence, silence, silence, waiting_max=80)
+    outcomes = CommandResults(silence, silence, silence, waiting_max=80)
     waiting = await held(outcomes, "user:dana", 1)
     left = await held(outcomes, "user:dana", 2)
     left.cancel()
@@ -183,7 +183,7 @@ async def test_a_forgotten_command_that_fails_does_not_drop_the_same_command_of_
             return await answer
 
     slow: Any = Slow()
-    outcomes = Outcomes(slow, slow, slow, waiting_max=80)
+    outcomes = CommandResults(slow, slow, slow, waiting_max=80)
     answers = []
     for number in (1, 2):
         left = await held(outcomes, "user:dana", number)
@@ -214,14 +214,14 @@ async def test_an_old_refusal_of_the_moment_is_not_the_outcome_of_the_retry():
             return old
 
     sent: Any = Sent()
-    outcomes = Outcomes(sent, sent, sent, waiting_max=8)
+    outcomes = CommandResults(sent, sent, sent, waiting_max=8)
     waiting = asyncio.create_task(outcomes.outcome(ship, [], 30.0, is_new=False))
     while not outcomes._awaited or not next(iter(outcomes._awaited.values())).sent.done():
         await asyncio.wait({waiting}, timeout=0.01)
-    outcomes.hear(News((), (Refused(old, 0, 0, 3),), {}))
+    outcomes.hear(ViewChanges((), (StoredRejection(old, 0, 0, 3),), {}))
     assert not waiting.done()
     new = but(old, rejected_at=old.rejected_at - timedelta(hours=1))  # by a worker whose clock is behind
-    outcomes.hear(News((), (Refused(new, 0, 1, 7),), {}))
+    outcomes.hear(ViewChanges((), (StoredRejection(new, 0, 1, 7),), {}))
     assert (await waiting).decided == new
     await outcomes.stop()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from order_service.web.live import order_loader as module
-from order_service.web.live.order_loader import Lookup
+from order_service.web.live.order_loader import OrderLoader
 
 
 class Slow:
@@ -33,7 +33,7 @@ def views():
 @pytest.fixture
 def lookup(views):
     loose: Any = views
-    return Lookup(loose)
+    return OrderLoader(loose)
 
 
 async def asked(lookup, *order_ids):

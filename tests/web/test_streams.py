@@ -9,11 +9,11 @@ from sqlalchemy import make_url
 
 from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
-from order_service.views.queries import News, Recorded, Views
+from order_service.views.queries import StoredEvent, ViewChanges, Views
 from order_service.views.tables import open_database, prepare
 from order_service.web.live.sse import InAll
 from order_service.web.live.subscriptions import QUEUE_MAX, Streams, Subject
-from order_service.web.live.view_poller import Pulse
+from order_service.web.live.view_poller import ViewPoller
 from tests.samples import events
 from tests.service import PATIENCE_S
 from tests.views.log import EVENTS, START, after, seens
@@ -122,21 +122,21 @@ def test_a_quiet_stream_says_that_it_is_still_there(http, here):
 def streams(tmp_path):
     """Streams that nobody feeds but the test."""
     engine = open_database(make_url(f"sqlite:///{tmp_path}/views.db"))
-    return Streams(Pulse(Views(engine, topic_names())))
+    return Streams(ViewPoller(Views(engine, topic_names())))
 
 
 async def test_a_reader_whose_queue_is_full_reads_on_in_the_views(streams):
-    recorded = Recorded(events[0], "dana", 0, 0, 0)
+    recorded = StoredEvent(events[0], "dana", 0, 0, 0)
     order = Subject(order_id=events[0].order_id)
     with streams.subscription(Subject()) as slow, streams.subscription(order) as quick:
         for reader in (slow, quick):
             assert reader.is_behind
             reader.begin()
         for _ in range(QUEUE_MAX):
-            streams.hear(News((recorded,), (), {}))
+            streams.hear(ViewChanges((recorded,), (), {}))
             assert await quick.next(1.0) == recorded
         assert not slow.is_behind
-        streams.hear(News((recorded,), (), {}))
+        streams.hear(ViewChanges((recorded,), (), {}))
         assert slow.is_behind
         assert quick.has_none is False
         slow.begin()
@@ -147,7 +147,7 @@ async def test_a_user_is_not_handed_what_others_order(streams):
     with streams.subscription(Subject(user_id="erin")) as erins, streams.subscription(Subject(user_id="dana")) as danas:
         for reader in (erins, danas):
             reader.begin()
-        streams.hear(News((Recorded(events[0], "dana", 0, 7, 0),), (), {("events", 0): 8}))
+        streams.hear(ViewChanges((StoredEvent(events[0], "dana", 0, 7, 0),), (), {("events", 0): 8}))
         assert danas.has_none is False
         assert erins.has_none
     assert streams.reached == {("events", 0): 8}

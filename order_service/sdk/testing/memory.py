@@ -19,11 +19,11 @@ from order_service.domain.decision import (
 )
 from order_service.domain.messages import Command, CreateOrder, Event, Rejection
 from order_service.errors import DecodeError
-from order_service.kafka.reader import Seen
+from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
 from order_service.sdk.commands import WAIT_S, Commands
 from order_service.sdk.events import OnHole, OnPoison, OrderEvents, stop_at_hole, stop_at_poison
-from order_service.sdk.outcomes import Accepted, Outcome, Refused, Unreadable, Waiting
+from order_service.sdk.outcomes import Accepted, AwaitingUser, Outcome, Refused, Unreadable
 from order_service.sdk.testing.samples import BEGIN, head_of
 from order_service.sdk.versions import Versions
 from order_service.wire import avro
@@ -128,7 +128,7 @@ class InMemoryOrders:
         answered = answer(command, entry, self._tick(), user)
         match answered:
             case AskUser():
-                return Waiting()
+                return AwaitingUser()
             case Repeat():
                 return structs.replace(self._answers[command_digest(command)], repeated=True)
             case Event():
@@ -141,7 +141,7 @@ class InMemoryOrders:
     def _happened(self, event: Event, entry: Entry | None) -> Accepted:
         self._entries[event.order_id] = after_event(entry, event, head_of(event))
         partition = self._partition(event.order_id)
-        seen = Seen(event, partition, self._ends[partition], head_of(event), None)
+        seen = OutcomeRecord(event, partition, self._ends[partition], head_of(event), None)
         if event.order_id in self._lost:
             self._lost.remove(event.order_id)
         else:
@@ -154,7 +154,9 @@ class InMemoryOrders:
             self._entries[rejection.order_id] = remembered
         digest = avro.digest(avro.encode_rejection(rejection))
         self.rejections.append(rejection)
-        return Refused(Seen(rejection, self._partition(rejection.order_id), len(self.rejections) - 1, digest, None))
+        return Refused(
+            OutcomeRecord(rejection, self._partition(rejection.order_id), len(self.rejections) - 1, digest, None)
+        )
 
     def _write(self, order_id: str, value: bytes) -> None:
         partition, key = self._partition(order_id), order_id.encode()

@@ -204,7 +204,7 @@ class KeyFile:
             log.error("The key file cannot be used; the keys read before stay.", fault=fault)
 
 
-class Policy(Struct, frozen=True, kw_only=True):
+class JwksPolicy(Struct, frozen=True, kw_only=True):
     """How the keys of a URL are asked for. One request is out at a time, and a failed one is not repeated at once."""
 
     fresh_s: float = 600.0  # asked again after this: how long a key that was withdrawn serves on
@@ -213,7 +213,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     timeout_s: float = 5.0
 
 
-POLICY: Final = Policy()
+POLICY: Final = JwksPolicy()
 
 
 class KeyServer:
@@ -224,7 +224,7 @@ class KeyServer:
         url: str,
         algorithms: Collection[str],
         *,
-        policy: Policy = POLICY,
+        policy: JwksPolicy = POLICY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url

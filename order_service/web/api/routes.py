@@ -40,11 +40,11 @@ from order_service.web.http.responses import (
     outcome_json,
     undecided_json,
 )
-from order_service.web.live.command_results import Awaited, Outcomes
-from order_service.web.live.order_loader import Lookup
+from order_service.web.live.command_results import CommandResults, PendingCommand
+from order_service.web.live.order_loader import OrderLoader
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams, Subject
-from order_service.web.live.view_poller import Pulse
+from order_service.web.live.view_poller import ViewPoller
 from order_service.wire.flat import flat
 
 _T = TypeVar("_T")
@@ -72,9 +72,9 @@ class Call(Struct, frozen=True):
 class Api:
     """All routes under `/v1`, each by the name of its operation."""
 
-    def __init__(self, views: Views, pulse: Pulse, outcomes: Outcomes, streams: Streams, live: Live) -> None:
+    def __init__(self, views: Views, pulse: ViewPoller, outcomes: CommandResults, streams: Streams, live: Live) -> None:
         self._views = views
-        self._lookup = Lookup(views)
+        self._lookup = OrderLoader(views)
         self._pulse = pulse
         self._outcomes = outcomes
         self._streams = streams
@@ -245,7 +245,9 @@ class Api:
             raise Problem(Trouble.NOT_YET, headers={"Retry-After": "1"})  # the views were dropped meanwhile
         return order_answer(view, status, {**said, **({"Location": here} if status == 201 else {})})
 
-    async def _decided(self, order_id: str, command_id: str, awaited: Awaited | None) -> Event | Rejection | None:
+    async def _decided(
+        self, order_id: str, command_id: str, awaited: PendingCommand | None
+    ) -> Event | Rejection | None:
         """Return the outcome of a command; of one that this process awaits, its event, else that of its own copy."""
         if awaited is None:
             return await self._ask(self._views.command, order_id, command_id)

@@ -22,7 +22,7 @@ from order_service.domain.messages import (
 from order_service.domain.refusals import RULES, Reason, Refusal, Status
 from order_service.views import order_view
 from order_service.views.order_view import OrderView
-from order_service.views.queries import Cursor, Recorded
+from order_service.views.queries import Cursor, StoredEvent
 from order_service.views.tables import milliseconds
 from order_service.web.api.bodies import AmendBody, Body, CancelBody, CreateBody, DeliverBody, PayBody, ShipBody
 from order_service.web.api.operations import OPERATIONS
@@ -97,7 +97,7 @@ def successes() -> dict[str, Any]:
     """Give an example of each answer, by the name of its schema."""
     steps = list(decided(CreateOrder, PayOrder, ShipOrder, DeliverOrder))
     events = [
-        responses.event_json(Recorded(event, USER_ID, 3, 1840 + 2 * number, 2071 + number))
+        responses.event_json(StoredEvent(event, USER_ID, 3, 1840 + 2 * number, 2071 + number))
         for number, (event, _, _) in enumerate(steps)
     ]
     order = steps[0][2]

@@ -150,7 +150,7 @@ def _size(message: object) -> int:
     return len(message.path) + sum(FIELD_BYTES + len(name) + len(value) for name, value in message.raw_headers)
 
 
-class Refused(asyncio.Protocol):
+class RefusedConnection(asyncio.Protocol):
     """A connection too many."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -165,7 +165,7 @@ async def listen(runner: web.AppRunner, host: str, port: int, connections_max: i
 
     def connection() -> asyncio.Protocol:
         if len(server.connections) >= connections_max:
-            return Refused()
+            return RefusedConnection()
         return Connection(
             server,
             loop=loop,

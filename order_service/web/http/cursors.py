@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from order_service.views.queries import Cursor, Places
+from order_service.views.queries import Cursor, Offsets
 from order_service.web.http.problems import Fault, Problem, Trouble
 
 _cursor: Final = msgspec.json.Decoder(Cursor)
@@ -29,12 +29,12 @@ def read_cursor(text: str) -> Cursor:
         raise Problem(Trouble.INVALID_PARAMETER, errors=[Fault("/cursor", "must be `next` of a page")]) from None
 
 
-def write_places(places: Places) -> str:
+def write_places(places: Offsets) -> str:
     """Write how far a reader of all events is: `<partition>-<next offset>` of each partition, with dots between."""
     return ".".join(f"{partition}-{offset}" for (_, partition), offset in sorted(places.items()))
 
 
-def read_places(text: str, topic: str) -> Places | None:
+def read_places(text: str, topic: str) -> Offsets | None:
     """Read how far a reader is; None if it is none of ours."""
     found = [_PLACE.match(one) for one in text.split(".")[:PLACES_MAX]]
     places = {(topic, int(one[1])): int(one[2]) for one in found if one is not None}

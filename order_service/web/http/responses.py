@@ -8,7 +8,7 @@ from aiohttp import web
 
 from order_service.domain.messages import Event, Rejection
 from order_service.views.order_view import OrderView
-from order_service.views.queries import Recorded
+from order_service.views.queries import StoredEvent
 from order_service.wire.flat import flat
 
 JSON: Final = "application/json"
@@ -32,7 +32,7 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def event_json(recorded: Recorded) -> dict[str, Any]:
+def event_json(recorded: StoredEvent) -> dict[str, Any]:
     """Give an event flat, as its Avro record is, with its type and place; digests are hexadecimal."""
     place = {"partition": recorded.partition, "offset": recorded.offset, "command_offset": recorded.command_offset}
     return {**flat(recorded.event), **place}

@@ -15,9 +15,9 @@ from order_service.domain.decision import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import NEVER_REMEMBERED, Reason
 from order_service.kafka.command_producer import CommandsTopic
-from order_service.views.queries import News, Recorded, Refused, Views
+from order_service.views.queries import StoredEvent, StoredRejection, ViewChanges, Views
 from order_service.web.http.problems import Problem, Trouble
-from order_service.web.live.view_poller import EAGER_S, Pulse
+from order_service.web.live.view_poller import EAGER_S, ViewPoller
 from order_service.wire.headers import Headers
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ GRACE_S: Final = 0.5
 """How long a refused earlier copy waits for what else becomes of ours, as `sdk.outcomes.GRACE_S`."""
 
 
-class Outcome(Struct, frozen=True):
+class CommandResult(Struct, frozen=True):
     """What became of a command, None while it is undecided; `is_replayed` if it was answered to an earlier request.
 
     `offset` is where the copy of an undecided command lies in the partition of its order, if this server knows it.
@@ -44,7 +44,7 @@ class Outcome(Struct, frozen=True):
     offset: int | None = None
 
 
-class Awaited:
+class PendingCommand:
     """A command of which this process awaits the outcome: `sent` once it is in Kafka, then `decided`."""
 
     def __init__(self, command: Command, digest: bytes) -> None:
@@ -59,23 +59,23 @@ class Awaited:
         self.offset_before: int | None = None
         """The offset of our copy before, while a new one is being sent, and `decide_by_before` its time."""
         self.decide_by_before = command.decide_by
-        self.early: deque[Recorded | Refused] = deque(maxlen=EARLY_MAX)
+        self.early: deque[StoredEvent | StoredRejection] = deque(maxlen=EARLY_MAX)
         """Outcomes of the command that came before our offset did."""
-        self.later_event: Recorded | None = None
+        self.later_event: StoredEvent | None = None
         """The event of a copy behind ours, while nothing is known of ours."""
         self.is_being_sent = False
         self.is_settling = False
         self.has_news = False
         """Whether the order had an outcome since the views were last asked whether an earlier refusal is ours."""
         self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.decided: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.decided: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
 
     @property
     def last_offset(self) -> int | None:
         """The offset of the newest copy of ours that is known to be in Kafka."""
         return self.offset_before if self.offset is None else self.offset
 
-    def decide(self, outcome: Outcome) -> None:
+    def decide(self, outcome: CommandResult) -> None:
         """Set the outcome for all who wait."""
         if not self.sent.done():
             self.sent.set_result(None)
@@ -89,20 +89,20 @@ class Awaited:
             self.sent.exception()
 
 
-class Outcomes:
+class CommandResults:
     """Sends commands and awaits what becomes of them.
 
     At most `waiting_max` requests are held at a time, of one actor a quarter of that.
     """
 
-    def __init__(self, views: Views, pulse: Pulse, topic: CommandsTopic, waiting_max: int) -> None:
+    def __init__(self, views: Views, pulse: ViewPoller, topic: CommandsTopic, waiting_max: int) -> None:
         self._views = views
         self._pulse = pulse
         self._topic = topic
         self._waiting_max = waiting_max
         self._held: Counter[str] = Counter()
-        self._awaited: OrderedDict[tuple[str, str], Awaited] = OrderedDict()
-        self._in_doubt: dict[str, dict[str, Awaited]] = {}
+        self._awaited: OrderedDict[tuple[str, str], PendingCommand] = OrderedDict()
+        self._in_doubt: dict[str, dict[str, PendingCommand]] = {}
         """By order and command: those of which another copy has an outcome, and nothing is known of ours."""
         self._sending: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[None]] = set()
@@ -116,7 +116,7 @@ class Outcomes:
             return EAGER_S
         return PATIENT_S if self._awaited else None
 
-    def hear(self, news: News) -> None:
+    def hear(self, news: ViewChanges) -> None:
         """Find the outcomes of awaited commands."""
         for recorded in news.events:
             self._happened(recorded)
@@ -125,12 +125,12 @@ class Outcomes:
             self._refused(refused)
             self._settle_order(refused.rejection.order_id)
 
-    def awaited(self, order_id: str, command_id: str, actor: str) -> Awaited | None:
+    def awaited(self, order_id: str, command_id: str, actor: str) -> PendingCommand | None:
         """Return a command of this actor that is on its way and, as far as this process knows, undecided."""
         awaited = self._awaited.get((order_id, command_id))
         return awaited if awaited is not None and awaited.actor == actor else None
 
-    async def outcome(self, command: Command, headers: Headers, wait_s: float, *, is_new: bool) -> Outcome:
+    async def outcome(self, command: Command, headers: Headers, wait_s: float, *, is_new: bool) -> CommandResult:
         """Send a command, unless it was sent before, and wait for its outcome up to `wait_s` seconds.
 
         `is_new` says that nobody can have used its id before. Raises Problem if it was used with another content, too
@@ -146,7 +146,11 @@ class Outcomes:
                 left = deadline - asyncio.get_running_loop().time()
                 futures: set[asyncio.Future[Any]] = {awaited.decided, self._ended}
                 await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-                return awaited.decided.result() if awaited.decided.done() else Outcome(None, offset=awaited.last_offset)
+                return (
+                    awaited.decided.result()
+                    if awaited.decided.done()
+                    else CommandResult(None, offset=awaited.last_offset)
+                )
             finally:
                 awaited.waiting -= 1
 
@@ -172,7 +176,7 @@ class Outcomes:
             settling.cancel()
         await asyncio.gather(*self._sending)
 
-    def _happened(self, recorded: Recorded) -> None:
+    def _happened(self, recorded: StoredEvent) -> None:
         """Decide by the event of our copy or an earlier one; before that of a later one, ours may have been refused."""
         event = recorded.event
         awaited = self._awaited.get((event.order_id, event.command_id))
@@ -186,7 +190,7 @@ class Outcomes:
         else:
             self._decide(awaited, event, is_replayed=recorded.command_offset != awaited.offset)
 
-    def _refused(self, refused: Refused) -> None:
+    def _refused(self, refused: StoredRejection) -> None:
         """Decide by a refusal, if it is the one of our copy. One of an earlier copy may stand for ours, or may not."""
         rejection = refused.rejection
         awaited = self._awaited.get((rejection.order_id, rejection.command_id))
@@ -207,7 +211,7 @@ class Outcomes:
                 awaited.is_settling = True
                 self._start(self._settle(order_id, command_id, awaited), self._settling)
 
-    async def _settle(self, order_id: str, command_id: str, awaited: Awaited) -> None:
+    async def _settle(self, order_id: str, command_id: str, awaited: PendingCommand) -> None:
         """Find out whether the outcome of another copy is also ours.
 
         The refusal of an earlier copy may be: nothing new comes of what is remembered. The event of a later one is ours
@@ -223,7 +227,7 @@ class Outcomes:
         finally:
             awaited.is_settling = False
 
-    async def _ask_views(self, order_id: str, command_id: str, awaited: Awaited) -> None:
+    async def _ask_views(self, order_id: str, command_id: str, awaited: PendingCommand) -> None:
         """Decide by what the views hold of our copy. Raises SQLAlchemyError."""
         if (offset := awaited.offset) is None:
             return
@@ -231,7 +235,7 @@ class Outcomes:
         if decided is not None and awaited.offset == offset:
             self._decide(awaited, decided, is_replayed=True)
 
-    async def _ask_again(self, awaited: Awaited, command: Command, headers: Headers) -> None:
+    async def _ask_again(self, awaited: PendingCommand, command: Command, headers: Headers) -> None:
         """Ask the views about a command that was sent before, and send it again if its copy may have been dropped.
 
         A worker drops a copy of a command that waits in a full waiting room. Where the waiting one is refused and its
@@ -242,7 +246,7 @@ class Outcomes:
             # Others may wait with a later time than this caller's.
             self._send_again(awaited, structs.replace(command, decide_by=awaited.decide_by), headers)
 
-    def _send_again(self, awaited: Awaited, command: Command, headers: Headers) -> None:
+    def _send_again(self, awaited: PendingCommand, command: Command, headers: Headers) -> None:
         """Send a new copy of a command whose copy before is in Kafka; all who wait now wait for the new one."""
         self._no_doubt(awaited)
         awaited.decide_by_before, awaited.decide_by = awaited.decide_by, command.decide_by
@@ -254,23 +258,23 @@ class Outcomes:
         awaited.sent = asyncio.get_running_loop().create_future()
         self._start(self._send(command, headers, awaited, is_new=True), self._sending)
 
-    def _doubt(self, awaited: Awaited) -> None:
+    def _doubt(self, awaited: PendingCommand) -> None:
         order_id, command_id = awaited.key
         if self._awaited.get(awaited.key) is awaited:
             self._in_doubt.setdefault(order_id, {})[command_id] = awaited
 
-    def _is_in_doubt(self, awaited: Awaited) -> bool:
+    def _is_in_doubt(self, awaited: PendingCommand) -> bool:
         order_id, command_id = awaited.key
         return self._in_doubt.get(order_id, {}).get(command_id) is awaited
 
-    def _no_doubt(self, awaited: Awaited) -> None:
+    def _no_doubt(self, awaited: PendingCommand) -> None:
         order_id, command_id = awaited.key
         of_order = self._in_doubt.get(order_id, {})
         of_order.pop(command_id, None)
         if not of_order:
             self._in_doubt.pop(order_id, None)
 
-    def _forget(self, awaited: Awaited) -> None:
+    def _forget(self, awaited: PendingCommand) -> None:
         """Forget a command, unless it was forgotten and another caller awaits the same one."""
         if self._awaited.get(awaited.key) is awaited:
             del self._awaited[awaited.key]
@@ -282,11 +286,11 @@ class Outcomes:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    def _decide(self, awaited: Awaited, decided: Event | Rejection, *, is_replayed: bool = False) -> None:
+    def _decide(self, awaited: PendingCommand, decided: Event | Rejection, *, is_replayed: bool = False) -> None:
         self._forget(awaited)
-        awaited.decide(Outcome(decided, is_replayed=is_replayed))
+        awaited.decide(CommandResult(decided, is_replayed=is_replayed))
 
-    async def _join(self, command: Command, headers: Headers, *, is_new: bool) -> Awaited:
+    async def _join(self, command: Command, headers: Headers, *, is_new: bool) -> PendingCommand:
         """Wait with those who wait for this command already, else send it.
 
         With a later `decide_by` than theirs, or none, send a new copy: theirs may be refused in time for them only.
@@ -305,18 +309,18 @@ class Outcomes:
             oldest = next((old for old in self._awaited.values() if not old.waiting), None)
             if oldest is not None:
                 self._forget(oldest)
-        awaited = self._awaited[key] = Awaited(command, digest)
+        awaited = self._awaited[key] = PendingCommand(command, digest)
         self._start(self._send(command, headers, awaited, is_new=is_new), self._sending)
         return awaited
 
-    async def _send(self, command: Command, headers: Headers, awaited: Awaited, *, is_new: bool) -> None:
+    async def _send(self, command: Command, headers: Headers, awaited: PendingCommand, *, is_new: bool) -> None:
         """Send a command; it is a task of its own, for whoever asked for it may hang up."""
         try:
             await self._pulse.wake()
             first = None if is_new else await self._first_outcome(command, awaited)
             if first is not None:
                 self._forget(awaited)
-                awaited.decide(Outcome(first, is_replayed=True))
+                awaited.decide(CommandResult(first, is_replayed=True))
             if not awaited.sent.done():  # the news may have been faster
                 awaited.is_being_sent = True
                 arrived = await self._topic.send(command, headers)
@@ -331,20 +335,20 @@ class Outcomes:
                 self._doubt(awaited)
                 self._arrived(awaited, awaited.offset_before)
 
-    def _arrived(self, awaited: Awaited, offset: int) -> None:
+    def _arrived(self, awaited: PendingCommand, offset: int) -> None:
         """Note the offset of our copy, and take up the outcomes that came before it was known."""
         awaited.offset, awaited.is_being_sent = offset, False
         if not awaited.sent.done():
             awaited.sent.set_result(None)
-        early = News(
-            tuple(one for one in awaited.early if isinstance(one, Recorded)),
-            tuple(one for one in awaited.early if isinstance(one, Refused)),
+        early = ViewChanges(
+            tuple(one for one in awaited.early if isinstance(one, StoredEvent)),
+            tuple(one for one in awaited.early if isinstance(one, StoredRejection)),
             {},
         )
         awaited.early.clear()
         self.hear(early)
 
-    async def _first_outcome(self, command: Command, awaited: Awaited) -> Event | Rejection | None:
+    async def _first_outcome(self, command: Command, awaited: PendingCommand) -> Event | Rejection | None:
         """Look what an earlier copy of a command came to; a refusal of the moment is none: it is tried again."""
         first = await asyncio.to_thread(self._views.command, command.order_id, command.command_id)
         if first is None:

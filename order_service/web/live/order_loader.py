@@ -16,7 +16,7 @@ TOGETHER_MAX: Final = 500
 Asked = asyncio.Future[OrderView | None]
 
 
-class Lookup:
+class OrderLoader:
     """Gives orders as they are at the time of the question, or later."""
 
     def __init__(self, views: Views) -> None:

@@ -15,14 +15,14 @@ from aiohttp import web
 from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.views.order_view import OrderView
-from order_service.views.queries import Places, Recorded, Views
+from order_service.views.queries import Offsets, StoredEvent, Views
 from order_service.web.access.auth import Caller
 from order_service.web.http import requests
 from order_service.web.http.cursors import read_places, write_places
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.http.responses import encode, event_json
 from order_service.web.live.subscriptions import Streams, Subject
-from order_service.web.live.view_poller import Pulse
+from order_service.web.live.view_poller import ViewPoller
 
 HEARTBEAT_S: Final = 15.0
 WRITE_WITHIN_S: Final = 10.0
@@ -34,20 +34,20 @@ USERS_SHARE: Final = 0.01
 """Of all streams, how many one user may open."""
 
 
-class Place(Protocol):
+class StreamPosition(Protocol):
     """Where the reader of a stream is."""
 
     @property
     def id(self) -> str:
         """By which its reader resumes here."""
 
-    async def page(self) -> Sequence[Recorded]:
+    async def page(self) -> Sequence[StoredEvent]:
         """Read what comes next in the views; nothing if that is all."""
 
-    def take(self, recorded: Recorded) -> bool:
+    def take(self, recorded: StoredEvent) -> bool:
         """Go behind an event; False if it has been passed."""
 
-    def reach(self, places: Places) -> None:
+    def reach(self, places: Offsets) -> None:
         """Go on to where nothing is left between for this reader."""
 
 
@@ -64,25 +64,25 @@ class InOrder:
         """The version."""
         return str(self._version)
 
-    async def page(self) -> Sequence[Recorded]:
+    async def page(self) -> Sequence[StoredEvent]:
         """Read the next events of the order."""
         return await asyncio.to_thread(self._views.history, self._order_id, after_version=self._version, limit=PAGE)
 
-    def take(self, recorded: Recorded) -> bool:
+    def take(self, recorded: StoredEvent) -> bool:
         """Go behind an event; False if it has been passed."""
         if recorded.event.version <= self._version:
             return False
         self._version = recorded.event.version
         return True
 
-    def reach(self, places: Places) -> None:
+    def reach(self, places: Offsets) -> None:
         """Stay: the version says it all."""
 
 
 class InAll:
     """In the log of all events, of which a user gets its own."""
 
-    def __init__(self, views: Views, topic: str, user_id: str | None, places: Places) -> None:
+    def __init__(self, views: Views, topic: str, user_id: str | None, places: Offsets) -> None:
         self._views = views
         self._topic = topic
         self._user_id = user_id
@@ -93,7 +93,7 @@ class InAll:
         """The next offset of each partition."""
         return write_places(self._places)
 
-    async def page(self) -> Sequence[Recorded]:
+    async def page(self) -> Sequence[StoredEvent]:
         """Read the next events that the reader may see; where there are none, it is where the views are."""
         known = await asyncio.to_thread(self._views.places)
         found = await asyncio.to_thread(self._views.events_of, self._places, user_id=self._user_id, limit=PAGE)
@@ -101,7 +101,7 @@ class InAll:
             self.reach(known)
         return found
 
-    def take(self, recorded: Recorded) -> bool:
+    def take(self, recorded: StoredEvent) -> bool:
         """Go behind an event; False if it has been passed."""
         place = self._topic, recorded.partition
         if recorded.offset < self._places.get(place, 0):
@@ -109,7 +109,7 @@ class InAll:
         self._places[place] = recorded.offset + 1
         return True
 
-    def reach(self, places: Places) -> None:
+    def reach(self, places: Offsets) -> None:
         """Go on to where nothing is left between: else who rarely orders would read all others' again."""
         for place, offset in places.items():
             if place[0] == self._topic:
@@ -119,7 +119,7 @@ class InAll:
 class Live:
     """Serves the events of an order, and of all orders, to at most `streams_max` readers, few of them one user's."""
 
-    def __init__(self, views: Views, pulse: Pulse, streams: Streams, topic: str, streams_max: int) -> None:
+    def __init__(self, views: Views, pulse: ViewPoller, streams: Streams, topic: str, streams_max: int) -> None:
         self._views = views
         self._pulse = pulse
         self._streams = streams
@@ -145,7 +145,7 @@ class Live:
         """Send the events that the caller may see, behind `Last-Event-ID`, or from now on; in order for each order."""
         given = requests.last_event_id(request.headers)
         known = await asyncio.to_thread(self._views.places)
-        places: Places = {place: offset for place, offset in known.items() if place[0] == self._topic}
+        places: Offsets = {place: offset for place, offset in known.items() if place[0] == self._topic}
         if given is not None:
             resumed = read_places(given, self._topic)
             if resumed is None or any(offset > places.get(place, -1) for place, offset in resumed.items()):
@@ -155,8 +155,10 @@ class Live:
         place = InAll(self._views, self._topic, user_id, places)
         return await self._serve(request, caller, Subject(user_id=user_id), place)
 
-    async def _serve(self, request: web.Request, caller: Caller, subject: Subject, place: Place) -> web.StreamResponse:
-        wire = Wire(request)
+    async def _serve(
+        self, request: web.Request, caller: Caller, subject: Subject, place: StreamPosition
+    ) -> web.StreamResponse:
+        wire = EventStreamResponse(request)
         with self._counted(caller):
             try:
                 async with asyncio.timeout(LIFE_S):
@@ -166,7 +168,7 @@ class Live:
                 wire.cut()  # the answer has begun, so its end is all that can be said; its reader resumes
         return wire.response
 
-    async def _send(self, wire: Wire, subject: Subject, place: Place) -> None:
+    async def _send(self, wire: EventStreamResponse, subject: Subject, place: StreamPosition) -> None:
         with self._streams.subscription(subject) as coming:
             await self._pulse.wake()
             while True:
@@ -198,7 +200,7 @@ class Live:
             del self._open[task]
 
 
-class Wire:
+class EventStreamResponse:
     """The open answer."""
 
     def __init__(self, request: web.Request) -> None:
@@ -212,7 +214,7 @@ class Wire:
         await self.response.prepare(self._request)
         await self._write(f"id: {event_id}\nretry: 1000\n\n".encode())
 
-    async def event(self, recorded: Recorded, event_id: str) -> None:
+    async def event(self, recorded: StoredEvent, event_id: str) -> None:
         """Send an event under the id by which its reader resumes behind it."""
         name = type(recorded.event.fact).__name__
         head = f"id: {event_id}\nevent: {name}\ndata: ".encode()

@@ -8,8 +8,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from order_service.views.queries import News, Places, Recorded
-from order_service.web.live.view_poller import Pulse
+from order_service.views.queries import Offsets, StoredEvent, ViewChanges
+from order_service.web.live.view_poller import ViewPoller
 
 QUEUE_MAX: Final = 512
 """How many events wait for one reader; whoever is further behind reads on in the views."""
@@ -27,7 +27,7 @@ class Subscription:
     """The events that one reader waits for."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Recorded | None] = asyncio.Queue(QUEUE_MAX)
+        self._queue: asyncio.Queue[StoredEvent | None] = asyncio.Queue(QUEUE_MAX)
         self.is_behind = True
         """Whether there is more in the views than waits here."""
 
@@ -36,7 +36,7 @@ class Subscription:
         """Whether its reader has all that it was handed."""
         return not self.is_behind and self._queue.empty()
 
-    def put(self, recorded: Recorded | None) -> None:
+    def put(self, recorded: StoredEvent | None) -> None:
         """Hand an event over, or None to wake its reader; more than it holds are forgotten."""
         try:
             self._queue.put_nowait(recorded)
@@ -48,7 +48,7 @@ class Subscription:
         self._queue = asyncio.Queue(QUEUE_MAX)
         self.is_behind = False
 
-    async def next(self, within_s: float) -> Recorded | None:
+    async def next(self, within_s: float) -> StoredEvent | None:
         """Wait for the next event; None if none has come."""
         try:
             return await asyncio.wait_for(self._queue.get(), within_s)
@@ -59,9 +59,9 @@ class Subscription:
 class Streams:
     """Who waits for the events of which subject."""
 
-    def __init__(self, pulse: Pulse) -> None:
+    def __init__(self, pulse: ViewPoller) -> None:
         self._of: defaultdict[Subject, set[Subscription]] = defaultdict(set)
-        self.reached: Places = {}
+        self.reached: Offsets = {}
         """How far the events are that all subscriptions have got."""
         pulse.add(self)
 
@@ -70,7 +70,7 @@ class Streams:
         """How often to look into the views."""
         return EVERY_S if self._of else None
 
-    def hear(self, news: News) -> None:
+    def hear(self, news: ViewChanges) -> None:
         """Hand events to those who wait for them."""
         for recorded in news.events:
             for subject in (Subject(), Subject(order_id=recorded.event.order_id), Subject(user_id=recorded.user_id)):
@@ -80,7 +80,7 @@ class Streams:
 
     @contextmanager
     def subscription(self, subject: Subject) -> Iterator[Subscription]:
-        """Subscribe for the length of a block; after `Pulse.wake` nothing is missed."""
+        """Subscribe for the length of a block; after `ViewPoller.wake` nothing is missed."""
         mine = Subscription()
         self._of[subject].add(mine)
         try:

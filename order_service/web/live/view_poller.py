@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from order_service.views.queries import News, Places, Views
+from order_service.views.queries import Offsets, ViewChanges, Views
 
 log = structlog.get_logger()
 
@@ -24,29 +24,29 @@ AGAIN_S: Final = 1.0
 _T = TypeVar("_T")
 
 
-class Listener(Protocol):
+class ViewListener(Protocol):
     """Who wants to hear what is new."""
 
     @property
     def every_s(self) -> float | None:
         """How often to look, in seconds; None while nobody waits for anything."""
 
-    def hear(self, news: News) -> None:
+    def hear(self, news: ViewChanges) -> None:
         """Take what is new; some of it may have been there before the listener was."""
 
 
-class Pulse:
+class ViewPoller:
     """Looks into the views for its listeners, as often as the most eager of them wants."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
-        self._listeners: list[Listener] = []
-        self._places: Places | None = None
+        self._listeners: list[ViewListener] = []
+        self._places: Offsets | None = None
         self._hurry = asyncio.Event()
         # Not the threads of all: slow questions of callers must not hold up who waits for an outcome.
         self._thread = ThreadPoolExecutor(1, "pulse")
 
-    def add(self, listener: Listener) -> None:
+    def add(self, listener: ViewListener) -> None:
         """Let a listener hear all that comes."""
         self._listeners.append(listener)
 
@@ -94,5 +94,5 @@ class Pulse:
             for listener in self._listeners:
                 listener.hear(news)
 
-    async def _ask(self, question: Callable[..., _T], *about: Places) -> _T:
+    async def _ask(self, question: Callable[..., _T], *about: Offsets) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, question, *about)

@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Fact, Rejection
 from order_service.errors import SchemaError
 from order_service.wire.schemas import evolution
-from order_service.wire.schemas.files import Entry, entries, folder, name_and_version
+from order_service.wire.schemas.files import ReleasedFile, entries, folder, name_and_version
 
 Message = Fact | Command | Rejection
 MESSAGE_TYPES: Final[dict[str, type[Message]]] = {
@@ -127,7 +127,7 @@ def load(where: Traversable | None = None) -> Catalogue:
     return Catalogue(_read(where, entry) for entry in entries(where))
 
 
-def _read(where: Traversable, entry: Entry) -> Schema:
+def _read(where: Traversable, entry: ReleasedFile) -> Schema:
     text = (where / entry.file).read_text("utf-8")
     avro = json.loads(text)
     name, version = name_and_version(entry.file)

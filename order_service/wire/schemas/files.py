@@ -31,7 +31,7 @@ RELEASED: Final = {13: "95859c9136bfe1f7325b86a832f910d3d385d5141826aafb0aaf8288
 """The SHA-256 of the first so many lines of `ids.json`, as they were when they were released: they stay as they are."""
 
 
-class Entry(Struct, frozen=True):
+class ReleasedFile(Struct, frozen=True):
     """A line of `ids.json`."""
 
     id: int
@@ -45,10 +45,10 @@ def folder() -> Traversable:
     return installed if installed.is_dir() else Path(__file__).parents[3] / "schemas"
 
 
-def entries(where: Traversable) -> list[Entry]:
+def entries(where: Traversable) -> list[ReleasedFile]:
     """Read `ids.json`, also what stands in it twice."""
     pairs = json.loads((where / "ids.json").read_text("utf-8"), object_pairs_hook=list)
-    return [Entry(int(schema_id), **dict(entry)) for schema_id, entry in pairs]
+    return [ReleasedFile(int(schema_id), **dict(entry)) for schema_id, entry in pairs]
 
 
 def name_and_version(file: str) -> tuple[str, int]:
@@ -75,18 +75,18 @@ def faults(where: Traversable) -> list[str]:
     ]
 
 
-def _faults_of_releases(listed: list[Entry]) -> Iterator[str]:
+def _faults_of_releases(listed: list[ReleasedFile]) -> Iterator[str]:
     for count, digest in RELEASED.items():
         if digest_of(listed[:count]) != digest:
             yield f"the first {count} lines of ids.json were released, and are not as they were: put them back"
 
 
-def digest_of(listed: list[Entry]) -> str:
+def digest_of(listed: list[ReleasedFile]) -> str:
     """Give what RELEASED holds of these entries."""
     return sha256("\n".join(f"{entry.id} {entry.file} {entry.sha256}" for entry in listed).encode()).hexdigest()
 
 
-def _faults_of_ids(listed: list[Entry]) -> Iterator[str]:
+def _faults_of_ids(listed: list[ReleasedFile]) -> Iterator[str]:
     for expected, entry in enumerate(listed, FIRST_ID):
         if entry.id != expected:
             yield (
@@ -98,7 +98,9 @@ def _faults_of_ids(listed: list[Entry]) -> Iterator[str]:
             yield f"{file} has {count} ids: leave it the first one"
 
 
-def _faults_of_files(where: Traversable, found: list[str], listed: dict[str, Entry], count: int) -> Iterator[str]:
+def _faults_of_files(
+    where: Traversable, found: list[str], listed: dict[str, ReleasedFile], count: int
+) -> Iterator[str]:
     for file in found:
         digest = sha256((where / file).read_bytes()).hexdigest()
         if file not in listed:

@@ -45,7 +45,7 @@ log = structlog.get_logger()
 COMPLAIN_AFTER_S: Final = 10.0
 
 
-class Kept(Struct, frozen=True):
+class HeldLane(Struct, frozen=True):
     """What a worker still holds of a partition: where its changelog was written last, under which id, how far."""
 
     owner: str
@@ -72,7 +72,7 @@ class Claimer(Struct, frozen=True):
     clients: ClaimClients
     step: Callable[[str], None]
 
-    async def claim(self, partition: int, kept: Kept | None, progress: Progress) -> Claimed:
+    async def claim(self, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
         """Take over a partition; LaneParked if the log does not allow to go on, Fenced if another claim is newer."""
         lock_id = f"{self.group_id}-claim-{partition}"
         await progress.at(f"the coordinator of {lock_id}")
@@ -88,7 +88,7 @@ class Claimer(Struct, frozen=True):
             return claimed
 
     async def _take_over(
-        self, partition: int, lock: TurnProducer, kept: Kept | None, progress: Progress
+        self, partition: int, lock: TurnProducer, kept: HeldLane | None, progress: Progress
     ) -> Claimed | None:
         """Do steps 2 to 6; None if what is kept in memory is not what the log says."""
         await progress.at(f"the brokers of partition {partition}")
@@ -159,13 +159,13 @@ class Claimer(Struct, frozen=True):
         return int(arrived[0].offset)
 
 
-def _is_still(kept: Kept, position: Position | None) -> bool:
+def _is_still(kept: HeldLane, position: Position | None) -> bool:
     """Return whether no other process has written since `kept`: its owner is the owner, at the same position."""
     return position is not None and (position.owner, position.next_offset) == (kept.owner, kept.next_offset)
 
 
 async def claim_until_done(
-    claimer: Claimer, partition: int, kept: Kept | None, progress: Progress, *, pause_s: float = 1.0
+    claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress, *, pause_s: float = 1.0
 ) -> Claimed:
     """Claim a partition, again while no broker can be read from or written to, however long that takes.
 
@@ -189,7 +189,7 @@ def _reason(error: Exception) -> str:
     return repr(error) if isinstance(error, KafkaError) else str(error)
 
 
-async def _claim_and_complain(claimer: Claimer, partition: int, kept: Kept | None, progress: Progress) -> Claimed:
+async def _claim_and_complain(claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
     task = asyncio.create_task(claimer.claim(partition, kept, progress), name=f"claim of {partition}")
     try:
         while not (await asyncio.wait({task}, timeout=COMPLAIN_AFTER_S))[0]:

@@ -12,7 +12,7 @@ PATIENCE_S: Final = 5.0
 README_HINT: Final = 'if no program ends it, see "A transaction that hangs" in the README'
 
 
-class Places:
+class ClaimSlots:
     """Bounds how many claims work at the same time, and lets one of them at a time hold the event loop."""
 
     def __init__(self, count: int, *, patience_s: float = PATIENCE_S) -> None:
@@ -34,7 +34,7 @@ class Progress:
     `open_transactions` are those that keep records from the claim: the partition, and the offset of the first record.
     """
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: ClaimSlots) -> None:
         self.step = "other claims"
         self.failure = ""
         self.has_place = False

@@ -24,7 +24,7 @@ from order_service.runtime.signals import run_until_told
 from order_service.runtime.tasks import failure_of
 from order_service.runtime.watchdog import Watchdog, end_after, silence_of
 from order_service.settings import Settings
-from order_service.users.client import Policy, UserClient
+from order_service.users.client import CallPolicy, UserClient
 from order_service.worker.clock import Clock, wait_until_near
 from order_service.worker.faust.consumer import NoTables, RawSchema, RunApp, RunConsumer
 from order_service.worker.membership import Member, Membership
@@ -158,7 +158,7 @@ def build(
     app.membership = Membership.from_settings(settings)
     app.end = lambda error: end_process(error, leave_group=app.leave_group)
     fetching = FaustFetching(app, names.commands)
-    users = UserClient(Policy.from_settings(settings))
+    users = UserClient(CallPolicy.from_settings(settings))
     ids = Ids(registry_of(settings))
     worker = Worker(Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, step))
     _wire(app, worker, names.commands)

@@ -336,7 +336,7 @@ def _partitions_of(error: Exception) -> list[TopicPartition]:
     ]
 
 
-class Listener(driver.ConsumerRebalanceListener):
+class RebalanceListener(driver.ConsumerRebalanceListener):
     """Holds partitions the moment they are assigned, before anything is fetched from a committed offset."""
 
     _thread: FetchThread
@@ -372,7 +372,7 @@ class RunConsumer(driver.Consumer):
     """Faust's consumer without its opinions: it neither seeks nor commits by itself."""
 
     logger = _FAUST_LOG
-    RebalanceListener = Listener
+    RebalanceListener = RebalanceListener
     _thread: FetchThread
     app: "RunApp"
 

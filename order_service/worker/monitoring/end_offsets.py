@@ -30,7 +30,7 @@ class End(Struct, frozen=True):
     stable: int
 
 
-class _Seen(Struct, frozen=True):
+class _LastEnd(Struct, frozen=True):
     """What was last read of a partition, when, and since when its last stable offset is where it is."""
 
     end: End
@@ -58,7 +58,7 @@ class LogEnds:
         self._topic = topic
         self._read = read
         self._clock = clock
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, _LastEnd] = {}
         self._read_at = clock()
         self._reported: set[int] = set()
 
@@ -126,15 +126,15 @@ class LogEnds:
             if now - seen.at > OLD_AFTER_S
         ]
 
-    def _as_seen(self, partition: int, end: End | None) -> _Seen:
+    def _as_seen(self, partition: int, end: End | None) -> _LastEnd:
         now = self._read_at
-        before = self._seen.get(partition, _Seen(End(0, 0), now, now))
+        before = self._seen.get(partition, _LastEnd(End(0, 0), now, now))
         if end is None:
             return before
         is_held_on = before.end.stable < before.end.end and before.end.stable == end.stable
-        return _Seen(end, now, before.since if is_held_on else now)
+        return _LastEnd(end, now, before.since if is_held_on else now)
 
 
-def _open_for(held: Mapping[int, _Seen]) -> dict[int, float]:
+def _open_for(held: Mapping[int, _LastEnd]) -> dict[int, float]:
     """Return for how many seconds a transaction had held each held-back partition when its end was last read."""
     return {partition: seen.open_s for partition, seen in held.items() if seen.open_s >= OPEN_AFTER_S}

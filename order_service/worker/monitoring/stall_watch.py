@@ -14,7 +14,7 @@ log = structlog.get_logger()
 STALLED_AFTER_S: Final = 15.0
 
 
-class _Seen(Struct, frozen=True):
+class _LastMove(Struct, frozen=True):
     """How far a lane had read, and since when: by the clock of the watch."""
 
     offset: int
@@ -27,7 +27,7 @@ class StallWatch:
     def __init__(self, topic: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._topic = topic
         self._clock = clock
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, _LastMove] = {}
         self._stalled: set[int] = set()
 
     def note(self, partition: int, offset: int, *, has_more: bool) -> None:
@@ -35,7 +35,7 @@ class StallWatch:
         now = self._clock()
         seen = self._seen.get(partition)
         if seen is None or seen.offset != offset or not has_more:
-            seen = self._seen[partition] = _Seen(offset, now)
+            seen = self._seen[partition] = _LastMove(offset, now)
         is_stalled = now - seen.since_s > STALLED_AFTER_S
         if is_stalled and partition not in self._stalled:
             log.error("Commands are not fetched.", partition=partition, offset=offset)
