@@ -82,7 +82,7 @@ class Built:
     def sum(self) -> int:
         """Ask the database; 0 while there are no tables."""
         try:
-            offsets = sum(self._views.places().values())
+            offsets = sum(self._views.offsets().values())
         except SQLAlchemyError:
             return 0
         if time.monotonic() > self._say_at:

@@ -34,11 +34,11 @@ def views_stopped(as_json: AsJson = False) -> None:
     database cannot be used.
     """
     from order_service.views.queries import Views  # noqa: PLC0415 - other commands need no database
-    from order_service.views.tables import database_of, views_there  # noqa: PLC0415 - likewise
+    from order_service.views.tables import database_of, open_views  # noqa: PLC0415 - likewise
 
     settings = read_settings()
-    with views_there(database_of(settings)) as engine:
-        stopped = Views(engine, topic_names(settings.topic_prefix)).faulty()
+    with open_views(database_of(settings)) as engine:
+        stopped = Views(engine, topic_names(settings.topic_prefix)).stopped_partitions()
     if as_json:
         for topic, partition, offset, reason in stopped:
             show.json_line({"topic": topic, "partition": partition, "offset": offset, "reason": reason})
@@ -62,10 +62,10 @@ def views_skip(
     Exits with 1 if the partition is not stopped there, otherwise as `views stopped`.
     """
     from order_service.views.projector import Projection  # noqa: PLC0415 - other commands need no database
-    from order_service.views.tables import database_of, views_there  # noqa: PLC0415 - likewise
+    from order_service.views.tables import database_of, open_views  # noqa: PLC0415 - likewise
 
     settings = read_settings()
-    with views_there(database_of(settings), writes=True) as engine:
+    with open_views(database_of(settings), writes=True) as engine:
         projection = Projection(engine, topic_names(settings.topic_prefix))
         is_skipped = projection.skip(TopicPartition(topic, partition), offset)
     if not is_skipped:

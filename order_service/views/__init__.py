@@ -1,1 +1,1 @@
-"""The views: what HTTP reads. They can be dropped and are built again from the log."""
+"""The views: the read model behind HTTP. They can be dropped and are rebuilt from the log."""

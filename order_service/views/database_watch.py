@@ -1,7 +1,7 @@
-"""Whether the database answers: readiness says so when a question to it has been open for long.
+"""Detection of a database that does not answer: readiness reports a query that has been open for too long.
 
 A driver waits without limit for a server that accepts connections and never answers: a proxy in front of a dead
-PostgreSQL, or one whose disk hangs.
+PostgreSQL, or a server whose disk hangs.
 """
 
 import time
@@ -10,27 +10,27 @@ from contextlib import contextmanager
 from typing import Final
 
 SILENT_AFTER_S: Final = 15.0
-"""Longer than a statement waits for another process that writes (`tables.BUSY_S`)."""
+"""The limit for one query; longer than a statement waits for another writing process (`tables.BUSY_S`)."""
 
 
 class DatabaseWatch:
-    """Notes since when a question is open. Only one may be open at a time."""
+    """The start time of the open query. Only one query may be open at a time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._asked_at: float | None = None
+        self._started_at: float | None = None
 
     @contextmanager
-    def question(self) -> Iterator[None]:
-        """Note that a question is open while the body runs, whichever thread that is."""
-        self._asked_at = self._clock()
+    def query(self) -> Iterator[None]:
+        """Record that a query is open while the body runs, in any thread."""
+        self._started_at = self._clock()
         try:
             yield
         finally:
-            self._asked_at = None
+            self._started_at = None
 
     def faults(self) -> list[str]:
-        """Return for how long the database has not answered, if that is long; called in the admin server's thread."""
-        asked_at = self._asked_at
-        silent_s = 0.0 if asked_at is None else self._clock() - asked_at
+        """Return a fault if the database has not answered for too long. The admin server's thread calls this."""
+        started_at = self._started_at
+        silent_s = 0.0 if started_at is None else self._clock() - started_at
         return [f"the database has not answered for {silent_s:.0f} s"] if silent_s > SILENT_AFTER_S else []

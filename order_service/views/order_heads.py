@@ -1,4 +1,4 @@
-"""Heads: where the history of an order ends, so that the next event can be checked and folded."""
+"""The head of each order: the end of its history, against which the next event is checked and folded."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,23 +17,24 @@ from order_service.views.order_view import OrderView
 from order_service.views.tables import orders
 
 KEPT_MAX: Final = 300_000
-"""How much a projector remembers: an order counts ten, and one for each of its lines. It is about 0.3 KB."""
+"""The cache limit: an order counts ten, plus one for each of its lines. An order takes about 0.3 KB."""
 
-ASKED_MAX: Final = 900
-"""How many heads are asked for at once: older SQLite takes 999 values."""
+QUERY_MAX: Final = 900
+"""The number of heads in one query: older SQLite accepts 999 values."""
 
 
 class OrderHead(Struct, frozen=True, gc=False):
-    """An order, and the digest of its newest event."""
+    """An order and the digest of its newest event."""
 
     view: OrderView
     digest: bytes
 
 
 class OrderHeads:
-    """The heads of orders. Those of the latest events are remembered, while their places are where we left them.
+    """The heads of orders, with a cache for those of the latest events.
 
-    Whoever moves a place moves its orders: what another projector has done is read from the tables.
+    The cache is valid while the positions are where this projector left them. If another projector has moved one, the
+    heads are read from the tables.
     """
 
     def __init__(self) -> None:
@@ -41,25 +42,25 @@ class OrderHeads:
         self._kept = 0
         self._left: dict[TopicPartition, int] = {}
 
-    def of(
-        self, order_ids: set[str], connection: Connection, places: Mapping[TopicPartition, int]
+    def load(
+        self, order_ids: set[str], connection: Connection, positions: Mapping[TopicPartition, int]
     ) -> dict[str, OrderHead]:
-        """Give the heads of orders, of those that there are. `places` are those of their events, as we found them."""
-        if any(self._left.get(place, offset) != offset for place, offset in places.items()):
+        """Return the heads of those orders that exist. `positions` are the current ones of their events."""
+        if any(self._left.get(partition, offset) != offset for partition, offset in positions.items()):
             self._remembered.clear()
             self._kept = 0
         heads = {order_id: self._remembered[order_id] for order_id in order_ids & self._remembered.keys()}
         unknown = list(order_ids - heads.keys())
-        for first in range(0, len(unknown), ASKED_MAX):
-            some = orders.c.order_id.in_(unknown[first : first + ASKED_MAX])
-            found = select(orders.c.order_id, orders.c.document, orders.c.head).where(some)
+        for first in range(0, len(unknown), QUERY_MAX):
+            is_wanted = orders.c.order_id.in_(unknown[first : first + QUERY_MAX])
+            query = select(orders.c.order_id, orders.c.document, orders.c.head).where(is_wanted)
             heads |= {
-                row.order_id: OrderHead(order_view.decode(row.document), row.head) for row in connection.execute(found)
+                row.order_id: OrderHead(order_view.decode(row.document), row.head) for row in connection.execute(query)
             }
         return heads
 
-    def keep(self, heads: Mapping[str, OrderHead], after: Mapping[TopicPartition, int]) -> None:
-        """Remember heads once they are committed, and where the places then are."""
+    def remember(self, heads: Mapping[str, OrderHead], after: Mapping[TopicPartition, int]) -> None:
+        """Add committed heads to the cache, with the positions after that commit."""
         self._left |= after
         for order_id, head in heads.items():
             self._forget(self._remembered.pop(order_id, None))
@@ -76,8 +77,8 @@ def _weight(head: OrderHead) -> int:
     return 10 + len(head.view.lines)
 
 
-def head_after(head: OrderHead | None, seen: OutcomeRecord, event: Event) -> OrderHead:
-    """Fold an event into the head of its order; HistoryError if it does not name the event before it."""
+def head_after(head: OrderHead | None, record: OutcomeRecord, event: Event) -> OrderHead:
+    """Return the head after an event. Raises HistoryError if the event does not have the digest of the one before."""
     if event.previous_digest != (None if head is None else head.digest):
         raise HistoryError(f"version {event.version} of {event.order_id} does not name the event before it")
-    return OrderHead(order_view.after(None if head is None else head.view, event), seen.digest)
+    return OrderHead(order_view.after(None if head is None else head.view, event), record.digest)

@@ -1,4 +1,4 @@
-"""An order as readers see it: its contents, and all that was done with it, folded from its events."""
+"""An order as readers see it: its contents, payment, shipment and status, folded from its events."""
 
 from datetime import datetime
 from typing import Any, Final
@@ -21,7 +21,7 @@ from order_service.errors import HistoryError
 
 
 class Payment(Struct, frozen=True, gc=False):
-    """What was paid, and when."""
+    """The payment of an order, and when it was made."""
 
     payment_id: str
     amount: int
@@ -29,7 +29,7 @@ class Payment(Struct, frozen=True, gc=False):
 
 
 class Shipment(Struct, frozen=True, gc=False):
-    """With whom an order left the house, and when."""
+    """The carrier of an order, and when it was shipped."""
 
     carrier: str
     tracking_number: str
@@ -37,7 +37,7 @@ class Shipment(Struct, frozen=True, gc=False):
 
 
 class Cancellation(Struct, frozen=True, gc=False):
-    """Why and when an order was cancelled, and what is owed to its user."""
+    """The reason and time of a cancellation, and the amount to refund."""
 
     reason: str
     note: str | None
@@ -46,7 +46,7 @@ class Cancellation(Struct, frozen=True, gc=False):
 
 
 class OrderView(Contents, frozen=True, kw_only=True):
-    """An order at one of its versions. Money and times as in the events."""
+    """An order at one of its versions. Amounts and times have the same format as in the events."""
 
     order_id: str
     version: int
@@ -70,30 +70,30 @@ STATUS_AFTER: Final = {
 
 
 def after(view: OrderView | None, event: Event) -> OrderView:
-    """Fold an event into the view of its order; HistoryError if it is not the next one."""
+    """Return the view after an event. Raises HistoryError if the event is not the next one."""
     version = 0 if view is None else view.version
     if event.version != version + 1:
-        raise HistoryError(f"version {event.version} of {event.order_id} cannot follow on version {version}")
+        raise HistoryError(f"version {event.version} of {event.order_id} cannot follow version {version}")
     fact, at = event.fact, event.occurred_at
-    said: dict[str, Any] = {"version": event.version, "status": STATUS_AFTER[type(fact)], "changed_at": at}
+    changes: dict[str, Any] = {"version": event.version, "status": STATUS_AFTER[type(fact)], "changed_at": at}
     if view is None:
         if type(fact) is not OrderCreated:
             raise HistoryError(f"the history of {event.order_id} begins with {type(fact).__name__}")
-        return OrderView(**structs.asdict(fact), **said, order_id=event.order_id, created_at=at)
+        return OrderView(**structs.asdict(fact), **changes, order_id=event.order_id, created_at=at)
     match fact:
         case OrderCreated():
             raise HistoryError(f"{event.order_id} is created again, at version {event.version}")
         case OrderAmended():
-            return structs.replace(view, **structs.asdict(fact), **said)
+            return structs.replace(view, **structs.asdict(fact), **changes)
         case OrderPaid():
-            return structs.replace(view, **said, payment=Payment(fact.payment_id, fact.amount, at))
+            return structs.replace(view, **changes, payment=Payment(fact.payment_id, fact.amount, at))
         case OrderShipped():
-            return structs.replace(view, **said, shipment=Shipment(fact.carrier, fact.tracking_number, at))
+            return structs.replace(view, **changes, shipment=Shipment(fact.carrier, fact.tracking_number, at))
         case OrderDelivered():
-            return structs.replace(view, **said, delivered_at=at)
+            return structs.replace(view, **changes, delivered_at=at)
         case OrderCancelled():
             cancellation = Cancellation(fact.reason, fact.note, fact.refund_due, at)
-            return structs.replace(view, **said, cancellation=cancellation)
+            return structs.replace(view, **changes, cancellation=cancellation)
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -101,10 +101,10 @@ _decoder: Final = msgspec.json.Decoder(OrderView)
 
 
 def encode(view: OrderView) -> str:
-    """Make the document that the database keeps: JSON, in which even NUL is text."""
+    """Return the view as a document for the database: JSON, which escapes NUL."""
     return _encoder.encode(view).decode()
 
 
 def decode(document: str) -> OrderView:
-    """Read it again."""
+    """Return the view that `encode` wrote."""
     return _decoder.decode(document)

@@ -1,13 +1,12 @@
 """The projector: folds events and rejections into the tables, and moves its positions in the same transaction.
 
-A record that does not fit stops its partition of its topic, and no other one: the position stays before it, with the
-reason beside it. The partition is tried again every few seconds, and goes on where the record can be read after all,
-or where an operator has skipped it. A partition whose log lacks records that the views have read, or never read, stays
-stopped until an operator acts: what the log gets later does not bring them back. A partition without a leader is left
-out until it has one.
+A record that cannot be applied stops only its own partition: the position stays before it, with the reason. The
+partition is retried every few seconds. It continues when the record can be read, or when an operator has skipped it.
+A partition stays stopped until an operator acts if its log lacks records that the views have read or should read:
+later records do not bring them back. A partition without a leader is left out until it has one.
 
-Two may run at once, and either may be killed anywhere: a transaction begins by moving each position from where this
-projector believes it to be. Where another was first it is `Overtaken`, nothing of it stays, and it goes on from there.
+Two projectors may run at once, and either may be killed at any point. A transaction begins by moving each position from
+its expected value. If another projector was faster, this one raises `Overtaken`, rolls back, and continues from there.
 """
 
 import asyncio
@@ -46,7 +45,7 @@ _WHERE_LEFT: Final = (
     positions.c.partition == bindparam("of_partition"),
     positions.c.next_offset == bindparam("before"),
 )
-"""A position that is where this projector left it."""
+"""The condition that a position is where this projector left it."""
 
 _MOVE: Final = (
     positions.update()
@@ -65,16 +64,16 @@ _COMPLETE: Final = (
 )
 
 LOOK_EVERY_S: Final = 1.0
-"""How often to tell how far the log goes on."""
-CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are built again"
+"""How often to report the lag."""
+CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are rebuilt"
 
 
 class Overtaken(Exception):
-    """Another projector has moved a position that we believed to be where we left it."""
+    """Another projector has moved a position since this one read it."""
 
 
 class Projection:
-    """The tables as a projector uses them. Calls block: they belong into a thread of their own, one at a time."""
+    """The tables, as a projector writes them. Calls block: make them in a thread, one at a time."""
 
     def __init__(self, engine: Engine, names: TopicNames, clock: Callable[[], float] = time.monotonic) -> None:
         self.database = DatabaseWatch(clock)
@@ -87,17 +86,17 @@ class Projection:
         self._put_refusals = Put(engine.dialect, refusals)
 
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
-        """Read the next offset of each place that is known; of these, those that are `new` begin at 0."""
-        begun = [{**_names(place), "next_offset": 0, "complete_offset": 0, "is_lost": False} for place in new]
+        """Return the next offset of each known partition. Unknown partitions in `new` are added at offset 0."""
+        added = [{**_key(partition), "next_offset": 0, "complete_offset": 0, "is_lost": False} for partition in new]
         with self._transaction() as connection:
-            if begun:
-                connection.execute(self._insert(positions).on_conflict_do_nothing(), begun)
+            if added:
+                connection.execute(self._insert(positions).on_conflict_do_nothing(), added)
             _check_form(connection)
             rows = connection.execute(select(positions))
-            found = {TopicPartition(row.topic, row.partition): row.next_offset for row in rows}
-            if new and (others := {place.topic for place in found} - {place.topic for place in new}):
+            offsets = {TopicPartition(row.topic, row.partition): row.next_offset for row in rows}
+            if new and (others := {topic for topic, _ in offsets} - {topic for topic, _ in new}):
                 raise DatabaseError(f"the database holds views of other topics: {', '.join(sorted(others))}")
-        return found
+        return offsets
 
     def mark_built(self) -> None:
         """Record that the views hold everything that the log held when the projector started."""
@@ -105,15 +104,15 @@ class Projection:
             connection.execute(form.update().values(is_built=True))
 
     def is_built(self) -> bool:
-        """Return whether the views have held everything that the log held when a projector started."""
+        """Return whether the views have caught up with the log as of the start of a projector."""
         with self._transaction() as connection:
             return bool(connection.scalar(select(form.c.is_built)))
 
-    def skip(self, place: TopicPartition, offset: int) -> bool:
+    def skip(self, topic_partition: TopicPartition, offset: int) -> bool:
         """Move a stopped partition past the record at `offset`; return whether it was stopped there."""
         skipped = positions.update().where(
-            positions.c.topic == place.topic,
-            positions.c.partition == place.partition,
+            positions.c.topic == topic_partition.topic,
+            positions.c.partition == topic_partition.partition,
             positions.c.next_offset == offset,
             positions.c.fault.is_not(None),
         )
@@ -123,16 +122,21 @@ class Projection:
             return connection.execute(moved).rowcount == 1
 
     def stop_lost(self, records: Sequence[BadRecord], before: Mapping[TopicPartition, int]) -> None:
-        """Stop partitions at these records, until an operator acts: their logs do not hold what should follow."""
+        """Stop partitions at these records until an operator acts: their logs lack the records that should follow."""
         with self._transaction() as connection:
             _check_form(connection)
-            connection.execute(_STOP, [_stop(record, before[record.place], lost=True) for record in records])
+            connection.execute(_STOP, [_stop(record, before[record.topic_partition], lost=True) for record in records])
 
     def complete(self, offsets: Mapping[TopicPartition, int], at: Mapping[TopicPartition, int]) -> None:
-        """Record up to which event no earlier refusal is missing; not of a partition that is not where we left it."""
+        """Record up to which event no earlier rejection is missing; skip positions that another projector has moved."""
         rows = [
-            {"of_topic": place.topic, "of_partition": place.partition, "before": at[place], "complete": offsets[place]}
-            for place in sorted(offsets)
+            {
+                "of_topic": topic_partition.topic,
+                "of_partition": topic_partition.partition,
+                "before": at[topic_partition],
+                "complete": offsets[topic_partition],
+            }
+            for topic_partition in sorted(offsets)
         ]
         with self._transaction() as connection:
             _check_form(connection)
@@ -150,62 +154,64 @@ class Projection:
         before: Mapping[TopicPartition, int],
         after: Mapping[TopicPartition, int],
     ) -> list[BadRecord]:
-        """Fold all that stands between these positions (some thousands at most); events of an order in their order.
+        """Apply the records between these positions, some thousands at most; events of one order must be in sequence.
 
-        Return the records at which partitions stop: their positions stay there, whatever `after` says, and nothing
-        behind them is folded. Raises Overtaken if a position is elsewhere by now, DatabaseError if another version has
-        made the tables anew.
+        Return the records at which partitions stop. Their positions stay there, regardless of `after`, and no later
+        record of these partitions is applied. Raises Overtaken if another projector has moved a position, and
+        DatabaseError if another version has recreated the tables.
         """
         with self._transaction() as connection:
             _move(connection, before, after)
             changed = {
-                one.order_id for one in read if isinstance(one, OutcomeRecord) and isinstance(one.message, Event)
+                record.order_id
+                for record in read
+                if isinstance(record, OutcomeRecord) and isinstance(record.message, Event)
             }
-            heads = self._heads.of(changed, connection, {place: before[place] for place in after})
-            happened: list[Row] = []
-            refused: list[Row] = []
+            heads = self._heads.load(changed, connection, {partition: before[partition] for partition in after})
+            event_rows: list[Row] = []
+            refusal_rows: list[Row] = []
             bad: dict[TopicPartition, BadRecord] = {}
-            for one in read:
-                place = one.place if isinstance(one, BadRecord) else self._place(one)
-                if place in bad:
+            for record in read:
+                partition = record.topic_partition if isinstance(record, BadRecord) else self._partition(record)
+                if partition in bad:
                     continue
-                if isinstance(one, BadRecord):
-                    bad[place] = one
+                if isinstance(record, BadRecord):
+                    bad[partition] = record
                     continue
-                match one.message:
+                match record.message:
                     case Event() as event:
                         try:
-                            head = heads[event.order_id] = head_after(heads.get(event.order_id), one, event)
+                            head = heads[event.order_id] = head_after(heads.get(event.order_id), record, event)
                         except HistoryError as error:
-                            bad[place] = bad_record(place, one.offset, error)
+                            bad[partition] = bad_record(partition, record.offset, error)
                         else:
-                            happened.append(_happened(one, event, head.view.user_id))
+                            event_rows.append(_event_row(record, event, head.view.user_id))
                     case Rejection() as rejection:
-                        refused.append(_refused(one, rejection))
+                        refusal_rows.append(_refusal_row(record, rejection))
             if bad:
-                connection.execute(_STOP, [_stop(record, after[place]) for place, record in bad.items()])
-            self._put_events(connection, happened)
-            self._put_orders(connection, [_order(heads[order_id]) for order_id in sorted(heads)])
-            self._put_refusals(connection, refused)
-        self._heads.keep(heads, {**after, **{place: record.offset for place, record in bad.items()}})
+                connection.execute(_STOP, [_stop(stop, after[partition]) for partition, stop in bad.items()])
+            self._put_events(connection, event_rows)
+            self._put_orders(connection, [_order_row(heads[order_id]) for order_id in sorted(heads)])
+            self._put_refusals(connection, refusal_rows)
+        self._heads.remember(heads, {**after, **{partition: stop.offset for partition, stop in bad.items()}})
         return list(bad.values())
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with self.database.question(), self._engine.begin() as connection:
+        with self.database.query(), self._engine.begin() as connection:
             yield connection
 
-    def _place(self, seen: OutcomeRecord) -> TopicPartition:
-        topic = self._names.events if isinstance(seen.message, Event) else self._names.rejections
-        return TopicPartition(topic, seen.partition)
+    def _partition(self, record: OutcomeRecord) -> TopicPartition:
+        topic = self._names.events if isinstance(record.message, Event) else self._names.rejections
+        return TopicPartition(topic, record.partition)
 
 
 class Completeness:
-    """Finds out up to which event no earlier refusal is missing in the views.
+    """Tracks up to which event no earlier rejection is missing in the views.
 
-    A worker commits the refusal of a copy before, or together with, the event of a later copy. Kafka may show the event
-    first. So we note which events we have, then where the log of the rejections ends, all that is not committed yet
-    included: once we have read up to there, no refusal from before these events is missing.
+    A worker commits the rejection of a copy before, or together with, the event of a later copy. Kafka may return the
+    event first. So the projector notes which events it has, then the end of the rejections, including those that are
+    not committed yet. Once it has read up to that end, no rejection from before these events is missing.
     """
 
     def __init__(self, names: TopicNames) -> None:
@@ -214,123 +220,124 @@ class Completeness:
         self._ends: dict[TopicPartition, int] = {}
         self._complete: dict[TopicPartition, int] = {}
 
-    async def look(self, reader: Reader, at: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        """Return, of each partition of the rejections that we have read far enough, the end of the events noted."""
-        found = {}
-        for place in (place for place in at if place.topic == self._names.rejections):
-            events = at.get(TopicPartition(self._names.events, place.partition), 0)
-            if place not in self._noted:
-                if events > self._complete.get(place, 0):
-                    self._noted[place] = events, time.time()
-            elif place not in self._ends:
-                end = reader.end_told(place, self._noted[place][1])
+    async def check(self, reader: Reader, at: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Return the noted end of the events, for each partition of the rejections that has been read far enough."""
+        complete = {}
+        for rejections in (partition for partition in at if partition.topic == self._names.rejections):
+            events = at.get(TopicPartition(self._names.events, rejections.partition), 0)
+            if rejections not in self._noted:
+                if events > self._complete.get(rejections, 0):
+                    self._noted[rejections] = events, time.time()
+            elif rejections not in self._ends:
+                end = reader.end_told(rejections, self._noted[rejections][1])
                 if end is not None:
-                    self._ends[place] = end
-            elif (position := await reader.position(place)) is not None and position >= self._ends[place]:
-                del self._ends[place]
-                found[place] = self._complete[place] = self._noted.pop(place)[0]
-        return found
+                    self._ends[rejections] = end
+            elif (position := await reader.position(rejections)) is not None and position >= self._ends[rejections]:
+                del self._ends[rejections]
+                complete[rejections] = self._complete[rejections] = self._noted.pop(rejections)[0]
+        return complete
 
 
 class Progress(Protocol):
-    """Who wants to know how far the views are."""
+    """A receiver of the progress of the views."""
 
-    def tell(self, left: int) -> None:
-        """Take the number of offsets that are left of what the log held when the projector started."""
+    def report_left(self, left: int) -> None:
+        """Record the number of offsets that are left of the log as of the start of the projector."""
 
-    def tell_behind(self, behind: int | None) -> None:
-        """Take the number of offsets that the views are behind the log, or None if Kafka does not answer."""
+    def report_lag(self, lag: int | None) -> None:
+        """Record the number of offsets that the views are behind the log, or None if Kafka does not answer."""
 
-    def tell_bad(self, records: Mapping[TopicPartition, BadRecord]) -> None:
-        """Take the partitions that are stopped, each with its bad record."""
+    def report_stopped(self, records: Mapping[TopicPartition, BadRecord]) -> None:
+        """Record the stopped partitions, each with its bad record."""
 
-    def tell_leaderless(self, places: Collection[TopicPartition]) -> None:
-        """Take the partitions that have no leader now."""
+    def report_leaderless(self, partitions: Collection[TopicPartition]) -> None:
+        """Record the partitions that have no leader now."""
 
 
 async def follow(reader: Reader, projection: Projection, progress: Progress) -> NoReturn:
-    """Fold all that was and all that comes, and tell how far the views are.
+    """Apply all existing and all future records, and report the progress.
 
-    Raises KafkaAwayError, TopicsError, SQLAlchemyError; HistoryError where the views and the whole log do not fit
-    together: then one of both was replaced, and without its tables the views are built again.
+    Raises KafkaAwayError, TopicsError and SQLAlchemyError. Raises HistoryError if the views do not match the log: one
+    of the two was replaced. The views are rebuilt once their tables are removed.
     """
-    places = await reader.places(reader.names.events, reader.names.rejections)
+    partitions = await reader.places(reader.names.events, reader.names.rejections)
     goal: dict[TopicPartition, int] = {}
     left: int | None = None
     stopped, completeness = Stopped(), Completeness(reader.names)
     while True:
         if left == 0 and not await asyncio.to_thread(projection.is_built):
-            left, completeness = None, Completeness(reader.names)  # the tables were made anew
+            left, completeness = None, Completeness(reader.names)  # the tables were recreated
         try:
-            left = await _follow(reader, projection, places, goal, left, stopped, completeness, progress)
+            left = await _follow(reader, projection, partitions, goal, left, stopped, completeness, progress)
         except Overtaken as error:
-            log.debug("Another projector was first.", where=str(error))
+            log.debug("Another projector was faster.", where=str(error))
             completeness = Completeness(reader.names)
-        except LeaderAwayError as error:  # it lost its leader while it was asked; the next time it is left out
-            log.debug("A leader is away.", why=str(error))
+        except LeaderAwayError as error:  # a partition lost its leader meanwhile; the next round leaves it out
+            log.debug("A partition lost its leader.", why=str(error))
             await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _follow(
     reader: Reader,
     projection: Projection,
-    places: Sequence[TopicPartition],
+    partitions: Sequence[TopicPartition],
     goal: dict[TopicPartition, int],
     left: int | None,
     stopped: Stopped,
     completeness: Completeness,
     progress: Progress,
 ) -> int | None:
-    """Follow the partitions that are not stopped; return when one stops, or is to be tried again.
+    """Follow the partitions that are not stopped. Return when one stops, or when a retry is due.
 
-    `goal` maps each partition to the end that it had when it first had a leader. `left` is the number of offsets that
-    are left up to there, None if it is not known; what it is by now is returned. Once it is 0 it stays so.
+    `goal` maps each partition to its end at the time when it first had a leader. `left` is the number of offsets up to
+    there, or None if unknown. The new value of `left` is returned; once it is 0 it stays 0.
     """
-    at = await asyncio.to_thread(projection.positions, places)
-    _check_places(at, places)
-    leaderless = await reader.leaderless(places)
-    progress.tell_leaderless(leaderless)
-    # it moves `at` where records are gone
+    at = await asyncio.to_thread(projection.positions, partitions)
+    _check_partitions(at, partitions)
+    leaderless = await reader.leaderless(partitions)
+    progress.report_leaderless(leaderless)
+    # `_begin` moves `at` where records are missing
     reading, resting = await _begin(reader, projection, at, leaderless, goal, stopped, progress)
     if not reading:
         if not leaderless:  # all partitions are stopped, and nothing else is left
             left = 0
-            await _tell(left, projection, progress)
+            await _report_left(left, projection, progress)
         await asyncio.sleep(TRY_AGAIN_S)
         return left
     begin_again_at = time.monotonic() + TRY_AGAIN_S if leaderless else math.inf
     look_at = time.monotonic() + LOOK_EVERY_S
     async for records, damaged in _read(reader, reading):
-        moved = _moved(records, at) | {record.place: record.offset for record in damaged}
+        moved = _moved(records, at) | {record.topic_partition: record.offset for record in damaged}
         bad: list[BadRecord] = []
         if moved:
             away = await reader.look_up(records)
             decoded = await asyncio.to_thread(_decoded, records, reader.names, away)
             read = [*decoded, *damaged]
             bad = await asyncio.to_thread(projection.apply, read, at, moved)
-            at |= moved | {record.place: record.offset for record in bad}
+            at |= moved | {record.topic_partition: record.offset for record in bad}
             stopped.forget_passed(at)
             stopped.add(bad)
-            progress.tell_bad(stopped.records)
+            progress.report_stopped(stopped.records)
         elif at != await asyncio.to_thread(projection.positions):
-            raise Overtaken("the tables were made anew, or another projector has read what we are given later")
+            raise Overtaken("the tables were recreated, or another projector has read records that come here later")
         if left != 0:
             left = await _left(reader, goal, at, leaderless)
-            await _tell(left, projection, progress)
+            await _report_left(left, projection, progress)
         if time.monotonic() >= look_at:
-            await _tell_behind(reader, resting, leaderless, progress)
+            await _report_lag(reader, resting, leaderless, progress)
             look_at = time.monotonic() + LOOK_EVERY_S
-            if not bad and (complete := await completeness.look(reader, at)):
+            if not bad and (complete := await completeness.check(reader, at)):
                 await asyncio.to_thread(projection.complete, complete, at)
         if bad or stopped.is_due() or time.monotonic() >= begin_again_at:
             break
     return left
 
 
-def _check_places(at: Iterable[TopicPartition], places: Iterable[TopicPartition]) -> None:
+def _check_partitions(at: Iterable[TopicPartition], partitions: Iterable[TopicPartition]) -> None:
     """Raise HistoryError if the views have read a partition that the topics do not have."""
-    if unknown := sorted(set(at).difference(places)):
-        raise HistoryError(f"the views have read {unknown[0].topic}-{unknown[0].partition}, which is not there: {CURE}")
+    if unknown := sorted(set(at).difference(partitions)):
+        name = f"{unknown[0].topic}-{unknown[0].partition}"
+        raise HistoryError(f"the views have read {name}, which does not exist: {CURE}")
 
 
 async def _left(
@@ -339,36 +346,34 @@ async def _left(
     at: Mapping[TopicPartition, int],
     leaderless: Iterable[TopicPartition],
 ) -> int | None:
-    """Count the offsets that are left up to the goal; None if they all lie where there was no leader yet."""
-    left = await reader.behind(goal) + sum(max(0, goal.get(place, 0) - at[place]) for place in leaderless)
+    """Return the number of offsets up to the goal, or None if only partitions that never had a leader are left."""
+    left = await reader.behind(goal) + sum(max(0, goal.get(partition, 0) - at[partition]) for partition in leaderless)
     return left if left or goal.keys() == at.keys() else None
 
 
-async def _tell(left: int | None, projection: Projection, progress: Progress) -> None:
+async def _report_left(left: int | None, projection: Projection, progress: Progress) -> None:
     if left == 0:
         await asyncio.to_thread(projection.mark_built)
     if left is not None:
-        progress.tell(left)
+        progress.report_left(left)
 
 
-async def _tell_behind(
-    reader: Reader, resting: int, leaderless: Collection[TopicPartition], progress: Progress
-) -> None:
+async def _report_lag(reader: Reader, resting: int, leaderless: Collection[TopicPartition], progress: Progress) -> None:
     lag = await reader.lag()
-    progress.tell_behind(None if lag is None else lag + resting)
-    progress.tell_leaderless({*leaderless, *reader.without_leader_now()})
+    progress.report_lag(None if lag is None else lag + resting)
+    progress.report_leaderless({*leaderless, *reader.without_leader_now()})
 
 
 async def _read(
     reader: Reader, starts: Mapping[TopicPartition, int]
 ) -> AsyncIterator[tuple[list[ConsumerRecord], list[BadRecord]]]:
-    """Return records as they come, and, where the next batch of a partition is damaged, a bad record at its start."""
+    """Yield records as they arrive, and a bad record at the start of a damaged batch."""
     try:
         async for records in reader.follow_many(starts, learn=False):
             yield records, []
     except DamagedError as error:
-        place = TopicPartition(*error.place)
-        yield [], [bad_record(place, error.offset, error)]
+        partition = TopicPartition(*error.place)
+        yield [], [bad_record(partition, error.offset, error)]
 
 
 async def _begin(
@@ -380,37 +385,41 @@ async def _begin(
     stopped: Stopped,
     progress: Progress,
 ) -> tuple[dict[TopicPartition, int], int]:
-    """Return where to begin each partition that is to be read, and how many offsets lie in those that are not.
+    """Return the start offset of each partition to read, and the number of unread offsets in the stopped partitions.
 
-    Partitions without a leader are not read, and what lies in them is not known.
+    Partitions without a leader are not read, and the number of offsets in them is unknown.
     """
-    led = [place for place in at if place not in leaderless]
+    led = [partition for partition in at if partition not in leaderless]
     starts, ends = await reader.starts(led), await reader.ends(led)
-    goal |= {place: end for place, end in ends.items() if place not in goal}
+    goal |= {partition: end for partition, end in ends.items() if partition not in goal}
     lost = await asyncio.to_thread(projection.lost)
-    known = {record.place for record in lost}
-    unreachable = [record for record in _unreachable(at, starts, ends, reader.names) if record.place not in known]
+    known = {record.topic_partition for record in lost}
+    unreachable = [
+        record for record in _unreachable(at, starts, ends, reader.names) if record.topic_partition not in known
+    ]
     if unreachable:
         await asyncio.to_thread(projection.stop_lost, unreachable, at)
-        at |= {record.place: record.offset for record in unreachable}
+        at |= {record.topic_partition: record.offset for record in unreachable}
     stopped.forget_passed(at)
     stopped.add([*lost, *unreachable])
-    progress.tell_bad(stopped.records)
-    begin = {place: max(at[place], starts[place]) for place in led}
-    reading = {place: begin[place] for place in stopped.to_read(led)}
-    left = {place: max(0, ends[place] - begin[place]) for place in led}  # a log that lost its end is behind the views
-    progress.tell_behind(sum(left.values()))
-    return reading, sum(left[place] for place in left.keys() - reading.keys())
+    progress.report_stopped(stopped.records)
+    begin = {partition: max(at[partition], starts[partition]) for partition in led}
+    reading = {partition: begin[partition] for partition in stopped.to_read(led)}
+    left = {  # at least 0: a log that lost its end is behind the views
+        partition: max(0, ends[partition] - begin[partition]) for partition in led
+    }
+    progress.report_lag(sum(left.values()))
+    return reading, sum(left[partition] for partition in left.keys() - reading.keys())
 
 
 def _moved(records: Sequence[ConsumerRecord], at: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-    """Return the positions behind these records. Raises HistoryError if one lies before where we are."""
+    """Return the positions after these records. Raises HistoryError if a record is before its position in `at`."""
     moved = {}
     for record in records:
-        place = TopicPartition(record.topic, record.partition)
-        if record.offset < at[place]:
-            raise HistoryError(f"a topic begins anew: the views would mix two logs; {CURE}")
-        moved[place] = record.offset + 1
+        partition = TopicPartition(record.topic, record.partition)
+        if record.offset < at[partition]:
+            raise HistoryError(f"a topic was recreated: the views would mix two logs; {CURE}")
+        moved[partition] = record.offset + 1
     return moved
 
 
@@ -423,22 +432,23 @@ def _decoded(
 def _decoded_one(
     record: ConsumerRecord, names: TopicNames, away: RegistryAwayError | None = None
 ) -> OutcomeRecord | BadRecord:
-    """Decode a record. While the registry is `away`, a record that cannot be read may be readable later."""
+    """Return the decoded record, or a bad record. While the registry is `away`, it may become readable later."""
     try:
-        seen = decode(record, names)
-        _check_ids(record, seen)
+        outcome = decode(record, names)
+        _check_ids(record, outcome)
     except HistoryError as error:
-        place = TopicPartition(record.topic, record.partition)
-        return bad_record(place, record.offset, error if away is None else HistoryError(f"{error} ({away})"))
-    return seen
+        partition = TopicPartition(record.topic, record.partition)
+        return bad_record(partition, record.offset, error if away is None else HistoryError(f"{error} ({away})"))
+    return outcome
 
 
-def _check_ids(record: ConsumerRecord, seen: OutcomeRecord) -> None:
-    """Check what goes into columns: PostgreSQL takes no NUL there, and a database error would stop all partitions.
+def _check_ids(record: ConsumerRecord, outcome: OutcomeRecord) -> None:
+    """Raise HistoryError if an id or the key is invalid.
 
-    Our workers write no such record, but whoever may write to the topic can. Raises HistoryError.
+    PostgreSQL does not accept NUL in a column, and a database error would stop all partitions. Our workers write no
+    such record, but every program with write access to the topic can.
     """
-    message = seen.message
+    message = outcome.message
     ids = [message.order_id, message.command_id]
     if isinstance(message, Event) and isinstance(message.fact, Contents):
         ids.append(message.fact.user_id)
@@ -454,57 +464,62 @@ def _unreachable(
     ends: Mapping[TopicPartition, int],
     names: TopicNames,
 ) -> list[BadRecord]:
-    """Return the partitions that do not hold what follows on what the views have read of them, each at a record.
+    """Return a bad record for each partition that lacks the records after the position of the views.
 
     Raises HistoryError if the log ends before every position above 0: only then is it another log. A partition without
-    a leader has no end here, and may hold what was read.
+    a leader has no end here, and may still hold the records.
     """
     bad = []
-    for place, end in sorted(ends.items()):
-        offset = at[place]
+    for partition, end in sorted(ends.items()):
+        offset = at[partition]
         if offset > end:
             why, stop_at = f"the views have read it up to {offset}, but it ends at {end}", offset
-        elif place.topic == names.events and offset < starts[place]:  # rejections are not kept for ever
-            why = f"the views have read it up to {offset}, but it begins at {starts[place]}"
-            stop_at = starts[place] - 1  # so that `skip` goes on where the log begins
+        elif partition.topic == names.events and offset < starts[partition]:  # rejections have a retention
+            why = f"the views have read it up to {offset}, but it begins at {starts[partition]}"
+            stop_at = starts[partition] - 1  # so that `skip` continues where the log begins
         else:
             continue
-        bad.append(bad_record(place, stop_at, HistoryError(f"{why}: {CURE}")))
-    read = {place for place, offset in at.items() if offset > 0}
-    if read and all(place in ends and at[place] > ends[place] for place in read):
-        first = next(record for record in bad if record.place in read)
-        raise HistoryError(f"the views do not fit the log: {first.text}")
+        bad.append(bad_record(partition, stop_at, HistoryError(f"{why}: {CURE}")))
+    read = {partition for partition, offset in at.items() if offset > 0}
+    if read and all(partition in ends and at[partition] > ends[partition] for partition in read):
+        first = next(record for record in bad if record.topic_partition in read)
+        raise HistoryError(f"the views do not match the log: {first.text}")
     return bad
 
 
 def _move(connection: Connection, before: Mapping[TopicPartition, int], after: Mapping[TopicPartition, int]) -> None:
     moves = [  # sorted: two projectors then lock rows in the same order
-        {"of_topic": place.topic, "of_partition": place.partition, "before": before[place], "after": after[place]}
-        for place in sorted(after)
+        {
+            "of_topic": topic_partition.topic,
+            "of_partition": topic_partition.partition,
+            "before": before[topic_partition],
+            "after": after[topic_partition],
+        }
+        for topic_partition in sorted(after)
     ]
     if connection.execute(_MOVE, moves).rowcount != len(moves):
         _check_form(connection)
-        places = ", ".join(f"{place.topic}-{place.partition} at {before[place]}" for place in sorted(after))
-        raise Overtaken(f"no more all of these are where we left them: {places}")
+        expected = ", ".join(f"{key.topic}-{key.partition} at {before[key]}" for key in sorted(after))
+        raise Overtaken(f"another projector has moved a position, expected {expected}")
 
 
 def _stop(record: BadRecord, before: int, *, lost: bool = False) -> Row:
-    topic, partition = record.place
+    topic, partition = record.topic_partition
     where = {"of_topic": topic, "of_partition": partition, "before": before}
     return {**where, "after": record.offset, "reason": record.reason, "lost": lost}
 
 
 def _check_form(connection: Connection) -> None:
-    found = form_of(connection)
-    if found != FORM:
-        raise DatabaseError(f"the views have form {found} by now, this version keeps form {FORM}")
+    actual = form_of(connection)
+    if actual != FORM:
+        raise DatabaseError(f"the views now have form {actual}, this version writes form {FORM}")
 
 
-def _names(place: TopicPartition) -> Row:
-    return {"topic": place.topic, "partition": place.partition}
+def _key(topic_partition: TopicPartition) -> Row:
+    return {"topic": topic_partition.topic, "partition": topic_partition.partition}
 
 
-def _order(head: OrderHead) -> Row:
+def _order_row(head: OrderHead) -> Row:
     view = head.view
     return {
         "order_id": view.order_id,
@@ -516,28 +531,28 @@ def _order(head: OrderHead) -> Row:
     }
 
 
-def _happened(seen: OutcomeRecord, event: Event, user_id: str) -> Row:
+def _event_row(record: OutcomeRecord, event: Event, user_id: str) -> Row:
     return {
         "order_id": event.order_id,
         "version": event.version,
         "user_id": user_id,
         "command_id": event.command_id,
         "occurred_at": milliseconds(event.occurred_at),
-        "partition": seen.partition,
-        "offset": seen.offset,
-        "command_offset": seen.command_offset,
+        "partition": record.partition,
+        "offset": record.offset,
+        "command_offset": record.command_offset,
         "document": _json(event).decode(),
     }
 
 
-def _refused(seen: OutcomeRecord, rejection: Rejection) -> Row:
+def _refusal_row(record: OutcomeRecord, rejection: Rejection) -> Row:
     return {
-        "partition": seen.partition,
-        "offset": seen.offset,
+        "partition": record.partition,
+        "offset": record.offset,
         "order_id": rejection.order_id,
         "command_id": rejection.command_id,
         "command_digest": rejection.command_digest,
-        "command_offset": seen.command_offset,
+        "command_offset": record.command_offset,
         "is_momentary": rejection.reason in NEVER_REMEMBERED,
         "document": _json(rejection).decode(),
     }

@@ -1,6 +1,6 @@
-"""Rows into tables, a thousand at a time: most of a projector's work, so the driver gets them as they are.
+"""Bulk inserts, a thousand rows at a time: most of a projector's work, so the rows go to the driver directly.
 
-SQLAlchemy's own inserts take a third more of a processor on SQLite, and twice as much on PostgreSQL.
+SQLAlchemy's own inserts need a third more CPU time on SQLite, and twice as much on PostgreSQL.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from sqlalchemy import Dialect, Table
 from sqlalchemy.engine import Connection
 
 ROWS_MAX: Final = 1_000
-"""How many go into a statement: one on cold disks is to be done long before the database gives it up."""
+"""The number of rows in one statement: even on cold disks it must end well before the statement timeout."""
 
 Row = dict[str, Any]
-"""The values of all columns, by their names."""
+"""The values of all columns, by column name."""
 
 
 class Put:
-    """Puts rows into a table; `changes` are the columns that change where their key is there already.
+    """An upsert into a table; `changes` are the columns to update where the key already exists.
 
-    PostgreSQL gets one statement with a list for each column, in binary form (psycopg's `%b`), so no two rows of a call
-    may have the same key.
+    PostgreSQL gets one statement with a list for each column, in binary format (psycopg's `%b`). So no two rows of one
+    call may have the same key.
     """
 
     def __init__(self, dialect: Dialect, table: Table, *, changes: Sequence[str] = ()) -> None:
@@ -41,10 +41,10 @@ class Put:
             self._statement += f" ON CONFLICT ({keys}) DO UPDATE SET {new}"
 
     def __call__(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Put these rows, in their order; nothing where there are none."""
+        """Write these rows in their order. An empty list executes no statement."""
         for first in range(0, len(rows), ROWS_MAX):
-            some = rows[first : first + ROWS_MAX]
+            part = rows[first : first + ROWS_MAX]
             if self._is_by_column:
-                connection.exec_driver_sql(self._statement, {name: [row[name] for row in some] for name in self._names})
+                connection.exec_driver_sql(self._statement, {name: [row[name] for row in part] for name in self._names})
             else:
-                connection.exec_driver_sql(self._statement, list(map(self._values, some)))
+                connection.exec_driver_sql(self._statement, list(map(self._values, part)))

@@ -1,4 +1,4 @@
-"""Stopped partitions: where the views cannot go on, why, and when to try again. The other partitions go on."""
+"""Stopped partitions: the bad record of each, the reason, and when to retry. The other partitions continue."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -8,33 +8,33 @@ from aiokafka.structs import TopicPartition
 from msgspec import Struct
 
 TRY_AGAIN_S: Final = 5.0
-"""How long a stopped partition is left alone: what it cannot read may be readable by then, or skipped."""
+"""The retry interval of a stopped partition: its record may become readable, or an operator may skip it."""
 
 REASON_MAX: Final = 300
 
 
 class BadRecord(Struct, frozen=True):
-    """A record that the views cannot take. Its partition is not read on."""
+    """A record that the views cannot apply. Its partition stops before it."""
 
-    place: TopicPartition
+    topic_partition: TopicPartition
     offset: int
     reason: str
 
     @property
     def text(self) -> str:
-        """The sentence for readiness: where, why, and the way on."""
-        topic, partition = self.place
+        """The fault that readiness reports: the position of the record, and the reason."""
+        topic, partition = self.topic_partition
         return f"partition {partition} of {topic} is stopped at offset {self.offset}: {self.reason}"
 
 
-def bad_record(place: TopicPartition, offset: int, error: Exception) -> BadRecord:
-    """Return a bad record with a reason that any database and log can hold."""
+def bad_record(topic_partition: TopicPartition, offset: int, error: Exception) -> BadRecord:
+    """Return a bad record whose reason is printable and at most REASON_MAX characters long."""
     reason = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:REASON_MAX])
-    return BadRecord(place, offset, reason)
+    return BadRecord(topic_partition, offset, reason)
 
 
 class Stopped:
-    """The bad record of each stopped partition, and when to try it again."""
+    """The bad record of each stopped partition, and the time of its next retry."""
 
     def __init__(self) -> None:
         self.records: dict[TopicPartition, BadRecord] = {}
@@ -43,22 +43,25 @@ class Stopped:
     def add(self, records: Iterable[BadRecord]) -> None:
         """Stop the partitions of these records."""
         for record in records:
-            self.records[record.place] = record
-            self._again_at[record.place] = time.monotonic() + TRY_AGAIN_S
+            self.records[record.topic_partition] = record
+            self._again_at[record.topic_partition] = time.monotonic() + TRY_AGAIN_S
 
     def forget_passed(self, at: Mapping[TopicPartition, int]) -> None:
-        """Forget the records that the positions `at` have passed: they were read after all, or skipped."""
-        passed = [place for place, record in self.records.items() if at.get(place, 0) > record.offset]
-        for place in passed:
-            del self.records[place], self._again_at[place]
+        """Remove the records that the positions `at` have passed: they were read after a retry, or skipped."""
+        passed = [partition for partition, record in self.records.items() if at.get(partition, 0) > record.offset]
+        for partition in passed:
+            del self.records[partition], self._again_at[partition]
 
-    def to_read(self, places: Iterable[TopicPartition]) -> list[TopicPartition]:
-        """Return the partitions to read now: those that are not stopped, and those to try again, each once."""
+    def to_read(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
+        """Return the partitions to read now: those that are not stopped, and those whose retry is due.
+
+        A retry is returned once, and is due again after TRY_AGAIN_S.
+        """
         now = time.monotonic()
-        due = {place for place, again_at in self._again_at.items() if again_at <= now}
+        due = {partition for partition, again_at in self._again_at.items() if again_at <= now}
         self._again_at |= dict.fromkeys(due, now + TRY_AGAIN_S)
-        return [place for place in places if place not in self._again_at or place in due]
+        return [partition for partition in partitions if partition not in self._again_at or partition in due]
 
     def is_due(self) -> bool:
-        """Return whether a partition is to be tried again."""
+        """Return whether the retry of a partition is due."""
         return bool(self._again_at) and min(self._again_at.values()) <= time.monotonic()

@@ -1,7 +1,7 @@
-"""The tables: rows to search by, and documents (JSON) of what stands in them. SQLite, or PostgreSQL.
+"""The tables of the views, on SQLite or PostgreSQL: columns to search by, and JSON documents with the contents.
 
-Free text stands in documents alone, where NUL is escaped: PostgreSQL takes none in a column. Times are milliseconds
-since 1970 UTC.
+Free text is only in documents, where NUL is escaped: PostgreSQL does not accept NUL in a text column. Times are
+milliseconds since 1970 UTC.
 """
 
 import sqlite3
@@ -39,13 +39,13 @@ from order_service.settings import Settings
 from order_service.wire.avro_writer import EPOCH, MILLISECOND
 
 FORM: Final = 7
-"""The form of these tables and documents. Raise it with every change: views of another form are built again."""
+"""The version of these tables and documents. Raise it with every change: views of an older form are rebuilt."""
 
 FORMER: Final = ("commands",)
-"""Tables of older forms, which this one does not have any more."""
+"""Tables of older forms that no longer exist."""
 
 BUSY_S: Final = 10.0
-"""How long a statement waits for another process that writes, and how long a server may take to let us in."""
+"""How long a statement waits for another writing process, and how long connecting to a server may take."""
 
 DRIVERS: Final = {
     "sqlite": "sqlite",
@@ -53,7 +53,7 @@ DRIVERS: Final = {
     "postgres": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
-"""What the URL of a database may begin with, and whom it means."""
+"""The scheme of a database URL, and the SQLAlchemy driver for it."""
 
 _metadata: Final = MetaData()
 
@@ -76,11 +76,11 @@ positions: Final = Table(
     Column("fault", Text),
     Column("is_lost", Boolean, nullable=False),
 )
-"""How far the views have read each partition. `fault` says why they do not take the record at `next_offset`; if it
-`is_lost`, the log does not hold what follows, and the partition is not tried again by itself.
+"""The position of the views in each partition. `fault` is the reason why the record at `next_offset` cannot be applied.
+If the partition `is_lost`, its log lacks the records that should follow, and it is not retried automatically.
 
-Of the rejections, `complete_offset` is an offset of the same partition of the events: all refusals that were committed
-before or with an event below it are in the views."""
+For the rejections, `complete_offset` is an offset of the same partition of the events. All rejections that were
+committed before or with an event below that offset are in the views."""
 
 orders: Final = Table(
     "orders",
@@ -127,49 +127,49 @@ refusals: Final = Table(
     Index("refusals_by_command", "order_id", "command_id", "offset"),
     Index("refusals_by_order", "order_id", "offset"),
 )
-"""Every refusal. A command may have several, one for each copy of it, and may have been accepted before or after.
+"""All rejections. A command may have several, one for each copy, and a copy may have been accepted before or after.
 
-One that `is_momentary` has a reason that no order remembers (`NEVER_REMEMBERED`).
+A rejection that `is_momentary` has a reason that orders do not remember (`NEVER_REMEMBERED`).
 
-All refusals of an order lie in one partition, so their offsets say which came first; clocks of workers do not.
+All rejections of an order are in one partition, so their offsets give their order; the clocks of workers do not.
 """
 
 
 def database_of(settings: Settings) -> URL:
-    """Say where the views are: ORDERS_DATABASE_URL, else a file in the data directory. DatabaseError if it is none."""
-    given = settings.database_url.get_secret_value() or f"sqlite:///{settings.data_dir}/views.db"
+    """Return ORDERS_DATABASE_URL, or a file in the data directory without it. Raises DatabaseError if it is invalid."""
+    configured = settings.database_url.get_secret_value() or f"sqlite:///{settings.data_dir}/views.db"
     try:
-        url = make_url(given)
+        url = make_url(configured)
     except (ArgumentError, ValueError):
-        raise DatabaseError("ORDERS_DATABASE_URL is no URL of a database") from None  # its cause may hold a password
+        raise DatabaseError("ORDERS_DATABASE_URL is not a database URL") from None  # its cause may hold a password
     if url.drivername not in DRIVERS:
-        raise DatabaseError(f"ORDERS_DATABASE_URL is of {url.drivername}, not one of {', '.join(DRIVERS)}")
+        raise DatabaseError(f"ORDERS_DATABASE_URL has driver {url.drivername}, expected one of {', '.join(DRIVERS)}")
     if url.drivername == "sqlite" and url.database in {None, "", ":memory:"}:
-        raise DatabaseError("ORDERS_DATABASE_URL names no file: several processes read it")
+        raise DatabaseError("ORDERS_DATABASE_URL must name a file, because several processes read it")
     return url.set(drivername=DRIVERS[url.drivername])
 
 
 def open_database(url: URL, *, writes: bool = False) -> Engine:
-    """Connect to a database.
+    """Return an engine for a database.
 
-    For one that `writes`, SQLite's lock is taken when a transaction begins, not in its middle; who only reads has no
-    transactions: each statement sees what is committed, and is one round trip to PostgreSQL, not four.
+    With `writes`, a transaction takes SQLite's lock at its beginning, not at its first write. Without `writes` there
+    are no transactions: each statement sees what is committed, and costs one round trip to PostgreSQL, not four.
     """
     if url.get_backend_name() == "postgresql":
         within_ms = round(BUSY_S * 1000)
-        options = f"-c synchronous_commit=off {url.query.get('options', '')}"  # what a crash takes is folded again
+        options = f"-c synchronous_commit=off {url.query.get('options', '')}"  # rows lost in a crash are folded again
         options += f" -c statement_timeout={within_ms} -c lock_timeout={within_ms}"
-        given = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": within_ms, "options": options}
-        given |= {"keepalives_idle": round(BUSY_S / 2), "keepalives_interval": round(BUSY_S / 2)}  # a host may be gone
-        how: dict[str, Any] = {"pool_pre_ping": True} if writes else {"isolation_level": "AUTOCOMMIT"}
-        return create_engine(url, hide_parameters=True, connect_args=given, **how)
+        arguments = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": within_ms, "options": options}
+        arguments |= {"keepalives_idle": round(BUSY_S / 2), "keepalives_interval": round(BUSY_S / 2)}  # for a lost host
+        mode: dict[str, Any] = {"pool_pre_ping": True} if writes else {"isolation_level": "AUTOCOMMIT"}
+        return create_engine(url, hide_parameters=True, connect_args=arguments, **mode)
     file = Path(str(url.database))
     file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_S})
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: ConnectionPoolEntry) -> None:
-        connection.isolation_level = None  # a transaction begins below, if at all, not where Python's driver thinks
+        connection.isolation_level = None  # transactions begin below, not where Python's driver would begin them
         _write_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         record.info["file"] = _identity(file)
@@ -177,7 +177,7 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
     @event.listens_for(engine, "checkout")
     def checked_out(_connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
         if record.info["file"] != _identity(file):
-            raise DisconnectionError("the file of the views was removed: SQLite would write on where nobody reads")
+            raise DisconnectionError("the file of the views was removed: SQLite would continue in the deleted file")
 
     if writes:
 
@@ -189,23 +189,25 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
 
 
 def prepare(engine: Engine) -> bool:
-    """Make the tables, if they are not there in this form, on an engine that `writes`; tell whether they were made.
+    """Create the tables if they do not exist in this form. Return whether they were created.
 
-    Raises DatabaseError for tables of a newer form, and for tables of these names that are not ours.
+    Raises DatabaseError for tables of a newer form, and for tables of these names that this service did not create.
+    The engine must have been opened with `writes`.
     """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7274496, 1)")  # one process at a time
-        there = _metadata.tables.keys() & set(inspect(connection).get_table_names())
-        if there and form.name not in there:
-            raise DatabaseError(f"the database has tables of these names that are not ours: {', '.join(sorted(there))}")
-        found = form_of(connection) if there else 0
-        if found > FORM:
-            raise DatabaseError(f"the views have form {found}, this version makes form {FORM}: it is too old")
-        if found == FORM:
+        existing = _metadata.tables.keys() & set(inspect(connection).get_table_names())
+        if existing and form.name not in existing:
+            names = ", ".join(sorted(existing))
+            raise DatabaseError(f"the database has tables that this service did not create: {names}")
+        actual = form_of(connection) if existing else 0
+        if actual > FORM:
+            raise DatabaseError(f"the views have form {actual}, this version writes form {FORM}: it is too old")
+        if actual == FORM:
             return False
         _metadata.drop_all(connection)
-        if found > 0:  # else they are not ours
+        if actual > 0:  # otherwise another program may have created them
             for name in FORMER:
                 connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
         _metadata.create_all(connection)
@@ -214,38 +216,38 @@ def prepare(engine: Engine) -> bool:
 
 
 @contextmanager
-def views_there(url: URL, *, writes: bool = False) -> Iterator[Engine]:
-    """Open a database that holds views of this form. Raises NoViewsError if it does not, and makes no file then."""
+def open_views(url: URL, *, writes: bool = False) -> Iterator[Engine]:
+    """Open a database that holds views of this form. Raises NoViewsError if it does not; no file is created then."""
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
-        raise NoViewsError("there are no views here yet: no projector has made them")
+        raise NoViewsError("there are no views here yet: no projector has created them")
     engine = open_database(url, writes=writes)
     try:
-        with said_in_one_line():
+        with translate_errors():
             with engine.begin() as connection:
-                is_there = inspect(connection).has_table(form.name)
-                found = form_of(connection) if is_there else 0
-            if not is_there:
-                raise NoViewsError("there are no views here yet: no projector has made them")
-            if found != FORM:
-                raise NoViewsError(f"the views have form {found}, this version reads form {FORM}")
+                exists = inspect(connection).has_table(form.name)
+                actual = form_of(connection) if exists else 0
+            if not exists:
+                raise NoViewsError("there are no views here yet: no projector has created them")
+            if actual != FORM:
+                raise NoViewsError(f"the views have form {actual}, this version reads form {FORM}")
             yield engine
     finally:
         engine.dispose()
 
 
 def form_of(connection: Connection) -> int:
-    """Read which form the tables have."""
+    """Return the form of the tables, or 0 if none is recorded."""
     return connection.scalar(_FORM_OF) or 0
 
 
 @contextmanager
-def said_in_one_line() -> Iterator[None]:
-    """Raise DatabaseError for what a database raises; not its message, for a driver's may hold values of rows."""
+def translate_errors() -> Iterator[None]:
+    """Raise DatabaseError for an error of the database, without its message: a driver's may contain values of rows."""
     try:
         yield
     except SQLAlchemyError as error:
         kind = type(error.orig if isinstance(error, DBAPIError) else error).__name__
-        raise DatabaseError(f"the database of ORDERS_DATABASE_URL does not serve us: {kind}") from error
+        raise DatabaseError(f"the database of ORDERS_DATABASE_URL cannot be used: {kind}") from error
 
 
 def _is_locked(error: Exception) -> bool:
@@ -254,24 +256,24 @@ def _is_locked(error: Exception) -> bool:
 
 @stamina.retry(on=_is_locked, timeout=BUSY_S, attempts=None, wait_initial=0.01, wait_max=0.2)
 def _write_ahead(connection: Any) -> None:
-    """Let readers read while the projector writes. SQLite does not wait here while others open the file."""
+    """Enable write-ahead logging for concurrent readers. SQLite does not wait here for others that open the file."""
     if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
     try:
-        found = file.stat()
+        stat = file.stat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return stat.st_dev, stat.st_ino
 
 
 def milliseconds(moment: datetime) -> int:
-    """Count the milliseconds since 1970 UTC."""
+    """Return the milliseconds since 1970 UTC, rounded down."""
     return (moment - EPOCH) // MILLISECOND
 
 
 def milliseconds_from(moment: datetime) -> int:
-    """Count them, rounded up: what is not before a moment is not before these."""
+    """Return the milliseconds since 1970 UTC, rounded up: a time that is not before `moment` is not before these."""
     return -((EPOCH - moment) // MILLISECOND)

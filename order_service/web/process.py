@@ -58,7 +58,7 @@ class Readiness:
     async def look(self) -> None:
         """Look into the database."""
         try:
-            with self._database.question():
+            with self._database.query():
                 self._faults = await asyncio.get_running_loop().run_in_executor(self._thread, self._views.faults)
         except SQLAlchemyError as error:
             self._faults = [f"the database does not serve us: {type(error).__name__}"]

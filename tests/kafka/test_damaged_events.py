@@ -44,7 +44,7 @@ async def test_a_damaged_batch_stops_the_views_of_its_partition_alone_until_it_i
     views = Views(open_database(make_url(url)), service.names)
     readable = [of(number) for number in [*before, *others]]
     until(lambda: len(views.orders(readable)) == len(readable), "the views have all that can be read")
-    assert [fault[:3] for fault in views.faulty()] == [(service.names.events, damaged, len(before))]
+    assert [fault[:3] for fault in views.stopped_partitions()] == [(service.names.events, damaged, len(before))]
     async with OrderEvents.projection(settings=service.settings()) as events:
         await read_to_damage(events, damaged, len(before))
     assert projector.process.poll() is None
@@ -52,7 +52,7 @@ async def test_a_damaged_batch_stops_the_views_of_its_partition_alone_until_it_i
     log.write_bytes(whole)
     broker.start()
     until(lambda: len(views.orders([of(number) for number in range(COUNT)])) == COUNT, "all are there")
-    assert views.faulty() == []
+    assert views.stopped_partitions() == []
     assert projector.process.poll() is None
 
 

@@ -125,14 +125,14 @@ class Progress:
         self.left = []
         self.leaderless = set()
 
-    def tell(self, left):
+    def report_left(self, left):
         self.left.append(left)
 
-    def tell_behind(self, behind):
-        self.behind.append(behind)
+    def report_lag(self, lag):
+        self.behind.append(lag)
 
-    def tell_bad(self, records):
+    def report_stopped(self, records):
         pass
 
-    def tell_leaderless(self, places):
-        self.leaderless = set(places)
+    def report_leaderless(self, partitions):
+        self.leaderless = set(partitions)

@@ -47,11 +47,11 @@ def plans(tmp_path):
 
 
 QUESTIONS = {
-    "what is new": lambda views: views.news({}),
+    "what is new": lambda views: views.changes_since({}),
     "events of all": lambda views: views.events_of(ALL),
     "events of a user": lambda views: views.events_of(ALL, user_id="dana"),
     "an order": lambda views: order_of(views, "order-1"),
-    "an order then": lambda views: views.order_then("order-1", at=NOW),
+    "an order then": lambda views: views.order_at("order-1", at=NOW),
     "a history": lambda views: views.history("order-1"),
     "refusals": lambda views: views.refusals("order-1"),
     "a command": lambda views: views.command("order-1", "command-1"),

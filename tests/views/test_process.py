@@ -94,7 +94,7 @@ def test_a_database_of_another_log_is_refused(service, start, projection, views)
     projection.apply([], places, {place: offset + 1000 for place, offset in places.items()})
     second = start()
     assert second.wait_ended() == 1
-    assert "the views do not fit the log: partition 0 of " in second.log()
+    assert "the views do not match the log: partition 0 of " in second.log()
 
 
 def test_a_database_that_is_none_is_one_line(service):

@@ -18,7 +18,7 @@ from order_service.kafka.reader import SILENT_S, OutcomeRecord, Reader
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.views import order_heads, order_view, projector, stopped
-from order_service.views.process import Building
+from order_service.views.process import BuildProgress
 from order_service.views.projector import Completeness, Overtaken, Projection, follow
 from order_service.views.rows import ROWS_MAX
 from order_service.views.stopped import REASON_MAX, BadRecord, Stopped
@@ -55,7 +55,7 @@ def test_wherever_a_log_is_cut_the_views_are_the_same(projection, views, cut):
 
 def test_what_was_applied_is_not_applied_again(projection, views):
     put(projection, HISTORY[:2])
-    with pytest.raises(Overtaken, match=f"are where we left them: {EVENTS.topic}-0 at 0"):
+    with pytest.raises(Overtaken, match=f"expected {EVENTS.topic}-0 at 0"):
         put(projection, HISTORY[:2])
     assert order_of(views, ORDER_ID).version == 2
 
@@ -87,7 +87,7 @@ def test_an_event_that_does_not_fit_stops_its_partition_before_it_and_no_other_o
     why = "version 3 of order-1 does not name the event before it"
     assert bad == [BadRecord(EVENTS, 1, why)]
     assert projection.positions() == {EVENTS: 1, OTHER: 1, REJECTIONS: 1}
-    assert views.faulty() == [(EVENTS.topic, 0, 1, why)]
+    assert views.stopped_partitions() == [(EVENTS.topic, 0, 1, why)]
     assert order_of(views, ORDER_ID).version == 1
     assert order_of(views, "order-2").version == 1
     assert order_of(views, "order-3") is None
@@ -100,9 +100,9 @@ def test_a_partition_goes_on_by_itself_where_the_record_can_be_read_after_all(pr
     unread = BadRecord(EVENTS, 1, "no schema of ours has the id 7")
     behind = but(order_created, order_id="order-3")
     assert projection.apply([unread, *seens([behind], 2)], before, {EVENTS: 3}) == [unread]
-    assert [fault[2:] for fault in views.faulty()] == [(1, unread.reason)]
+    assert [fault[2:] for fault in views.stopped_partitions()] == [(1, unread.reason)]
     put(projection, [order_amended, behind], before=before, offset=1)
-    assert views.faulty() == []
+    assert views.stopped_partitions() == []
     assert order_of(views, ORDER_ID).version == 2
     assert order_of(views, "order-3").version == 1
 
@@ -116,7 +116,7 @@ def test_a_record_that_nobody_can_mend_is_skipped_once_and_where_the_partition_i
     assert not projection.skip(REJECTIONS, 1)
     assert projection.skip(EVENTS, 1)
     assert not projection.skip(EVENTS, 1)
-    assert views.faulty() == []
+    assert views.stopped_partitions() == []
     put(projection, [order_amended], before={**START, EVENTS: 2}, offset=2)
     assert order_of(views, ORDER_ID).version == 2
 
@@ -171,10 +171,10 @@ def test_a_partition_that_lost_records_is_stopped_alone_and_another_log_is_refus
     led = {place: end for place, end in {**NINE, **ends}.items() if end is not None}
     place = {**OTHERS, **at}, {**OTHERS, **starts}, led
     if bad is None:
-        with pytest.raises(HistoryError, match=r"the views do not fit the log: .* they belong to another log"):
+        with pytest.raises(HistoryError, match=r"the views do not match the log: .* they belong to another log"):
             projector._unreachable(*place, names)
     else:
-        assert [(record.place, record.offset) for record in projector._unreachable(*place, names)] == bad
+        assert [(record.topic_partition, record.offset) for record in projector._unreachable(*place, names)] == bad
 
 
 @asynccontextmanager
@@ -213,7 +213,7 @@ async def test_a_partition_that_lost_its_end_waits_for_an_operator_whatever_is_w
             log.write(EVENTS, order(number))
         begun = len(log.begun)
         await holds(lambda: len(log.begun) > begun + 3)
-        ((*where, why),) = views.faulty()
+        ((*where, why),) = views.stopped_partitions()
         assert where == [EVENTS.topic, 0, 2]
         assert "the views have read it up to 2, but it ends at 1" in why
         assert not any(EVENTS in places for places in log.begun)
@@ -225,7 +225,7 @@ async def test_a_partition_that_lost_its_end_waits_for_an_operator_whatever_is_w
         assert projection.skip(EVENTS, 2)
         log.write(EVENTS, order(5))
         await holds(lambda: order_of(views, "order-5"))
-    assert views.faulty() == []
+    assert views.stopped_partitions() == []
 
 
 async def test_fresh_views_of_a_partition_without_its_head_begin_where_it_begins_once_it_is_skipped(
@@ -236,17 +236,17 @@ async def test_fresh_views_of_a_partition_without_its_head_begin_where_it_begins
     log.start_of = {**OTHERS, EVENTS: 5, REJECTIONS: 5}
     log.write(EVENTS, order(1))
     async with following(log, projection, Progress()):
-        await holds(views.faulty)
-        assert [fault[:3] for fault in views.faulty()] == [(EVENTS.topic, 0, 4)]
+        await holds(views.stopped_partitions)
+        assert [fault[:3] for fault in views.stopped_partitions()] == [(EVENTS.topic, 0, 4)]
         assert projection.skip(EVENTS, 4)
         await holds(lambda: order_of(views, "order-1"))
-    assert views.faulty() == []
+    assert views.stopped_partitions() == []
 
 
 async def test_a_partition_that_the_topics_no_longer_have_is_another_log(projection):
     projection.positions([EVENTS, TopicPartition(EVENTS.topic, EVENTS.partition + 1)])
     with pytest.raises(
-        HistoryError, match=r"the views have read .*-[0-9]+, which is not there: they belong to another"
+        HistoryError, match=r"the views have read .*-[0-9]+, which does not exist: they belong to another"
     ):
         await follow(cast("Any", Log({EVENTS: 0})), projection, Progress())
 
@@ -271,15 +271,15 @@ async def test_a_leader_that_is_lost_again_and_again_is_asked_for_once_a_second(
 
 
 async def test_a_projector_whose_partitions_are_all_stopped_has_started(projection, views):
-    log, building = Log({EVENTS: 5}), Building()
+    log, progress = Log({EVENTS: 5}), BuildProgress()
     log.start_of = {EVENTS: 5}
-    assert building.is_starting
-    async with following(log, projection, building):
-        await holds(lambda: not building.is_starting)
+    assert progress.is_starting
+    async with following(log, projection, progress):
+        await holds(lambda: not progress.is_starting)
     assert views.faults() == []
-    [fault] = building.faults()
+    [fault] = progress.faults()
     assert "is stopped at offset 4" in fault
-    building.tell_bad({})  # the metric is that of all tests
+    progress.report_stopped({})  # the metric is that of all tests
 
 
 async def test_while_the_schema_registry_is_away_only_the_partition_that_needs_it_waits(projection, views, monkeypatch):
@@ -292,13 +292,13 @@ async def test_while_the_schema_registry_is_away_only_the_partition_that_needs_i
     log.records = [dataclasses.replace(readable, value=unknown)]
     log.write(OTHER, order(2))
     async with following(log, projection, Progress()):
-        await holds(lambda: order_of(views, "order-2") and views.faulty())
-        ((*where, why),) = views.faulty()
+        await holds(lambda: order_of(views, "order-2") and views.stopped_partitions())
+        ((*where, why),) = views.stopped_partitions()
         assert where == [EVENTS.topic, 0, 0]
         assert str(log.away) in why
         log.records[0], log.away = readable, None
         await holds(lambda: order_of(views, "order-1"))
-    assert views.faulty() == []
+    assert views.stopped_partitions() == []
 
 
 async def test_a_partition_without_a_leader_is_left_out_until_it_has_one_and_the_others_go_on(
@@ -324,7 +324,7 @@ async def test_a_partition_without_a_leader_is_left_out_until_it_has_one_and_the
         await holds(lambda: progress.leaderless == {OTHER})
         log.write(EVENTS, order(3))
         await holds(lambda: order_of(views, "order-3"))
-    assert views.faulty() == []
+    assert views.stopped_partitions() == []
 
 
 async def test_a_projector_waits_where_no_partition_has_a_leader(projection, views, monkeypatch):
@@ -362,19 +362,19 @@ async def test_a_damaged_batch_stops_its_partition_and_no_other_one(projection, 
     log.write(OTHER, order(2))
     log.damaged = EVENTS
     async with following(log, projection, Progress()):
-        await holds(views.faulty)
-        ((*where, why),) = views.faulty()
+        await holds(views.stopped_partitions)
+        ((*where, why),) = views.stopped_partitions()
         assert where == [EVENTS.topic, 0, 1]
         assert f"a batch of {EVENTS.topic}-0 is damaged" in why
         log.write(OTHER, order(3))
         await holds(lambda: order_of(views, "order-1") and order_of(views, "order-3"))
-        assert len(views.faulty()) == 1
+        assert len(views.stopped_partitions()) == 1
         log.write(EVENTS, order(4))
         log.write(EVENTS, order(5))
         assert projection.skip(EVENTS, 1)
         log.damaged = None
         await holds(lambda: order_of(views, "order-5"))
-    assert views.faulty() == []
+    assert views.stopped_partitions() == []
     assert order_of(views, "order-4") is None
 
 
@@ -405,13 +405,13 @@ async def test_a_partition_that_lost_its_end_stops_again_when_it_is_skipped(proj
     log.end_of[EVENTS] = 1
     async with following(log, projection, Progress()):
         for offset in (2, 3):
-            await holds(lambda offset=offset: [fault[2] for fault in views.faulty()] == [offset])
+            await holds(lambda offset=offset: [fault[2] for fault in views.stopped_partitions()] == [offset])
             assert projection.skip(EVENTS, offset)
 
 
 async def looks(completeness, log, at, count=3):
     """Return what so many looks find."""
-    return [await completeness.look(log, at) for _ in range(count)]
+    return [await completeness.check(log, at) for _ in range(count)]
 
 
 async def test_refusals_are_complete_once_the_end_that_was_told_is_read():
@@ -457,7 +457,7 @@ async def test_refusals_are_not_complete_at_a_record_that_the_views_do_not_take(
     async with following(log, projection, Progress()):
         await asyncio.wait_for(asked.wait(), 30)
         log.write(REJECTIONS, order(2))
-        await holds(lambda: views.faulty() and len(log.begun) > 1)
+        await holds(lambda: views.stopped_partitions() and len(log.begun) > 1)
         assert complete_to(engine) == 0
 
 
@@ -490,7 +490,7 @@ def test_another_projector_cannot_move_a_partition_that_waits_for_an_operator(pr
     projection.stop_lost([BadRecord(EVENTS, 0, "it lost records")], START)
     with pytest.raises(Overtaken):
         projection.apply(seens([order_created]), START, {EVENTS: 1})
-    assert [fault[2:] for fault in views.faulty()] == [(0, "it lost records")]
+    assert [fault[2:] for fault in views.stopped_partitions()] == [(0, "it lost records")]
 
 
 def test_a_stopped_partition_is_tried_again_once_each_time(monkeypatch):
@@ -564,7 +564,7 @@ def test_views_of_other_topics_are_left_alone(projection):
 def test_a_batch_may_be_of_more_orders_than_a_statement_takes(projection, views):
     many = [but(order_created, order_id=f"order-{number}") for number in range(2 * ROWS_MAX + 1)]
     put(projection, many)
-    projection._heads.keep({}, {EVENTS: 0})  # it left them elsewhere, so it asks the tables for all
+    projection._heads.remember({}, {EVENTS: 0})  # it left them elsewhere, so it asks the tables for all
     paid = [but(HISTORY[1], order_id=event.order_id, previous_digest=digest_of(event)) for event in many]
     put(projection, paid, before={**START, EVENTS: len(many)}, offset=len(many))
     assert {order_of(views, event.order_id).version for event in (many[0], many[ROWS_MAX], many[-1])} == {2}
@@ -618,9 +618,9 @@ def test_a_projector_leaves_views_of_a_newer_form_alone(engine, projection, view
         connection.execute(form.update().values(form=FORM + 1))
     with pytest.raises(DatabaseError, match="it is too old"):
         prepare(engine)
-    with pytest.raises(DatabaseError, match=f"the views have form {FORM + 1} by now"):
+    with pytest.raises(DatabaseError, match=f"the views now have form {FORM + 1}"):
         projection.positions(START)
-    with pytest.raises(DatabaseError, match=f"the views have form {FORM + 1} by now"):
+    with pytest.raises(DatabaseError, match=f"the views now have form {FORM + 1}"):
         projection.apply(seens(HISTORY[1:2], 1), {EVENTS: 1}, {EVENTS: 2})
     assert order_of(views, ORDER_ID).version == 1
 
@@ -629,7 +629,7 @@ def test_tables_that_are_not_ours_are_left_alone(url):
     engine = open_database(url, writes=True)
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE orders (theirs INTEGER)")
-    with pytest.raises(DatabaseError, match="not ours: orders"):
+    with pytest.raises(DatabaseError, match="did not create: orders"):
         prepare(engine)
     with engine.begin() as connection:
         assert connection.exec_driver_sql("SELECT * FROM orders").all() == []

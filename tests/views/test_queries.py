@@ -47,7 +47,7 @@ def test_who_reads_does_not_wait_for_who_writes(views, engine, projection):
 
 def test_of_what_is_not_there_nothing_is_known(views, projection):
     assert order_of(views, "nobody") is None
-    assert views.order_then("nobody", version=1) is None
+    assert views.order_at("nobody", version=1) is None
     assert views.history("nobody") == ()
     assert views.command("nobody", "nothing") is None
     assert views.page(Filter(), 10).orders == ()
@@ -56,22 +56,22 @@ def test_of_what_is_not_there_nothing_is_known(views, projection):
 @pytest.mark.parametrize("version", range(1, len(HISTORY) + 1))
 def test_an_order_as_it_was_at_a_version(projection, views, version):
     put(projection, HISTORY)
-    then = views.order_then(ORDER_ID, version=version)
+    then = views.order_at(ORDER_ID, version=version)
     assert (then.version, then.changed_at) == (version, HISTORY[version - 1].occurred_at)
 
 
 def test_a_version_that_is_not_there_is_none(projection, views):
     put(projection, HISTORY)
-    assert views.order_then(ORDER_ID, version=len(HISTORY) + 1) is None
-    assert views.order_then(ORDER_ID, version=0) is None
+    assert views.order_at(ORDER_ID, version=len(HISTORY) + 1) is None
+    assert views.order_at(ORDER_ID, version=0) is None
 
 
 def test_an_order_as_it_was_at_a_time(projection, views):
     put(projection, HISTORY)
     for event in HISTORY:
-        assert views.order_then(ORDER_ID, at=event.occurred_at).version >= event.version
+        assert views.order_at(ORDER_ID, at=event.occurred_at).version >= event.version
     before = HISTORY[0].occurred_at - timedelta(milliseconds=1)
-    assert views.order_then(ORDER_ID, at=before) is None
+    assert views.order_at(ORDER_ID, at=before) is None
 
 
 def test_a_history_goes_on_behind_a_version(projection, views):
@@ -126,36 +126,36 @@ def test_orders_are_found_by_user_status_and_time(projection, views, wanted, fou
 
 
 def test_what_is_new_is_told_once(projection, views):
-    before = views.places()
+    before = views.offsets()
     put(projection, [*HISTORY[:2], samples.ship_refused])
-    news = views.news(before)
+    news = views.changes_since(before)
     assert [recorded.event for recorded in news.events] == HISTORY[:2]
     assert [refused.rejection for refused in news.refusals] == [samples.ship_refused]
-    assert news.places == views.places()
-    nothing = views.news(news.places)
+    assert news.offsets == views.offsets()
+    nothing = views.changes_since(news.offsets)
     assert (nothing.events, nothing.refusals) == ((), ())
 
 
 def test_much_that_is_new_is_told_in_parts(projection, views, monkeypatch):
     refusal = but(samples.ship_refused, command_id="again")
     put(projection, [*HISTORY, refusal])
-    monkeypatch.setattr(queries, "NEWS_MAX", 4)  # two of each topic
+    monkeypatch.setattr(queries, "CHANGES_MAX", 4)  # two of each topic
     since: Offsets = {}
     told, refused = [], []
-    while not (news := views.news(since)).is_all:
+    while not (news := views.changes_since(since)).is_all:
         assert len(news.events) <= 4
         told += news.events
         refused += news.refusals
-        assert news.places != since
-        since = news.places
+        assert news.offsets != since
+        since = news.offsets
     assert [recorded.event for recorded in (*told, *news.events)] == HISTORY
     assert [one.rejection for one in (*refused, *news.refusals)] == [refusal]
 
 
 def test_a_topic_that_begins_anew_is_no_news(projection, views):
     put(projection, HISTORY)
-    far = {place: offset + 100 for place, offset in views.places().items()}
-    assert views.news(far).events == ()
+    far = {place: offset + 100 for place, offset in views.offsets().items()}
+    assert views.changes_since(far).events == ()
 
 
 def test_events_behind_a_place_are_those_of_a_user_or_of_all(projection, views):
@@ -191,4 +191,4 @@ def test_views_that_are_not_there_or_not_built_are_not_to_be_read(engine, projec
     with engine.begin() as connection:
         connection.execute(form.delete())
         form.drop(connection)
-    assert views.faults() == ["there are no views yet: no projector has made them"]
+    assert views.faults() == ["there are no views yet: no projector has created them"]

@@ -14,7 +14,7 @@ from order_service.errors import DatabaseError
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.views import order_view
-from order_service.views.process import Building
+from order_service.views.process import BuildProgress
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database, order_events, prepare
@@ -39,12 +39,12 @@ def test_which_database_is_meant(given, meant):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("nonsense", "is no URL of a database"),
-        ("postgresql://orders:hun@ter:2@localhost/db", "is no URL of a database"),
-        ("mysql://db/orders", "is of mysql, not one of sqlite, postgresql"),
-        ("postgresql+asyncpg://db/orders", "is of postgresql"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///:memory:", "names no file"),
+        ("nonsense", "is not a database URL"),
+        ("postgresql://orders:hun@ter:2@localhost/db", "is not a database URL"),
+        ("mysql://db/orders", "has driver mysql, expected one of sqlite, postgresql"),
+        ("postgresql+asyncpg://db/orders", "has driver postgresql"),
+        ("sqlite://", "must name a file"),
+        ("sqlite:///:memory:", "must name a file"),
     ],
 )
 def test_any_other_is_refused_without_its_password(given, why):
@@ -55,29 +55,29 @@ def test_any_other_is_refused_without_its_password(given, why):
 
 
 def test_views_are_ready_when_they_have_what_the_log_held_at_the_start():
-    building = Building()
-    assert building.faults() == ["the views are being opened"]
-    building.tell(1200)
-    assert building.faults() == ["the views are being built: 1,200 offsets are left"]
-    building.tell(0)
-    assert building.faults() == []
+    progress = BuildProgress()
+    assert progress.faults() == ["the views are being opened"]
+    progress.report_left(1200)
+    assert progress.faults() == ["the views are being built: 1,200 offsets are left"]
+    progress.report_left(0)
+    assert progress.faults() == []
 
 
 def test_a_partition_without_a_leader_is_named_in_readiness_and_logged_once():
-    building = Building()
-    building.tell(0)
+    progress = BuildProgress()
+    progress.report_left(0)
     with capture_logs() as lines:
-        for places in ([EVENTS], [EVENTS], [], []):
-            building.tell_leaderless(places)
-            said = f"partition 0 of {EVENTS.topic} has no leader: its views get older"
-            assert building.faults() == [said for _ in places]
+        for partitions in ([EVENTS], [EVENTS], [], []):
+            progress.report_leaderless(partitions)
+            fault = f"partition 0 of {EVENTS.topic} has no leader: its views are not updated"
+            assert progress.faults() == [fault for _ in partitions]
     assert [line["event"] for line in lines] == [
-        "A partition has no leader: its views get older.",
+        "A partition has no leader: its views are not updated.",
         "A partition has a leader again.",
     ]
 
 
-ASKED = [Views.faults, Views.places, lambda views: views.orders(["order-1"])]
+ASKED = [Views.faults, Views.offsets, lambda views: views.orders(["order-1"])]
 PREPARED_AFTER = 6
 """The driver prepares a statement when it has seen it so often."""
 

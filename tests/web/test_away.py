@@ -97,7 +97,7 @@ def test_while_kafka_is_away_a_command_gets_503_and_then_happens_once(shop, http
     assert (refused.status, refused.body["type"]) == (503, "/problems/away")
     assert refused.headers["retry-after"] == "1"
     assert http.get(placed.headers["location"]).status == 200
-    until(lambda: not shop.projector.is_ready(), "the projector says that its views get older", within_s=40)
+    until(lambda: not shop.projector.is_ready(), "the projector says that its views are not updated", within_s=40)
     broker.start()
     worker = shop.service.start_worker()  # the first one has ended, or goes on
     worker.wait_ready()

@@ -230,7 +230,7 @@ async def test_the_event_of_an_earlier_copy_is_a_replay_though_it_comes_while_ou
     waiting = second.asking("POST", f"{HERE}/pay", PAY, **KEY)
     await world.sent(3)
     assert world.decide() == ["OrderCreated", "OrderPaid", "Repeat"]
-    asked = Asked(monkeypatch, world.views, "news")
+    asked = Asked(monkeypatch, world.views, "changes_since")
     world.project()
     await asked.times(30)
     may_answer.set()
@@ -288,7 +288,7 @@ async def test_a_refused_copy_is_not_answered_by_the_event_of_a_later_one(shop):
 async def test_a_refused_copy_whose_offset_comes_late_is_not_answered_by_the_event_of_a_later_one(shop, monkeypatch):
     world, _, second = shop
     may_answer = world.hold_answers(monkeypatch)
-    asked = Asked(monkeypatch, world.views, "news")
+    asked = Asked(monkeypatch, world.views, "changes_since")
     waiting = second.asking("POST", f"{HERE}/pay", PAY, **KEY)
     await world.sent(1)
     world.commands += [create, world.commands[0]]

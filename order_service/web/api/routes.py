@@ -123,7 +123,7 @@ class Api:
             await self._wait_for(call, query.min_version)
         view = await self._visible(call)
         if query.version is not None or query.at is not None:
-            then = await self._ask(self._views.order_then, call.order_id, version=query.version, at=query.at)
+            then = await self._ask(self._views.order_at, call.order_id, version=query.version, at=query.at)
             if then is None:
                 if query.version is not None:  # it may have come so far; that it was there at a time is certain
                     await self._check_absence(call.order_id)
@@ -238,7 +238,7 @@ class Api:
         if not isinstance(decided, Event):
             raise refused(decided, command, said)
         if outcome.is_replayed:  # as the first answer said it, whatever has become of the order since
-            view = await self._ask(self._views.order_then, command.order_id, version=decided.version)
+            view = await self._ask(self._views.order_at, command.order_id, version=decided.version)
         else:
             view = await self._lookup.order(command.order_id)
         if view is None:
@@ -290,7 +290,7 @@ class Api:
 
         For `commands`, the partition of the rejections counts, too.
         """
-        if await self._ask(self._views.stopped, order_id, commands=commands):
+        if await self._ask(self._views.is_stopped, order_id, commands=commands):
             raise Problem(Trouble.NOT_YET, "The views of this order's partition are stopped.", headers=RETRY_LATER)
 
     async def _seen(self, call: Call) -> OrderView | None:

@@ -95,7 +95,7 @@ class InAll:
 
     async def page(self) -> Sequence[StoredEvent]:
         """Read the next events that the reader may see; where there are none, it is where the views are."""
-        known = await asyncio.to_thread(self._views.places)
+        known = await asyncio.to_thread(self._views.offsets)
         found = await asyncio.to_thread(self._views.events_of, self._places, user_id=self._user_id, limit=PAGE)
         if not found:
             self.reach(known)
@@ -144,7 +144,7 @@ class Live:
     async def of_all(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """Send the events that the caller may see, behind `Last-Event-ID`, or from now on; in order for each order."""
         given = requests.last_event_id(request.headers)
-        known = await asyncio.to_thread(self._views.places)
+        known = await asyncio.to_thread(self._views.offsets)
         places: Offsets = {place: offset for place, offset in known.items() if place[0] == self._topic}
         if given is not None:
             resumed = read_places(given, self._topic)

@@ -76,7 +76,7 @@ class Streams:
             for subject in (Subject(), Subject(order_id=recorded.event.order_id), Subject(user_id=recorded.user_id)):
                 for subscription in self._of.get(subject, ()):
                     subscription.put(recorded)
-        self.reached = news.places
+        self.reached = news.offsets
 
     @contextmanager
     def subscription(self, subject: Subject) -> Iterator[Subscription]:

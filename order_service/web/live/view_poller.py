@@ -53,7 +53,7 @@ class ViewPoller:
     async def wake(self) -> None:
         """Look from now on: a listener hears all that is not in the views yet when this returns."""
         if self._places is None:
-            places = await self._ask(self._views.places)
+            places = await self._ask(self._views.offsets)
             if self._places is None:  # else another one was faster
                 self._places = places
         self._hurry.set()
@@ -86,8 +86,8 @@ class ViewPoller:
     async def _look(self) -> None:
         if self._places is None:
             return
-        news = await self._ask(self._views.news, self._places)
-        self._places = news.places
+        news = await self._ask(self._views.changes_since, self._places)
+        self._places = news.offsets
         if not news.is_all:
             self._hurry.set()
         if news.events or news.refusals:
