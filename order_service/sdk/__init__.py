@@ -1,4 +1,4 @@
-"""For teams that subscribe to order events, or send order commands, from Python.
+"""The Python SDK of the Order Service: subscribe to order events, and send order commands.
 
     import asyncio
     from order_service.sdk import Accepted, Line, OrderCommands, OrderEvents, Refused
@@ -10,25 +10,27 @@
                     print(f"{event.order_id} is placed: {event.fact.total} {event.fact.currency}")
                 case Refused(reason=reason):
                     print(f"refused: {reason}")
-            async for happened in events:
-                print(f"a mail to {happened.event.fact.user_id}: thank you for {happened.event.order_id}")
+            async for record in events:
+                print(f"a mail to {record.event.fact.user_id}: thank you for {record.event.order_id}")
                 break
 
     asyncio.run(main())
 
-Which of the two ways to read events you want depends on what you do with them:
+There are two ways to read events:
 
-* *Effects* leave the house: mails, calls, payouts. `OrderEvents.effects(group=…)` is silent about history, shares the
-  work among all who name the same group, and gives each event at least once.
-* *Projections* are built from history and can be built again: tables, sums, searches. `OrderEvents.projection()` begins
-  with the first event ever, `projection(start=…)` where you say; `once` keeps that place in the transaction of your own
+* *Effects* are actions on the outside world: mails, calls, payouts. `OrderEvents.effects(group=…)` skips history,
+  shares the partitions among the members of a consumer group, and delivers each event at least once.
+* *Projections* are data that can be rebuilt from history: tables, sums, searches. `OrderEvents.projection()` starts at
+  the first event, `projection(start=…)` at given offsets. `once` commits those offsets in the transactions of your own
   database, so that each event counts exactly once.
 
-Every event says its `order_id`, its `version` (1…n without holes), who did it and when, and its `fact`: OrderCreated,
-OrderAmended, OrderPaid, OrderShipped, OrderDelivered or OrderCancelled. Money is whole minor units, times are UTC.
+Every event has an `order_id`, a `version` (1…n without gaps), an `actor`, a time `occurred_at`, and a `fact`:
+OrderCreated, OrderAmended, OrderPaid, OrderShipped, OrderDelivered or OrderCancelled. Amounts are integers in minor
+units of the currency. Times are UTC.
 
-`order_service.sdk.testing` has sample events, a stand-in for both ends that needs no Kafka, and given/when/then for the
-rules. The connection is set by the environment: KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX.
+`order_service.sdk.testing` has sample messages, in-memory replacements for both clients that need no Kafka, and
+given/when/then for the rules. The environment configures the connection: KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…,
+ORDERS_TOPIC_PREFIX.
 """
 
 from order_service.domain.messages import (

@@ -1,4 +1,4 @@
-"""Send order commands and learn what became of them."""
+"""The client for order commands: send a command, and wait for its outcome."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ IN_FLIGHT_MAX: Final = 1_000
 
 
 class Envelope(TypedDict, total=False):
-    """What every command may have: an id of its own for safe retries, and conditions under which it is decided."""
+    """The optional fields of every command: an id for safe retries, and conditions for the decision."""
 
     command_id: str
     expected_version: int
@@ -38,7 +38,7 @@ class Envelope(TypedDict, total=False):
 
 
 class Extras(Envelope, total=False):
-    """What an order may have beside its lines; money is whole minor units of its currency."""
+    """The optional fields of an order. Amounts are in minor units of its currency."""
 
     discount: int
     tax: int
@@ -48,11 +48,14 @@ class Extras(Envelope, total=False):
 
 
 class Commands(ABC):
-    """The six commands as methods. `actor` is who wishes it: `service:<id>`, or `user:<id>` for that user's own orders.
+    """The six order commands as methods.
 
-    Each gives the `Outcome` that is known `wait_s` seconds after the command was in Kafka. Money is whole minor units.
-    The command_id comes from chance unless you give one. To send again what may have arrived already, give the same
-    command_id and the same values: it happens once.
+    `actor` identifies the caller: `service:<id>`, or `user:<id>` for that user's own orders. Amounts are integers in
+    minor units.
+
+    Each method waits up to `wait_s` seconds after Kafka has acknowledged the command, and returns its `Outcome` so far.
+    The `command_id` is random by default. To retry a command that may have arrived, pass the same `command_id` and the
+    same values: it takes effect once.
     """
 
     def __init__(self, actor: str) -> None:
@@ -61,14 +64,14 @@ class Commands(ABC):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(  # noqa: B027, what has begun nothing has nothing to end
+    async def __aexit__(  # noqa: B027, nothing to close by default
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         pass
 
     @abstractmethod
     async def send(self, command: Command, wait_s: float = WAIT_S) -> Outcome:
-        """Send a command, and wait for what becomes of it up to `wait_s` seconds (0: not at all)."""
+        """Send a command, wait up to `wait_s` seconds for its outcome (0: do not wait), and return it."""
 
     async def create(
         self,
@@ -80,16 +83,16 @@ class Commands(ABC):
         wait_s: float = WAIT_S,
         **extras: Unpack[Extras],
     ) -> Outcome:
-        """Place an order for a user, who must be an active one."""
-        given = {"user_id": user_id, "currency": currency, "lines": tuple(lines)}
-        return await self.send(CreateOrder(**self._whole(order_id, extras, **given)), wait_s)
+        """Create an order for a user, who must be active."""
+        fields = {"user_id": user_id, "currency": currency, "lines": tuple(lines)}
+        return await self.send(CreateOrder(**self._fields(order_id, extras, **fields)), wait_s)
 
     async def amend(
         self, order_id: str, lines: Sequence[Line] | None = None, *, wait_s: float = WAIT_S, **extras: Unpack[Extras]
     ) -> Outcome:
-        """Change an order before it is paid: what is given replaces what was, at least one of them."""
-        given = {"lines": None if lines is None else tuple(lines)}
-        return await self.send(AmendOrder(**self._whole(order_id, extras, **given)), wait_s)
+        """Amend an order before it is paid. Pass at least one field; each one replaces its former value."""
+        fields = {"lines": None if lines is None else tuple(lines)}
+        return await self.send(AmendOrder(**self._fields(order_id, extras, **fields)), wait_s)
 
     async def pay(
         self,
@@ -101,9 +104,9 @@ class Commands(ABC):
         wait_s: float = WAIT_S,
         **envelope: Unpack[Envelope],
     ) -> Outcome:
-        """Record a payment of the whole total."""
-        given = {"payment_id": payment_id, "amount": amount, "currency": currency}
-        return await self.send(PayOrder(**self._whole(order_id, envelope, **given)), wait_s)
+        """Record a payment of the total of the order; partial payments are refused."""
+        fields = {"payment_id": payment_id, "amount": amount, "currency": currency}
+        return await self.send(PayOrder(**self._fields(order_id, envelope, **fields)), wait_s)
 
     async def ship(
         self,
@@ -114,13 +117,13 @@ class Commands(ABC):
         wait_s: float = WAIT_S,
         **envelope: Unpack[Envelope],
     ) -> Outcome:
-        """Record that a paid order left the house."""
-        given = {"carrier": carrier, "tracking_number": tracking_number}
-        return await self.send(ShipOrder(**self._whole(order_id, envelope, **given)), wait_s)
+        """Record the shipment of a paid order."""
+        fields = {"carrier": carrier, "tracking_number": tracking_number}
+        return await self.send(ShipOrder(**self._fields(order_id, envelope, **fields)), wait_s)
 
     async def deliver(self, order_id: str, *, wait_s: float = WAIT_S, **envelope: Unpack[Envelope]) -> Outcome:
-        """Record that a shipped order arrived."""
-        return await self.send(DeliverOrder(**self._whole(order_id, envelope)), wait_s)
+        """Record the delivery of a shipped order."""
+        return await self.send(DeliverOrder(**self._fields(order_id, envelope)), wait_s)
 
     async def cancel(
         self,
@@ -131,40 +134,45 @@ class Commands(ABC):
         wait_s: float = WAIT_S,
         **envelope: Unpack[Envelope],
     ) -> Outcome:
-        """Cancel an order that was not shipped yet; `reason` is one of CANCEL_REASONS."""
-        return await self.send(CancelOrder(**self._whole(order_id, envelope, reason=reason, note=note)), wait_s)
+        """Cancel an order that is not shipped yet. `reason` is one of CANCEL_REASONS."""
+        return await self.send(CancelOrder(**self._fields(order_id, envelope, reason=reason, note=note)), wait_s)
 
-    def _whole(self, order_id: str, given: Envelope, **fields: Any) -> dict[str, Any]:
-        """Put together what a command is made of."""
-        return {"command_id": str(uuid4()), "order_id": order_id, "actor": self._actor, **given, **fields}
+    def _fields(self, order_id: str, envelope: Envelope, **fields: Any) -> dict[str, Any]:
+        """Return all fields of a command."""
+        return {"command_id": str(uuid4()), "order_id": order_id, "actor": self._actor, **envelope, **fields}
 
 
 class OrderCommands(Commands):
-    """Sends commands to the service: idempotent, acknowledged by all replicas in sync, behind the order's earlier ones.
+    """A client that sends commands to the service through Kafka and returns their outcomes.
 
-    Open it once and share it: `async with OrderCommands(actor="service:shop") as orders:`, then for instance
-    `await orders.pay("order-1", "payment-1", 3400, "EUR")`. What comes back is a value, to be matched:
+    Create one client, open it with `async with OrderCommands(actor="service:shop") as orders:`, and share it. A call is
+    for instance `await orders.pay("order-1", "payment-1", 3400, "EUR")`. The producer is idempotent, waits for all
+    in-sync replicas, and keeps the commands of an order in sequence. Match the returned `Outcome`:
 
-    * Accepted: it happened, `.event` says what; `.repeated` if it had happened before
-    * Refused: it did not, `.reason` says why and `.rejection.detail` more
-    * Waiting: the user is being asked for; it will be decided without you
-    * Undecided: it is in Kafka, and was not decided in time
-    * Unreadable: the worker cannot read it, so sender and service have different versions
-    * Repeated: it repeats a command that was decided, and how is not kept any more (refusals are kept 30 days)
+    * `Accepted`: the command led to `.event`; `.repeated` is true if an earlier copy of the command did.
+    * `Refused`: the command had no effect; `.reason` is the reason, `.rejection.detail` explains it.
+    * `AwaitingUser`: the service is waiting for the User Service, and will decide the command later.
+    * `Undecided`: the command is in Kafka, but was not decided in time.
+    * `Unreadable`: the worker cannot decode the command, because client and service have different versions.
+    * `Repeated`: the command was decided before, and its outcome is no longer stored (rejections are kept 30 days).
 
-    The answer to a repeat is searched in the whole history of its partition, which may take longer than `wait_s`:
-    then it is Undecided.
+    The outcome of a repeated command is searched in the whole history of its partition. If that takes longer than
+    `wait_s`, the result is `Undecided`.
 
-    Raises KafkaAwayError if Kafka takes nothing for `within_s` seconds, or if an outcome could not be read because its
-    partition has no leader (nothing is sent then, and commands to other partitions work). Raises HistoryError if its
-    order has an event that cannot be read here (of a newer service, say), RegistryAwayError if a schema registry must
-    be asked and does not answer: then nobody knows whether the command arrives, and the same one again, command_id
-    included, is safe. Raises TopicsError if there is no service under these names, SetupError where it is not open, or
-    not any more.
+    A call raises:
 
-    At most `in_flight_max` commands are on their way or awaited; whoever sends one more waits for a place. Connection,
-    security and topic prefix are those of the service's settings (the environment: KAFKA_BOOTSTRAP_SERVERS,
-    ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX); `servers` ("host:9092") or `settings` go over them.
+    * `KafkaAwayError` if Kafka does not accept the command within `within_s` seconds. Also if the outcome could not be
+      read because its partition has no leader: the command is not sent then, and other partitions are not affected.
+    * `HistoryError` if the order has an event that this client cannot read, for instance from a newer service.
+    * `RegistryAwayError` if a schema registry is needed and does not answer.
+    * `TopicsError` if the topics of the service do not exist, `SetupError` if the client is not open.
+
+    After the first three, except as noted, the command may have arrived. A retry with the same `command_id` and the
+    same values is safe.
+
+    At most `in_flight_max` commands are in flight or awaited; further calls wait for a free slot. The environment
+    configures the connection, security and topic prefix (KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX).
+    `servers` ("host:9092") or `settings` override it.
     """
 
     def __init__(
@@ -178,7 +186,7 @@ class OrderCommands(Commands):
     ) -> None:
         super().__init__(actor)
         self._sender = Sender(settings_for(servers, settings), within_s)
-        self._places = asyncio.Semaphore(in_flight_max)
+        self._slots = asyncio.Semaphore(in_flight_max)
 
     async def __aenter__(self) -> Self:
         await self._sender.__aenter__()
@@ -190,6 +198,6 @@ class OrderCommands(Commands):
         await self._sender.__aexit__(kind, error, trace)
 
     async def send(self, command: Command, wait_s: float = WAIT_S) -> Outcome:
-        """Send a command, and wait for what becomes of it up to `wait_s` seconds (0: not at all)."""
-        async with self._places:
+        """Send a command, wait up to `wait_s` seconds for its outcome (0: do not wait), and return it."""
+        async with self._slots:
             return (await self._sender.send(command, wait_s)).outcome

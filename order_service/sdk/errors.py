@@ -1,11 +1,11 @@
-"""What stops a subscriber: a version that is missing, or a twin that was first."""
+"""Exceptions that stop a subscriber: a missing version, or a second process under the same name."""
 
 from order_service.errors import HistoryError, OrderServiceError
 
 
 class HoleError(HistoryError):
-    """A version of an order is missing: what is built on its events would be wrong."""
+    """A version of an order is missing: a result that is built from its events would be wrong."""
 
 
 class OvertakenError(OrderServiceError):
-    """Another process has applied what we were about to apply, under the same name: nothing of ours is kept."""
+    """Another process has applied this event under the same name; the transaction of this process was rolled back."""

@@ -1,4 +1,4 @@
-"""Order events, one after the other, typed: committed ones only, repeats dropped, holes noticed."""
+"""The consumer of order events: typed and committed events, without repeats, with missing versions detected."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
@@ -13,7 +13,7 @@ from order_service.errors import HistoryError, SetupError
 from order_service.kafka.reader import decode
 from order_service.runtime.library_logger import library_logger
 from order_service.sdk.errors import HoleError
-from order_service.sdk.subscriptions import GroupLog, Log, PlacedLog
+from order_service.sdk.subscriptions import AssignedLog, GroupLog, Log
 from order_service.sdk.target import settings_for
 from order_service.sdk.versions import Versions
 from order_service.settings import Settings
@@ -22,9 +22,9 @@ log = library_logger("order_service.sdk")
 
 
 class EventRecord(Struct, frozen=True):
-    """An event, where it stands in the log, and the digest of its bytes, which the order's next event names.
+    """An event, its position in the topic, and the digest of its bytes, which the order's next event contains.
 
-    `is_replay` says that it was in the log already when a projection was opened: history, not news.
+    `is_replay` is true if the event was already in the log when the projection was opened.
     """
 
     event: Event
@@ -35,7 +35,7 @@ class EventRecord(Struct, frozen=True):
 
 
 class Hole(Struct, frozen=True):
-    """Versions of an order that are missing: `found` came where `expected` should have."""
+    """Missing versions of an order: version `found` came instead of version `expected`."""
 
     order_id: str
     expected: int
@@ -45,17 +45,17 @@ class Hole(Struct, frozen=True):
 
 
 OnHole = Callable[[Hole], Awaitable[None] | None]
-"""What to do about a hole: raise, and what was found will be the next one again; return, and it goes on with it."""
+"""A handler of missing versions. If it raises, the event comes next again; if it returns, the event is delivered."""
 OnPoison = Callable[[ConsumerRecord, HistoryError], Awaitable[None] | None]
-"""What to do about a record that is no event: raise, and it will be the next one again; return, and it is passed over.
+"""A handler of undecodable records. If it raises, the record comes next again; if it returns, the record is skipped.
 
-It may be an event that only a newer SDK can read, so any version of its order may follow. The error names topic,
-partition and offset, and never what is in the record; its cause is a DecodeError.
+The record may be an event that only a newer SDK can read, so any version of its order may follow. The error contains
+topic, partition and offset, and no contents of the record. Its cause is a DecodeError.
 """
 
 
 def stop_at_hole(hole: Hole) -> NoReturn:
-    """Raise HoleError: what is built on the events of this order would be wrong."""
+    """Raise HoleError. This is the default of `on_hole`: results for this order would be wrong without the version."""
     raise HoleError(
         f"version {hole.expected} of the order {hole.order_id} is missing: version {hole.found} is next, "
         f"at offset {hole.offset} of partition {hole.partition}"
@@ -63,39 +63,41 @@ def stop_at_hole(hole: Hole) -> NoReturn:
 
 
 def stop_at_poison(_record: ConsumerRecord, error: HistoryError) -> NoReturn:
-    """Raise the error, which names topic, partition and offset."""
+    """Raise the error, which contains topic, partition and offset. This is the default of `on_poison`."""
     raise error
 
 
 def skip(record: ConsumerRecord, error: HistoryError) -> None:
-    """Log where a record lies that is no event, and pass it over."""
-    place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-    log.error("A record that is no event was passed over.", why=str(error.__cause__), **place)
+    """Log the position of a record that cannot be decoded, and skip it. Pass it as `on_poison`."""
+    position = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    log.error("A record that cannot be decoded was skipped.", why=str(error.__cause__), **position)
 
 
 class OrderEvents:
-    """What happened to orders: `async with` opens it, `async for` gives a `EventRecord` for each event, without an end.
+    """A consumer of order events. `async with` opens it; `async for` yields an `EventRecord` per event, without an end.
 
-    It is opened for one of two uses. `effects` is for what must not be done again because of history: mails, calls,
-    payouts. `projection` is for what is built from history: tables, sums, searches.
+    Create it with `effects` or `projection`. `effects` is for actions that history must not trigger again: mails,
+    calls, payouts. `projection` is for data that is built from history: tables, sums, searches.
 
-    Events of one order come in the order of their versions; those of different orders come in any. What was seen is
-    dropped when it comes again (`repeat_count` counts it). A missing version is handed to `on_hole`, a record that is
-    no event to `on_poison`; both raise unless you give another function, and may be async.
+    Events of one order arrive in the sequence of their versions; events of different orders arrive in any sequence.
+    Repeated events are dropped (`repeat_count` counts them). A missing version is passed to `on_hole`, a record that
+    cannot be decoded to `on_poison`. Both raise by default, and may be async.
 
-    A hole is told by what this very object has seen of an order. So none is noticed where a group was restarted or
-    rebalanced in between, before the first event of an order behind `start=`, and where poison of the order was passed
-    over. The last versions of 100,000 orders are remembered; once there were more, neither a hole in an order that was
-    forgotten is noticed nor a first version that is not 1.
+    Missing versions are detected from the events that this object has read. So none is detected across a restart or
+    rebalance of a group, before the first event of an order after `start=`, or after a skipped record of the order.
+    The last versions of 100,000 orders are remembered. Beyond that, neither missing versions of a forgotten order are
+    detected, nor a first version other than 1.
 
-    Connection, security and topic prefix are those of the service's settings (the environment: KAFKA_BOOTSTRAP_SERVERS,
-    ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX); `servers` ("host:9092") or `settings` go over them.
+    The environment configures the connection, security and topic prefix (KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…,
+    ORDERS_TOPIC_PREFIX). `servers` ("host:9092") or `settings` override it.
 
-    While Kafka is away, nothing comes. Raises KafkaAwayError if it is away when something is opened or committed, or if
-    a partition of the events has no leader when a projection or a new group is opened: it names the partition. Raises
-    TopicsError if there are no events under these names, HistoryError if a position is in another log, DamagedError if
-    a batch cannot be read, and with a schema registry RegistryAwayError if it must be asked and does not answer: ask
-    for the next event again, and it is asked again.
+    While Kafka is unavailable, the iteration waits. Opening and iterating raise:
+
+    * `KafkaAwayError` if Kafka does not answer when the consumer is opened or offsets are committed. Also if a
+      partition of the events has no leader when a projection or a new group is opened; the message names it.
+    * `TopicsError` if the topics do not exist, `HistoryError` if a position is not in this log, `DamagedError` if a
+      batch cannot be read.
+    * `RegistryAwayError` if a schema registry is needed and does not answer. Request the next event to retry.
     """
 
     def __init__(self, source: Log, versions: Versions, on_hole: OnHole, on_poison: OnPoison) -> None:
@@ -106,7 +108,7 @@ class OrderEvents:
         self._on_hole = on_hole
         self._on_poison = on_poison
         self._next: ConsumerRecord | None = None
-        self._working_on: ConsumerRecord | None = None
+        self._in_progress: ConsumerRecord | None = None
 
     @classmethod
     def effects(
@@ -118,27 +120,27 @@ class OrderEvents:
         on_poison: OnPoison = stop_at_poison,
         settings: Settings | None = None,
     ) -> Self:
-        """Open what is new for `group`, whose members share the partitions; Kafka keeps how far it is.
+        """Return a consumer of new events. The members of the consumer group `group` share the partitions.
 
-        A new group begins at the end of the log, and that is written down before anything else: it never does anything
-        about history, and misses nothing that happens after it was opened for the first time. Kafka forgets a group
-        that was away for a week (`offsets.retention.minutes`), which then is a new one.
+        A new group starts at the end of the log, and commits those offsets before it reads. So it never acts on
+        history, and misses no event after it was opened for the first time. Kafka deletes the offsets of a group that
+        was inactive for a week (`offsets.retention.minutes`); the group then starts as a new one.
 
-        An event counts as done when the next one is asked for, or when `async with` is left without an error. What is
-        done is committed when an event is asked for, once a second at most, and when `async with` is left. So each
-        event is given at least once: after a kill the one that was being worked on comes again, and so may those that
-        were done in the second before it was given, however long the work on it takes. Give each effect a name that
-        its receiver knows repeats by, `event.event_id` for instance. An event whose error you catch inside of
-        `async with` counts as done: let the error out, and the event comes again.
+        Delivery is at least once. An event is done when the next one is requested, or when `async with` exits without
+        an error. Offsets of done events are committed when an event is requested, at most once a second, and when
+        `async with` exits. After a crash, the event in progress is delivered again. So may be the events that were done
+        in the second before its delivery, however long its processing takes. Give each effect an id by which its
+        receiver detects repeats, for instance `event.event_id`. An event whose error you catch inside `async with`
+        counts as done. Let the error propagate to receive the event again.
 
-        A loop body may wait for five minutes, and may block the event loop for ORDERS_SESSION_TIMEOUT_S (15 s); longer,
-        and the member is taken for dead, and its partitions go to others. Raises SetupError for the worker's own group,
-        and for one whose members read something else.
+        The loop body may wait up to five minutes, and may block the event loop up to ORDERS_SESSION_TIMEOUT_S (15 s).
+        After that, the group removes the member and reassigns its partitions. Raises SetupError for the group of the
+        workers, and, when opened, for a group whose members read other topics.
         """
-        chosen, versions = settings_for(servers, settings), Versions()
-        if group == chosen.group_id:
+        target, versions = settings_for(servers, settings), Versions()
+        if group == target.group_id:
             raise SetupError(f"{group} is the group of the order service's workers: choose another name")
-        return cls(GroupLog(chosen, group, versions), versions, on_hole, on_poison)
+        return cls(GroupLog(target, group, versions), versions, on_hole, on_poison)
 
     @classmethod
     def projection(
@@ -150,15 +152,15 @@ class OrderEvents:
         on_poison: OnPoison = stop_at_poison,
         settings: Settings | None = None,
     ) -> Self:
-        """Open all events from the beginning, or from `start` on, which says the next offset of each partition.
+        """Return a consumer of all events from the beginning, or from `start`: the next offset of each partition.
 
-        Partitions that it does not name are read from their beginning; a position in it that lies before the beginning
-        of its partition, or behind the end, is a HistoryError when this is opened. There is no group: each reader gets
-        everything and keeps its own position, best in the transaction that keeps what it builds (see `once`).
-        `is_replay` is true for what was there when it was opened.
+        Partitions without an entry in `start` are read from their beginning. Opening raises HistoryError if an offset
+        is before the beginning of its partition or after its end. There is no consumer group: each consumer reads all
+        events and stores its own offsets, best in the transaction that stores its results (see `once`). `is_replay` is
+        true for events that existed when the consumer was opened.
         """
-        chosen, versions = settings_for(servers, settings), Versions()
-        return cls(PlacedLog(chosen, start or {}, versions), versions, on_hole, on_poison)
+        target, versions = settings_for(servers, settings), Versions()
+        return cls(AssignedLog(target, start or {}, versions), versions, on_hole, on_poison)
 
     async def __aenter__(self) -> Self:
         await self._log.open()
@@ -169,7 +171,7 @@ class OrderEvents:
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._is_done()
+            self._mark_done()
         await self._log.close()
 
     def __aiter__(self) -> Self:
@@ -178,42 +180,42 @@ class OrderEvents:
     async def __anext__(self) -> EventRecord:
         if not self._is_open:
             raise SetupError("open it first: `async with OrderEvents.effects(…) as events:`")
-        self._is_done()
+        self._mark_done()
         while True:
             record = self._next = self._next or await self._log.next()
-            happened = await self._read(record)  # where that raises, this record is the next one again
+            event_record = await self._read(record)  # if that raises, this record is the next one again
             self._next = None
-            if happened is not None:
-                self._working_on = record
-                return happened
-            self._log.done(record)
+            if event_record is not None:
+                self._in_progress = record
+                return event_record
+            self._log.mark_done(record)
 
-    def _is_done(self) -> None:
-        if self._working_on is not None:
-            self._log.done(self._working_on)
-            self._working_on = None
+    def _mark_done(self) -> None:
+        if self._in_progress is not None:
+            self._log.mark_done(self._in_progress)
+            self._in_progress = None
 
     async def _read(self, record: ConsumerRecord) -> EventRecord | None:
-        """Give the event in a record, None for a repeat, and for poison that is passed over."""
+        """Return the event in a record, or None for a repeat or a skipped record."""
         try:
-            seen = decode(record, self._log.names)
+            outcome = decode(record, self._log.names)
         except HistoryError as error:
-            await _handed(self._on_poison(record, error))
+            await _finish(self._on_poison(record, error))
             self._versions.lost_track((record.key or b"").decode(errors="replace"))
             return None
-        assert isinstance(seen.message, Event)  # the topic holds nothing else
-        event = seen.message
+        assert isinstance(outcome.message, Event)  # the topic has no other messages
+        event = outcome.message
         if self._versions.is_repeat(event.order_id, event.version):
             self.repeat_count += 1
             return None
         expected = self._versions.expected(record.partition, event.order_id, event.version)
         if event.version != expected:
             hole = Hole(event.order_id, expected, event.version, record.partition, record.offset)
-            await _handed(self._on_hole(hole))
-        self._versions.saw(record.partition, event.order_id, event.version)
-        return EventRecord(event, record.partition, record.offset, seen.digest, self._log.is_replay(record))
+            await _finish(self._on_hole(hole))
+        self._versions.record(record.partition, event.order_id, event.version)
+        return EventRecord(event, record.partition, record.offset, outcome.digest, self._log.is_replay(record))
 
 
-async def _handed(answer: Awaitable[None] | None) -> None:
-    if isawaitable(answer):
-        await answer
+async def _finish(result: Awaitable[None] | None) -> None:
+    if isawaitable(result):
+        await result

@@ -1,7 +1,7 @@
-"""Learn what becomes of many commands at once: one reader of the topics for all who wait.
+"""The reader of outcomes: one consumer of the topics for all commands of a client that are awaited.
 
-Nobody waits, nobody reads: the reading begins with the first who waits, at the ends of the topics, and stops some
-seconds after the last. So no outcome of a command that is sent afterwards can be missed.
+It starts with the first awaited command, at the ends of the topics, before that command is sent. So it cannot miss an
+outcome. It stops some seconds after the last awaited command.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from order_service.wire.changelog import POSITION_KEY
 from order_service.wire.commands import partition_of
 
 LINGER_S: Final = 10.0
-"""How long the reading goes on when nobody waits: to begin it anew takes up to a fifth of a second."""
+"""How long the reader continues when no command is awaited: a restart takes up to a fifth of a second."""
 
 ADD_EVERY_S: Final = 1.0
-"""How often partitions without a leader are looked at again."""
+"""How often partitions without a leader are checked again."""
 
 
 class AwaitedOutcome:
-    """A command whose outcome somebody waits for. What comes before its own offset is known is kept until then."""
+    """A command whose outcome is awaited. Records that arrive before its offset is known are kept until then."""
 
     def __init__(self, names: TopicNames, command: Command, partition: int) -> None:
         self.key = command.order_id.encode()
         self.partition = partition
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.watch: Watch | None = None
-        self._answer_before: Refused | Repeated = Repeated()
+        self._earlier_outcome: Refused | Repeated = Repeated()
         self._names = names
         self._command = command
         self._early: list[ConsumerRecord] = []
@@ -45,62 +45,62 @@ class AwaitedOutcome:
 
     @property
     def is_missed(self) -> bool:
-        """Tell whether it is decided, and no outcome was seen."""
+        """Return whether the command is decided, but its outcome was not observed."""
         return self.watch is not None and self.watch.is_decided and not self.outcome.done()
 
-    def arrived(self, offset: int) -> None:
-        """Hear where the command lies."""
+    def set_offset(self, offset: int) -> None:
+        """Set the offset of the command, and process the records that arrived before."""
         self.watch = Watch(self._names, self._command, self.partition, offset)
         for record in (*self._early, *([self._early_position] if self._early_position else [])):
-            self.hear(record)
+            self.on_record(record)
         self._early.clear()
 
-    def hear(self, record: ConsumerRecord) -> None:
-        """Take a record of its order, or a position of its partition, of which only the newest counts."""
+    def on_record(self, record: ConsumerRecord) -> None:
+        """Process a record of the order, or a position of the partition, of which only the newest counts."""
         if self.watch is not None:
-            self._take(self.watch, record)
+            self._observe(self.watch, record)
         elif record.key == POSITION_KEY:
             self._early_position = record
         else:
             self._early.append(record)
 
-    def _take(self, watch: Watch, record: ConsumerRecord) -> None:
+    def _observe(self, watch: Watch, record: ConsumerRecord) -> None:
         try:
-            outcome = watch.see(record)
+            outcome = watch.observe(record)
         except HistoryError as error:
             self.fail(error)
         else:
             if outcome is not None:
-                self.decide(outcome)
+                self.resolve(outcome)
 
-    def look_back(self, record: ConsumerRecord) -> None:
-        """Take a record of the order's history; of several refusals of a command the last one counts."""
+    def on_history_record(self, record: ConsumerRecord) -> None:
+        """Process a record of the order's history; of several rejections of a command, the last one counts."""
         try:
-            answer = None if self.watch is None else self.watch.answer_in(record)
+            outcome = None if self.watch is None else self.watch.outcome_in(record)
         except HistoryError as error:
             self.fail(error)
         else:
-            if isinstance(answer, Accepted):
-                self.decide(answer)
-            self._answer_before = answer if isinstance(answer, Refused) else self._answer_before
+            if isinstance(outcome, Accepted):
+                self.resolve(outcome)
+            self._earlier_outcome = outcome if isinstance(outcome, Refused) else self._earlier_outcome
 
-    def looked_back(self) -> None:
-        """Hear that the history has no more records."""
-        self.decide(self._answer_before)
+    def on_history_end(self) -> None:
+        """Resolve with the last rejection in the history, or with Repeated if there is none."""
+        self.resolve(self._earlier_outcome)
 
-    def decide(self, outcome: Outcome) -> None:
-        """Tell who waits, if it was not told yet."""
+    def resolve(self, outcome: Outcome) -> None:
+        """Set the outcome, unless it is already set."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
     def fail(self, error: OrderServiceError) -> None:
-        """Tell who waits that nobody will know; whether the command arrived is then not known either."""
+        """Set an error as the result. Whether the command arrived may then be unknown too."""
         if not self.outcome.done():
             self.outcome.set_exception(error)
-            self.outcome.exception()  # it may have gone
+            self.outcome.exception()  # the caller may have gone: avoids a warning of asyncio
 
-    async def within(self, wait_s: float) -> Outcome:
-        """Wait for the outcome, or say what is known by then."""
+    async def wait(self, wait_s: float) -> Outcome:
+        """Return the outcome, or AwaitingUser or Undecided after `wait_s` seconds without one."""
         try:
             async with asyncio.timeout(wait_s):
                 return await self.outcome
@@ -108,30 +108,30 @@ class AwaitedOutcome:
             return AwaitingUser() if self.watch is not None and self.watch.waits else Undecided()
 
 
-class Following:
-    """Follows the topics while somebody waits; commands that repeat forgotten ones are looked up in the history."""
+class OutcomeReader:
+    """A consumer that runs while commands are awaited. Outcomes of repeated commands are searched in the history."""
 
     def __init__(self, settings: Settings, within_s: float) -> None:
         self._settings = settings
         self._reader: Reader
         self._servers: str = connection(settings)["bootstrap_servers"]
         self._within_s = within_s
-        self._search = Search(settings)
+        self._history = HistorySearch(settings)
         self._names = topic_names(settings.topic_prefix)
-        self._places: list[TopicPartition] = []
+        self._partitions: list[TopicPartition] = []
         self._leaderless: list[TopicPartition] = []
-        self._partitions = 0
+        self._partition_count = 0
         self._awaited: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
-        self._begun: asyncio.Future[None] | None = None
+        self._started: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
-        """Find the topics. Raises KafkaAwayError, TopicsError."""
+        """Connect, and look up the partitions of the topics. Raises KafkaAwayError, TopicsError."""
         self._reader = await Reader(self._settings).__aenter__()
         names = self._names
         try:
-            self._partitions = len(await self._reader.places(names.commands))  # where it is missing, say so now
-            self._places = await self._reader.places(
+            self._partition_count = len(await self._reader.places(names.commands))  # raises if it is missing
+            self._partitions = await self._reader.places(
                 names.events, names.rejections, names.dead_letters, names.table, names.waiting
             )
         except BaseException:
@@ -139,10 +139,10 @@ class Following:
             raise
 
     async def close(self) -> None:
-        """Let nobody wait any longer."""
+        """Resolve all awaited commands as Undecided, and stop reading."""
         for awaited in self._all():
-            awaited.decide(Undecided())
-        for task in (self._task, self._search.task):
+            awaited.resolve(Undecided())
+        for task in (self._task, self._history.task):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -150,12 +150,12 @@ class Following:
 
     @asynccontextmanager
     async def awaiting(self, command: Command) -> AsyncIterator[AwaitedOutcome]:
-        """Follow from here on what concerns this command, which is sent in the block and `arrived` there."""
+        """Follow the records of this command from now on. The block sends it and calls `set_offset`."""
         key = command.order_id.encode()
-        awaited = AwaitedOutcome(self._names, command, partition_of(key, self._partitions))
+        awaited = AwaitedOutcome(self._names, command, partition_of(key, self._partition_count))
         self._awaited[key].append(awaited)
         try:
-            await self._reading()
+            await self._start()
             self._check_followed(awaited.partition)
             yield awaited
         finally:
@@ -164,170 +164,171 @@ class Following:
             if not self._awaited[key]:
                 del self._awaited[key]
 
-    def arrived(self, awaited: AwaitedOutcome, offset: int) -> None:
-        """Hear where an awaited command lies."""
-        awaited.arrived(offset)
-        self._settle(awaited)
+    def set_offset(self, awaited: AwaitedOutcome, offset: int) -> None:
+        """Set the offset of an awaited command."""
+        awaited.set_offset(offset)
+        self._search_if_missed(awaited)
 
-    def _settle(self, awaited: AwaitedOutcome) -> None:
-        """Search the history for the answer to a command that is decided without anything new, after some grace."""
+    def _search_if_missed(self, awaited: AwaitedOutcome) -> None:
+        """Search the history, after GRACE_S, for the outcome of a command that was decided without a new record."""
         if awaited.is_missed:
-            asyncio.get_running_loop().call_later(GRACE_S, self._search.add, awaited)
+            asyncio.get_running_loop().call_later(GRACE_S, self._history.add, awaited)
 
-    async def _reading(self) -> None:
-        """Wait until the ends are known from which on all is read."""
-        if self._begun is None:
-            self._begun = asyncio.get_running_loop().create_future()
-            self._task = asyncio.create_task(self._follow(self._begun))
+    async def _start(self) -> None:
+        """Wait until the offsets are known from which on all records are read."""
+        if self._started is None:
+            self._started = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._follow(self._started))
         with kafka_answers(self._servers):
             async with asyncio.timeout(self._within_s):
-                await asyncio.shield(self._begun)
+                await asyncio.shield(self._started)
 
     def _check_followed(self, partition: int) -> None:
         """Raise LeaderAwayError if an outcome of a command in this partition could be missed."""
-        if missing := [place for place in self._leaderless if place.partition == partition]:
+        if missing := [leaderless for leaderless in self._leaderless if leaderless.partition == partition]:
             raise LeaderAwayError(missing)
 
-    async def _follow(self, begun: "asyncio.Future[None]") -> None:
+    async def _follow(self, started: "asyncio.Future[None]") -> None:
         try:
-            self._reader.begin(await self._ends_of(self._places))
-            begun.set_result(None)
-            await self._hear_all()
+            self._reader.begin(await self._ends_of(self._partitions))
+            started.set_result(None)
+            await self._poll()
         except OrderServiceError as error:
-            self._fail(begun, error)
+            self._fail(started, error)
         finally:
-            if self._begun is begun:  # it has not stopped by itself
-                self._begun = None
-                self._fail(begun, KafkaAwayError("the reading of outcomes was ended"))
+            if self._started is started:  # it was cancelled or has failed
+                self._started = None
+                self._fail(started, KafkaAwayError("the reader of outcomes was stopped"))
 
-    def _fail(self, begun: "asyncio.Future[None]", error: OrderServiceError) -> None:
-        """Tell who waits for the beginning, or all who wait for an outcome, that the reading has ended."""
-        if not begun.done():
-            begun.set_exception(error)
-            begun.exception()  # who waits for it may have gone
+    def _fail(self, started: "asyncio.Future[None]", error: OrderServiceError) -> None:
+        """Raise an error in all callers that wait for the start or for an outcome."""
+        if not started.done():
+            started.set_exception(error)
+            started.exception()  # its callers may have gone: avoids a warning of asyncio
         for awaited in self._all():
             awaited.fail(error)
 
-    async def _ends_of(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ask where partitions end; those without a leader are left for later, and no command is sent to them."""
-        leaderless = await self._reader.leaderless(places)
-        ends = await self._reader.ends([place for place in places if place not in leaderless])
+    async def _ends_of(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the end offsets; partitions without a leader are left for later, and get no command until then."""
+        leaderless = await self._reader.leaderless(partitions)
+        ends = await self._reader.ends([partition for partition in partitions if partition not in leaderless])
         self._leaderless = leaderless
         return ends
 
     async def _add(self) -> None:
-        """Follow the partitions that have a leader again."""
+        """Start reading the partitions that have a leader again."""
         try:
             ends = await self._ends_of(self._leaderless)
-        except LeaderAwayError:  # it lost its leader while it was asked
+        except LeaderAwayError:  # one lost its leader meanwhile
             return
         if ends:
             await self._reader.add(ends)
 
-    async def _hear_all(self) -> None:
+    async def _poll(self) -> None:
         now = asyncio.get_running_loop().time
         stop_at, add_at = now() + LINGER_S, now() + ADD_EVERY_S
         while True:
-            self._hear(await self._reader.some())
+            self._dispatch(await self._reader.some())
             if self._leaderless and now() > add_at:
                 await self._add()
                 add_at = now() + ADD_EVERY_S
             if self._awaited:
                 stop_at = now() + LINGER_S
             elif now() > stop_at:
-                self._begun = None  # at once: who comes from here on begins anew
+                self._started = None  # immediately: the next awaited command restarts the reader
                 return
 
-    def _hear(self, records: Sequence[ConsumerRecord]) -> None:
+    def _dispatch(self, records: Sequence[ConsumerRecord]) -> None:
         positions: dict[int, ConsumerRecord] = {}
         for record in records:
             if record.key == POSITION_KEY:
                 positions[record.partition] = record
             elif record.topic != self._names.table:
-                self._tell(self._of_order(record), record)
+                self._notify(self._of_order(record), record)
         if positions:
             for awaited in list(self._all()):
                 if awaited.partition in positions:
-                    self._tell([awaited], positions[awaited.partition])
+                    self._notify([awaited], positions[awaited.partition])
 
-    def _tell(self, some: Iterable[AwaitedOutcome], record: ConsumerRecord) -> None:
-        for awaited in some:
+    def _notify(self, outcomes: Iterable[AwaitedOutcome], record: ConsumerRecord) -> None:
+        for awaited in outcomes:
             was_missed = awaited.is_missed
-            awaited.hear(record)
+            awaited.on_record(record)
             if not was_missed:
-                self._settle(awaited)
+                self._search_if_missed(awaited)
 
     def _of_order(self, record: ConsumerRecord) -> Sequence[AwaitedOutcome]:
-        """Give who waits for something of the order that a record is about: its key, up to a NUL, names it."""
+        """Return the awaited outcomes for the order of a record: its key, up to a NUL, is the order_id."""
         return self._awaited.get((record.key or b"").partition(b"\0")[0], ())
 
     def _all(self) -> Iterator[AwaitedOutcome]:
-        for some in list(self._awaited.values()):
-            yield from some
+        for outcomes in list(self._awaited.values()):
+            yield from outcomes
 
 
-class Search:
-    """Searches the history for what became of the first copies of commands; one reading for all who ask meanwhile."""
+class HistorySearch:
+    """A search of the history for the outcomes of earlier copies; one scan serves all commands added meanwhile."""
 
     def __init__(self, settings: Settings) -> None:
         self.task: asyncio.Task[None] | None = None
         self._settings = settings
-        self._asked: list[AwaitedOutcome] = []
+        self._queue: list[AwaitedOutcome] = []
 
     def add(self, awaited: AwaitedOutcome) -> None:
-        """Search for an answer, unless it has come by now."""
+        """Add a command to the search, unless its outcome has arrived."""
         if not awaited.is_missed:
             return
-        self._asked.append(awaited)
+        self._queue.append(awaited)
         if self.task is None or self.task.done():
             self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        while self._asked:
-            asked, self._asked = [awaited for awaited in self._asked if awaited.is_missed], []
+        while self._queue:
+            searched, self._queue = [awaited for awaited in self._queue if awaited.is_missed], []
             try:
-                await self._look(asked)
+                await self._scan(searched)
             except OrderServiceError as error:
-                for awaited in asked:
+                for awaited in searched:
                     awaited.fail(error)
 
-    async def _look(self, asked: Sequence[AwaitedOutcome]) -> None:
-        """Read the partitions of those who ask, until each has an answer or is gone.
+    async def _scan(self, searched: Sequence[AwaitedOutcome]) -> None:
+        """Read the partitions of these commands, until each has an outcome or is no longer awaited.
 
-        It reads to the end of what is written, not only of what is committed: a transaction whose position we saw is
-        committed, but its marker may be late elsewhere, and what it holds for us lies before that end.
+        The scan ends at the log end, not at the last stable offset. A transaction whose position was observed is
+        committed, but its marker may be late in other partitions; its records are before that end.
         """
         by_key: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
-        for awaited in asked:
+        for awaited in searched:
             by_key[awaited.key].append(awaited)
         async with Reader(self._settings) as reader:
             events, rejections = reader.names.events, reader.names.rejections
-            partitions = {awaited.partition for awaited in asked}
-            places = [TopicPartition(topic, number) for topic in (events, rejections) for number in partitions]
-            leaderless = await reader.leaderless(places)
-            for awaited in asked:
-                if missing := [place for place in leaderless if place.partition == awaited.partition]:
+            numbers = {awaited.partition for awaited in searched}
+            partitions = [TopicPartition(topic, number) for topic in (events, rejections) for number in numbers]
+            leaderless = await reader.leaderless(partitions)
+            for awaited in searched:
+                if missing := [partition for partition in leaderless if partition.partition == awaited.partition]:
                     awaited.fail(LeaderAwayError(missing))
-            left = [awaited for awaited in asked if awaited.is_missed]
-            places = [place for place in places if place.partition in {awaited.partition for awaited in left}]
-            async for record in reader.until(await _written(self._settings, places)):
+            left = [awaited for awaited in searched if awaited.is_missed]
+            numbers = {awaited.partition for awaited in left}
+            partitions = [partition for partition in partitions if partition.partition in numbers]
+            async for record in reader.until(await _log_ends(self._settings, partitions)):
                 for awaited in by_key.get(record.key, ()):
-                    awaited.look_back(record)
+                    awaited.on_history_record(record)
                 while left and not left[-1].is_missed:
                     left.pop()
                 if not left:
                     return
-        for awaited in asked:
-            awaited.looked_back()
+        for awaited in searched:
+            awaited.on_history_end()
 
 
-async def _written(settings: Settings, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-    """Ask where logs end, with what is not committed yet."""
+async def _log_ends(settings: Settings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """Return the log end offsets, including records that are not committed yet."""
     arguments = connection(settings)
     consumer = Consumer(**arguments, request_timeout_ms=10_000)
     try:
         with kafka_answers(arguments["bootstrap_servers"]):
             await consumer.start()
-            return dict(await consumer.end_offsets(places))
+            return dict(await consumer.end_offsets(partitions))
     finally:
         await consumer.stop()

@@ -1,7 +1,7 @@
-"""What can become of a command, and how it is found in the records of its partition.
+"""The outcomes of a command, and how to find them in the records of its partition.
 
-Nothing new comes of a command that its order remembers; that it was decided all the same is read from the position of
-its partition, and what was decided the first time from the history.
+A command that its order remembers produces no new record. That it was decided is read from the position of its
+partition; its first outcome is read from the history.
 """
 
 from typing import Final
@@ -19,64 +19,64 @@ from order_service.wire.changelog import POSITION_KEY, decode_position, waiting_
 from order_service.wire.headers import command_offset_of
 
 GRACE_S: Final = 0.5
-"""Between the position and the outcome of one transaction: its marker reaches each partition at its own time."""
+"""The delay between the position and the outcome of one transaction: each partition gets its marker separately."""
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):
-    """It led to an event; `repeated` if an earlier copy of it did."""
+    """The command led to an event. `repeated` is true if an earlier copy of the command did."""
 
     seen: OutcomeRecord
     repeated: bool = False
 
     @property
     def event(self) -> Event:
-        """What happened."""
+        """The event that the command led to."""
         assert isinstance(self.seen.message, Event)
         return self.seen.message
 
 
 class Refused(Struct, frozen=True, tag="refused"):
-    """It was refused; `repeated` if an earlier copy of it was."""
+    """The command was refused. `repeated` is true if an earlier copy of the command was."""
 
     seen: OutcomeRecord
     repeated: bool = False
 
     @property
     def rejection(self) -> Rejection:
-        """The refusal, with a `detail` for people."""
+        """The rejection, whose `detail` is a description for humans."""
         assert isinstance(self.seen.message, Rejection)
         return self.seen.message
 
     @property
     def reason(self) -> Reason:
-        """Why; `MEANINGS[reason]` says what can be done. A reason of a newer service is a ValueError."""
+        """The reason; `MEANINGS[reason]` says what to do. Raises ValueError for a reason of a newer service."""
         return Reason(self.rejection.reason)
 
 
 class Unreadable(Struct, frozen=True, tag="dead_letter"):
-    """The worker could not read it."""
+    """The worker could not decode the command; it is in the dead-letter topic."""
 
     reason: str
     detail: str
 
 
 class AwaitingUser(Struct, frozen=True, tag="waiting"):
-    """It waits for the User Service, and will be decided without us."""
+    """The command is waiting for the User Service. The service will decide it later."""
 
 
 class Undecided(Struct, frozen=True, tag="undecided"):
-    """It is in Kafka, and nothing is known of it yet."""
+    """The command is in Kafka, and its outcome is not known yet."""
 
 
 class Repeated(Struct, frozen=True, tag="repeated"):
-    """It repeats a command whose answer is not kept any more."""
+    """The command was decided before, and its outcome is no longer stored."""
 
 
 Outcome = Accepted | Refused | Unreadable | AwaitingUser | Undecided | Repeated
 
 
 class Watch:
-    """What is known of one sent command, from the records of its partition in the other topics."""
+    """The state of one sent command, as observed in the records of its partition in the other topics."""
 
     def __init__(self, names: TopicNames, command: Command, partition: int, offset: int) -> None:
         self.waits = False
@@ -90,13 +90,13 @@ class Watch:
 
     @property
     def is_decided(self) -> bool:
-        """Tell whether a worker is done with it, whether or not its outcome was seen."""
+        """Return whether a worker has decided the command, regardless of whether its outcome was observed."""
         return self._passed and not self.waits
 
-    def see(self, record: ConsumerRecord) -> Accepted | Refused | Unreadable | None:
-        """Take one record; give the outcome if it is one. HistoryError if it is the order's and cannot be read."""
+    def observe(self, record: ConsumerRecord) -> Accepted | Refused | Unreadable | None:
+        """Return the outcome if the record has it. Raises HistoryError for an undecodable record of the order."""
         names = self._names
-        if record.partition != self._partition:  # there our offset is another command's
+        if record.partition != self._partition:  # in other partitions, our offset is another command's
             return None
         if record.topic == names.table and record.key == POSITION_KEY:
             self._passed |= _next_offset(record) > self._offset
@@ -106,27 +106,27 @@ class Watch:
             headers = dict(record.headers)
             return Unreadable(headers["dl_reason"].decode(), headers["dl_detail"].decode())
         elif record.topic in (names.events, names.rejections) and record.key == self._key:
-            outcome = self.answer_in(record)
-            # A refusal of an earlier copy need not be ours: an order that did not exist remembers none.
+            outcome = self.outcome_in(record)
+            # The refusal of an earlier copy may not be ours: an order that did not exist remembers nothing.
             return None if isinstance(outcome, Refused) and outcome.repeated else outcome
         return None
 
-    def answer_in(self, record: ConsumerRecord) -> Accepted | Refused | None:
-        """Return the answer of an event or a rejection to this command or an earlier copy of it, else None.
+    def outcome_in(self, record: ConsumerRecord) -> Accepted | Refused | None:
+        """Return the outcome of this command or an earlier copy in an event or rejection, or None for other commands.
 
-        What became of a later copy is not ours: this one was refused before, and its order did not remember that.
+        The outcome of a later copy does not count: this copy was refused before, and its order did not remember that.
         """
-        seen = decode(record, self._names)
-        if (seen.message.command_id, seen.message.command_digest) != self._known:
+        outcome = decode(record, self._names)
+        if (outcome.message.command_id, outcome.message.command_digest) != self._known:
             return None
-        if seen.command_offset is not None and seen.command_offset > self._offset:
+        if outcome.command_offset is not None and outcome.command_offset > self._offset:
             return None
-        repeated = seen.command_offset != self._offset
-        return Accepted(seen, repeated) if isinstance(seen.message, Event) else Refused(seen, repeated)
+        repeated = outcome.command_offset != self._offset
+        return Accepted(outcome, repeated) if isinstance(outcome.message, Event) else Refused(outcome, repeated)
 
 
 def _next_offset(record: ConsumerRecord) -> int:
-    """Read a position; one of a form that we do not know says nothing: a newer service may write it."""
+    """Return the next offset of a position, or 0 for an unknown format, which a newer service may write."""
     try:
         return decode_position(record.value or b"").next_offset
     except HistoryError:

@@ -1,4 +1,4 @@
-"""Send one command, and wait for what becomes of it."""
+"""Sending of one command, and waiting for its outcome."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,14 +10,14 @@ from msgspec import Struct
 from order_service.domain.messages import Command
 from order_service.errors import SetupError
 from order_service.kafka.command_producer import WITHIN_S, CommandsTopic
-from order_service.sdk.outcome_reader import Following
+from order_service.sdk.outcome_reader import OutcomeReader
 from order_service.sdk.outcomes import Outcome, Undecided
 from order_service.settings import Settings
 from order_service.wire.avro import encode_command
 
 
 class Sent(Struct, frozen=True):
-    """Where a command lies, and what became of it."""
+    """The position of a sent command, and its outcome."""
 
     partition: int
     offset: int
@@ -25,17 +25,17 @@ class Sent(Struct, frozen=True):
 
 
 class Sender:
-    """A producer of commands and a reader of their outcomes, between which nothing is missed; `async with` it."""
+    """A producer of commands with a reader that misses none of their outcomes. Open it with `async with`."""
 
     def __init__(
         self, settings: Settings, within_s: float = WITHIN_S, encode: Callable[[Command], bytes] = encode_command
     ) -> None:
         self._new_topic = partial(CommandsTopic, settings, within_s, encode)
         self._topic: CommandsTopic | None = None
-        self._following = Following(settings, within_s)
+        self._outcomes = OutcomeReader(settings, within_s)
 
     async def __aenter__(self) -> Self:
-        await self._following.open()  # in a topic that is missing, a producer would wait in vain
+        await self._outcomes.open()  # raises for a missing topic, on which a producer would wait
         self._topic = self._new_topic()
         return self
 
@@ -44,20 +44,20 @@ class Sender:
     ) -> None:
         topic, self._topic = self._topic, None
         try:
-            await self._following.close()
+            await self._outcomes.close()
         finally:
             if topic is not None:
                 await topic.stop()
 
     async def send(self, command: Command, wait_s: float) -> Sent:
-        """Send a command and wait for its outcome, up to `wait_s` seconds (0: not at all)."""
+        """Send a command and wait up to `wait_s` seconds for its outcome (0: do not wait)."""
         topic = self._topic
         if topic is None:
             raise SetupError("open it first: `async with OrderCommands(…) as orders:`")
         if wait_s <= 0:
-            arrived = await topic.send(command, [])
-            return Sent(arrived.partition, arrived.offset, Undecided())
-        async with self._following.awaiting(command) as awaited:
-            arrived = await topic.send(command, [])
-            self._following.arrived(awaited, arrived.offset)
-            return Sent(arrived.partition, arrived.offset, await awaited.within(wait_s))
+            metadata = await topic.send(command, [])
+            return Sent(metadata.partition, metadata.offset, Undecided())
+        async with self._outcomes.awaiting(command) as awaited:
+            metadata = await topic.send(command, [])
+            self._outcomes.set_offset(awaited, metadata.offset)
+            return Sent(metadata.partition, metadata.offset, await awaited.wait(wait_s))

@@ -1,4 +1,4 @@
-"""Where a subscriber's records come from: a group that keeps its place in Kafka, or a place that the caller keeps."""
+"""The sources of a subscriber's records: a consumer group with offsets in Kafka, or offsets that the caller stores."""
 
 import asyncio
 import time
@@ -29,34 +29,34 @@ from order_service.settings import Settings
 log = library_logger("order_service.sdk")
 
 COMMIT_EVERY_S: Final = 1.0
-"""How long what is done may stay uncommitted: so much comes again after a kill."""
+"""The interval of commits: the events done within it are delivered again after a crash."""
 WITHIN_S: Final = 10.0
-"""How long a commit, or leaving a group, may take."""
+"""The time limit for a commit, and for leaving a group."""
 
 
 class Log(Protocol):
-    """The records of the events topic, one after the other."""
+    """A source of records of the events topic."""
 
     names: TopicNames
 
     async def open(self) -> None:
-        """Begin. Raises KafkaAwayError, TopicsError."""
+        """Connect and start reading. Raises KafkaAwayError, TopicsError."""
 
     async def next(self) -> ConsumerRecord:
-        """Wait for the next record; StopAsyncIteration where a log has an end. Whoever is cancelled here loses none."""
+        """Wait for the next record. A cancelled call loses no record. Raises StopAsyncIteration at the end of a log."""
 
     def is_replay(self, record: ConsumerRecord) -> bool:
-        """Tell whether a record was there already when this log was opened, and the caller wants to know."""
+        """Return whether a record of a projection existed when this log was opened."""
 
-    def done(self, record: ConsumerRecord) -> None:
-        """Hear that nothing is left to do with the record that was given last."""
+    def mark_done(self, record: ConsumerRecord) -> None:
+        """Record that the last returned record has been processed."""
 
     async def close(self) -> None:
-        """End, and keep what is done."""
+        """Commit the processed records and disconnect."""
 
 
-class PlacedLog:
-    """All records from the beginning, or from the caller's positions on: without a group, and nothing is committed."""
+class AssignedLog:
+    """All records from the beginning or from the caller's offsets, by assignment: no group, and no commits."""
 
     def __init__(self, settings: Settings, start: Mapping[int, int], versions: Versions) -> None:
         self.names = topic_names(settings.topic_prefix)
@@ -70,7 +70,7 @@ class PlacedLog:
         self._fetched: deque[ConsumerRecord] = deque()
 
     async def open(self) -> None:
-        """Begin, where the log reaches that far; HistoryError where it does not."""
+        """Connect and start reading. Raises HistoryError if an offset is outside of its partition."""
         self._reader = await Reader(self._settings).__aenter__()
         try:
             await self._begin()
@@ -79,34 +79,34 @@ class PlacedLog:
             raise
 
     async def next(self) -> ConsumerRecord:
-        """Give the next record; HistoryError if the topic was made anew meanwhile."""
+        """Return the next record. Raises HistoryError if the topic was recreated meanwhile."""
         while not self._fetched:
             self._fetched.extend(await self._fetch())
         record = self._fetched.popleft()
         if record.offset < self._at[record.partition]:
-            raise HistoryError(f"{record.topic} begins anew: what was built from it belongs to another log")
+            raise HistoryError(f"{record.topic} was recreated: results from its former records belong to another log")
         self._at[record.partition] = record.offset + 1
         return record
 
     def is_replay(self, record: ConsumerRecord) -> bool:
-        """Tell whether a record was there when this log was opened."""
+        """Return whether a record existed when this log was opened."""
         return bool(record.offset < self._ends[record.partition])
 
-    def done(self, record: ConsumerRecord) -> None:
-        """Keep nothing: the position is the caller's."""
+    def mark_done(self, record: ConsumerRecord) -> None:
+        """Do nothing: the caller stores the offsets."""
 
     async def close(self) -> None:
-        """End."""
+        """Cancel the pending fetch and disconnect."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.gather(self._fetching, return_exceptions=True)
         await self._reader.__aexit__(None, None, None)
 
     async def _fetch(self) -> list[ConsumerRecord]:
-        """Wait for some records, maybe none; where that fails, the next call tries again and gets the same ones."""
+        """Wait for records and return them, possibly none. After an error, the next call returns the same records."""
         self._fetching = self._fetching or asyncio.ensure_future(self._reader.some())
         try:
-            records = await asyncio.shield(self._fetching)  # who is cancelled here leaves it to whoever asks next
+            records = await asyncio.shield(self._fetching)  # after a cancellation, the next call awaits the same fetch
         except OrderServiceError:
             self._fetching = None
             raise
@@ -114,28 +114,30 @@ class PlacedLog:
         return records
 
     async def _begin(self) -> None:
-        places = await self._reader.places(self.names.events)
-        starts, ends = await self._reader.starts(places), await self._reader.ends(places)
-        for place in places:
-            at = self._start.get(place.partition, starts[place])
-            _check_position(place, at, starts[place], ends[place])
-            self._at[place.partition], self._ends[place.partition] = at, ends[place]
-        self._versions.begin(place.partition for place in places if self._at[place.partition] == starts[place])
-        self._reader.begin({place: self._at[place.partition] for place in places})
+        partitions = await self._reader.places(self.names.events)
+        starts, ends = await self._reader.starts(partitions), await self._reader.ends(partitions)
+        for topic_partition in partitions:
+            number, start, end = topic_partition.partition, starts[topic_partition], ends[topic_partition]
+            at = self._start.get(number, start)
+            _check_position(topic_partition, at, start, end)
+            self._at[number], self._ends[number] = at, end
+        self._versions.begin(key.partition for key in partitions if self._at[key.partition] == starts[key])
+        self._reader.begin({key: self._at[key.partition] for key in partitions})
 
 
-def _check_position(place: TopicPartition, at: int, start: int, end: int) -> None:
-    here = f"partition {place.partition} of {place.topic}"
+def _check_position(topic_partition: TopicPartition, at: int, start: int, end: int) -> None:
+    name = f"partition {topic_partition.partition} of {topic_partition.topic}"
     if at < start:
-        raise HistoryError(f"{here} begins at {start}, behind the position {at}: events are gone, or it is another log")
+        raise HistoryError(f"{name} begins at {start}, after the position {at}: events are lost, or it is another log")
     if at > end:
-        raise HistoryError(f"{here} ends at {end}, before the position {at}: it is another log")
+        raise HistoryError(f"{name} ends at {end}, before the position {at}: it is another log")
 
 
 class GroupLog:
-    """What is new, for a group that shares the partitions among its members and keeps its place in Kafka.
+    """New records for a consumer group, whose members share the partitions and whose offsets are stored in Kafka.
 
-    A record counts as done once, and its place is committed within a second: at least once, for who is killed before.
+    The offset of a processed record is committed within a second. Delivery is at least once: a crash before that commit
+    repeats the record.
     """
 
     def __init__(self, settings: Settings, group: str, versions: Versions) -> None:
@@ -144,7 +146,7 @@ class GroupLog:
         self._versions = versions
         self._ids = Ids(registry_of(settings))
         self._fetched: ConsumerRecord | None = None
-        self._given: ConsumerRecord | None = None
+        self._delivered: ConsumerRecord | None = None
         self._done: dict[TopicPartition, int] = {}
         self._commit_at = 0.0
         self.names = topic_names(settings.topic_prefix)
@@ -153,66 +155,66 @@ class GroupLog:
         self._consumer: Consumer
 
     async def open(self) -> None:
-        """Join the group; one that is new begins at the end of the log, whatever happens to it afterwards."""
-        await self._begin()
-        self._consumer = await self._started()
+        """Join the group. A new group first commits the ends of the log as its start offsets."""
+        await self._initialize()
+        self._consumer = await self._start_consumer()
         await self._ids.__aenter__()
         self._consumer.subscribe([self.names.events], listener=_RebalanceListener(self._revoked))
 
     async def next(self) -> ConsumerRecord:
-        """Wait for a record of a partition that is ours; HistoryError if the group's place is not in the log."""
+        """Wait for a record of an assigned partition. Raises HistoryError if a committed offset is not in the log."""
         while True:
             if self._done and time.monotonic() >= self._commit_at:
                 await self._commit()
             record = self._fetched or await self._fetch()
             if record is not None:
                 self._fetched = record
-                await self._ids.learn([record.value])  # where that fails, it is the next one again
-                if self._fetched is record:  # and was not revoked meanwhile
-                    self._given, self._fetched = record, None
+                await self._ids.learn([record.value])  # if that fails, the record is the next one again
+                if self._fetched is record:  # its partition was not revoked meanwhile
+                    self._delivered, self._fetched = record, None
                     return record
 
     def is_replay(self, _record: ConsumerRecord) -> bool:
-        """Tell that nothing is: a group has no history."""
+        """Return False: a group does not read history."""
         return False
 
-    def done(self, record: ConsumerRecord) -> None:
-        """Have its place committed soon, unless the partition was revoked meanwhile: then its next owner has it."""
-        given, self._given = self._given, None
-        if given is not None and given is record:
-            self._done[TopicPartition(given.topic, given.partition)] = given.offset + 1
+    def mark_done(self, record: ConsumerRecord) -> None:
+        """Schedule a commit of the record, unless its partition was revoked: the next owner then receives it again."""
+        delivered, self._delivered = self._delivered, None
+        if delivered is not None and delivered is record:
+            self._done[TopicPartition(delivered.topic, delivered.partition)] = delivered.offset + 1
 
     async def close(self) -> None:
-        """Commit what is done and leave the group."""
+        """Commit the processed records and leave the group."""
         try:
             await self._commit()
         finally:
             await self._ids.__aexit__()
             await _within(self._consumer.stop(), "The consumer did not leave its group in time.")
 
-    async def _begin(self) -> None:
-        """Commit the ends as the beginnings of a group that has none; of one that has some, leave all as it is."""
-        consumer = await self._started()
+    async def _initialize(self) -> None:
+        """Commit the ends of the log as the start offsets of a group without offsets. Other groups are unchanged."""
+        consumer = await self._start_consumer()
         try:
             async with Reader(self._settings) as reader:
-                places = await reader.places(self.names.events)
-                consumer.assign(places)
-                if await self._is_begun(consumer, places):
-                    return  # the ends, which a partition without a leader does not tell, are not needed
-                ends = await reader.ends(places)
-            if not await self._is_begun(consumer, places):  # asked after the ends: these are not too late then
+                partitions = await reader.places(self.names.events)
+                consumer.assign(partitions)
+                if await self._has_offsets(consumer, partitions):
+                    return  # the ends are not needed, and a partition without a leader would not return one
+                ends = await reader.ends(partitions)
+            if not await self._has_offsets(consumer, partitions):  # checked after the ends, so these are not too late
                 await self._commit_first(consumer, ends)
         finally:
             await _within(consumer.stop(), "A consumer did not stop in time.")
 
-    async def _is_begun(self, consumer: Consumer, places: Sequence[TopicPartition]) -> bool:
-        """Tell whether the group has a place in any partition."""
+    async def _has_offsets(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> bool:
+        """Return whether the group has a committed offset in any partition."""
         with kafka_answers(self._servers):
             async with asyncio.timeout(WITHIN_S):
-                return any([await consumer.committed(place) is not None for place in places])
+                return any([await consumer.committed(partition) is not None for partition in partitions])
 
     async def _commit_first(self, consumer: Consumer, ends: Mapping[TopicPartition, int]) -> None:
-        """Commit from outside of the group, which Kafka refuses where there are members: one of ours may be first."""
+        """Commit from outside of the group. Kafka refuses it if the group has members, such as a second subscriber."""
         try:
             with kafka_answers(self._servers):
                 async with asyncio.timeout(WITHIN_S):
@@ -220,14 +222,14 @@ class GroupLog:
         except KafkaAwayError as error:
             if not isinstance(error.__cause__, CommitFailedError):
                 raise
-            if not await self._is_begun(consumer, list(ends)):
-                said = f"the group {self._group} has members that read something else than {self.names.events}"
-                raise SetupError(f"{said}: choose another name") from error
-            log.info("Another member was first to begin this group.", group=self._group)
+            if not await self._has_offsets(consumer, list(ends)):
+                problem = f"the group {self._group} has members that do not read {self.names.events}"
+                raise SetupError(f"{problem}: choose another name") from error
+            log.info("Another member has initialized this group.", group=self._group)
         else:
-            log.info("A new group begins at the end of the log.", group=self._group)
+            log.info("A new group starts at the end of the log.", group=self._group)
 
-    async def _started(self) -> Consumer:
+    async def _start_consumer(self) -> Consumer:
         session_ms = int(self._settings.session_timeout_s * 1000)
         consumer = Consumer(
             **self._connection,
@@ -249,21 +251,22 @@ class GroupLog:
         return consumer
 
     async def _fetch(self) -> ConsumerRecord | None:
-        """Take one record, None if none has come for half a second."""
+        """Return one record, or None after 0.5 s without any."""
         try:
             with kafka_answers(self._servers):
                 fetched = await self._consumer.getmany(timeout_ms=500, max_records=1)
         except KafkaAwayError as error:
-            if isinstance(error.__cause__, CorruptRecordException) and (place := damaged_place(error.__cause__)):
-                raise DamagedError(place, await self._consumer.position(place)) from error
+            if isinstance(error.__cause__, CorruptRecordException) and (damaged := damaged_place(error.__cause__)):
+                raise DamagedError(damaged, await self._consumer.position(damaged)) from error
             if isinstance(error.__cause__, NoOffsetForPartitionError | OffsetOutOfRangeError):
-                said = f"the place of the group {self._group} is not in {self.names.events}: it is another log"
-                raise HistoryError(f"{said}, or has new partitions; give the group another name") from error
+                problem = f"the committed offset of the group {self._group} is not in {self.names.events}"
+                cure = "it is another log, or has new partitions; give the group another name"
+                raise HistoryError(f"{problem}: {cure}") from error
             raise
         return next((records[0] for records in fetched.values()), None)
 
     async def _commit(self) -> None:
-        """Commit what is done. What a member that lost its partitions cannot commit comes again, to the next owner."""
+        """Commit the processed records. For lost partitions, the next owner receives the records again."""
         done = dict(self._done)
         if not done:
             return
@@ -274,24 +277,24 @@ class GroupLog:
         except KafkaAwayError as error:
             if not isinstance(error.__cause__, CommitFailedError | IllegalStateError):
                 raise
-            log.warning("Partitions were lost before what is done in them was committed.", group=self._group)
-        self._done = {place: offset for place, offset in self._done.items() if done.get(place) != offset}
+            log.warning("Partitions were lost before their offsets were committed.", group=self._group)
+        self._done = {key: offset for key, offset in self._done.items() if done.get(key) != offset}
         self._commit_at = time.monotonic() + COMMIT_EVERY_S
 
-    async def _revoked(self, places: Iterable[TopicPartition]) -> None:
-        """Commit before others go on. What is being worked on then comes again: to them, or to us as a repeat."""
+    async def _revoked(self, partitions: Iterable[TopicPartition]) -> None:
+        """Commit before the next owners continue. The record in progress is delivered again, or dropped as a repeat."""
         try:
             await self._commit()
         except KafkaAwayError as error:
-            log.warning("What is done could not be committed before a rebalance.", group=self._group, why=str(error))
+            log.warning("Offsets could not be committed before a rebalance.", group=self._group, why=str(error))
         finally:
-            self._fetched = self._given = None
+            self._fetched = self._delivered = None
             self._done.clear()
-            self._versions.resume(place.partition for place in places)
+            self._versions.resume(key.partition for key in partitions)
 
 
 class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
-    """Says when partitions are taken away; aiokafka logs what is raised here, so nothing may be."""
+    """A callback for revoked partitions. It must not raise: aiokafka only logs the exception."""
 
     def __init__(self, revoked: Callable[[Iterable[TopicPartition]], Awaitable[None]]) -> None:
         self._revoked = revoked
@@ -300,12 +303,12 @@ class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc] # aio
         await self._revoked(revoked)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Do nothing: fetching goes on at what is committed, by itself."""
+        """Do nothing: aiokafka continues to fetch at the committed offsets."""
 
 
-async def _within(stopping: Awaitable[None], sentence: str) -> None:
+async def _within(stopping: Awaitable[None], message: str) -> None:
     try:
         async with asyncio.timeout(WITHIN_S):
             await stopping
     except TimeoutError:
-        log.warning(sentence)
+        log.warning(message)

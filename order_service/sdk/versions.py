@@ -1,21 +1,21 @@
-"""Which version of each order was seen last: so that repeats are dropped and holes noticed."""
+"""The last version of each order, from which repeats and missing versions are detected."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
 ORDERS_MAX: Final = 100_000
-"""How many orders are remembered, some 20 MB. Of one that was forgotten any version is a beginning again."""
+"""The number of orders that are remembered, about 20 MB. A forgotten order may continue with any version."""
 _NO_RUN: Final = -1
 
 
 class Versions:
-    """The last version of each order, of the orders that were seen last.
+    """The last version of each of the orders that were seen last, `orders_max` at most.
 
-    A partition in `whole` is read from its first record, so that in it an order begins with version 1; elsewhere an
-    order that is met for the first time may have any version. Once more than `orders_max` were seen, that holds for
-    every partition. What was seen before a partition was `resumed` still tells a repeat, but no hole: others may have
-    had the versions between.
+    A partition in `whole` is read from its first record, so its orders begin with version 1. In other partitions, the
+    first version of an order may be any. This holds for every partition once more than `orders_max` orders were seen.
+    After a `resume` of a partition, earlier versions still detect repeats, but not missing versions: another consumer
+    may have read those.
     """
 
     def __init__(self, orders_max: int = ORDERS_MAX) -> None:
@@ -25,30 +25,30 @@ class Versions:
         self._whole: frozenset[int] = frozenset()
 
     def begin(self, whole: Iterable[int]) -> None:
-        """Hear which partitions are read from their first record."""
+        """Set the partitions that are read from their first record."""
         self._whole = frozenset(whole)
 
     def resume(self, partitions: Iterable[int]) -> None:
-        """Hear that these partitions may go on elsewhere than where we were."""
+        """Record that these partitions may continue at other offsets than before."""
         self._runs.update(partitions)
 
     def is_repeat(self, order_id: str, version: int) -> bool:
-        """Tell whether this version, or a later one, was seen."""
+        """Return whether this version or a later one was seen."""
         return version <= self._last.get(order_id, (0, 0))[0]
 
     def expected(self, partition: int, order_id: str, version: int) -> int:
-        """Tell which version must come now; `version` itself where nobody can know."""
+        """Return the version that must come next, or `version` itself if that is unknown."""
         if order_id not in self._last:
             return 1 if partition in self._whole else version
         last, run = self._last[order_id]
         return last + 1 if run == self._runs[partition] else version
 
-    def saw(self, partition: int, order_id: str, version: int) -> None:
-        """Remember a version."""
+    def record(self, partition: int, order_id: str, version: int) -> None:
+        """Record the last version of an order."""
         self._remember(order_id, version, self._runs[partition])
 
     def lost_track(self, order_id: str) -> None:
-        """Hear that a record of an order was passed over: any version that was not seen may come next."""
+        """Record that a record of an order was skipped: any version that was not seen may come next."""
         last, _ = self._last.get(order_id, (0, _NO_RUN))
         self._remember(order_id, last, _NO_RUN)
 
@@ -57,4 +57,4 @@ class Versions:
         self._last.move_to_end(order_id)
         if len(self._last) > self._orders_max:
             self._last.popitem(last=False)
-            self._whole = frozenset()  # an order that is unknown now may just be forgotten
+            self._whole = frozenset()  # an unknown order may be a forgotten one

@@ -30,43 +30,43 @@ def position(next_offset):
 
 
 def test_a_position_behind_the_command_says_that_it_is_decided(watch):
-    assert watch.see(position(OFFSET)) is None
+    assert watch.observe(position(OFFSET)) is None
     assert not watch.is_decided
-    assert watch.see(position(OFFSET + 1)) is None
+    assert watch.observe(position(OFFSET + 1)) is None
     assert watch.is_decided
 
 
 @pytest.mark.parametrize("value", [None, b"", b"\x02 of another form", b"\x01 of another shape"])
 def test_a_position_that_cannot_be_read_says_nothing(watch, value):
-    assert watch.see(record(NAMES.table, POSITION_KEY, value)) is None
+    assert watch.observe(record(NAMES.table, POSITION_KEY, value)) is None
     assert not watch.is_decided
 
 
 def test_what_other_partitions_hold_under_the_same_offset_is_not_ours(watch):
     told = {"command_offset": b"7", "dl_reason": b"wrong_partition", "dl_detail": b"it belongs in 0"}
-    assert watch.see(record(NAMES.dead_letters, ORDER_ID.encode(), b"x", partition=11, **told)) is None
-    assert watch.see(record(NAMES.waiting, waiting_key(ORDER_ID, OFFSET), b"kept", partition=11)) is None
+    assert watch.observe(record(NAMES.dead_letters, ORDER_ID.encode(), b"x", partition=11, **told)) is None
+    assert watch.observe(record(NAMES.waiting, waiting_key(ORDER_ID, OFFSET), b"kept", partition=11)) is None
     assert not watch.waits
 
 
 def test_a_command_that_waits_is_not_decided_until_it_leaves(watch):
     key = waiting_key(ORDER_ID, OFFSET)
-    watch.see(record(NAMES.waiting, key, b"kept"))
-    watch.see(position(OFFSET + 1))
+    watch.observe(record(NAMES.waiting, key, b"kept"))
+    watch.observe(position(OFFSET + 1))
     assert (watch.waits, watch.is_decided) == (True, False)
-    watch.see(record(NAMES.waiting, key))
+    watch.observe(record(NAMES.waiting, key))
     assert (watch.waits, watch.is_decided) == (False, True)
 
 
 def test_another_command_that_waits_says_nothing(watch):
-    watch.see(record(NAMES.waiting, waiting_key(ORDER_ID, OFFSET - 1), b"kept"))
+    watch.observe(record(NAMES.waiting, waiting_key(ORDER_ID, OFFSET - 1), b"kept"))
     assert not watch.waits
 
 
 def test_a_dead_letter_is_known_by_the_offset_of_its_command(watch):
     told = {"dl_reason": b"bad_shape", "dl_detail": b"no order"}
-    assert watch.see(record(NAMES.dead_letters, command_offset=b"6", **told)) is None
-    assert watch.see(record(NAMES.dead_letters, command_offset=b"7", **told)) == Unreadable("bad_shape", "no order")
+    assert watch.observe(record(NAMES.dead_letters, command_offset=b"6", **told)) is None
+    assert watch.observe(record(NAMES.dead_letters, command_offset=b"7", **told)) == Unreadable("bad_shape", "no order")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_dead_letter_is_known_by_the_offset_of_its_command(watch):
 def test_of_the_refusals_in_a_history_those_of_later_copies_are_not_ours(watch, copy, answer):
     refusal = reject(pay, None, NOW, Refusal(Reason.ORDER_NOT_FOUND))
     refused = record(NAMES.rejections, ORDER_ID.encode(), encode_rejection(refusal), command_offset=b"%d" % copy)
-    found = watch.answer_in(refused)
+    found = watch.outcome_in(refused)
     assert (None if found is None else (found.repeated,)) == answer
 
 
@@ -88,7 +88,7 @@ def test_of_the_refusals_in_a_history_those_of_later_copies_are_not_ours(watch, 
 def test_the_event_of_an_earlier_copy_is_ours_and_that_of_a_later_one_is_not(watch, copy, answer):
     """Before a later copy was accepted, ours was refused: its order did not exist, or its deadline had passed."""
     event = record(NAMES.events, ORDER_ID.encode(), encode_event(order_paid), command_offset=b"%d" % copy)
-    found = watch.see(event)
-    assert watch.answer_in(event) == found
+    found = watch.observe(event)
+    assert watch.outcome_in(event) == found
     assert (None if found is None else found.repeated) == answer
     assert found is None or found.event == order_paid

@@ -159,7 +159,7 @@ async def test_a_search_ends_with_the_last_answer(working, orders):
     first = await orders.send(create_order(order_id))
     with unfinished(working, order_id):
         assert await orders.send(create_order(order_id)) == Accepted(first.seen, repeated=True)
-        search = orders._sender._following._search
+        search = orders._sender._outcomes._history
         await asyncio.wait_for(search.task, 30)
 
 
@@ -184,7 +184,7 @@ async def test_a_command_of_another_producer_is_not_taken_for_ours(working, orde
 async def test_a_reading_that_stopped_begins_anew(working):
     async with OrderCommands(actor="service:shop", settings=working.settings()) as orders:
         assert isinstance(await orders.create(next(ids), "dana", "EUR", [MUG]), Accepted)
-        reading = orders._sender._following._task
+        reading = orders._sender._outcomes._task
         assert reading is not None
         reading.cancel()
         await asyncio.wait([reading])
@@ -197,7 +197,7 @@ async def test_a_thousand_at_once_stay_within_their_bound(working):
 
         async def create(order_id):
             outcome = await shop.create(order_id, "dana", "EUR", [MUG], wait_s=30)
-            held.append(len(list(shop._sender._following._all())))
+            held.append(len(list(shop._sender._outcomes._all())))
             return outcome
 
         outcomes = await asyncio.gather(*[create(next(ids)) for _ in range(1000)])
@@ -285,7 +285,7 @@ async def test_where_kafka_goes_away_who_sends_hears_of_it_in_time(leaving):
 
 def test_the_example_runs_as_it_is_written(working):
     said = sdk.__doc__ or ""
-    example = cleandoc("\n" + said[said.index("    import asyncio") : said.index("Which of the two")])
+    example = cleandoc("\n" + said[said.index("    import asyncio") : said.index("There are two ways")])
     ended = subprocess.run(
         [sys.executable, "-c", example],
         cwd=ROOT,

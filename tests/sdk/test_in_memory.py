@@ -193,7 +193,7 @@ async def test_poison_ends_the_reading_and_is_not_told(orders, caplog):
     async with orders.effects(group="mailer", on_poison=skip) as events:  # it comes again, for it was not done
         assert await read(events) == []
     [said] = caplog.messages
-    assert said.startswith("A record that is no event was passed over. why=")
+    assert said.startswith("A record that cannot be decoded was skipped. why=")
     assert "offset=0" in said
     assert "secret" not in said
     async with orders.effects(group="mailer") as events:
@@ -231,9 +231,9 @@ async def test_what_is_not_open_gives_nothing():
 async def test_the_example_runs_as_it_is_written():
     said = testing.__doc__ or ""
     example: dict[str, Any] = {}
-    exec(dedent(said[said.index("    from") : said.index("What can")]), example)
-    example["test_a_part_of_the_total_pays_nothing"]()
-    await example["test_who_orders_gets_a_mail"]()
+    exec(dedent(said[said.index("    from") : said.index("Faults can")]), example)
+    example["test_a_partial_payment_is_refused"]()
+    await example["test_every_new_order_sends_a_mail"]()
 
 
 async def test_a_policy_may_be_async(orders):

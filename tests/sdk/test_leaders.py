@@ -8,7 +8,7 @@ from aiokafka.structs import TopicPartition
 from order_service.errors import LeaderAwayError
 from order_service.kafka.topics import topic_names
 from order_service.sdk import outcome_reader
-from order_service.sdk.outcome_reader import Following
+from order_service.sdk.outcome_reader import OutcomeReader
 from order_service.settings import Settings
 from order_service.wire.commands import partition_of
 from tests.samples import but, create
@@ -61,9 +61,9 @@ class Played:
 
 @pytest.fixture
 async def followed(monkeypatch):
-    made = Following(Settings(), within_s=30.0)
+    made = OutcomeReader(Settings(), within_s=30.0)
     monkeypatch.setattr(made, "_reader", Played(), raising=False)
-    made._places, made._partitions = PLACES, PARTITIONS
+    made._partitions, made._partition_count = PLACES, PARTITIONS
     yield made
     await made.close()
 

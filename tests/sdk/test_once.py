@@ -81,7 +81,7 @@ def test_a_twin_that_was_first_is_noticed_and_nothing_is_kept(store, connection,
         apply(store, connection, happened)
     other = connect(database)
     apply(once(other, "seen"), other, LIFE[already])
-    with pytest.raises(OvertakenError, match="seen is not at offset"):
+    with pytest.raises(OvertakenError, match="seen is no longer at offset"):
         apply(store, connection, LIFE[already])
     assert versions(connection) == list(range(1, already + 2))
     assert once(connection, "seen").positions() == {0: 11 + already}
@@ -157,7 +157,7 @@ def test_a_driver_that_writes_values_in_another_way_is_named():
     class Unknown:
         autocommit = False
 
-    with pytest.raises(SetupError, match="tests is no driver with one of the paramstyles"):
+    with pytest.raises(SetupError, match="tests is not a driver with one of the paramstyles"):
         once(Unknown(), "seen")  # type: ignore[arg-type]
 
 

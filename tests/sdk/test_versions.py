@@ -8,7 +8,7 @@ WHOLE, PART = 0, 1
 def seen(*versions, partition=PART, order_id="order-1", kept=None):
     kept = kept or Versions()
     for version in versions:
-        kept.saw(partition, order_id, version)
+        kept.record(partition, order_id, version)
     return kept
 
 

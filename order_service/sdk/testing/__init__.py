@@ -1,22 +1,22 @@
-"""For the tests of whoever uses the SDK: no Kafka, no waiting, nothing to install; for any test runner.
+"""Test helpers for users of the SDK: no Kafka, no waiting and no extra packages, for any test runner.
 
-`given` says what the rules make of a command, InMemoryOrders stands in for the service, and every message has a sample:
+`given` decides a command by the rules, `InMemoryOrders` replaces the service, and every message has a sample:
 
     from order_service.sdk import Line, Reason
     from order_service.sdk.testing import InMemoryOrders, given, order_created, pay_order
 
-    def test_a_part_of_the_total_pays_nothing():
+    def test_a_partial_payment_is_refused():
         given(order_created()).when(pay_order(amount=1)).then(Reason.PAYMENT_MISMATCH)
 
-    async def test_who_orders_gets_a_mail():
+    async def test_every_new_order_sends_a_mail():
         orders, mugs = InMemoryOrders(), Line(sku="mug-blue", quantity=2, unit_price=1250)
         async with orders.effects(group="mailer") as events:
             await orders.commands("user:dana").create("order-1", "dana", "EUR", [mugs])
-            orders.end()  # a subscriber under test ends where there is no more
-            mails = [f"thank you, {happened.event.fact.user_id}" async for happened in events]
+            orders.end()  # the subscriber under test then ends after the last event
+            mails = [f"thank you, {record.event.fact.user_id}" async for record in events]
         assert mails == ["thank you, dana"]
 
-What can go wrong is there too: `repeat` writes an event again, `lose_next` leaves a hole, `poison` is no event at all.
+Faults can be simulated: `repeat` writes an event again, `lose_next` omits a version, `poison` writes invalid bytes.
 """
 
 from order_service.domain.decision import UserCheck

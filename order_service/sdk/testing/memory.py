@@ -1,4 +1,4 @@
-"""Both ends of the service in memory: commands are decided by the real rules, events go to all who subscribe."""
+"""The service in memory: commands are decided by the real rules, and events go to all subscribers."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ from order_service.wire.commands import partition_of
 from order_service.wire.ids import with_ids
 
 CheckUser = Callable[[str], UserCheck | None]
-"""What the User Service says of a user; None lets the create wait for ever."""
+"""A replacement of the User Service, called with a user_id. None means no answer: the command waits for ever."""
 
 
 def _is_active(_user_id: str) -> UserCheck:
@@ -39,45 +39,46 @@ def _is_active(_user_id: str) -> UserCheck:
 
 
 class InMemoryOrders:
-    """A stand-in for the service: `commands` for OrderCommands, `effects` and `projection` for those of OrderEvents.
+    """An in-memory replacement of the service.
 
-    A group keeps its place over several `effects`, for one subscriber at a time. A clock begins at 9:00 on 5 January
-    2026 and goes on by a second with each command. Subscribers wait for what comes until `end` is called.
+    `commands` replaces OrderCommands; `effects` and `projection` replace those of OrderEvents. A group keeps its
+    offsets across several `effects`, for one subscriber at a time. The clock starts at 9:00 on 5 January 2026, and
+    advances by a second with each command. Subscribers wait for new events until `end` is called.
     """
 
     def __init__(self, *, check_user: CheckUser = _is_active, partitions: int = 4) -> None:
         self.names = topic_names()
         self.records: list[ConsumerRecord] = []
         self.places: dict[str, dict[int, int]] = {}
-        """The next offset of each partition, of each group that was ever opened."""
+        """The next offset of each partition, for each group that was opened."""
         self.is_ended = False
         self._check_user = check_user
         self._ends = [0] * partitions
         self._entries: dict[str, Entry] = {}
         self.rejections: list[Rejection] = []
-        self._answers: dict[bytes, Accepted | Refused] = {}  # by the digest of the command
+        self._outcomes: dict[bytes, Accepted | Refused] = {}  # by the digest of the command
         self._lost: set[str] = set()
         self._now = BEGIN
         self._changed = asyncio.Event()
 
     @property
     def events(self) -> list[Event]:
-        """All events so far; raises DecodeError if there is poison among them."""
+        """All events so far. Raises DecodeError if `poison` was written."""
         return [avro.decode_event(record.value) for record in self.records]
 
     @property
     def ends(self) -> dict[int, int]:
-        """Where each partition ends."""
+        """The end offset of each partition."""
         return dict(enumerate(self._ends))
 
     def commands(self, actor: str = "service:shop") -> "InMemoryCommands":
-        """Give a sender of commands."""
+        """Return a client that sends commands as `actor`, like OrderCommands."""
         return InMemoryCommands(self, actor)
 
     def effects(
         self, *, group: str, on_hole: OnHole = stop_at_hole, on_poison: OnPoison = stop_at_poison
     ) -> OrderEvents:
-        """Give a subscriber like `OrderEvents.effects`: a new group begins at the end, when it is opened."""
+        """Return a consumer like `OrderEvents.effects`: when opened, a new group starts at the end."""
         return OrderEvents(_GroupLog(self, group), Versions(), on_hole, on_poison)
 
     def projection(
@@ -87,71 +88,71 @@ class InMemoryOrders:
         on_hole: OnHole = stop_at_hole,
         on_poison: OnPoison = stop_at_poison,
     ) -> OrderEvents:
-        """Give a subscriber like `OrderEvents.projection`."""
+        """Return a consumer like `OrderEvents.projection`: all events, or those from `start` on."""
         versions = Versions()
-        return OrderEvents(_PlacedLog(self, start or {}, versions), versions, on_hole, on_poison)
+        return OrderEvents(_AssignedLog(self, start or {}, versions), versions, on_hole, on_poison)
 
     def add(self, event: Event) -> None:
-        """Write an event, whatever it is: a sample, a repeat, a version that leaves a hole."""
+        """Write any event: a sample, a repeat, or a version that leaves a hole."""
         self._write(event.order_id, avro.encode_event(event))
 
     def repeat(self, order_id: str) -> None:
-        """Write the newest event of an order once more."""
+        """Write the newest event of an order again."""
         newest = [record for record in self.records if record.key == order_id.encode()][-1]
         self._write(order_id, newest.value)
 
     def lose_next(self, order_id: str) -> None:
-        """Do not write the next event of an order, which leaves a hole before the one after it."""
+        """Omit the next event of an order, which leaves a hole before the event after it."""
         self._lost.add(order_id)
 
     def poison(self, order_id: str, value: bytes = b"\0poison") -> None:
-        """Write a record that is no event."""
+        """Write a record that cannot be decoded."""
         self._write(order_id, value)
 
     def end(self) -> None:
-        """Let subscribers end when they have read what is there."""
+        """End the iteration of all subscribers after the last event."""
         self.is_ended = True
-        self._tell()
+        self._notify()
 
     async def changed(self) -> None:
-        """Wait until something was written, or it was ended."""
+        """Wait until a record was written or `end` was called."""
         await self._changed.wait()
 
     def decide(self, command: Command) -> Outcome:
-        """Decide a command by the rules of the service."""
+        """Return the outcome of a command, decided by the rules of the service."""
         try:
             with_ids(command)
         except DecodeError as error:
             return Unreadable(error.reason, error.detail)
         entry = self._entries.get(command.order_id)
         user = self._check_user(command.user_id) if isinstance(command, CreateOrder) else None
-        answered = answer(command, entry, self._tick(), user)
-        match answered:
+        decision = answer(command, entry, self._tick(), user)
+        match decision:
             case AskUser():
                 return AwaitingUser()
             case Repeat():
-                return structs.replace(self._answers[command_digest(command)], repeated=True)
+                return structs.replace(self._outcomes[command_digest(command)], repeated=True)
             case Event():
-                outcome: Accepted | Refused = self._happened(answered, entry)
+                outcome: Accepted | Refused = self._accept(decision, entry)
             case Rejection():
-                outcome = self._refused(answered, entry)
-        self._answers[command_digest(command)] = outcome
+                outcome = self._refuse(decision, entry)
+        self._outcomes[command_digest(command)] = outcome
         return outcome
 
-    def _happened(self, event: Event, entry: Entry | None) -> Accepted:
+    def _accept(self, event: Event, entry: Entry | None) -> Accepted:
         self._entries[event.order_id] = after_event(entry, event, head_of(event))
         partition = self._partition(event.order_id)
-        seen = OutcomeRecord(event, partition, self._ends[partition], head_of(event), None)
+        record = OutcomeRecord(event, partition, self._ends[partition], head_of(event), None)
         if event.order_id in self._lost:
             self._lost.remove(event.order_id)
         else:
             self.add(event)
-        return Accepted(seen)
+        return Accepted(record)
 
-    def _refused(self, rejection: Rejection, entry: Entry | None) -> Refused:
-        remembered = after_rejection(entry, rejection)
-        if remembered is not None:
-            self._entries[rejection.order_id] = remembered
+    def _refuse(self, rejection: Rejection, entry: Entry | None) -> Refused:
+        entry_after = after_rejection(entry, rejection)
+        if entry_after is not None:
+            self._entries[rejection.order_id] = entry_after
         digest = avro.digest(avro.encode_rejection(rejection))
         self.rejections.append(rejection)
         return Refused(
@@ -168,7 +169,7 @@ class InMemoryOrders:
             )
         )
         self._ends[partition] += 1
-        self._tell()
+        self._notify()
 
     def _partition(self, order_id: str) -> int:
         return partition_of(order_id.encode(), len(self._ends))
@@ -177,7 +178,7 @@ class InMemoryOrders:
         self._now += timedelta(seconds=1)
         return self._now
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
         if self.is_ended:
@@ -185,19 +186,19 @@ class InMemoryOrders:
 
 
 class InMemoryCommands(Commands):
-    """Sends commands to an InMemoryOrders, which decides them at once."""
+    """A client that sends commands to an InMemoryOrders, which decides them immediately."""
 
     def __init__(self, orders: InMemoryOrders, actor: str) -> None:
         super().__init__(actor)
         self._orders = orders
 
     async def send(self, command: Command, _wait_s: float = WAIT_S) -> Outcome:
-        """Decide a command; nobody ever waits."""
+        """Return the outcome of a command without waiting."""
         return self._orders.decide(command)
 
 
 class _MemoryLog:
-    """The records from some positions on."""
+    """The records from the offsets in `_at` on."""
 
     def __init__(self, orders: InMemoryOrders) -> None:
         self.names = orders.names
@@ -206,7 +207,7 @@ class _MemoryLog:
         self._read = 0
 
     async def next(self) -> ConsumerRecord:
-        """Give the next record; StopAsyncIteration behind the last one if the orders were ended."""
+        """Wait for the next record. Raises StopAsyncIteration after the last record once `end` was called."""
         while True:
             while self._read < len(self._orders.records):
                 record = self._orders.records[self._read]
@@ -218,17 +219,17 @@ class _MemoryLog:
             await self._orders.changed()
 
     def is_replay(self, _record: ConsumerRecord) -> bool:
-        """Tell that nothing is."""
+        """Return False: a group does not read history."""
         return False
 
-    def done(self, record: ConsumerRecord) -> None:
-        """Keep nothing."""
+    def mark_done(self, record: ConsumerRecord) -> None:
+        """Do nothing: the caller stores the offsets."""
 
     async def close(self) -> None:
-        """End nothing."""
+        """Do nothing: there is no connection to close."""
 
 
-class _PlacedLog(_MemoryLog):
+class _AssignedLog(_MemoryLog):
     def __init__(self, orders: InMemoryOrders, start: Mapping[int, int], versions: Versions) -> None:
         super().__init__(orders)
         self._at = dict(start)
@@ -236,12 +237,12 @@ class _PlacedLog(_MemoryLog):
         self._ends: dict[int, int] = {}
 
     async def open(self) -> None:
-        """See where the log ends now."""
+        """Record the current end of the log."""
         self._ends = self._orders.ends
         self._versions.begin(partition for partition in self._ends if not self._at.get(partition, 0))
 
     def is_replay(self, record: ConsumerRecord) -> bool:
-        """Tell whether a record was there when this log was opened."""
+        """Return whether a record existed when this log was opened."""
         return bool(record.offset < self._ends[record.partition])
 
 
@@ -251,9 +252,9 @@ class _GroupLog(_MemoryLog):
         self._group = group
 
     async def open(self) -> None:
-        """Begin where the group is, or at the end."""
+        """Start at the offsets of the group, or at the end for a new group."""
         self._at = dict(self._orders.places.setdefault(self._group, self._orders.ends))
 
-    def done(self, record: ConsumerRecord) -> None:
-        """Keep the place of the group."""
+    def mark_done(self, record: ConsumerRecord) -> None:
+        """Store the next offset of the group."""
         self._orders.places[self._group][record.partition] = record.offset + 1

@@ -1,4 +1,4 @@
-"""The rules of an order as sentences: given what happened, when this is wished, then this happens, or why not."""
+"""Given/when/then for the rules of an order: a history, a command, and the expected fact or reason."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -12,13 +12,13 @@ from order_service.sdk.testing.samples import BEGIN, ORDER_ID, event_of, head_of
 
 
 class Answered(Struct, frozen=True):
-    """What the rules said: an Event, a Rejection, or a Repeat of a command that the order remembers."""
+    """The decision: an Event, a Rejection, or a Repeat of a command that the order remembers."""
 
     answer: Answer
 
     @property
     def outcome(self) -> Fact | Reason | None:
-        """The fact that happened, the reason of a refusal, or None where nothing new comes of it."""
+        """The fact of the event, the reason of the rejection, or None for a repeat."""
         match self.answer:
             case Event():
                 return self.answer.fact
@@ -28,9 +28,9 @@ class Answered(Struct, frozen=True):
                 return None
 
     def then(self, *expected: Fact | Reason) -> None:
-        """Check that this fact happened, that it was refused for this reason, or, given neither, that nothing new came.
+        """Check that the command led to this fact or was refused for this reason; without an argument, that it repeats.
 
-        Raises AssertionError with what was expected and what came.
+        Raises AssertionError with the expected and the actual outcome.
         """
         actual = () if self.outcome is None else (self.outcome,)
         if actual != expected:
@@ -38,20 +38,20 @@ class Answered(Struct, frozen=True):
 
 
 class Given(Struct, frozen=True):
-    """An order after its history; `entry` is what the service keeps of it, None where nothing happened."""
+    """An order after its history. `entry` is the state that the service stores, or None for an empty history."""
 
     entry: Entry | None
 
     def when(self, command: Command, *, at: datetime | None = None, user: UserCheck = UserCheck.ACTIVE) -> Answered:
-        """Decide a command, an hour after the history or at a time of yours, for a user of whom this is known."""
+        """Decide a command at a time (default: one hour after the history). `user` is the result of the user check."""
         now = at or (BEGIN if self.entry is None else self.entry.changed_at + timedelta(hours=1))
         return Answered(answer(command, self.entry, now, user))
 
 
 def given(*history: Event | Fact) -> Given:
-    """Take what happened to an order, oldest first: events, or their facts alone.
+    """Return an order with this history, oldest first: events, or only their facts.
 
-    Raises HistoryError for a history that cannot be. Versions, times and digests of events are made to follow.
+    Versions and digests are set to form a chain, and facts get times. Raises HistoryError for an impossible history.
     """
     entry: Entry | None = None
     for event in _following(history):
@@ -61,11 +61,11 @@ def given(*history: Event | Fact) -> Given:
 
 
 def _following(history: Iterable[Event | Fact]) -> Iterable[Event]:
-    for version, happened in enumerate(history, 1):
-        if isinstance(happened, Event):
-            yield structs.replace(happened, version=version)
+    for version, item in enumerate(history, 1):
+        if isinstance(item, Event):
+            yield structs.replace(item, version=version)
         else:
-            yield event_of(happened, ORDER_ID, version, {})
+            yield event_of(item, ORDER_ID, version, {})
 
 
 def _shown(outcomes: tuple[Fact | Reason, ...]) -> str:

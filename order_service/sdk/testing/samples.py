@@ -1,6 +1,6 @@
-"""One order in sample values: dana orders two mugs and a poster, sends them elsewhere, pays, and gets them.
+"""Sample messages of one order: dana orders two mugs and a poster, changes the address, pays, and receives them.
 
-Every function makes one message; whatever is given by name goes over the sample: `pay_order("order-7", amount=1)`.
+Every function returns one message. Keyword arguments override its fields: `pay_order("order-7", amount=1)`.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -77,73 +77,73 @@ _C = TypeVar("_C", bound=Command)
 
 
 def create_order(order_id: str = ORDER_ID, **changes: Any) -> CreateOrder:
-    """Make the command that places the sample order, for a total of 3400 EUR cents."""
+    """Return the command that creates the sample order, with a total of 3400 EUR cents."""
     return _command(_create, order_id, changes)
 
 
 def amend_order(order_id: str = ORDER_ID, **changes: Any) -> AmendOrder:
-    """Make the command that sends it elsewhere."""
+    """Return the command that changes the shipping address of the sample order."""
     return _command(_amend, order_id, changes)
 
 
 def pay_order(order_id: str = ORDER_ID, **changes: Any) -> PayOrder:
-    """Make the command that pays it."""
+    """Return the command that pays the sample order in full."""
     return _command(_pay, order_id, changes)
 
 
 def ship_order(order_id: str = ORDER_ID, **changes: Any) -> ShipOrder:
-    """Make the command that ships it."""
+    """Return the command that ships the sample order."""
     return _command(_ship, order_id, changes)
 
 
 def deliver_order(order_id: str = ORDER_ID, **changes: Any) -> DeliverOrder:
-    """Make the command that delivers it."""
+    """Return the command that marks the sample order as delivered."""
     return _command(_deliver, order_id, changes)
 
 
 def cancel_order(order_id: str = ORDER_ID, **changes: Any) -> CancelOrder:
-    """Make the command that cancels it."""
+    """Return the command that cancels the sample order."""
     return _command(_cancel, order_id, changes)
 
 
 def order_created(order_id: str = ORDER_ID, version: int = 1, **changes: Any) -> Event:
-    """Make the event that the sample order was placed."""
+    """Return the event that creates the sample order."""
     return event_of(_created, order_id, version, changes)
 
 
 def order_amended(order_id: str = ORDER_ID, version: int = 2, **changes: Any) -> Event:
-    """Make the event that it goes elsewhere."""
+    """Return the event that changes the shipping address of the sample order."""
     return event_of(_amended, order_id, version, changes)
 
 
 def order_paid(order_id: str = ORDER_ID, version: int = 3, **changes: Any) -> Event:
-    """Make the event that it was paid."""
+    """Return the event of the payment of the sample order."""
     return event_of(_paid, order_id, version, changes)
 
 
 def order_shipped(order_id: str = ORDER_ID, version: int = 4, **changes: Any) -> Event:
-    """Make the event that it was shipped."""
+    """Return the event of the shipment of the sample order."""
     return event_of(_shipped, order_id, version, changes)
 
 
 def order_delivered(order_id: str = ORDER_ID, version: int = 5, **changes: Any) -> Event:
-    """Make the event that it arrived."""
+    """Return the event of the delivery of the sample order."""
     return event_of(OrderDelivered(), order_id, version, changes)
 
 
 def order_cancelled(order_id: str = ORDER_ID, version: int = 2, **changes: Any) -> Event:
-    """Make the event that it was cancelled before it was paid."""
+    """Return the event that cancels the sample order before it is paid."""
     return event_of(_cancelled, order_id, version, changes)
 
 
 def sample_commands(order_id: str = ORDER_ID) -> tuple[Command, ...]:
-    """Make the commands of a whole life: create, amend, pay, ship, deliver."""
-    makers = (create_order, amend_order, pay_order, ship_order, deliver_order)
-    return tuple(make(order_id) for make in makers)
+    """Return the commands of a complete order: create, amend, pay, ship, deliver."""
+    samples = (create_order, amend_order, pay_order, ship_order, deliver_order)
+    return tuple(sample(order_id) for sample in samples)
 
 
 def sample_life(order_id: str = ORDER_ID) -> tuple[Event, ...]:
-    """Make the events of a whole life, version 1 to 5, as the rules decide them; an hour lies between two."""
+    """Return the events of a complete order, versions 1 to 5, as the rules decide them, one hour apart."""
     events: list[Event] = []
     entry: Entry | None = None
     for hours, command in enumerate(sample_commands(order_id)):
@@ -155,12 +155,12 @@ def sample_life(order_id: str = ORDER_ID) -> tuple[Event, ...]:
 
 
 def head_of(event: Event) -> bytes:
-    """Digest an event as the order's next one must name it."""
+    """Return the digest of an event, which the next event of the order must contain."""
     return avro.digest(avro.encode_event(event))
 
 
 def event_of(fact: Fact, order_id: str, version: int, changes: dict[str, Any]) -> Event:
-    """Make the event of a fact; changes are fields of the fact or of the event."""
+    """Return an event with this fact; `changes` override fields of the fact or of the event."""
     own = {name: value for name, value in changes.items() if name in Event.__struct_fields__}
     command_id = own.get("command_id", f"command-{version}")
     event = Event(
@@ -179,7 +179,7 @@ def event_of(fact: Fact, order_id: str, version: int, changes: dict[str, Any]) -
 
 
 def _command(sample: _C, order_id: str, changes: dict[str, Any]) -> _C:
-    """Make a variant for an order; the ids of commands of different orders differ as well."""
+    """Return a variant of a sample for an order; commands of different orders have different ids."""
     suffix = "" if order_id == ORDER_ID else f"-{order_id}"
     named = {"order_id": order_id, "command_id": f"{sample.command_id}{suffix}"}
     return structs.replace(sample, **(named | changes))
