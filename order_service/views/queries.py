@@ -91,7 +91,7 @@ Offsets = dict[tuple[str, int], int]
 
 
 class ViewChanges(Struct, frozen=True):
-    """The rows that were added to the views, up to `offsets`; `is_all` tells whether no more are available."""
+    """The rows that were added to the views, up to `offsets`; `is_all` is false if more are available."""
 
     events: tuple[StoredEvent, ...]
     refusals: tuple[StoredRejection, ...]
