@@ -367,7 +367,7 @@ async def _read(
         async for records in reader.follow_many(starts, learn=False):
             yield records, []
     except DamagedError as error:
-        place = TopicPartition(*error.place)
+        place = TopicPartition(*error.topic_partition)
         yield [], [bad_record(place, error.offset, error)]
 
 

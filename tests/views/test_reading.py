@@ -170,7 +170,7 @@ async def test_a_damaged_batch_is_named_with_its_offset_and_takes_no_record_of_a
     for _ in range(2):
         with pytest.raises(DamagedError, match=rf"a batch of {NAMES.rejections}-1 is damaged") as caught:
             await reader.some(learn=False)
-        assert (caught.value.place, caught.value.offset) == (DAMAGED, damaged_at)
+        assert (caught.value.topic_partition, caught.value.offset) == (DAMAGED, damaged_at)
     played.damaged_at = None
     records = await reader.some(learn=False)
     assert [record.offset for record in records if record.topic == WHOLE.topic] == list(range(3, 10))
