@@ -35,7 +35,7 @@ def test_a_whole_history_has_no_fault_and_ends_delivered():
         ),
         pytest.param(
             [seen(but(order_paid, version=1, previous_digest=None))],
-            "OrderPaid cannot follow on an order that is absent",
+            "OrderPaid cannot follow an order that is absent",
             id="the rules forbid it",
         ),
     ],

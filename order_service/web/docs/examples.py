@@ -63,7 +63,7 @@ BODIES: Final[dict[type[Body] | None, dict[str, Any]]] = {
 
 DETAILS: Final = {
     Reason.VERSION_CONFLICT: "expected version 2, the order is at version 1",
-    Reason.INVALID_ORDER: "/currency must be a currency code of ISO 4217",
+    Reason.INVALID_ORDER: "/currency must be an ISO 4217 currency code",
 }
 FAULTS: Final[dict[Kind, list[Fault]]] = {
     Trouble.INVALID_BODY: [Fault("/lines/0/quantity", "Input should be greater than or equal to 1")],
