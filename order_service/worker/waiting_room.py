@@ -123,7 +123,7 @@ class WaitingRoom:
 
     def oldest(self) -> datetime | None:
         """Tell since when the oldest command waits."""
-        return min((queue[0].came_at for queue in self._queues.values()), default=None)
+        return min((queue[0].queued_at for queue in self._queues.values()), default=None)
 
     def _expect(self, head: WaitingCommand) -> None:
         """Register the head of an order: for its user, and for its deadline."""
@@ -131,7 +131,7 @@ class WaitingRoom:
         if not isinstance(create, CreateOrder):
             raise TypeError(f"only a create waits for a user, not a {type(create).__name__}")
         self._orders_of.setdefault(create.user_id, {})[create.order_id] = None
-        deadline = head.came_at + self._deadline
+        deadline = head.queued_at + self._deadline
         if create.decide_by is not None:
             deadline = min(deadline, create.decide_by)
         heapq.heappush(self._deadlines, (deadline, create.order_id, head.offset))

@@ -74,7 +74,7 @@ def test_a_wrong_call_ends_with_2_and_says_what_is_wrong(arguments, said):
     [
         pytest.param("[]", "is not one JSON object", id="a list"),
         pytest.param("{", "is not one JSON object", id="cut short"),
-        pytest.param('{"lines": [], "colour": 1}', "a field that is none of ours", id="an unknown field"),
+        pytest.param('{"lines": [], "colour": 1}', "contains an unknown field", id="an unknown field"),
         pytest.param('{"order_id": "other"}', "another order_id", id="another order"),
         pytest.param('{"type": "PayOrder"}', "another type", id="another command"),
     ],

@@ -97,7 +97,7 @@ def test_an_event_that_does_not_fit_stops_its_partition_before_it_and_no_other_o
 def test_a_partition_goes_on_by_itself_where_the_record_can_be_read_after_all(projection, views):
     put(projection, [order_created])
     before = {**START, EVENTS: 1}
-    unread = BadRecord(EVENTS, 1, "no schema of ours has the id 7")
+    unread = BadRecord(EVENTS, 1, "the schema id 7 is unknown")
     behind = but(order_created, order_id="order-3")
     assert projection.apply([unread, *seens([behind], 2)], before, {EVENTS: 3}) == [unread]
     assert [fault[2:] for fault in views.faulty()] == [(1, unread.reason)]
