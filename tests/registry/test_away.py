@@ -103,7 +103,7 @@ async def test_our_credential_is_sent_and_never_said():
 async def test_an_id_that_is_another_s_is_refused():
     """A registry that counts where our own ids lie would make two schemas of one id."""
     catalogue = load()
-    with pytest.raises(SchemaError, match="which is another's or none"):
+    with pytest.raises(SchemaError, match="which is invalid or belongs to another schema"):
         catalogue.adopt("OrderPaid.v1.avsc", catalogue.of_file("OrderShipped.v1.avsc").id)
 
 
