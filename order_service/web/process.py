@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.errors import cannot_listen
 from order_service.kafka.command_producer import CommandsTopic
-from order_service.kafka.registry_client import adopt_when_it_answers
+from order_service.kafka.registry_client import adopt_when_available
 from order_service.kafka.topics import topic_names
 from order_service.runtime.admin import AdminServer
 from order_service.runtime.garbage_collector import keep_what_is_there
@@ -103,7 +103,7 @@ async def run(settings: Settings) -> None:
         listening = await _listen(runner, settings)
         serving.faults, serving.is_starting = readiness.faults, lambda: False
         undo.callback(listening.close)  # first: whoever comes now finds another process
-        await _look_until_told_to_end(pulse, readiness, adopt_when_it_answers(settings, names.of, _go_on_without))
+        await _look_until_told_to_end(pulse, readiness, adopt_when_available(settings, names.of, _go_on_without))
 
 
 def _go_on_without(why: str) -> None:

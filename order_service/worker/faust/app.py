@@ -16,7 +16,7 @@ from faust.types import TP
 
 from order_service.errors import OrderServiceError
 from order_service.kafka.connection import Admin, Consumer, ask_admin, connection, tls
-from order_service.kafka.registry_client import Ids, adopt_when_it_answers, registry_of
+from order_service.kafka.registry_client import Ids, adopt_when_available, registry_of
 from order_service.kafka.topics import check_topics, create_topics, topic_names
 from order_service.runtime.admin import AdminServer
 from order_service.runtime.garbage_collector import collect_seldom
@@ -318,4 +318,4 @@ async def _adopt_ids(settings: Settings, serving: AdminServer) -> None:
         log.error("We wait for the schema registry.", why=why)
         serving.faults = lambda: [why]
 
-    await adopt_when_it_answers(settings, topic_names(settings.topic_prefix).of, tell)
+    await adopt_when_available(settings, topic_names(settings.topic_prefix).of, tell)
