@@ -11,7 +11,7 @@ from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
 from order_service.errors import cannot_listen
 from order_service.kafka.connection import ask_admin
-from order_service.kafka.topics import Comparison, compare_topics, create_topics, mending, topic_configs, topic_names
+from order_service.kafka.topics import Comparison, compare_topics, create_topics, fix_lines, topic_configs, topic_names
 from order_service.runtime import logs
 from order_service.runtime.signals import end_when_told, run_until_told
 from order_service.settings import Settings
@@ -132,7 +132,7 @@ def topics_check(as_json: AsJson = False) -> None:
 def _as_json(settings: Settings, compared: Comparison) -> dict[str, object]:
     faults = compared.faults
     said = [fault.text for fault in faults]
-    return {"ok": not faults, "faults": said, "mend": mending(faults, settings), "risks": compared.risks}
+    return {"ok": not faults, "faults": said, "mend": fix_lines(faults, settings), "risks": compared.risks}
 
 
 def _echo(settings: Settings, compared: Comparison) -> None:
@@ -141,7 +141,7 @@ def _echo(settings: Settings, compared: Comparison) -> None:
         typer.echo(f"order-service: warning: {risk}", err=True)
     for fault in compared.faults:
         typer.echo(f"order-service: {fault.text}", err=True)
-    for line in mending(compared.faults, settings):
+    for line in fix_lines(compared.faults, settings):
         typer.echo(line)
 
 
