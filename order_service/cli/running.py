@@ -13,7 +13,7 @@ from order_service.errors import cannot_listen
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import Comparison, compare_topics, create_topics, fix_lines, topic_configs, topic_names
 from order_service.runtime import logs
-from order_service.runtime.signals import end_when_told, run_until_told
+from order_service.runtime.signals import exit_on_signal, run_until_signal
 from order_service.settings import Settings
 
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
@@ -57,7 +57,7 @@ def projector(as_json: LogAsJson = False) -> None:
     settings = _begin(as_json=as_json)
     from order_service.views.process import run  # noqa: PLC0415 - other commands need no database
 
-    run_until_told(run(settings))
+    run_until_signal(run(settings))
 
 
 def web(as_json: LogAsJson = False) -> None:
@@ -65,7 +65,7 @@ def web(as_json: LogAsJson = False) -> None:
     settings = _begin(as_json=as_json)
     from order_service.web.process import run  # noqa: PLC0415 - other commands need no server
 
-    run_until_told(run(settings))
+    run_until_signal(run(settings))
 
 
 def users(
@@ -83,14 +83,14 @@ def users(
             typer.echo(f"the User Service stub answers at {url}")
 
     try:
-        run_until_told(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
+        run_until_signal(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
     except OSError as error:
         raise cannot_listen(settings.host, settings.users_port, "ORDERS_USERS_PORT", error) from error
 
 
 def _begin(*, as_json: bool) -> Settings:
     """Do what every process of ours begins with."""
-    end_when_told()
+    exit_on_signal()
     settings = read_settings()
     logs.configure("json" if as_json else settings.log)
     return settings
