@@ -143,7 +143,7 @@ class UserApi:
             raise NoAnswer("no answer in time") from error
 
     async def _tries(self, user_id: str) -> UserCheck:
-        """Try once without stamina, whose bookkeeping costs 33 us of a lookup's 200; then retry with it."""
+        """Try once without stamina, then retry with it: its bookkeeping costs 33 us, a lookup without it 200 us."""
         try:
             return await self._try(user_id)
         except NoAnswer as error:
