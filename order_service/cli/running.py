@@ -11,9 +11,9 @@ from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
 from order_service.errors import cannot_listen
 from order_service.kafka.connection import ask_admin
-from order_service.kafka.topics import Comparison, compare_topics, create_topics, mending, topic_configs, topic_names
+from order_service.kafka.topics import Comparison, compare_topics, create_topics, fix_lines, topic_configs, topic_names
 from order_service.runtime import logs
-from order_service.runtime.signals import end_when_told, run_until_told
+from order_service.runtime.signals import exit_on_signal, run_until_signal
 from order_service.settings import Settings
 
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
@@ -57,7 +57,7 @@ def projector(as_json: LogAsJson = False) -> None:
     settings = _begin(as_json=as_json)
     from order_service.views.process import run  # noqa: PLC0415 - other commands need no database
 
-    run_until_told(run(settings))
+    run_until_signal(run(settings))
 
 
 def web(as_json: LogAsJson = False) -> None:
@@ -65,7 +65,7 @@ def web(as_json: LogAsJson = False) -> None:
     settings = _begin(as_json=as_json)
     from order_service.web.process import run  # noqa: PLC0415 - other commands need no server
 
-    run_until_told(run(settings))
+    run_until_signal(run(settings))
 
 
 def users(
@@ -83,14 +83,14 @@ def users(
             typer.echo(f"the User Service stub answers at {url}")
 
     try:
-        run_until_told(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
+        run_until_signal(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
     except OSError as error:
         raise cannot_listen(settings.host, settings.users_port, "ORDERS_USERS_PORT", error) from error
 
 
 def _begin(*, as_json: bool) -> Settings:
     """Do what every process of ours begins with."""
-    end_when_told()
+    exit_on_signal()
     settings = read_settings()
     logs.configure("json" if as_json else settings.log)
     return settings
@@ -132,7 +132,7 @@ def topics_check(as_json: AsJson = False) -> None:
 def _as_json(settings: Settings, compared: Comparison) -> dict[str, object]:
     faults = compared.faults
     said = [fault.text for fault in faults]
-    return {"ok": not faults, "faults": said, "mend": mending(faults, settings), "risks": compared.risks}
+    return {"ok": not faults, "faults": said, "mend": fix_lines(faults, settings), "risks": compared.risks}
 
 
 def _echo(settings: Settings, compared: Comparison) -> None:
@@ -141,7 +141,7 @@ def _echo(settings: Settings, compared: Comparison) -> None:
         typer.echo(f"order-service: warning: {risk}", err=True)
     for fault in compared.faults:
         typer.echo(f"order-service: {fault.text}", err=True)
-    for line in mending(compared.faults, settings):
+    for line in fix_lines(compared.faults, settings):
         typer.echo(line)
 
 

@@ -35,7 +35,7 @@ async def _tail(
 ) -> None:
     async with Reader(settings) as reader:
         topics = [reader.names.events, *([reader.names.rejections] if rejections else [])]
-        places = await (reader.places(*topics) if order_id is None else reader.places_of(order_id, *topics))
+        places = await (reader.partitions(*topics) if order_id is None else reader.partitions_of(order_id, *topics))
         starts = await (reader.starts(places) if from_beginning else reader.ends(places))
         await _follow(reader, starts, order_id, lambda seen: _show_step(Step(seen, ABSENT), as_json=as_json))
 
@@ -89,7 +89,7 @@ def timeline(
 
 async def _timeline(settings: Settings, order_id: str, then: datetime | None, *, follow: bool, as_json: bool) -> None:
     async with Reader(settings) as reader:
-        places = await reader.places_of(order_id, reader.names.events, reader.names.rejections)
+        places = await reader.partitions_of(order_id, reader.names.events, reader.names.rejections)
         ends = await reader.ends(places)
         outcomes = await _outcomes(reader, ends, order_id)
         chain = Chain()

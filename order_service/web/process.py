@@ -14,12 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.errors import cannot_listen
 from order_service.kafka.command_producer import CommandsTopic
-from order_service.kafka.registry_client import adopt_when_it_answers
+from order_service.kafka.registry_client import adopt_when_available
 from order_service.kafka.topics import topic_names
 from order_service.runtime.admin import AdminServer
-from order_service.runtime.garbage_collector import keep_what_is_there
-from order_service.runtime.signals import end_at_last
-from order_service.runtime.watchdog import Watchdog, silence_of
+from order_service.runtime.garbage_collector import freeze_objects
+from order_service.runtime.signals import force_exit_after
+from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.queries import Views
@@ -79,7 +79,7 @@ async def run(settings: Settings) -> None:
     topic, streams = CommandsTopic(settings), Streams(pulse)
     outcomes = CommandResults(views, pulse, topic, settings.web_waiting_max)
     live = Live(views, pulse, streams, names.events, settings.web_streams_max)
-    watchdog = Watchdog(silence_of(settings.session_timeout_s))
+    watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
     async with AsyncExitStack() as undo:
         watchdog.start()
         undo.callback(watchdog.stop)
@@ -99,11 +99,11 @@ async def run(settings: Settings) -> None:
         undo.push_async_callback(runner.cleanup)
         undo.callback(live.stop)
         undo.push_async_callback(outcomes.stop)  # whoever waits is told that its command is in Kafka
-        keep_what_is_there()
+        freeze_objects()
         listening = await _listen(runner, settings)
         serving.faults, serving.is_starting = readiness.faults, lambda: False
         undo.callback(listening.close)  # first: whoever comes now finds another process
-        await _look_until_told_to_end(pulse, readiness, adopt_when_it_answers(settings, names.of, _go_on_without))
+        await _look_until_told_to_end(pulse, readiness, adopt_when_available(settings, names.of, _go_on_without))
 
 
 def _go_on_without(why: str) -> None:
@@ -115,7 +115,7 @@ async def _look_until_told_to_end(pulse: ViewPoller, readiness: Readiness, adopt
 
     def tell() -> None:
         if not told.is_set():
-            end_at_last(ENDED_WITHIN_S)
+            force_exit_after(ENDED_WITHIN_S)
             told.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -42,7 +42,7 @@ class UserLookups:
         self._lookups = asyncio.TaskGroup()
         self._lookup_count = 0
         self._wake = asyncio.Event()
-        users.when_closed.append(self._hurry)
+        users.on_breaker_closed.append(self._hurry)
 
     def ask(self, user_id: str) -> None:
         """Ask about a user, unless that is being done."""
@@ -62,7 +62,7 @@ class UserLookups:
     def _start_lookups(self) -> None:
         while self._new and self._lookup_count < self._concurrency:
             self._start(self._new.popleft(), again=False)
-        room = self._users.room_again
+        room = self._users.retry_capacity
         while self._again and room > 0 and self._again[0][0] <= self._clock():
             _, user_id = heapq.heappop(self._again)
             if self._wanted(user_id):

@@ -68,7 +68,7 @@ async def test_who_asks_for_what_kafka_refuses_is_told_at_once(broker):
     async def ask(_admin):
         raise TopicAuthorizationFailedError
 
-    with pytest.raises(KafkaAwayError, match="refuses what it was asked: TopicAuthorizationFailedError"):
+    with pytest.raises(KafkaAwayError, match="refuses the request: TopicAuthorizationFailedError"):
         await ask_admin(Settings(kafka_bootstrap_servers=broker.bootstrap_servers), ask)
 
 

@@ -22,7 +22,7 @@ from order_service.domain.messages import Command
 from order_service.errors import TopicsError
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import (
-    MENDED_BY,
+    FIX_HINT,
     check_topics,
     create_topics,
     in_sync_for,
@@ -77,7 +77,7 @@ def faults(service):
     with pytest.raises(TopicsError) as raised:
         asyncio.run(with_admin(service, check_topics))
     *said, cure = str(raised.value).split("; ")
-    assert cure == MENDED_BY
+    assert cure == FIX_HINT
     return said
 
 
@@ -205,7 +205,7 @@ def test_a_worker_refuses_topics_that_are_less_than_they_must_be(service):
     worker = service.start_worker()
     assert worker.wait_ended() == 13
     [line] = worker.lines("This worker ends.")
-    assert (line["exit_code"], line["reason"]) == (13, "; ".join([*expected, MENDED_BY]))
+    assert (line["exit_code"], line["reason"]) == (13, "; ".join([*expected, FIX_HINT]))
     assert "Traceback" not in worker.log()
     assert len(worker.log().splitlines()) == 1
 

@@ -16,13 +16,13 @@ from faust.types import TP
 
 from order_service.errors import OrderServiceError
 from order_service.kafka.connection import Admin, Consumer, ask_admin, connection, tls
-from order_service.kafka.registry_client import Ids, adopt_when_it_answers, registry_of
+from order_service.kafka.registry_client import Ids, adopt_when_available, registry_of
 from order_service.kafka.topics import check_topics, create_topics, topic_names
 from order_service.runtime.admin import AdminServer
-from order_service.runtime.garbage_collector import collect_seldom
-from order_service.runtime.signals import run_until_told
+from order_service.runtime.garbage_collector import collect_less_often
+from order_service.runtime.signals import run_until_signal
 from order_service.runtime.tasks import failure_of
-from order_service.runtime.watchdog import Watchdog, end_after, silence_of
+from order_service.runtime.watchdog import Watchdog, end_after, silence_limit_s
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
 from order_service.worker.clock import Clock, wait_until_near
@@ -200,7 +200,7 @@ def _serve(
     serving: AdminServer,
 ) -> None:
     """Start what lives beside the stream with the app, and end it after the stream."""
-    watchdog = Watchdog(silence_of(settings.session_timeout_s), app.leave_group)
+    watchdog = Watchdog(silence_limit_s(settings.session_timeout_s), app.leave_group)
     group = GroupWatch(app.membership.group_id, fetching.members)
     tasks: list[asyncio.Task[Any]] = []
     stopping = False
@@ -280,12 +280,12 @@ def run(
     waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
     with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving:
         preparing = ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics))
-        in_sync = run_until_told(preparing)
+        in_sync = run_until_signal(preparing)
         if settings.schema_registry_url:
-            run_until_told(_adopt_ids(settings, serving))
+            run_until_signal(_adopt_ids(settings, serving))
         clock = clock or Clock(settings.clock_skew_max_s)
-        run_until_told(_wait_for_clock(settings, clock, serving))
-        collect_seldom()
+        run_until_signal(_wait_for_clock(settings, clock, serving))
+        collect_less_often()
         app = build(settings, serving, clock, in_sync, step=step)
         worker = QuietWorker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
@@ -318,4 +318,4 @@ async def _adopt_ids(settings: Settings, serving: AdminServer) -> None:
         log.error("We wait for the schema registry.", why=why)
         serving.faults = lambda: [why]
 
-    await adopt_when_it_answers(settings, topic_names(settings.topic_prefix).of, tell)
+    await adopt_when_available(settings, topic_names(settings.topic_prefix).of, tell)

@@ -32,7 +32,7 @@ from faust.types import TP
 
 from order_service.errors import GroupError, KafkaAwayError
 from order_service.kafka.connection import Consumer, knows_leader, missing_right
-from order_service.kafka.record_batches import damaged_place
+from order_service.kafka.record_batches import damaged_partition
 from order_service.runtime.tasks import failure_of
 from order_service.runtime.watchdog import write_at_once
 from order_service.worker.inbox import Run
@@ -281,7 +281,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
 
     def _stop_handing_on(self, error: CorruptRecordException) -> None:
         """Hand on nothing more, and report the partition with a damaged batch: all partitions are opened again."""
-        place = damaged_place(error)
+        place = damaged_partition(error)
         self._distrust_positions()
         if place is None:
             raise error

@@ -6,7 +6,7 @@ import structlog
 
 from order_service.errors import KafkaAwayError
 from order_service.kafka.connection import ask_admin
-from order_service.kafka.topics import MENDED_BY, compare_topics
+from order_service.kafka.topics import FIX_HINT, compare_topics
 from order_service.settings import Settings
 from order_service.worker import metrics
 
@@ -50,7 +50,7 @@ class TopicWatch:
         faults = [fault.text for fault in compared.faults]
         for fault in faults:
             if fault not in self.faults:
-                log.error("A topic is less than it must be.", fault=fault, cure=MENDED_BY)
+                log.error("A topic is less than it must be.", fault=fault, cure=FIX_HINT)
         if self.faults and not faults:
             log.info("All topics are as they must be again.")
         for risk in compared.risks:
