@@ -146,7 +146,7 @@ class TurnLoop:
 
     async def _until_there_is_work(self) -> None:
         """Wait for a wake-up, the end of the commit in flight (to see its error at once), or the next deadline."""
-        if self._inbox.has_any(self._closed()) or any(lane.room.has_answers() for lane in self._available()):
+        if self._inbox.has_commands(self._closed()) or any(lane.room.has_answers() for lane in self._available()):
             return
         wake = asyncio.create_task(self._wake.wait())
         try:
