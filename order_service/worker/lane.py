@@ -299,7 +299,7 @@ class Lane:
                 self.room.wait_again(order_id)
                 self._ask(ask.user_id)
                 return
-            self.room.leave(order_id)
+            self.room.pop_head(order_id)
             self._changes.waiting[head.key] = None
             user = None
 

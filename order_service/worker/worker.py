@@ -302,7 +302,7 @@ class Assignment:
             if check is None:
                 self._asking.ask(user_id)
             else:
-                lane.room.answered(user_id, check)
+                lane.room.add_answer(user_id, check)
 
     async def _watch_payments(self) -> None:
         """Look for orders whose payment is due, and let each be cancelled once no earlier payment can be in the log."""
@@ -571,7 +571,7 @@ class Worker:
         if self._assignment is None:
             return
         for lane in self._assignment.lanes.values():
-            lane.room.answered(user_id, check)
+            lane.room.add_answer(user_id, check)
             if lane.room.has_answers():
                 self._assignment.turns.wake()
 

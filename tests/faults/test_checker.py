@@ -164,7 +164,7 @@ class Service:
     def answer(self, user_id: str) -> None:
         """Let the User Service answer."""
         self.known[user_id] = CHECKS[user_of(user_id)]
-        self.lane.room.answered(user_id, self.known[user_id])
+        self.lane.room.add_answer(user_id, self.known[user_id])
 
     def end(self) -> PartitionRecords:
         """Let time pass until nothing waits any more, and give the whole log."""

@@ -49,7 +49,7 @@ class World:
 
     def learn(self, user_id, check, now=NOW):
         self.known[user_id] = check
-        self.lane.room.answered(user_id, check)
+        self.lane.room.add_answer(user_id, check)
         return self.settle(now)
 
     def settle(self, now=NOW):
@@ -278,10 +278,10 @@ def test_of_many_orders_that_can_be_released_some_stay_for_the_next_turn():
         world.send(
             but(create, order_id=f"o-{number}", command_id=f"c-{number}", user_id=f"u-{number}", actor="service:s")
         )
-        world.lane.room.answered(f"u-{number}", UserCheck.ACTIVE)
-    assert len(world.lane.room.take_released(NOW, most=2)) == 2
+        world.lane.room.add_answer(f"u-{number}", UserCheck.ACTIVE)
+    assert len(world.lane.room.take_released(NOW, limit=2)) == 2
     assert world.lane.room.has_answers()
-    assert len(world.lane.room.take_released(NOW, most=9)) == 3
+    assert len(world.lane.room.take_released(NOW, limit=9)) == 3
 
 
 def test_an_unpaid_order_cancels_itself_once():
@@ -300,7 +300,7 @@ def test_of_many_unpaid_orders_some_are_cancelled_in_the_next_turns():
     world = knowing(payment_due_s=60)
     order_ids = [f"order-{n}" for n in range(5)]
     world.send(*(but(create, order_id=order_id, command_id=f"create-{order_id}") for order_id in order_ids))
-    assert [sorted(world.lane.due_orders(LATER, most=2)) for _ in range(4)] == [
+    assert [sorted(world.lane.due_orders(LATER, limit=2)) for _ in range(4)] == [
         order_ids[:2],
         order_ids[2:4],
         order_ids[4:],
@@ -430,7 +430,7 @@ def test_whenever_the_answers_come_an_order_is_the_fold_of_its_commands_in_the_o
                 log.write(world.send(*what))
             case "answer" if world.lane.room.waits_for(what):
                 world.known[what] = CHECKS[what]
-                world.lane.room.answered(what, CHECKS[what])
+                world.lane.room.add_answer(what, CHECKS[what])
             case "forget":
                 world.known.pop(what, None)
             case "settle":

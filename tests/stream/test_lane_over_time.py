@@ -84,7 +84,7 @@ def test_the_deadline_of_a_create_counts_from_when_it_came_not_from_when_it_was_
 def test_an_answer_that_came_in_time_counts_although_its_turn_comes_after_the_deadline():
     world = World(POLICY)
     world.send(create)
-    world.lane.room.answered(USER_ID, UserCheck.ACTIVE)
+    world.lane.room.add_answer(USER_ID, UserCheck.ACTIVE)
     world.settle(LATER)
     assert world.answers() == {"create-1": 1}
 
@@ -94,7 +94,7 @@ def test_a_late_answer_changes_nothing_of_what_timed_out_and_nobody_wants_it_any
     world.send(create)
     world.settle(at(61))
     assert (list(world.lane.room.users()), world.lane.room.waits_for(USER_ID)) == ([], False)
-    world.lane.room.answered(USER_ID, UserCheck.ACTIVE)
+    world.lane.room.add_answer(USER_ID, UserCheck.ACTIVE)
     assert not world.lane.room.has_answers()
     assert not world.learn(USER_ID, UserCheck.ACTIVE, at(62))
     assert world.answers() == {"create-1": "user_check_timed_out"}
@@ -174,7 +174,7 @@ def test_whatever_comes_first_an_answer_or_a_deadline_decides_each_command_once_
                 lived.turn(what)
             case "answer" if lived.world.lane.room.waits_for(what):
                 lived.world.known[what] = CHECKS[what]
-                lived.world.lane.room.answered(what, CHECKS[what])
+                lived.world.lane.room.add_answer(what, CHECKS[what])
             case "forget":
                 lived.world.known.pop(what, None)
             case "pass":
