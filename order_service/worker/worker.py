@@ -56,7 +56,7 @@ log = structlog.get_logger()
 CLAIMS_AT_ONCE: Final = 16
 """Each restores a table; one that waits for somebody else lends its place to another."""
 PASS_EVERY_S: Final = 5.0
-"""So often a lane's position is written if it could say more, at most: see `Lane.has_news`."""
+"""So often a lane's position is written if it could say more, at most: see `Lane.is_position_stale`."""
 _SEEKS: Final = itertools.count(1)
 WATCH_EVERY_S: Final = 0.5
 AGAIN_AFTER_S: Final = 60.0
@@ -106,7 +106,7 @@ class Context(Struct, frozen=True):
     ids: Ids
     end_process: Callable[[BaseException], None]
     clock: Clock
-    step: Callable[[str], None]
+    failpoint: Callable[[str], None]
 
 
 class Assignment:
@@ -143,7 +143,7 @@ class Assignment:
             clock=context.clock,
             end_of=context.fetching.end_of,
             park=self.park,
-            step=context.step,
+            failpoint=context.failpoint,
         )
         self.lookups = SchemaLookups(context.ids, self.inbox, deliver, lambda work: self._spawn(work, "schema lookup"))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -227,7 +227,7 @@ class Assignment:
     async def _claim(self, partition: int, progress: Progress) -> None:
         context = self._context
         claimer = Claimer(
-            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.step
+            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.failpoint
         )
         lane, kept = self._kept.pop(partition, (None, None))
         began_at = time.monotonic()
@@ -252,7 +252,7 @@ class Assignment:
 
     async def _lane(self, partition: int, kept: Lane | None, claimed: Claimed, progress: Progress) -> Lane:
         if kept is not None and claimed.state is None:
-            kept.put_back_due()
+            kept.restore_due_timers()
             return kept
         settings = self._context.settings
         policy = LanePolicy(
@@ -327,7 +327,7 @@ class Assignment:
                 await asyncio.sleep(0.05)
         except KafkaError as error:
             log.warning("No end of the commands is to be had; payments due wait.", error=repr(error))
-            lane.put_back_due()
+            lane.restore_due_timers()
         else:
             self.turns.cancel_unpaid(lane.partition, order_ids)
         finally:
@@ -337,10 +337,10 @@ class Assignment:
         """Write the positions that could say more, so that a claim does not take what was read for what was lost."""
         while True:
             await asyncio.sleep(PASS_EVERY_S)
-            news = [lane for lane in self.lanes.values() if lane.has_news()]
-            for lane in news:
+            stale = [lane for lane in self.lanes.values() if lane.is_position_stale()]
+            for lane in stale:
                 lane.write_position()
-            if news:
+            if stale:
                 self.turns.wake()
 
     async def _has_read(self, lane: Lane, end: int) -> bool:
@@ -509,7 +509,7 @@ class Worker:
         if assignment is None or lane is None or not self._accepts(lane, run):
             return
         try:
-            received = [_decoded(record) for record in run.records]
+            received = [decode_record(record) for record in run.records]
         except Exception as error:  # noqa: BLE001, one record must not end every worker that reads it in turn
             assignment.park(partition, f"the records from offset {run.records[0].offset} on cannot be decoded", error)
             return
@@ -608,7 +608,7 @@ class Worker:
         lanes = {} if assignment is None else assignment.lanes
         unavailable = 0
         if assignment is not None:
-            assignment.turns.look_for_leaders()
+            assignment.turns.update_unavailable()
             unavailable = len(assignment.turns.unavailable)
         metrics.LANES.labels("running").set(len(lanes) - unavailable)
         metrics.LANES.labels("unavailable").set(unavailable)
@@ -627,7 +627,7 @@ class Worker:
             self._context.end_process(error)
 
 
-def _decoded(record: Any) -> Received:
+def decode_record(record: Any) -> Received:
     """Decode a record.
 
     The error is made anew: a raised one holds the frames it came through, and they hold it and a record of up to 1 MiB,

@@ -13,7 +13,7 @@ from order_service.wire import avro
 from order_service.wire.commands import encode_json_command
 from order_service.worker.inbox import Run
 from order_service.worker.lane import LanePolicy
-from order_service.worker.worker import _decoded
+from order_service.worker.worker import decode_record
 from tests.samples import LATER, NOW, USER_ID, amend, but, create
 from tests.stream.test_lane import CHECKS, Log, World, offset_of, users, wishes
 
@@ -63,7 +63,7 @@ def test_a_key_that_is_not_the_orders_does_not_join_the_commands_that_wait():
     world = World()
     world.send(create)
     for key in (None, b"another"):
-        world.lane.decide([_decoded(world.record(encode_json_command(amend), key))], NOW)
+        world.lane.decide([decode_record(world.record(encode_json_command(amend), key))], NOW)
     changes = world.changes()
     assert dict(changes.dead_reasons) == {"key_missing": 1, "key_mismatch": 1}
     assert (len(world.lane.room), changes.waiting) == (1, {})
@@ -130,7 +130,7 @@ class Lived:
         settle_all(self.world, self.now)
         self.sent += [(command, self.now) for command in commands]
         records = [self.world.record(encode_json_command(c), c.order_id.encode()) for c in commands]
-        self.world.lane.decide([_decoded(record) for record in records], self.now)
+        self.world.lane.decide([decode_record(record) for record in records], self.now)
         self._write(self.world.changes())
         deadline = self.world.lane.room.next_deadline()
         assert deadline is None or deadline >= self.now
