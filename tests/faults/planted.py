@@ -99,7 +99,7 @@ def write_no_position_of_its_own() -> None:
     async def nothing(_self: Assignment) -> None:
         """Pass nothing on."""
 
-    Assignment._pass_on = nothing
+    Assignment._write_positions = nothing
 
 
 def a_commit_does_not_wait_for_its_batches() -> None:
