@@ -152,7 +152,7 @@ class Assignment:
 
     @property
     def lanes(self) -> dict[int, Lane]:
-        """The running lanes."""
+        """The running lanes, by partition."""
         return self.turns.lanes
 
     def claiming(self) -> list[int]:
