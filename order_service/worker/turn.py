@@ -95,7 +95,7 @@ class TurnLoop:
         self.wake()
 
     def update_unavailable(self) -> None:
-        """Update the lanes whose topics cannot be written now. A turn skips them: one would block its whole transaction."""
+        """Update the lanes whose topics cannot be written now. Turns skip them: one would block all others."""
         reasons = self._producer.unavailable()
         unavailable = {partition: reason for partition, reason in reasons.items() if partition in self.lanes}
         for partition in unavailable.keys() - self.unavailable.keys():
