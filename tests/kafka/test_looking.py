@@ -127,6 +127,6 @@ def test_a_worker_does_not_create_again_what_is_deleted(service):
     CommandLine(service.environment)("topics", "create")
     worker = service.start_worker().wait_ready()
     service.kafka.delete_topics([service.names.commands])[service.names.commands].result(30)
-    until(lambda: f"the topic {service.names.commands} is not there" in worker.faults(), "the worker has asked again")
+    until(lambda: f"the topic {service.names.commands} does not exist" in worker.faults(), "the worker has asked again")
     assert service.names.commands not in topics_of(service)
     assert worker.process.poll() is None

@@ -43,7 +43,7 @@ class Written:
         place = TopicPartition(topic, partition)
         return [RecordMetadata(topic, partition, place, len(self.records), 0, 0, 0)]
 
-    async def arrive(self, sent):
+    async def wait_for_acks(self, sent):
         return sent
 
     async def commit(self, sent):
@@ -79,7 +79,7 @@ def turns_over(lanes, written, step, park=lambda *_: None) -> tuple[TurnLoop, In
     """Make what takes turns over these lanes, and the inbox that it takes from."""
     inbox = Inbox(lambda _partition: None, lambda _partition: None)
     turns = TurnLoop(
-        written, NAMES, inbox, turn_s=0.001, clock=Clock(60), end_of=lambda _partition: 0, park=park, step=step
+        written, NAMES, inbox, turn_s=0.001, clock=Clock(60), end_of=lambda _partition: 0, park=park, failpoint=step
     )
     for lane in lanes:
         inbox.open(lane.partition)

@@ -9,7 +9,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from order_service.worker import metrics
-from order_service.worker.membership import Member, about_strangers, strangers_of
+from order_service.worker.membership import Member, describe_strangers, strangers_of
 
 log = structlog.get_logger()
 
@@ -61,7 +61,7 @@ class GroupWatch:
         strangers = sorted(strangers_of(members), key=lambda stranger: stranger.member_id)
         self._seen_at = {stranger.member_id: self._seen_at.get(stranger.member_id, now) for stranger in strangers}
         seen_s = {member_id: now - seen_at for member_id, seen_at in self._seen_at.items()}
-        self.faults = [about_strangers(self._group_id, strangers, seen_s)] if strangers else []
+        self.faults = [describe_strangers(self._group_id, strangers, seen_s)] if strangers else []
         if strangers and strangers != self._strangers:
             log.error("Another program is in the group.", reason=self.faults[0])
         if self._strangers and not strangers:
