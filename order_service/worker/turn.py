@@ -56,7 +56,7 @@ class Turn(Struct, frozen=True):
 class TurnLoop:
     """Takes turns over the running lanes of one assignment, as the owner that their claims have named.
 
-    `step` is told each step done; `end_of` gives the last known end of a lane's commands; `park` stops a lane.
+    `failpoint` is called after each step; `end_of` gives the last known end of a lane's commands; `park` stops a lane.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TurnLoop:
         clock: Clock,
         end_of: Callable[[int], int],
         park: Callable[[int, str, Exception], None],
-        step: Callable[[str], None],
+        failpoint: Callable[[str], None],
     ) -> None:
         self.lanes: dict[int, Lane] = {}
         self.unavailable: dict[int, str] = {}
@@ -80,7 +80,7 @@ class TurnLoop:
         self._clock = clock
         self._end_of = end_of
         self._park = park
-        self._step = step
+        self._failpoint = failpoint
         self._wake = asyncio.Event()
         self._stopping = False
         self._flight: asyncio.Task[None] | None = None
@@ -176,7 +176,7 @@ class TurnLoop:
         lanes = self._available()
         # What gets due from here on may wait for a payment in `taken`.
         due = {lane.partition: self._due.pop(lane.partition, []) for lane in lanes}
-        self._step("turn.taken")
+        self._failpoint("turn.taken")
         now = self._clock.now()
         for lane in lanes:
             try:
@@ -190,7 +190,7 @@ class TurnLoop:
         ]
         if not changes:
             return None
-        self._step("turn.decided")
+        self._failpoint("turn.decided")
         return Turn(changes, began_at)
 
     async def _decide_lane(self, lane: Lane, received: list[Received], due: list[str], now: datetime) -> None:
@@ -221,7 +221,7 @@ class TurnLoop:
     async def _write(self, turn: Turn) -> None:
         """Write all of a turn in one transaction; it is committed when every batch has arrived."""
         await self._producer.begin()
-        self._step("turn.begun")
+        self._failpoint("turn.begun")
         sent: list[Sent] = []
         last: list[tuple[Lane, Position, dict[str, int]]] = []
         for lane, changes in turn.changes:
@@ -232,9 +232,9 @@ class TurnLoop:
                 places[topic] = len(sent) - 1
             last.append((lane, position, places))
         await self._producer.arrive(sent)
-        self._step("turn.produced")
+        self._failpoint("turn.produced")
         arrived = await self._producer.commit(sent)
-        self._step("turn.committed")
+        self._failpoint("turn.committed")
         self._clock.compare(arrived[places[self._names.table]] for _, _, places in last)
         for lane, position, places in last:
             offsets = {topic: arrived[place].offset for topic, place in places.items()}

@@ -106,7 +106,7 @@ class Context(Struct, frozen=True):
     ids: Ids
     end_process: Callable[[BaseException], None]
     clock: Clock
-    step: Callable[[str], None]
+    failpoint: Callable[[str], None]
 
 
 class Assignment:
@@ -143,7 +143,7 @@ class Assignment:
             clock=context.clock,
             end_of=context.fetching.end_of,
             park=self.park,
-            step=context.step,
+            failpoint=context.failpoint,
         )
         self.lookups = SchemaLookups(context.ids, self.inbox, deliver, lambda work: self._spawn(work, "schema lookup"))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -227,7 +227,7 @@ class Assignment:
     async def _claim(self, partition: int, progress: Progress) -> None:
         context = self._context
         claimer = Claimer(
-            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.step
+            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.failpoint
         )
         lane, kept = self._kept.pop(partition, (None, None))
         began_at = time.monotonic()

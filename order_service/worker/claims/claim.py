@@ -63,21 +63,21 @@ class Claimed(Struct, frozen=True):
 
 
 class Claimer(Struct, frozen=True):
-    """Claims partitions for one owner id. `step` is told each step done: tests stop or kill the process there."""
+    """Claims partitions for one owner id. Tests stop or kill the process in `failpoint`, which is called after each step."""
 
     group_id: str
     owner: str
     names: TopicNames
     connection: dict[str, Any]
     clients: ClaimClients
-    step: Callable[[str], None]
+    failpoint: Callable[[str], None]
 
     async def claim(self, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
         """Take over a partition; LaneParked if the log does not allow to go on, Fenced if another claim is newer."""
         lock_id = f"{self.group_id}-claim-{partition}"
         await progress.at(f"the coordinator of {lock_id}")
         async with claiming(lock_id, self.connection, [self.names.table, self.names.waiting]) as lock:
-            self.step("claim.locked")
+            self.failpoint("claim.locked")
             if kept is not None:
                 claimed = await self._take_over(partition, lock, kept, progress)
                 if claimed is not None:
@@ -96,7 +96,7 @@ class Claimer(Struct, frozen=True):
             kept_offset = None if kept is None else kept.log_offset
             logs = Changelogs(partition, self.names, reader, kept_offset, progress)
             await logs.read_to_end()
-            self.step("claim.read")
+            self.failpoint("claim.read")
             checks = Checks(partition, self.names, self.clients, logs)
             await self._fence_owners(lock, logs, checks, progress)
             if kept is not None and not _is_still(kept, logs.position):
@@ -105,11 +105,11 @@ class Claimer(Struct, frozen=True):
             position = await checks.position(self.owner, len(logs.waiting) if kept is None else kept.waiting_count)
             if kept is None:
                 await checks.outcomes()
-            self.step("claim.barrier")
+            self.failpoint("claim.barrier")
         await progress.at(f"a commit to {self.names.table} partition {partition}")
         log_offset = await self._name_ourselves(partition, lock, position)
         checks.count_never_read()
-        self.step("claim.named")
+        self.failpoint("claim.named")
         return Claimed(position, log_offset, None if kept is not None else (logs.entries, list(logs.waiting.values())))
 
     async def _fence_owners(self, lock: TurnProducer, logs: Changelogs, checks: Checks, progress: Progress) -> None:
@@ -127,7 +127,7 @@ class Claimer(Struct, frozen=True):
                 await self._barrier(lock, logs.places[:1])  # not to the waiting room: an empty one is a lost one
                 await progress.at(f"the transactions of {owner} to end")
                 await self.clients.fence(owner)
-                self.step("claim.fenced")
+                self.failpoint("claim.fenced")
             await checks.take_ends()
             await progress.at(f"the brokers of the changelogs of partition {logs.places[0].partition}")
             await logs.read_past(await self._barrier(lock, logs.places))

@@ -129,11 +129,11 @@ def build(
     clock: Clock,
     in_sync: dict[str, int],
     *,
-    step: Callable[[str], None] = lambda _step: None,
+    failpoint: Callable[[str], None] = lambda _step: None,
 ) -> RunApp:
     """Make the app of a worker on topics with this `min.insync.replicas`.
 
-    `step` is told each step of a claim and a turn: tests stop the process there.
+    `failpoint` is called after each step of a claim and of a turn: tests stop the process there.
     """
     names = topic_names(settings.topic_prefix)
     app = RunApp(
@@ -160,7 +160,7 @@ def build(
     fetching = FaustFetching(app, names.commands)
     users = UserClient(CallPolicy.from_settings(settings))
     ids = Ids(registry_of(settings))
-    worker = Worker(Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, step))
+    worker = Worker(Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, failpoint))
     _wire(app, worker, names.commands)
     _serve(app, settings, worker, users, fetching, ids, serving)
     return app
@@ -274,7 +274,7 @@ def run(
     *,
     make_topics: bool = False,
     clock: Clock | None = None,
-    step: Callable[[str], None] = lambda _step: None,
+    failpoint: Callable[[str], None] = lambda _step: None,
 ) -> NoReturn:
     """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
     waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
@@ -286,7 +286,7 @@ def run(
         clock = clock or Clock(settings.clock_skew_max_s)
         run_until_told(_wait_for_clock(settings, clock, serving))
         collect_seldom()
-        app = build(settings, serving, clock, in_sync, step=step)
+        app = build(settings, serving, clock, in_sync, failpoint=failpoint)
         worker = QuietWorker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()
