@@ -85,7 +85,7 @@ class Reading:
 
         Return whether one came.
         """
-        if not self._progress.has_place:
+        if not self._progress.has_slot:
             self._reader.pause(*places)
             await asyncio.sleep(LOOK_EVERY_S)
             self._reader.resume(*places)
