@@ -185,6 +185,8 @@ async def test_a_topic_that_ends_before_its_recorded_end_parks_the_lane(log):
     [pytest.param(1, False, 0, id="a lost one"), pytest.param(0, True, 1, id="a lost deletion")],
 )
 async def test_another_number_of_waiting_commands_than_the_position_says_parks_the_lane(expected, waits, actual):
-    why = f"{NAMES.waiting} partition 0 holds {actual} waiting commands, the position in {NAMES.table} says {expected}"
+    why = (
+        f"{NAMES.waiting} partition 0 holds {actual} waiting commands, the position in {NAMES.table} counts {expected}"
+    )
     with pytest.raises(LaneParked, match=why):
         await check(at(4, waiting_count=expected), {}, entry=None, waits=waits)

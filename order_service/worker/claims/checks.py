@@ -114,7 +114,7 @@ class Checks:
         if expected is not None and expected != len(self._logs.waiting):
             raise LaneParked(
                 f"{self._names.waiting} partition {self._partition} holds {len(self._logs.waiting)} waiting commands,"
-                f" the position in {self._names.table} says {expected}: one of the two has lost its last records."
+                f" the position in {self._names.table} counts {expected}: one of the two has lost its last records."
             )
 
     async def _read_outcomes(self, position: Position) -> None:

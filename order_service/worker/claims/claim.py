@@ -42,7 +42,7 @@ from order_service.worker.transactions import DEADLINE_S, TurnProducer, claiming
 
 log = structlog.get_logger()
 
-COMPLAIN_AFTER_S: Final = 10.0
+WARN_AFTER_S: Final = 10.0
 
 
 class HeldLane(Struct, frozen=True):
@@ -177,7 +177,7 @@ async def claim_until_done(
     """
     while True:
         try:
-            return await _claim_and_complain(claimer, partition, kept, progress)
+            return await _claim_with_warnings(claimer, partition, kept, progress)
         except (KafkaError, Stuck, TurnRefused) as error:
             if isinstance(error, TurnRefused) and error.lanes:
                 raise
@@ -193,10 +193,10 @@ def _reason(error: Exception) -> str:
     return repr(error) if isinstance(error, KafkaError) else str(error)
 
 
-async def _claim_and_complain(claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
+async def _claim_with_warnings(claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
     task = asyncio.create_task(claimer.claim(partition, kept, progress), name=f"claim of {partition}")
     try:
-        while not (await asyncio.wait({task}, timeout=COMPLAIN_AFTER_S))[0]:
+        while not (await asyncio.wait({task}, timeout=WARN_AFTER_S))[0]:
             if progress.has_begun and (waits_for := progress.waits_for()):
                 log.warning("A claim takes long.", partition=partition, waits_for=waits_for)
     except asyncio.CancelledError:
