@@ -17,7 +17,7 @@ LOOP_LATE: Final = "bench_loop_late_seconds"
 class Beat:
     """A timer in the event loop that keeps by how much it was late at most. It begins with the first step of a claim.
 
-    A step is called in the event loop that is measured.
+    The failpoint is called in the event loop that is measured.
     """
 
     def __init__(self) -> None:
@@ -44,4 +44,4 @@ class Beat:
 if __name__ == "__main__":
     exit_on_signal()
     logs.configure("json")
-    run(Settings(), step=Beat())
+    run(Settings(), failpoint=Beat())

@@ -56,9 +56,9 @@ def main() -> None:
     if machine := os.environ.get("TEST_MACHINE"):
         membership.this_machine = lambda: machine
     settings = Settings()
-    step = Failpoint(*sys.argv[1:]) if sys.argv[1:] else _nothing
+    failpoint = Failpoint(*sys.argv[1:]) if sys.argv[1:] else _nothing
     try:
-        run(settings, clock=Clock(settings.clock_skew_max_s, wall=_wall_clock), step=step)
+        run(settings, clock=Clock(settings.clock_skew_max_s, wall=_wall_clock), failpoint=failpoint)
     except OrderServiceError as error:  # it cannot begin
         end_process(error)
 

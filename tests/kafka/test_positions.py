@@ -101,7 +101,7 @@ def test_a_recreated_commands_topic_that_has_as_many_commands_again_parks_its_la
     service.send(histories(20))
     worker = service.start_worker()
     until(lambda: worker.lanes("parked") == 4, "all lanes are parked")
-    assert worker.faults().count("has another time than the one that was decided") == 4
+    assert worker.faults().count("has a different timestamp than the decided one") == 4
     end(worker)
     service.check(commands)
 

@@ -1,4 +1,4 @@
-"""The group is looked at while a worker runs: a member that is not a worker of this service shows."""
+"""Monitors the consumer group while a worker runs, and reports members that are not workers of this service."""
 
 import asyncio
 import time
@@ -18,11 +18,11 @@ ANSWER_WITHIN_S: Final = 10.0
 
 
 class GroupWatch:
-    """Looks for members that are not workers of this service.
+    """A monitor for group members that are not workers of this service.
 
-    `faults` names them for readiness, with the partitions that they hold and for how long they have been seen.
+    `faults` lists them for readiness, with the partitions that they hold and for how long they have been seen.
 
-    Kafka lets in only those that use our assignor. They hold partitions in which nothing is decided.
+    Kafka admits only members that use our assignor. In the partitions that such a member holds, nothing is decided.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class GroupWatch:
         self._strangers: list[Member] = []
 
     async def run(self) -> NoReturn:
-        """Look until cancelled; while the coordinator does not answer, what was found last stands."""
+        """Read the members until cancelled; while the coordinator does not answer, the last result stays."""
         is_known = True
         while True:
             try:
@@ -51,12 +51,12 @@ class GroupWatch:
                 is_known = True
             except (KafkaError, TimeoutError) as error:
                 if is_known:
-                    log.warning("The members of the group cannot be read: what was found last stands.", why=repr(error))
+                    log.warning("The members of the group cannot be read; the last result stays.", why=repr(error))
                 is_known = False
             await asyncio.sleep(self._every_s)
 
     def take(self, members: Iterable[Member]) -> None:
-        """Take the members of the group, and report strangers that came or left, or hold other partitions."""
+        """Record the members of the group, and report strangers that joined or left, or hold other partitions."""
         now = self._clock()
         strangers = sorted(strangers_of(members), key=lambda stranger: stranger.member_id)
         self._seen_at = {stranger.member_id: self._seen_at.get(stranger.member_id, now) for stranger in strangers}
