@@ -36,7 +36,7 @@ def up(as_json: AsJson = False) -> None:
         else:
             typer.echo("\n".join(local_run.ready_lines(running, took_s)))
 
-    raise typer.Exit(local_run.run(settings, say=lambda line: typer.echo(line, err=True), on_ready=ready))
+    raise typer.Exit(local_run.run(settings, report=lambda line: typer.echo(line, err=True), on_ready=ready))
 
 
 def worker(
