@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined] # it is documented there
 
 from order_service.embedded.broker import free_port
 from order_service.errors import KafkaAwayError, TopicsError
@@ -80,11 +80,11 @@ async def test_our_clients_create_nothing_by_asking(servers, make):
         await (client.close() if isinstance(client, Admin) else client.stop())
 
 
-class Assignments(ConsumerRebalanceListener):
+class Assignments(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
     """The partitions that a consumer was assigned, one set after the other."""
 
     def __init__(self):
-        self.queue = asyncio.Queue()
+        self.queue: asyncio.Queue[set[TopicPartition]] = asyncio.Queue()
 
     def on_partitions_revoked(self, revoked):
         """Nothing is to be done."""
