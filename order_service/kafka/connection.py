@@ -3,13 +3,14 @@
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -45,6 +46,8 @@ NODE_PAUSE_S = 0.1
 NO_LEADER: Final = -1
 """The node id that Kafka returns for a partition without a leader."""
 UNKNOWN_TOPIC: Final[int] = UnknownTopicOrPartitionError.errno
+UNKNOWN_RETRY_S: Final = 1.0
+"""Time before a client asks again about a topic that Kafka reported as unknown."""
 
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
@@ -88,12 +91,21 @@ class Admin(AIOKafkaAdminClient):  # type: ignore[misc]
 
 
 class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
-    """A client whose connections forbid topic creation in every Metadata request.
+    """A client that never creates topics, and that asks again about unknown ones.
 
     With `auto.create.topics.enable`, Kafka's default, a broker creates the topics of a Metadata request, with one
     partition and a week of retention, unless the request forbids it. aiokafka 0.14 has no argument for that, and its
     bootstrap request has no topic. Only our own clients are changed: the SDK runs in processes that have others.
+
+    A broker that has just started can report topics as unknown. The leader of a group then assigns no partitions, and
+    aiokafka asks again after five minutes. This client asks again after `UNKNOWN_RETRY_S`.
     """
+
+    async def _metadata_update(self, cluster: ClusterMetadata, topics: Collection[str] | None) -> bool:
+        is_updated = bool(await super()._metadata_update(cluster, topics))
+        if cluster is self.cluster and any(cluster.partitions_for_topic(topic) is None for topic in topics or ()):
+            asyncio.get_running_loop().call_later(UNKNOWN_RETRY_S, self.force_metadata_update)
+        return is_updated
 
     async def _get_conn(self, *args: Any, **kwargs: Any) -> AIOKafkaConnection | None:
         connected = await super()._get_conn(*args, **kwargs)
