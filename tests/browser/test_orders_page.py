@@ -270,7 +270,7 @@ def test_the_state_after_each_event_can_be_seen(http, page):
 def test_a_version_that_is_not_there_is_a_problem_of_its_own(http, visited):
     page, order_id = visited.page, place(http)
     page.goto(f"/#/orders/{order_id}?version=9")
-    expect(page.locator("#then-problem").get_by_role("alert")).to_contain_text("The order had no such version")
+    expect(page.locator("#then-problem").get_by_role("alert")).to_contain_text("The order has no such version")
     expect_timeline(page, "OrderCreated")
     visited.forgive("status of 404")
 
@@ -454,9 +454,9 @@ def test_a_service_that_asks_for_a_token_gets_one(http, shop, browser, tmp_path)
         page = visited.page
         page.goto(f"/#/orders/{order_id}")
         expect(page.get_by_role("heading", level=1)).to_have_text("Who are you?")
-        expect(page.get_by_role("alert")).to_contain_text("The request carries no valid token.")
+        expect(page.get_by_role("alert")).to_contain_text("The request has no valid token.")
         give_token(page, "not.a.token")
-        expect(page.get_by_role("alert")).to_contain_text("The request carries no valid token.")
+        expect(page.get_by_role("alert")).to_contain_text("The request has no valid token.")
         give_token(page, f"Bearer {token_of(user_id)}\n")
         expect_step(page, "created")
         expect_live(page)
