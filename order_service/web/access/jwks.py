@@ -121,7 +121,7 @@ def _key(public: Any, algorithms: Collection[str]) -> Key:
 
 
 def _signatures(public: object) -> tuple[str, ...]:
-    """Return the algorithms that fit a public key (RFC 7518, 3.1); none for a private one, which must not be published."""
+    """Return the algorithms that fit a public key (RFC 7518, 3.1); none for a private key, which must stay secret."""
     match public:
         case RSAPublicKey(key_size=bits) if bits >= RSA_BITS_MIN:
             return ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")

@@ -294,7 +294,7 @@ class CommandResults:
     async def _join(self, command: Command, headers: Headers, *, is_new: bool) -> PendingCommand:
         """Return the pending command that other requests wait for, or send it.
 
-        If this `decide_by` is later than theirs, or None, send a new copy: theirs may be refused too early for this one.
+        If this `decide_by` is later than theirs, or None, send a new copy: theirs may be refused too early for it.
         """
         key, digest = (command.order_id, command.command_id), command_digest(command)
         while (pending := self._pending.get(key)) is not None:
