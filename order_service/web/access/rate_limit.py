@@ -21,7 +21,7 @@ class Limits:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, subject: str) -> None:
-        """Take one token for a request of a subject. Raises Problem if the bucket is empty."""
+        """Use one token for a request of a subject. Raises Problem if the bucket is empty."""
         now = self._clock()
         capacity = max(1.0, self._per_s * BURST_S)
         tokens, filled_at = self._buckets.pop(subject, (capacity, now))

@@ -63,7 +63,7 @@ class PendingCommand:
         self.early: deque[StoredEvent | StoredRejection] = deque(maxlen=EARLY_MAX)
         """Outcomes of the command that arrived before our offset was known."""
         self.later_event: StoredEvent | None = None
-        """The event of a copy after ours, while the outcome of ours is unknown."""
+        """The event of a later copy, while the outcome of our copy is unknown."""
         self.is_being_sent = False
         self.is_settling = False
         self.has_changes = False
@@ -157,7 +157,7 @@ class CommandResults:
 
     @contextmanager
     def slot(self, actor: str) -> Iterator[None]:
-        """Hold a slot for a waiting request, and poll often meanwhile. Raises Problem if no slot is free."""
+        """Reserve a slot for a waiting request, and poll often meanwhile. Raises Problem if no slot is free."""
         if self._ended.done():
             raise Problem(Trouble.NOT_YET, "This server is shutting down.", headers={"Retry-After": "1"})
         if self._held.total() >= self._waiting_max or self._held[actor] * ACTORS_MIN >= self._waiting_max:
@@ -192,7 +192,7 @@ class CommandResults:
             self._decide(pending, event, is_replayed=recorded.command_offset != pending.offset)
 
     def _on_rejection(self, refused: StoredRejection) -> None:
-        """Decide by the rejection of our copy. One of an earlier copy may or may not be the outcome of ours."""
+        """Decide by the rejection of our copy. That of an earlier copy may or may not be its outcome."""
         rejection = refused.rejection
         pending = self._pending.get((rejection.order_id, rejection.command_id))
         if pending is None or pending.digest != rejection.command_digest or refused.command_offset is None:

@@ -188,7 +188,7 @@ class Live:
 
     @contextmanager
     def _slot(self, caller: Caller) -> Iterator[None]:
-        """Hold a slot for an open stream. Raises Problem if no slot is free."""
+        """Reserve a slot for an open stream. Raises Problem if no slot is free."""
         task = cast("asyncio.Task[object]", asyncio.current_task())
         caller_max = self._streams_max if caller.is_service else max(1, round(self._streams_max * USERS_SHARE))
         if len(self._open) >= self._streams_max or Counter(self._open.values())[caller.actor] >= caller_max:
