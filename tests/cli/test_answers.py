@@ -81,8 +81,8 @@ def test_a_busy_server_is_asked_again(server, status):
 
 
 def test_a_server_that_stays_busy_is_asked_ten_times_and_its_problem_said(server):
-    server.will_answer(429, {"title": "Too many requests", "detail": "You ask too often."}, Retry_After="0")
-    assert server.cli()("list", code=1).stderr == "order-service: You ask too often.\n"
+    server.will_answer(429, {"title": "Too many requests", "detail": "Rate limit exceeded."}, Retry_After="0")
+    assert server.cli()("list", code=1).stderr == "order-service: Rate limit exceeded.\n"
     assert len(server.asked) == ATTEMPTS_MAX
 
 
