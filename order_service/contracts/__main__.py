@@ -1,4 +1,4 @@
-"""Writes the contracts anew."""
+"""Generates the contracts and writes them into the checkout."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ FILES: Final[dict[Path, Callable[[Source], str]]] = {
     ROOT / "asyncapi.json": asyncapi.text,
     ROOT / "docs" / "events.md": catalogue.text,
 }
-"""Each file of a checkout that is made from the source, and what makes it."""
+"""Each generated file of a checkout, and the function that generates its text."""
 
 
 if __name__ == "__main__":

@@ -130,8 +130,8 @@ class OutcomeReader:
         self._reader = await Reader(self._settings).__aenter__()
         names = self._names
         try:
-            self._partition_count = len(await self._reader.places(names.commands))  # raises if it is missing
-            self._partitions = await self._reader.places(
+            self._partition_count = len(await self._reader.partitions(names.commands))  # raises if it is missing
+            self._partitions = await self._reader.partitions(
                 names.events, names.rejections, names.dead_letters, names.table, names.waiting
             )
         except BaseException:
@@ -228,7 +228,7 @@ class OutcomeReader:
         now = asyncio.get_running_loop().time
         stop_at, add_at = now() + LINGER_S, now() + ADD_EVERY_S
         while True:
-            self._dispatch(await self._reader.some())
+            self._dispatch(await self._reader.poll())
             if self._leaderless and now() > add_at:
                 await self._add()
                 add_at = now() + ADD_EVERY_S

@@ -19,7 +19,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from order_service.errors import DamagedError, HistoryError, KafkaAwayError, OrderServiceError, SetupError
 from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
-from order_service.kafka.record_batches import damaged_place
+from order_service.kafka.record_batches import damaged_partition
 from order_service.kafka.registry_client import Ids, registry_of
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.runtime.library_logger import library_logger
@@ -104,7 +104,7 @@ class AssignedLog:
 
     async def _fetch(self) -> list[ConsumerRecord]:
         """Wait for records and return them, possibly none. After an error, the next call returns the same records."""
-        self._fetching = self._fetching or asyncio.ensure_future(self._reader.some())
+        self._fetching = self._fetching or asyncio.ensure_future(self._reader.poll())
         try:
             records = await asyncio.shield(self._fetching)  # after a cancellation, the next call awaits the same fetch
         except OrderServiceError:
@@ -114,7 +114,7 @@ class AssignedLog:
         return records
 
     async def _begin(self) -> None:
-        partitions = await self._reader.places(self.names.events)
+        partitions = await self._reader.partitions(self.names.events)
         starts, ends = await self._reader.starts(partitions), await self._reader.ends(partitions)
         for topic_partition in partitions:
             number, start, end = topic_partition.partition, starts[topic_partition], ends[topic_partition]
@@ -197,7 +197,7 @@ class GroupLog:
         consumer = await self._start_consumer()
         try:
             async with Reader(self._settings) as reader:
-                partitions = await reader.places(self.names.events)
+                partitions = await reader.partitions(self.names.events)
                 consumer.assign(partitions)
                 if await self._has_offsets(consumer, partitions):
                     return  # the ends are not needed, and a partition without a leader would not return one
@@ -256,7 +256,7 @@ class GroupLog:
             with kafka_answers(self._servers):
                 fetched = await self._consumer.getmany(timeout_ms=500, max_records=1)
         except KafkaAwayError as error:
-            if isinstance(error.__cause__, CorruptRecordException) and (damaged := damaged_place(error.__cause__)):
+            if isinstance(error.__cause__, CorruptRecordException) and (damaged := damaged_partition(error.__cause__)):
                 raise DamagedError(damaged, await self._consumer.position(damaged)) from error
             if isinstance(error.__cause__, NoOffsetForPartitionError | OffsetOutOfRangeError):
                 problem = f"the committed offset of the group {self._group} is not in {self.names.events}"

@@ -229,7 +229,7 @@ class Completeness:
                 if events > self._complete.get(rejections, 0):
                     self._noted[rejections] = events, time.time()
             elif rejections not in self._ends:
-                end = reader.end_told(rejections, self._noted[rejections][1])
+                end = reader.log_end_since(rejections, self._noted[rejections][1])
                 if end is not None:
                     self._ends[rejections] = end
             elif (position := await reader.position(rejections)) is not None and position >= self._ends[rejections]:
@@ -260,7 +260,7 @@ async def follow(reader: Reader, projection: Projection, progress: Progress) -> 
     Raises KafkaAwayError, TopicsError and SQLAlchemyError. Raises HistoryError if the views do not match the log: one
     of the two was replaced. The views are rebuilt once their tables are removed.
     """
-    partitions = await reader.places(reader.names.events, reader.names.rejections)
+    partitions = await reader.partitions(reader.names.events, reader.names.rejections)
     goal: dict[TopicPartition, int] = {}
     left: int | None = None
     stopped, completeness = Stopped(), Completeness(reader.names)
@@ -372,7 +372,7 @@ async def _read(
         async for records in reader.follow_many(starts, learn=False):
             yield records, []
     except DamagedError as error:
-        partition = TopicPartition(*error.place)
+        partition = TopicPartition(*error.topic_partition)
         yield [], [bad_record(partition, error.offset, error)]
 
 
