@@ -85,7 +85,7 @@ class AwaitedOutcome:
             self._earlier_outcome = outcome if isinstance(outcome, Refused) else self._earlier_outcome
 
     def on_history_end(self) -> None:
-        """Resolve with the last rejection in the history, or with Repeated if there is none."""
+        """Resolve with the last rejection in the history, or with Repeated without one."""
         self.resolve(self._earlier_outcome)
 
     def resolve(self, outcome: Outcome) -> None:
