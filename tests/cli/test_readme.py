@@ -1,4 +1,4 @@
-"""The consoles of the README and of the HTTP reference: each line that begins with `$` prints what is shown under it."""
+"""The consoles of the README and the HTTP reference: each line that begins with `$` prints what is shown under it."""
 
 import os
 import re
