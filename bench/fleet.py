@@ -96,7 +96,7 @@ def wait_shared(workers: list[WorkerProcess], partitions: int) -> None:
 def untouched(workers: list[WorkerProcess], killed: int) -> list[int]:
     """Return the partitions that the other workers have, as each has logged it last."""
     others = [worker for number, worker in enumerate(workers) if number != killed]
-    return [partition for worker in others for partition in worker.lines("Partitions are assigned.")[-1]["partitions"]]
+    return [partition for worker in others for partition in worker.lines("Partitions assigned.")[-1]["partitions"]]
 
 
 def silence_s(seen: list[Seen], partitions: list[int], since_ns: int, until_ns: int) -> float:

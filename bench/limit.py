@@ -18,7 +18,7 @@ from order_service.wire import avro, changelog
 from order_service.wire.headers import event_headers
 from order_service.worker.lane import Record
 from order_service.worker.transactions import TurnProducer
-from order_service.worker.turn import MOST_COMMANDS
+from order_service.worker.turn import MAX_COMMANDS
 from tests.samples import NOW
 
 
@@ -44,7 +44,7 @@ async def _loop(pipe: "Connection[Any, Any]", servers: str, source: str, events:
     commit: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     commit.set_result(None)
     while True:
-        fetched = await consumer.getmany(timeout_ms=100, max_records=MOST_COMMANDS)
+        fetched = await consumer.getmany(timeout_ms=100, max_records=MAX_COMMANDS)
         if not fetched:
             continue
         await commit
@@ -60,7 +60,7 @@ def _life() -> tuple[list[Record], list[Record]]:
     """Make what the service writes for whole lives of orders, as much as a turn can need: table records and events."""
     table: list[Record] = []
     events: list[Record] = []
-    for number in range(MOST_COMMANDS // len(LIFE) + 1):
+    for number in range(MAX_COMMANDS // len(LIFE) + 1):
         entry: Entry | None = None
         for step in LIFE:
             event = answer(step(Shop("limit"), number), entry, NOW, UserCheck.ACTIVE)

@@ -6,7 +6,7 @@ from typing import Final
 from prometheus_client import Gauge
 
 from order_service.runtime import logs
-from order_service.runtime.signals import end_when_told
+from order_service.runtime.signals import exit_on_signal
 from order_service.settings import Settings
 from order_service.worker.faust.app import run
 
@@ -17,7 +17,7 @@ LOOP_LATE: Final = "bench_loop_late_seconds"
 class Beat:
     """A timer in the event loop that keeps by how much it was late at most. It begins with the first step of a claim.
 
-    A step is called in the event loop that is measured.
+    The failpoint is called in the event loop that is measured.
     """
 
     def __init__(self) -> None:
@@ -42,6 +42,6 @@ class Beat:
 
 
 if __name__ == "__main__":
-    end_when_told()
+    exit_on_signal()
     logs.configure("json")
-    run(Settings(), step=Beat())
+    run(Settings(), failpoint=Beat())

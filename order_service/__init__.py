@@ -1,3 +1,3 @@
-"""The Order Service: orders as events in Kafka, every command decided exactly once."""
+"""The Order Service: it reads commands from Kafka, decides each exactly once, and writes events."""
 
 __version__ = "0.1.0"

@@ -1,34 +1,34 @@
-"""Every error this service raises. A refused command is not one: see `domain.refusals`.
+"""All exceptions of this service, as one tree. A refused command is a value, not an exception: see `domain.refusals`.
 
 * OrderServiceError
-  + HistoryError            an event that cannot follow the one before it: a bug, so we stop
+  + HistoryError            an event that cannot follow the one before it: a bug, so the process stops
     - HoleError             a version of an order is missing (sdk)
     - DamagedError          a batch of records is damaged on the broker's disk
-  + OvertakenError          a twin of a subscriber has applied an event first (sdk)
-  + DecodeError             bytes that are no message of ours: kept as a dead letter
+  + OvertakenError          another process of the same subscriber has applied an event first (sdk)
+  + DecodeError             a record that cannot be decoded: it becomes a dead letter
   + UserServiceUnavailable  no answer about a user: the order waits
-  + SchemaError             a schema is not as it must be, or a schema registry refuses it
-  + RegistryAwayError       the schema registry gives no answer
+  + SchemaError             a schema is not as expected, or a schema registry refuses it
+  + RegistryAwayError       the schema registry gives no usable answer
   + KafkaAwayError          no broker answers in time
     - LeaderAwayError         partitions have no leader
-  + TopicsError             a topic is missing or keeps less than the table of topics says: we refuse to run
-  + LaneParked              a lane cannot start or go on: its partition pauses, the others go on
-  + TurnRefused             Kafka refused a turn; the process survives it and claims its partitions again
+  + TopicsError             a topic is missing or differs from the table of topics: the process refuses to run
+  + LaneParked              a lane cannot start or continue: its partition pauses, the others continue
+  + TurnRefused             Kafka refused a turn; the process survives and claims its partitions again
   + WorkerError             this worker must end; the next claim of its partitions finds out what happened
-    - Fenced                another worker owns what we held
+    - Fenced                another worker owns a partition that this one held
     - RunLost               records are missing between two runs of a partition
     - Stuck                 a commit, abort or stop is unresolved past its deadline
     - GroupError            Kafka refuses this worker as a member or a reader, or its fetching has ended
-    - LoopHung              the event loop has run nothing for too long
+    - LoopHung              the event loop has run no task for too long
     - ClockError              the clock of this machine is far from Kafka's
-  + PortTakenError          we cannot listen on a port: it has another listener, or it or its host cannot be used
+  + PortTakenError          a port cannot be listened on: it has another listener, or it or its host cannot be used
   + DatabaseError           the database of the views cannot be used
-    - NoViewsError            it holds no views that this version reads
+    - NoViewsError            it has no views that this version reads
   + SetupError              settings that do not fit together: the message says what to set
-  + Unauthorized            no token that we accept; the message is for our log, never for who sent it
-  + KeysAway                the keys that check tokens cannot be had: nobody is refused for it
-  + HttpError               the HTTP server does not answer the command line, or refuses what it asks
-  + EmbeddedError           what `up` starts cannot start: the message says what to install or set
+  + Unauthorized            a request without a valid token; the message is for our log, never for the caller
+  + KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
+  + HttpError               the HTTP server does not answer the command line, or refuses its request
+  + EmbeddedError           a part of `up` cannot start: the message says what to install or set
 """
 
 import errno
@@ -36,25 +36,25 @@ from collections.abc import Iterable
 
 
 class OrderServiceError(Exception):
-    """Root of the errors of this service."""
+    """The root of all exceptions of this service."""
 
 
 class HistoryError(OrderServiceError):
-    """An event cannot follow the one before it."""
+    """An event that cannot follow the one before it in the history of its order."""
 
 
 class DamagedError(HistoryError):
-    """A batch of records cannot be read: nothing from `offset` of the partition `place` on is. `__cause__` says why."""
+    """A damaged batch: records of `topic_partition` from `offset` on cannot be read. `__cause__` says why."""
 
-    def __init__(self, place: tuple[str, int], offset: int) -> None:
-        topic, partition = place
+    def __init__(self, topic_partition: tuple[str, int], offset: int) -> None:
+        topic, partition = topic_partition
         super().__init__(f"a batch of {topic}-{partition} is damaged at offset {offset}")
-        self.place = place
+        self.topic_partition = topic_partition
         self.offset = offset
 
 
 class DecodeError(OrderServiceError):
-    """Bytes are no message of ours. `reason` is a short constant, the message says more and never echoes the bytes."""
+    """A record that cannot be decoded. `reason` is a short constant; `detail` explains it without the bytes."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -67,11 +67,11 @@ class UserServiceUnavailable(OrderServiceError):
 
 
 class SchemaError(OrderServiceError):
-    """A schema is not as it must be, or the schema registry refuses it; the message is one line that says why."""
+    """A schema that is not as expected, or that the schema registry refuses; the message is one line that says why."""
 
 
 class RegistryAwayError(OrderServiceError):
-    """The schema registry gives no answer that we can use; the message is one line."""
+    """The schema registry gives no usable answer; the message is one line."""
 
 
 class KafkaAwayError(OrderServiceError):
@@ -79,7 +79,7 @@ class KafkaAwayError(OrderServiceError):
 
 
 class LeaderAwayError(KafkaAwayError):
-    """Partitions have no leader: Kafka cannot be asked where they begin and end."""
+    """Partitions without a leader: Kafka cannot return their first and end offsets."""
 
     def __init__(self, partitions: Iterable[tuple[str, int]]) -> None:
         names = [f"partition {partition} of {topic}" for topic, partition in sorted(partitions)]
@@ -87,19 +87,19 @@ class LeaderAwayError(KafkaAwayError):
 
 
 class TopicsError(OrderServiceError):
-    """A topic is missing, has another partition count, or keeps less than the table of topics says."""
+    """A topic is missing, or its partition count or retention differs from the table of topics."""
 
     exit_code = 13
 
 
 class LaneParked(OrderServiceError):
-    """A lane cannot start or go on; its partition pauses until a person has looked."""
+    """A lane cannot start or continue; its partition pauses until an operator acts."""
 
 
 class TurnRefused(OrderServiceError):
     """Kafka refused a turn, and its transaction is lost.
 
-    `lanes` maps each partition that it named to the reason; `suspects` are those whose refusal may pass.
+    `lanes` maps each partition that Kafka named to the reason; `suspects` are those whose refusal may be temporary.
     """
 
     exit_code = 12
@@ -111,25 +111,25 @@ class TurnRefused(OrderServiceError):
 
 
 class WorkerError(OrderServiceError):
-    """This worker must end at once; `exit_code` tells the operator which kind it was."""
+    """This worker must end immediately; `exit_code` tells the operator the kind of error."""
 
     exit_code = 1
 
 
 class Fenced(WorkerError):
-    """Another worker has claimed a partition of ours, or may have claimed it while this process was stopped."""
+    """Another worker has claimed one of our partitions, or may have claimed it while this process was suspended."""
 
     exit_code = 10
 
 
 class RunLost(WorkerError):
-    """A run of records did not reach its lane: deciding on would skip commands."""
+    """A run of records did not reach its lane: to continue would skip commands."""
 
     exit_code = 11
 
 
 class Stuck(WorkerError):
-    """A commit, abort or stop did not resolve in time: its outcome is for the next claim to find out."""
+    """A commit, abort or stop did not resolve in time: the next claim finds out its outcome."""
 
     exit_code = 12
 
@@ -141,7 +141,7 @@ class GroupError(WorkerError):
 
 
 class LoopHung(WorkerError):
-    """The event loop of this process has run nothing for too long: a worker would hold its partitions for ever."""
+    """The event loop of this process has run no task for too long: a worker would hold its partitions for ever."""
 
     exit_code = 15
 
@@ -153,15 +153,15 @@ class ClockError(WorkerError):
 
 
 class PortTakenError(OrderServiceError):
-    """A port of ours has another listener or cannot be used; the message names the setting that changes it."""
+    """A port that has another listener or cannot be used; the message names the setting that changes it."""
 
 
 def cannot_listen(host: str, port: int, setting: str, error: OSError) -> PortTakenError:
-    """Return why a process cannot listen on a port that comes from `setting`."""
+    """Return the error of a process that cannot listen on a port, which the environment variable `setting` sets."""
     if error.errno == errno.EADDRINUSE:
         return PortTakenError(f"port {port} is taken: set {setting} to another")
-    why = error.strerror or error
-    return PortTakenError(f"port {port} of {host} cannot be used ({why}): set ORDERS_HOST or {setting} to another")
+    cause = error.strerror or error
+    return PortTakenError(f"port {port} of {host} cannot be used ({cause}): set ORDERS_HOST or {setting} to another")
 
 
 class SetupError(OrderServiceError):
@@ -169,15 +169,15 @@ class SetupError(OrderServiceError):
 
 
 class Unauthorized(OrderServiceError):
-    """A request has no token that we accept; the message says why, for our log, and holds nothing of the token."""
+    """A request without a valid token; the message says why, for our log, and holds no part of the token."""
 
 
 class KeysAway(OrderServiceError):
-    """The keys that check tokens cannot be had, so nobody knows whether this token is good."""
+    """The keys that check tokens are unavailable, so the token can be neither accepted nor refused."""
 
 
 class HttpError(OrderServiceError):
-    """The HTTP server does not answer the command line, or refuses what it asks; the message is one line."""
+    """The HTTP server does not answer the command line, or refuses its request; the message is one line."""
 
 
 class EmbeddedError(OrderServiceError):
@@ -185,12 +185,12 @@ class EmbeddedError(OrderServiceError):
 
 
 class DatabaseError(OrderServiceError):
-    """The database of the views is none, or does not serve us; the message holds no value of any row."""
+    """The views database is unavailable or its URL is invalid; the message holds no value of any row."""
 
     exit_code = 4
 
 
 class NoViewsError(DatabaseError):
-    """The database holds no views that this version reads."""
+    """The database has no views that this version reads."""
 
     exit_code = 3

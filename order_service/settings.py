@@ -1,4 +1,4 @@
-"""All settings, from the environment: `ORDERS_…`, and two names that everybody uses."""
+"""All settings, read from the environment: `ORDERS_…`, and three names that are common to many programs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = int
 SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""How a token may be signed: with a key pair only, so that whoever can check a token cannot make one."""
+"""Signature algorithms for tokens: asymmetric only, so that a process that checks tokens cannot issue one."""
 
 
 class Settings(BaseSettings):
-    """What can be set. Times end in `_s` or `_ms`; every default is fit for a run on one machine."""
+    """All settings with their defaults, which suit a run on one machine. Names of times end in `_s` or `_ms`."""
 
     model_config = SettingsConfigDict(env_prefix="ORDERS_", frozen=True, extra="ignore")
 
@@ -47,14 +47,14 @@ class Settings(BaseSettings):
     partitions: PositiveInt = 12
     topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$")
 
-    # Deciding
+    # Worker
     clock_skew_max_s: PositiveFloat = 60.0
     turn_ms: PositiveInt = 20
     user_deadline_s: PositiveFloat = 3600.0
     waiting_max: PositiveInt = 20_000
     payment_due_s: PositiveFloat | None = None
 
-    # The User Service
+    # User Service
     user_service_url: str = Field(
         "http://127.0.0.1:8090", validation_alias=AliasChoices("USER_SERVICE_URL", "user_service_url")
     )
@@ -64,15 +64,15 @@ class Settings(BaseSettings):
     user_service_concurrency: PositiveInt = 256
     user_cache_s: PositiveFloat = 60.0
 
-    # The schema registry
+    # Schema registry
     schema_registry_url: str = Field("", validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"))
     schema_registry_username: str = ""
     schema_registry_password: SecretStr = SecretStr("")
 
-    # The views
+    # Views
     database_url: SecretStr = SecretStr("")
 
-    # Who may call
+    # Authentication
     jwt_jwks_url: str = ""
     jwt_key_file: Path | None = None
     jwt_issuer: str = ""
@@ -86,11 +86,11 @@ class Settings(BaseSettings):
     web_streams_max: PositiveInt = 4_000
     web_rate_per_s: PositiveFloat = 50.0
 
-    # Whom the command line asks
+    # Command line: the HTTP server to call
     url: str = ""
     token: SecretStr = SecretStr("")
 
-    # Ports and places
+    # Addresses, files and logs
     host: str = "127.0.0.1"
     http_port: Port = Field(8080, ge=0, le=65535)
     admin_port: Port = Field(9100, ge=0, le=65535)
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
 
     @property
     def group_id(self) -> str:
-        """The group of the workers, and the beginning of their transactional ids: two prefixes never share one."""
+        """The consumer group of the workers and the prefix of their transactional ids, unique for each topic prefix."""
         return f"{self.topic_prefix}{self.app_id}"
 
     @field_validator("user_service_url", "url", "schema_registry_url")
@@ -111,24 +111,24 @@ class Settings(BaseSettings):
             return url
         TypeAdapter(HttpUrl).validate_python(url)
         if urlsplit(url).query or urlsplit(url).fragment:
-            raise ValueError("must have neither a query nor a fragment")
+            raise ValueError("must not have a query or a fragment")
         return url.rstrip("/")
 
     @field_validator("schema_registry_url")
     @classmethod
     def _without_a_password(cls, url: str) -> str:
         if urlsplit(url).username is not None:
-            raise ValueError("must hold no password: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
+            raise ValueError("must not contain credentials: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
         return url
 
     @field_validator("jwt_jwks_url")
     @classmethod
     def _http_url_or_none(cls, url: str) -> str:
-        """Take it as it is: a query may name a policy, and a slash at the end another document."""
+        """Return the URL unchanged: a query may name a policy, and a trailing slash may lead to another document."""
         if url:
             TypeAdapter(HttpUrl).validate_python(url)
         if urlsplit(url).fragment:
-            raise ValueError("must have no fragment")
+            raise ValueError("must not have a fragment")
         return url
 
     @field_validator("jwt_key_file", mode="before")
@@ -141,12 +141,12 @@ class Settings(BaseSettings):
     def _key_pairs_only(cls, names: str) -> str:
         algorithms = [name.strip() for name in names.split(",")]
         if not set(algorithms) <= set(SIGNATURES):
-            raise ValueError("must be some of " + ",".join(SIGNATURES))
+            raise ValueError("must be one or more of " + ",".join(SIGNATURES))
         return ",".join(algorithms)
 
     @field_validator("user_service_path")
     @classmethod
     def _path_has_id(cls, path: str) -> str:
         if not path.startswith("/") or path.count("{id}") != 1:
-            raise ValueError("must start with / and hold {id} exactly once")
+            raise ValueError("must start with / and contain {id} exactly once")
         return path

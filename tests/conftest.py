@@ -20,7 +20,7 @@ os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSeria
 
 RUNNER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 RUNNERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-broker._ports_to_give = deque(port for port in broker._ports_to_give if port % RUNNERS == RUNNER)
+broker._ports = deque(port for port in broker._ports if port % RUNNERS == RUNNER)
 """Each process of pytest has ports of its own: one that was found free is taken only a second later."""
 
 LONG = (

@@ -461,7 +461,10 @@ def enqueue(producer: Producer, topic: str, key: str | bytes | None, value: byte
 
 
 class Sender(threading.Thread):
-    """Produces commands at a rate."""
+    """Produces commands at a rate.
+
+    `at_rest` is held while the only broker stops in order: see `tests.faults.run.Sender.at_rest`.
+    """
 
     def __init__(self, service: Service, commands: Sequence[Command], per_s: int) -> None:
         super().__init__(daemon=True)
@@ -469,13 +472,15 @@ class Sender(threading.Thread):
         self._service = service
         self._commands = commands
         self._per_s = per_s
+        self.at_rest = threading.Lock()
 
     def run(self) -> None:
         """Send a tenth of a second's commands ten times a second."""
         size = max(1, self._per_s // 10)
         pause = threading.Event()
         for first in range(0, len(self._commands), size):
-            self.sent += self._service.send(self._commands[first : first + size])
+            with self.at_rest:
+                self.sent += self._service.send(self._commands[first : first + size])
             pause.wait(size / self._per_s)
 
 

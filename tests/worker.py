@@ -12,7 +12,7 @@ from pathlib import Path
 from order_service.errors import OrderServiceError
 from order_service.kafka import topics
 from order_service.runtime import logs
-from order_service.runtime.signals import end_when_told
+from order_service.runtime.signals import exit_on_signal
 from order_service.settings import Settings
 from order_service.worker import membership
 from order_service.worker.clock import Clock
@@ -48,7 +48,7 @@ def _wall_clock() -> float:
 
 def main() -> None:
     """Run a worker with the settings of the environment."""
-    end_when_told()
+    exit_on_signal()
     logs.configure("json")
     topic_watch.LOOK_EVERY_S = float(os.environ.get("TEST_TOPICS_EVERY_S", topic_watch.LOOK_EVERY_S))
     if os.environ.get("TEST_FEW_REPLICAS_ARE_ENOUGH"):
@@ -56,9 +56,9 @@ def main() -> None:
     if machine := os.environ.get("TEST_MACHINE"):
         membership.this_machine = lambda: machine
     settings = Settings()
-    step = Failpoint(*sys.argv[1:]) if sys.argv[1:] else _nothing
+    failpoint = Failpoint(*sys.argv[1:]) if sys.argv[1:] else _nothing
     try:
-        run(settings, clock=Clock(settings.clock_skew_max_s, wall=_wall_clock), step=step)
+        run(settings, clock=Clock(settings.clock_skew_max_s, wall=_wall_clock), failpoint=failpoint)
     except OrderServiceError as error:  # it cannot begin
         end_process(error)
 

@@ -1,4 +1,4 @@
-"""The command line. Exit status: 0 done, 1 refused or failed with one line, 2 wrong call; some commands have more."""
+"""The command line. Exit codes: 0 success, 1 refused or failed with one line, 2 usage error; some have more."""
 
 import logging
 import sys
@@ -13,14 +13,14 @@ from order_service.errors import OrderServiceError
 from order_service.runtime import logs
 
 OWN_CODES = frozenset({"up", "worker", "topics", "views"})
-"""Commands whose exit code tells an operator more than that it failed."""
+"""Commands with exit codes of their own, by which an operator can tell failures apart."""
 
 
 class Commands(TyperGroup):
-    """Runs a command; an error that we know ends it with one line, without a traceback."""
+    """A command group that ends a known error with one line, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command of `ctx`."""
+        """Run the command of `ctx`; exit with one line on a known error."""
         try:
             return super().invoke(ctx)
         except OrderServiceError as error:
@@ -39,24 +39,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="An order service that lives in Kafka: every command is decided exactly once, in order per order.",
+    help="A Kafka-native order service: every command is decided exactly once, in order per order.",
 )
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"order-service {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _before(
+def _configure_logs(
     _version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and exit.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
     logs.configure(level=logging.WARNING)
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it complains of ends in our one line
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # its errors end in our one line
 
 
 app.command("up", rich_help_panel="Run")(running.up)

@@ -1,4 +1,4 @@
-"""`python -m order_service.cli`: how `up` starts its children, wherever the script lies."""
+"""`python -m order_service.cli`: how `up` starts its children, wherever the script is installed."""
 
 from order_service.cli import main
 

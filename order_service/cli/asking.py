@@ -1,4 +1,4 @@
-"""Questions to the HTTP server: `show` an order, now or then, and `list` orders."""
+"""Requests to the HTTP server: `show` an order, now or in the past, and `list` orders."""
 
 import http.client
 import json
@@ -22,16 +22,16 @@ from order_service.settings import Settings
 from order_service.web.access.local_only import is_loopback
 from order_service.web.api.bodies import Wanted
 
-WITHIN_S: Final = 40.0
-PAGE: Final = 200
-AGAIN: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""Answers after which the same question may be asked again, when `Retry-After` says so."""
-ASKED_MAX: Final = 10
-PATIENCE_S: Final = 60.0
+TIMEOUT_S: Final = 40.0
+PAGE_SIZE: Final = 200
+RETRYABLE: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+"""Statuses after which the same request may be sent again, if `Retry-After` says when."""
+ATTEMPTS_MAX: Final = 10
+RETRY_WITHIN_S: Final = 60.0
 
 
 class Order(Struct):
-    """What we must know of an order that the server gives; it gives more."""
+    """The fields that we need of an order; the server sends more."""
 
     order_id: str
     user_id: str
@@ -43,46 +43,46 @@ class Order(Struct):
 
 
 class Page(Struct):
-    """A page of orders, and where the next one begins."""
+    """A page of orders, and the cursor of the next page."""
 
     orders: list[Order]
     next: str | None
 
 
 class Fault(Struct):
-    """One thing that is wrong with what was asked."""
+    """One error in the request."""
 
     pointer: str
     detail: str
 
 
 class Problem(Struct):
-    """What the server says when it does not give what was asked (RFC 9457)."""
+    """The body of an error response (RFC 9457)."""
 
     title: str
     detail: str = ""
     errors: tuple[Fault, ...] = ()
 
 
-class Said(Struct, frozen=True):
-    """An answer, and after how long the server would be asked again."""
+class Reply(Struct, frozen=True):
+    """A response, and the time after which the server asks for a retry."""
 
     status: int
     body: bytes
-    again_after_s: float | None = None
+    retry_after_s: float | None = None
 
 
 def show_order(
-    order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order.")],
-    version: Annotated[int | None, typer.Option(min=1, help="As it was at this version.")] = None,
+    order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order's id.")],
+    version: Annotated[int | None, typer.Option(min=1, help="Show it as of this version.")] = None,
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one order, as it is or as it was; the HTTP server at ORDERS_URL is asked."""
+    """Show one order, as it is or as it was. Reads from the HTTP server at ORDERS_URL."""
     if version is not None and at is not None:
         raise typer.BadParameter("--version and --at exclude each other")
-    asked = {"version": version, "at": None if at is None else at.isoformat()}
-    order = _ask(read_settings(), f"/v1/orders/{quote(order_id, safe='')}", asked, Order)
+    query = {"version": version, "at": None if at is None else at.isoformat()}
+    order = _get(read_settings(), f"/v1/orders/{quote(order_id, safe='')}", query, Order)
     if as_json:
         show.json_line(order)
         return
@@ -90,21 +90,21 @@ def show_order(
 
 
 def list_orders(
-    user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
-    status: Annotated[Wanted | None, typer.Option(help="Only those that stand there.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only orders of this user.")] = None,
+    status: Annotated[Wanted | None, typer.Option(help="Only orders with this status.")] = None,
     created_from: CreatedFrom = None,
     created_to: CreatedTo = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of orders.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List orders, the newest first; the HTTP server at ORDERS_URL is asked."""
-    asked = {
+    """List orders, the newest first. Reads from the HTTP server at ORDERS_URL."""
+    query = {
         "user_id": user,
         "status": status,
         "created_from": None if created_from is None else created_from.isoformat(),
         "created_to": None if created_to is None else created_to.isoformat(),
     }
-    orders = _pages(read_settings(), asked, limit)
+    orders = _pages(read_settings(), query, limit)
     if as_json:
         for order in orders:
             show.json_line(order)
@@ -112,10 +112,10 @@ def list_orders(
     show.table(("created", "order", "user", "status", "version", "total"), [("", _row(order)) for order in orders])
 
 
-def _pages(settings: Settings, asked: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
+def _pages(settings: Settings, query: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
     cursor = None
     while limit > 0:
-        page = _ask(settings, "/v1/orders", {**asked, "limit": min(limit, PAGE), "cursor": cursor}, Page)
+        page = _get(settings, "/v1/orders", {**query, "limit": min(limit, PAGE_SIZE), "cursor": cursor}, Page)
         yield from page["orders"]
         limit -= len(page["orders"])
         cursor = page["next"]
@@ -123,76 +123,81 @@ def _pages(settings: Settings, asked: dict[str, Any], limit: int) -> Iterator[di
             return
 
 
-def _ask(settings: Settings, path: str, query: dict[str, Any], shape: type[Page | Order]) -> Any:
-    """Give what our server answers, as JSON has it; HttpError if nobody does, or it has not this shape."""
+def _get(settings: Settings, path: str, query: dict[str, Any], shape: type[Page | Order]) -> Any:
+    """Return the server's answer as decoded JSON. Raises HttpError without an answer of this shape."""
     base = settings.url or f"http://127.0.0.1:{settings.http_port}"
-    given = {name: value for name, value in query.items() if value is not None}
+    parameters = {name: value for name, value in query.items() if value is not None}
     try:
-        request = urllib.request.Request(f"{base}{path}?{urlencode(given)}")  # noqa: S310 - settings allow http alone
+        request = urllib.request.Request(f"{base}{path}?{urlencode(parameters)}")  # noqa: S310 - settings allow http alone
         if token := settings.token.get_secret_value():
             request.add_header("Authorization", f"Bearer {token}")
-        said = patiently(lambda: _answer(request))
+        reply = with_retries(lambda: _send(request))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        line = f"no HTTP server of ours answers at {base}: start one (`order-service up`), or set ORDERS_URL"
+        line = f"the HTTP server at {base} does not answer: start one (`order-service up`), or set ORDERS_URL"
         raise HttpError(line) from error
-    if said.status != HTTPStatus.OK:
-        raise HttpError(_detail(said, base))
+    if reply.status != HTTPStatus.OK:
+        raise HttpError(_detail(reply, base))
     try:
-        answer = msgspec.json.decode(said.body)
+        answer = msgspec.json.decode(reply.body)
         msgspec.convert(answer, shape)
     except (ValueError, RecursionError) as error:
-        raise HttpError(f"the server at {base} is none of ours: set ORDERS_URL to one that is") from error
+        raise HttpError(f"the server at {base} is not an order service: set ORDERS_URL to one") from error
     return answer
 
 
-def patiently(
-    ask: Callable[[], Said], sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic
-) -> Said:
-    """Ask again as long as the server says when to, 10 times and a minute at most; give the last that it said."""
-    give_up_at = clock() + PATIENCE_S
-    said = ask()
-    for _ in range(ASKED_MAX - 1):
-        if said.again_after_s is None or clock() + said.again_after_s > give_up_at:
+def with_retries(
+    send: Callable[[], Reply],
+    sleep: Callable[[float], object] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Reply:
+    """Send a request, and again while the server says when to retry: at most 10 times, within a minute.
+
+    Return the last reply.
+    """
+    give_up_at = clock() + RETRY_WITHIN_S
+    reply = send()
+    for _ in range(ATTEMPTS_MAX - 1):
+        if reply.retry_after_s is None or clock() + reply.retry_after_s > give_up_at:
             break
-        sleep(said.again_after_s)
-        said = ask()
-    return said
+        sleep(reply.retry_after_s)
+        reply = send()
+    return reply
 
 
-def _answer(request: urllib.request.Request) -> Said:
+def _send(request: urllib.request.Request) -> Reply:
     try:
-        with _opener(request.host).open(request, timeout=WITHIN_S) as answer:
-            return Said(answer.status, answer.read())
+        with _opener(request.host).open(request, timeout=TIMEOUT_S) as answer:
+            return Reply(answer.status, answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            return Said(error.code, error.read(), _again_after_s(error))
+            return Reply(error.code, error.read(), _retry_after_s(error))
 
 
-def _again_after_s(error: urllib.error.HTTPError) -> float | None:
-    """Read `Retry-After` of an answer that means it; one that names a date is not worth to wait for."""
+def _retry_after_s(error: urllib.error.HTTPError) -> float | None:
+    """Return the seconds of `Retry-After` after a retryable status. A date is ignored: the wait would be too long."""
     after = error.headers.get("Retry-After", "")
-    return float(after) if error.code in AGAIN and after.isdecimal() else None
+    return float(after) if error.code in RETRYABLE and after.isdecimal() else None
 
 
 def _opener(host: str) -> urllib.request.OpenerDirector:
-    """Open URLs without following elsewhere, where the token must not go; a proxy cannot reach this machine."""
+    """Return an opener that follows no redirect, which must not get the token, and uses no proxy for this machine."""
     name = urlsplit(f"//{host}").hostname or ""
-    return urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({} if is_loopback(name) else None))
+    return urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({} if is_loopback(name) else None))
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Makes an answer that sends us elsewhere an error like any other."""
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Turns a redirect into an error response like any other."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Ask nobody else."""
+        """Return None: a redirect is not followed."""
 
 
-def _detail(said: Said, base: str) -> str:
-    """Give what a problem says; another server's error page says nothing to us."""
+def _detail(reply: Reply, base: str) -> str:
+    """Return the text of a problem, or only the status if another server answered."""
     try:
-        problem = msgspec.json.decode(said.body, type=Problem)
+        problem = msgspec.json.decode(reply.body, type=Problem)
     except (ValueError, RecursionError):
-        return f"the server at {base} answered {said.status}: is ORDERS_URL right?"
+        return f"the server at {base} answered {reply.status}: check ORDERS_URL"
     faults = "".join(f"; {fault.pointer}: {fault.detail}" for fault in problem.errors)
     return show.safe(f"{problem.detail or problem.title}{faults}")
 

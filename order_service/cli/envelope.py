@@ -1,4 +1,4 @@
-"""What the six commands share: the order, the envelope, how long to wait, and how to tell what became of it."""
+"""What the six commands share: the order, the envelope, the wait, and the report of the outcome."""
 
 import asyncio
 import inspect
@@ -23,23 +23,23 @@ from order_service.wire.commands import decode_command
 
 Fields = dict[str, object]
 
-OrderId = Annotated[str, typer.Argument(metavar="ORDER_ID", help="1-64 of A-Z a-z 0-9 . _ -")]
+OrderId = Annotated[str, typer.Argument(metavar="ORDER_ID", help="1 to 64 characters of A-Z a-z 0-9 . _ -")]
 CommandId = Annotated[
-    str | None, typer.Option(help="Names the command, so that sending it again is safe. [a new UUID]")
+    str | None, typer.Option(help="Id of the command; sending the same id again is safe. [a new UUID]")
 ]
-Actor = Annotated[str, typer.Option(help="Who wishes it: user:<id> or service:<id>.")]
-ExpectedVersion = Annotated[int | None, typer.Option(help="Refuse it unless the order is at this version; 0: new.")]
+Actor = Annotated[str, typer.Option(help="Who sends it: user:<id> or service:<id>.")]
+ExpectedVersion = Annotated[int | None, typer.Option(help="Refuse it unless the order is at this version; 0: absent.")]
 DecideBy = Annotated[str | None, typer.Option(metavar="TIME", help="Refuse it after this time (RFC 3339).")]
-CorrelationId = Annotated[str | None, typer.Option(help="Goes unchanged into the event or the rejection.")]
-Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the outcome; 0: not at all.")]
+CorrelationId = Annotated[str | None, typer.Option(help="Copied unchanged into the event or the rejection.")]
+Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the outcome; 0: no wait.")]
 AsAvro = Annotated[bool, typer.Option("--avro", help="Send it as Avro instead of JSON.")]
 
 
 def sends(kind: type[Command]) -> Callable[[Callable[..., Fields]], Callable[..., None]]:
-    """Make a command line that sends a `kind` out of a function that gives its own fields.
+    """Turn a function that returns the fields of a `kind` into a CLI command that sends one.
 
-    What all six share (the order, the envelope, how to wait) is written once, in `run`; typer reads the parameters
-    from the signature, so both lists are joined there.
+    What all six share (the order, the envelope, the wait) is written once, in `run`. Typer reads the parameters from
+    the signature, so both lists are joined there.
     """
 
     def decorate(own_fields: Callable[..., Fields]) -> Callable[..., None]:
@@ -62,7 +62,7 @@ def sends(kind: type[Command]) -> Callable[[Callable[..., Fields]], Callable[...
                 "decide_by": decide_by,
                 "correlation_id": correlation_id,
             }
-            command = made(kind, order_id, own_fields(**own), envelope)
+            command = build_command(kind, order_id, own_fields(**own), envelope)
             sent = asyncio.run(send(read_settings(), command, as_avro=avro, wait_s=wait))
             report(command, sent, wait_s=wait, as_json=as_json)
 
@@ -75,69 +75,70 @@ def sends(kind: type[Command]) -> Callable[[Callable[..., Fields]], Callable[...
     return decorate
 
 
-def made(kind: type[Command], order_id: str, fields: Mapping[str, object], envelope: Mapping[str, object]) -> Command:
-    """Make a command; typer.BadParameter if it has not the shape of one. Values out of range are for the worker."""
+def build_command(
+    kind: type[Command], order_id: str, fields: Mapping[str, object], envelope: Mapping[str, object]
+) -> Command:
+    """Return a command. Raises typer.BadParameter if it has the wrong shape; the worker checks the ranges of values."""
     fixed = {"type": kind.__name__, "order_id": order_id}
     for name, value in fixed.items():
         if fields.get(name, value) != value:
-            raise typer.BadParameter(f"the file says another {name} than the command line")
-    whole = {"command_id": str(uuid4()), **fields, **given(**envelope), **fixed}
+            raise typer.BadParameter(f"the file has another {name} than the command line")
+    every_field = {"command_id": str(uuid4()), **fields, **without_none(**envelope), **fixed}
     try:
-        return decode_command(msgspec.json.encode(whole))
+        return decode_command(msgspec.json.encode(every_field))
     except DecodeError as error:
-        raise typer.BadParameter(f"this is no {kind.__name__}: {error.detail}") from error
+        raise typer.BadParameter(f"not a valid {kind.__name__}: {error.detail}") from error
 
 
 def report(command: Command, sent: Sent, *, wait_s: float, as_json: bool) -> None:
-    """Print what became of a command; exit with 1 unless it was accepted, or nobody wanted to wait."""
+    """Print the outcome of a command. Exit with 1 unless it was accepted, or is undecided without a wait."""
     if as_json:
         show.json_line(_as_dict(command, sent))
     else:
         _print(command, sent, wait_s)
-    is_fine = isinstance(sent.outcome, Accepted) or (isinstance(sent.outcome, Undecided) and wait_s <= 0)
-    raise typer.Exit(0 if is_fine else 1)
+    is_success = isinstance(sent.outcome, Accepted) or (isinstance(sent.outcome, Undecided) and wait_s <= 0)
+    raise typer.Exit(0 if is_success else 1)
 
 
 def _print(command: Command, sent: Sent, wait_s: float) -> None:
-    place = f"command {command.command_id}, offset {sent.offset} of partition {sent.partition}"
+    record = f"command {command.command_id}, offset {sent.offset} of partition {sent.partition}"
     match sent.outcome:
         case Accepted(seen=seen, repeated=repeated):
             name, style = show.name_and_style(seen.message)
-            word = "accepted before" if repeated else "accepted"
+            word = "already accepted" if repeated else "accepted"
             where = f" {name}, version {seen.message.version} of {command.order_id}"
-            show.line((word, "green"), (":", ""), (where, style), (f": {show.what(seen.message)}", ""))
+            show.line((word, "green"), (":", ""), (where, style), (f": {show.describe(seen.message)}", ""))
         case Refused(seen=seen, repeated=repeated):
-            word = "refused before" if repeated else "refused"
-            show.line((word, "red"), (f": {show.what(seen.message)}{_cure(seen)}", ""))
+            word = "already refused" if repeated else "refused"
+            show.line((word, "red"), (f": {show.describe(seen.message)}{_cure(seen)}", ""))
         case Unreadable(reason=reason, detail=detail):
-            show.line(("dead letter", "red"), (f": {reason}: {detail} ({place})", ""))
+            show.line(("dead letter", "red"), (f": {reason}: {detail} ({record})", ""))
         case AwaitingUser():
-            show.line(
-                ("waiting", "yellow"), (f": the User Service has not answered yet; it will be decided. {place}", "")
-            )
+            text = f"the User Service has not answered yet; the command will be decided. {record}"
+            show.line(("waiting", "yellow"), (f": {text}", ""))
         case Undecided() if wait_s <= 0:
-            show.line(("sent", "green"), (f": {place}", ""))
+            show.line(("sent", "green"), (f": {record}", ""))
         case Undecided():
-            said = f"no outcome within {wait_s:g} s; it is in Kafka and will be decided. Is a worker running? {place}"
-            show.line(("undecided", "yellow"), (f": {said}", ""))
+            text = f"no outcome within {wait_s:g} s; it is in Kafka and will be decided. Is a worker running? {record}"
+            show.line(("undecided", "yellow"), (f": {text}", ""))
         case Repeated():
-            said = f"the order remembers this command; its answer is not kept any more. {place}"
-            show.line(("decided before", "yellow"), (f": {said}", ""))
+            text = f"the order remembers this command, but its outcome is no longer kept. {record}"
+            show.line(("already decided", "yellow"), (f": {text}", ""))
 
 
 def _cure(seen: OutcomeRecord) -> str:
-    """Say what to do about a refusal, and where the order stands."""
+    """Return what to do about a refusal, and the status of the order."""
     message = seen.message
     if not isinstance(message, Rejection):
         return ""
     cure = MEANINGS[Reason(message.reason)].cure if message.reason in set(Reason) else ""
-    stands = f"{message.order_id} is {message.status}, version {message.version}." if message.version else ""
-    return ("" if message.detail.endswith(".") else ".") + "".join(f" {said}" for said in (cure, stands) if said)
+    status = f"{message.order_id} is {message.status}, version {message.version}." if message.version else ""
+    return ("" if message.detail.endswith(".") else ".") + "".join(f" {text}" for text in (cure, status) if text)
 
 
 def _as_dict(command: Command, sent: Sent) -> dict[str, Any]:
     outcome = sent.outcome
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "outcome": outcome.__struct_config__.tag,
         "command_id": command.command_id,
         "order_id": command.order_id,
@@ -146,17 +147,17 @@ def _as_dict(command: Command, sent: Sent) -> dict[str, Any]:
     }
     match outcome:
         case Accepted(seen=seen, repeated=repeated):
-            return told | {"repeated": repeated, "event": show.as_dict(seen)}
+            return fields | {"repeated": repeated, "event": show.as_dict(seen)}
         case Refused(seen=seen, repeated=repeated):
-            return told | {"repeated": repeated, "rejection": show.as_dict(seen)}
+            return fields | {"repeated": repeated, "rejection": show.as_dict(seen)}
         case Unreadable(reason=reason, detail=detail):
-            return told | {"reason": reason, "detail": detail}
+            return fields | {"reason": reason, "detail": detail}
         case AwaitingUser() | Undecided() | Repeated():
-            return told
+            return fields
 
 
 def _joined(shared: inspect.Signature, own: inspect.Signature) -> inspect.Signature:
-    """Put the order first, then the command's own options, then those that all commands have."""
+    """Return the joined parameters: the order, the command's own options, then the shared ones."""
     order_id, *envelope = [
         parameter for parameter in shared.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
@@ -166,6 +167,6 @@ def _joined(shared: inspect.Signature, own: inspect.Signature) -> inspect.Signat
     )
 
 
-def given(**fields: object) -> Fields:
-    """Leave out what was not given."""
+def without_none(**fields: object) -> Fields:
+    """Return the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What every command begins with: the settings, or one line for each that is wrong."""
+"""The settings of every command, or one line for each invalid one."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +10,13 @@ from pydantic import AliasChoices, SecretStr, ValidationError
 from order_service.settings import Settings
 
 LOCAL_PARTITIONS = 4
-"""A machine of one's own needs no 12 partitions, and starts faster with fewer."""
+"""A local machine does not need 12 partitions, and starts faster with fewer."""
 
 
 def read_settings() -> Settings:
-    """Read the settings from the environment; on a fault say it, one line each, and exit with 2."""
+    """Read the settings from the environment. On errors print one line for each, and exit with 2."""
     try:
-        return for_the_kafka_in_use(Settings())
+        return with_kafka_defaults(Settings())
     except ValidationError as error:
         for line in fault_lines(error):
             typer.echo(line, err=True)
@@ -24,17 +24,17 @@ def read_settings() -> Settings:
 
 
 def fault_lines(error: ValidationError) -> Iterator[str]:
-    """Name the variable of each fault, and never its value: it may be a secret."""
+    """Yield the variable and message of each error, but never the value: it may be a secret."""
     for fault in error.errors():
         name = str(fault["loc"][0]) if fault["loc"] else ""
         yield f"{variable(name)}: {fault['msg']}"
 
 
-def for_the_kafka_in_use(settings: Settings) -> Settings:
-    """Fill in what depends on which Kafka is meant, so that all commands in all terminals mean the same.
+def with_kafka_defaults(settings: Settings) -> Settings:
+    """Return the settings with the defaults for the Kafka in use, so that all commands in all terminals agree.
 
-    A local Kafka has 4 partitions unless ORDERS_PARTITIONS says otherwise; ORDERS_KAFKA means the local one even where
-    KAFKA_BOOTSTRAP_SERVERS names another.
+    A local Kafka has 4 partitions unless ORDERS_PARTITIONS is set. ORDERS_KAFKA selects the local one even if
+    KAFKA_BOOTSTRAP_SERVERS is set.
     """
     if settings.kafka_bootstrap_servers and not settings.kafka:
         return settings
@@ -45,16 +45,16 @@ def for_the_kafka_in_use(settings: Settings) -> Settings:
 
 
 def variable(field: str) -> str:
-    """Give the environment variable of a setting."""
-    known = Settings.model_fields.get(field)
-    if known is None:
+    """Return the environment variable of a setting."""
+    definition = Settings.model_fields.get(field)
+    if definition is None:
         return field
-    alias = known.validation_alias
+    alias = definition.validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ORDERS_{field.upper()}"
 
 
 def redacted(settings: Settings) -> dict[str, str | int | float | None]:
-    """Give each variable and its value, without what is secret."""
+    """Return each variable with its value; secrets are masked."""
     return {variable(field): _shown(getattr(settings, field)) for field in Settings.model_fields}
 
 

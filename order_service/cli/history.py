@@ -1,4 +1,4 @@
-"""The history of one order as Kafka has it: events and rejections in the order of their decisions, and its proof."""
+"""The history of one order in Kafka: events and rejections in the order of their decisions, and the digest chain."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,76 +13,76 @@ from order_service.kafka.reader import OutcomeRecord
 
 
 class Step(Struct, frozen=True):
-    """An event or a rejection and the order before it; `fault` says why an event cannot stand there."""
+    """An event or a rejection, and the order before it; `fault` says why an event cannot follow there."""
 
-    seen: OutcomeRecord
+    outcome: OutcomeRecord
     before: Order
     fault: str = ""
 
 
 class Chain:
-    """Folds the events of one order and checks each against the one before it: version, digest, and the rules."""
+    """The fold of one order, which checks each event against the one before it: version, digest and rules."""
 
     def __init__(self) -> None:
         self.order: Order = ABSENT
         self.version = 0
-        self._head: bytes | None = None
+        self._digest: bytes | None = None
 
-    def add(self, seen: OutcomeRecord, event: Event) -> Step:
-        """Take the next event; after a fault the chain goes on from it."""
+    def add(self, outcome: OutcomeRecord, event: Event) -> Step:
+        """Fold the next event and return its step; after a fault the chain continues from it."""
         before, fault = self.order, self._fault(event)
         try:
             self.order = evolve(before, event.fact)
         except HistoryError as error:
             fault = fault or str(error)
-        self.version, self._head = event.version, seen.digest
-        return Step(seen, before, fault)
+        self.version, self._digest = event.version, outcome.digest
+        return Step(outcome, before, fault)
 
     def _fault(self, event: Event) -> str:
         if event.version != self.version + 1:
-            return f"version {event.version} follows on version {self.version}"
-        if event.previous_digest != self._head:
-            return f"version {event.version} does not name the digest of version {self.version} as it is in Kafka"
+            return f"version {event.version} follows version {self.version}"
+        if event.previous_digest != self._digest:
+            return f"version {event.version} does not have the digest of version {self.version} in Kafka"
         return ""
 
 
 def steps(outcomes: Iterable[OutcomeRecord], chain: Chain) -> list[Step]:
-    """Put the outcomes of one order into the order of their decisions, and check the events."""
-    found = []
-    for seen in interleaved(outcomes):
-        if isinstance(seen.message, Event):
-            found.append(chain.add(seen, seen.message))
+    """Return the outcomes of one order in the order of their decisions, with the events checked."""
+    history = []
+    for outcome in interleaved(outcomes):
+        if isinstance(outcome.message, Event):
+            history.append(chain.add(outcome, outcome.message))
         else:
-            found.append(Step(seen, chain.order))
-    return found
+            history.append(Step(outcome, chain.order))
+    return history
 
 
 def interleaved(outcomes: Iterable[OutcomeRecord]) -> Iterator[OutcomeRecord]:
-    """Merge events and rejections; each kind keeps the order that it has in its topic."""
+    """Merge events and rejections; each kind keeps the order of its topic."""
     outcomes = list(outcomes)
-    rejections = deque(seen for seen in outcomes if isinstance(seen.message, Rejection))
-    for seen in outcomes:
-        if isinstance(seen.message, Rejection):
+    rejections = deque(outcome for outcome in outcomes if isinstance(outcome.message, Rejection))
+    for outcome in outcomes:
+        if isinstance(outcome.message, Rejection):
             continue
-        while rejections and _is_before(rejections[0], seen):
+        while rejections and _is_before(rejections[0], outcome):
             yield rejections.popleft()
-        yield seen
+        yield outcome
     yield from rejections
 
 
 def _is_before(rejection: OutcomeRecord, event: OutcomeRecord) -> bool:
-    """Compare the commands that they answer; an event that answers none is placed by its time."""
+    """Return whether the rejection was decided first: by command offset, or by time for an event without a command."""
     if rejection.command_offset is not None and event.command_offset is not None:
         return rejection.command_offset < event.command_offset
     return time_of(rejection) < time_of(event)
 
 
-def moment_of(seen: OutcomeRecord) -> datetime:
-    """Give the time of a decision."""
-    message = seen.message
+def moment_of(outcome: OutcomeRecord) -> datetime:
+    """Return the time of a decision."""
+    message = outcome.message
     return message.occurred_at if isinstance(message, Event) else message.rejected_at
 
 
-def time_of(seen: OutcomeRecord) -> str:
-    """Give it as RFC 3339 in UTC."""
-    return moment_of(seen).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def time_of(outcome: OutcomeRecord) -> str:
+    """Return the time of a decision as RFC 3339 in UTC."""
+    return moment_of(outcome).isoformat(timespec="milliseconds").replace("+00:00", "Z")

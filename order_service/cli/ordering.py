@@ -6,24 +6,26 @@ from typing import Annotated
 import msgspec
 import typer
 
-from order_service.cli.envelope import Fields, given, sends
+from order_service.cli.envelope import Fields, sends, without_none
 from order_service.domain.messages import AmendOrder, CancelOrder, CreateOrder, DeliverOrder, PayOrder, ShipOrder
 from order_service.domain.validation import CANCEL_REASONS
 
-User = Annotated[str | None, typer.Option(help="Whose order it is; must be an active user.")]
-Currency = Annotated[str | None, typer.Option(help="ISO 4217.")]
+User = Annotated[str | None, typer.Option(help="The order's user, who must be active.")]
+Currency = Annotated[str | None, typer.Option(help="ISO 4217 code.")]
 Lines = Annotated[
     list[str] | None,
-    typer.Option("--line", metavar="SKU:QUANTITY:UNIT_PRICE[:NAME]", help="One line; money is in minor units (cents)."),
+    typer.Option(
+        "--line", metavar="SKU:QUANTITY:UNIT_PRICE[:NAME]", help="One line; its price is in minor units (cents)."
+    ),
 ]
 Discount = Annotated[int | None, typer.Option(help="In minor units, at most the subtotal.")]
 Tax = Annotated[int | None, typer.Option(help="In minor units.")]
 Shipping = Annotated[int | None, typer.Option(help="In minor units.")]
-AddressRef = Annotated[str | None, typer.Option(help="Names a shipping address that is kept elsewhere.")]
-Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note of yours; can be repeated.")]
+AddressRef = Annotated[str | None, typer.Option(help="Reference to a shipping address that is stored elsewhere.")]
+Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Your own data; can be repeated.")]
 Body = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.json", help="Fields as JSON; - is stdin."),
+    typer.Option(metavar="FILE.json", help="Fields as a JSON object; - reads stdin."),
 ]
 
 
@@ -39,9 +41,9 @@ def create(
     metadata: Metadata = None,
     body: Body = None,
 ) -> Fields:
-    """Place an order, from options or from a file; an option goes over what the file says."""
+    """Create an order from options or from a file; an option overrides the file."""
     contents = _contents(line, discount, tax, shipping, address_ref, metadata)
-    return _from_file(body) | given(user_id=user, currency=currency) | contents
+    return _from_file(body) | without_none(user_id=user, currency=currency) | contents
 
 
 @sends(AmendOrder)
@@ -54,42 +56,42 @@ def amend(
     metadata: Metadata = None,
     body: Body = None,
 ) -> Fields:
-    """Change an order before it is paid: what is given replaces what was."""
+    """Change an order before it is paid. An option replaces the current value."""
     return _from_file(body) | _contents(line, discount, tax, shipping, address_ref, metadata)
 
 
 @sends(PayOrder)
 def pay(
-    payment_id: Annotated[str, typer.Option(help="Names the payment.")],
-    amount: Annotated[int, typer.Option(help="The order's whole total, in minor units.")],
+    payment_id: Annotated[str, typer.Option(help="The payment's id.")],
+    amount: Annotated[int, typer.Option(help="The order's full total, in minor units.")],
     currency: Annotated[str, typer.Option(help="The order's currency.")],
 ) -> Fields:
-    """Record a payment of the whole total."""
+    """Record a payment of the full total."""
     return {"payment_id": payment_id, "amount": amount, "currency": currency}
 
 
 @sends(ShipOrder)
 def ship(
-    carrier: Annotated[str, typer.Option(help="Who carries it.")],
-    tracking_number: Annotated[str, typer.Option(help="The carrier's number.")],
+    carrier: Annotated[str, typer.Option(help="The carrier's name.")],
+    tracking_number: Annotated[str, typer.Option(help="The carrier's number of the parcel.")],
 ) -> Fields:
-    """Record that a paid order left the house."""
+    """Record that a paid order was shipped."""
     return {"carrier": carrier, "tracking_number": tracking_number}
 
 
 @sends(DeliverOrder)
 def deliver() -> Fields:
-    """Record that a shipped order arrived."""
+    """Record that a shipped order was delivered."""
     return {}
 
 
 @sends(CancelOrder)
 def cancel(
     reason: Annotated[str, typer.Option(help=f"One of {', '.join(CANCEL_REASONS)}.")],
-    note: Annotated[str | None, typer.Option(help="In your words.")] = None,
+    note: Annotated[str | None, typer.Option(help="A note in your own words.")] = None,
 ) -> Fields:
-    """Cancel an order that was not shipped yet."""
-    return {"reason": reason, **given(note=note)}
+    """Cancel an order that is not shipped yet."""
+    return {"reason": reason, **without_none(note=note)}
 
 
 def _contents(
@@ -100,7 +102,7 @@ def _contents(
     address_ref: str | None,
     metadata: list[str] | None,
 ) -> Fields:
-    return given(
+    return without_none(
         lines=[_line(text) for text in lines] if lines else None,
         discount=discount,
         tax=tax,
@@ -116,7 +118,12 @@ def _line(text: str) -> Fields:
         quantity, unit_price = int(rest[0]), int(rest[1])
     except (IndexError, ValueError) as error:
         raise typer.BadParameter(f"--line {text!r} is not SKU:QUANTITY:UNIT_PRICE, with whole numbers") from error
-    return {"sku": sku, "quantity": quantity, "unit_price": unit_price, **given(name=rest[2] if rest[2:] else None)}
+    return {
+        "sku": sku,
+        "quantity": quantity,
+        "unit_price": unit_price,
+        **without_none(name=rest[2] if rest[2:] else None),
+    }
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What runs: everything at once (`up`), or its parts; and the topics and settings that they run on."""
+"""The commands that run everything at once (`up`) or its parts, and those for their topics and settings."""
 
 import asyncio
 import time
@@ -11,38 +11,36 @@ from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
 from order_service.errors import cannot_listen
 from order_service.kafka.connection import ask_admin
-from order_service.kafka.topics import Comparison, compare_topics, create_topics, mending, topic_configs, topic_names
+from order_service.kafka.topics import Comparison, compare_topics, create_topics, fix_lines, topic_configs, topic_names
 from order_service.runtime import logs
-from order_service.runtime.signals import end_when_told, run_until_told
+from order_service.runtime.signals import exit_on_signal, run_until_signal
 from order_service.settings import Settings
 
-LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, as ORDERS_LOG=json does.")]
+LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, like ORDERS_LOG=json.")]
 
-topics = typer.Typer(no_args_is_help=True, help="Create the topics, or compare them with what they must be.")
+topics = typer.Typer(no_args_is_help=True, help="Create the topics, or check their configuration.")
 
 
 def up(as_json: AsJson = False) -> None:
-    """Run all of it on this machine: Kafka, User Service stub, worker, projector, HTTP. Ctrl-C ends it."""
+    """Run everything on this machine: Kafka, User Service stub, worker, projector, HTTP. Ctrl-C stops it."""
     from order_service.local import up as local_run  # noqa: PLC0415 - other commands start without it
 
     settings = read_settings()
     logs.configure("json" if as_json else settings.log or "console")
-    began_at = time.monotonic()
+    started_at = time.monotonic()
 
     def ready(running: local_run.Running) -> None:
-        took_s = time.monotonic() - began_at
+        took_s = time.monotonic() - started_at
         if as_json:
             show.json_line({"ready": True, "took_s": round(took_s, 1), **running.as_dict()})
         else:
             typer.echo("\n".join(local_run.ready_lines(running, took_s)))
 
-    raise typer.Exit(local_run.run(settings, say=lambda line: typer.echo(line, err=True), on_ready=ready))
+    raise typer.Exit(local_run.run(settings, report=lambda line: typer.echo(line, err=True), on_ready=ready))
 
 
 def worker(
-    make_topics: Annotated[
-        bool, typer.Option("--create-topics", help="Create the topics that are missing first.")
-    ] = False,
+    make_topics: Annotated[bool, typer.Option("--create-topics", help="Create missing topics first.")] = False,
     as_json: LogAsJson = False,
 ) -> None:
     """Decide commands, until SIGTERM or Ctrl-C."""
@@ -53,25 +51,25 @@ def worker(
 
 
 def projector(as_json: LogAsJson = False) -> None:
-    """Keep the views of all orders in ORDERS_DATABASE_URL, until SIGTERM or Ctrl-C."""
+    """Update the views of all orders in ORDERS_DATABASE_URL, until SIGTERM or Ctrl-C."""
     settings = _begin(as_json=as_json)
     from order_service.views.process import run  # noqa: PLC0415 - other commands need no database
 
-    run_until_told(run(settings))
+    run_until_signal(run(settings))
 
 
 def web(as_json: LogAsJson = False) -> None:
-    """Serve HTTP on ORDERS_HTTP_PORT, until SIGTERM or Ctrl-C; what it reads, a projector keeps."""
+    """Serve HTTP on ORDERS_HTTP_PORT, until SIGTERM or Ctrl-C. It reads the views of a projector."""
     settings = _begin(as_json=as_json)
     from order_service.web.process import run  # noqa: PLC0415 - other commands need no server
 
-    run_until_told(run(settings))
+    run_until_signal(run(settings))
 
 
 def users(
-    latency_ms: Annotated[int, typer.Option(min=0, help="How long each answer takes.")] = 0, as_json: AsJson = False
+    latency_ms: Annotated[int, typer.Option(min=0, help="The latency of each answer.")] = 0, as_json: AsJson = False
 ) -> None:
-    """Run a stub of the User Service: any id is an active user, but unknown-1, inactive-1, slow-500-1, flaky-1."""
+    """Run a stub of the User Service: any id is an active user, except unknown-1, inactive-1, slow-500-1, flaky-1."""
     settings = read_settings()
     logs.configure(settings.log)
     from order_service.users.stub import serve_stub  # noqa: PLC0415 - other commands need no HTTP server
@@ -83,14 +81,14 @@ def users(
             typer.echo(f"the User Service stub answers at {url}")
 
     try:
-        run_until_told(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
+        run_until_signal(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
     except OSError as error:
         raise cannot_listen(settings.host, settings.users_port, "ORDERS_USERS_PORT", error) from error
 
 
 def _begin(*, as_json: bool) -> Settings:
-    """Do what every process of ours begins with."""
-    end_when_told()
+    """Prepare this process: its signals, settings and log. Return the settings."""
+    exit_on_signal()
     settings = read_settings()
     logs.configure("json" if as_json else settings.log)
     return settings
@@ -98,11 +96,11 @@ def _begin(*, as_json: bool) -> Settings:
 
 @topics.command("create")
 def topics_create(as_json: AsJson = False) -> None:
-    """Create the topics that are missing; exit with 13 if one of the others differs, which stay as they are."""
+    """Create missing topics. The others stay unchanged; exit with 13 if one of them differs."""
     settings = read_settings()
-    made = asyncio.run(_create(settings))
+    created = asyncio.run(_create(settings))
     for name in topic_configs(topic_names(settings.topic_prefix)):
-        state = "created" if name in made else "exists"
+        state = "created" if name in created else "exists"
         if as_json:
             show.json_line({"topic": name, "state": state})
         else:
@@ -117,7 +115,7 @@ def topics_create(as_json: AsJson = False) -> None:
 
 @topics.command("check")
 def topics_check(as_json: AsJson = False) -> None:
-    """Compare the topics with what they must be; exit with 13 if one is less, and print the lines that mend it."""
+    """Check the topics. If one falls short, print the commands that repair it and exit with 13."""
     settings = read_settings()
     compared = asyncio.run(_compare(settings))
     if as_json:
@@ -125,28 +123,28 @@ def topics_check(as_json: AsJson = False) -> None:
     else:
         _echo(settings, compared)
         if not compared.faults:
-            typer.echo(f"all topics are as they must be, with {settings.partitions} partitions each")
+            typer.echo(f"all topics are as expected, with {settings.partitions} partitions each")
     raise typer.Exit(13 if compared.faults else 0)
 
 
 def _as_json(settings: Settings, compared: Comparison) -> dict[str, object]:
     faults = compared.faults
-    said = [fault.text for fault in faults]
-    return {"ok": not faults, "faults": said, "mend": mending(faults, settings), "risks": compared.risks}
+    texts = [fault.text for fault in faults]
+    return {"ok": not faults, "faults": texts, "mend": fix_lines(faults, settings), "risks": compared.risks}
 
 
 def _echo(settings: Settings, compared: Comparison) -> None:
-    """Write what differs to stderr, and the lines that mend it to stdout."""
+    """Write the differences to stderr, and the commands that repair them to stdout."""
     for risk in compared.risks:
         typer.echo(f"order-service: warning: {risk}", err=True)
     for fault in compared.faults:
         typer.echo(f"order-service: {fault.text}", err=True)
-    for line in mending(compared.faults, settings):
+    for line in fix_lines(compared.faults, settings):
         typer.echo(line)
 
 
 def config(as_json: AsJson = False) -> None:
-    """Show all settings as they are in use, without secrets."""
+    """Show the settings in use, with secrets masked."""
     values = redacted(read_settings())
     if as_json:
         show.json_line(values)

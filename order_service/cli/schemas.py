@@ -1,4 +1,4 @@
-"""The released schemas: what there is, whether it is as it must be, and bringing it into a schema registry."""
+"""The commands that list the released schemas, check them, and register them in a schema registry."""
 
 import asyncio
 
@@ -16,12 +16,12 @@ from order_service.wire.schemas import files
 from order_service.wire.schemas.catalogue import SCHEMAS, Schema
 
 schemas = typer.Typer(
-    no_args_is_help=True, help="List the Avro schemas, check them, or bring them into SCHEMA_REGISTRY_URL."
+    no_args_is_help=True, help="List the Avro schemas, check them, or register them in SCHEMA_REGISTRY_URL."
 )
 
 
-class Listed(Struct, frozen=True):
-    """A schema: its own id, and the one that a registry gave it, if there is one and it has it."""
+class ListedSchema(Struct, frozen=True):
+    """A schema with its own id, and its id in a registry if one is set and has the schema."""
 
     file: str
     id: int
@@ -32,23 +32,23 @@ class Listed(Struct, frozen=True):
 
 @schemas.command("list")
 def schemas_list(as_json: AsJson = False) -> None:
-    """List the released schemas, and by which ids a schema registry has them."""
-    found = asyncio.run(_listed(read_settings()))
+    """List the released schemas, with their ids in a schema registry."""
+    listed = asyncio.run(_listed(read_settings()))
     if as_json:
-        for one in found:
-            show.json_line(one)
+        for schema in listed:
+            show.json_line(schema)
         return
-    rows = [("", (one.file, str(one.id), _text(one.registry_id), one.subject)) for one in found]
+    rows = [("", (schema.file, str(schema.id), _text(schema.registry_id), schema.subject)) for schema in listed]
     show.table(("file", "id", "registry id", "subject"), rows)
 
 
 @schemas.command("check")
 def schemas_check(as_json: AsJson = False) -> None:
-    """Check that released files are as they were, and that a schema registry has all of them; exit with 1 if not."""
+    """Check that released files are unchanged, and that a schema registry has all of them; exit with 1 if not."""
     settings = read_settings()
     faults = files.faults(files.folder())
     if settings.schema_registry_url and not faults:
-        faults = [fault for one in asyncio.run(_listed(settings)) for fault in _faults(one)]
+        faults = [fault for schema in asyncio.run(_listed(settings)) for fault in _faults(schema)]
     if as_json:
         show.json_line({"ok": not faults, "faults": faults})
     elif faults:
@@ -56,29 +56,30 @@ def schemas_check(as_json: AsJson = False) -> None:
             typer.echo(f"order-service: {fault}", err=True)
     else:
         where = f"; {settings.schema_registry_url} has them" if settings.schema_registry_url else ""
-        typer.echo(f"all {len(SCHEMAS.released)} schemas are as they must be{where}")
+        typer.echo(f"all {len(SCHEMAS.released)} schemas are as expected{where}")
     raise typer.Exit(1 if faults else 0)
 
 
 @schemas.command("register")
 def schemas_register(as_json: AsJson = False) -> None:
-    """Bring all released schemas into SCHEMA_REGISTRY_URL, and let it refuse what would break them."""
-    for one in asyncio.run(_registered(read_settings())):
+    """Register all released schemas in SCHEMA_REGISTRY_URL, and make it refuse incompatible versions."""
+    for schema in asyncio.run(_registered(read_settings())):
         if as_json:
-            show.json_line(one)
+            show.json_line(schema)
         else:
-            typer.echo(f"{one.registry_id:>10} {one.subject} version {files.name_and_version(one.file)[1]}")
+            typer.echo(f"{schema.registry_id:>10} {schema.subject} version {files.name_and_version(schema.file)[1]}")
 
 
-def _faults(one: Listed) -> list[str]:
-    if one.registry_id is None:
-        return [f"the schema registry has no {one.file} in {one.subject}: run `order-service schemas register`"]
-    if one.compatibility != COMPATIBILITY:
-        return [f"{one.subject} has the compatibility {one.compatibility}, not {COMPATIBILITY}: run `schemas register`"]
+def _faults(schema: ListedSchema) -> list[str]:
+    if schema.registry_id is None:
+        return [f"the schema registry lacks {schema.file} in {schema.subject}: run `order-service schemas register`"]
+    if schema.compatibility != COMPATIBILITY:
+        level = f"the compatibility {schema.compatibility}, not {COMPATIBILITY}"
+        return [f"{schema.subject} has {level}: run `schemas register`"]
     return []
 
 
-async def _listed(settings: Settings) -> list[Listed]:
+async def _listed(settings: Settings) -> list[ListedSchema]:
     names = topic_names(settings.topic_prefix)
     registry = registry_of(settings)
     if registry is None:
@@ -90,11 +91,11 @@ async def _listed(settings: Settings) -> list[Listed]:
         ]
 
 
-async def _registered(settings: Settings) -> list[Listed]:
+async def _registered(settings: Settings) -> list[ListedSchema]:
     names = topic_names(settings.topic_prefix)
     registry = registry_of(settings)
     if registry is None:
-        raise SetupError("there is no schema registry to bring them into: set SCHEMA_REGISTRY_URL")
+        raise SetupError("no schema registry is set: set SCHEMA_REGISTRY_URL")
     async with registry:
         return [
             _line(names, schema, await register(registry, schema, names.of), COMPATIBILITY)
@@ -102,8 +103,8 @@ async def _registered(settings: Settings) -> list[Listed]:
         ]
 
 
-def _line(names: TopicNames, schema: Schema, registry_id: int | None, compatibility: str | None) -> Listed:
-    return Listed(schema.file, schema.id, schema.subject(names.of(schema.message)), registry_id, compatibility)
+def _line(names: TopicNames, schema: Schema, registry_id: int | None, compatibility: str | None) -> ListedSchema:
+    return ListedSchema(schema.file, schema.id, schema.subject(names.of(schema.message)), registry_id, compatibility)
 
 
 def _text(registry_id: int | None) -> str:

@@ -1,4 +1,4 @@
-"""How things look: plain lines, colours and tables on a terminal, one JSON object a line for programs."""
+"""Output: plain lines, colours and tables on a terminal, one JSON object a line for programs."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -35,37 +35,37 @@ STYLES = {
     "OrderDelivered": "bold green",
     "OrderCancelled": "yellow",
 }
-KEPT_WHOLE = {"time", "version", "offset"}
-"""Columns that a narrow terminal does not fold."""
+NO_WRAP = {"time", "version", "offset"}
+"""Columns that do not wrap on a narrow terminal."""
 Row = tuple[str, Sequence[str]]
-"""A style, and the cells."""
+"""The style of a row, and its cells."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Make a console for the stream as it is now; it breaks no lines and adds no colours of its own."""
+    """Return a console for the current stream, which wraps no lines and highlights nothing by itself."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def line(*parts: tuple[str, str]) -> None:
-    """Print one line of texts and their styles."""
+    """Print one line that consists of texts with their styles, and flush it."""
     console().print(Text.assemble(*[(safe(text), style) for text, style in parts]))
     sys.stdout.flush()
 
 
 def json_line(value: object) -> None:
-    """Print one JSON object as a line, at once."""
+    """Print one JSON object as a line, and flush it."""
     typer.echo(msgspec.json.encode(value))
 
 
 def table(heads: Sequence[str], rows: Iterable[Row]) -> None:
-    """Print a table: drawn on a terminal, otherwise columns two blanks apart."""
+    """Print a table: with lines on a terminal, otherwise with two spaces between columns."""
     rows = [(style, [safe(cell) for cell in cells]) for style, cells in rows]
     if console().is_terminal:
-        columns = [Column(head, overflow="fold", no_wrap=head in KEPT_WHOLE) for head in heads]
-        drawn = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        columns = [Column(head, overflow="fold", no_wrap=head in NO_WRAP) for head in heads]
+        drawing = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for style, cells in rows:
-            drawn.add_row(*[Text(cell) for cell in cells], style=style)
-        Console(highlight=False).print(drawn)
+            drawing.add_row(*[Text(cell) for cell in cells], style=style)
+        Console(highlight=False).print(drawing)
         return
     lines = [list(heads), *[list(cells) for _, cells in rows]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -74,26 +74,26 @@ def table(heads: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def safe(text: str) -> str:
-    """Write out what would steer a terminal: values come from anybody who may send a command."""
+    """Escape control characters for a terminal: any sender of commands may have written the text."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def as_dict(seen: OutcomeRecord) -> dict[str, Any]:
-    """Give an event or a rejection flat, as its Avro record is, with its type and place; digests are hexadecimal."""
-    place = {"partition": seen.partition, "offset": seen.offset, "command_offset": seen.command_offset}
-    return {**flat(seen.message), **place}
+def as_dict(outcome: OutcomeRecord) -> dict[str, Any]:
+    """Return an event or a rejection flat, like its Avro record, with type, partition and offsets; digests are hex."""
+    origin = {"partition": outcome.partition, "offset": outcome.offset, "command_offset": outcome.command_offset}
+    return {**flat(outcome.message), **origin}
 
 
 def name_and_style(message: Event | Rejection) -> tuple[str, str]:
-    """Name what happened, and give its colour."""
+    """Return the name of an event or a rejection, and its style."""
     if isinstance(message, Rejection):
         return f"refused {message.command_type}", "red"
     name = type(message.fact).__name__
     return name, STYLES[name]
 
 
-def what(message: Event | Rejection, before: Contents | None = None) -> str:
-    """Say what an event changed or why a command was refused; `before` is what was in the order."""
+def describe(message: Event | Rejection, before: Contents | None = None) -> str:
+    """Return what an event changed, or why a command was refused; `before` is the previous content of the order."""
     if isinstance(message, Rejection):
         return f"{message.reason}: {message.detail}"
     return _changed(message.fact, before)
@@ -129,7 +129,7 @@ def _difference(after: Contents, before: Contents | None) -> str:
         old, new = getattr(before, field), getattr(after, field)
         if old != new:
             changes.append(f"{field} {_lines(new)}" if field == "lines" else f"{field} {_value(old)} -> {_value(new)}")
-    return "; ".join(changes) or "nothing is different"
+    return "; ".join(changes) or "nothing changed"
 
 
 def _value(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The views of orders: which partitions are stopped by a record that does not fit, and the way on."""
+"""The commands that list the partitions where the views are stopped, and skip the record there."""
 
 from typing import Annotated
 
@@ -12,23 +12,23 @@ from order_service.kafka.topics import topic_names
 
 views = typer.Typer(
     no_args_is_help=True,
-    help="""Show where the views are stopped, and pass over the record there.
+    help="""Show where the views are stopped, and skip the record there.
 
-    A record that does not fit its order, or cannot be read, stops the views of its partition. The projector tries it
-    again every 5 seconds, so a newer projector or a schema registry that answers again is enough where the record is
-    good. `skip` passes over one that nobody can mend: its order then lacks what it says. Later events of that order
-    stop the partition again, unless the record was no event of it.
+    A record that does not fit its order, or cannot be read, stops the views of its partition. The projector retries
+    it every 5 seconds. If the record is good, a newer projector or a working schema registry is enough. `skip` passes
+    over a record that cannot be repaired: its order then lacks this change. Later events of that order stop the
+    partition again, unless the record was not an event of it.
 
-    A partition whose log lost records is not tried again. Where events lost their head, `skip` goes on with the
-    first event that is there. Where a log lost its end, remove the views (the files views.db*, or the tables), and they
-    are built again. `skip` stops again while the log ends before the views, and later they lack what was written there.
+    A partition whose log lost records is not retried. If the events lost their beginning, `skip` continues with the
+    first event that exists. If a log lost its end, remove the views (the files views.db*, or the tables), and they are
+    built again. `skip` stops again while the log ends before the views, and later they lack the records written there.
     """,
 )
 
 
 @views.command("stopped")
 def views_stopped(as_json: AsJson = False) -> None:
-    """List the stopped partitions: where the record lies, and why it does not fit.
+    """List the stopped partitions: the offset of the record, and why it does not fit.
 
     Exits with 1 if there are any, with 3 if the database holds no views that this version reads, and with 4 if the
     database cannot be used.
@@ -54,10 +54,10 @@ def views_stopped(as_json: AsJson = False) -> None:
 def views_skip(
     topic: Annotated[str, typer.Argument(help="The topic, as `views stopped` shows it.")],
     partition: Annotated[int, typer.Argument(min=0)],
-    offset: Annotated[int, typer.Argument(min=0, help="The offset of the record to pass over.")],
+    offset: Annotated[int, typer.Argument(min=0, help="The offset of the record to skip.")],
     as_json: AsJson = False,
 ) -> None:
-    """Pass over the record at which a partition is stopped. A projector that runs goes on by itself.
+    """Skip the record at which a partition is stopped. A running projector continues by itself.
 
     Exits with 1 if the partition is not stopped there, otherwise as `views stopped`.
     """
@@ -69,10 +69,10 @@ def views_skip(
         projection = Projection(engine, topic_names(settings.topic_prefix))
         is_skipped = projection.skip(TopicPartition(topic, partition), offset)
     if not is_skipped:
-        where = f"partition {partition} of {topic} is not stopped at offset {offset}"
-        typer.echo(f"order-service: {where}: see `views stopped`", err=True)
+        text = f"partition {partition} of {topic} is not stopped at offset {offset}"
+        typer.echo(f"order-service: {text}: see `views stopped`", err=True)
         raise typer.Exit(1)
     if as_json:
         show.json_line({"skipped": {"topic": topic, "partition": partition, "offset": offset}})
     else:
-        typer.echo(f"the views go on behind offset {offset} of partition {partition} of {topic}")
+        typer.echo(f"the views continue after offset {offset} of partition {partition} of {topic}")

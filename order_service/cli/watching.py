@@ -1,4 +1,4 @@
-"""Reading along: `tail` shows events as they come, `timeline` the history of one order."""
+"""Reading events from Kafka: `tail` shows them as they arrive, `timeline` the history of one order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,12 +21,12 @@ from order_service.settings import Settings
 
 
 def tail(
-    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Show first what is there already.")] = False,
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Show existing events first.")] = False,
     order: Annotated[str | None, typer.Option(metavar="ORDER_ID", help="Only this order.")] = None,
-    rejections: Annotated[bool, typer.Option("--rejections", help="Show what was refused as well.")] = False,
+    rejections: Annotated[bool, typer.Option("--rejections", help="Show rejections too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show events as they come, until Ctrl-C."""
+    """Show events as they arrive, until Ctrl-C."""
     asyncio.run(_tail(read_settings(), order, from_beginning=from_beginning, rejections=rejections, as_json=as_json))
 
 
@@ -35,70 +35,70 @@ async def _tail(
 ) -> None:
     async with Reader(settings) as reader:
         topics = [reader.names.events, *([reader.names.rejections] if rejections else [])]
-        places = await (reader.places(*topics) if order_id is None else reader.places_of(order_id, *topics))
-        starts = await (reader.starts(places) if from_beginning else reader.ends(places))
-        await _follow(reader, starts, order_id, lambda seen: _show_step(Step(seen, ABSENT), as_json=as_json))
+        partitions = await (reader.partitions(*topics) if order_id is None else reader.partitions_of(order_id, *topics))
+        starts = await (reader.starts(partitions) if from_beginning else reader.ends(partitions))
+        await _follow(reader, starts, order_id, lambda outcome: _show_step(Step(outcome, ABSENT), as_json=as_json))
 
 
 async def _follow(
     reader: Reader,
     starts: Mapping[TopicPartition, int],
     order_id: str | None,
-    show_seen: Callable[[OutcomeRecord], None],
+    show_outcome: Callable[[OutcomeRecord], None],
 ) -> None:
     async for record in reader.follow(starts):
         if order_id is not None and record.key != order_id.encode():
             continue
         try:
-            seen = decode(record, reader.names)
+            outcome = decode(record, reader.names)
         except HistoryError as error:
             typer.echo(f"order-service: {error}", err=True)
         else:
-            show_seen(seen)
+            show_outcome(outcome)
 
 
 def _show_step(step: Step, *, as_json: bool) -> None:
     if as_json:
         show.json_line(_as_dict(step))
         return
-    message = step.seen.message
+    message = step.outcome.message
     name, style = show.name_and_style(message)
     show.line(
-        (f"{time_of(step.seen)}  ", "dim"),
+        (f"{time_of(step.outcome)}  ", "dim"),
         (f"{message.order_id}  ", "bold"),
         (f"v{message.version}  ", ""),
         (name, style),
-        (f"  {show.what(message, _contents(step.before))}", ""),
+        (f"  {show.describe(message, _contents(step.before))}", ""),
         (f"  by {message.actor}", "dim"),
     )
 
 
 def timeline(
-    order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order.")],
+    order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order's id.")],
     at: At = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Show what comes as well, until Ctrl-C, also if nothing is there yet.")
+        bool, typer.Option("--follow", help="Show later outcomes too, until Ctrl-C, even if there are none yet.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the history of one order as Kafka has it, and check its chain of digests."""
+    """Show the history of one order in Kafka, and check its digest chain."""
     if at is not None and follow:
         raise typer.BadParameter("--at and --follow exclude each other")
     asyncio.run(_timeline(read_settings(), order_id, at, follow=follow, as_json=as_json))
 
 
-async def _timeline(settings: Settings, order_id: str, then: datetime | None, *, follow: bool, as_json: bool) -> None:
+async def _timeline(settings: Settings, order_id: str, at: datetime | None, *, follow: bool, as_json: bool) -> None:
     async with Reader(settings) as reader:
-        places = await reader.places_of(order_id, reader.names.events, reader.names.rejections)
-        ends = await reader.ends(places)
+        partitions = await reader.partitions_of(order_id, reader.names.events, reader.names.rejections)
+        ends = await reader.ends(partitions)
         outcomes = await _outcomes(reader, ends, order_id)
         chain = Chain()
-        history = steps([seen for seen in outcomes if then is None or moment_of(seen) <= then], chain)
+        history = steps([outcome for outcome in outcomes if at is None or moment_of(outcome) <= at], chain)
         _show_history(history, as_json=as_json)
-        is_whole = _verdict(order_id, outcomes, history, chain, as_json=as_json)
+        is_valid = _print_verdict(order_id, outcomes, history, chain, as_json=as_json)
         if follow:
-            await _follow(reader, ends, order_id, lambda seen: _show_next(order_id, seen, chain, as_json=as_json))
-        elif not is_whole:
+            await _follow(reader, ends, order_id, lambda outcome: _show_next(order_id, outcome, chain, as_json=as_json))
+        elif not is_valid:
             raise typer.Exit(1)
 
 
@@ -110,48 +110,48 @@ def _show_history(history: list[Step], *, as_json: bool) -> None:
         show.table(("time", "version", "event", "what changed", "actor", "command", "offset"), map(_row, history))
 
 
-def _verdict(order_id: str, outcomes: list[OutcomeRecord], history: list[Step], chain: Chain, *, as_json: bool) -> bool:
-    """Say where the order stands; False if its history is broken, or if there is no order, of all or by then."""
+def _print_verdict(
+    order_id: str, outcomes: list[OutcomeRecord], history: list[Step], chain: Chain, *, as_json: bool
+) -> bool:
+    """Print the status of the order. Return whether its history is intact and it exists, at that time."""
     faulty = [step for step in history if step.fault]
     for step in faulty:
-        _say_fault(order_id, step)
+        _print_fault(order_id, step)
     if faulty:
         return False
     if chain.order is ABSENT:
-        typer.echo(f"order-service: {_nothing(show.safe(order_id), outcomes, history)}", err=True)
+        typer.echo(f"order-service: {_why_absent(show.safe(order_id), outcomes, history)}", err=True)
         return False
     if not as_json:
-        show.line(
-            (f"{order_id} is {chain.order.status}, version {chain.version}; the chain of digests is whole", "bold")
-        )
+        show.line((f"{order_id} is {chain.order.status}, version {chain.version}; the digest chain is intact", "bold"))
     return True
 
 
-def _nothing(order_id: str, outcomes: list[OutcomeRecord], history: list[Step]) -> str:
-    """Say why there is no order to show."""
+def _why_absent(order_id: str, outcomes: list[OutcomeRecord], history: list[Step]) -> str:
+    """Return why there is no order to show."""
     if not outcomes:
-        return f"Kafka knows nothing of an order {order_id}"
+        return f"Kafka has no records of an order {order_id}"
     if not history:
-        return f"Kafka knows nothing of {order_id} by then: it begins at {min(map(time_of, outcomes))}"
-    by_then = " by then" if len(history) < len(outcomes) else ""
-    return f"there is no order {order_id}{by_then}, only what was refused"
+        return f"Kafka has no records of {order_id} at that time: the first is from {min(map(time_of, outcomes))}"
+    at_that_time = " at that time" if len(history) < len(outcomes) else ""
+    return f"there is no order {order_id}{at_that_time}, only refused commands"
 
 
-def _show_next(order_id: str, seen: OutcomeRecord, chain: Chain, *, as_json: bool) -> None:
-    """Show what has come to a history, and check it as what was there before."""
-    for step in steps([seen], chain):
+def _show_next(order_id: str, outcome: OutcomeRecord, chain: Chain, *, as_json: bool) -> None:
+    """Show a later outcome of a followed order, and check it like the earlier ones."""
+    for step in steps([outcome], chain):
         _show_step(step, as_json=as_json)
         if step.fault:
-            _say_fault(order_id, step)
+            _print_fault(order_id, step)
 
 
-def _say_fault(order_id: str, step: Step) -> None:
+def _print_fault(order_id: str, step: Step) -> None:
     line = f"THE HISTORY OF {show.safe(order_id)} IS BROKEN: {step.fault}"
     show.console(stderr=True).print(line, style="bold red", markup=False)
 
 
 async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id: str) -> list[OutcomeRecord]:
-    """Read all events and rejections of one order, with a bar on a terminal: its partition holds others too."""
+    """Read all events and rejections of one order, with a progress bar: its partition holds other orders too."""
     starts = await reader.starts(list(ends))
     console = show.console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -161,30 +161,30 @@ async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id
 
 
 async def _counted(
-    records: AsyncIterator[ConsumerRecord], starts: dict[TopicPartition, int], tell: Callable[[int], object]
+    records: AsyncIterator[ConsumerRecord], starts: dict[TopicPartition, int], on_progress: Callable[[int], object]
 ) -> AsyncIterator[ConsumerRecord]:
-    """Pass records on and tell how many offsets are behind them, every thousandth time."""
-    reached = dict(starts)
+    """Yield the records, and report after each thousand how many offsets were read."""
+    positions = dict(starts)
     count = 0
     async for record in records:
-        reached[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
         count += 1
         if count % 1000 == 0:
-            tell(sum(reached.values()) - sum(starts.values()))
+            on_progress(sum(positions.values()) - sum(starts.values()))
         yield record
 
 
 def _row(step: Step) -> show.Row:
-    message = step.seen.message
+    message = step.outcome.message
     name, style = show.name_and_style(message)
     cells = (
-        time_of(step.seen),
+        time_of(step.outcome),
         str(message.version) if isinstance(message, Event) else "-",
         name,
-        show.what(message, _contents(step.before)),
+        show.describe(message, _contents(step.before)),
         message.actor,
         message.command_id,
-        f"{step.seen.partition}:{step.seen.offset}",
+        f"{step.outcome.partition}:{step.outcome.offset}",
     )
     return style, cells
 
@@ -194,4 +194,4 @@ def _contents(order: Order) -> Contents | None:
 
 
 def _as_dict(step: Step) -> dict[str, Any]:
-    return show.as_dict(step.seen) | ({"fault": step.fault} if step.fault else {})
+    return show.as_dict(step.outcome) | ({"fault": step.fault} if step.fault else {})

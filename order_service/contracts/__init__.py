@@ -1,4 +1,4 @@
-"""What others may rely on: the AsyncAPI document and the catalogue of events, both made from one source.
+"""The public contracts: the AsyncAPI document and the catalogue of events, both generated from one source.
 
-`python -m order_service.contracts` writes `asyncapi.json` and `docs/events.md` anew.
+`python -m order_service.contracts` writes `asyncapi.json` and `docs/events.md`.
 """

@@ -1,4 +1,4 @@
-"""The AsyncAPI 3 document: servers, public channels, operations as the service does them, and every message."""
+"""The AsyncAPI 3 document: servers, public channels, operations from the service's side, and every message."""
 
 import json
 from io import BytesIO
@@ -9,7 +9,7 @@ import fastavro
 from order_service import __version__
 from order_service.contracts import examples, headers, words
 from order_service.contracts.examples import DeadLetter, Example
-from order_service.contracts.meanings import PROMISES, SAID, SENDERS
+from order_service.contracts.meanings import GUARANTEES, NOTES, SENDERS
 from order_service.contracts.shapes import ID, shapes
 from order_service.contracts.source import Source, Topic
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Rejection
@@ -26,7 +26,7 @@ GROUP: Final[str] = Settings.model_fields["app_id"].default
 
 
 def document(source: Source) -> Node:
-    """Make the document."""
+    """Return the document."""
     return {
         "asyncapi": "3.0.0",
         "id": "urn:order-service",
@@ -46,23 +46,23 @@ def document(source: Source) -> Node:
 
 
 def text(source: Source) -> str:
-    """Write the document as it is kept: a change of it can be read line by line, and no byte of it is invisible."""
+    """Return the document as stored text: one value a line for readable changes, ASCII only."""
     return json.dumps(document(source), indent=2) + "\n"
 
 
-# What stands around the messages
+# Everything but the messages
 
 
 def _info(source: Source) -> Node:
     names = words.NAMES.format(partitions=source.partitions)
     private = words.PRIVATE.format(table=source.names.table, waiting=source.names.waiting)
-    promises = "\n".join(f"* **{promise.name}.** {promise.text}" for promise in PROMISES)
+    guarantees = "\n".join(f"* **{guarantee.name}.** {guarantee.text}" for guarantee in GUARANTEES)
     return {
         "title": "Order Service",
         "version": __version__,
-        "description": f"{words.ABOUT} {words.VIEW}\n\n{names}\n\n{private}\n\n{promises}",
+        "description": f"{words.ABOUT} {words.VIEW}\n\n{names}\n\n{private}\n\n{guarantees}",
         "license": {"name": "MIT", "url": "https://spdx.org/licenses/MIT.html"},
-        "tags": [{"name": "orders", "description": "The life of an order, from created to delivered or cancelled."}],
+        "tags": [{"name": "orders", "description": "The life cycle of an order: created to delivered or cancelled."}],
     }
 
 
@@ -78,7 +78,7 @@ def _server(protocol: str, description: str, **more: Any) -> Node:
         "variables": {
             "bootstrapServer": {
                 "default": "127.0.0.1:9092",
-                "description": "One of those that `KAFKA_BOOTSTRAP_SERVERS` names.",
+                "description": "One of the addresses in `KAFKA_BOOTSTRAP_SERVERS`.",
             }
         },
         **more,
@@ -96,7 +96,7 @@ SERVERS: Final = {
     "plain": _server("kafka", "Kafka without encryption, as `order-service up` runs it on one machine."),
     "secured": _server(
         "kafka-secure",
-        "Kafka behind SASL and TLS, as `ORDERS_KAFKA_SECURITY_PROTOCOL` says.",
+        "Kafka with SASL and TLS, if `ORDERS_KAFKA_SECURITY_PROTOCOL` is set to them.",
         security=[_ref("securitySchemes", kind) for kind in SASL],
     ),
 }
@@ -106,7 +106,7 @@ def _channel(topic: Topic, source: Source) -> Node:
     return {
         "address": topic.name,
         "title": words.title(topic),
-        "description": f"{topic.holds} Kept {words.kept(topic)}.",
+        "description": f"{topic.contents} Kept {words.retention(topic)}.",
         "messages": {name: _ref("messages", name) for name in _message_names(topic)},
         "bindings": {
             "kafka": {
@@ -125,7 +125,7 @@ def _channel(topic: Topic, source: Source) -> Node:
 
 
 def _operation(topic: Topic) -> Node:
-    """Say what the service does with a channel."""
+    """Return the operation of the service on a channel."""
     channel = f"#/channels/{_channel_name(topic)}"
     group = {"groupId": {"type": "string", "default": GROUP, "description": "`ORDERS_APP_ID`."}}
     return {
@@ -148,7 +148,7 @@ def _channel_name(topic: Topic) -> str:
 
 
 def _message_names(topic: Topic) -> list[str]:
-    """Name the messages of a channel; a command has two forms, and each of them is a message."""
+    """Return the message names of a channel; each of the two formats of a command is a message."""
     names = [message.__name__ for message in topic.messages] or ["DeadLetter"]
     return [*names, *(f"{name}Json" for name in names if topic.action == "receive")]
 
@@ -157,79 +157,79 @@ def _message_names(topic: Topic) -> list[str]:
 
 
 def _messages(source: Source) -> Node:
-    made = {message.__name__: _outcome(source, message) for message in (*FACT_TYPES, Rejection)}
+    messages = {message.__name__: _outcome(source, message) for message in (*FACT_TYPES, Rejection)}
     for command in COMMAND_TYPES:
-        given = examples.command(command)
-        made |= {
-            command.__name__: _avro_command(source, command, given),
-            f"{command.__name__}Json": _json_command(source, command, given),
+        example = examples.command(command)
+        messages |= {
+            command.__name__: _avro_command(source, command, example),
+            f"{command.__name__}Json": _json_command(source, command, example),
         }
-    return made | {"DeadLetter": _dead_letter(source)}
+    return messages | {"DeadLetter": _dead_letter(source)}
 
 
 def _outcome(source: Source, message: type[Message]) -> Node:
-    """Make the message of an event or a rejection."""
+    """Return the message of an event or a rejection."""
     schema = source.schema(message)
-    given = examples.rejection() if message is Rejection else examples.events()[message]
+    example = examples.rejection() if message is Rejection else examples.events()[message]
     return {
         "name": message.__name__,
         "title": message.__name__,
         "summary": schema.avro["doc"],
-        "description": f"{SAID[message].more}\n\n{words.when(message)}\n\n{SAID[message].relies}",
+        "description": f"{NOTES[message].meaning}\n\n{words.when(message)}\n\n{NOTES[message].guarantee}",
         "contentType": "application/avro",
         "traits": [_ref("messageTraits", "outcome")],
         "headers": {"type": "object", "properties": {"ce_type": {"type": "string", "const": schema.name}}},
         "payload": {"schemaFormat": AVRO, "schema": schema.avro},
-        "examples": [_example(given, values(given.value, source))],
-        "x-wire": _wire(source, message, given),
+        "examples": [_example(example, values(example.value, source))],
+        "x-wire": _wire(source, message, example),
     }
 
 
 def _command(source: Source, command: type[Message]) -> Node:
-    """Make what both forms of a command share."""
+    """Return what both formats of a command share."""
     return {
         "name": command.__name__,
         "summary": source.schema(command).avro["doc"],
-        "description": f"Who may: {SENDERS[command]}",
+        "description": f"Allowed actors: {SENDERS[command]}",
         "traits": [_ref("messageTraits", "command")],
     }
 
 
-def _avro_command(source: Source, command: type[Message], given: Example) -> Node:
+def _avro_command(source: Source, command: type[Message], example: Example) -> Node:
     schema = source.schema(command)
     return _command(source, command) | {
         "title": f"{command.__name__} as Avro",
         "contentType": "application/avro",
         "bindings": {"kafka": AVRO_BINDING},
         "payload": {"schemaFormat": AVRO, "schema": schema.avro},
-        "examples": [_example(given, values(given.value, source))],
-        "x-wire": _wire(source, command, given),
+        "examples": [_example(example, values(example.value, source))],
+        "x-wire": _wire(source, command, example),
     }
 
 
-def _json_command(source: Source, command: type[Message], given: Example) -> Node:
+def _json_command(source: Source, command: type[Message], example: Example) -> Node:
     return _command(source, command) | {
         "title": f"{command.__name__} as JSON",
         "contentType": "application/json",
         "payload": _ref("schemas", command.__name__),
-        "examples": [_example(given, given.json)],
+        "examples": [_example(example, example.json)],
     }
 
 
 def _dead_letter(source: Source) -> Node:
-    given = examples.dead_letter(source.names, source.partitions)
-    any_key = KEY | {"type": ["string", "null"], "description": "The record's own key, whatever it was."}
+    example = examples.dead_letter(source.names, source.partitions)
+    any_key = KEY | {"type": ["string", "null"], "description": "The original key."}
     del any_key["pattern"]
     return {
         "name": "DeadLetter",
         "title": "Dead letter",
         "summary": words.DEAD_LETTER,
-        "description": f"{words.UNREADABLE}\n\n{words.DEAD_LETTER_RELIES}",
+        "description": f"{words.UNREADABLE}\n\n{words.DEAD_LETTER_GUARANTEE}",
         "contentType": "application/octet-stream",
         "headers": headers.DEAD_LETTER,
-        "payload": {"type": ["string", "null"], "description": "The record's own bytes, in no form that is ours."},
+        "payload": {"type": ["string", "null"], "description": "The original bytes, in any format."},
         "bindings": {"kafka": {"key": any_key, "bindingVersion": BINDING}},
-        "examples": [_example(given, given.value.decode())],
+        "examples": [_example(example, example.value.decode())],
     }
 
 
@@ -242,7 +242,7 @@ AVRO_BINDING: Final[Node] = {
 }
 CORRELATION: Final = {
     "correlation": {
-        "description": "What the sender of a command gave, handed on to what comes of it; null if it gave nothing.",
+        "description": "The id that the sender of a command set, copied to its outcome; null if it set none.",
         "location": "$message.payload#/correlation_id",
     }
 }
@@ -258,25 +258,27 @@ TRAITS: Final = {
         "bindings": {"kafka": {"key": KEY, "bindingVersion": BINDING}},
     },
 }
-"""What events and rejections share, and what commands do."""
+"""The part that all events and rejections share, and the part that all commands share."""
 
 
 # Values
 
 
-def _example(given: Example | DeadLetter, payload: Any) -> Node:
-    return {"summary": f"Its key is {given.key}.", "headers": examples.texts(given.headers), "payload": payload}
+def _example(example: Example | DeadLetter, payload: Any) -> Node:
+    return {"summary": f"The key is {example.key}.", "headers": examples.texts(example.headers), "payload": payload}
 
 
-def _wire(source: Source, message: type[Message], given: Example) -> Node:
-    """Say which schemas a message has, and how its example looks in the topic."""
-    versions = [{"version": one.version, "schemaId": one.id, "file": one.file} for one in source.versions(message)]
+def _wire(source: Source, message: type[Message], example: Example) -> Node:
+    """Return the schemas of a message, and the bytes of its example in the topic."""
+    versions = [
+        {"version": schema.version, "schemaId": schema.id, "file": schema.file} for schema in source.versions(message)
+    ]
     subject = source.schema(message).subject(source.names.of(message))
-    return {"subject": subject, "versions": versions, "exampleHex": given.value.hex()}
+    return {"subject": subject, "versions": versions, "exampleHex": example.value.hex()}
 
 
 def values(value: bytes, source: Source) -> Node:
-    """Read bytes as Avro's own JSON shows them: times as numbers, a digest as the 16 characters of its bytes."""
+    """Decode bytes to values as in Avro's JSON encoding: times are numbers, a digest is a string of 16 characters."""
     schema = source.schemas.by_id[int.from_bytes(value[1:5], "big")]
-    read: Any = fastavro.schemaless_reader(BytesIO(value[len(schema.prefix) :]), schema.plain, None)
-    return {name: one.decode("latin-1") if isinstance(one, bytes) else one for name, one in read.items()}
+    record: Any = fastavro.schemaless_reader(BytesIO(value[len(schema.prefix) :]), schema.plain, None)
+    return {name: field.decode("latin-1") if isinstance(field, bytes) else field for name, field in record.items()}

@@ -1,6 +1,6 @@
-"""A text in blocks, which becomes Markdown for the repository and HTML for the browser.
+"""A text in blocks, rendered as Markdown for the repository and as HTML for the browser.
 
-Within a block, `code` and [links](#here) are as in Markdown; all else is plain text and is escaped.
+Within a block, `code` and [links](#here) are as in Markdown; everything else is plain text and is escaped.
 """
 
 import re
@@ -21,26 +21,26 @@ class Heading(Struct, frozen=True):
 
 
 class Text(Struct, frozen=True):
-    """A paragraph."""
+    """A paragraph of plain text, with inline code and links."""
 
     text: str
 
 
 class Bullets(Struct, frozen=True):
-    """A list."""
+    """A bulleted list of short texts."""
 
     items: Sequence[str]
 
 
 class Table(Struct, frozen=True):
-    """A table: a cell for each word of its `head` in every row."""
+    """A table; every row has one cell for each column of `head`."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 class Code(Struct, frozen=True):
-    """Lines to be shown as they are."""
+    """A block of code, rendered verbatim."""
 
     language: str
     text: str
@@ -50,17 +50,17 @@ Block = Heading | Text | Bullets | Table | Code
 
 
 def anchor(heading: str) -> str:
-    """Give the name under which a heading is linked to, as GitHub makes it."""
+    """Return the anchor of a heading, as GitHub derives it."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def markdown(blocks: Iterable[Block]) -> str:
-    """Write Markdown."""
+    """Return the blocks as Markdown."""
     return "\n".join(map(_markdown, blocks))
 
 
 def html(blocks: Iterable[Block]) -> str:
-    """Write what stands in the body of a page: no script, no style."""
+    """Return the blocks as HTML for the body of a page, without scripts and styles."""
     return "\n".join(map(_html, blocks))
 
 
@@ -102,7 +102,7 @@ def _row(tag: str, cells: Sequence[str]) -> str:
 
 
 def _in_markdown(text: str) -> str:
-    return _inline(text, _plain, "`{}`".format, lambda shown, address: f"[{_plain(shown)}]({address})")
+    return _inline(text, _plain, "`{}`".format, lambda label, address: f"[{_plain(label)}]({address})")
 
 
 def _plain(text: str) -> str:
@@ -113,16 +113,16 @@ def _in_html(text: str) -> str:
     return _inline(
         text,
         escape,
-        lambda said: f"<code>{escape(said)}</code>",
-        lambda shown, address: f'<a href="{escape(address)}">{escape(shown)}</a>',
+        lambda code: f"<code>{escape(code)}</code>",
+        lambda label, address: f'<a href="{escape(address)}">{escape(label)}</a>',
     )
 
 
 def _inline(text: str, plain: Callable[[str], str], code: Callable[[str], str], link: Callable[[str, str], str]) -> str:
-    """Put the parts of a text into their form."""
-    made, end = [], 0
-    for found in INLINE.finditer(text):
-        said, shown, address = found.groups()
-        made += [plain(text[end : found.start()]), code(said) if said else link(shown, address)]
-        end = found.end()
-    return "".join([*made, plain(text[end:])])
+    """Render plain text, inline code and links, each with its own function."""
+    parts, end = [], 0
+    for match in INLINE.finditer(text):
+        snippet, label, address = match.groups()
+        parts += [plain(text[end : match.start()]), code(snippet) if snippet else link(label, address)]
+        end = match.end()
+    return "".join([*parts, plain(text[end:])])

@@ -1,4 +1,4 @@
-"""The examples of all contracts: two orders of one user, decided by the rules and encoded as the worker does it.
+"""The examples of all contracts: two orders of one user, decided by the rules and encoded as in the worker.
 
 Their names and times are fixed, so that the same code always makes the same bytes.
 """
@@ -40,7 +40,7 @@ DANA: Final = f"user:{USER_ID}"
 SHOP: Final = "service:shop"
 TRACE: Final = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OFFSET: Final = 1840
-"""Where the command of an example lies in its partition; those after it follow."""
+"""The offset of the first command of an example; later commands have the offsets after it."""
 
 MUGS: Final = Line(sku="mug-blue", name="Blue mug", quantity=2, unit_price=1250)
 POSTER: Final = Line(line_id="wall", sku="poster-a2", quantity=1, unit_price=900)
@@ -75,15 +75,15 @@ CANCEL: Final = CancelOrder(
     command_id="cancel-1", order_id="order-2", actor=DANA, reason="customer_request", note="Two were enough."
 )
 LIFE: Final = (CREATE, AMEND, PAY, SHIP, DELIVER)
-"""Of the order that arrives; the other one is cancelled after it was paid, so that its money is due."""
+"""The commands of the order that is delivered. The other one is cancelled after its payment, so a refund is due."""
 COMMANDS: Final[dict[type[Message], Command]] = {type(command): command for command in (*LIFE, CANCEL)}
 TOO_EARLY: Final = structs.replace(SHIP, command_id="ship-0")
 UNREADABLE: Final = b'{"type": "PayOrder", "order_id": "order-1"'
-"""What its sender wanted to be a command."""
+"""A command that its sender cut short."""
 
 
 class Example(Struct, frozen=True):
-    """One record, and its value as people read it; behind an event its order has this `status`."""
+    """One record, with its value as readable JSON; `status` is the status of the order after an event."""
 
     key: str
     headers: Headers
@@ -93,7 +93,7 @@ class Example(Struct, frozen=True):
 
 
 class DeadLetter(Struct, frozen=True):
-    """A record that was no command, with what we say of it in its headers."""
+    """A dead letter: the original key and value, and the headers with the reason."""
 
     key: str
     headers: Headers
@@ -101,47 +101,47 @@ class DeadLetter(Struct, frozen=True):
 
 
 def command(message: type[Message]) -> Example:
-    """Give the example of a command, as Avro and as JSON."""
+    """Return the example of a command, as Avro and as JSON."""
     sent = COMMANDS[message]
-    read: dict[str, Any] = msgspec.json.decode(encode_json_command(sent))
-    return Example(sent.order_id, [("traceparent", TRACE)], encode_command(sent), read)
+    readable: dict[str, Any] = msgspec.json.decode(encode_json_command(sent))
+    return Example(sent.order_id, [("traceparent", TRACE)], encode_command(sent), readable)
 
 
 @cache
 def events() -> dict[type[Message], Example]:
-    """Give an event of each type."""
-    paid_and_cancelled = [structs.replace(one, order_id=CANCEL.order_id) for one in (CREATE, AMEND, PAY)] + [CANCEL]
-    *_, (cancelled, entry) = _decided(*paid_and_cancelled)
+    """Return an example of each event type."""
+    paid = [structs.replace(sent, order_id=CANCEL.order_id) for sent in (CREATE, AMEND, PAY)]
+    *_, (cancelled, entry) = _decided(*paid, CANCEL)
     return {type(event.fact): _event(event, entry) for event, entry in (*_decided(*LIFE), (cancelled, entry))}
 
 
 def rejection() -> Example:
-    """Give the refusal to ship an order that is not paid."""
+    """Return the rejection of a command that ships an unpaid order."""
     [(_, entry)] = _decided(CREATE)
     refused = answer(TOO_EARLY, entry, NOW + timedelta(minutes=30))
     if not isinstance(refused, Rejection):
-        raise TypeError(f"the example of a rejection is none: {refused}")
+        raise TypeError(f"the example of a rejection is not a Rejection: {refused}")
     headers = rejection_headers(refused, TRACE, OFFSET + 1)
     return Example(refused.order_id, headers, encode_rejection(refused), _read(refused))
 
 
 def dead_letter(names: TopicNames, partitions: int) -> DeadLetter:
-    """Make the dead letter of bytes that break off."""
+    """Return the dead letter of a command that was cut short."""
     try:
         decode_command(UNREADABLE)
     except DecodeError as error:
-        place = names.commands, partition_of(ORDER_ID.encode(), partitions), OFFSET, round(NOW.timestamp() * 1000)
-        return DeadLetter(ORDER_ID, dead_letter_headers(error, *place, [("traceparent", TRACE)]), UNREADABLE)
-    raise TypeError("the example of a dead letter is a command")
+        origin = names.commands, partition_of(ORDER_ID.encode(), partitions), OFFSET, round(NOW.timestamp() * 1000)
+        return DeadLetter(ORDER_ID, dead_letter_headers(error, *origin, [("traceparent", TRACE)]), UNREADABLE)
+    raise TypeError("the example of a dead letter can be decoded as a command")
 
 
 def texts(headers: Headers) -> dict[str, str]:
-    """Give headers as text, which all of ours are."""
+    """Return headers as text: every value that we write is UTF-8."""
     return {name: value.decode() for name, value in headers}
 
 
 def _decided(*commands: Command) -> Iterator[tuple[Event, Entry]]:
-    """Decide commands an hour apart, each of them accepted; give each event, and the table's entry after it."""
+    """Decide commands an hour apart, all of them accepted; yield each event and the table entry after it."""
     entry: Entry | None = None
     for hours, sent in enumerate(commands):
         event = answer(sent, entry, NOW + timedelta(hours=hours), UserCheck.ACTIVE)
@@ -157,6 +157,6 @@ def _event(event: Event, entry: Entry) -> Example:
 
 
 def _read(message: Event | Rejection) -> dict[str, Any]:
-    """Give a message as HTTP and the command line show it."""
-    read: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(flat(message)))
-    return read
+    """Return a message as HTTP and the command line show it."""
+    readable: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(flat(message)))
+    return readable

@@ -11,11 +11,11 @@ UNITS: Final = (
     ("pieces", "pieces"),
     ("version", "events"),
 )
-"""The unit of a number, by the words with which its documentation names it."""
+"""The unit of a number, by the words that stand for it in the documentation of its field."""
 
 
 class Field(Struct, frozen=True):
-    """One field. What lies in the records of an array has the array's name before its own: `lines[].sku`."""
+    """One field. A field of the records in an array has the array's name before its own: `lines[].sku`."""
 
     name: str
     type: str
@@ -24,7 +24,7 @@ class Field(Struct, frozen=True):
 
 
 def fields(record: dict[str, Any]) -> list[Field]:
-    """List the fields of a record schema, those of the records in it behind the field that holds them."""
+    """Return the fields of a record schema; those of a nested record follow the field that holds it."""
     return list(_fields(record, "", {}))
 
 
@@ -32,14 +32,14 @@ def _fields(record: dict[str, Any], before: str, named: dict[str, str]) -> Itera
     for field in record["fields"]:
         kind = _type(field["type"], named)
         default = field.get("default")
-        given = "" if default is None else f", default {default}"
-        yield Field(before + field["name"], kind + given, _unit(kind, field["doc"]), field["doc"])
+        suffix = "" if default is None else f", default {default}"
+        yield Field(before + field["name"], kind + suffix, _unit(kind, field["doc"]), field["doc"])
         for inner in _records(field["type"]):
             yield from _fields(inner, f"{before}{field['name']}[].", named)
 
 
 def _type(avro: Any, named: dict[str, str]) -> str:
-    """Say a type in words; `named` keeps the types that have a name, for it stands for them where they come again."""
+    """Return a type in words; `named` keeps the named types, because later uses have the name only."""
     match avro:
         case ["null", inner]:
             return f"{_type(inner, named)} or null"
@@ -58,7 +58,7 @@ def _type(avro: Any, named: dict[str, str]) -> str:
 
 
 def _records(avro: Any) -> Iterator[dict[str, Any]]:
-    """Give the record that an array, or null, holds."""
+    """Yield the record schema that an array, or an optional one, holds."""
     match avro:
         case ["null", inner]:
             yield from _records(inner)

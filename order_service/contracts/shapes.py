@@ -1,7 +1,7 @@
-"""The JSON Schemas of commands, from the types that decode them; their words are those of the Avro schemas.
+"""The JSON Schemas of commands, from the types that decode them; the descriptions are those of the Avro schemas.
 
-They say the shape alone, as the types do: what does not have it is a dead letter. A value that has the shape and is out
-of range is refused with `invalid_order`, and its range is in the description.
+They define the shape only, as the types do: any other value is a dead letter. A value that has the shape and is out of
+range is refused with `invalid_order`, and its range is in the description.
 """
 
 from typing import Any, Final
@@ -15,27 +15,27 @@ from order_service.domain.messages import COMMAND_TYPES, Command, CreateOrder
 Schema = dict[str, Any]
 
 ID: Final = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""What is an id, in the dialect of JSON Schema."""
+"""The pattern of an id, in the dialect of JSON Schema."""
 
 DECIDE_BY: Final = "Refuse after this time: RFC 3339 with its offset. Null: no limit."
-"""The one field that JSON writes in another unit than Avro."""
+"""The description of the one field that has another unit in JSON than in Avro."""
 
 
 def shapes(source: Source) -> dict[str, Schema]:
-    """Make the schema of each command, by its name, and that of `Line`, which they share."""
-    _, made = msgspec.json.schema_components(COMMAND_TYPES, ref_template="#/components/schemas/{name}")
-    shaped = {name: _plain(schema) for name, schema in made.items()}
+    """Return the schema of each command by its name, and that of `Line`, which they share."""
+    _, components = msgspec.json.schema_components(COMMAND_TYPES, ref_template="#/components/schemas/{name}")
+    schemas = {name: _plain(schema) for name, schema in components.items()}
     for command in COMMAND_TYPES:
-        properties = shaped[command.__name__]["properties"]
+        properties = schemas[command.__name__]["properties"]
         _describe(properties, _meanings(source, command) | {"decide_by": DECIDE_BY})
         properties["command_id"]["pattern"] = properties["order_id"]["pattern"] = ID
-    _describe(shaped["Line"]["properties"], _meanings(source, CreateOrder, "lines[]."))
-    return shaped
+    _describe(schemas["Line"]["properties"], _meanings(source, CreateOrder, "lines[]."))
+    return schemas
 
 
-def _meanings(source: Source, command: type[Command], within: str = "") -> dict[str, str]:
-    found = fields(source.schema(command).avro)
-    return {field.name.removeprefix(within): field.meaning for field in found if field.name.startswith(within)}
+def _meanings(source: Source, command: type[Command], prefix: str = "") -> dict[str, str]:
+    listed = fields(source.schema(command).avro)
+    return {field.name.removeprefix(prefix): field.meaning for field in listed if field.name.startswith(prefix)}
 
 
 def _describe(properties: Schema, meanings: dict[str, str]) -> None:
@@ -44,10 +44,10 @@ def _describe(properties: Schema, meanings: dict[str, str]) -> None:
 
 
 def _plain(schema: Any) -> Any:
-    """Leave out titles, which repeat a name, and say of a whole number that it has 64 bits."""
+    """Remove titles, which repeat a name, and replace the bounds of a 64-bit integer by its format."""
     match schema:
         case list():
-            return [_plain(one) for one in schema]
+            return [_plain(item) for item in schema]
         case {"minimum": least, "maximum": most, **rest} if (least, most) == (-(2**63), 2**63 - 1):
             return rest | {"format": "int64"}
         case dict():

@@ -1,4 +1,4 @@
-"""The sentences that stand around the tables and lists of the catalogue and of the AsyncAPI document."""
+"""The sentences around the tables and lists of the catalogue and of the AsyncAPI document."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -11,81 +11,86 @@ from order_service.wire.avro import MAX_COMMAND_BYTES
 from order_service.wire.schemas.catalogue import Message
 
 TITLE: Final = "Events of the Order Service"
-ABOUT: Final = "What the service says in Kafka, what others may say to it, and what they may rely on."
-VIEW: Final = "Operations are the service's own: it receives commands and sends all else; its users do the reverse."
-MADE: Final = (
-    "This text is made from the table of topics, the schemas and the rules of an order, as the AsyncAPI document is."
+ABOUT: Final = "The messages that the service receives and sends through Kafka, and the guarantees for its clients."
+VIEW: Final = (
+    "Operations are described from the service's side: it receives commands and sends everything else. Clients do the "
+    "reverse."
+)
+GENERATED: Final = (
+    "This text and the AsyncAPI document are generated from the table of topics, the schemas and the rules of an order."
 )
 NAMES: Final = (
-    "A name begins with `ORDERS_TOPIC_PREFIX`, which is empty by default. Each topic has {partitions} partitions, "
-    "unless `ORDERS_PARTITIONS` says otherwise, and three replicas where there are three brokers, of which two must "
-    "have a record before it counts. The partition comes from the key by murmur2, as with Kafka's own producer; "
-    "librdkafka needs `partitioner=murmur2_random`."
+    "A topic name begins with `ORDERS_TOPIC_PREFIX`, which is empty by default. Each topic has {partitions} "
+    "partitions, unless `ORDERS_PARTITIONS` sets another number. With three brokers or more it has three replicas, and "
+    "a record is committed once two of them have it. The partition is the murmur2 hash of the key, as in Kafka's own "
+    "producer; librdkafka needs `partitioner=murmur2_random`."
 )
 PRIVATE: Final = (
-    "Two more topics, `{table}` and `{waiting}`, are the service's own changelogs. They are private and in no "
-    "contract: their form changes without notice."
+    "Two more topics, `{table}` and `{waiting}`, are the service's own changelogs. They are private and part of no "
+    "contract: their format changes without notice."
 )
 WIRE: Final = (
     "The key is the `order_id` in UTF-8. The value of an event or a rejection is Avro in the Confluent wire format: "
-    "byte 0, then the id of the schema in 4 bytes, big-endian, then the Avro body, and nothing behind it. In the "
-    "examples these first five bytes are the first line. The timestamp of a record is the broker's clock when it was "
-    "appended (`LogAppendTime`), whatever its producer said; when something was decided is in the value, as "
-    "`occurred_at` or `rejected_at`."
+    "byte 0, the schema id in 4 bytes (big-endian), the Avro body, and nothing after it. In the examples these first "
+    "five bytes are the first line. The timestamp of a record is the broker's clock when it was appended "
+    "(`LogAppendTime`), not the producer's. The time of the decision is in the value, as `occurred_at` or "
+    "`rejected_at`."
 )
 LOOK_UP: Final = (
-    "`schemas/ids.json` names the file of each id. The web process serves the schemas as a schema registry does, "
-    "under `/schema-registry`, so every deserializer for this format can read our topics. Where the service runs "
-    "with a schema registry of your own, records carry the ids that it gave."
+    "`schemas/ids.json` has the file of each id. The web process serves the schemas with the API of a schema registry, "
+    "under `/schema-registry`, so every deserializer for this format can read the topics. If the service runs with "
+    "your own schema registry, records carry the ids from that registry."
 )
 AS_JSON: Final = (
-    "The JSON of an example is how HTTP and the command line show the same values: a time is RFC 3339, a digest is "
+    "The JSON of an example shows its values as HTTP and the command line do: a time is RFC 3339, a digest is "
     "hexadecimal, and `type` is the name of the record. Only commands can be sent as JSON."
 )
 EVERY_EVENT: Final = (
-    "Every event begins with these fields; its own follow in its section. Money is in whole minor units (of EUR: "
-    "cents) of the one currency of the order."
+    "Every event begins with these fields; its own are in its section. Money is in whole minor units (for EUR: cents) "
+    "of the one currency of the order."
 )
 REFUSED: Final = (
-    "A command was not accepted, because of where its order stood or for another reason: `reason` names it. Values "
-    "of `reason` and `status` may be added."
+    "A command was not accepted, because of the status of its order or for another reason; see `reason`. Values of "
+    "`reason` and `status` may be added."
 )
 DEAD_LETTER: Final = (
-    "A record of the commands topic is no command. Key and value are the record's own, whatever they were, and may "
-    "be null; the headers say why it is here and where it came from."
+    "A record of the commands topic that is not a command. Key and value are the original ones and may be null; the "
+    "headers say why and where it came from."
 )
-UNREADABLE: Final = "The record cannot be decoded, or it has not the key or the partition of its order."
-DEAD_LETTER_RELIES: Final = (
-    "It comes once for each such record, and the record is whole unless `dl_cut` or `dl_headers_dropped` says "
-    "otherwise. It says nothing of any order."
+UNREADABLE: Final = "The record cannot be decoded, or its key or partition is not that of its order."
+DEAD_LETTER_GUARANTEE: Final = (
+    "Each such record makes one dead letter, which is complete unless `dl_cut` or `dl_headers_dropped` says otherwise. "
+    "It says nothing about any order."
 )
 COMMANDS: Final = (
-    "Whoever may write to the topic of commands is trusted: `actor` is believed. The value is Avro as above or one "
-    f"JSON object, as its first byte tells, 0 or `{{`, and of at most {MAX_COMMAND_BYTES // 1024} KiB. In JSON, "
-    "`type` names the command, times are RFC 3339, and what is null or at its default may be left out. A field that "
-    "is not listed here makes the record a dead letter, and so does a `command_id`, an `order_id` or a "
-    "`correlation_id` out of range, or with a control character; any other value out of range is refused as "
-    "`invalid_order`, an `actor` as `not_allowed`. Send a command again with the same "
-    "`command_id` and content until its outcome is there. What its table does not say can be a reason too, see "
-    "[Rejection](#rejection). Every command has these fields; its own follow."
+    "Every producer that may write to the commands topic is trusted: the service believes `actor`. The value is Avro "
+    "as above or one JSON object, and its first byte tells which: 0 or `{`. It has at most "
+    f"{MAX_COMMAND_BYTES // 1024} KiB. In JSON, `type` is the name of the command, times are RFC 3339, and fields that "
+    "are null or at their default may be omitted. A field that is not listed here makes the record a dead letter. So "
+    "does a `command_id`, an `order_id` or a `correlation_id` that is out of range or has a control character. Any "
+    "other value out of range is refused as `invalid_order`, an `actor` as `not_allowed`. Send a command again with "
+    "the same `command_id` and content until its outcome arrives. A command can also be refused for reasons that its "
+    "table does not show, see [Rejection](#rejection). Every command has these fields; its own are in its section."
 )
 
 
 ACTIONS: Final = {
-    "commands": "Take what any producer wants of an order, and decide it once.",
-    "events": "Say what happened to an order.",
-    "rejections": "Say why a command was refused.",
-    "dead_letters": "Keep what is no command.",
+    "commands": "Accept commands from any producer, and decide each of them once.",
+    "events": "Publish what happened to an order.",
+    "rejections": "Publish why a command was refused.",
+    "dead_letters": "Keep the records that are not commands.",
 }
 """What the service does with each topic."""
 
 
 def when(message: type[Message]) -> str:
-    """Say when an event or a rejection comes."""
+    """Return the sentence that says when an event or a rejection occurs."""
     if message is Rejection:
         return REFUSED
-    said = (f"`{command}` was accepted, and the order was {one_of(statuses)}" for command, statuses in causes(message))
-    return f"{'; or '.join(said)} before."
+    clauses = (
+        f"`{command}` was accepted while the order was {one_of(statuses)}" for command, statuses in causes(message)
+    )
+    return f"{'; or '.join(clauses)}."
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -95,21 +100,21 @@ def one_of(names: Iterable[str]) -> str:
 
 
 def title(topic: Topic) -> str:
-    """Name a topic as a heading does."""
+    """Return the heading of a topic."""
     return topic.key.replace("_", " ").capitalize()
 
 
-def kept(topic: Topic) -> str:
-    """Say how long a topic keeps its records."""
+def retention(topic: Topic) -> str:
+    """Return how long a topic keeps its records, in words."""
     retention_ms = int(topic.config["retention.ms"])
-    return "for ever" if retention_ms < 0 else f"{retention_ms // DAY_MS} days"
+    return "forever" if retention_ms < 0 else f"{retention_ms // DAY_MS} days"
 
 
-def size(topic: Topic) -> str:
-    """Say how large a record may be."""
+def largest_record(topic: Topic) -> str:
+    """Return how large a record may be, in words."""
     return f"{int(topic.config['max.message.bytes']) // MIB} MiB"
 
 
 def role(topic: Topic) -> str:
-    """Say what the service does with a topic."""
+    """Return whether the service receives or sends the records of a topic."""
     return f"{topic.action}s"

@@ -1,1 +1,1 @@
-"""The rules of orders: pure, typed, without I/O, clock or chance."""
+"""The rules of orders: pure and typed, without I/O, clock or randomness."""

@@ -1,6 +1,7 @@
-"""The answer to a command: what the rules of an order do not know: who asks, when, for which version, whether again.
+"""The answer to a command: the checks that the rules of an order do not contain.
 
-`answer` is as pure as `decide`: time and what is known of the user come in as values.
+They are the actor, the deadline, the expected version, the user, and whether the command is a repeat. `answer` is as
+pure as `decide`: the time and the result of the user check are arguments.
 """
 
 from datetime import datetime, timedelta
@@ -34,11 +35,11 @@ SERVICE_ACTOR: Final = "service:order-service"
 _NAMESPACE: Final = sha1(UUID("6d3a1f0e-6f2b-5d7e-9f5a-0f3c5f1d2b4a").bytes, usedforsecurity=False)
 
 Known = tuple[str, bytes]
-"""A remembered command: its id and its digest."""
+"""The id and the digest of a remembered command."""
 
 
 class UserCheck(StrEnum):
-    """What is known of the user of a create."""
+    """The result of looking up the user of a `CreateOrder`."""
 
     ACTIVE = "active"
     NOT_FOUND = "not_found"
@@ -48,20 +49,20 @@ class UserCheck(StrEnum):
 
 @final
 class AskUser(Struct, frozen=True):
-    """Nothing is decided before the User Service has said something of this user."""
+    """An undecided command: the User Service must answer about this user first."""
 
     user_id: str
 
 
 @final
 class Repeat(Struct, frozen=True):
-    """The order remembers this command: its first answer stands, and nothing new happens."""
+    """A command that the order remembers: its first answer stands, and nothing is written."""
 
 
 class Entry(Struct, frozen=True, gc=False, array_like=True):
-    """What the table keeps of one order: its state, the head of its history, and the commands it remembers.
+    """One order in the table: its state, the head of its history, and the commands it remembers.
 
-    Every accepted command made one event, so the n-th of `accepted` made version n.
+    Every accepted command produced one event, so the n-th of `accepted` produced version n.
     """
 
     order: Order
@@ -82,10 +83,9 @@ REPEAT: Final = Repeat()
 
 
 def answer(command: Command, entry: Entry | None, now: datetime, user: UserCheck | None = None) -> Answer:
-    """Say what becomes of `command`: one event, one rejection, nothing new, or first a question about its user.
+    """Return the answer to `command`: an event, a rejection, `Repeat`, or `AskUser` if its user is not known yet.
 
-    `entry` is None for an order that does not exist; `user` is None while nothing is known; `now` is whole
-    milliseconds.
+    `entry` is None for an order that does not exist; `user` is None before the lookup; `now` is in whole milliseconds.
     """
     digest = command_digest(command)
     outcome = _remembered(command.command_id, digest, entry) or _outcome(command, entry, now, user)
@@ -97,7 +97,7 @@ def answer(command: Command, entry: Entry | None, now: datetime, user: UserCheck
 
 
 def reject(command: Command, entry: Entry | None, now: datetime, refusal: Refusal) -> Rejection:
-    """Make the rejection of `command`. Who may not see an order is told what holds for one that does not exist."""
+    """Return the rejection of `command`. For an actor who may not see the order, it does not exist."""
     seen = entry if entry is not None and _may_see(command.actor, entry.order) else None
     digest = command_digest(command)
     return Rejection(
@@ -117,13 +117,13 @@ def reject(command: Command, entry: Entry | None, now: datetime, refusal: Refusa
 
 
 def after_event(entry: Entry | None, event: Event, head: bytes) -> Entry:
-    """Fold an event into the table's entry; `head` is the digest of the event's encoded value.
+    """Return the table's entry after an event; `head` is the digest of the event's encoded value.
 
-    Raises HistoryError if the event cannot follow: another version than the next, or another previous digest.
+    Raises HistoryError if the event cannot follow: its version is not the next one, or its previous digest differs.
     """
     version, previous_digest = _next(entry)
     if event.version != version or event.previous_digest != previous_digest:
-        raise HistoryError(f"version {event.version} of an order cannot follow on version {version - 1}")
+        raise HistoryError(f"version {event.version} of an order cannot follow version {version - 1}")
     known = (event.command_id, event.command_digest)
     if entry is None:
         return Entry(evolve(ABSENT, event.fact), event.occurred_at, event.occurred_at, head, (known,))
@@ -132,7 +132,7 @@ def after_event(entry: Entry | None, event: Event, head: bytes) -> Entry:
 
 
 def after_rejection(entry: Entry | None, rejection: Rejection) -> Entry | None:
-    """Remember a refusal, where there is an order to remember it; the oldest of more than 16 is forgotten."""
+    """Return the entry with the refused command remembered, None if there is no order; the newest 16 are kept."""
     if entry is None or rejection.reason in NEVER_REMEMBERED:
         return entry
     known = (rejection.command_id, rejection.command_digest)
@@ -140,18 +140,18 @@ def after_rejection(entry: Entry | None, rejection: Rejection) -> Entry | None:
 
 
 def payment_timeout(order_id: str) -> CancelOrder:
-    """Make the command by which an order that was not paid in time cancels itself; the same one every time."""
+    """Return the command that cancels an order that was not paid in time; it is the same on every call."""
     command_id = _uuid(order_id, "payment_timeout")
     return CancelOrder(command_id=command_id, order_id=order_id, actor=SERVICE_ACTOR, reason="payment_timeout")
 
 
 def payment_due_at(entry: Entry, payment_due_s: float) -> datetime | None:
-    """Say when an unpaid order is due, None if nothing is due any more."""
+    """Return when the payment of an unpaid order is due, or None if no payment is due."""
     return entry.created_at + timedelta(seconds=payment_due_s) if entry.order.status is Status.CREATED else None
 
 
 def blake2b_128(data: bytes) -> bytes:
-    """Digest bytes: BLAKE2b-128. To copy a blank hash takes less than to make one, and each command needs two."""
+    """Return the BLAKE2b-128 digest. Copying an empty hash is faster than creating one; each command needs two."""
     hashed = _BLANK.copy()
     hashed.update(data)
     return hashed.digest()
@@ -162,7 +162,7 @@ _encode_deterministic: Final = msgspec.msgpack.Encoder(order="deterministic").en
 
 
 def command_digest(command: Command) -> bytes:
-    """Digest a command: the same for JSON and Avro, and for the same wish sent again with another deadline.
+    """Return the digest of a command: the same for JSON and Avro, and for a retry with another deadline.
 
     Shape: BLAKE2b-128 of the MessagePack map of `type` and the command's fields, in the order of `messages`, without
            `decide_by`, `correlation_id` and fields at their default; the keys of `metadata` sorted.
@@ -173,19 +173,19 @@ def command_digest(command: Command) -> bytes:
 
 
 def _remembered(command_id: str, digest: bytes, entry: Entry | None) -> Repeat | Refusal | None:
-    """Look for the command among those that its order remembers: is it the same again, or another under its id."""
-    found = None
+    """Return `Repeat` if the order remembers the command, or a refusal if it remembers another one under its id."""
+    refusal = None
     if entry is not None:
         for known_id, known_digest in entry.accepted + entry.refused:
             if known_id == command_id:
                 if known_digest == digest:
                     return REPEAT
-                found = Refusal(Reason.COMMAND_ID_REUSED)
-    return found
+                refusal = Refusal(Reason.COMMAND_ID_REUSED)
+    return refusal
 
 
 def _outcome(command: Command, entry: Entry | None, now: datetime, user: UserCheck | None) -> Fact | Refusal | AskUser:
-    """Check in this order: deadline, actor, presence, version, content, rules, and last the user."""
+    """Check in this order: deadline, actor, presence, version, content, rules, user."""
     if command.decide_by is not None and now > command.decide_by:
         return Refusal(Reason.DEADLINE_PASSED)
     if not _may(command):
@@ -204,18 +204,21 @@ def _outcome(command: Command, entry: Entry | None, now: datetime, user: UserChe
 
 @lru_cache(maxsize=8192)
 def _actor(actor: str) -> tuple[str, str]:
-    """Take `user:<id>` and `service:<id>` apart; whoever writes another name is nobody."""
-    kind, _, who = actor.partition(":")
-    return (kind, who) if validation.is_id(who) else ("", "")
+    """Split `user:<id>` or `service:<id>` into kind and id; both are empty if the id is invalid."""
+    kind, _, actor_id = actor.partition(":")
+    return (kind, actor_id) if validation.is_id(actor_id) else ("", "")
 
 
 def _may(command: Command) -> bool:
-    """Allow a service all, a user to create for itself, to amend and to cancel (its own orders: see `_presence`)."""
-    kind, who = _actor(command.actor)
+    """Return whether the actor may send this command: a service any, a user to create (for itself), amend and cancel.
+
+    That users amend and cancel their own orders only is checked in `_presence`.
+    """
+    kind, actor_id = _actor(command.actor)
     if kind == "service":
         return True
     if type(command) is CreateOrder:
-        return kind == "user" and command.user_id == who
+        return kind == "user" and command.user_id == actor_id
     return kind == "user" and (type(command) is AmendOrder or type(command) is CancelOrder)
 
 
@@ -273,12 +276,12 @@ def _event(command: Command, digest: bytes, entry: Entry | None, now: datetime, 
 
 
 def _next(entry: Entry | None) -> tuple[int, bytes | None]:
-    """Tell the version and the previous digest that the next event must carry."""
+    """Return the version and the previous digest of the next event."""
     return (1, None) if entry is None else (entry.version + 1, entry.head)
 
 
 def event_id(order_id: str, version: int) -> str:
-    """Name an event: the uuid5 of its order and version, so the same fact has the same name in every run."""
+    """Return the id of an event: the uuid5 of its order and version, so the same event has the same id in every run."""
     return _uuid(order_id, str(version))
 
 
@@ -286,7 +289,7 @@ _VARIANTS: Final = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 
 
 def _uuid(*names: str) -> str:
-    """Make the uuid5 of `names` joined by NUL; as `uuid.uuid5` does, at a fifth of its time."""
+    """Return the uuid5 of `names` joined by NUL: the result of `uuid.uuid5` in a fifth of the time."""
     hashed = _NAMESPACE.copy()
     hashed.update("\0".join(names).encode())
     digest = hashed.hexdigest()

@@ -1,11 +1,11 @@
-"""The messages: commands (wishes), facts and events (what happened), rejections (refusals).
+"""The messages: commands, facts, events (a fact with its version, time and actor), and rejections of commands.
 
 Units:   money is whole minor units of the order's one ISO 4217 currency; times are aware UTC with whole milliseconds.
-Kinds:   told apart by `type(x) is`: an `isinstance` that says no takes four times as long here, for it asks the
-         metaclass of a Struct, and a command meets a dozen of them. They are final, so mypy narrows by it as well.
-Memory:  `gc=False` keeps millions of them out of the garbage collector's sight; they hold no cycles.
-Checked: while decoding only the types, then `order_id`, `command_id` and `correlation_id` (`wire.ids`); any other value
-         that is out of range is a rejection (`content`).
+Kinds:   distinguished by `type(x) is`. A negative `isinstance` takes four times as long, because it calls the metaclass
+         of a Struct, and each command takes a dozen checks. The classes are final, so mypy narrows by it as well.
+Memory:  `gc=False` keeps millions of them away from the garbage collector; they contain no cycles.
+Checks:  decoding checks the types, then `order_id`, `command_id` and `correlation_id` (`wire.ids`); any other value
+         that is out of range causes a rejection (`validation`).
 """
 
 from datetime import datetime
@@ -19,7 +19,7 @@ UtcTime = Annotated[datetime, Meta(tz=True)]
 
 
 class Line(Struct, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """One line of an order. Events always carry a `line_id`: the given one, or the line's place, `1`…`n`."""
+    """One line of an order. Lines in events always have a `line_id`: the command's, or the line number, `1`…`n`."""
 
     line_id: str | None = None
     sku: str
@@ -29,7 +29,7 @@ class Line(Struct, frozen=True, gc=False, forbid_unknown_fields=True, omit_defau
 
 
 class _Command(Struct, frozen=True, gc=False, tag=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What every command carries: `actor` is `user:<id>` or `service:<id>`, `expected_version` 0 means a new order."""
+    """The fields of every command: `actor` is `user:<id>` or `service:<id>`; `expected_version` 0 means a new order."""
 
     command_id: str
     order_id: str
@@ -55,7 +55,7 @@ class CreateOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
 
 @final
 class AmendOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
-    """Change an order before it is paid: what is given replaces what was, at least one of them."""
+    """Change an order before it is paid: each field that is set replaces the old value; at least one must be set."""
 
     lines: tuple[Line, ...] | None = None
     discount: Int64 | None = None
@@ -67,7 +67,7 @@ class AmendOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
 
 @final
 class PayOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
-    """Record a payment of the whole total."""
+    """Record the payment of the full total."""
 
     payment_id: str
     amount: Int64
@@ -76,7 +76,7 @@ class PayOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
 
 @final
 class ShipOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
-    """Record that a paid order left the house."""
+    """Record that a paid order was handed to the carrier."""
 
     carrier: str
     tracking_number: str
@@ -84,12 +84,12 @@ class ShipOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
 
 @final
 class DeliverOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
-    """Record that a shipped order arrived."""
+    """Record that a shipped order was delivered."""
 
 
 @final
 class CancelOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
-    """Cancel an order that has not been shipped. `reason` is one of `content.CANCEL_REASONS`."""
+    """Cancel an order that has not been shipped. `reason` is one of `validation.CANCEL_REASONS`."""
 
     reason: str
     note: str | None = None
@@ -107,7 +107,7 @@ COMMAND_TYPES: Final[tuple[type[Command], ...]] = (
 
 
 class Contents(Struct, frozen=True, gc=False):
-    """All that is in an order; `total` is the sum of quantity * unit_price, - discount + tax + shipping."""
+    """The contents of an order; `total` is the sum of quantity * unit_price, - discount + tax + shipping."""
 
     user_id: str
     currency: str
@@ -122,12 +122,12 @@ class Contents(Struct, frozen=True, gc=False):
 
 @final
 class OrderCreated(Contents, frozen=True, gc=False, tag=True):
-    """An order was placed; this is what is in it."""
+    """An order was created with these contents."""
 
 
 @final
 class OrderAmended(Contents, frozen=True, gc=False, tag=True):
-    """An order was changed; this is what is in it now."""
+    """An order was changed; these are its new contents."""
 
 
 @final
@@ -141,7 +141,7 @@ class OrderPaid(Struct, frozen=True, gc=False, tag=True):
 
 @final
 class OrderShipped(Struct, frozen=True, gc=False, tag=True):
-    """An order left the house."""
+    """A paid order was handed to the carrier."""
 
     carrier: str
     tracking_number: str
@@ -149,12 +149,12 @@ class OrderShipped(Struct, frozen=True, gc=False, tag=True):
 
 @final
 class OrderDelivered(Struct, frozen=True, gc=False, tag=True):
-    """An order arrived."""
+    """A shipped order was delivered."""
 
 
 @final
 class OrderCancelled(Struct, frozen=True, gc=False, tag=True):
-    """An order was cancelled. `refund_due` is what was paid, else 0."""
+    """An order was cancelled. `refund_due` is the amount paid, or 0."""
 
     reason: str
     note: str | None
@@ -174,10 +174,10 @@ FACT_TYPES: Final[tuple[type[Fact], ...]] = (
 
 @final
 class Event(Struct, frozen=True, gc=False, kw_only=True):
-    """A fact in its place in an order's history: `version` counts from 1 without holes.
+    """A fact as one version in an order's history: `version` counts from 1 without gaps.
 
     `previous_digest` is the BLAKE2b-128 of the whole value of the order's previous event, None at version 1;
-    `occurred_at` is the worker's clock at the decision and never runs backwards within an order.
+    `occurred_at` is the worker's clock at the decision and never goes back within an order.
     """
 
     event_id: str
@@ -194,7 +194,7 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
 
 @final
 class Rejection(Struct, frozen=True, gc=False, kw_only=True):
-    """A command that was refused: why, and the `status` and `version` of the order it was decided against."""
+    """A refused command: the reason, and the `status` and `version` of the order at the decision."""
 
     rejection_id: str
     command_id: str

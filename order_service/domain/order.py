@@ -1,6 +1,6 @@
-"""The order: its states, and the two pure functions that are its rules, `decide` and `evolve`.
+"""The order: its states, and its rules as two pure functions, `decide` and `evolve`.
 
-Each state carries only what it needs, so no order is both open and cancelled.
+Each state has only the fields that it needs, so an order cannot be both open and cancelled.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ from order_service.errors import HistoryError
 
 @final
 class Absent(Struct, frozen=True, gc=False, tag="absent"):
-    """Nothing has happened to this order yet."""
+    """The state of an order before its first event."""
 
     status: ClassVar = Status.ABSENT
     user_id: ClassVar[None] = None
@@ -40,14 +40,14 @@ class Absent(Struct, frozen=True, gc=False, tag="absent"):
 
 @final
 class Created(Contents, frozen=True, gc=False, tag="created"):
-    """Placed, and open to changes."""
+    """A created order, which can still be amended."""
 
     status: ClassVar = Status.CREATED
 
 
 @final
 class Paid(Struct, frozen=True, gc=False, tag="paid"):
-    """Paid in full; `total` is what a cancellation owes."""
+    """An order paid in full; `total` is the refund if it is cancelled."""
 
     status: ClassVar = Status.PAID
     user_id: str
@@ -56,7 +56,7 @@ class Paid(Struct, frozen=True, gc=False, tag="paid"):
 
 @final
 class Shipped(Struct, frozen=True, gc=False, tag="shipped"):
-    """On its way."""
+    """An order that was handed to the carrier."""
 
     status: ClassVar = Status.SHIPPED
     user_id: str
@@ -64,7 +64,7 @@ class Shipped(Struct, frozen=True, gc=False, tag="shipped"):
 
 @final
 class Delivered(Struct, frozen=True, gc=False, tag="delivered"):
-    """Arrived."""
+    """An order that was delivered; it cannot change any more."""
 
     status: ClassVar = Status.DELIVERED
     user_id: str
@@ -72,7 +72,7 @@ class Delivered(Struct, frozen=True, gc=False, tag="delivered"):
 
 @final
 class Cancelled(Struct, frozen=True, gc=False, tag="cancelled"):
-    """Ended before it was shipped."""
+    """An order that was cancelled before it was shipped."""
 
     status: ClassVar = Status.CANCELLED
     user_id: str
@@ -83,9 +83,9 @@ ABSENT: Final[Order] = Absent()
 
 
 def decide(command: Command, order: Order) -> Fact | Refusal:
-    """Say what `command` makes of `order`: the one fact that happened, or why it is refused.
+    """Return the fact that `command` produces for `order`, or the reason it is refused.
 
-    The cases are the allowed cells of the table of rules; every other cell is a reason in it.
+    The branches are the cells of `RULES` that allow a command; every other cell of `RULES` is a reason.
     """
     if type(command) is CreateOrder and type(order) is Absent:
         return _create(command)
@@ -103,7 +103,9 @@ def decide(command: Command, order: Order) -> Fact | Refusal:
         return OrderCancelled(command.reason, command.note, refund_due=order.total)
     reason = RULES[type(command), order.status]
     if not isinstance(reason, Reason):
-        raise HistoryError(f"the table of rules allows {type(command).__name__} on {order.status}, the rules do not")
+        raise HistoryError(
+            f"RULES allow {type(command).__name__} on an order that is {order.status}, but decide does not"
+        )
     return Refusal(reason)
 
 
@@ -151,7 +153,7 @@ def _pay(command: PayOrder, order: Created) -> OrderPaid | Refusal:
 
 
 def evolve(order: Order, fact: Fact) -> Order:
-    """Apply a fact. It never refuses; it stops at a history that cannot be."""
+    """Return the order after a fact. Raises HistoryError if the fact cannot follow."""
     if type(fact) is OrderCreated and type(order) is Absent:
         return Created(*structs.astuple(fact))
     if type(fact) is OrderAmended and type(order) is Created:
@@ -164,11 +166,11 @@ def evolve(order: Order, fact: Fact) -> Order:
         return Delivered(order.user_id)
     if type(fact) is OrderCancelled and (type(order) is Created or type(order) is Paid):
         return Cancelled(order.user_id)
-    raise HistoryError(f"{type(fact).__name__} cannot follow on an order that is {order.status}")
+    raise HistoryError(f"{type(fact).__name__} cannot follow an order that is {order.status}")
 
 
 def fold(facts: Iterable[Fact], order: Order = ABSENT) -> Order:
-    """Apply many facts, oldest first."""
+    """Return the order after several facts, oldest first."""
     for fact in facts:
         order = evolve(order, fact)
     return order

@@ -1,4 +1,4 @@
-"""Why a command is refused, and the table of rules: data, from which the rules, the docs and the tests come."""
+"""Why commands are refused: the reasons and the table of rules, as data for the rules, the documents and the tests."""
 
 from enum import StrEnum
 from typing import Final, final
@@ -24,7 +24,7 @@ from order_service.domain.messages import (
 
 
 class Status(StrEnum):
-    """Where an order stands."""
+    """Every status of an order."""
 
     ABSENT = "absent"
     CREATED = "created"
@@ -60,56 +60,65 @@ class Reason(StrEnum):
 
 @final
 class Refusal(Struct, frozen=True):
-    """A reason, and what a caller should know beyond it."""
+    """A reason, and a detail for the caller if the reason alone does not explain it."""
 
     reason: Reason
     detail: str = ""
 
 
 class Meaning(Struct, frozen=True):
-    """What a reason says (`cause`) and what its caller can do (`cure`)."""
+    """The explanation of a reason (`cause`) and what the caller can do (`cure`)."""
 
     cause: str
     cure: str
 
 
 MEANINGS: Final[dict[Reason, Meaning]] = {
-    Reason.ORDER_EXISTS: Meaning("An order has this order_id already.", "Choose another order_id."),
+    Reason.ORDER_EXISTS: Meaning("An order with this order_id already exists.", "Use another order_id."),
     Reason.ORDER_NOT_FOUND: Meaning("There is no order with this order_id for this actor.", "Check the order_id."),
     Reason.ORDER_CANCELLED: Meaning("The order was cancelled.", "Create a new order."),
-    Reason.NOT_PAID: Meaning("The order is not paid yet.", "Pay it first."),
-    Reason.NOT_SHIPPED: Meaning("The order is not shipped yet.", "Ship it first."),
-    Reason.ALREADY_PAID: Meaning("The order is paid already.", "Nothing to do; a second payment must be returned."),
-    Reason.ALREADY_SHIPPED: Meaning("The order is shipped already.", "Nothing to do; it can no longer be changed."),
-    Reason.ALREADY_DELIVERED: Meaning("The order is delivered already.", "Nothing to do; it can no longer be changed."),
-    Reason.PAYMENT_MISMATCH: Meaning(
-        "Amount or currency is not the order's total.", "Read the order and pay exactly its total."
+    Reason.NOT_PAID: Meaning("The order is not paid yet.", "Pay the order first."),
+    Reason.NOT_SHIPPED: Meaning("The order is not shipped yet.", "Ship the order first."),
+    Reason.ALREADY_PAID: Meaning("The order is already paid.", "No action is needed; refund a second payment."),
+    Reason.ALREADY_SHIPPED: Meaning(
+        "The order is already shipped.", "No action is needed; the order can no longer be changed."
     ),
-    Reason.TOO_MANY_CHANGES: Meaning("The order was amended 50 times.", "Cancel it and create a new one."),
+    Reason.ALREADY_DELIVERED: Meaning(
+        "The order is already delivered.", "No action is needed; the order can no longer be changed."
+    ),
+    Reason.PAYMENT_MISMATCH: Meaning(
+        "The amount or currency differs from the order's total.", "Read the order and pay exactly its total."
+    ),
+    Reason.TOO_MANY_CHANGES: Meaning(
+        "The order has been amended 50 times, which is the limit.", "Cancel the order and create a new one."
+    ),
     Reason.INVALID_ORDER: Meaning("A value is out of range.", "Correct the value that the detail points to."),
     Reason.VERSION_CONFLICT: Meaning(
-        "The order is not at the expected version.", "Read the order again and decide anew."
+        "The order is not at the expected version.",
+        "Read the order again. If the change still applies, send it as a new command.",
     ),
     Reason.NOT_ALLOWED: Meaning(
-        "This actor may not do this.",
-        "Users create, amend and cancel their own orders; payments and shipments are a service's.",
+        "The actor may not send this command.",
+        "Users may create, amend and cancel their own orders. All other commands need a service as the actor.",
     ),
     Reason.COMMAND_ID_REUSED: Meaning(
-        "This command_id was used with another content.", "Give every new command a new command_id."
+        "This command_id was already used for a different command.", "Use a new command_id for every new command."
     ),
-    Reason.DEADLINE_PASSED: Meaning("The command's decide_by had passed.", "Send it again with a later decide_by."),
+    Reason.DEADLINE_PASSED: Meaning(
+        "The command was not decided by its decide_by time.", "Send the command again with a later decide_by."
+    ),
     Reason.TOO_MANY_WAITING: Meaning(
-        "32 commands of this order wait for the User Service already.", "Send it again later."
+        "32 commands of this order already wait for the User Service.", "Send the command again later."
     ),
-    Reason.USER_NOT_FOUND: Meaning("The User Service knows no such user.", "Check the user_id."),
-    Reason.USER_NOT_ACTIVE: Meaning("The user may not order.", "Activate the user, then send it again."),
+    Reason.USER_NOT_FOUND: Meaning("The User Service has no user with this user_id.", "Check the user_id."),
+    Reason.USER_NOT_ACTIVE: Meaning("The user is not active.", "Activate the user, then send the command again."),
     Reason.USER_CHECK_TIMED_OUT: Meaning(
-        "The User Service gave no answer in time.", "Send it again when the User Service answers."
+        "The User Service did not answer in time.", "Send the command again when the User Service is available."
     ),
 }
 
 NEVER_REMEMBERED: Final = frozenset({Reason.DEADLINE_PASSED, Reason.USER_CHECK_TIMED_OUT, Reason.TOO_MANY_WAITING})
-"""Refusals of the moment: an order does not remember them, so a retry is a new attempt."""
+"""Temporary refusals: an order does not remember them, so a retry is a new attempt."""
 
 _R: Final = Reason
 _COLUMNS: Final = (Status.ABSENT, Status.CREATED, Status.PAID, Status.SHIPPED, Status.DELIVERED, Status.CANCELLED)
@@ -135,4 +144,4 @@ _ROWS: Final[dict[type[Command], tuple[type[Fact] | Reason, ...]]] = {
 RULES: Final = {
     (command, status): outcome for command, row in _ROWS.items() for status, outcome in zip(_COLUMNS, row, strict=True)
 }
-"""What a command makes of an order in a status: a fact of this type, or the reason of its refusal."""
+"""The outcome of each command in each status: a fact of this type, or the reason of the refusal."""

@@ -1,4 +1,4 @@
-"""What the values of a command may be. A fault is `invalid_order`: a JSON pointer to the value, and what it must be."""
+"""The valid values of a command. An invalid one is an `invalid_order` refusal: a JSON pointer and what it must be."""
 
 import re
 from typing import Final
@@ -42,17 +42,17 @@ CURRENCIES: Final = frozenset(
     TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
     """.split()  # noqa: SIM905, a block of codes reads better than 168 quoted strings
 )
-"""The active codes of ISO 4217 with which money is paid; no metals, funds of account, or test codes."""
+"""The active ISO 4217 codes of currencies for payments, without metals, units of account and test codes."""
 
 is_id: Final = re.compile(ID_PATTERN).match
 
 
 def fault(command: Command) -> Refusal | None:
-    """Name the first value of `command` that is out of range, whatever the order."""
+    """Return a refusal for the first value that is out of range, which depends on the command alone, or None."""
     if type(command) is CreateOrder:
-        return _id("/user_id", command.user_id) or _currency(command.currency) or _given(command)
+        return _id("/user_id", command.user_id) or _currency(command.currency) or _values(command)
     if type(command) is AmendOrder:
-        return _anything(command) or _given(command)
+        return _any_change(command) or _values(command)
     if type(command) is PayOrder:
         return (
             _id("/payment_id", command.payment_id) or _currency(command.currency) or _money("/amount", command.amount)
@@ -65,17 +65,17 @@ def fault(command: Command) -> Refusal | None:
 
 
 def fault_of_contents(contents: Contents) -> Refusal | None:
-    """Name what is wrong with an order as a whole: its discount against its lines, its total."""
+    """Return a refusal if the discount exceeds the subtotal or the total is out of range, or None."""
     subtotal = contents.total + contents.discount - contents.tax - contents.shipping
     if contents.discount > subtotal:
         return _invalid("/discount", f"at most the subtotal, {subtotal}")
     if not 0 <= contents.total <= MAX_TOTAL:
-        return _invalid("/lines", "a total of 0…2^53")
+        return _invalid("/lines", "lines with a total of 0…2^53")
     return None
 
 
 def total(lines: tuple[Line, ...], discount: int, tax: int, shipping: int) -> int:
-    """Add up an order, in minor units."""
+    """Return the total of an order in minor units."""
     subtotal = 0
     for line in lines:
         subtotal += line.quantity * line.unit_price
@@ -83,17 +83,17 @@ def total(lines: tuple[Line, ...], discount: int, tax: int, shipping: int) -> in
 
 
 def numbered(lines: tuple[Line, ...]) -> tuple[Line, ...]:
-    """Give each line without a `line_id` its place as one, counted from 1."""
+    """Return the lines with the line number, counted from 1, as the `line_id` of each line without one."""
     return tuple(
         [
             Line(
-                line_id=line.line_id or str(place),
+                line_id=line.line_id or str(number),
                 sku=line.sku,
                 name=line.name,
                 quantity=line.quantity,
                 unit_price=line.unit_price,
             )
-            for place, line in enumerate(lines, start=1)
+            for number, line in enumerate(lines, start=1)
         ]
     )
 
@@ -102,8 +102,8 @@ def _invalid(pointer: str, must_be: str) -> Refusal:
     return Refusal(Reason.INVALID_ORDER, f"{pointer or 'the command'} must be {must_be}")
 
 
-def _anything(command: AmendOrder) -> Refusal | None:
-    given = (
+def _any_change(command: AmendOrder) -> Refusal | None:
+    is_changed = (
         command.lines is not None
         or command.discount is not None
         or command.tax is not None
@@ -111,10 +111,10 @@ def _anything(command: AmendOrder) -> Refusal | None:
         or command.shipping_address_ref is not None
         or command.metadata is not None
     )
-    return None if given else _invalid("", "a change of at least one of its fields")
+    return None if is_changed else _invalid("", "a change of at least one field")
 
 
-def _given(command: CreateOrder | AmendOrder) -> Refusal | None:
+def _values(command: CreateOrder | AmendOrder) -> Refusal | None:
     return (
         _lines(command.lines)
         or _not_negative("/discount", command.discount)
@@ -134,9 +134,9 @@ def _lines(lines: tuple[Line, ...] | None) -> Refusal | None:
         refusal = _line(index, line)
         if refusal is not None:
             return refusal
-    ids = {line.line_id or str(place) for place, line in enumerate(lines, start=1)}
+    ids = {line.line_id or str(number) for number, line in enumerate(lines, start=1)}
     if len(ids) != len(lines):
-        return _invalid("/lines", "lines of different line_ids")
+        return _invalid("/lines", "lines with different line_ids")
     return None
 
 
@@ -160,16 +160,16 @@ def _metadata(metadata: dict[str, str] | None) -> Refusal | None:
     if len(metadata) > MAX_METADATA:
         return _invalid("/metadata", f"at most {MAX_METADATA} entries")
     if any(len(key) > MAX_METADATA_KEY for key in metadata):
-        return _invalid("/metadata", f"under keys of at most {MAX_METADATA_KEY} characters")
+        return _invalid("/metadata", f"a map with keys of at most {MAX_METADATA_KEY} characters")
     if any(len(value) > MAX_METADATA_VALUE for value in metadata.values()):
-        return _invalid("/metadata", f"of values of at most {MAX_METADATA_VALUE} characters")
+        return _invalid("/metadata", f"a map with values of at most {MAX_METADATA_VALUE} characters")
     return None
 
 
 def _id(pointer: str, value: str | None) -> Refusal | None:
     if value is None or is_id(value):
         return None
-    return _invalid(pointer, "an id: 1…64 of A-Z a-z 0-9 . _ -, the first a letter or digit")
+    return _invalid(pointer, "an id: 1…64 characters of A-Z a-z 0-9 . _ -, the first a letter or digit")
 
 
 def _text(pointer: str, value: str | None) -> Refusal | None:
@@ -179,7 +179,7 @@ def _text(pointer: str, value: str | None) -> Refusal | None:
 
 
 def _not_negative(pointer: str, amount: int | None) -> Refusal | None:
-    """Check an amount that is part of a total, which has a bound of its own."""
+    """Check the lower bound of a part of the total; the upper bound is that of the total."""
     return None if amount is None or amount >= 0 else _invalid(pointer, "at least 0")
 
 
@@ -188,7 +188,7 @@ def _money(pointer: str, amount: int) -> Refusal | None:
 
 
 def _currency(currency: str) -> Refusal | None:
-    return None if currency in CURRENCIES else _invalid("/currency", "a currency code of ISO 4217")
+    return None if currency in CURRENCIES else _invalid("/currency", "an ISO 4217 currency code")
 
 
 def _cancel_reason(reason: str) -> Refusal | None:

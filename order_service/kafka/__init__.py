@@ -1,1 +1,1 @@
-"""Kafka as every process uses it: connections, topics, reading committed records, producing commands, the registry."""
+"""The Kafka layer of every process: connections, topics, committed reads, producing commands, the schema registry."""

@@ -1,4 +1,4 @@
-"""Commands go into Kafka: acknowledged by all replicas in sync, or the caller hears that Kafka is away."""
+"""Produces commands. A send returns when all in-sync replicas have acknowledged it, or raises KafkaAwayError."""
 
 import asyncio
 import time
@@ -23,17 +23,17 @@ from order_service.wire.headers import Headers
 log = library_logger("order_service.sdk")
 
 WITHIN_S: Final = 10.0
-"""How long a command may take into Kafka. After that nobody knows whether it arrives; the same one again is safe."""
-LEFT_ALONE_S: Final = 1.0
-"""How long Kafka is left alone after no producer could be started: meanwhile nobody waits in vain."""
+"""How long a send may take. After that it is unknown whether the command arrives; sending it again is safe."""
+RETRY_AFTER_S: Final = 1.0
+"""How long sends fail at once after a producer could not be started, so that callers do not wait for the next try."""
 
 
 class CommandsTopic:
-    """An idempotent producer to the commands topic. A partition that takes nothing hinders who writes to it alone.
+    """An idempotent producer to the commands topic. A partition that accepts no records delays only its own writers.
 
-    Only one that gets nothing through to any partition is replaced. What it has tried once it never gives up, so a few
-    commands for such a partition can arrive long after their callers have heard that Kafka is away: the same ones
-    again are safe.
+    A producer is replaced only if it gets nothing through to any partition. It never gives up a send that it has
+    begun. So a few commands for such a partition can arrive long after their callers got KafkaAwayError. Sending them
+    again is safe.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class CommandsTopic:
         self._is_stopped = False
         self._producer: Producer | None = None
         self._starting = asyncio.Lock()
-        self._again_at = 0.0
+        self._retry_at = 0.0
         self._answered_at = 0.0
-        self._ending: set[asyncio.Task[None]] = set()
+        self._stopping: set[asyncio.Task[None]] = set()
 
     async def send(self, command: Command, headers: Headers) -> RecordMetadata:
-        """Produce a command and give its place; KafkaAwayError if it may not have arrived, or surely has not.
+        """Produce a command and return its partition and offset.
 
-        Once all was stopped, nothing is sent: SetupError.
+        Raises KafkaAwayError if the command may not have arrived, or has not. Raises SetupError after `stop`.
         """
         servers = self._connection["bootstrap_servers"]
-        if time.monotonic() < self._again_at:
-            raise KafkaAwayError(f"Kafka at {servers} has just failed us")
+        if time.monotonic() < self._retry_at:
+            raise KafkaAwayError(f"Kafka at {servers} failed less than {RETRY_AFTER_S:g} s ago: send the command again")
         producer = None
         try:
             with kafka_answers(servers):
@@ -68,7 +68,7 @@ class CommandsTopic:
                     )
         except KafkaAwayError:
             if producer is None:
-                self._again_at = time.monotonic() + LEFT_ALONE_S
+                self._retry_at = time.monotonic() + RETRY_AFTER_S
             elif producer is self._producer and time.monotonic() >= self._answered_at + self._within_s:
                 self._replace(producer)
             raise
@@ -76,12 +76,12 @@ class CommandsTopic:
         return arrived
 
     async def stop(self) -> None:
-        """End all producers, also one that is just being started, and let nobody start another."""
+        """Stop all producers, including one that is starting, and start no more."""
         self._is_stopped = True
         async with self._starting:
             if self._producer is not None:
                 self._replace(self._producer)
-        await asyncio.gather(*self._ending)
+        await asyncio.gather(*self._stopping)
 
     async def _started(self) -> Producer:
         async with self._starting:
@@ -93,40 +93,40 @@ class CommandsTopic:
                     await producer.start()
                     await partition_counts(producer, [self._topic])
                 except TopicsError as error:
-                    self._end(producer)
+                    self._stop_later(producer)
                     raise KafkaAwayError(str(error)) from error
                 except BaseException:
-                    self._end(producer)
+                    self._stop_later(producer)
                     raise
                 self._producer, self._answered_at = producer, time.monotonic()
             if self._producer is None or self._is_stopped:
-                raise SetupError("nothing can be sent any more: the way to Kafka was closed")
+                raise SetupError("no command can be sent: the producer is closed")
             return self._producer
 
     def _replace(self, producer: Producer) -> None:
-        """Let the next command start another one."""
+        """Stop a producer. The next command starts another one."""
         self._producer = None
-        self._end(producer)
+        self._stop_later(producer)
 
-    def _end(self, producer: Producer) -> None:
-        """End a producer in the background: it may wait for an answer that never comes."""
-        ending = asyncio.create_task(_stopped(producer, self._within_s))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+    def _stop_later(self, producer: Producer) -> None:
+        """Stop a producer in the background: it may wait for a response that never comes."""
+        stopping = asyncio.create_task(_stop(producer, self._within_s))
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopping.discard)
 
 
-async def _stopped(producer: Producer, within_s: float) -> None:
+async def _stop(producer: Producer, within_s: float) -> None:
     try:
         async with asyncio.timeout(within_s):
             await producer.stop()
     except TimeoutError:
-        log.warning("A producer did not end in time.")
-        await _broken_off(producer, within_s)
+        log.warning("A producer did not stop in time.")
+        await _abort(producer, within_s)
 
 
-async def _broken_off(producer: Producer, within_s: float) -> None:
-    """End what `stop` leaves running when it is interrupted: the sender, the connections, and who waits for both."""
-    sender = producer._sender  # noqa: SLF001, nobody else ends it
+async def _abort(producer: Producer, within_s: float) -> None:
+    """Close what an interrupted `stop` leaves running: the sender, the connections, and the futures of both."""
+    sender = producer._sender  # noqa: SLF001, no public method closes it
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             await asyncio.gather(sender.close(), producer.client.close())
@@ -135,10 +135,10 @@ async def _broken_off(producer: Producer, within_s: float) -> None:
 
 
 def _fail_all(accumulator: Any) -> None:
-    """Tell who waits for batches that they are lost, and leave no error behind of which nobody hears.
+    """Fail the futures of all batches, and retrieve the errors that no task waits for.
 
-    One that is to be sent again is not among the pending ones, of which its end takes it out all the same (aiokafka
-    0.14); and hardly ever does somebody wait for one to be drained.
+    A batch that is to be sent again is not among the pending ones, but its end removes it from them all the same
+    (aiokafka 0.14). A task hardly ever waits for a batch to be drained.
     """
     batches = accumulator._pending_batches  # noqa: SLF001
     batches.update(chain.from_iterable(accumulator._batches.values()))  # noqa: SLF001

@@ -1,15 +1,16 @@
-"""Every Kafka client of the service comes from here: servers, SASL, TLS, and no topic is created by asking for it."""
+"""The Kafka clients of the service: servers, SASL, TLS, and metadata requests that create no topics."""
 
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -38,27 +39,29 @@ REFUSALS: Final = (
     UnsupportedSaslMechanismError,
     ssl.SSLCertVerificationError,
 )
-"""What no patience mends: a server is there, and it does not trust us, or we do not trust it."""
+"""Errors that no retry resolves: the server refuses our authentication, or we do not trust its certificate."""
 
 NODES_WITHIN_S = 2.0
 NODE_PAUSE_S = 0.1
 NO_LEADER: Final = -1
-"""What Kafka gives as the leader of a partition that has none."""
+"""The node id that Kafka returns for a partition without a leader."""
 UNKNOWN_TOPIC: Final[int] = UnknownTopicOrPartitionError.errno
+UNKNOWN_RETRY_S: Final = 1.0
+"""Time before a client asks again about a topic that Kafka reported as unknown."""
 
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
-    """A consumer that never creates the topics it asks about."""
+    """A consumer whose metadata requests never create topics."""
 
     def __init__(self, *topics: str, **arguments: Any) -> None:
         super().__init__(*topics, **arguments)
-        self._client.__class__ = _LookingClient
+        self._client.__class__ = _NoCreationClient
 
     async def stop(self) -> None:
-        """Leave the group, if there is one, and close all connections, also while Kafka is away.
+        """Leave the group, if any, and close all connections, also while Kafka is away.
 
-        aiokafka 0.14 cancels its fetches here and lets the CancelledError of one that has just failed out: it would end
-        a task that was not cancelled, and leave the connections open.
+        aiokafka 0.14 cancels its fetches here. If one has just failed, its CancelledError gets out: it would end a task
+        that was not cancelled, and leave the connections open.
         """
         stopping = asyncio.ensure_future(super().stop())
         try:
@@ -72,11 +75,11 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
-    """A producer that never creates the topics it asks about."""
+    """A producer whose metadata requests never create topics."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.client.__class__ = _LookingClient
+        self.client.__class__ = _NoCreationClient
 
 
 class Admin(AIOKafkaAdminClient):  # type: ignore[misc]
@@ -84,25 +87,34 @@ class Admin(AIOKafkaAdminClient):  # type: ignore[misc]
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._client.__class__ = _LookingClient
+        self._client.__class__ = _NoCreationClient
 
 
-class _LookingClient(AIOKafkaClient):  # type: ignore[misc]
-    """Marks the connections over which a client asks about topics.
+class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
+    """A client that never creates topics, and that asks again about unknown ones.
 
-    With `auto.create.topics.enable`, Kafka's default, a broker creates the topics that a Metadata request names, with
-    one partition and a week of retention, unless the request forbids it. aiokafka 0.14 has no argument for that, and
-    its bootstrap names no topic. Only our own clients are changed: the SDK runs in processes that have others.
+    With `auto.create.topics.enable`, Kafka's default, a broker creates the topics of a Metadata request, with one
+    partition and a week of retention, unless the request forbids it. aiokafka 0.14 has no argument for that, and its
+    bootstrap request has no topic. Only our own clients are changed: the SDK runs in processes that have others.
+
+    A broker that has just started can report topics as unknown. The leader of a group then assigns no partitions, and
+    aiokafka asks again after five minutes. This client asks again after `UNKNOWN_RETRY_S`.
     """
 
+    async def _metadata_update(self, cluster: ClusterMetadata, topics: Collection[str] | None) -> bool:
+        is_updated = bool(await super()._metadata_update(cluster, topics))
+        if cluster is self.cluster and any(cluster.partitions_for_topic(topic) is None for topic in topics or ()):
+            asyncio.get_running_loop().call_later(UNKNOWN_RETRY_S, self.force_metadata_update)
+        return is_updated
+
     async def _get_conn(self, *args: Any, **kwargs: Any) -> AIOKafkaConnection | None:
-        found = await super()._get_conn(*args, **kwargs)
-        if type(found) is AIOKafkaConnection:
-            found.__class__ = _LookingConnection
-        return found
+        connected = await super()._get_conn(*args, **kwargs)
+        if type(connected) is AIOKafkaConnection:
+            connected.__class__ = _NoCreationConnection
+        return connected
 
 
-class _LookingConnection(AIOKafkaConnection):  # type: ignore[misc]
+class _NoCreationConnection(AIOKafkaConnection):  # type: ignore[misc]
     def send(self, request: Any, expect_response: bool = True) -> Any:
         if isinstance(request, MetadataRequest):
             request._allow_auto_topic_creation = False  # noqa: SLF001
@@ -127,23 +139,23 @@ def connection(settings: Settings) -> dict[str, Any]:
 
 
 def tls(settings: Settings) -> ssl.SSLContext | None:
-    """Make the context for TLS: the system's authorities, or those of `ORDERS_KAFKA_SSL_CAFILE`.
+    """Return the TLS context, or None without TLS. It trusts the system's CAs, or those of `ORDERS_KAFKA_SSL_CAFILE`.
 
-    Raises KafkaAwayError if that file cannot be read. It is read again by every caller, also in a running process.
+    Raises KafkaAwayError if that file cannot be read. Every call reads it again, also in a running process.
     """
     if not settings.kafka_security_protocol.endswith("SSL"):
         return None
     try:
         return ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
-    except OSError as error:  # ssl.SSLError is one, too
+    except OSError as error:  # includes ssl.SSLError
         file = settings.kafka_ssl_cafile
         raise KafkaAwayError(f"the file {file} of ORDERS_KAFKA_SSL_CAFILE cannot be read: {error}") from error
 
 
 async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *, patience_s: float = 60.0) -> _T:
-    """Let `ask` have an admin client; wait for a Kafka that is not up yet, and ask again where it goes away meanwhile.
+    """Return the result of `ask` with an admin client. Wait until Kafka is up, and retry if it goes away meanwhile.
 
-    Raises KafkaAwayError when patience is over, and at once where a server is there and refuses us, or what we ask.
+    Raises KafkaAwayError after `patience_s`, or at once if a server refuses the connection or the request.
     """
     arguments = connection(settings)
     servers = arguments["bootstrap_servers"]
@@ -159,7 +171,7 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
                     f"Kafka at {servers} cannot be used with these ORDERS_KAFKA_… settings: {refusal}"
                 ) from error
             if isinstance(error, KafkaError) and not error.retriable:
-                raise KafkaAwayError(f"Kafka at {servers} refuses what it was asked: {error!r}") from error
+                raise KafkaAwayError(f"Kafka at {servers} refuses the request: {error!r}") from error
             if time.monotonic() > give_up_at:
                 raise KafkaAwayError(f"no Kafka answers at {servers} within {patience_s:.0f} s: {error!r}") from error
             log.warning("Kafka does not answer yet; trying again.", servers=servers)
@@ -169,27 +181,27 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
 
 
 async def partition_counts(client: Consumer | Producer, topics: Iterable[str]) -> dict[str, int]:
-    """Return how many partitions each of these topics has; raise TopicsError if one is missing or cannot be used.
+    """Return the partition count of each topic. Raises TopicsError if a topic is missing or cannot be used.
 
-    Raises KafkaError if none of the nodes that are tried answers.
+    Raises KafkaError if no node answers.
     """
     return {topic["topic"]: len(topic["partitions"]) for topic in await _described(client, topics)}
 
 
-def knows_leader(consumer: Consumer, place: TopicPartition) -> bool:
-    """Return whether a consumer knows a leader of a partition. Kafka is not asked."""
-    return consumer._client.cluster.leader_for_partition(place) not in {None, NO_LEADER}  # noqa: SLF001
+def knows_leader(consumer: Consumer, topic_partition: TopicPartition) -> bool:
+    """Return whether a consumer knows the leader of a partition. Kafka is not asked."""
+    return consumer._client.cluster.leader_for_partition(topic_partition) not in {None, NO_LEADER}  # noqa: SLF001
 
 
-async def leaderless(client: Consumer | Producer, places: Sequence[TopicPartition]) -> list[TopicPartition]:
-    """Return which of these partitions have no leader now. Raises what `partition_counts` raises."""
+async def leaderless(client: Consumer | Producer, topic_partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
+    """Return the partitions that have no leader now. Raises the errors of `partition_counts`."""
     led = {
         TopicPartition(topic["topic"], partition["partition"])
-        for topic in await _described(client, {place.topic for place in places})
+        for topic in await _described(client, {topic_partition.topic for topic_partition in topic_partitions})
         for partition in topic["partitions"]
         if partition["leader"] != NO_LEADER
     }
-    return [place for place in places if place not in led]
+    return [topic_partition for topic_partition in topic_partitions if topic_partition not in led]
 
 
 async def _described(client: Consumer | Producer, topics: Iterable[str]) -> list[dict[str, Any]]:
@@ -204,7 +216,7 @@ async def _described(client: Consumer | Producer, topics: Iterable[str]) -> list
 
 
 async def _answer_of_any_node(kafka: Any, request: Any) -> Any:
-    """Return the answer of one node, tried at random: one of three may be away. No try begins after some seconds."""
+    """Return the response of a random node, with retries: one of three may be away. No try starts after 2 s."""
     give_up_at = time.monotonic() + NODES_WITHIN_S
     while True:
         try:
@@ -216,7 +228,7 @@ async def _answer_of_any_node(kafka: Any, request: Any) -> Any:
 
 
 def missing_right(error: TopicAuthorizationFailedError) -> str:
-    """Return which right a consumer lacks that failed with `error`, which carries a topic or a partition of it."""
+    """Return the permission that a consumer lacks. `error` has a topic or one of its partitions."""
     topic = getattr(error.args[0], "topic", error.args[0])
     return f"Kafka does not allow this worker to read the topic {topic}: grant it Read on that topic"
 
@@ -228,14 +240,14 @@ def _cure(code: int) -> str:
 
 
 async def _refusal(arguments: dict[str, Any]) -> str | None:
-    """Tell why a server that is there cannot be used, if so: aiokafka says of all of them only that none serves."""
+    """Return why a reachable server cannot be used, if so. aiokafka reports only that no server can be used."""
     options = {name: value for name, value in arguments.items() if name != "bootstrap_servers"}
     for host, port, _ in collect_hosts(arguments["bootstrap_servers"]):
         try:
             connected = await create_conn(host, port, **options, request_timeout_ms=5_000)
         except REFUSALS as error:
             return str(error)
-        except (OSError, KafkaError, TimeoutError):  # it is away
+        except (OSError, KafkaError, TimeoutError):  # this server is away
             continue
         connected.close()
     return None

@@ -1,4 +1,4 @@
-"""Read the topics as anybody may: committed records only, by assignment, without a group."""
+"""Reads the topics without a consumer group: committed records only, from assigned partitions."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ from order_service.errors import (
     RegistryAwayError,
 )
 from order_service.kafka.connection import NO_LEADER, Consumer, connection, knows_leader, leaderless, partition_counts
-from order_service.kafka.record_batches import damaged_place
+from order_service.kafka.record_batches import damaged_partition
 from order_service.kafka.registry_client import Ids, registry_of
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.settings import Settings
@@ -30,25 +30,25 @@ from order_service.wire.commands import partition_of
 from order_service.wire.headers import command_offset_of
 
 STALLED_S: Final = 30.0
-"""A reading that gets no further for so long is given up: the broker is away, or a foreign transaction is open."""
+"""How long `until` may make no progress: the broker is away, or a foreign transaction is open."""
 
 SILENT_S: Final = 10.0
-"""Kafka answers a fetch within half a second, if only with nothing; longer, and it is away."""
+"""After how long without an answer Kafka counts as away: it answers a fetch within half a second, even an empty one."""
 
 LOOK_UP_S: Final = 2.5
 """How long `look_up` may take: a little more than one try of the registry's client."""
 
 LOOK_UP_AGAIN_S: Final = 30.0
-"""How long `look_up` does not ask a registry that has just failed."""
+"""How long `look_up` does not query a registry after a failure."""
 
-AT_ONCE_MAX: Final = 8_000
-"""How many records are given at once: a transaction of a projector, which in thousands would take half longer."""
+POLL_MAX: Final = 8_000
+"""The most records that `poll` returns: one transaction of a projector, which takes half longer by thousands."""
 
 
 class OutcomeRecord(Struct, frozen=True, gc=False):
-    """An event or a rejection, where it stands, and the digest of its bytes, which the next event must name.
+    """An event or a rejection, its partition and offset, and the digest of its bytes, which the next event must name.
 
-    `command_offset` is the command that it answers; the service's own cancellations have none.
+    `command_offset` is the offset of the command that it answers, or None for the service's own cancellations.
     """
 
     message: Event | Rejection
@@ -59,15 +59,15 @@ class OutcomeRecord(Struct, frozen=True, gc=False):
 
     @property
     def order_id(self) -> str:
-        """The order that it is about."""
+        """The id of the order that the message is about."""
         return self.message.order_id
 
 
 class Reader:
-    """A consumer of any of our topics. `Reader(settings)` is used with `async with`; KafkaAwayError if none answers.
+    """A consumer of our topics. Use it with `async with`, which raises KafkaAwayError if no broker answers.
 
-    With a schema registry, ids that events and rejections carry and nobody knows are looked up there. Where that fails,
-    all that gives records raises RegistryAwayError, and `some` gives the same ones when it is called again.
+    With a schema registry, unknown ids of events and rejections are looked up there. If a lookup fails, every method
+    that returns records raises RegistryAwayError, and the next `poll` returns the same records.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -79,8 +79,8 @@ class Reader:
         self._away_at = 0.0
         self._fetched: list[ConsumerRecord] = []
         self._reached: dict[TopicPartition, int] = {}
-        self._told: dict[TopicPartition, tuple[int | None, float]] = {}
-        """When Kafka last told of a partition, by the wall clock, and when we saw that, by the monotonic one."""
+        self._answered: dict[TopicPartition, tuple[int | None, float]] = {}
+        """When Kafka last answered for a partition, by the wall clock, and when we saw that, by the monotonic one."""
         self._consumer = Consumer(
             **self._connection,
             enable_auto_commit=False,
@@ -106,133 +106,133 @@ class Reader:
         await self._ids.__aexit__()
         await self._consumer.stop()
 
-    async def places(self, *topics: str) -> list[TopicPartition]:
-        """Name all partitions of these topics; TopicsError if one is missing."""
+    async def partitions(self, *topics: str) -> list[TopicPartition]:
+        """Return all partitions of these topics. Raises TopicsError if a topic is missing."""
         counts = await self._counts(topics)
         return [TopicPartition(topic, partition) for topic in topics for partition in range(counts[topic])]
 
-    async def places_of(self, order_id: str, *topics: str) -> list[TopicPartition]:
-        """Name the partition of an order in each of these topics; TopicsError if one is missing."""
+    async def partitions_of(self, order_id: str, *topics: str) -> list[TopicPartition]:
+        """Return the partition of an order in each of these topics. Raises TopicsError if a topic is missing."""
         counts = await self._counts(topics)
         return [TopicPartition(topic, partition_of(order_id.encode(), counts[topic])) for topic in topics]
 
-    async def leaderless(self, places: Sequence[TopicPartition]) -> list[TopicPartition]:
+    async def leaderless(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
         """Return the partitions that have no leader. Kafka is asked only if the client does not know all leaders."""
-        if all(knows_leader(self._consumer, place) for place in places):
+        if all(knows_leader(self._consumer, partition) for partition in partitions):
             return []
         with kafka_answers(self._servers):
-            return await leaderless(self._consumer, places)
+            return await leaderless(self._consumer, partitions)
 
     def without_leader_now(self) -> list[TopicPartition]:
-        """Return the partitions being read that have no leader, as far as the client knows. Kafka is not asked."""
+        """Return the assigned partitions that have no leader according to the client. Kafka is not asked."""
         leader_of = self._consumer._client.cluster.leader_for_partition  # noqa: SLF001
-        return sorted(place for place in self._consumer.assignment() if leader_of(place) == NO_LEADER)
+        return sorted(partition for partition in self._consumer.assignment() if leader_of(partition) == NO_LEADER)
 
-    async def ends(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ask where what is committed ends now; what is not yet committed lies behind it.
+    async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the offsets at which the committed records end now; uncommitted records lie behind them.
 
-        Raises LeaderAwayError if one of the partitions has no leader: aiokafka would wait for it for 10 s, and answer
-        nothing about the others.
+        Raises LeaderAwayError if a partition has no leader: aiokafka would wait for it for 10 s, and return nothing
+        about the others.
         """
-        return await self._ask(self._consumer.end_offsets, places)
+        return await self._ask(self._consumer.end_offsets, partitions)
 
-    async def starts(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ask where what is kept begins. Raises LeaderAwayError as `ends` does."""
-        return await self._ask(self._consumer.beginning_offsets, places)
+    async def starts(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the offsets at which the retained records begin. Raises LeaderAwayError as `ends` does."""
+        return await self._ask(self._consumer.beginning_offsets, partitions)
 
     async def _ask(
         self,
         ask: Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]],
-        places: Sequence[TopicPartition],
+        partitions: Sequence[TopicPartition],
     ) -> dict[TopicPartition, int]:
-        await self._check_leaders(places)
+        await self._check_leaders(partitions)
         try:
             with kafka_answers(self._servers):
-                return dict(await ask(places))
+                return dict(await ask(partitions))
         except KafkaAwayError:
-            await self._check_leaders(places)  # one may have lost its leader since
+            await self._check_leaders(partitions)  # one may have lost its leader since
             raise
 
-    async def _check_leaders(self, places: Sequence[TopicPartition]) -> None:
-        if missing := await self.leaderless(places):
+    async def _check_leaders(self, partitions: Sequence[TopicPartition]) -> None:
+        if missing := await self.leaderless(partitions):
             raise LeaderAwayError(missing)
 
     def begin(self, starts: Mapping[TopicPartition, int]) -> None:
-        """Read from these offsets on."""
-        self._fetched, self._reached, self._told = [], dict(starts), {}
+        """Assign these partitions, and seek to these offsets."""
+        self._fetched, self._reached, self._answered = [], dict(starts), {}
         self._consumer.assign(list(starts))
-        for place, offset in starts.items():
-            self._consumer.seek(place, offset)
+        for partition, offset in starts.items():
+            self._consumer.seek(partition, offset)
 
     async def add(self, starts: Mapping[TopicPartition, int]) -> None:
-        """Read these partitions too, from these offsets on, and go on with the others after what was given of them."""
-        given = {place: await self._consumer.position(place) for place in self._consumer.assignment()}
-        self.begin({**given, **starts})
+        """Read these partitions too, from these offsets; the others continue from their positions."""
+        positions = {partition: await self._consumer.position(partition) for partition in self._consumer.assignment()}
+        self.begin({**positions, **starts})
 
-    async def some(self, *, learn: bool = True) -> list[ConsumerRecord]:
-        """Return the records that are there, AT_ONCE_MAX at most, or none if none has come for half a second.
+    async def poll(self, *, learn: bool = True) -> list[ConsumerRecord]:
+        """Return up to `POLL_MAX` buffered records, or an empty list after 0.5 s without any.
 
         Without `learn`, schema ids are not looked up: see `look_up`. Raises DamagedError if the next batch of a
-        partition is damaged; then the next call goes on after the records that were returned.
+        partition is damaged. The next call then continues after the records that were returned.
         """
         if not self._fetched:
             with kafka_answers(self._servers):
                 self._fetched = await self._fetch()
         if learn:
             await self._ids.learn(self._decoded(self._fetched))
-        found, self._fetched = self._fetched, []
-        return found
+        records, self._fetched = self._fetched, []
+        return records
 
     async def _fetch(self) -> list[ConsumerRecord]:
         try:
-            fetched = await self._consumer.getmany(timeout_ms=500, max_records=AT_ONCE_MAX)
+            fetched = await self._consumer.getmany(timeout_ms=500, max_records=POLL_MAX)
         except CorruptRecordException as error:
             # aiokafka drops what it has drained of the other partitions, and its positions are behind that
             self.begin(self._reached)
-            place = damaged_place(error)
-            if place is None:
+            partition = damaged_partition(error)
+            if partition is None:
                 raise
-            return await self._before_damage(place)
-        self._reached |= {place: records[-1].offset + 1 for place, records in fetched.items()}
+            return await self._before_damage(partition)
+        self._reached |= {partition: records[-1].offset + 1 for partition, records in fetched.items()}
         return [record for records in fetched.values() for record in records]
 
-    async def _before_damage(self, place: TopicPartition) -> list[ConsumerRecord]:
-        """Return the records of a partition that lie before its damaged batch; DamagedError if there are none.
+    async def _before_damage(self, partition: TopicPartition) -> list[ConsumerRecord]:
+        """Return the records of a partition before its damaged batch. Raises DamagedError if there are none.
 
         They are fetched one by one, because aiokafka drops those that it drains together with the damage. Its position
-        is at the damage when two fetches in a row fail at the same one.
+        is at the damage when two fetches in a row fail at the same position.
         """
-        found: list[ConsumerRecord] = []
+        intact: list[ConsumerRecord] = []
         failed_at, give_up_at = -1, time.monotonic() + SILENT_S
-        while len(found) < AT_ONCE_MAX:
+        while len(intact) < POLL_MAX:
             try:
-                fetched = await self._consumer.getmany(place, timeout_ms=500, max_records=1)
+                fetched = await self._consumer.getmany(partition, timeout_ms=500, max_records=1)
             except CorruptRecordException as error:
-                offset = await self._consumer.position(place)
+                offset = await self._consumer.position(partition)
                 if offset != failed_at:
                     failed_at = offset
-                elif found:
+                elif intact:
                     break
                 else:
-                    raise DamagedError(place, offset) from error
+                    raise DamagedError(partition, offset) from error
             else:
                 if fetched:
-                    found += fetched[place]
-                    self._reached[place] = found[-1].offset + 1
-                elif found or time.monotonic() > give_up_at:  # a slow answer, or the batch can be read by now
+                    intact += fetched[partition]
+                    self._reached[partition] = intact[-1].offset + 1
+                elif intact or time.monotonic() > give_up_at:  # a slow answer, or the batch can be read now
                     break
-        return found
+        return intact
 
     async def follow(self, starts: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
-        """Give the records from these offsets on, as they come, without an end."""
+        """Yield the records from these offsets as they arrive, without end."""
         async for records in self.follow_many(starts):
             for record in records:
                 yield record
 
     async def look_up(self, records: Iterable[ConsumerRecord]) -> RegistryAwayError | None:
-        """Look up the schema ids of records; return why the registry could not be asked, or None if it could.
+        """Look up the schema ids of records. Return why the lookup failed, or None if it succeeded.
 
-        After a failure it is not asked for LOOK_UP_AGAIN_S: the other partitions of the caller would wait each time.
+        After a failure the registry is not queried for LOOK_UP_AGAIN_S: each try delays the caller's other partitions.
         """
         values = list(self._decoded(records))
         if self._ids.are_known(values):
@@ -258,79 +258,80 @@ class Reader:
     async def follow_many(
         self, starts: Mapping[TopicPartition, int], *, learn: bool = True
     ) -> AsyncIterator[list[ConsumerRecord]]:
-        """Return what `some` returns, without an end."""
+        """Yield what `poll` returns, without end, from these offsets."""
         self.begin(starts)
         while True:
-            yield await self.some(learn=learn)
+            yield await self.poll(learn=learn)
 
     async def until(self, ends: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
-        """Give all records that lie before these ends; KafkaAwayError if it gets no further for 30 s."""
+        """Yield all records before these ends. Raises KafkaAwayError after 30 s without progress."""
         starts = await self.starts(list(ends))
-        self.begin({place: start for place, start in starts.items() if start < ends[place]})
+        self.begin({partition: start for partition, start in starts.items() if start < ends[partition]})
         give_up_at, last = time.monotonic() + STALLED_S, -1
         while (behind := await self.behind(ends)) > 0:
             if behind != last:
                 give_up_at, last = time.monotonic() + STALLED_S, behind
             elif time.monotonic() > give_up_at:
-                raise KafkaAwayError(f"Kafka at {self._servers} gives no records any more, {behind} are to come")
-            for record in await self.some():
+                idle = f"has returned no records for {STALLED_S:.0f} s"
+                raise KafkaAwayError(f"Kafka at {self._servers} {idle}; {behind} offsets remain")
+            for record in await self.poll():
                 if record.offset < ends[TopicPartition(record.topic, record.partition)]:
                     yield record
 
     async def behind(self, ends: Mapping[TopicPartition, int]) -> int:
-        """Count the offsets between what was given and these ends."""
-        places = self._consumer.assignment() & ends.keys()
-        return sum([max(0, ends[place] - await self._consumer.position(place)) for place in places])
+        """Return the number of offsets between the positions and these ends."""
+        partitions = self._consumer.assignment() & ends.keys()
+        return sum([max(0, ends[partition] - await self._consumer.position(partition)) for partition in partitions])
 
     async def lag(self) -> int | None:
-        """Count the committed offsets that are not given yet, as Kafka last told; None if that was 10 s ago or more.
+        """Return the number of committed offsets not read yet, or None if Kafka last answered over 10 s ago.
 
-        Nothing is asked: an answer would come behind the one of a fetch, which Kafka holds back while nothing is new.
-        Of a partition without a leader nothing is told, so the last known end counts.
+        The ends come from the last fetches: a request would wait behind a fetch, which Kafka holds until there is news.
+        For a partition without a leader, the last known end counts.
         """
-        places = self._consumer.assignment()
-        silent_s = [self._silent_s(place) for place in places.difference(self.without_leader_now())]
+        partitions = self._consumer.assignment()
+        silent_s = [self._silent_s(partition) for partition in partitions.difference(self.without_leader_now())]
         if any(silence_s > SILENT_S for silence_s in silent_s):
             return None
-        ends = {place: self._consumer.last_stable_offset(place) for place in places}
-        return await self.behind({place: end for place, end in ends.items() if end is not None})
+        ends = {partition: self._consumer.last_stable_offset(partition) for partition in partitions}
+        return await self.behind({partition: end for partition, end in ends.items() if end is not None})
 
-    def _silent_s(self, place: TopicPartition) -> float:
-        """Return for how long Kafka has told nothing of a partition, by the monotonic clock; aiokafka has the other."""
-        now, told_ms = time.monotonic(), self._consumer.last_poll_timestamp(place)
-        if place not in self._told or self._told[place][0] != told_ms:
-            self._told[place] = (told_ms, now)
-        return now - self._told[place][1]
+    def _silent_s(self, partition: TopicPartition) -> float:
+        """Return the seconds since Kafka last answered for a partition; monotonic, unlike aiokafka's timestamp."""
+        now, answered_ms = time.monotonic(), self._consumer.last_poll_timestamp(partition)
+        if partition not in self._answered or self._answered[partition][0] != answered_ms:
+            self._answered[partition] = (answered_ms, now)
+        return now - self._answered[partition][1]
 
-    async def position(self, place: TopicPartition) -> int | None:
-        """Return the offset behind what was given of a partition, or None if it is not read."""
-        return await self._consumer.position(place) if place in self._consumer.assignment() else None
+    async def position(self, partition: TopicPartition) -> int | None:
+        """Return the offset of the next record of a partition, or None if it is not assigned."""
+        return await self._consumer.position(partition) if partition in self._consumer.assignment() else None
 
-    def end_told(self, place: TopicPartition, since_s: float) -> int | None:
-        """Return where the log of a partition ended after a time, all that is not committed yet included.
+    def log_end_since(self, partition: TopicPartition, since_s: float) -> int | None:
+        """Return the log end of a partition at some time after `since_s`, uncommitted records included.
 
-        The last fetch says so; None if it may have been sent before that time. A fetch is answered within SILENT_S.
+        It comes from the last fetch; None if that may have been sent before. A fetch is answered within SILENT_S.
         """
-        if place not in self._consumer.assignment():
+        if partition not in self._consumer.assignment():
             return None
-        told_ms = self._consumer.last_poll_timestamp(place)
-        is_since = told_ms is not None and told_ms > (since_s + SILENT_S) * 1000
-        return self._consumer.highwater(place) if is_since else None
+        answered_ms = self._consumer.last_poll_timestamp(partition)
+        is_since = answered_ms is not None and answered_ms > (since_s + SILENT_S) * 1000
+        return self._consumer.highwater(partition) if is_since else None
 
     async def _counts(self, topics: Sequence[str]) -> dict[str, int]:
-        """Count the partitions of topics. A consumer knows only those of topics that it has been assigned."""
+        """Return the partition count of each topic. A consumer knows only the topics that are assigned to it."""
         with kafka_answers(self._servers):
             return await partition_counts(self._consumer, topics)
 
 
 def decode(record: ConsumerRecord, names: TopicNames) -> OutcomeRecord:
-    """Decode a record of the events or the rejections; HistoryError, with its place, if it is neither."""
+    """Decode a record of the events or the rejections. Raises HistoryError, with its offset, if that fails."""
     decode_value = avro.decode_event if record.topic == names.events else avro.decode_rejection
     try:
         message = decode_value(record.value or b"")
     except DecodeError as error:
-        place = f"offset {record.offset} of partition {record.partition} of {record.topic}"
-        raise HistoryError(f"{place} cannot be read: {error}") from error
+        position = f"offset {record.offset} of partition {record.partition} of {record.topic}"
+        raise HistoryError(f"{position} cannot be read: {error}") from error
     return OutcomeRecord(
         message, record.partition, record.offset, avro.digest(record.value), command_offset_of(record.headers)
     )
@@ -338,14 +339,14 @@ def decode(record: ConsumerRecord, names: TopicNames) -> OutcomeRecord:
 
 @contextmanager
 def kafka_answers(servers: str) -> Iterator[None]:
-    """Turn what a client raises for a Kafka that is away, or does not let us in, into one line."""
+    """Convert the errors of a Kafka client in this block into KafkaAwayError with a one-line message."""
     try:
         yield
     except KafkaConnectionError as error:
         line = f"no Kafka answers at {servers}: start one (`order-service up`), or set KAFKA_BOOTSTRAP_SERVERS"
         raise KafkaAwayError(line) from error
     except KafkaError as error:
-        said = str(error).strip() or type(error).__name__
-        raise KafkaAwayError(f"Kafka at {servers} does not serve us: {said}") from error
+        reason = str(error).strip() or type(error).__name__
+        raise KafkaAwayError(f"Kafka at {servers} returned an error: {reason}") from error
     except TimeoutError as error:
         raise KafkaAwayError(f"Kafka at {servers} does not answer in time") from error

@@ -1,16 +1,17 @@
-"""Record batches that aiokafka cannot read and Kafka's own clients can. Every consumer in this package reads them here.
+"""Record batches that Kafka's own clients can read and aiokafka cannot. Every consumer in this package reads them here.
 
 Two kinds stop a partition for ever in aiokafka 0.14:
 
-* A header name that is not UTF-8, which Kafka lets any producer write: UnicodeDecodeError at every fetch. Here each
-  byte that is not text is written as a backslash, an x and its hexadecimal digits.
-* A control batch without records: KafkaError at every fetch. Compaction makes one of a transaction marker when the
-  delete horizon has passed but the producer is still active (Kafka keeps the empty batch for its sequence numbers).
-  It says nothing about a transaction, as in the Java client since KAFKA-7467.
+* A header name that is not UTF-8, which Kafka accepts from any producer: UnicodeDecodeError at every fetch. Here each
+  byte that is not UTF-8 becomes a backslash, an x and its hexadecimal digits.
+* A control batch without records: KafkaError at every fetch. Compaction leaves one in place of a transaction marker
+  when the delete horizon has passed but the producer is still active: Kafka keeps the empty batch for its sequence
+  numbers. It carries no marker, as in the Java client since KAFKA-7467.
 
-A batch that cannot be read raises CorruptRecordException here, whose text names topic and partition (`damaged_place`).
-aiokafka does so for a wrong checksum only. The checksum does not cover the length: where that is damaged, aiokafka
-raises an error that names no partition, or, if it is too long, RecordTooLargeError with a position one record further.
+A batch that cannot be read raises CorruptRecordException here. Its text has topic and partition (`damaged_partition`).
+aiokafka does so for a wrong checksum only, and the checksum does not cover the length. If the length is damaged,
+aiokafka raises an error without a partition. If it is too long, it raises RecordTooLargeError, and its position is one
+record further.
 """
 
 import re
@@ -29,46 +30,46 @@ _MAGIC_AT: Final = 16
 """Offsets in the header of a batch. Source: Kafka protocol guide, "Record batch"."""
 
 
-_PLACE: Final = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
+_PARTITION: Final = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
 
 
-def damaged_place(error: BaseException) -> TopicPartition | None:
-    """Return the partition that a CorruptRecordException names, None if it names none."""
-    found = _PLACE.search(str(error))
-    return None if found is None else TopicPartition(found[1], int(found[2]))
+def damaged_partition(error: BaseException) -> TopicPartition | None:
+    """Return the partition in the text of a CorruptRecordException, or None if it has no partition."""
+    match = _PARTITION.search(str(error))
+    return None if match is None else TopicPartition(match[1], int(match[2]))
 
 
 def install() -> None:
-    """Make all consumers of this process read such batches. aiokafka has no setting for it."""
+    """Replace aiokafka's readers in this process, for all consumers. aiokafka has no setting for it."""
     fetcher.MemoryRecords = LenientRecords
     fetcher.PartitionRecords = NamedRecords
 
 
 class NamedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """The records of a fetched partition; whatever is wrong with its batches, the error names it."""
+    """The records of a fetched partition. Every error about its batches has the partition in its text."""
 
     def _unpack_records(self) -> Iterator[Any]:
         try:
             yield from super()._unpack_records()
         except Exception as error:
-            if self._key_deserializer or self._value_deserializer:  # a consumer that is not ours: it may be their error
+            if self._key_deserializer or self._value_deserializer:  # not our consumer: the deserializer may have failed
                 raise
             raise CorruptRecordException(f"{error!r} - {self._tp}") from error
 
 
 class LenientRecords(_MemoryRecordsPy):  # type: ignore[misc] # it is final for type checkers only
-    """The batches of a fetched partition. Kafka sends the first one whole, or its length is damaged."""
+    """The batches of a fetched partition. Kafka sends the first batch complete, unless its length is damaged."""
 
     def __init__(self, fetched: bytes) -> None:
         super().__init__(fetched)
         self._is_too_long = self._next_slice is None and self._remaining_bytes > 0
 
     def has_next(self) -> bool:
-        """Return whether there is a batch, be it one that cannot be read."""
+        """Return whether another batch follows, readable or not."""
         return self._is_too_long or bool(super().has_next())
 
     def next_batch(self, *_: Any) -> Any:
-        """Return the next batch, with its bytes at hand in case it must be read again."""
+        """Return the next batch with its bytes, in case it must be read again."""
         if self._is_too_long:
             raise CorruptRecordException("a batch is longer than what was fetched")
         whole = self._next_slice
@@ -77,7 +78,7 @@ class LenientRecords(_MemoryRecordsPy):  # type: ignore[misc] # it is final for 
 
 
 class LenientBatch:
-    """A batch as aiokafka's fast reader has it, and as its slow one reads it where the fast one cannot."""
+    """A batch from aiokafka's fast reader, or from its slow one if the fast one cannot read it."""
 
     def __init__(self, batch: Any, whole: memoryview) -> None:
         self._batch = batch
@@ -107,7 +108,7 @@ class LenientBatch:
 
 
 class SlowBatch(_DefaultRecordBatchPy):  # type: ignore[misc] # it is final for type checkers only
-    """aiokafka's reader in Python, on a buffer whose texts can always be decoded."""
+    """aiokafka's pure-Python reader, on a buffer whose strings can always be decoded."""
 
     def _maybe_uncompress(self) -> None:
         super()._maybe_uncompress()
@@ -122,9 +123,9 @@ class _Text(bytearray):
 
 class _Buffer(bytearray):
     @overload
-    def __getitem__(self, place: SupportsIndex, /) -> int: ...
+    def __getitem__(self, index: SupportsIndex, /) -> int: ...
     @overload
-    def __getitem__(self, place: slice, /) -> bytearray: ...
-    def __getitem__(self, place: Any, /) -> Any:
-        part = super().__getitem__(place)
+    def __getitem__(self, index: slice, /) -> bytearray: ...
+    def __getitem__(self, index: Any, /) -> Any:
+        part = super().__getitem__(index)
         return _Text(part) if isinstance(part, bytearray) else part

@@ -1,4 +1,4 @@
-"""The topics: one table says what they are; `create` makes them so, `check` refuses to run on less."""
+"""The six topics: one table has their settings. `create` applies it, and `check` refuses to run with less."""
 
 import asyncio
 import json
@@ -26,20 +26,20 @@ MIB: Final = 1024 * 1024
 HOUR_MS: Final = 3600 * 1000
 DAY_MS: Final = 24 * HOUR_MS
 DELETE_RETENTION_MS: Final = 25 * HOUR_MS
-"""How long a changelog keeps deletions and the markers of transactions.
+"""How long a changelog keeps tombstones and transaction markers.
 
-A claim that has read a value must reach its deletion within this time: a restore takes minutes, a machine that was
-paused hours. Brokers forget an idle producer after a day (`producer.id.expiration.ms`, looked at every ten minutes);
-a marker that goes before its producer leaves an empty batch behind, which aiokafka's own reader refuses. So it stays
-an hour longer than that, and no more, for a claim reads over a marker of every turn.
+A claim that has read a value must reach its tombstone within this time: a restore takes minutes, a paused machine
+hours. Brokers expire an idle producer after a day (`producer.id.expiration.ms`, checked every ten minutes). A marker
+that is removed before its producer leaves an empty batch, which aiokafka's own reader refuses. So markers stay an hour
+longer than a day, and no more: a claim reads over one marker for every turn.
 """
 COMPACTION_LAG_MAX_MS: Final = 7 * DAY_MS
-"""How long a changelog may stay uncompacted, Kafka's own `segment.ms`: more loses nothing, but claims read it all."""
+"""How long a changelog may stay uncompacted; Kafka's own `segment.ms`. More loses nothing, but claims read it all."""
 
 _ALL: Final = {
     "retention.bytes": "-1",
     "unclean.leader.election.enable": "false",
-    # The broker's clock: the age of a record is the time since it arrived, whatever a producer or a worker believes.
+    # The broker's clock: the age of a record is the time since it arrived, not what a producer or a worker believes.
     "message.timestamp.type": "LogAppendTime",
 }
 _DELETE: Final = _ALL | {"cleanup.policy": "delete"}
@@ -55,7 +55,7 @@ _CHANGELOG: Final = _ALL | {
 
 
 class Rule(Struct, frozen=True):
-    """Which values of a setting are enough, given the one that topics are created with, and how that is said."""
+    """The accepted values of a setting, given the value that topics are created with, and the words for them."""
 
     accepts: Callable[[str, str], bool]
     words: str = "{}"
@@ -88,7 +88,7 @@ _COMPARED: Final = {
     "delete.retention.ms": Rule(_is_at_least, "at least {}"),
     "max.compaction.lag.ms": Rule(_is_compacted, f"at most {COMPACTION_LAG_MAX_MS}"),
 }
-"""What is compared. Other settings of the table make claims faster, and nothing is lost without them."""
+"""The settings that are compared. The others in the table make claims faster, and nothing is lost without them."""
 
 
 class TopicNames(Struct, frozen=True):
@@ -107,14 +107,14 @@ class TopicNames(Struct, frozen=True):
         return [self.events, self.rejections, self.dead_letters, self.table, self.waiting]
 
     def of(self, message: type[Message]) -> str:
-        """Name the topic that carries a message."""
+        """Return the topic of a message type."""
         if message in COMMAND_TYPES:
             return self.commands
         return self.rejections if message is Rejection else self.events
 
 
 def topic_names(prefix: str = "") -> TopicNames:
-    """Name the topics; `prefix` keeps services (and tests) apart on one Kafka."""
+    """Return the names of the topics. `prefix` separates services (and tests) on one Kafka."""
     return TopicNames(
         commands=f"{prefix}orders.commands.v1",
         events=f"{prefix}orders.events.v1",
@@ -126,7 +126,7 @@ def topic_names(prefix: str = "") -> TopicNames:
 
 
 def topic_configs(names: TopicNames) -> dict[str, dict[str, str]]:
-    """Say how each topic must be configured."""
+    """Return the settings that each topic must have."""
     return {
         names.commands: _DELETE | {"retention.ms": str(7 * DAY_MS), "max.message.bytes": str(MIB)},
         names.events: _DELETE | {"retention.ms": "-1", "max.message.bytes": str(4 * MIB)},
@@ -138,7 +138,7 @@ def topic_configs(names: TopicNames) -> dict[str, dict[str, str]]:
 
 
 class Fault(Struct, frozen=True):
-    """How a topic is less than it must be, and what mends it: a setting, replicas to add, or a line of its own."""
+    """A shortcoming of a topic, and what fixes it: a setting to change, replicas to add, or a shell line."""
 
     topic: str
     text: str
@@ -148,7 +148,7 @@ class Fault(Struct, frozen=True):
 
 
 class Described(Struct, frozen=True):
-    """A topic as Kafka has it: the nodes that hold each partition, and its settings."""
+    """A topic as Kafka describes it: the nodes with a replica of each partition, and its settings."""
 
     name: str
     replicas: dict[int, list[int]]
@@ -156,12 +156,12 @@ class Described(Struct, frozen=True):
 
     @property
     def replica_count(self) -> int:
-        """The number of replicas of the partition that has the fewest."""
+        """The number of replicas of the partition with the fewest."""
         return min(map(len, self.replicas.values()))
 
 
 class Comparison(Struct, frozen=True):
-    """How the topics are less than the table says, what they risk nevertheless, and their `min.insync.replicas`."""
+    """The shortcomings of the topics against the table, their remaining risks, and their `min.insync.replicas`."""
 
     faults: list[Fault]
     risks: list[str]
@@ -169,7 +169,7 @@ class Comparison(Struct, frozen=True):
 
 
 async def create_topics(admin: Admin, settings: Settings) -> list[str]:
-    """Create the topics that are missing and return their names; those that exist are left as they are."""
+    """Create the missing topics and return their names. Existing topics stay as they are."""
     configs = topic_configs(topic_names(settings.topic_prefix))
     missing = sorted(configs.keys() - (await _partitions(admin, configs)).keys())
     replicas = replicas_for(len(await _nodes(admin)))
@@ -194,23 +194,23 @@ async def create_topics(admin: Admin, settings: Settings) -> list[str]:
 async def check_topics(admin: Admin, settings: Settings) -> dict[str, int]:
     """Compare the topics with the table and return the `min.insync.replicas` of each.
 
-    TopicsError names every topic that is less than it must be.
+    Raises TopicsError with all faults.
     """
     compared = await compare_topics(admin, settings)
     if compared.faults:
-        raise TopicsError("; ".join([*(fault.text for fault in compared.faults), MENDED_BY]))
+        raise TopicsError("; ".join([*(fault.text for fault in compared.faults), FIX_HINT]))
     for risk in compared.risks:
         log.warning("The settings of the topics are a risk.", risk=risk)
     return compared.in_sync
 
 
-MENDED_BY: Final = "`order-service topics check` prints the lines that mend it"
+FIX_HINT: Final = "`order-service topics check` prints the lines that fix it"
 
 
 async def compare_topics(admin: Admin, settings: Settings) -> Comparison:
     """Compare the topics with the table.
 
-    More than needed is no fault: longer retention, larger records, more replicas, more of them in sync.
+    Exceeding it is allowed: longer retention, larger records, more replicas, more of them in sync.
     """
     names = topic_names(settings.topic_prefix)
     configs = topic_configs(names)
@@ -240,32 +240,32 @@ TWO_REPLICAS: Final = (
 
 
 def replicas_for(broker_count: int) -> int:
-    """Return how many replicas a topic needs in a cluster of so many brokers."""
+    """Return how many replicas a topic needs in a cluster with `broker_count` brokers."""
     return max(1, min(3, broker_count))
 
 
 def in_sync_for(replica_count: int) -> int:
-    """Return how many replicas must have a record: with three, one may be away and another may fail."""
+    """Return how many replicas must have a record. With three replicas, one may be away and another may fail."""
     return 2 if replica_count >= 3 else 1
 
 
-def mending(faults: Iterable[Fault], settings: Settings) -> list[str]:
-    """Return the shell lines that mend faults (bash); those that need a decision are comments."""
+def fix_lines(faults: Iterable[Fault], settings: Settings) -> list[str]:
+    """Return the shell lines that fix faults (bash). Lines that need a decision are comments."""
     faults = list(faults)
     lines = list(dict.fromkeys(fault.line for fault in faults if fault.line))
-    if moves := [move for fault in faults for move in fault.moves]:  # Kafka takes one plan at a time
+    if moves := [move for fault in faults for move in fault.moves]:  # Kafka accepts one plan at a time
         plan = json.dumps({"version": 1, "partitions": moves}, separators=(",", ":"))
         execute = f"--execute --reassignment-json-file <(echo '{plan}')"
         lines.append(f"kafka-reassign-partitions {_servers(settings)} {execute}")
-    for topic, found in groupby(faults, lambda fault: fault.topic):
-        if changes := ",".join(fault.change for fault in found if fault.change):
+    for topic, topic_faults in groupby(faults, lambda fault: fault.topic):
+        if changes := ",".join(fault.change for fault in topic_faults if fault.change):
             alter = f"--alter --entity-type topics --entity-name {topic} --add-config {changes}"
             lines.append(f"kafka-configs {_servers(settings)} {alter}")
     return lines
 
 
 def _servers(settings: Settings) -> str:
-    """Return the options with which Kafka's own tools reach the cluster."""
+    """Return the options that Kafka's own tools need to reach the cluster."""
     command_config = "" if settings.kafka_security_protocol == "PLAINTEXT" else " --command-config client.properties"
     return f"--bootstrap-server {connection(settings)['bootstrap_servers']}{command_config}"
 
@@ -304,7 +304,7 @@ def _replica_faults(topic: Described, nodes: list[int]) -> list[Fault]:
 
 
 def _risks(topics: list[Described]) -> list[str]:
-    """Return what the topics risk though nothing about them is less than it must be."""
+    """Return the risks of settings that meet the table."""
     risks = [TWO_REPLICAS] if any(topic.replica_count == 2 for topic in topics) else []
     return risks + [
         f"the topic {topic.name} needs all of its {topic.replica_count} replicas in sync: while a broker of them is "
@@ -315,13 +315,13 @@ def _risks(topics: list[Described]) -> list[str]:
 
 
 def _moves(topic: Described, nodes: list[int], expected: int) -> tuple[dict[str, Any], ...]:
-    """Return the partitions with replicas added on other nodes, beginning with another one each."""
+    """Return the partitions with replicas added on other nodes, each starting at another node."""
     moves = []
     for partition, replicas in sorted(topic.replicas.items()):
-        at = partition % len(nodes)
-        others = [node for node in nodes[at:] + nodes[:at] if node not in replicas]
-        wanted = [*replicas, *others][: max(expected, len(replicas))]
-        moves.append({"topic": topic.name, "partition": partition, "replicas": wanted})
+        start = partition % len(nodes)
+        others = [node for node in nodes[start:] + nodes[:start] if node not in replicas]
+        extended = [*replicas, *others][: max(expected, len(replicas))]
+        moves.append({"topic": topic.name, "partition": partition, "replicas": extended})
     return tuple(moves)
 
 
@@ -337,14 +337,14 @@ def _config_faults(topic: Described, expected: Mapping[str, str]) -> list[Fault]
 
 
 async def _partitions(admin: Admin, names: Iterable[str]) -> dict[str, dict[int, list[int]]]:
-    """Return the replicas of each partition of those topics that exist."""
-    found = {}
+    """Return the replicas of each partition of the topics that exist."""
+    existing = {}
     for topic in await admin.describe_topics(sorted(names)):
         if topic["error_code"] == UNKNOWN_TOPIC:
             continue
         _raise_for(topic["error_code"])
-        found[topic["topic"]] = {partition["partition"]: partition["replicas"] for partition in topic["partitions"]}
-    return found
+        existing[topic["topic"]] = {partition["partition"]: partition["replicas"] for partition in topic["partitions"]}
+    return existing
 
 
 async def _nodes(admin: Admin) -> list[int]:
@@ -364,18 +364,18 @@ async def _actual_configs(admin: Admin, names: list[str]) -> dict[str, dict[str,
 async def _created(admin: Admin, topics: list[NewTopic]) -> Any:
     try:
         return await admin.create_topics(topics)
-    except AttributeError as error:  # aiokafka takes it for granted that a cluster has a controller
+    except AttributeError as error:  # aiokafka assumes that a cluster has a controller
         raise NodeNotReadyError("the cluster has no controller now") from error
 
 
 def _raise_for(code: int) -> None:
-    """Raise the KafkaError of an answer about one topic, which aiokafka hands on as a number."""
+    """Raise the KafkaError of an error code, which aiokafka returns as a number for each topic."""
     if code:
         raise for_code(code)
 
 
 async def _until_led(admin: Admin, names: list[str], *, tries: int = 100) -> None:
-    """Wait until every broker knows leaders of all partitions: before that, clients see new topics come and go."""
+    """Wait until every broker knows the leaders of all partitions. Before that, new topics come and go for clients."""
     for _ in range(tries):
         if all([await _knows_leaders(admin, node, names) for node in await _nodes(admin)]):
             return

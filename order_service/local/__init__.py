@@ -1,1 +1,1 @@
-"""Everything that `up` and the tests start on one machine: Kafka, and the processes beside it."""
+"""What `up` and the tests run on one machine: Kafka, and the processes beside it."""

@@ -1,4 +1,4 @@
-"""One Kafka node as a process of ours: start, stop, kill, and ask whether it answers."""
+"""One Kafka node as a child process: start, stop, kill, and check whether it answers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Self
 
 from order_service.errors import EmbeddedError
 from order_service.local.supervisor import Child, open_log
-from order_service.local.watcher import AT_ONCE, kill_group, watched
+from order_service.local.watcher import KILL_NOW, kill_group, watched
 
 HOST = "127.0.0.1"
 LOG = "kafka.log"
 FREE_PORTS = range(20_000, 32_000)
-"""Below the range from which Linux and macOS take ports for outgoing connections. Inside it, a client that calls a
-stopped broker again and again can be given the broker's own port, connect to itself, and keep the broker out."""
+"""Below the range of ports for outgoing connections on Linux and macOS. A client that keeps calling a stopped broker
+could get the broker's own port from that range, connect to itself, and block the broker."""
 
 METADATA_REQUEST = struct.pack(">ihhihi", 14, 3, 1, 1, -1, 0)
 """Size, api key 3 (Metadata), version 1, correlation id, no client id, no topics. Source: Kafka protocol guide."""
@@ -34,24 +34,24 @@ HINTS = {
 }
 
 
-_ports_to_give = deque(secrets.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)))
+_ports = deque(secrets.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)))
 
 
 def free_port() -> int:
-    """Find a loopback port that is free.
+    """Return a free loopback port.
 
-    A process gets each port once before it gets one again: what it is for may not listen there yet.
+    A process gets a port again only after all others, because the new owner may not listen there yet.
     """
-    for _ in range(len(_ports_to_give)):
-        port = _ports_to_give.popleft()  # in one step: several threads may ask
-        _ports_to_give.append(port)
+    for _ in range(len(_ports)):
+        port = _ports.popleft()  # atomic: several threads may call this
+        _ports.append(port)
         if not is_taken(port):
             return port
     raise EmbeddedError(f"no free port on {HOST} between {FREE_PORTS.start} and {FREE_PORTS.stop}")
 
 
 def is_taken(port: int) -> bool:
-    """Say whether somebody listens on this loopback port."""
+    """Return whether a process listens on this loopback port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -64,9 +64,9 @@ def is_taken(port: int) -> bool:
 
 
 def metadata_answers(port: int, within_s: float = 1.0) -> bool:
-    """Ask for the cluster's metadata; it answers once the node is a broker that its controller has let in.
+    """Return whether a metadata request lists a broker, which it does once the controller has registered the node.
 
-    Shape: 4 bytes size, 4 bytes correlation id, 4 bytes count of brokers, then what we do not read.
+    Shape: 4 bytes size, 4 bytes correlation id, 4 bytes count of brokers; the rest is not read.
     """
     try:
         with socket.create_connection((HOST, port), timeout=within_s) as connection:
@@ -81,8 +81,8 @@ def metadata_answers(port: int, within_s: float = 1.0) -> bool:
 class Broker:
     """A Kafka node that lives no longer than this process.
 
-    `command` runs in `directory`, and its output is added to `kafka.log` there. Start and stop block, for tests and
-    scripts (`asyncio.to_thread` elsewhere); `child` is the same node for the supervisor of `up`.
+    `command` runs in `directory`, and its output is appended to `kafka.log` there. Start and stop block, for tests and
+    scripts (use `asyncio.to_thread` elsewhere). `child` describes the same node to the supervisor of `up`.
     """
 
     def __init__(
@@ -104,18 +104,18 @@ class Broker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where clients find it."""
+        """The address of the node for clients."""
         return f"{HOST}:{self.port}"
 
     def answers(self) -> bool:
-        """Say whether the node answers clients now."""
+        """Return whether the node answers clients now."""
         return metadata_answers(self.port)
 
     def start(self) -> Self:
-        """Start the node and return when it answers; EmbeddedError says in one line why it does not."""
+        """Start the node and return when it answers. Raises EmbeddedError with the cause in one line."""
         if self._watcher is not None:
-            raise EmbeddedError("this Kafka runs already: stop it first")
-        self._get_ready()
+            raise EmbeddedError("this Kafka is already running: stop it first")
+        self._prepare()
         with open_log(self.log_path) as log:
             self._watcher = subprocess.Popen(  # noqa: S603 - our own command
                 watched(self.command, self._stop_within_s),
@@ -132,16 +132,16 @@ class Broker:
         return self
 
     def stop(self) -> None:
-        """Stop the node in order; its data is whole. One that does not end in time is killed."""
-        self._let_go(b"", self._stop_within_s + 2.0)
+        """Stop the node cleanly, so that its data is complete. Kill it if it does not end in time."""
+        self._end(b"", self._stop_within_s + 2.0)
 
     def kill(self) -> None:
-        """End the node as a crash would, and return when it is gone."""
-        self._let_go(AT_ONCE, 5.0)
+        """Kill the node as a crash would, and return when it has ended."""
+        self._end(KILL_NOW, 5.0)
 
     def child(self) -> Child:
-        """Describe the node to the supervisor, which starts, restarts and stops it."""
-        self._get_ready()
+        """Return the node as a child for the supervisor, which starts, restarts and stops it."""
+        self._prepare()
         return Child(
             name="kafka",
             command=tuple(self.command),
@@ -153,11 +153,11 @@ class Broker:
         )
 
     def why(self) -> str:
-        """Find in the log, from the last start on, what a person should know about an end."""
+        """Return why the node ended, from its log since the last start."""
         with self.log_path.open("rb") as log:
             log.seek(self._log_start)
             text = log.read().decode(errors="replace")
-        hint = next((hint for sign, hint in HINTS.items() if sign in text), None)
+        hint = next((hint for message, hint in HINTS.items() if message in text), None)
         return f"{hint or _last_error(text)} (log: {self.log_path})"
 
     def __enter__(self) -> Self:
@@ -166,9 +166,9 @@ class Broker:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _get_ready(self) -> None:
+    def _prepare(self) -> None:
         if is_taken(self.port):
-            line = f"port {self.port} is taken: end what listens there, or set ORDERS_KAFKA_PORT to another one"
+            line = f"port {self.port} is taken: stop the process that uses it, or set ORDERS_KAFKA_PORT to another one"
             raise EmbeddedError(line)
         self.log_path.touch()
         self._log_start = self.log_path.stat().st_size
@@ -177,21 +177,21 @@ class Broker:
         deadline = time.monotonic() + self._start_within_s
         while not self.answers():
             if watcher.poll() is not None:
-                raise EmbeddedError(f"Kafka ended while it started: {self.why()}")
+                raise EmbeddedError(f"Kafka ended during its start: {self.why()}")
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"Kafka did not answer within {self._start_within_s:g} s: {self.why()}")
             time.sleep(0.05)
 
-    def _let_go(self, last_word: bytes, within_s: float) -> None:
+    def _end(self, message: bytes, within_s: float) -> None:
         watcher, self._watcher = self._watcher, None
         if watcher is None:
             return
         try:
-            watcher.communicate(last_word, timeout=within_s)
+            watcher.communicate(message, timeout=within_s)
         except subprocess.TimeoutExpired:
             pass
         finally:
-            # Also when the watcher itself was killed, or we are interrupted while we wait: nobody stays behind.
+            # Also if the watcher itself was killed, or this wait is interrupted: no process may remain.
             kill_group(watcher.pid)
             watcher.wait()
 
@@ -199,4 +199,4 @@ class Broker:
 def _last_error(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if " ERROR " in line or line.startswith(("Error", "Exception", "Caused by"))]
-    return (errors or lines or ["it said nothing"])[-1][:300]
+    return (errors or lines or ["it wrote no output"])[-1][:300]

@@ -1,6 +1,7 @@
-"""Which Kafka this machine gives us, and how a local one is made ready to run (`broker.py` runs it).
+"""The choice of a Kafka on this machine, and the preparation of a local one (`broker.py` runs it).
 
-All three are the real Apache Kafka: one that a setting names, one that Maven fetches and Java runs, one in a container.
+All three are the real Apache Kafka: an external one from a setting, one that Maven fetches and Java runs, or one in a
+container.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ CLUSTER_ID = "OrderServiceEmbedded0w"
 """Any 16 bytes in URL-safe base64; a data directory keeps the one it was formatted with."""
 
 PROPERTIES: Mapping[str, str] = {
-    # Our topics are created with the settings of DESIGN's table, never by a typing error in a name.
+    # Topics are created with the settings of DESIGN's table, never by a typo in a name.
     "auto.create.topics.enable": "false",
-    # One node holds Kafka's own topics alone, and few partitions of them start faster.
+    # A single node holds Kafka's internal topics, and fewer partitions of them start faster.
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.replication.factor": "1",
@@ -47,14 +48,14 @@ PROPERTIES: Mapping[str, str] = {
     # A single worker need not wait for others to join; tests notice a dead one within 2 s.
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
-    # A node that was killed is let in again when its last session has expired: 9 s by default.
+    # A killed node can register again when its last session has expired: 9 s by default.
     "broker.heartbeat.interval.ms": "500",
     "broker.session.timeout.ms": "4000",
     # The changelogs are compacted. The cleaner's default buffer of 128 MiB is a quarter of our heap.
     "log.cleaner.enable": "true",
     "log.cleaner.dedupe.buffer.size": str(32 * 1024 * 1024),
 }
-"""What a node of ours has set, embedded or in a container, beside its listeners."""
+"""The settings of our nodes, embedded or in a container, without the listeners."""
 
 HEAP = ("-Xms256m", "-Xmx512m", "-XX:+ExitOnOutOfMemoryError")
 LOGGING = (
@@ -68,26 +69,26 @@ LOGGING = (
 
 
 class External(Struct, frozen=True, tag=True):
-    """KAFKA_BOOTSTRAP_SERVERS names one."""
+    """A Kafka at the addresses in KAFKA_BOOTSTRAP_SERVERS."""
 
     bootstrap_servers: str
 
 
 class Embedded(Struct, frozen=True, tag=True):
-    """Java runs one from the jars that Maven fetches."""
+    """A Kafka that Java runs, from the jars that Maven fetches."""
 
     java: str
     mvn: str
 
 
 class Docker(Struct, frozen=True, tag=True):
-    """A Docker engine runs one."""
+    """A Kafka in a container of a Docker engine."""
 
     docker: str
 
 
 class Missing(Struct, frozen=True, tag=True):
-    """What a choice lacks, as a clause that says what to install or start."""
+    """A choice that this machine cannot run; `remedy` is a clause that says what to install or start."""
 
     remedy: str
 
@@ -98,7 +99,7 @@ Which = Callable[[str], str | None]
 
 
 def java_version(java: str) -> int | None:
-    """Ask `java` for its major version; None where it cannot run (macOS has a stub that only says so)."""
+    """Return the major version of `java`, or None if it cannot run (macOS has a stub that only says so)."""
     try:
         done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
@@ -107,13 +108,13 @@ def java_version(java: str) -> int | None:
 
 
 def parse_java_version(text: str) -> int | None:
-    """Find 17 in `openjdk version "17.0.15"`, and 8 in the older form `"1.8.0_402"`."""
-    found = re.search(r'version "(?:1\.)?(\d+)', text)
-    return int(found[1]) if found else None
+    """Return 17 for `openjdk version "17.0.15"`, and 8 for the older form `"1.8.0_402"`."""
+    match = re.search(r'version "(?:1\.)?(\d+)', text)
+    return int(match[1]) if match else None
 
 
 def engine_answers(docker: str) -> bool:
-    """Ask whether the engine behind the `docker` command is there; the command alone says nothing."""
+    """Return whether the engine behind the `docker` command answers; the command alone proves nothing."""
     try:
         done = subprocess.run([docker, "version"], capture_output=True, timeout=15, check=False)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
@@ -122,7 +123,7 @@ def engine_answers(docker: str) -> bool:
 
 
 def find_program(name: str) -> str | None:
-    """Find a program on the PATH; for Java, JAVA_HOME goes first, as Maven has it too."""
+    """Return the path of a program from the PATH; for Java, JAVA_HOME goes first, as in Maven."""
     home = os.environ.get("JAVA_HOME")
     own = shutil.which(Path(home, "bin", "java")) if home and name == "java" else None
     return str(own) if own else shutil.which(name)
@@ -134,10 +135,10 @@ def choose_kafka(
     java_version: Callable[[str], int | None] = java_version,
     engine_answers: Callable[[str], bool] = engine_answers,
 ) -> Choice:
-    """Choose the Kafka of DESIGN, section 9: the one that is named, else Maven's, else Docker's.
+    """Return the Kafka of DESIGN, section 9: an external one if set, else Maven's, else Docker's.
 
-    `ORDERS_KAFKA` forces a local one, even past a named one: whoever writes it wants to leave a shared cluster alone.
-    Raises EmbeddedError, in one line that says what to install or set.
+    `ORDERS_KAFKA` forces a local one even if an external one is set, and so protects a shared cluster. Raises
+    EmbeddedError with one line that says what to install or set.
     """
     if settings.kafka_bootstrap_servers and not settings.kafka:
         return External(settings.kafka_bootstrap_servers)
@@ -162,8 +163,8 @@ def _embedded(which: Which, java_version: Callable[[str], int | None]) -> Embedd
     java, mvn = which("java"), which("mvn")
     version = java_version(java) if java else None
     if java is None or version is None or version < JAVA_MIN:
-        found = f" (found Java {version})" if version else ""
-        return Missing(f"install Java {JAVA_MIN} or newer{found}" + ("" if mvn else " and Maven"))
+        actual = f" (found Java {version})" if version else ""
+        return Missing(f"install Java {JAVA_MIN} or newer{actual}" + ("" if mvn else " and Maven"))
     return Embedded(java, mvn) if mvn else Missing("install Maven (no mvn on the PATH)")
 
 
@@ -175,7 +176,7 @@ def _docker(which: Which, engine_answers: Callable[[str], bool]) -> Docker | Mis
 
 
 def local_broker(choice: Local, settings: Settings) -> Broker:
-    """Make the chosen local Kafka ready under the settings' data directory and port; it does not run yet."""
+    """Prepare the chosen local Kafka with the data directory and port of the settings; it does not run yet."""
     directory = settings.data_dir / "kafka"
     match choice:
         case Embedded():
@@ -185,22 +186,22 @@ def local_broker(choice: Local, settings: Settings) -> Broker:
 
 
 def embedded_broker(choice: Embedded, directory: Path, port: int = 0) -> Broker:
-    """Make a node ready whose settings, data and log lie in `directory`; the jars are fetched if need be.
+    """Prepare a node with its settings, data and log in `directory`; fetch the jars if necessary.
 
-    A directory that was used before keeps its topics and records. Port 0 takes a free one.
+    A directory that was used before keeps its topics and records. Port 0 takes a free port.
     """
     port = port or free_port()
     return prepare_node(choice, directory, port, _node_properties(port, free_port()))
 
 
 def prepare_node(choice: Embedded, directory: Path, port: int, properties: Mapping[str, str]) -> Broker:
-    """Make a node ready that has these properties and answers at `port`, for one that is not alone in its cluster.
+    """Prepare a node that has these properties and answers at `port`, for a cluster of several nodes.
 
-    Paths among the properties are seen from `directory`, and `log.dirs` is `data`.
+    Paths among the properties are relative to `directory`, and `log.dirs` is `data`.
     """
     jars = fetch_jars(choice.mvn, cache_dir())
     directory.mkdir(parents=True, exist_ok=True)
-    open_log(directory / LOG).close()  # before we overwrite the settings of one that runs there
+    open_log(directory / LOG).close()  # fails before the settings of a running node are overwritten
     Path(directory, "server.properties").write_text(_lines(properties), encoding="ascii")
     java = [choice.java, "-cp", f"{jars}/*"]
     if not Path(directory, "data", "meta.properties").exists():
@@ -209,9 +210,9 @@ def prepare_node(choice: Embedded, directory: Path, port: int, properties: Mappi
 
 
 def _node_properties(port: int, controller_port: int) -> dict[str, str]:
-    """Give the node's settings without any path, so that none needs escaping: Kafka runs in its directory.
+    """Return the node's settings, without absolute paths, which might need escaping: Kafka runs in its directory.
 
-    A static quorum, because the controller's free port may be another one at the next start.
+    The quorum is static, because the controller may get another free port at the next start.
     """
     return {
         "process.roles": "broker,controller",
@@ -238,19 +239,19 @@ def _format(java: list[str], directory: Path) -> None:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise EmbeddedError(f"Kafka cannot use {directory} (set ORDERS_DATA_DIR to another place): {' '.join(last)}")
+        raise EmbeddedError(f"Kafka cannot use {directory} (set ORDERS_DATA_DIR to another one): {' '.join(last)}")
 
 
 def cache_dir() -> Path:
-    """Say where the jars are kept between runs."""
+    """Return the directory that keeps the jars between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "order-service"
 
 
 def fetch_jars(mvn: str, cache: Path, pom: Path = POM) -> Path:
     """Let Maven copy Kafka's jars into a folder of `cache`, once; return the folder.
 
-    The folder appears whole or not at all, and its name holds a digest of the pom, so that other jars are another
-    folder. Of two runs at once one fetches and the other waits for it.
+    The folder appears only when it is complete. Its name has a digest of the pom, so other jars are in another folder.
+    Of two runs at the same time, one fetches and the other waits for it.
     """
     digest = hashlib.blake2b(pom.read_bytes(), digest_size=4).hexdigest()
     folder = cache / f"kafka-{VERSION}-{digest}"
@@ -258,18 +259,18 @@ def fetch_jars(mvn: str, cache: Path, pom: Path = POM) -> Path:
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with Path(cache, "fetch.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file closes, or its holder dies
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, or its holder dies
         if not folder.is_dir():
             _fetch_into(folder, mvn, pom)
     return folder
 
 
 def _fetch_into(folder: Path, mvn: str, pom: Path) -> None:
-    log.info("Maven fetches Kafka, once; it takes a moment", version=VERSION, folder=str(folder))
+    log.info("Maven fetches Kafka once; this takes a moment.", version=VERSION, folder=str(folder))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as unfinished:
         jars = Path(unfinished, "jars")
         goal = ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
-        # Maven writes beside its pom, which may lie where we must not write.
+        # Maven writes beside its pom, whose directory may be read-only.
         own_pom = shutil.copy(pom, unfinished)
         command = [mvn, "--batch-mode", "--quiet", "--file", own_pom, *goal]
         done = subprocess.run(  # noqa: S603
@@ -283,18 +284,18 @@ def _fetch_into(folder: Path, mvn: str, pom: Path) -> None:
 def _first_error(output: str) -> str:
     lines = [line for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("[ERROR] ") for line in lines if line.startswith("[ERROR]")]
-    return (errors or lines or ["it said nothing"])[0][:300]
+    return (errors or lines or ["it wrote no output"])[0][:300]
 
 
 def docker_broker(choice: Docker, directory: Path, port: int = 0) -> Broker:
-    """Make a container ready that runs in the foreground; its data is a volume named after the port.
+    """Prepare a container that runs in the foreground; its data is a volume named after the port.
 
-    `directory` gets the log alone: a folder of ours would not be writable for the user inside the image.
+    `directory` gets the log only: the user inside the image could not write to it.
     """
     port = port or free_port()
     directory.mkdir(parents=True, exist_ok=True)
     name = f"order-service-kafka-{port}"
-    # One that a killed run left behind would keep the name. Its data is in the volume.
+    # A container that a killed run left behind would keep the name. Its data is in the volume.
     subprocess.run([choice.docker, "rm", "--force", name], capture_output=True, timeout=60, check=False)  # noqa: S603
     options = ["--rm", "--name", name, "--publish", f"{HOST}:{port}:9092", "--volume", f"{name}:/var/lib/kafka/data"]
     variables = [part for key, value in container_env(port).items() for part in ("--env", f"{key}={value}")]
@@ -304,9 +305,9 @@ def docker_broker(choice: Docker, directory: Path, port: int = 0) -> Broker:
 
 
 def container_env(port: int) -> dict[str, str]:
-    """Give the image's variables for a node that the host reaches at 127.0.0.1 and `port`.
+    """Return the image's environment for a node that the host reaches at 127.0.0.1 and `port`.
 
-    Two listeners, because a node also calls itself, and inside the container the host's port leads nowhere.
+    Two listeners, because a node also calls itself, and the host's port does not exist inside the container.
     Source: the image's README: a property a.b is KAFKA_A_B; setting one discards all its defaults.
     """
     properties = {

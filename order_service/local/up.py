@@ -1,4 +1,4 @@
-"""What `order-service up` starts: Kafka and the User Service stub, unless they are named, and all of our processes."""
+"""The run of `order-service up`: Kafka and the User Service stub, unless they are set, and all of our processes."""
 
 import asyncio
 import http.client
@@ -21,9 +21,9 @@ from order_service.local.kafka import External, Local, choose_kafka, local_broke
 from order_service.local.supervisor import Child, Supervisor
 from order_service.settings import Settings
 
-Say = Callable[[str], object]
+Report = Callable[[str], object]
 
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - we do not listen, we look there
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - to connect to, not to listen on
 NAMES = {
     "kafka": "Kafka",
     "users": "the User Service stub",
@@ -31,33 +31,33 @@ NAMES = {
     "projector": "the projector",
     "web": "the HTTP server",
 }
-OURS = (sys.executable, "-P", "-m", "order_service.cli")
-"""`-P`: a file in the current folder must not stand in for a module."""
+CLI = (sys.executable, "-P", "-m", "order_service.cli")
+"""`-P`: a file in the current directory must not replace a module."""
 
 
 class Running(Struct, frozen=True):
-    """Where everything is."""
+    """The addresses of a run."""
 
     http: str
     kafka: str
     users: str
     health: Mapping[str, str]
-    """Of each of our processes; its `/metrics` are at the same port."""
+    """The health address of each of our processes; its `/metrics` are on the same port."""
     hints: Mapping[str, str]
-    """What another terminal must have set to mean this run."""
+    """The settings that another terminal needs to use this run."""
 
     def as_dict(self) -> dict[str, object]:
-        """Give it for a program."""
+        """Return the addresses for JSON output."""
         return structs.asdict(self)
 
 
-def run(settings: Settings, *, say: Say, on_ready: Callable[[Running], object]) -> int:
-    """Run all of it until SIGINT or SIGTERM, then end it; give the exit code.
+def run(settings: Settings, *, report: Report, on_ready: Callable[[Running], object]) -> int:
+    """Run everything until SIGINT or SIGTERM, then stop it; return the exit code.
 
-    `say` is told what is going on, `on_ready` once where everything is. Raises EmbeddedError or PortTakenError, in one
-    line, if it cannot begin.
+    `report` gets a line for each step, `on_ready` once the addresses. Raises EmbeddedError or PortTakenError with one
+    line if the run cannot start.
     """
-    # Until the supervisor takes over, SIGTERM must end a Maven that we have started, as Ctrl-C does.
+    # Until the supervisor takes over, SIGTERM must stop a running Maven, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     hints = _hints(settings)
     settings = _with_ports(settings)
@@ -67,7 +67,7 @@ def run(settings: Settings, *, say: Say, on_ready: Callable[[Running], object]) 
     _check_ports(settings, has_kafka=not isinstance(choice, External), has_stub=has_stub)
     url = _url(settings.host, settings.users_port) if has_stub else settings.user_service_url
     environment = _environment(settings, servers, url, is_local=not isinstance(choice, External))
-    children = [] if isinstance(choice, External) else [_kafka(choice, settings, say)]
+    children = [] if isinstance(choice, External) else [_kafka(choice, settings, report)]
     children += [_users(settings, environment)] if has_stub else []
     children += [_worker(settings, environment)]
     ports = {name: free_port() for name in ("projector", "web")}
@@ -75,14 +75,14 @@ def run(settings: Settings, *, say: Say, on_ready: Callable[[Running], object]) 
     admin_ports = {"worker": settings.admin_port, **ports}
     health = {name: f"{_url(settings.host, port)}/health/ready" for name, port in admin_ports.items()}
     running = Running(_url(settings.host, settings.http_port), servers, _without_user(url), health, hints)
-    supervisor = Supervisor([_announced(child, say) for child in children])
+    supervisor = Supervisor([_announced(child, report) for child in children])
     code = asyncio.run(supervisor.run(lambda: on_ready(running)))
-    say("all of it has ended")
+    report("everything has stopped")
     return code
 
 
 def ready_lines(running: Running, took_s: float) -> list[str]:
-    """Say that it is ready, where everything is, and what to try in another terminal."""
+    """Return the lines that show the addresses of a ready run, and what to try in another terminal."""
     prefix = "".join(f"{name}={value} " for name, value in running.hints.items()) + _program()
     health = ", ".join(f"{name} {url}" for name, url in running.health.items())
     return [
@@ -94,18 +94,18 @@ def ready_lines(running: Running, took_s: float) -> list[str]:
         f"  {prefix} timeline order-1",
         f"  {prefix} list",
         f"  curl {running.http}/v1/orders/order-1",
-        "Ctrl-C ends all of it; the data stays.",
+        "Ctrl-C stops everything; the data stays.",
     ]
 
 
 def _program() -> str:
-    """Give the command as another terminal in this folder can type it."""
+    """Return the command as it can be typed in another terminal in this directory."""
     if shutil.which("order-service") is not None:
         return "order-service"
-    called = Path(sys.argv[0])
-    if called.name != "order-service":
+    script = Path(sys.argv[0])
+    if script.name != "order-service":
         return "order-service"
-    return str(called.relative_to(Path.cwd())) if called.is_relative_to(Path.cwd()) else str(called)
+    return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
 
 
 def _hints(settings: Settings) -> dict[str, str]:
@@ -123,13 +123,13 @@ def _hints(settings: Settings) -> dict[str, str]:
 
 
 def _with_ports(settings: Settings) -> Settings:
-    """Find a free port for each that is 0: all children must be told the same one."""
+    """Return the settings with a free port for each port 0, so that all children use the same one."""
     fields = ("kafka_port", "admin_port", "users_port", "http_port")
     return settings.model_copy(update={field: free_port() for field in fields if getattr(settings, field) == 0})
 
 
 def _check_ports(settings: Settings, *, has_kafka: bool, has_stub: bool) -> None:
-    """Look before anything is started, so that a used port is one line and not a child's long end."""
+    """Raise PortTakenError before anything starts: otherwise a taken port would end a child with a long log."""
     ports = {"ORDERS_HTTP_PORT": settings.http_port, "ORDERS_ADMIN_PORT": settings.admin_port}
     if has_kafka:
         ports["ORDERS_KAFKA_PORT"] = settings.kafka_port
@@ -139,17 +139,17 @@ def _check_ports(settings: Settings, *, has_kafka: bool, has_stub: bool) -> None
         raise PortTakenError(f"{', '.join(sorted(ports))} must be different ports")
     for name, port in ports.items():
         if is_taken(port):
-            raise PortTakenError(f"port {port} is taken: end what listens there, or set {name} to another one")
+            raise PortTakenError(f"port {port} is taken: stop the process that uses it, or set {name} to another one")
 
 
-def _kafka(choice: Local, settings: Settings, say: Say) -> Child:
+def _kafka(choice: Local, settings: Settings, report: Report) -> Child:
     _check_data_dir(settings.data_dir)
-    say("Kafka is made ready ...")
+    report("Kafka is being prepared ...")
     try:
         return local_broker(choice, settings).child()
     except OSError as error:
-        place = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise EmbeddedError(f"Kafka cannot be made ready ({place}): set ORDERS_DATA_DIR, or XDG_CACHE_HOME") from error
+        cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise EmbeddedError(f"Kafka cannot be prepared ({cause}): set ORDERS_DATA_DIR, or XDG_CACHE_HOME") from error
 
 
 def _check_data_dir(directory: Path) -> None:
@@ -158,14 +158,14 @@ def _check_data_dir(directory: Path) -> None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        line = f"the folder {directory} cannot be written ({error.strerror}): set ORDERS_DATA_DIR to another place"
+        line = f"the folder {directory} cannot be written ({error.strerror}): set ORDERS_DATA_DIR to another one"
         raise EmbeddedError(line) from error
 
 
 def _users(settings: Settings, environment: Mapping[str, str]) -> Child:
     return Child(
         name="users",
-        command=(*OURS, "users"),
+        command=(*CLI, "users"),
         env=environment,
         ready=lambda: _answers(settings.host, settings.users_port, "/mode"),
     )
@@ -174,7 +174,7 @@ def _users(settings: Settings, environment: Mapping[str, str]) -> Child:
 def _worker(settings: Settings, environment: Mapping[str, str]) -> Child:
     return Child(
         name="worker",
-        command=(*OURS, "worker", "--create-topics"),
+        command=(*CLI, "worker", "--create-topics"),
         env=environment,
         ready=lambda: has_started(settings.host, settings.admin_port),
         ready_within_s=120.0,
@@ -182,10 +182,10 @@ def _worker(settings: Settings, environment: Mapping[str, str]) -> Child:
 
 
 def _with_admin_port(name: str, port: int, settings: Settings, environment: Mapping[str, str]) -> Child:
-    """Start one that waits until all views are built; its admin port is another: ORDERS_ADMIN_PORT is the worker's."""
+    """Return a child that is ready when all views are built, with an admin port of its own instead of the worker's."""
     return Child(
         name=name,
-        command=(*OURS, name),
+        command=(*CLI, name),
         env={**environment, "ORDERS_ADMIN_PORT": str(port)},
         ready=lambda: has_started(settings.host, port),
         ready_within_s=3600.0,
@@ -193,8 +193,8 @@ def _with_admin_port(name: str, port: int, settings: Settings, environment: Mapp
 
 
 def _environment(settings: Settings, servers: str, user_service_url: str, *, is_local: bool) -> dict[str, str]:
-    """Tell the children what was decided here; the rest they read as we did."""
-    told = {
+    """Return the environment of the children: ours, with the settings that were decided here."""
+    overrides = {
         "KAFKA_BOOTSTRAP_SERVERS": servers,
         "ORDERS_KAFKA": "",
         "ORDERS_PARTITIONS": str(settings.partitions),
@@ -205,32 +205,32 @@ def _environment(settings: Settings, servers: str, user_service_url: str, *, is_
         "USER_SERVICE_URL": user_service_url,
     }
     if is_local and not settings.instance_id:
-        # Under its old name a restarted worker has its partitions back at once, not when its session has expired.
-        told["ORDERS_INSTANCE_ID"] = "up-1"
-    return dict(os.environ) | told
+        # A restarted worker with the same id gets its partitions back at once, not after its session has expired.
+        overrides["ORDERS_INSTANCE_ID"] = "up-1"
+    return dict(os.environ) | overrides
 
 
-def _announced(child: Child, say: Say) -> Child:
-    return structs.replace(child, ready=_Announcer(child, say))
+def _announced(child: Child, report: Report) -> Child:
+    return structs.replace(child, ready=_Announcer(child, report))
 
 
 class _Announcer:
-    """Asks whether a child has started, and says so when it begins to start and when it has."""
+    """A readiness check of a child that also reports when it starts and when it has started."""
 
-    def __init__(self, child: Child, say: Say) -> None:
+    def __init__(self, child: Child, report: Report) -> None:
         self._name = NAMES[child.name]
-        self._ask = child.ready or (lambda: True)
-        self._say = say
+        self._is_ready = child.ready or (lambda: True)
+        self._report = report
         self._is_starting = False
 
     def __call__(self) -> bool:
         if not self._is_starting:
             self._is_starting = True
-            self._say(f"{self._name} is starting ...")
-        if not self._ask():
+            self._report(f"{self._name} is starting ...")
+        if not self._is_ready():
             return False
         self._is_starting = False
-        self._say(f"{self._name} has started")
+        self._report(f"{self._name} has started")
         return True
 
 
@@ -250,8 +250,8 @@ def _answers(host: str, port: int, path: str) -> bool:
 
 
 def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    """Return status and body of an answer; status 0 if there is none."""
-    connection = http.client.HTTPConnection(EVERYWHERE.get(host, host), port, timeout=1.0)
+    """Return the status and body of an answer, or status 0 without one."""
+    connection = http.client.HTTPConnection(ANY_ADDRESS.get(host, host), port, timeout=1.0)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -263,11 +263,11 @@ def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
 
 
 def _without_user(url: str) -> str:
-    """Take name and password out of a URL that is shown."""
+    """Return a URL without user name and password, to show it."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _url(host: str, port: int) -> str:
-    host = EVERYWHERE.get(host, host)
+    host = ANY_ADDRESS.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

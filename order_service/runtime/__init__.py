@@ -1,1 +1,1 @@
-"""What every process shares: logs, signals, the watchdog, the admin port."""
+"""The runtime of every process: logs, signals, the watchdog, the admin port."""

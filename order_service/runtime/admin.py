@@ -1,6 +1,6 @@
-"""The admin port: is the process alive, is it ready, and what does it measure.
+"""The admin port: liveness, readiness and metrics of the process.
 
-It has a thread and an event loop of its own, so it answers before Kafka does, while the process is busy or ends.
+It has its own thread and event loop, so it answers before Kafka is up, and while the process is busy or ends.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ STOP_WITHIN_S: Final = 5.0
 class AdminServer:
     """Serves `/health/live`, `/health/ready` and `/metrics`; used with `with`.
 
-    `faults` returns why the process is not ready, `is_starting` whether it has not begun its work yet: a process may
-    work and have faults. Both may be replaced at any time, and are called from another thread.
+    `faults` returns why the process is not ready. `is_starting` returns whether it has not begun its work yet: a
+    process may work and have faults. Both may be replaced at any time, and are called from another thread.
     """
 
     def __init__(self, host: str, port: int, faults: Callable[[], list[str]]) -> None:
@@ -31,12 +31,12 @@ class AdminServer:
         self._host = host
         self._port = port
         self._loop = asyncio.new_event_loop()
-        self._told_to_stop = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._thread = Thread(target=self._run, name="admin", daemon=True)
         self._listening: Future[None] = Future()
 
     def __enter__(self) -> Self:
-        """Listen; PortTakenError says why that cannot be, and names the setting."""
+        """Start to listen. Raises PortTakenError, with the reason and the setting, if that fails."""
         self._thread.start()
         self._listening.result()
         return self
@@ -44,8 +44,8 @@ class AdminServer:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Stop listening."""
-        self._loop.call_soon_threadsafe(self._told_to_stop.set)
+        """Stop listening, and wait up to `STOP_WITHIN_S` for the thread."""
+        self._loop.call_soon_threadsafe(self._stop_requested.set)
         self._thread.join(STOP_WITHIN_S)
 
     def _run(self) -> None:
@@ -68,7 +68,7 @@ class AdminServer:
             self._listening.set_exception(error)
         else:
             self._listening.set_result(None)
-            await self._told_to_stop.wait()
+            await self._stop_requested.wait()
         finally:
             await runner.cleanup()
 

@@ -1,7 +1,7 @@
 """Deadlines by a clock that stops while the event loop is blocked.
 
-A loop that was busy for 20 s has not waited for the broker for 20 s: the answer may lie in the socket, unread. So only
-the time counts in which the loop could have read it.
+A loop that was busy for 20 s has not waited 20 s for the broker: the response may be in the socket, unread. So only the
+time in which the loop could have read it counts.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 TICK_S: Final = 0.5
-"""However long the loop was blocked, it counts as one tick."""
+"""The length of a tick. A blocked loop counts as one tick, however long it was blocked."""
 
 
 @asynccontextmanager
 async def deadline(seconds: float) -> AsyncIterator[None]:
-    """Raise TimeoutError if the block takes longer than `seconds` of a loop that runs; used like `asyncio.timeout`."""
+    """Raise TimeoutError if the block takes longer than `seconds` of running loop; used like `asyncio.timeout`."""
     loop = asyncio.get_running_loop()
     ticking: asyncio.TimerHandle | None = None
     async with asyncio.timeout(None) as timeout:

@@ -1,7 +1,7 @@
 """Logs: one constant sentence and fields; JSON for machines, colours on a terminal; never a payload.
 
-A thread writes them: a pipe that nobody reads holds up this thread and nothing else. What does not fit into its queue
-is dropped and counted.
+A thread writes them, so a pipe without a reader blocks this thread only. Lines that do not fit into its queue are
+dropped and counted.
 """
 
 import contextlib
@@ -37,39 +37,39 @@ FLUSH_WITHIN_S: Final = 1.0
 DROPPED: Final = Counter("orders_log_lines_dropped_total", "Log lines that stderr did not take in time.")
 
 
-class Seldom(logging.Filter):
-    """Lets a library say the same sentence once a second: aiokafka repeats it every few ms while Kafka is away."""
+class RepeatFilter(logging.Filter):
+    """Passes a sentence of a library once a second: aiokafka repeats it every few ms while Kafka is away."""
 
     def __init__(self, library: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._library = library
         self._clock = clock
-        self._said: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether this record is not a repeat."""
+        """Return whether this record is not a repeat."""
         if not record.name.startswith(self._library):
             return True
         now = self._clock()
-        if now - self._said.get(str(record.msg), now - 1) < 1:
+        if now - self._logged_at.get(str(record.msg), now - 1) < 1:
             return False
-        self._said[str(record.msg)] = now
+        self._logged_at[str(record.msg)] = now
         return True
 
 
-class Grave(logging.Filter):
-    """Drops what aiokafka's group coordinator calls an error and tries again: at a first start there is none yet.
+class CoordinatorFilter(logging.Filter):
+    """Drops the errors that aiokafka's group coordinator retries: at a first start, there is no coordinator yet.
 
-    What it does not try again is kept: an exception of ours or of its own, and a session that expired.
+    Errors that it does not retry pass: exceptions, from us or from it, and an expired session.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether this record is of another logger, or is worth a line."""
+        """Return whether this record is from another logger, or will not be retried."""
         return record.name != COORDINATOR or bool(record.exc_info) or str(record.msg).startswith("Heartbeat session")
 
 
 class QueuedHandler(logging.Handler):
-    """Hands each line to a thread that writes it, in order; drops it where the queue is full."""
+    """Passes each line to a thread that writes it, in order. Drops the line if the queue is full."""
 
     def __init__(self, stream: TextIO, *, lines_max: int = QUEUED_LINES) -> None:
         super().__init__()
@@ -79,14 +79,14 @@ class QueuedHandler(logging.Handler):
         Thread(target=self._write_all, name="log", daemon=True).start()
 
     def close(self) -> None:
-        """Write what is left, and end the thread."""
+        """Write the queued lines, and end the thread."""
         self.flush()
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a line; never wait."""
+        """Queue a line without waiting."""
         try:
             line = self.format(record)
         except Exception:  # noqa: BLE001, as every handler does: a log line must not end what logs it
@@ -99,7 +99,7 @@ class QueuedHandler(logging.Handler):
             DROPPED.inc()
 
     def flush(self) -> None:
-        """Wait until all is written, 1 s at most."""
+        """Wait until all lines are written, 1 s at most."""
         deadline = time.monotonic() + FLUSH_WITHIN_S
         with self._lines.all_tasks_done:
             while self._lines.unfinished_tasks and (left_s := deadline - time.monotonic()) > 0:
@@ -117,7 +117,7 @@ class QueuedHandler(logging.Handler):
     def _put(self, line: str) -> None:
         try:
             self._write(f"{line}\n")
-        except (OSError, ValueError):  # stderr is closed, or its reader is: there is nothing else to report it to
+        except (OSError, ValueError):  # stderr or its reader is closed: there is no other way to report it
             DROPPED.inc()
 
 
@@ -127,22 +127,22 @@ def _about_dropped(count: int) -> logging.LogRecord:
 
 
 def _writer_to(stream: TextIO) -> Callable[[str], object]:
-    """Write past the buffer of `stream`, whose lock a thread that hangs would hold when the interpreter ends."""
+    """Return a function that writes past the buffer of `stream`: a hanging thread would hold its lock at exit."""
     try:
-        number = stream.fileno()
+        descriptor = stream.fileno()
     except (AttributeError, io.UnsupportedOperation):
         return stream.write
 
     def write(text: str) -> None:
         rest = text.encode(errors="backslashreplace")
         while rest:
-            rest = rest[os.write(number, rest) :]
+            rest = rest[os.write(descriptor, rest) :]
 
     return write
 
 
 def configure(style: Literal["", "json", "console"] = "", level: int = logging.INFO) -> None:
-    """Send our logs and those of the libraries to stderr in one style; without a style, the terminal decides."""
+    """Configure our logs and those of the libraries: to stderr, in one style. Without a style, the terminal decides."""
     console = style == "console" or (style == "" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     tail: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
@@ -164,9 +164,9 @@ def configure(style: Literal["", "json", "console"] = "", level: int = logging.I
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
         )
     )
-    handler.addFilter(Grave())
-    handler.addFilter(Seldom("aiokafka"))
+    handler.addFilter(CoordinatorFilter())
+    handler.addFilter(RepeatFilter("aiokafka"))
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    stamina.instrumentation.set_on_retry_hooks([])  # whoever retries says itself what is worth a line
+    stamina.instrumentation.set_on_retry_hooks([])  # our code logs its own retries
     for name, quiet_level in _QUIET.items():
         logging.getLogger(name).setLevel(quiet_level)

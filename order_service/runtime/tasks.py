@@ -1,14 +1,13 @@
-"""Why a task has failed: no task ends without a sign."""
+"""The failure of a task, so that no task ends unnoticed."""
 
 import asyncio
 from typing import Any
 
 
 def failure_of(task: "asyncio.Task[Any]", *, is_stopping: bool) -> BaseException | None:
-    """Return why a task has failed; None if it is done, or was cancelled because its owner stops.
+    """Return why a task has failed, or None if it is done or was cancelled because its owner stops.
 
-    A task also ends as cancelled where a library lets a CancelledError out. Its work would stop then, and nothing would
-    report it.
+    A task also ends as cancelled if a library lets a CancelledError out. Its work would then stop without a report.
     """
     if not task.cancelled():
         return task.exception()

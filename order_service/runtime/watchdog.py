@@ -1,8 +1,8 @@
 """A thread that ends the process when its event loop hangs.
 
-A member whose loop hangs keeps its partitions, since another thread sends its heartbeats; and the admin port of every
-process answers from a thread of its own. The watchdog counts its own ticks instead of seconds: both stand still in a
-stopped process (SIGSTOP) and on a suspended machine.
+A member whose loop hangs keeps its partitions, because another thread sends its heartbeats. The admin port answers from
+its own thread, too. The watchdog counts its own ticks instead of seconds: both stand still in a stopped process
+(SIGSTOP) and on a suspended machine.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ SILENCE_MIN_S: Final = 10.0
 FRAMES: Final = 20
 STDERR: Final = 2
 LINE_BYTES: Final = select.PIPE_BUF
-"""A pipe that is ready to be written to takes so much without blocking."""
+"""How many bytes a writable pipe accepts without blocking."""
 
 
-def silence_of(session_timeout_s: float) -> float:
-    """Return for how long a loop may run nothing: as long as the group waits for a member, at least 10 s."""
+def silence_limit_s(session_timeout_s: float) -> float:
+    """Return how long a loop may run nothing: as long as the group waits for a member, at least 10 s."""
     return max(SILENCE_MIN_S, session_timeout_s)
 
 
 class Watchdog:
-    """Watches the event loop of the thread that calls `start`, and ends the process when it is silent for too long.
+    """Watches the event loop of the thread that calls `start`, and ends the process if the loop runs nothing.
 
-    `before_end` runs first, in the thread of the watchdog. It must return by itself; what it raises is reported.
+    After `silence_s`, `before_end` runs in the thread of the watchdog. It must return; its errors are reported.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Watchdog:
         self._watched = 0
 
     def start(self) -> None:
-        """Watch the running loop; called in its thread."""
+        """Start to watch the running loop. Call it in the loop's thread."""
         loop = asyncio.get_running_loop()
         self._watched = get_ident()
         Thread(target=self._watch, args=(loop,), name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching, and end the thread."""
         self._stopped.set()
 
     def _beat(self) -> None:
@@ -75,9 +75,9 @@ class Watchdog:
                 loop.call_soon_threadsafe(self._beat)
 
     def _bark(self) -> None:
-        end_after((self._say_why, self._before_end), LoopHung.exit_code, self._end)
+        end_after((self._report, self._before_end), LoopHung.exit_code, self._end)
 
-    def _say_why(self) -> None:
+    def _report(self) -> None:
         write_at_once(
             "This process ends.",
             exit_code=LoopHung.exit_code,
@@ -87,7 +87,7 @@ class Watchdog:
 
 
 def end_after(steps: Iterable[Callable[[], object]], code: int, end: Callable[[int], object] = os._exit) -> None:
-    """Run each step, report what it raises, and end the process whatever happens."""
+    """Run each step, report its errors, and end the process in any case."""
     try:
         for step in steps:
             _run(step)
@@ -98,12 +98,12 @@ def end_after(steps: Iterable[Callable[[], object]], code: int, end: Callable[[i
 def _run(step: Callable[[], object]) -> None:
     try:
         step()
-    except Exception as error:  # noqa: BLE001, a process that must end ends without this step
-        write_at_once("A step before the end of this process has failed.", error=repr(error))
+    except Exception as error:  # noqa: BLE001, a process that must end does so without this step
+        write_at_once("A step before the process exit failed.", error=repr(error))
 
 
 def stack_of(frame: FrameType | None) -> list[str]:
-    """Return the innermost functions of a stack, the innermost first: names and lines, no values."""
+    """Return up to 20 functions of a stack, innermost first: names and lines, no values."""
     stack: list[str] = []
     while frame is not None and len(stack) < FRAMES:
         stack.append(f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_name}:{frame.f_lineno}")
@@ -112,8 +112,8 @@ def stack_of(frame: FrameType | None) -> list[str]:
 
 
 def write_at_once(event: str, *, level: str = "error", **fields: object) -> None:
-    """Write one line to stderr without the log, which may be what hangs; nothing where stderr takes nothing."""
-    said = {**fields, "event": event, "level": level, "timestamp": datetime.now(UTC).isoformat()}
-    line = json.dumps(said).encode()[: LINE_BYTES - 1] + b"\n"
+    """Write one line to stderr, bypassing the log, which may hang. Write nothing if stderr is not writable."""
+    entry = {**fields, "event": event, "level": level, "timestamp": datetime.now(UTC).isoformat()}
+    line = json.dumps(entry).encode()[: LINE_BYTES - 1] + b"\n"
     if select.select([], [STDERR], [], 0)[1]:
         os.write(STDERR, line)

@@ -130,8 +130,8 @@ class Following:
         self._reader = await Reader(self._settings).__aenter__()
         names = self._names
         try:
-            self._partitions = len(await self._reader.places(names.commands))  # where it is missing, say so now
-            self._places = await self._reader.places(
+            self._partitions = len(await self._reader.partitions(names.commands))  # where it is missing, say so now
+            self._places = await self._reader.partitions(
                 names.events, names.rejections, names.dead_letters, names.table, names.waiting
             )
         except BaseException:
@@ -228,7 +228,7 @@ class Following:
         now = asyncio.get_running_loop().time
         stop_at, add_at = now() + LINGER_S, now() + ADD_EVERY_S
         while True:
-            self._hear(await self._reader.some())
+            self._hear(await self._reader.poll())
             if self._leaderless and now() > add_at:
                 await self._add()
                 add_at = now() + ADD_EVERY_S

@@ -19,7 +19,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from order_service.errors import DamagedError, HistoryError, KafkaAwayError, OrderServiceError, SetupError
 from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
-from order_service.kafka.record_batches import damaged_place
+from order_service.kafka.record_batches import damaged_partition
 from order_service.kafka.registry_client import Ids, registry_of
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.runtime.library_logger import library_logger
@@ -104,7 +104,7 @@ class PlacedLog:
 
     async def _fetch(self) -> list[ConsumerRecord]:
         """Wait for some records, maybe none; where that fails, the next call tries again and gets the same ones."""
-        self._fetching = self._fetching or asyncio.ensure_future(self._reader.some())
+        self._fetching = self._fetching or asyncio.ensure_future(self._reader.poll())
         try:
             records = await asyncio.shield(self._fetching)  # who is cancelled here leaves it to whoever asks next
         except OrderServiceError:
@@ -114,7 +114,7 @@ class PlacedLog:
         return records
 
     async def _begin(self) -> None:
-        places = await self._reader.places(self.names.events)
+        places = await self._reader.partitions(self.names.events)
         starts, ends = await self._reader.starts(places), await self._reader.ends(places)
         for place in places:
             at = self._start.get(place.partition, starts[place])
@@ -195,7 +195,7 @@ class GroupLog:
         consumer = await self._started()
         try:
             async with Reader(self._settings) as reader:
-                places = await reader.places(self.names.events)
+                places = await reader.partitions(self.names.events)
                 consumer.assign(places)
                 if await self._is_begun(consumer, places):
                     return  # the ends, which a partition without a leader does not tell, are not needed
@@ -254,7 +254,7 @@ class GroupLog:
             with kafka_answers(self._servers):
                 fetched = await self._consumer.getmany(timeout_ms=500, max_records=1)
         except KafkaAwayError as error:
-            if isinstance(error.__cause__, CorruptRecordException) and (place := damaged_place(error.__cause__)):
+            if isinstance(error.__cause__, CorruptRecordException) and (place := damaged_partition(error.__cause__)):
                 raise DamagedError(place, await self._consumer.position(place)) from error
             if isinstance(error.__cause__, NoOffsetForPartitionError | OffsetOutOfRangeError):
                 said = f"the place of the group {self._group} is not in {self.names.events}: it is another log"

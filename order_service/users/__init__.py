@@ -1,1 +1,1 @@
-"""The User Service: our client of it, and a stub of it for tests and the embedded run."""
+"""The User Service: our client for it, and a stub for tests and the embedded run."""

@@ -1,6 +1,6 @@
-"""What a client remembers of a service that fails: when to stop asking, how many to ask at once, who refuses us.
+"""The state of a client of a failing service: a circuit breaker, refused credentials, and concurrency slots.
 
-Synchronous and without a clock of its own, but for `Slots`, which wait.
+Everything is synchronous and takes its clock as an argument, except `Slots`, which wait.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Clock = Callable[[], float]
 
 
 class NoAnswer(UserServiceUnavailable):
-    """A lookup brought no answer. `again` says whether a retry may help: no, yes, or after that many seconds.
+    """A lookup without an answer. `again` is whether a retry may help: False, True, or the seconds to wait before it.
 
-    `is_of_user` says that the service works and answered with what we cannot use: another user may get an answer.
+    With `is_of_user` the service works, but its answer is unusable: lookups of other users may succeed.
     """
 
     def __init__(self, why: str, *, again: float | bool = False, status: int = 0, is_of_user: bool = False) -> None:
@@ -31,7 +31,7 @@ class NoAnswer(UserServiceUnavailable):
 
 
 class State(IntEnum):
-    """What a breaker lets through; the number is the one of its gauge."""
+    """The state of a breaker, with the lookups that it admits. The number is the value of its gauge."""
 
     CLOSED = 0  # every lookup
     HALF_OPEN = 1  # none, while a probe is out
@@ -39,10 +39,10 @@ class State(IntEnum):
 
 
 class Breaker:
-    """Stops lookups when the whole service is silent, and never for the sake of a few users.
+    """Stops lookups when the whole service is silent, but never because of a few users.
 
-    It opens when `users` different users got no answer and nobody has got one for `silence_s` since the first of them
-    asked. Any answer closes it, also one that we cannot use. One probe goes out every `probe_every_s`, which must be
+    It opens after lookups of `users` different users failed and `silence_s` passed without any answer since the first
+    of these lookups. Any answer closes it, even an unusable one. One probe is sent every `probe_every_s`, which must be
     longer than a lookup may take.
     """
 
@@ -59,11 +59,11 @@ class Breaker:
 
     @property
     def refuses(self) -> bool:
-        """Whether a lookup could not go out now."""
+        """Whether a lookup would be refused now."""
         return self.state is not State.CLOSED and self._clock() < self._probe_at
 
     def admit(self) -> bool:
-        """Say whether this lookup may go out; if the breaker is not closed, it is the probe."""
+        """Return whether this lookup may be sent. If the breaker is not closed, it is the probe."""
         if self.refuses:
             return False
         if self.state is not State.CLOSED:
@@ -71,16 +71,16 @@ class Breaker:
             self._probe_at = self._clock() + self._probe_every_s
         return True
 
-    def answered(self) -> bool:
-        """Note that somebody got an answer; True if that closes the breaker."""
+    def record_answer(self) -> bool:
+        """Record an answer. Return whether it closes the breaker."""
         closes = self.state is not State.CLOSED
         self.state = State.CLOSED
         self._answered_at = self._clock()
         self._unanswered.clear()
         return closes
 
-    def unanswered(self, user_id: str, asked_at: float) -> bool:
-        """Note that this user got none; True if that opens the breaker."""
+    def record_failure(self, user_id: str, asked_at: float) -> bool:
+        """Record a lookup without an answer. Return whether it opens the breaker."""
         now = self._clock()
         if not self._unanswered:
             self._silent_since = max(asked_at, self._answered_at)
@@ -97,9 +97,9 @@ class Breaker:
 
 
 class Refusals:
-    """Whether a service refuses our credential: since its last 401 or 403, until an answer and `calm_s` of neither.
+    """Whether a service refuses our credential: from a 401 or 403 until an answer and `calm_s` without a refusal.
 
-    The calm keeps one forbidden user among many others from turning readiness on and off with every lookup.
+    Without this pause, one forbidden user among many others would turn readiness on and off with every lookup.
     """
 
     def __init__(self, *, calm_s: float, clock: Clock) -> None:
@@ -111,19 +111,19 @@ class Refusals:
 
     @property
     def reason(self) -> str | None:
-        """Why our credential does not do; None while it does."""
+        """Why the service refuses our credential, or None if it does not."""
         if not self._status or (self._answered_since and self._clock() - self._at >= self._calm_s):
             return None
         return f"the User Service refuses our credential with status {self._status}"
 
-    def refused(self, status: int) -> bool:
-        """Note a refusal; True if that is news."""
-        news = self.reason is None
+    def record_refusal(self, status: int) -> bool:
+        """Record a refusal. Return whether `reason` was None before it."""
+        is_first = self.reason is None
         self._status, self._at, self._answered_since = status, self._clock(), False
-        return news
+        return is_first
 
-    def answered(self) -> bool:
-        """Note an answer; True if that ends a refusal, though not at once."""
+    def record_answer(self) -> bool:
+        """Record an answer. Return whether it ends a refusal, at the earliest after `calm_s`."""
         self._answered_since = True
         ends = self._status != 0 and self.reason is None
         if ends:
@@ -132,7 +132,7 @@ class Refusals:
 
 
 class Unusable:
-    """Counts the answers that we cannot use, by status, until it is time to log them: at once, then every `pause_s`."""
+    """The counts of unusable answers by status. They are due for the log at once, then every `pause_s`."""
 
     def __init__(self, *, pause_s: float, clock: Clock) -> None:
         self._pause_s = pause_s
@@ -140,8 +140,8 @@ class Unusable:
         self._log_at = -math.inf
         self._counts: Counter[int] = Counter()
 
-    def note(self, status: int) -> dict[int, int] | None:
-        """Note an answer with this status; return the counts if they are to be logged now."""
+    def record(self, status: int) -> dict[int, int] | None:
+        """Record an answer with this status. Return the counts if they are due for the log."""
         self._counts[status] += 1
         if self._clock() < self._log_at:
             return None
@@ -151,7 +151,7 @@ class Unusable:
 
 
 class Slots:
-    """A bound on what runs at once, and on those who wait for it: how many, and how long."""
+    """A limit on concurrent lookups, on the number of lookups that wait for a slot, and on their waiting time."""
 
     def __init__(self, count: int, *, queue_max: int, wait_s: float) -> None:
         self.free = count

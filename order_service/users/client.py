@@ -1,7 +1,7 @@
-"""May this user order? The User Service client, and the pattern for every later call to another service.
+"""The User Service client, which checks whether a user may order, and the pattern for calls to other services.
 
-A small class, its policy a value, its metrics beside it. From the inside out: a timeout, a few tries within it, a bound
-on how many ask at once, a breaker, one lookup in flight per user, and a cache.
+It is a small class; its policy is a value, and its metrics stand beside it. From the inside out: a timeout, a few tries
+within it, a concurrency limit, a breaker, one lookup in flight per user, and a cache.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from order_service.errors import UserServiceUnavailable
 from order_service.settings import Settings
 from order_service.users.breaker import Breaker, Clock, NoAnswer, Refusals, Slots, State, Unusable
 
-LOOKUPS = Counter("orders_user_lookups", "Lookups of users, by what they brought", ["outcome"])
-UNUSABLE = Counter("orders_user_answers_unusable", "Answers about one user that we cannot use", ["status"])
-SECONDS = Histogram("orders_user_lookup_seconds", "Time of a lookup that was sent, with its retries")
+LOOKUPS = Counter("orders_user_lookups", "User lookups by outcome", ["outcome"])
+UNUSABLE = Counter("orders_user_answers_unusable", "Unusable answers about one user", ["status"])
+SECONDS = Histogram("orders_user_lookup_seconds", "Duration of a sent lookup, including retries")
 IN_FLIGHT = Gauge("orders_user_lookups_in_flight", "Lookups that hold a slot")
 BREAKER = Gauge("orders_user_breaker_state", "0 closed, 1 half-open, 2 open")
 
@@ -43,24 +43,24 @@ ANSWERED: dict[UserCheck, Counter] = {
 }
 
 BODY_MAX = 64 * 1024
-UNSPEAKABLE = frozenset({"", ".", ".."})  # no URL can carry these as a segment, whatever is quoted (RFC 3986, 5.2.4)
-OUR_FAULT = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-ABOUT_ALL = frozenset(
+UNSENDABLE = frozenset({"", ".", ".."})  # no URL can carry these as a segment, even quoted (RFC 3986, 5.2.4)
+CREDENTIAL_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+SERVICE_STATUSES = frozenset(
     {
-        *OUR_FAULT,
+        *CREDENTIAL_REFUSED,
         HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
         HTTPStatus.REQUEST_TIMEOUT,
         HTTPStatus.TOO_MANY_REQUESTS,
     }
 )
-"""Statuses below 500 that say something of the service, not of one user."""
+"""Statuses below 500 that concern the service, not one user."""
 UNUSABLE_LOG_EVERY_S = 60.0
 
 log = structlog.get_logger()
 
 
 class CallPolicy(Struct, frozen=True, kw_only=True):
-    """How we ask. `total_s` bounds all tries of a lookup together; waiting for a slot has the same bound again."""
+    """The policy of lookups. `total_s` bounds all tries of a lookup together, and separately the wait for a slot."""
 
     url: str
     path: str = "/v1/users/{id}"
@@ -88,7 +88,7 @@ class CallPolicy(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Take what can be set; the rest has one good value."""
+        """Return the policy with the values of the settings. The other fields have one good value."""
         return cls(
             url=settings.user_service_url,
             path=settings.user_service_path,
@@ -100,7 +100,7 @@ class CallPolicy(Struct, frozen=True, kw_only=True):
 
     @property
     def again_concurrency(self) -> int:
-        """How many may ask again at once: a quarter, so that hanging users never hold the door shut for new ones."""
+        """The concurrency of repeated lookups: a quarter, so that hanging users never block new ones."""
         return max(1, self.concurrency // 4)
 
 
@@ -131,11 +131,11 @@ class UserApi:
         )
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close the session and all its connections."""
         await self._session.close()
 
     async def ask(self, user_id: str) -> UserCheck:
-        """Try until there is an answer, no retry can help, or the time is over: then raise NoAnswer."""
+        """Try until there is an answer. Raises NoAnswer if no retry can help, or after `total_s`."""
         try:
             async with asyncio.timeout(self._policy.total_s):
                 return await self._tries(user_id)
@@ -143,7 +143,7 @@ class UserApi:
             raise NoAnswer("no answer in time") from error
 
     async def _tries(self, user_id: str) -> UserCheck:
-        """Try, and bring in stamina once that has failed: its books cost 33 us, a lookup without them 200."""
+        """Try once without stamina, then retry with it: its bookkeeping costs 33 us, a lookup without it 200 us."""
         try:
             return await self._try(user_id)
         except NoAnswer as error:
@@ -181,14 +181,14 @@ class UserApi:
         return UserCheck.ACTIVE if status.casefold() == "active" else UserCheck.NOT_ACTIVE
 
     def _refusal(self, response: aiohttp.ClientResponse) -> NoAnswer:
-        """Return what an answer with another status than 200 and 404 means: of the service, or of this user alone."""
+        """Return what a status other than 200 and 404 means: for the service, or for this user only."""
         status = response.status
-        is_of_user = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in ABOUT_ALL
+        is_of_user = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in SERVICE_STATUSES
         again = self._after(response)
         return NoAnswer(f"status {status}", again=again, status=status, is_of_user=is_of_user)
 
     def _after(self, response: aiohttp.ClientResponse) -> float | bool:
-        """Say whether a retry may help: the service names a time within ours, or it broke and names none."""
+        """Return whether a retry may help: Retry-After within `total_s`, in seconds, or a 5xx without Retry-After."""
         after = response.headers.get("Retry-After", "")
         if response.status == HTTPStatus.TOO_MANY_REQUESTS or after:
             in_time = after.isdecimal() and len(after) < 5 and int(after) < self._policy.total_s
@@ -201,7 +201,7 @@ def _again(error: Exception) -> float | bool:
 
 
 async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a GET again by itself, which it does for the errors named here: tries are ours."""
+    """Prevent aiohttp's own retry of a GET, which it makes for these two errors: retries are ours."""
     try:
         return await send(request)
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
@@ -209,7 +209,7 @@ async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandler
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """Read the body, but no more than a user can have."""
+    """Read the body. Raises NoAnswer if it is longer than `BODY_MAX`."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -219,15 +219,15 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _unusable(why: str) -> NoAnswer:
-    """Return what an answer 200 means whose body says nothing of its user."""
+    """Return the NoAnswer for a status 200 whose body does not have the user's status."""
     return NoAnswer(why, status=HTTPStatus.OK, is_of_user=True)
 
 
 class UserClient:
-    """Asks the User Service; `async with` it. Every function in `when_closed` is called when the breaker closes."""
+    """The client, used with `async with`. All functions in `on_breaker_closed` are called when the breaker closes."""
 
     def __init__(self, policy: CallPolicy, *, clock: Clock = time.monotonic) -> None:
-        self.when_closed: list[Callable[[], None]] = []
+        self.on_breaker_closed: list[Callable[[], None]] = []
         self._policy = policy
         self._clock = clock
         self._cache: OrderedDict[str, tuple[UserCheck, float]] = OrderedDict()
@@ -253,7 +253,7 @@ class UserClient:
         await self.close()
 
     async def close(self) -> None:
-        """Give up all lookups in flight; whoever waits for one gets no answer."""
+        """Cancel all lookups in flight. Callers that wait for one get UserServiceUnavailable."""
         api, self._api = self._api, None
         flights = list(self._flights.values())
         for flight in flights:
@@ -265,34 +265,35 @@ class UserClient:
 
     @property
     def breaker(self) -> State:
-        """What is let through."""
+        """The state of the breaker."""
         return self._breaker.state
 
     @property
     def problem(self) -> str | None:
-        """Why we are not ready, for a person to mend: our credential is refused. None while there is nothing."""
+        """Why we are not ready until an operator acts: our credential is refused. None without such a reason."""
         return self._refusals.reason
 
     @property
-    def room_again(self) -> int:
-        """How many `check(again=True)` would go out at once: none while the breaker refuses, one to probe."""
+    def retry_capacity(self) -> int:
+        """How many `check(again=True)` would be sent at once: 0 while the breaker refuses, 1 for a probe."""
         if self._breaker.refuses:
             return 0
         return self._again.free if self._breaker.state is State.CLOSED else min(1, self._again.free)
 
     def known(self, user_id: str) -> UserCheck | None:
-        """Say what is known of this user, without asking: within a microsecond."""
+        """Return the cached check of this user, or None, without a lookup: within a microsecond."""
         entry = self._cache.get(user_id)
         if entry is None or entry[1] <= self._clock():
             return None
         return entry[0]
 
     async def check(self, user_id: str, *, again: bool = False) -> UserCheck:
-        """Ask about this user, or join the lookup in flight; cancelling one who waits does not end it.
+        """Return the check of this user, from the cache, the lookup in flight, or a new one.
 
-        `again` is for users who got no answer before. Raises UserServiceUnavailable: nobody knows, ask again later.
+        Cancelling a caller does not end the lookup. `again` is for users whose last lookup had no answer. Raises
+        UserServiceUnavailable if there is no answer: retry later.
         """
-        if user_id in UNSPEAKABLE:
+        if user_id in UNSENDABLE:
             return UserCheck.NOT_FOUND
         check = self.known(user_id)
         if check is not None:
@@ -318,7 +319,7 @@ class UserClient:
         return flight
 
     async def _fly(self, api: UserApi, user_id: str, *, again: bool) -> UserCheck | NoAnswer:
-        """Wait for a slot and ask. No answer is a value here: nobody may be left to raise it to."""
+        """Wait for a slot and look up. NoAnswer is returned, not raised: no caller may be left to catch it."""
         try:
             async with self._again if again else nullcontext(), self._slots:
                 if self._breaker.admit():
@@ -332,7 +333,7 @@ class UserClient:
         return no_answer
 
     async def _look_up(self, api: UserApi, user_id: str) -> UserCheck | NoAnswer:
-        """Ask and note what came of it."""
+        """Send the lookup, and record its outcome."""
         IN_FLIGHT.inc()
         asked_at = self._clock()
         try:
@@ -353,31 +354,31 @@ class UserClient:
         self._cache.move_to_end(user_id)
         if len(self._cache) > self._policy.cache_max:
             self._cache.popitem(last=False)
-        if self._refusals.answered():
+        if self._refusals.record_answer():
             log.info("The User Service accepts our credential again.")
         self._note_alive()
 
     def _note_alive(self) -> None:
-        """Note that the service works: the breaker closes if it is open."""
-        if self._breaker.answered():
-            log.info("The User Service answers again; all lookups go out.")
-            for tell in self.when_closed:
-                tell()
+        """Record that the service works. The breaker closes if it is open."""
+        if self._breaker.record_answer():
+            log.info("The User Service answers again; all lookups are sent.")
+            for notify in self.on_breaker_closed:
+                notify()
 
     def _note_no_answer(self, user_id: str, asked_at: float, no_answer: NoAnswer) -> None:
         NO_ANSWER.inc()
         if no_answer.is_of_user:
             UNUSABLE.labels(str(no_answer.status)).inc()
-            counts = self._unusable.note(no_answer.status)
+            counts = self._unusable.record(no_answer.status)
             if counts is not None:
                 log.warning(
-                    "The User Service gives unusable answers about some users; their orders wait.", counts=counts
+                    "The User Service returns unusable answers about some users; their orders wait.", counts=counts
                 )
             self._note_alive()
             return
-        if no_answer.status in OUR_FAULT and self._refusals.refused(no_answer.status):
+        if no_answer.status in CREDENTIAL_REFUSED and self._refusals.record_refusal(no_answer.status):
             log.error("The User Service refuses our credential; orders wait.", status=no_answer.status)
-        if self._breaker.unanswered(user_id, asked_at):
+        if self._breaker.record_failure(user_id, asked_at):
             log.warning(
                 "The User Service does not answer; lookups are paused except for one probe at a time.",
                 why=str(no_answer),

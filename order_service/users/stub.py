@@ -1,8 +1,8 @@
-"""A User Service for tests and the embedded run; what it answers depends on the id, and on a mode for all ids.
+"""A User Service for tests and the embedded run. Its answers depend on the id, and on a mode for all ids.
 
 `GET /v1/users/{id}`: any id is an active user, except `unknown…` (404), `inactive…`, `slow-<ms>-…` (answers after that
 time), `flaky…` (503 every other time) and `status-<code>-…` (answers with that status). `PUT /mode {"mode": "hang"}`
-makes it fail for all, until the next mode.
+makes it fail for all ids until the next mode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: closing sends RST
 
 
 class Mode(StrEnum):
-    """What the stub does with every lookup."""
+    """The response of the stub to every lookup."""
 
     OK = "ok"
     HANG = "hang"  # accepts and never answers
@@ -43,14 +43,14 @@ class Mode(StrEnum):
 
 
 class ModeBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What `PUT /mode` takes."""
+    """The JSON body of `PUT /mode`."""
 
     mode: Mode
     retry_after_s: int = 1
 
 
 class Stub:
-    """The stub's state: its mode, and how often each user was asked for."""
+    """The state of the stub: its mode, and the number of requests for each user."""
 
     def __init__(self, *, latency_ms: int = 0) -> None:
         self.latency_ms = latency_ms
@@ -59,7 +59,7 @@ class Stub:
         self.requests: OrderedDict[str, int] = OrderedDict()
 
     def app(self) -> web.Application:
-        """Make the application that serves this stub."""
+        """Return the web application that serves this stub."""
         app = web.Application()
         app.router.add_get("/v1/users/{id}", self._get_user)
         app.router.add_get("/mode", self._get_mode)
@@ -100,13 +100,13 @@ class Stub:
 
 
 def user(user_id: str) -> dict[str, str]:
-    """Make the JSON of a user."""
+    """Return the JSON object of a user."""
     return {"id": user_id, "status": "inactive" if user_id.startswith("inactive") else "active"}
 
 
 async def _hang(_: Stub, __: web.Request) -> web.StreamResponse:
     await asyncio.Event().wait()  # until the client goes away, or the server stops
-    raise AssertionError("nobody sets it")
+    raise AssertionError("the event is never set")
 
 
 async def _reset(_: Stub, request: web.Request) -> web.StreamResponse:
@@ -169,7 +169,7 @@ FAULTS: dict[Mode, Callable[[Stub, web.Request], Awaitable[web.StreamResponse]]]
 
 @asynccontextmanager
 async def running(stub: Stub, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve `stub` and yield its URL; port 0 takes a free one. Leaving does not wait for lookups that hang."""
+    """Serve `stub` and yield its URL. Port 0 takes a free port. Leaving does not wait for lookups that hang."""
     runner = web.AppRunner(stub.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
@@ -181,7 +181,7 @@ async def running(stub: Stub, host: str = "127.0.0.1", port: int = 0) -> AsyncIt
 
 
 async def serve_stub(host: str, port: int, *, latency_ms: int = 0, ready: Callable[[str], None] | None = None) -> None:
-    """Serve a stub until cancelled; `ready` is told its URL once it accepts connections."""
+    """Serve a stub until cancelled. `ready` is called with its URL once it accepts connections."""
     async with running(Stub(latency_ms=latency_ms), host, port) as url:
         if ready is not None:
             ready(url)

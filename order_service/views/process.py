@@ -13,8 +13,8 @@ from order_service.kafka.connection import Admin, ask_admin, connection
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
 from order_service.runtime.admin import AdminServer
-from order_service.runtime.garbage_collector import collect_seldom
-from order_service.runtime.watchdog import Watchdog, silence_of
+from order_service.runtime.garbage_collector import collect_less_often
+from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
 from order_service.views.projector import Projection, follow
 from order_service.views.stopped import BadRecord
@@ -109,12 +109,12 @@ async def run(settings: Settings) -> NoReturn:
 
     Raises DatabaseError if their database does not serve us, and what `follow` raises.
     """
-    collect_seldom()
+    collect_less_often()
     building = Building()
     engine = open_database(database_of(settings), writes=True)
     projection = Projection(engine, topic_names(settings.topic_prefix))
     waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
-    watchdog = Watchdog(silence_of(settings.session_timeout_s))
+    watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
     watchdog.start()
     starting = AdminServer(settings.host, settings.admin_port, lambda: projection.database.faults() or [waiting])
     try:

@@ -223,7 +223,7 @@ class Completeness:
                 if events > self._complete.get(place, 0):
                     self._noted[place] = events, time.time()
             elif place not in self._ends:
-                end = reader.end_told(place, self._noted[place][1])
+                end = reader.log_end_since(place, self._noted[place][1])
                 if end is not None:
                     self._ends[place] = end
             elif (position := await reader.position(place)) is not None and position >= self._ends[place]:
@@ -254,7 +254,7 @@ async def follow(reader: Reader, projection: Projection, progress: Progress) -> 
     Raises KafkaAwayError, TopicsError, SQLAlchemyError; HistoryError where the views and the whole log do not fit
     together: then one of both was replaced, and without its tables the views are built again.
     """
-    places = await reader.places(reader.names.events, reader.names.rejections)
+    places = await reader.partitions(reader.names.events, reader.names.rejections)
     goal: dict[TopicPartition, int] = {}
     left: int | None = None
     stopped, completeness = Stopped(), Completeness(reader.names)
@@ -367,7 +367,7 @@ async def _read(
         async for records in reader.follow_many(starts, learn=False):
             yield records, []
     except DamagedError as error:
-        place = TopicPartition(*error.place)
+        place = TopicPartition(*error.topic_partition)
         yield [], [bad_record(place, error.offset, error)]
 
 

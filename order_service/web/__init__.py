@@ -1,1 +1,1 @@
-"""HTTP: commands, queries and the audit trail."""
+"""The HTTP API: commands, queries and the audit trail."""

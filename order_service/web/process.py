@@ -1,4 +1,4 @@
-"""The HTTP server as a process: its database, its Kafka, its port for callers and its port for those who run it."""
+"""The HTTP server process: its database, its Kafka producer, its port for callers and its admin port."""
 
 import asyncio
 import signal
@@ -14,12 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.errors import cannot_listen
 from order_service.kafka.command_producer import CommandsTopic
-from order_service.kafka.registry_client import adopt_when_it_answers
+from order_service.kafka.registry_client import adopt_when_available
 from order_service.kafka.topics import topic_names
 from order_service.runtime.admin import AdminServer
-from order_service.runtime.garbage_collector import keep_what_is_there
-from order_service.runtime.signals import end_at_last
-from order_service.runtime.watchdog import Watchdog, silence_of
+from order_service.runtime.garbage_collector import freeze_objects
+from order_service.runtime.signals import force_exit_after
+from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.queries import Views
@@ -36,38 +36,38 @@ from order_service.web.server import Server
 
 log = structlog.get_logger()
 
-LOOK_EVERY_S: Final = 1.0
+CHECK_INTERVAL_S: Final = 1.0
 END_WITHIN_S: Final = 5.0
 ENDED_WITHIN_S: Final = 25.0
-"""So long after it is told to end a server is gone, whatever hangs; what starts it should not kill it before."""
+"""How long after the first signal the process ends, even if something hangs; supervisors must not kill it earlier."""
 
 
 class Readiness:
-    """Whether there is something to read, as it was when we looked last."""
+    """Whether the views can be read, as of the last check."""
 
     def __init__(self, views: Views, clock: Callable[[], float] = time.monotonic) -> None:
         self._views = views
         self._database = DatabaseWatch(clock)
         self._faults = ["the views are being opened"]
-        self._thread = ThreadPoolExecutor(1, "readiness")  # its own: it also tells where callers' questions hang
+        self._thread = ThreadPoolExecutor(1, "readiness")  # its own: it must report when callers' queries hang
 
     def faults(self) -> list[str]:
-        """Say why nothing can be read yet."""
+        """Return why the views cannot be read, or an empty list."""
         return self._database.faults() or self._faults
 
-    async def look(self) -> None:
-        """Look into the database."""
+    async def check(self) -> None:
+        """Check the views in the database."""
         try:
             with self._database.question():
                 self._faults = await asyncio.get_running_loop().run_in_executor(self._thread, self._views.faults)
         except SQLAlchemyError as error:
-            self._faults = [f"the database does not serve us: {type(error).__name__}"]
+            self._faults = [f"the database is unavailable: {type(error).__name__}"]
 
     async def run(self) -> NoReturn:
-        """Look again and again."""
+        """Check regularly until cancelled."""
         while True:
-            await self.look()
-            await asyncio.sleep(LOOK_EVERY_S)
+            await self.check()
+            await asyncio.sleep(CHECK_INTERVAL_S)
 
 
 async def run(settings: Settings) -> None:
@@ -75,55 +75,56 @@ async def run(settings: Settings) -> None:
     names = topic_names(settings.topic_prefix)
     engine = open_database(database_of(settings))
     views = Views(engine, names)
-    pulse, readiness = ViewPoller(views), Readiness(views)
-    topic, streams = CommandsTopic(settings), Streams(pulse)
-    outcomes = CommandResults(views, pulse, topic, settings.web_waiting_max)
-    live = Live(views, pulse, streams, names.events, settings.web_streams_max)
-    watchdog = Watchdog(silence_of(settings.session_timeout_s))
+    poller, readiness = ViewPoller(views), Readiness(views)
+    topic, streams = CommandsTopic(settings), Streams(poller)
+    outcomes = CommandResults(views, poller, topic, settings.web_waiting_max)
+    live = Live(views, poller, streams, names.events, settings.web_streams_max)
+    watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
     async with AsyncExitStack() as undo:
         watchdog.start()
         undo.callback(watchdog.stop)
         undo.callback(engine.dispose)
         starting = ["the HTTP server does not listen yet"]
-        serving = AdminServer(settings.host, settings.admin_port, lambda: [*readiness.faults(), *starting])
-        undo.enter_context(serving)
+        admin = AdminServer(settings.host, settings.admin_port, lambda: [*readiness.faults(), *starting])
+        undo.enter_context(admin)
         undo.push_async_callback(topic.stop)
-        keys = authentication(settings)
-        await undo.enter_async_context(keys)
-        await readiness.look()
-        api = Api(views, pulse, outcomes, streams, live)
-        server = Server(api, keys, Limits(settings.web_rate_per_s), readiness.faults, names, settings.partitions)
-        # Whoever hangs up waits no longer; its command is on its way, for that is a task of its own.
+        authenticator = authentication(settings)
+        await undo.enter_async_context(authenticator)
+        await readiness.check()
+        api = Api(views, poller, outcomes, streams, live)
+        limits = Limits(settings.web_rate_per_s)
+        server = Server(api, authenticator, limits, readiness.faults, names, settings.partitions)
+        # A caller that hangs up ends its request; its command is still sent, by a separate task.
         runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=END_WITHIN_S)
         await runner.setup()
         undo.push_async_callback(runner.cleanup)
         undo.callback(live.stop)
-        undo.push_async_callback(outcomes.stop)  # whoever waits is told that its command is in Kafka
-        keep_what_is_there()
+        undo.push_async_callback(outcomes.stop)  # waiting requests get 202: their command is in Kafka
+        freeze_objects()
         listening = await _listen(runner, settings)
-        serving.faults, serving.is_starting = readiness.faults, lambda: False
-        undo.callback(listening.close)  # first: whoever comes now finds another process
-        await _look_until_told_to_end(pulse, readiness, adopt_when_it_answers(settings, names.of, _go_on_without))
+        admin.faults, admin.is_starting = readiness.faults, lambda: False
+        undo.callback(listening.close)  # first, so that new callers find another process
+        await _run_until_signalled(poller, readiness, adopt_when_available(settings, names.of, _go_on_without))
 
 
 def _go_on_without(why: str) -> None:
-    log.warning("Commands have the ids of schemas/ until the schema registry gives its own.", why=why)
+    log.warning("Commands use the schema ids of schemas/ until the schema registry responds.", why=why)
 
 
-async def _look_until_told_to_end(pulse: ViewPoller, readiness: Readiness, adopting: Coroutine[Any, Any, None]) -> None:
-    told = asyncio.Event()
+async def _run_until_signalled(poller: ViewPoller, readiness: Readiness, adopting: Coroutine[Any, Any, None]) -> None:
+    signalled = asyncio.Event()
 
-    def tell() -> None:
-        if not told.is_set():
-            end_at_last(ENDED_WITHIN_S)
-            told.set()
+    def on_signal() -> None:
+        if not signalled.is_set():
+            force_exit_after(ENDED_WITHIN_S)
+            signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, tell)
-    async with asyncio.TaskGroup() as tasks:
-        looking = [tasks.create_task(each) for each in (pulse.run(), readiness.run(), adopting)]
-        await told.wait()
-        for task in looking:
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in (poller.run(), readiness.run(), adopting)]
+        await signalled.wait()
+        for task in tasks:
             task.cancel()
 
 
@@ -131,7 +132,7 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
     connections_max = connections_possible(settings.web_connections_max)
     if connections_max < settings.web_connections_max:
         log.warning(
-            "Fewer connections are taken than ORDERS_WEB_CONNECTIONS_MAX says: too few files may be open.",
+            "Connections are limited below ORDERS_WEB_CONNECTIONS_MAX: the limit of open files is too low.",
             connections_max=connections_max,
         )
     try:

@@ -1,4 +1,4 @@
-"""The HTTP server: routes behind their limits, and one place where every fault becomes a problem."""
+"""The HTTP application: all routes with authentication and limits, and the middleware that returns problems."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -26,11 +26,11 @@ log = structlog.get_logger()
 
 REQUEST_SECONDS: Final = Histogram(
     "orders_http_request_seconds",
-    "From the head of a request to its answer, by operation and status.",
+    "Time from the head of a request to its response, by operation and status.",
     ["operation", "status"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
-OPEN: Final = Gauge("orders_http_requests_open", "Requests that have no answer yet, and open streams.")
+OPEN: Final = Gauge("orders_http_requests_open", "Requests without a response so far, and open streams.")
 
 HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -40,9 +40,9 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""On every answer that does not say otherwise: a page says what it loads, an order how long it may be kept."""
+"""Default headers of every response; pages override what they may load, orders how long they may be cached."""
 OPERATION: Final = web.RequestKey("operation", str)
-"""Under which a request says what it asks for."""
+"""The key of the operation name in a request."""
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="orders"'}
 TROUBLE_OF: Final = {
     404: Trouble.NOT_FOUND,
@@ -52,7 +52,7 @@ TROUBLE_OF: Final = {
 
 
 class Server:
-    """Makes the application: `faults` says why nothing can be read yet, `names` and `partitions` tell of our topics."""
+    """Builds the application. `faults` returns why the views cannot be read; `names` and `partitions` are of Kafka."""
 
     def __init__(
         self,
@@ -70,20 +70,20 @@ class Server:
         self._faults = faults
 
     def application(self) -> web.Application:
-        """Make it."""
+        """Return the application with all routes."""
         app = web.Application(client_max_size=requests.MAX_BODY_BYTES, middlewares=[problems])
         for operation in OPERATIONS:
-            app.router.add_route(operation.method, operation.path, self._served(operation))
+            app.router.add_route(operation.method, operation.path, self._handler(operation))
             if operation.method == "GET" and not operation.is_stream:
-                app.router.add_route("HEAD", operation.path, self._served(operation))
+                app.router.add_route("HEAD", operation.path, self._handler(operation))
         app.add_routes(pages.routes())
         app.add_routes(schema_registry.routes(self._topics[0]))
         app.add_routes(event_catalogue.routes(*self._topics))
         app.on_response_prepare.append(_harden)
         return app
 
-    def _served(self, operation: Operation) -> Handler:
-        """Give the handler of an operation: who calls, how often, and is there something to read."""
+    def _handler(self, operation: Operation) -> Handler:
+        """Return the handler of an operation, with authentication, rate limit and readiness check."""
         handle = getattr(self._api, operation.name)
 
         async def serve(request: web.Request) -> web.StreamResponse:
@@ -96,47 +96,47 @@ class Server:
             if faults := self._faults():
                 raise Problem(Trouble.NOT_YET, f"{faults[0].capitalize()}.", headers={"Retry-After": "5"})
             query = requests.read_query(request, operation.query)
-            answer: web.StreamResponse = await handle(Call(request, caller, query))
-            return answer
+            response: web.StreamResponse = await handle(Call(request, caller, query))
+            return response
 
         return serve
 
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever goes wrong into a problem, and measure."""
+    """Turn every error into a problem response, and record metrics."""
     start = time.monotonic()
     OPEN.inc()
     status = 0
     try:
-        answer = await _answered(request, handler)
-        status = answer.status
-        return answer
+        response = await _respond(request, handler)
+        status = response.status
+        return response
     finally:
         OPEN.dec()
         operation = request.get(OPERATION, "none")
         REQUEST_SECONDS.labels(operation, str(status)).observe(time.monotonic() - start)
 
 
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Problem as problem:
         return problem.response()
     except Unauthorized as error:
-        log.info("A request carries no valid token.", error=str(error), operation=request.get(OPERATION))
+        log.info("Request has no valid token.", error=str(error), operation=request.get(OPERATION))
         return Problem(Trouble.UNAUTHORIZED, headers=CHALLENGE).response()
     except web.HTTPException as error:
         kind = TROUBLE_OF.get(error.status, Trouble.BAD_REQUEST)
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return Problem(kind, headers=headers).response()
     except (KafkaAwayError, KeysAway, SQLAlchemyError) as error:
-        why = type(error).__name__ if isinstance(error, SQLAlchemyError) else str(error)  # a driver's may hold values
-        log.warning("A request cannot be served now.", why=why, operation=request.get(OPERATION))
+        why = type(error).__name__ if isinstance(error, SQLAlchemyError) else str(error)  # a driver's may quote values
+        log.warning("Request failed: a dependency is unavailable.", why=why, operation=request.get(OPERATION))
         return Problem(Trouble.AWAY, headers={"Retry-After": "1"}).response()
-    except Exception as error:  # noqa: BLE001 - the last one who can answer; what it was is for the log alone
+    except Exception as error:  # noqa: BLE001 - the last handler; the error itself goes to the log alone
         log.error(  # noqa: TRY400 - a traceback can hold values
-            "A request has met a fault of ours.",
+            "Request failed with an unexpected error.",
             error=type(error).__name__,
             operation=request.get(OPERATION),
             where=_where(error),
@@ -147,19 +147,19 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 def _where(error: BaseException) -> str:
-    """Say where an error was raised, without its values."""
+    """Return the file and line that raised an error, without its values."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
 
 
-def harden(answer: web.StreamResponse) -> None:
-    """Add the headers that make an answer harmless, whoever shows it."""
+def harden(response: web.StreamResponse) -> None:
+    """Add the default security headers to a response."""
     for name, value in HEADERS.items():
-        answer.headers.setdefault(name, value)
+        response.headers.setdefault(name, value)
 
 
-async def _harden(_request: web.Request, answer: web.StreamResponse) -> None:
-    harden(answer)
-    answer.headers.pop("Server", None)  # aiohttp has just named itself, its version and Python's
+async def _harden(_request: web.Request, response: web.StreamResponse) -> None:
+    harden(response)
+    response.headers.pop("Server", None)  # aiohttp sets its name, its version and that of Python

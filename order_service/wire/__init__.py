@@ -1,1 +1,1 @@
-"""Bytes to domain and back: Avro and JSON, the schemas behind them, and record headers. No I/O."""
+"""Encoding and decoding of messages: Avro, JSON, their schemas, and record headers. No I/O."""

@@ -31,25 +31,25 @@ _REJECTIONS: Final = frozenset({Rejection})
 
 
 def encode_event(event: Event) -> bytes:
-    """Encode one event by the newest schema of its fact."""
+    """Encode one event with the newest schema of its fact."""
     fact = type(event.fact)
     return SCHEMAS.newest[fact].prefix + _WRITE[fact](event)
 
 
 def encode_rejection(rejection: Rejection) -> bytes:
-    """Encode one rejection."""
+    """Encode one rejection with its newest schema."""
     return SCHEMAS.newest[Rejection].prefix + _WRITE[Rejection](rejection)
 
 
 def encode_command(command: Command) -> bytes:
-    """Encode one command by the newest schema of its type."""
+    """Encode one command with the newest schema of its type."""
     return SCHEMAS.newest[type(command)].prefix + _WRITE[type(command)](command)
 
 
 def decode_event(data: bytes) -> Event:
     """Decode one event.
 
-    Raises DecodeError for any other bytes: cut short, not an event's schema, bytes left over, over 4 MiB.
+    Raises DecodeError for any other bytes: truncated, not an event's schema, trailing bytes, over 4 MiB.
     """
     schema = _schema(data, _FACTS, MAX_EVENT_BYTES)
     event: Event = _usual(data, schema) or _any_event(data, schema)
@@ -64,16 +64,16 @@ def decode_rejection(data: bytes) -> Rejection:
 
 
 def decode_avro_command(data: bytes) -> Command:
-    """Decode one command; `commands.decode_command` takes JSON as well.
+    """Decode one command; `commands.decode_command` decodes JSON as well.
 
-    Raises DecodeError for any other bytes, over 256 KiB, and for an order_id or command_id that is no id.
+    Raises DecodeError for any other bytes, for more than 256 KiB, and for an invalid id (`with_ids`).
     """
     schema = _schema(data, _COMMANDS, MAX_COMMAND_BYTES)
     return with_ids(_usual(data, schema) or _any_command(data, schema))
 
 
 def _usual(data: bytes, schema: Schema) -> Any:
-    """Read a message of the newest schema with our own reader; None for what it leaves to fastavro."""
+    """Return a message of the newest schema, decoded by our own reader, or None if fastavro must decode it."""
     if schema.version != SCHEMAS.newest[schema.message].version:
         return None
     try:
@@ -107,12 +107,12 @@ def _any_command(data: bytes, schema: Schema) -> Command:
 
 
 def digest(value: bytes) -> bytes:
-    """Digest the whole value of a record, with its first five bytes: BLAKE2b-128."""
+    """Return the BLAKE2b-128 digest of the whole value of a record, including its first five bytes."""
     return blake2b_128(value)
 
 
 def _schema(data: bytes, wanted: frozenset[type[Message]], max_bytes: int) -> Schema:
-    """Find the schema of a message of one of the `wanted` types."""
+    """Return the schema of a message of one of the `wanted` types. Raises DecodeError."""
     if len(data) > max_bytes:
         raise DecodeError(Why.TOO_LARGE, f"{len(data)} bytes, at most {max_bytes}")
     if len(data) < 5 or data[0] != 0:
@@ -120,27 +120,27 @@ def _schema(data: bytes, wanted: frozenset[type[Message]], max_bytes: int) -> Sc
     schema_id = int.from_bytes(data[1:5], "big")
     schema = SCHEMAS.by_id.get(schema_id)
     if schema is None:
-        raise DecodeError(Why.UNKNOWN_SCHEMA, f"no schema of ours has the id {schema_id}")
+        raise DecodeError(Why.UNKNOWN_SCHEMA, f"the schema id {schema_id} is unknown")
     if schema.message not in wanted:
-        raise DecodeError(Why.UNKNOWN_SCHEMA, f"schema {schema_id} is of another kind: {schema.message.__name__}")
+        raise DecodeError(Why.UNKNOWN_SCHEMA, f"the schema id {schema_id} belongs to {schema.message.__name__}")
     return schema
 
 
 def _fields(data: bytes, schema: Schema) -> dict[str, Any]:
-    """Read the fields of a message, all bytes of it."""
+    """Read the fields of a message. Raises DecodeError if bytes follow it."""
     body = BytesIO(data)
     body.seek(len(schema.prefix))
     flat = _body(body, schema)
     if body.tell() != len(data):
-        raise DecodeError(Why.NOT_AVRO, f"{len(data) - body.tell()} bytes are left over")
+        raise DecodeError(Why.NOT_AVRO, f"trailing bytes: {len(data) - body.tell()}")
     return _as_newest(flat, schema)
 
 
 def _as_newest(flat: dict[str, Any], schema: Schema) -> dict[str, Any]:
-    """Bring what was written by an older version up to the newest: here, and nowhere else.
+    """Convert the fields of an older schema version to the newest. No other code converts versions.
 
-    What a later version adds is optional (`versions`), so it is null where it was not written. Where null is not what
-    an old record means, say here what it means instead.
+    Fields that a later version adds are optional (`evolution`), so they are null in older records. If an old record
+    means another value than null, set that value here.
     """
     newest = SCHEMAS.newest[schema.message]
     if schema.version >= newest.version:
@@ -149,14 +149,14 @@ def _as_newest(flat: dict[str, Any], schema: Schema) -> dict[str, Any]:
 
 
 def _body(body: BytesIO, schema: Schema) -> dict[str, Any]:
-    """Read by the schema it was written by alone: fastavro would not see the end of what a reader's schema skips."""
+    """Decode with the writer's schema alone: with a reader's schema, fastavro misses the end of a skipped field."""
     try:
         flat: dict[str, Any] = fastavro.schemaless_reader(body, schema.plain, None)  # type: ignore[assignment]
     except (
         EOFError,
         IndexError,
-    ) as error:  # IndexError: no byte where a number should be, or no such branch of a union
-        raise DecodeError(Why.NOT_AVRO, "cut short, or a union index out of range") from error
+    ) as error:  # IndexError: a number is missing, or a union has no such branch
+        raise DecodeError(Why.NOT_AVRO, "truncated, or a union index is out of range") from error
     except UnicodeDecodeError:
         raise DecodeError(Why.NOT_AVRO, "a string is not UTF-8") from None  # its cause would hold the bytes
     return flat

@@ -1,8 +1,8 @@
-"""The write half of Avro's binary encoding, for the types that our schemas use: one function made from each file.
+"""An encoder for Avro's binary encoding, for the types in our schemas: one function generated from each file.
 
-It exists for speed alone: fastavro's writer takes six times as long and an event is written for every command, so it
-is what a worker does most. The bytes are the same: a test compares them. Like `dataclasses`, it writes the source of
-each function and compiles it once. Source: Avro 1.11 specification, "Binary encoding".
+It exists only for speed: fastavro's writer takes six times as long, and a worker writes an event for every command.
+The bytes are the same; a test compares them. Like `dataclasses`, it generates the source of each function and
+compiles it once. Source: Avro 1.11 specification, "Binary encoding".
 """
 
 from collections.abc import Callable
@@ -18,35 +18,35 @@ MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 def compiled(avro: dict[str, Any], header: tuple[str, ...] | None = None) -> Write:
-    """Make the writer of a record schema; it takes its values from attributes of the same names.
+    """Return the writer of a record schema; it reads its values from attributes of the same names.
 
-    With `header`, only those names are attributes of the value itself, the others of its `fact`.
+    With `header`, only those names are attributes of the value itself, the others are attributes of its `fact`.
     """
-    places = {field["name"]: f"value.{field['name']}" for field in avro["fields"]}
+    expressions = {field["name"]: f"value.{field['name']}" for field in avro["fields"]}
     if header is not None:
-        places |= {name: f"value.fact.{name}" for name in places.keys() - set(header)}
-    return _record(avro, places, {})
+        expressions |= {name: f"value.fact.{name}" for name in expressions.keys() - set(header)}
+    return _record(avro, expressions, {})
 
 
-def _record(avro: dict[str, Any], places: dict[str, str], named: dict[str, Write]) -> Write:
-    """Write the function of a record: a line for each text in it, then all parts joined."""
+def _record(avro: dict[str, Any], expressions: dict[str, str], named: dict[str, Write]) -> Write:
+    """Return the function for a record: one line for each string in it, then all parts joined."""
     known: dict[str, Any] = {"LENGTHS": _LENGTHS, "long": _long}
     lines, parts = [], []
     for number, field in enumerate(avro["fields"]):
-        place = places[field["name"]]
+        expression = expressions[field["name"]]
         match field["type"]:
             case "string":
                 text = f"text{number}"
-                lines.append(f"    {text} = {place}.encode()")
+                lines.append(f"    {text} = {expression}.encode()")
                 parts += [f"LENGTHS[len({text})] if len({text}) < 64 else long(len({text}))", text]
             case ["null", avro_type]:
                 known[f"write{number}"] = _type(avro_type, named)
-                parts.append(f'b"\\0" if {place} is None else b"\\2" + write{number}({place})')
+                parts.append(f'b"\\0" if {expression} is None else b"\\2" + write{number}({expression})')
             case avro_type:
                 known[f"write{number}"] = _type(avro_type, named)
-                parts.append(f"write{number}({place})")
+                parts.append(f"write{number}({expression})")
     source = "\n".join(["def write(value):", *lines, f'    return b"".join(({", ".join(parts)},))'])
-    exec(source, known)  # noqa: S102, the names in it are those of our own schema files
+    exec(source, known)  # noqa: S102, all names in it come from our own schema files
     write: Write = known["write"]
     return write
 
@@ -74,9 +74,9 @@ def _string(text: str) -> bytes:
     return (_LENGTHS[len(data)] if len(data) < 64 else _long(len(data))) + data
 
 
-@lru_cache(maxsize=8192)  # quantities, prices and versions come again and again
+@lru_cache(maxsize=8192)  # quantities, prices and versions repeat
 def _long(number: int) -> bytes:
-    """Encode zigzag and seven bits a byte, the lowest first, the highest bit of each saying that more follow."""
+    """Encode a zigzag varint: seven bits a byte, the lowest first; the high bit means that more bytes follow."""
     if not -(2**63) <= number < 2**63:
         raise OverflowError("an Avro long has 64 bits")
     rest, encoded = (number << 1) ^ (number >> 63), bytearray()
@@ -90,7 +90,7 @@ def _long(number: int) -> bytes:
 _LENGTHS: Final = [_long(length) for length in range(64)]
 
 
-@lru_cache(maxsize=64)  # all events of a turn carry the same time
+@lru_cache(maxsize=64)  # all events of a turn have the same time
 def _time(moment: datetime) -> bytes:
     return _long((moment - EPOCH) // MILLISECOND)
 
@@ -98,7 +98,7 @@ def _time(moment: datetime) -> bytes:
 def _fixed(size: int) -> Write:
     def write(data: bytes) -> bytes:
         if len(data) != size:
-            raise ValueError(f"expected {size} bytes, not {len(data)}")
+            raise ValueError(f"expected {size} bytes, got {len(data)}")
         return data
 
     return write

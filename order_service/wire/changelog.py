@@ -1,8 +1,8 @@
-"""The records of the changelogs: one byte that tells the form, then MessagePack.
+"""The records of the changelogs: one byte for the form, then MessagePack.
 
 Keys:    an order's table record has the order's id; a waiting command has `<order_id> NUL <offset>`;
-         the position of a partition and the barrier of a claim have keys of their own, which no id can be.
-Raises:  HistoryError for a form or shape that this version does not know: better late than wrong.
+         the position of a partition and the barrier of a claim have constant keys, which are not valid ids.
+Raises:  HistoryError for a form or shape that this version does not know: a late answer is better than a wrong one.
 """
 
 from datetime import datetime
@@ -23,9 +23,9 @@ _T = TypeVar("_T")
 
 
 class Ends(Struct, frozen=True, array_like=True):
-    """Offsets that the topics of a partition had at least: what is behind them was written later, or not yet known.
+    """Lower bounds of the end offsets of a partition's topics: records after them are newer or were not yet known.
 
-    They are those of the owner's previous transaction: what a transaction writes is acknowledged after its position.
+    They date from the owner's previous transaction: a transaction's records are acknowledged after its position.
     """
 
     events: int = 0
@@ -35,12 +35,12 @@ class Ends(Struct, frozen=True, array_like=True):
 
 
 class Position(Struct, frozen=True, array_like=True):
-    """How far a partition is decided, and by whom.
+    """The position of a partition, and its owner.
 
-    `next_offset` is the offset after the last decided command; `owner` the transactional id that may write. By the end
-    that the commands had, and the time of the last one that was decided (None before the first), a topic that was
-    recreated or cut off is noticed. No undecided command lies before `read_to`: it passes control records and aborted
-    commands. By `ends` and the number of commands in the waiting room, lost records are noticed (None: not known).
+    `next_offset` is the offset after the last decided command; `owner` is the transactional id that may write. The end
+    offset of the commands and the timestamp of the last decided one (None before the first) reveal a recreated or
+    truncated topic. No undecided command is before `read_to`, which is past control records and aborted commands.
+    `ends` and the number of commands in the waiting room reveal lost records (None: unknown).
     """
 
     next_offset: int
@@ -53,24 +53,24 @@ class Position(Struct, frozen=True, array_like=True):
 
     @property
     def resume_at(self) -> int:
-        """The offset from which a lane reads on."""
+        """The offset at which a lane resumes reading."""
         return max(self.next_offset, self.read_to)
 
 
 class WaitingCommand(Struct, frozen=True, array_like=True, gc=False):
-    """A command that waits, and what its outcome carries of the record it came in.
+    """A command in the waiting room, with the parts of its record that the outcome needs.
 
-    The command is kept decoded. Its bytes may name a schema that only the process knew which received them.
+    The command is stored decoded, because its bytes may need a schema that only the receiving process knew.
     """
 
     command: Command
     offset: int
-    came_at: datetime
+    queued_at: datetime
     traceparent: bytes | None
 
     @property
     def key(self) -> bytes:
-        """The key of its record in the changelog."""
+        """The key of the command's record in the changelog."""
         return waiting_key(self.command.order_id, self.offset)
 
 

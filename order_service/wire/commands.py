@@ -1,4 +1,4 @@
-"""Commands from any producer: Avro or JSON, told apart by the first byte, and the key and partition they must have."""
+"""Commands from any producer: Avro or JSON, distinguished by the first byte, and their required key and partition."""
 
 import struct
 from collections.abc import Callable
@@ -25,13 +25,13 @@ _encode_json: Final = msgspec.json.Encoder().encode
 def decode_command(value: bytes | None) -> Command:
     """Decode the value of a record of the commands topic.
 
-    Shape:   Avro (first byte 0), or one JSON object (first byte `{`) with the `type` and the fields of a command; of a
-             name that stands twice in it the last one counts, if all of them are well-formed.
-    Units:   `decide_by` comes back in UTC and whole milliseconds, rounded down.
+    Shape:   Avro (first byte 0), or one JSON object (first byte `{`) with the `type` and the fields of a command. Of
+             duplicate names the last one counts, if all their values are valid.
+    Units:   `decide_by` is returned in UTC and whole milliseconds, rounded down.
     Raises:  DecodeError with a DeadLetterReason for anything else.
     """
     if not value:
-        raise DecodeError(Why.EMPTY, "no value: commands are never deleted")
+        raise DecodeError(Why.EMPTY, "the record has no value: commands are never deleted")
     if len(value) > MAX_COMMAND_BYTES:
         raise DecodeError(Why.TOO_LARGE, f"{len(value)} bytes, at most {MAX_COMMAND_BYTES}")
     if value[0] == _AVRO:
@@ -42,32 +42,32 @@ def decode_command(value: bytes | None) -> Command:
 
 
 def encode_json_command(command: Command) -> bytes:
-    """Encode a command as JSON, without the fields at their default."""
+    """Encode a command as JSON, without fields that have their default value."""
     return _encode_json(command)
 
 
 def check_key(key: bytes | None, order_id: str, partition: int, partition_count: int) -> None:
-    """Check that a command came under the key of its order, and so behind that order's earlier commands.
+    """Check that a command's key is its order_id, so that it follows the earlier commands of that order.
 
     Raises DecodeError: key_missing, key_mismatch or wrong_partition.
     """
     if key is None:
         raise DecodeError(Why.KEY_MISSING, "the record has no key: it must be the order_id")
     if key != order_id.encode():
-        raise DecodeError(Why.KEY_MISMATCH, "the record's key is not the command's order_id")
+        raise DecodeError(Why.KEY_MISMATCH, "the record's key differs from the command's order_id")
     expected = partition_of(key, partition_count)
     if partition != expected:
         raise DecodeError(
             Why.WRONG_PARTITION,
-            f"the record is in partition {partition}, its key belongs in {expected} of {partition_count}: librdkafka's "
+            f"the record is in partition {partition}, its key belongs to {expected} of {partition_count}: librdkafka's "
             "default partitioner (consistent_random, CRC32) differs from Kafka's; set partitioner=murmur2_random",
         )
 
 
 def partition_of(key: bytes, partition_count: int) -> int:
-    """Find a key's partition as Kafka's own producer does: murmur2 without its sign bit, modulo the count.
+    """Return the partition that Kafka's own producer chooses for a key: murmur2 without the sign bit, modulo the count.
 
-    aiokafka's murmur2 says the same in twice the time, and every command is checked.
+    aiokafka's murmur2 takes twice the time, and a worker needs this for every command of an order new to its lane.
     Source: org.apache.kafka.common.utils.Utils.murmur2 and BuiltInPartitioner.partitionForKey.
     """
     return (_murmur2(key) & 0x7FFFFFFF) % partition_count
@@ -100,13 +100,13 @@ def _from_json(value: bytes) -> Command:
         raise DecodeError(Why.NOT_JSON, "nested too deeply") from error
 
 
-def _without_values(said: str) -> str:
-    """Take out the two values that msgspec repeats: of an unknown `type`, and the name of an unknown field."""
-    if said.startswith("Invalid value"):
+def _without_values(message: str) -> str:
+    """Remove the two values that msgspec repeats: an unknown `type`, and the name of an unknown field."""
+    if message.startswith("Invalid value"):
         return f"`type` must be one of {_NAMES}"
-    if "unknown field" in said:
-        return "Object contains a field that is none of ours"
-    return said
+    if "unknown field" in message:
+        return "Object contains an unknown field"
+    return message
 
 
 def _in_utc(command: Command) -> Command:

@@ -1,4 +1,4 @@
-"""Why bytes are no command of ours: a closed set, for the header `dl_reason`, metrics and the docs."""
+"""The reasons for dead letters: a closed set, for the header `dl_reason`, the metrics and the documents."""
 
 from enum import StrEnum
 

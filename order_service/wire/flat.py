@@ -1,4 +1,4 @@
-"""Events and rejections as people and programs read them: flat, as their Avro records are."""
+"""Events and rejections as flat dictionaries with the fields of their Avro records, for people and programs."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from order_service.domain.messages import Event, Rejection
 
 
 def flat(message: Event | Rejection) -> dict[str, Any]:
-    """Give its fields, those of an event's fact among them, and its type; digests are hexadecimal."""
+    """Return the type and the fields of a message, including those of an event's fact; digests are hexadecimal."""
     fields = structs.asdict(message)
     kind = "Rejection"
     if isinstance(message, Event):

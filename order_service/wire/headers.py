@@ -1,7 +1,7 @@
 """Headers of the records that a turn writes.
 
-Events and rejections carry CloudEvents attributes and the `command_offset` they answer, dead letters where they came
-from and why. Source: CloudEvents 1.0.2, Kafka protocol binding, binary content mode.
+Events and rejections have CloudEvents attributes and the `command_offset` they answer; dead letters have their origin
+and the reason. Source: CloudEvents 1.0.2, Kafka protocol binding, binary content mode.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,12 +14,12 @@ from order_service.errors import DecodeError
 
 Headers = list[tuple[str, bytes]]
 ReadHeaders = Sequence[tuple[str, bytes | None]]
-"""Headers as a consumer hands them on: a value can be null."""
+"""Headers as a consumer returns them: a value can be null."""
 
 COMMAND_OFFSET: Final = "command_offset"
 _OFFSET_DIGITS: Final = 19
 MAX_ORIGINAL_BYTES: Final = 1024 * 1024
-"""What is kept of a dead letter's own headers: all that a record of 1 MiB can carry, so that the letter fits 4 MiB."""
+"""The most bytes of original headers in a dead letter: all that fit a record of 1 MiB; the letter then fits 4 MiB."""
 
 _CONSTANT: Final = {
     message: (
@@ -33,7 +33,7 @@ _CONSTANT: Final = {
 
 
 def event_headers(event: Event, traceparent: bytes | None, command_offset: int | None) -> Headers:
-    """Make the headers of an event; the service's own commands have neither `traceparent` nor offset."""
+    """Return the headers of an event; the service's own commands have neither `traceparent` nor offset."""
     headers = [
         *_CONSTANT[type(event.fact)],
         ("ce_id", event.event_id.encode()),
@@ -44,7 +44,7 @@ def event_headers(event: Event, traceparent: bytes | None, command_offset: int |
 
 
 def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_offset: int | None) -> Headers:
-    """Make the headers of a rejection, like those of an event."""
+    """Return the headers of a rejection, like those of an event."""
     headers = [
         *_CONSTANT[Rejection],
         ("ce_id", rejection.rejection_id.encode()),
@@ -63,23 +63,23 @@ def command_offset_of(headers: ReadHeaders) -> int | None:
     return offset if offset < 2**63 else None
 
 
-def dead_letter_part(data: bytes | None, most: int) -> tuple[bytes | None, Headers]:
-    """Give a dead letter's key or value, and a header `dl_cut` with its length where it had to be cut.
+def dead_letter_part(data: bytes | None, max_bytes: int) -> tuple[bytes | None, Headers]:
+    """Return a dead letter's key or value, and, if it was truncated, a header `dl_cut` with the original length.
 
-    Kafka bounds what a batch has when it is compressed, so one record of a producer can unpack to more than fits our
-    topics. What it was whole is at its origin for as long as the commands are kept.
+    Kafka limits the compressed size of a batch, so a record can decompress to more than fits our topics. The whole
+    record is in the commands topic until its retention ends.
     """
-    if data is None or len(data) <= most:
+    if data is None or len(data) <= max_bytes:
         return data, []
-    return data[:most], [("dl_cut", b"%d" % len(data))]
+    return data[:max_bytes], [("dl_cut", b"%d" % len(data))]
 
 
 def dead_letter_headers(
     error: DecodeError, topic: str, partition: int, offset: int, timestamp: int, original_headers: ReadHeaders
 ) -> Headers:
-    """Make the headers of a dead letter: `dl_…` say why and whence, `orig_…` are its own.
+    """Return the headers of a dead letter: `dl_…` are the reason and origin, `orig_…` are the record's own headers.
 
-    Units: `timestamp` is milliseconds since 1970 UTC. Of its own headers those past 1 MiB are only counted, in
+    Units: `timestamp` is milliseconds since 1970 UTC. The record's headers past 1 MiB are only counted, in
     `dl_headers_dropped`.
     """
     original = [(f"orig_{name}", value or b"") for name, value in fitting(original_headers)]
@@ -105,13 +105,13 @@ def _with_origin(headers: Headers, traceparent: bytes | None, command_offset: in
     return headers
 
 
-@lru_cache(maxsize=64)  # all events of a turn carry the same time
+@lru_cache(maxsize=64)  # all events of a turn have the same time
 def _rfc3339(moment: datetime) -> bytes:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
 
 
 def fitting(headers: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, bytes | None]]:
-    """Give the first of a record's headers, up to 1 MiB of them."""
+    """Return a record's headers in order, up to 1 MiB in total."""
     size = 0
     for name, value in headers:
         size += len(name.encode()) + len(value or b"") + _LENGTHS
@@ -121,4 +121,4 @@ def fitting(headers: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, 
 
 
 _LENGTHS: Final = 15
-"""The most bytes that the two lengths of a header take (Kafka record format v2: two varints), and those of `orig_`."""
+"""The maximum size of a header's two lengths (Kafka record format v2: two varints), plus the prefix `orig_`."""

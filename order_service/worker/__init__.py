@@ -1,1 +1,1 @@
-"""The stream: from commands to events, exactly once. See ARCHITECTURE.md for claim and turn."""
+"""The worker: turns commands into events, exactly once. ARCHITECTURE.md describes claims and turns."""

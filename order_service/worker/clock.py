@@ -1,8 +1,8 @@
-"""The time by which a worker decides, compared with Kafka's.
+"""The worker's clock, and how it is compared with Kafka's.
 
-Two kinds of fault end or delay orders that are fine: a wall clock that steps while the worker runs, and one that is far
-off. Against the first, `Clock` trusts the monotonic clock until Kafka agrees with the wall clock. Against the second it
-compares itself with the append time of the worker's own records, which brokers stamp (`LogAppendTime`).
+Two faults cancel or delay valid orders: a wall clock that steps while the worker runs, and one that is far off.
+After a step, `Clock` follows the monotonic clock until Kafka agrees with the wall clock. To detect a wrong clock, it
+compares itself with the append time of the worker's own records. Brokers set that time (`LogAppendTime`).
 """
 
 import asyncio
@@ -25,29 +25,29 @@ from order_service.worker import metrics
 log = structlog.get_logger()
 
 STEP_S: Final = 1.0
-"""A wall clock that moves by more at once has stepped; time services correct less by a slower or faster second."""
+"""A larger jump of the wall clock is a step. Time services correct smaller differences gradually."""
 RECENT_S: Final = 60.0
 LOG_APPEND_TIME: Final = 1
 PROBES: Final = 5
-"""Partitions that are written to for a first comparison: enough that one broker's clock does not decide."""
+"""Partitions written for the first comparison: enough that one broker's clock cannot dominate the median."""
 PROBE_AGAIN_S: Final = 5.0
 
 
 class Clock:
-    """Wall-clock time that no step of the wall clock moves.
+    """Wall-clock time that is not affected by steps of the wall clock.
 
-    `wall` and `steady` return seconds: since 1970 UTC, and since any moment. `far_s` is the difference from Kafka's
-    time at which the worker stops taking part.
+    `wall` and `steady` return seconds: since 1970 UTC, and since an arbitrary moment. `skew_max_s` is the largest
+    difference from Kafka's time that is allowed.
     """
 
     def __init__(
         self,
-        far_s: float,
+        skew_max_s: float,
         *,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._far_s = far_s
+        self._skew_max_s = skew_max_s
         self._wall = wall
         self._steady = steady
         self._anchor = (wall(), steady())
@@ -55,29 +55,29 @@ class Clock:
         self._kafka_s: dict[int, tuple[float, float]] = {}
 
     def now(self) -> datetime:
-        """Return the time in whole milliseconds, as events carry it."""
+        """Return the time in whole milliseconds, the precision of events."""
         return datetime.fromtimestamp(int(self._now_s() * 1000) / 1000, UTC)
 
     def compare(self, written: Iterable[RecordMetadata]) -> None:
-        """Compare with the time that brokers gave to records which were written just now.
+        """Compare the clock with the append times of records that were just written.
 
-        The median of the partitions that were written in the last minute counts, so one broker with a wrong clock
-        decides nothing. Raises ClockError if the difference is over `far_s`.
+        The median over the partitions written in the last minute counts, so one broker with a wrong clock has no
+        effect. Raises ClockError if the difference exceeds `skew_max_s`.
         """
-        at = self._steady()
+        now_s = self._steady()
         for record in written:
             if record.timestamp_type == LOG_APPEND_TIME:
-                self._kafka_s[record.partition] = (record.timestamp / 1000 - at, at)
-        recent = [kafka_s for kafka_s, seen_at in self._kafka_s.values() if at - seen_at < RECENT_S]
+                self._kafka_s[record.partition] = (record.timestamp / 1000 - now_s, now_s)
+        recent = [kafka_s for kafka_s, seen_at in self._kafka_s.values() if now_s - seen_at < RECENT_S]
         if not recent:
             return
-        kafka_s, wall = median(recent) + at, self._wall()
-        if abs(wall - kafka_s) <= STEP_S:  # Kafka agrees with the wall clock: a step was right, or there was none
-            self._anchor = (wall, at)
+        kafka_s, wall = median(recent) + now_s, self._wall()
+        if abs(wall - kafka_s) <= STEP_S:  # Kafka agrees with the wall clock: a step, if any, was correct
+            self._anchor = (wall, now_s)
         skew_s = self._now_s() - kafka_s
         metrics.CLOCK_SKEW.set(skew_s)
-        if abs(skew_s) > self._far_s:
-            raise ClockError(far(skew_s, self._far_s))
+        if abs(skew_s) > self._skew_max_s:
+            raise ClockError(describe_skew(skew_s, self._skew_max_s))
 
     def _now_s(self) -> float:
         wall, steady = self._wall(), self._steady()
@@ -86,56 +86,56 @@ class Clock:
         if has_stepped != self._has_stepped:
             self._has_stepped = has_stepped
             if has_stepped:
-                log.warning("The wall clock has stepped; the monotonic clock decides.", by_s=round(wall - expected, 1))
+                log.warning("The wall clock has stepped; using the monotonic clock.", by_s=round(wall - expected, 1))
             else:
-                log.info("The wall clock is trusted again.")
+                log.info("Using the wall clock again.")
         if has_stepped:
             return expected
         self._anchor = (wall, steady)
         return wall
 
 
-async def wait_until_near(clock: Clock, settings: Settings, topic: str, tell: Callable[[str], None]) -> None:
-    """Wait until the clock is near Kafka's; `tell` each new reason to wait.
+async def wait_until_near(clock: Clock, settings: Settings, topic: str, on_reason: Callable[[str], None]) -> None:
+    """Wait until the clock is near Kafka's. `on_reason` gets each new reason to wait.
 
-    A worker does this before it joins its group: with a clock that is far off it would take partitions from good
-    workers and end at its first turn, again and again. Partitions that cannot be written to now are left out; the
-    clock is compared again at every turn.
+    A worker does this before it joins its group. Otherwise a worker with a wrong clock would repeatedly take partitions
+    from healthy workers and end at its first turn. Partitions that cannot be written to now are skipped; every turn
+    compares the clock again.
     """
-    told = None
+    last_reason = None
     while True:
         try:
             clock.compare(await _probe(connection(settings), topic, min(PROBES, settings.partitions)))
         except ClockError as error:
-            if str(error) != told:
-                told = str(error)
-                tell(told)
+            if str(error) != last_reason:
+                last_reason = str(error)
+                on_reason(last_reason)
         else:
             return
         await asyncio.sleep(PROBE_AGAIN_S)
 
 
 async def _probe(arguments: dict[str, Any], topic: str, count: int) -> list[RecordMetadata]:
-    """Write a record to some partitions of the table's changelog, under the key that all its readers pass over."""
+    """Write a record to `count` partitions of the table's changelog, under the key that all its readers skip."""
     producer = Producer(**arguments, request_timeout_ms=5_000)
     try:
         await producer.start()
-        written = [
+        sends = [
             producer.send_and_wait(topic, value=b"", key=BARRIER_KEY, partition=partition) for partition in range(count)
         ]
-        answers = await asyncio.gather(*written, return_exceptions=True)
+        results = await asyncio.gather(*sends, return_exceptions=True)
     except KafkaError as error:
-        log.warning("The clock cannot be compared with Kafka's now.", error=repr(error))
+        log.warning("Clock comparison with Kafka failed.", error=repr(error))
         return []
     finally:
         await producer.stop()
-    return [answer for answer in answers if isinstance(answer, RecordMetadata)]
+    return [result for result in results if isinstance(result, RecordMetadata)]
 
 
-def far(skew_s: float, far_s: float) -> str:
-    """Return what is wrong with a clock that differs from Kafka's by `skew_s`, and what to do."""
+def describe_skew(skew_s: float, skew_max_s: float) -> str:
+    """Return the message for a clock that differs from Kafka's by `skew_s`: the fault and its remedy."""
     side = "ahead of" if skew_s > 0 else "behind"
     return (
-        f"the clock of this machine is {abs(skew_s):.0f} s {side} Kafka's, more than the {far_s:.0f} s of "
+        f"the clock of this machine is {abs(skew_s):.0f} s {side} Kafka's, more than the {skew_max_s:.0f} s of "
         "ORDERS_CLOCK_SKEW_MAX_S: set the clock of the machine or of the brokers"
     )

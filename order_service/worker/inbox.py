@@ -1,4 +1,4 @@
-"""The inbox: commands that were read and are not taken into a turn yet, per lane."""
+"""The inbox: for each lane, the commands that were fetched but are not yet part of a turn."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,14 +11,15 @@ from order_service.domain.messages import Command
 from order_service.errors import DecodeError
 
 HIGH: Final = 8_000
-"""Commands at which a lane's partition pauses; one more run, of 1 MiB at most, can be on its way then."""
+"""Queued commands at which a partition is paused. One more run, of at most 1 MiB, may still arrive."""
 LOW: Final = 2_000
+"""Queued commands at which a paused partition is resumed."""
 HIGH_BYTES: Final = 16 * 1024 * 1024
-MOST_BYTES: Final = 4 * 1024 * 1024
-"""Taken of a lane at once: what is made of it must be committed within the deadline."""
+MAX_BYTES: Final = 4 * 1024 * 1024
+"""Bytes taken from a lane in one turn: the outcomes must be committed within the deadline."""
 
 Received = tuple["ConsumerRecord[bytes, bytes]", Command | DecodeError]
-"""A record of the commands topic, and what it was decoded to."""
+"""A record of the commands topic, and its command or decode error."""
 
 
 class Run(Struct, frozen=True):
@@ -30,7 +31,7 @@ class Run(Struct, frozen=True):
 
 
 class Inbox:
-    """A queue per lane. `pause` and `resume` are called with a partition when its queue is long, and short again."""
+    """A queue per lane. It calls `pause` and `resume` with a partition whose queue has become long, or short again."""
 
     def __init__(self, pause: Callable[[int], None], resume: Callable[[int], None]) -> None:
         self._pause = pause
@@ -42,31 +43,31 @@ class Inbox:
         self._turn = 0
 
     def open(self, partition: int) -> None:
-        """Begin, or begin anew, the queue of a partition."""
+        """Start an empty queue for a partition."""
         self._queues[partition] = deque()
         self._bytes[partition] = 0
         self._paused.discard(partition)
 
     def close(self, partition: int) -> None:
-        """Drop what is in the queue of a partition: it is in the log, and read again by whoever decides it."""
+        """Drop the queue of a partition. Its commands stay in the log, where the next owner reads them again."""
         self._queues.pop(partition, None)
         self._paused.discard(partition)
         self._held.discard(partition)
 
     def hold(self, partition: int) -> None:
-        """Stop the fetching of a partition while its runs wait for something else."""
+        """Pause fetching of a partition while its runs wait, for example for the schema registry."""
         self._held.add(partition)
         self._pause(partition)
 
     def release(self, partition: int) -> None:
-        """Fetch a held partition again, unless its queue is long."""
+        """Resume fetching of a held partition, unless its queue is long."""
         if partition in self._held:
             self._held.discard(partition)
             if partition in self._queues and partition not in self._paused:
                 self._resume(partition)
 
     def put(self, partition: int, received: list[Received]) -> None:
-        """Add what was read of a partition."""
+        """Add received commands to the queue of a partition."""
         queue = self._queues[partition]
         queue.extend(received)
         self._bytes[partition] += sum(map(_size, received))
@@ -75,17 +76,17 @@ class Inbox:
             self._pause(partition)
 
     def is_empty(self, partition: int) -> bool:
-        """Tell whether nothing is queued for a partition."""
+        """Return whether no command is queued for a partition."""
         return not self._queues.get(partition)
 
-    def has_any(self, closed: set[int]) -> bool:
-        """Tell whether `take` would give anything."""
+    def has_commands(self, closed: set[int]) -> bool:
+        """Return whether `take` would return any command."""
         return any(queue and partition not in closed for partition, queue in self._queues.items())
 
-    def take(self, most: int, closed: set[int]) -> dict[int, list[Received]]:
-        """Take up to `most` commands, evenly over the lanes and beginning with another one each time.
+    def take(self, limit: int, closed: set[int]) -> dict[int, list[Received]]:
+        """Take up to `limit` commands, evenly over the lanes, starting with a different lane each time.
 
-        Lanes in `closed` are passed over: they can take no more for now.
+        Lanes in `closed` are skipped: they accept no commands for now.
         """
         filled = sorted(partition for partition, queue in self._queues.items() if queue and partition not in closed)
         if not filled:
@@ -94,14 +95,14 @@ class Inbox:
         first = self._turn % len(filled)
         taken = {}
         for lanes_left, partition in zip(range(len(filled), 0, -1), filled[first:] + filled[:first], strict=True):
-            taken[partition] = self._take_from(partition, max(1, most // lanes_left))
-            most -= len(taken[partition])
+            taken[partition] = self._take_from(partition, max(1, limit // lanes_left))
+            limit -= len(taken[partition])
         return taken
 
-    def _take_from(self, partition: int, most: int) -> list[Received]:
+    def _take_from(self, partition: int, limit: int) -> list[Received]:
         queue, size = self._queues[partition], 0
         taken: list[Received] = []
-        while queue and len(taken) < most and size < MOST_BYTES:
+        while queue and len(taken) < limit and size < MAX_BYTES:
             taken.append(queue.popleft())
             size += _size(taken[-1])
         self._bytes[partition] -= size

@@ -1,4 +1,4 @@
-"""The lane: what a worker holds of one partition, and how it decides what comes in. No I/O: it fills `Changes`."""
+"""The lane: the state of one partition in a worker, and how it decides commands. No I/O: it fills `Changes`."""
 
 import heapq
 from collections import Counter
@@ -43,24 +43,23 @@ from order_service.worker.waiting_room import WaitingRoom
 log = structlog.get_logger()
 
 Record = tuple[bytes | None, bytes | None, Headers]
-"""Key, value and headers of a record to write."""
+"""The key, value and headers of a record to write."""
 
 Outcome = tuple[str, str, str]
 """Command type, outcome and reason, as counted by `orders_commands_total`."""
 
-
 MAX_DEAD_KEY: Final = 64 * 1024
 MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
-"""With 1 MiB of headers it fits the 4 MiB of a record, and no record that was not compressed is cut."""
+"""With 1 MiB of headers it fits into a record of 4 MiB. Records that were not compressed are never cut."""
 MAX_TRACEPARENT: Final = 256
 RESTORED_AT_A_TIME: Final = 500
-"""Orders or waiting commands put into a lane before the loop gets its turn: some 2 ms."""
-MOST_DUE: Final = 1_000
-"""Unpaid orders cancelled in one turn; a worker that was away for long, or is told for the first time, finds many."""
+"""Orders or waiting commands restored before control returns to the event loop: about 2 ms."""
+MAX_DUE: Final = 1_000
+"""Unpaid orders cancelled in one turn. After a long outage, or when the timeout is new, many are due at once."""
 
 
 class Changes(Struct):
-    """What one turn writes for one partition."""
+    """The records and counts that one turn writes for one partition."""
 
     events: list[Record] = field(default_factory=list)
     rejections: list[Record] = field(default_factory=list)
@@ -78,12 +77,12 @@ class Changes(Struct):
 
     @property
     def decided(self) -> int:
-        """How many commands got their outcome."""
+        """The number of commands that were decided."""
         return sum(self.outcomes.values()) + len(self.dead_letters)
 
     @property
-    def kept(self) -> int:
-        """How many commands went into the waiting room."""
+    def queued(self) -> int:
+        """The number of commands that were added to the waiting room."""
         return sum(value is not None for value in self.waiting.values())
 
     def __bool__(self) -> bool:
@@ -91,7 +90,7 @@ class Changes(Struct):
 
 
 class LanePolicy(Struct, frozen=True):
-    """What a lane must know of the settings. Times are seconds."""
+    """The settings of a lane. Times are in seconds."""
 
     partition_count: int
     commands_topic: str
@@ -101,9 +100,9 @@ class LanePolicy(Struct, frozen=True):
 
 
 class Lane:
-    """Table, waiting room, timers and position of one partition.
+    """The table, waiting room, timers and position of one partition.
 
-    `known` tells what the user cache knows of a user; `ask` is called with a user that an order waits for now.
+    `known` returns the cached check of a user, or None; `ask` gets the id of a user that an order now waits for.
     """
 
     def __init__(
@@ -132,12 +131,12 @@ class Lane:
         self._due: set[str] = set()
 
     def restore(self, entries: dict[str, Entry], waiting: list[WaitingCommand], position: Position) -> None:
-        """Begin with what the changelogs hold."""
+        """Restore the lane from the changelogs."""
         for _ in self.restoring(entries, waiting, position):
             pass
 
     def restoring(self, entries: dict[str, Entry], waiting: list[WaitingCommand], position: Position) -> Iterator[None]:
-        """Begin with what the changelogs hold; pause now and then, so that the caller can do something else."""
+        """Restore the lane from the changelogs. Yields every `RESTORED_AT_A_TIME` items, so that other work can run."""
         self.table = Table(entries)
         self.room = WaitingRoom(self.policy.user_deadline_s)
         self.next_offset, self.last_timestamp_ms = position.next_offset, position.last_timestamp_ms
@@ -153,8 +152,8 @@ class Lane:
                 if number % RESTORED_AT_A_TIME == 0:
                     yield
 
-    def put_back_due(self) -> None:
-        """Set the timers again of the orders that were due and are not cancelled yet."""
+    def restore_due_timers(self) -> None:
+        """Set the timers again for orders that were due and are not cancelled yet."""
         due, self._due = self._due, set()
         for order_id in due:
             entry = self.table.get(order_id)
@@ -162,29 +161,29 @@ class Lane:
                 self._set_timer(order_id, entry)
 
     def follow(self, seek: int) -> None:
-        """Expect the runs that follow this seek, and no others."""
+        """Accept only the runs that follow this seek."""
         self.seek = seek
         self.next_run = 0
 
     @property
     def resume_at(self) -> int:
-        """The offset from which this lane reads on."""
+        """The next offset that this lane reads."""
         return max(self.next_offset, self.read_to)
 
-    def has_passed(self) -> bool:
+    def has_read_ahead(self) -> bool:
         """Return whether the lane has read past records that are not commands since its last written position."""
         return self.written is not None and self.read_to > self.written.resume_at
 
-    def has_news(self) -> bool:
-        """Return whether the last written position could say more: how far was read, or where the outcomes end."""
-        return self.has_passed() or (self.written is not None and self.ends != self.written.ends)
+    def is_position_stale(self) -> bool:
+        """Return whether the last written position has an old read offset or old end offsets of the outcomes."""
+        return self.has_read_ahead() or (self.written is not None and self.ends != self.written.ends)
 
     def write_position(self) -> None:
-        """Write the position with the next turn, even if it decides no command."""
+        """Write the position in the next turn, even if that turn decides no command."""
         self._changes.moved = True
 
     def accept(self, run: Run) -> bool:
-        """Tell whether a run is the next one; False for one from before the seek, RunLost where one is missing."""
+        """Return whether a run is the next one, not one from before the seek. Raises RunLost if one is missing."""
         if run.seek != self.seek:
             return False
         if run.number != self.next_run:
@@ -193,11 +192,11 @@ class Lane:
         return True
 
     def is_full(self) -> bool:
-        """Tell whether so many commands wait that no more are taken."""
+        """Return whether so many commands wait that the lane accepts no more."""
         return len(self.room) >= self.policy.waiting_max
 
     def decide(self, received: list[Received], now: datetime) -> None:
-        """Decide commands in the order of the log; those below the position were decided before."""
+        """Decide commands in log order. Those below the position are skipped: they were decided before."""
         for record, command in received:
             if record.offset < self.next_offset:
                 continue
@@ -205,12 +204,12 @@ class Lane:
             self.last_timestamp_ms = record.timestamp
             self._changes.moved = True
             if isinstance(command, DecodeError):
-                self._bury(record, command)
+                self._add_dead_letter(record, command)
             else:
                 self._take(record, command, now)
 
     def settle(self, now: datetime) -> bool:
-        """Decide some of what waits and can be decided by now, in sequence per order; False if there was nothing."""
+        """Decide waiting commands that are ready, in sequence per order. Return whether there were any."""
         released = self.room.take_released(now)
         for order_id, check in released:
             self._release(order_id, check, now)
@@ -218,19 +217,19 @@ class Lane:
 
     @property
     def change_bytes(self) -> int:
-        """About how much the turn has to write for this lane so far."""
+        """The approximate number of bytes that this turn writes for the lane so far."""
         return self._changes.size
 
-    def due_orders(self, now: datetime, most: int = MOST_DUE) -> list[str]:
-        """Take the orders whose payment is due by `now`; the caller sees to it that no payment is overtaken."""
+    def due_orders(self, now: datetime, limit: int = MAX_DUE) -> list[str]:
+        """Take up to `limit` orders whose payment is due by `now`. Decide earlier payments first."""
         due: list[str] = []
-        while self._timers and self._timers[0][0] <= now and len(due) < most:
+        while self._timers and self._timers[0][0] <= now and len(due) < limit:
             due.append(heapq.heappop(self._timers)[1])
         self._due.update(due)
         return due
 
     def cancel_unpaid(self, order_ids: list[str], now: datetime) -> None:
-        """Cancel those of the orders that are still unpaid: the lane's own command, the same one every time."""
+        """Cancel the orders that are still unpaid. The lane's own command is always the same for an order."""
         self._due.difference_update(order_ids)
         for order_id in order_ids:
             entry = self.table.get(order_id)
@@ -238,12 +237,12 @@ class Lane:
                 continue
             outcome = answer(payment_timeout(order_id), entry, now)
             if isinstance(outcome, Event):
-                self._happened(outcome, entry, "CancelOrder", None, None)
-            else:  # somebody else has used its command_id, which only a producer with bad intent would
+                self._add_event(outcome, entry, "CancelOrder", None, None)
+            else:  # its command_id is already used, which only a malicious producer would do
                 log.error("An unpaid order cannot be cancelled.", order_id=order_id, answer=type(outcome).__name__)
 
     def take_changes(self) -> Changes:
-        """Take what was decided since the last call, for one transaction."""
+        """Take the changes since the last call, for one transaction."""
         changes, self._changes = self._changes, Changes()
         changes.table = self.table.take_changes()
         changes.next_offset = self.next_offset
@@ -257,53 +256,55 @@ class Lane:
         entry = self.table.get(order_id)
         waits = order_id in self.room
         if record.key != order_id.encode() or (entry is None and not waits):
-            try:  # an order that is here already lies in the right partition: only its key is compared
+            try:  # a known order is in the right partition: only its key is compared
                 check_key(record.key, order_id, self.partition, self.policy.partition_count)
             except DecodeError as error:
-                self._bury(record, error)
+                self._add_dead_letter(record, error)
                 return
         if waits:
             self._queue_up(record, command, now)
             return
         user = self._known(command.user_id) if type(command) is CreateOrder else None
-        if self._answer(command, entry, record.offset, traceparent_of(record.headers), now, user) is not None:
+        if self._decide_command(command, entry, record.offset, traceparent_of(record.headers), now, user) is not None:
             self._wait(record, command, now)
 
     def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
         if not self.room.is_full(command.order_id):
             self._wait(record, command, now)
-        elif self.room.holds(command):  # the outcome of the copy that waits is the answer to both
-            self._repeated(command)
+        elif self.room.holds(command):  # the outcome of the waiting copy answers both
+            self._count_repeat(command)
         else:
             entry = self.table.get(command.order_id)
             rejection = reject(command, entry, now, Refusal(Reason.TOO_MANY_WAITING))
-            self._refused(rejection, record.offset, traceparent_of(record.headers))
+            self._add_rejection(rejection, record.offset, traceparent_of(record.headers))
 
     def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
-        """Keep a command in the waiting room, durably, with all that a restart needs to decide it."""
+        """Add a command to the waiting room and its changelog, with everything that a restart needs to decide it."""
         waiting = WaitingCommand(command, record.offset, now, traceparent_of(record.headers))
-        first = command.order_id not in self.room
+        is_head = command.order_id not in self.room
         self.room.add(waiting)
         self._changes.waiting[waiting.key] = changelog.encode(waiting)
-        if first and isinstance(command, CreateOrder):
+        if is_head and isinstance(command, CreateOrder):
             self._ask(command.user_id)
 
     def _release(self, order_id: str, check: UserCheck, now: datetime) -> None:
-        """Decide an order's waiting commands until one of them needs another answer."""
+        """Decide an order's waiting commands until one of them needs another user check."""
         user: UserCheck | None = check
         while (head := self.room.head(order_id)) is not None:
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
-            ask = self._answer(head.command, self.table.get(order_id), head.offset, head.traceparent, now, user)
-            if ask is not None:
+            ask_user = self._decide_command(
+                head.command, self.table.get(order_id), head.offset, head.traceparent, now, user
+            )
+            if ask_user is not None:
                 self.room.wait_again(order_id)
-                self._ask(ask.user_id)
+                self._ask(ask_user.user_id)
                 return
-            self.room.leave(order_id)
+            self.room.pop_head(order_id)
             self._changes.waiting[head.key] = None
             user = None
 
-    def _answer(
+    def _decide_command(
         self,
         command: Command,
         entry: Entry | None,
@@ -312,27 +313,27 @@ class Lane:
         now: datetime,
         user: UserCheck | None,
     ) -> AskUser | None:
-        """Answer one command and note what it changes; the question back if its user must be asked first."""
+        """Decide one command and record its outcome. Return AskUser if its user must be checked first."""
         outcome = answer(command, entry, now, user)
         if type(outcome) is Event:
-            self._happened(outcome, entry, type(command).__name__, offset, traceparent)
+            self._add_event(outcome, entry, type(command).__name__, offset, traceparent)
         elif type(outcome) is Rejection:
-            self._refused(outcome, offset, traceparent)
-            remembered = after_rejection(entry, outcome)
-            if remembered is not None and remembered is not entry:
-                self.table.put(command.order_id, remembered)
+            self._add_rejection(outcome, offset, traceparent)
+            after = after_rejection(entry, outcome)
+            if after is not None and after is not entry:
+                self.table.put(command.order_id, after)
         elif type(outcome) is AskUser:
             return outcome
         elif type(outcome) is Repeat:
-            self._repeated(command)
+            self._count_repeat(command)
         else:
             assert_never(outcome)
         return None
 
-    def _repeated(self, command: Command) -> None:
+    def _count_repeat(self, command: Command) -> None:
         self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
 
-    def _happened(
+    def _add_event(
         self, event: Event, entry: Entry | None, command_type: str, offset: int | None, traceparent: bytes | None
     ) -> None:
         value = avro.encode_event(event)
@@ -346,14 +347,14 @@ class Lane:
         changes.events.append((event.order_id.encode(), value, headers))
         changes.outcomes[command_type, "accepted", ""] += 1
 
-    def _refused(self, rejection: Rejection, offset: int | None, traceparent: bytes | None) -> None:
+    def _add_rejection(self, rejection: Rejection, offset: int | None, traceparent: bytes | None) -> None:
         value = avro.encode_rejection(rejection)
         self._changes.size += len(value)
         headers = rejection_headers(rejection, traceparent, offset)
         self._changes.rejections.append((rejection.order_id.encode(), value, headers))
         self._changes.outcomes[rejection.command_type, "rejected", rejection.reason] += 1
 
-    def _bury(self, record: "ConsumerRecord[bytes, bytes]", error: DecodeError) -> None:
+    def _add_dead_letter(self, record: "ConsumerRecord[bytes, bytes]", error: DecodeError) -> None:
         headers = dead_letter_headers(
             error, self.policy.commands_topic, record.partition, record.offset, record.timestamp, record.headers
         )
@@ -373,7 +374,7 @@ class Lane:
 
 
 def traceparent_of(headers: ReadHeaders) -> bytes | None:
-    """Find the trace that a command belongs to, if it names one of a reasonable length."""
+    """Return the `traceparent` header of a command, or None if it is missing or longer than `MAX_TRACEPARENT`."""
     for name, value in headers:
         if name == "traceparent" and value is not None and len(value) <= MAX_TRACEPARENT:
             return value

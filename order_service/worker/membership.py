@@ -1,8 +1,8 @@
-"""Who a worker is to its group, who else is in it, and what an error of the group means for an operator.
+"""The identity of a worker in its consumer group, the other members, and what a group error means for an operator.
 
-Members of this service share an assignor whose name no other program uses: Kafka refuses a member with
-another assignor (INCONSISTENT_GROUP_PROTOCOL). So a foreign program either keeps workers out, which then report it and
-end, or is kept out by them. One that uses our assignor too would hold partitions beside them: `GroupWatch` reports it.
+Members of this service share an assignor with a unique name. Kafka refuses a member with another assignor
+(INCONSISTENT_GROUP_PROTOCOL). So either the workers keep a foreign program out, or it keeps them out, and they report
+it and end. A foreign program with our assignor would hold partitions beside the workers; `GroupWatch` reports it.
 """
 
 import asyncio
@@ -37,26 +37,26 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 HOST_NAME_FILE: Final = Path("/etc/hostname")
 LOOK_EVERY_S: Final = 0.5
 UUID_CHARS: Final = 36
-"""Kafka names a static member after its instance id, a hyphen and a UUID (KIP-345)."""
+"""The member id of a static member is its instance id, a hyphen and a UUID (KIP-345)."""
 
 
 class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
-    """aiokafka's sticky assignor under a name of our own: lanes stay where they are.
+    """aiokafka's sticky assignor under our own name: partitions stay with their members.
 
-    aiokafka 0.14 never tells it the generation; without it the claims of a member that slept count as much as those of
-    the members that hold its partitions now. `Listener` tells it.
+    aiokafka 0.14 never sets its generation. Without it, the stale assignment of a member that slept counts as much as
+    those of the members that hold its partitions now. `RebalanceListener` sets it.
     """
 
     name = "orders-sticky"
 
 
 class Membership(Struct, frozen=True):
-    """How a worker introduces itself.
+    """The identity of a worker in its consumer group.
 
-    `instance_id` makes a restarted process the same member, so that the others notice nothing; None is a new member at
-    every start. `is_named` is True for an id that an operator chose: its place is kept even when the worker is told to
-    end. `client_id` names host and admin port, and for a default `instance_id` the machine, too: two machines may have
-    one host name.
+    With an `instance_id`, a restarted process is the same member and causes no rebalance; with None, each start is a
+    new member. `is_named` is True for an id that an operator chose: that member stays in the group even after a
+    requested stop. `client_id` has host and admin port. For a default `instance_id` it also has the machine, since two
+    machines may share a host name.
     """
 
     group_id: str
@@ -67,42 +67,42 @@ class Membership(Struct, frozen=True):
 
     @classmethod
     def from_settings(cls, settings: Settings, host: str | None = None, machine: str | None = None) -> "Membership":
-        """Return the membership of a worker: by ORDERS_INSTANCE_ID, else by host name and admin port."""
+        """Return the membership of a worker, from ORDERS_INSTANCE_ID or else from host name and admin port."""
         host = socket.gethostname() if host is None else host
         machine = this_machine() if machine is None else machine
         address = f"{host}-{settings.admin_port}"
-        place = f"{address}-{machine}" if machine and not settings.instance_id else address
+        client = f"{address}-{machine}" if machine and not settings.instance_id else address
         is_host = HOST_NAME.fullmatch(host) is not None and host.partition(".")[0] != "localhost"
         return cls(
             group_id=settings.group_id,
             instance_id=settings.instance_id or (address if is_host and settings.admin_port else None),
             is_named=bool(settings.instance_id),
-            client_id=f"{CLIENT_PREFIX}{place}",
+            client_id=f"{CLIENT_PREFIX}{client}",
             session_timeout_s=settings.session_timeout_s,
         )
 
     @property
     def stays_after_a_fault(self) -> bool:
-        """Whether a process that ends by itself keeps its place for the restart that follows."""
+        """Whether a process that ends by itself stays a member, for the restart that follows."""
         return self.instance_id is not None
 
 
 def this_machine() -> str:
-    """Return 8 hex digits that tell this machine or container from others of its host name, empty if that is not known.
+    """Return 8 hex digits that distinguish this machine or container from others with its host name, or "" if unknown.
 
-    Each machine has a boot id. Docker, containerd and CRI-O give each container or pod an /etc/hostname of its own,
-    which stays the same file when the container is restarted.
+    Each machine has a boot id. Docker, containerd and CRI-O give each container or pod its own /etc/hostname, and keep
+    that file when the container restarts.
     """
     try:
         file = HOST_NAME_FILE.stat() if HOST_NAME_FILE.exists() else None
-        known = (BOOT_ID.read_text(), file and (file.st_dev, file.st_ino))
-    except OSError:  # no Linux, or a container that may not read them
+        identity = (BOOT_ID.read_text(), file and (file.st_dev, file.st_ino))
+    except OSError:  # not Linux, or a container that may not read them
         return ""
-    return blake2b(repr(known).encode(), digest_size=4).hexdigest()
+    return blake2b(repr(identity).encode(), digest_size=4).hexdigest()
 
 
 class Member(Struct, frozen=True):
-    """A member of the group, as the broker describes it. `assignment` is in the format of the consumer protocol."""
+    """A member of the group as the broker describes it. `assignment` is in the consumer protocol format."""
 
     member_id: str
     client_id: str
@@ -114,7 +114,7 @@ class Member(Struct, frozen=True):
         return instance_id is not None and self.member_id[: -UUID_CHARS - 1] == instance_id
 
     def partitions(self) -> list[TopicPartition]:
-        """Return the partitions that it holds: none during a rebalance, or if another program wrote them otherwise."""
+        """Return the assigned partitions. Empty during a rebalance, or if another program uses a different format."""
         try:
             return sorted(ConsumerProtocolMemberAssignment.decode(self.assignment).partitions())
         except (ValueError, TypeError):
@@ -125,7 +125,7 @@ class Member(Struct, frozen=True):
 
 
 Send = Callable[[Any], Awaitable[Any]]
-"""Sends a request to the coordinator of the group."""
+"""A function that sends a request to the group coordinator and returns the response."""
 
 
 async def members_of(group_id: str, send: Send) -> list[Member]:
@@ -142,11 +142,10 @@ async def members_of(group_id: str, send: Send) -> list[Member]:
 async def twin_of(membership: Membership, send: Send, *, is_first: bool, own_member_id: str = "") -> str | None:
     """Return why this process must not join under its instance id, or None if it may.
 
-    Called before each join, while this process is not a member. A member with our id is our predecessor if it had our
-    client id (host name, port, machine) and this is the first join of this process; it is replaced at once. One from
-    elsewhere may be a predecessor too: it is gone when its session has expired. One that is still there then is alive,
-    and stays.
-    `own_member_id` is who this process was in the group before: its own entry is no twin.
+    Called before each join, while this process is not a member. On the first join, a member with our instance id and
+    our client id (host name, port, machine) is our predecessor, and is replaced at once. A member with another client
+    id may be a predecessor too: then it disappears when its session expires. If it is still there after that, it is
+    alive and keeps the id. `own_member_id` is the previous member id of this process, which does not count as a twin.
     """
     if membership.instance_id is None:
         return None
@@ -158,20 +157,20 @@ async def twin_of(membership: Membership, send: Send, *, is_first: bool, own_mem
                 for member in await members_of(membership.group_id, send)
                 if member.has_instance_id(membership.instance_id) and member.member_id != own_member_id
             ]
-        except KafkaError as error:  # the join meets the same fault, and it is reported there
-            log.warning("The members of the group cannot be read.", error=repr(error))
+        except KafkaError as error:  # the join fails the same way and reports it
+            log.warning("Cannot read the group members.", error=repr(error))
             return None
         if not twins or (is_first and twins[0].client_id == membership.client_id):
             return None
         if left_s <= 0:
-            return _twin(membership, twins)
+            return _describe_twins(membership, twins)
         log.warning("Another process has this instance id; waiting for its session to end.", holder=str(twins[0]))
         await asyncio.sleep(LOOK_EVERY_S)
         left_s -= LOOK_EVERY_S
 
 
 async def reason_of(error: BaseException, membership: Membership, send: Send, own_member_id: str) -> str:
-    """Return what `error` of the group means and what to do about it, with the members that cause it."""
+    """Return what a group error means and how to fix it, with the members that cause it."""
     try:
         members = [
             member for member in await members_of(membership.group_id, send) if member.member_id != own_member_id
@@ -180,10 +179,10 @@ async def reason_of(error: BaseException, membership: Membership, send: Send, ow
         members = []
     twins = [member for member in members if member.has_instance_id(membership.instance_id)]
     if twins:
-        return _twin(membership, twins)
+        return _describe_twins(membership, twins)
     group_id = membership.group_id
     if isinstance(error, InconsistentGroupProtocolError):
-        return about_strangers(group_id, strangers_of(members))
+        return describe_strangers(group_id, strangers_of(members))
     if isinstance(error, InvalidSessionTimeoutError):
         return (
             f"Kafka refuses a session timeout of {membership.session_timeout_s:g} s: set ORDERS_SESSION_TIMEOUT_S "
@@ -191,7 +190,7 @@ async def reason_of(error: BaseException, membership: Membership, send: Send, ow
         )
     if isinstance(error, GroupAuthorizationFailedError):
         return f"Kafka does not allow this worker to read as group {group_id}: grant it Read on that group"
-    if type(error) is KafkaError:  # aiokafka wraps in it what it did not expect
+    if type(error) is KafkaError:  # aiokafka wraps unexpected errors in it
         return f"this worker is no longer a member of the group {group_id}: {error!r}"
     return f"Kafka refuses this worker as a member of the group {group_id}: {error!r}"
 
@@ -201,10 +200,10 @@ def strangers_of(members: Iterable[Member]) -> list[Member]:
     return [member for member in members if not member.client_id.startswith(CLIENT_PREFIX)]
 
 
-def about_strangers(group_id: str, strangers: Iterable[Member], seen_s: Mapping[str, float] | None = None) -> str:
-    """Return who the strangers in a group are, what they hold, and what to do about them.
+def describe_strangers(group_id: str, strangers: Iterable[Member], seen_s: Mapping[str, float] | None = None) -> str:
+    """Return a message with the strangers in a group, the partitions that they hold, and the remedy.
 
-    `seen_s` has for how many seconds each has been seen, by member id.
+    `seen_s` maps member ids to the seconds since each was first seen.
     """
     described = []
     for stranger in strangers:
@@ -217,7 +216,7 @@ def about_strangers(group_id: str, strangers: Iterable[Member], seen_s: Mapping[
     )
 
 
-def _twin(membership: Membership, twins: Iterable[Member]) -> str:
+def _describe_twins(membership: Membership, twins: Iterable[Member]) -> str:
     return (
         f"another process is in the group {membership.group_id} with the instance id {membership.instance_id}: "
         f"{_listed(twins)}; set ORDERS_INSTANCE_ID to a different value on each worker"

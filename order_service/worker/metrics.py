@@ -1,4 +1,4 @@
-"""What a worker measures, for Prometheus. Times are seconds; every name starts with `orders_`."""
+"""Prometheus metrics of a worker. Times are in seconds; every name starts with `orders_`."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5
 COMMANDS: Final = Counter(
     "orders_commands_total", "Commands decided, by type, outcome and reason.", ["type", "outcome", "reason"]
 )
-DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Records that are no command, by reason.", ["reason"])
+DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Records that are not commands, by reason.", ["reason"])
 TURN_SECONDS: Final = Histogram("orders_turn_seconds", "From taking a turn's commands to its commit.", buckets=_FAST)
 TURN_COMMANDS: Final = Histogram(
     "orders_turn_commands", "Commands decided in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
@@ -17,28 +17,28 @@ TURN_COMMANDS: Final = Histogram(
 LAG: Final = Gauge("orders_lag_commands", "Commands behind the end of the partition.", ["partition"])
 FOREIGN_TRANSACTION: Final = Gauge(
     "orders_foreign_transaction_seconds",
-    "Seconds for which an open transaction has held back the commands or a claim; 0 or missing if there is none.",
+    "Seconds for which an open transaction has blocked the commands or a claim; 0 or missing if none is open.",
     ["topic", "partition"],
 )
 LANES: Final = Gauge("orders_lanes", "Partitions this worker holds, by state.", ["state"])
 NEVER_READ: Final = Counter(
     "orders_never_read_offsets_total",
-    "Offsets of the commands that were deleted before any worker had read their partition.",
+    "Offsets of the commands topic that were deleted before any worker read their partition.",
     ["partition"],
 )
-PARKED: Final = Gauge("orders_lane_parked", "1 for a lane that is parked and needs a person.", ["partition"])
+PARKED: Final = Gauge("orders_lane_parked", "1 for a lane that is parked and needs an operator.", ["partition"])
 STRANGERS: Final = Gauge(
     "orders_group_strangers", "Members of the consumer group that are not workers of this service."
 )
 STRANGER_SECONDS: Final = Gauge(
     "orders_group_stranger_seconds",
-    "For how long a member that is not a worker of this service has been seen, by partition that it holds.",
+    "Time since a member that is not a worker of this service was first seen, by partition that it holds.",
     ["topic", "partition"],
 )
-TOPIC_FAULTS: Final = Gauge("orders_topic_faults", "Settings of topics that are less than they must be.")
-WAITING: Final = Gauge("orders_waiting_commands", "Commands that wait for the User Service.")
+TOPIC_FAULTS: Final = Gauge("orders_topic_faults", "Topic settings that are below what is required.")
+WAITING: Final = Gauge("orders_waiting_commands", "Commands that are waiting for the User Service.")
 WAITING_OLDEST: Final = Gauge("orders_waiting_oldest_seconds", "Age of the oldest waiting command.")
-CLOCK_SKEW: Final = Gauge("orders_clock_skew_seconds", "How far this worker's clock is ahead of Kafka's.")
+CLOCK_SKEW: Final = Gauge("orders_clock_skew_seconds", "Seconds by which this worker's clock is ahead of Kafka's.")
 CLAIMS: Final = Counter("orders_claims_total", "Claims of a partition, by outcome.", ["outcome"])
 CLAIM_SECONDS: Final = Histogram(
     "orders_claim_seconds",

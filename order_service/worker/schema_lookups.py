@@ -1,4 +1,4 @@
-"""Runs that name schema ids which this process does not know wait for the registry, in order per partition."""
+"""Runs with unknown schema ids wait for the schema registry, in order per partition."""
 
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -9,10 +9,10 @@ from order_service.worker.inbox import Inbox, Run
 
 
 class SchemaLookups:
-    """Hands runs on to `deliver`, at once or when their schema ids were looked up. No other partition waits for it.
+    """Passes runs to `deliver`, at once or after a lookup of their schema ids. Other partitions do not wait for it.
 
-    While a partition waits it is not fetched, so only the runs that were on their way are kept here. `start` runs a
-    lookup beside the rest.
+    A waiting partition is not fetched, so only the runs that were already in flight are kept here. `start` runs a
+    lookup as a background task.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class SchemaLookups:
 
     @property
     def waiting(self) -> list[int]:
-        """The partitions that wait for the schema registry."""
+        """The partitions that are waiting for the schema registry."""
         return sorted(self._held)
 
     def receive(self, partition: int, run: Run) -> None:
-        """Hand a run on, or keep it behind those that wait."""
+        """Deliver a run, or queue it behind the waiting runs of its partition."""
         held = self._held.get(partition)
         if held is not None:
             held.append(run)

@@ -1,4 +1,4 @@
-"""The table of one partition: what is known of each order, and what a turn has changed of it."""
+"""The table of one partition: the entry of each order, and the entries that the current turn has changed."""
 
 from collections.abc import ItemsView
 
@@ -6,7 +6,7 @@ from order_service.domain.decision import Entry
 
 
 class Table:
-    """Entries by order id. Values are immutable: a change is another value, kept in `changed` until it is written."""
+    """Entries by order id. They are immutable: a change replaces the entry and records it for the next write."""
 
     def __init__(self, entries: dict[str, Entry] | None = None) -> None:
         self._entries = {} if entries is None else entries
@@ -19,7 +19,7 @@ class Table:
         return order_id in self._entries
 
     def get(self, order_id: str) -> Entry | None:
-        """Give the entry of an order, None for an order that does not exist."""
+        """Return the entry of an order, or None if the order does not exist."""
         return self._entries.get(order_id)
 
     def put(self, order_id: str, entry: Entry) -> None:
@@ -27,10 +27,10 @@ class Table:
         self._entries[order_id] = self._changed[order_id] = entry
 
     def take_changes(self) -> dict[str, Entry]:
-        """Give the newest entry of every order changed since the last call."""
+        """Return the newest entry of each order that changed since the last call."""
         changed, self._changed = self._changed, {}
         return changed
 
     def items(self) -> ItemsView[str, Entry]:
-        """Return a view of all orders; it must not be iterated over while they change."""
+        """Return a view of all orders. Do not iterate over it while orders change."""
         return self._entries.items()

@@ -1,8 +1,8 @@
-"""Transactional producers: one for the turns of a worker, one for each claim, one to fence whoever was before.
+"""Transactional producers: one for the turns of a worker, one for each claim, one to fence the previous owner.
 
-aiokafka 0.14 has two traps, both shown by experiment. A batch that failed for good does not fail its transaction, so
-`send_all` waits for every batch before a commit. And an EndTxn whose answer is lost is sent again without end, and its
-late first copy can end the *next* transaction: so after a resent EndTxn the id is not used again.
+aiokafka 0.14 has two traps, both confirmed by experiment. A batch that fails permanently does not fail its transaction,
+so `commit` first waits for every batch. And an EndTxn whose response is lost is resent indefinitely, and its late first
+copy can end the *next* transaction. So after a resent EndTxn the transactional id is not used again.
 """
 
 import asyncio
@@ -37,14 +37,14 @@ from order_service.worker.lane import Record
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 BATCH_BYTES: Final = 1024 * 1024
 DEADLINE_S: Final = 10.0
-"""For a commit, an abort, a start or a stop: past it the outcome is unknown, and the id is not used again."""
+"""Limit for a commit, an abort, a start or a stop. After it the outcome is unknown, and the id is not used again."""
 ABANDON_WITHIN_S: Final = 2.0
 TRANSACTION_TIMEOUT_S: Final = 15.0
-"""Past it the coordinator aborts a transaction on its own."""
+"""The age at which the coordinator aborts an open transaction."""
 METADATA_AGE_MS: Final = 1_000
-"""How long the producer of turns takes at most to see that a partition has lost its leader, or too many replicas."""
+"""Maximum time until the turn producer notices that a partition has lost its leader or too many replicas."""
 CLAIM_METADATA_AGE_MS: Final = 300_000
-"""A claim asks once; of hundreds of partitions, metadata is most of what it costs."""
+"""A claim requests metadata once: with hundreds of partitions, that is most of its cost."""
 REFUSALS: Final = (
     InvalidTimestampError,
     InvalidTopicError,
@@ -54,11 +54,11 @@ REFUSALS: Final = (
     TopicAuthorizationFailedError,
     UnsupportedForMessageFormatError,
 )
-"""Answers to a batch that no retry mends."""
+"""Responses to a batch that no retry can fix."""
 
 
 class Sent(Struct, frozen=True):
-    """A batch on its way; the future has its metadata once the broker has it."""
+    """A batch in flight. The future resolves to its metadata when the broker acknowledges it."""
 
     topic: str
     partition: int
@@ -66,7 +66,7 @@ class Sent(Struct, frozen=True):
 
 
 class TurnProducer(Producer):
-    """A transactional producer that commits only what has arrived, and knows when an end was sent twice."""
+    """A transactional producer that commits only acknowledged batches, and detects a resent EndTxn."""
 
     def __init__(
         self, transactional_id: str, connection: dict[str, Any], *, metadata_age_ms: int = METADATA_AGE_MS
@@ -83,40 +83,40 @@ class TurnProducer(Producer):
             max_request_size=MAX_REQUEST_BYTES,
         )
         self.transactional_id = transactional_id
-        self._ends = 0
+        self._end_count = 0
         self._begun_at: float | None = None
         self._sent: list[Sent] = []
         self._followed: list[str] = []
         self._in_sync: Mapping[str, int] = {}
         self._metadata_seen: object = None
         self._unavailable: dict[int, str] = {}
-        self._end_once = self._sender._do_txn_commit  # noqa: SLF001, the one place that sends EndTxn
+        self._send_end_txn = self._sender._do_txn_commit  # noqa: SLF001, the only method that sends EndTxn
         self._sender._do_txn_commit = self._end  # noqa: SLF001
 
     async def _end(self, result: object) -> None:
-        self._ends += 1
-        await self._end_once(result)
+        self._end_count += 1
+        await self._send_end_txn(result)
 
     async def start(self) -> None:
-        """Start it; this ends every transaction of the same id that came before."""
-        with _named(self):
+        """Start the producer. This ends every earlier transaction with the same id."""
+        with _translated_errors(self):
             await super().start()
 
     async def follow(self, topics: Iterable[str], in_sync: Mapping[str, int]) -> None:
-        """Learn who leads the partitions of these topics, and keep it as new as `metadata_age_ms`.
+        """Fetch the metadata of these topics, and refresh it every `metadata_age_ms`.
 
-        `in_sync` has `min.insync.replicas` of each topic, and may change meanwhile.
+        `in_sync` maps each topic to its `min.insync.replicas`; the caller may update it later.
         """
         self._in_sync = in_sync
         self._followed = list(topics)
         await self.client.set_topics(self._followed)
 
     async def begin(self) -> None:
-        """Begin a transaction."""
-        with _named(self):
+        """Begin a transaction, with no batches of the previous one."""
+        with _translated_errors(self):
             await self.begin_transaction()
         self._begun_at = time.monotonic()
-        self._ends = 0
+        self._end_count = 0
         self._sent = []
 
     async def send_all(self, topic: str, partition: int, records: Iterable[Record]) -> list[Sent]:
@@ -132,62 +132,62 @@ class TurnProducer(Producer):
         return self._sent[first:]
 
     async def _send(self, batch: Any, topic: str, partition: int) -> None:
-        with _named(self):
-            if (refusal := self._error_of_transaction()) is not None:  # aiokafka would fail an assertion
+        with _translated_errors(self):
+            if (refusal := self._transaction_error()) is not None:  # aiokafka would fail an assertion
                 raise refusal
             try:
                 future = await self.send_batch(batch, topic, partition=partition)
-            except AssertionError as error:  # the refusal came while this batch waited for the one before
-                raise self._error_of_transaction() or error from error
+            except AssertionError as error:  # refused while this batch waited for the previous one
+                raise self._transaction_error() or error from error
         self._sent.append(Sent(topic, partition, future))
 
-    async def arrive(self, sent: list[Sent]) -> list[RecordMetadata]:
-        """Wait until the broker has every batch. Raises TurnRefused, Fenced or Stuck if it never will."""
+    async def wait_for_acks(self, sent: list[Sent]) -> list[RecordMetadata]:
+        """Wait until the broker has acknowledged every batch. Raises TurnRefused, Fenced or Stuck if one fails."""
         if not sent:
             return []
-        with _named(self):
+        with _translated_errors(self):
             futures = [batch.future for batch in sent]
             await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
             if any(isinstance(_error_of(future), REFUSALS) for future in futures):
-                await asyncio.wait(futures)  # so that all lanes that Kafka refuses are known at once
+                await asyncio.wait(futures)  # to find all refused lanes at once
             errors = [error for future in futures if (error := _error_of(future)) is not None]
             if errors:
                 raise next((error for error in errors if isinstance(error, REFUSALS)), errors[0])
             return [future.result() for future in futures]
 
     async def commit(self, sent: list[Sent]) -> list[RecordMetadata]:
-        """Commit once the broker has every batch; after an error nothing more can be written under this id."""
-        arrived = await self.arrive(sent)
-        with _named(self):
+        """Commit when the broker has acknowledged every batch. After an error the id can write nothing more."""
+        acknowledged = await self.wait_for_acks(sent)
+        with _translated_errors(self):
             await self.commit_transaction()
-        if self._ends > 1:
-            raise Stuck(f"the end of a transaction of {self.transactional_id} was sent twice")
+        if self._end_count > 1:
+            raise Stuck(f"the EndTxn request of {self.transactional_id} was sent twice: the id cannot be used again")
         self._begun_at = None
-        return arrived
+        return acknowledged
 
     async def abandon(self) -> None:
-        """Close the connections at once; what is still unsent stays so, and its transaction open."""
+        """Close the connections at once. Unsent batches are dropped, and the transaction stays open."""
         self._closed = True
         sending = self._sender.sender_task
         if sending is not None:
             sending.cancel()
-        await self.client.close()  # so that nothing waits for an answer
+        await self.client.close()  # so that nothing waits for a response
         if sending is not None:
             await asyncio.wait({sending}, timeout=ABANDON_WITHIN_S)
 
     def cause(self, error: Exception) -> Exception:
-        """Return why `error` was raised: once fenced, aiokafka says of each further call only that it is illegal."""
+        """Return the cause of `error`. After a fence, aiokafka reports each later call only as an illegal operation."""
         first: Exception = self._message_accumulator._exception or error  # noqa: SLF001
         return first.__cause__ if isinstance(first.__cause__, InvalidProducerIdMapping) else first
 
     def refused_lanes(self, *errors: type[KafkaError]) -> dict[int, str]:
-        """Return the partitions of this transaction's batches that Kafka refused, each with the reason.
+        """Return the partitions of this transaction for which Kafka refused a batch, with the reason.
 
-        By default for what is in `REFUSALS`. UnknownError is -1 or a code that aiokafka lacks, as 87, INVALID_RECORD,
-        and may pass.
+        The default errors are `REFUSALS`. UnknownError is -1 or a code that aiokafka does not know, such as 87,
+        INVALID_RECORD; it may be transient.
         """
         errors = errors or REFUSALS
-        topics = getattr(self._error_of_transaction(), "args", [()])[0]
+        topics = getattr(self._transaction_error(), "args", [()])[0]
         reasons = {}
         for batch in self._sent:
             error = _error_of(batch.future)
@@ -197,32 +197,32 @@ class TurnProducer(Producer):
         return reasons
 
     def unavailable(self) -> dict[int, str]:
-        """Return the partitions of the followed topics that cannot be written to, by the newest metadata, and why."""
+        """Return the partitions that cannot be written to, by the latest metadata of the followed topics, and why."""
         metadata = self.client.cluster._partitions  # noqa: SLF001, replaced as a whole whenever it changes
         if metadata is not self._metadata_seen:
             self._metadata_seen = metadata
             self._unavailable = {
                 partition: reason
                 for topic in self._followed
-                for partition, known in metadata.get(topic, {}).items()
-                if (reason := _why_unwritable(known, self._in_sync[topic])) is not None
+                for partition, details in metadata.get(topic, {}).items()
+                if (reason := _unwritable_reason(details, self._in_sync[topic])) is not None
             }
         return self._unavailable
 
     def open_s(self) -> float:
-        """Return for how long a transaction has been open, 0 if none is."""
+        """Return for how many seconds a transaction has been open, or 0 if none is."""
         return 0.0 if self._begun_at is None else time.monotonic() - self._begun_at
 
-    def _error_of_transaction(self) -> BaseException | None:
-        """Return the error by which the coordinator refused a partition: TopicAuthorizationFailedError of topics."""
+    def _transaction_error(self) -> BaseException | None:
+        """Return the error with which the coordinator refused topics, a TopicAuthorizationFailedError, or None."""
         if self._txn_manager.state is not TransactionState.ABORTABLE_ERROR:
             return None
         ended: asyncio.Future[None] = self._txn_manager.wait_for_transaction_end()
         return _error_of(ended)
 
 
-def _why_unwritable(partition: PartitionMetadata, min_in_sync: int) -> str | None:
-    needed = min(min_in_sync, len(partition.replicas))  # as the broker has it
+def _unwritable_reason(partition: PartitionMetadata, min_in_sync: int) -> str | None:
+    needed = min(min_in_sync, len(partition.replicas))  # as the broker computes it
     if partition.leader == NO_LEADER:
         return f"{partition.topic}-{partition.partition} has no leader"
     if len(partition.isr) < needed:
@@ -236,7 +236,7 @@ def _error_of(future: "asyncio.Future[Any]") -> BaseException | None:
 
 @asynccontextmanager
 async def started(transactional_id: str, connection: dict[str, Any]) -> AsyncIterator[TurnProducer]:
-    """Start a producer and stop it."""
+    """Start a producer, and stop it when the block ends."""
     producer = TurnProducer(transactional_id, connection, metadata_age_ms=CLAIM_METADATA_AGE_MS)
     try:
         await producer.start()
@@ -247,13 +247,13 @@ async def started(transactional_id: str, connection: dict[str, Any]) -> AsyncIte
 
 @asynccontextmanager
 async def claiming(transactional_id: str, connection: dict[str, Any], topics: list[str]) -> AsyncIterator[TurnProducer]:
-    """Start the producer of a claim and stop it; if the claim fails, without waiting for what was not sent.
+    """Start the producer of a claim, and stop it when the block ends. After an error, abandon it.
 
     A claim has DEADLINE_S for a transaction. If Kafka refuses one after TRANSACTION_TIMEOUT_S, this process was
-    stopped, and another may have the partition. A second attempt would fence that one, so Fenced is raised.
+    suspended, and another worker may own the partition. A second attempt would fence that worker, so Fenced is raised.
 
-    The next claim starts the same id again, and that aborts what this one has begun. The metadata of the topics that it
-    will write to is asked for at once; of hundreds of partitions that is most of what a claim costs.
+    The next claim starts the same id again, which aborts an open transaction of this one. The metadata of `topics` is
+    requested at once: with hundreds of partitions, that is most of the cost of a claim.
     """
     producer = TurnProducer(transactional_id, connection, metadata_age_ms=CLAIM_METADATA_AGE_MS)
     producer.client.set_topics(topics)
@@ -269,22 +269,22 @@ async def claiming(transactional_id: str, connection: dict[str, Any], topics: li
 
 
 async def fence(transactional_id: str, connection: dict[str, Any]) -> None:
-    """Abort the open transaction of an id and refuse its later ones: that is done when this returns."""
+    """Abort the open transaction of an id and fence its producer. Both are done when this returns."""
     async with started(transactional_id, connection):
         pass
 
 
 async def stop(producer: TurnProducer) -> None:
-    """Stop a producer; Stuck if it does not end in time."""
+    """Stop a producer. Raises Stuck if it does not stop in time."""
     try:
         async with deadline(DEADLINE_S):
             await producer.stop()
     except TimeoutError as error:
-        raise Stuck(f"the producer {producer.transactional_id} does not stop") from error
+        raise Stuck(f"the producer {producer.transactional_id} did not stop within {DEADLINE_S:.0f} s") from error
 
 
-class _named:  # noqa: N801, used like a function
-    """Raise what aiokafka raises as an error of ours."""
+class _translated_errors:  # noqa: N801, used like a function
+    """Raises the errors of aiokafka as errors of this service."""
 
     def __init__(self, producer: TurnProducer) -> None:
         self._producer = producer
@@ -305,7 +305,7 @@ class _named:  # noqa: N801, used like a function
         cause = producer.cause(error)
         if isinstance(cause, InvalidProducerIdMapping):
             raise TurnRefused(
-                f"Kafka has forgotten the transactional id {name}, which was idle for long", {}
+                f"Kafka no longer knows the transactional id {name}: it was idle for too long", {}
             ) from error
         if isinstance(cause, ProducerFenced) and producer.open_s() > TRANSACTION_TIMEOUT_S:
             raise Stuck(

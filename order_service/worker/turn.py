@@ -1,7 +1,7 @@
-"""The turn: what came in over all lanes is decided, and written in one transaction.
+"""The turn: commands of all lanes are decided and written in one transaction.
 
-While one turn commits, the next is decided; its commit, and everything that tells of it, waits for the first.
-Whatever fails in a turn or its commit ends the process: what was decided in memory is then not what is in the log.
+While one turn commits, the next one is decided. Its commit, and everything that publishes it, waits for the first.
+A failed turn or commit ends the process, or the assignment if Kafka refused it: memory then differs from the log.
 """
 
 import asyncio
@@ -26,37 +26,36 @@ from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer
 
 log = structlog.get_logger()
 
-MOST_COMMANDS: Final = 2_000
-"""In one turn: some 50 ms of deciding, so that nobody waits long behind a backlog."""
-
-
-MOST_BYTES: Final = 4 * 1024 * 1024
-"""Of outcomes in one turn and lane, before what else waits stays for the next: a commit has a deadline."""
+MAX_COMMANDS: Final = 2_000
+"""Commands in one turn: about 50 ms of deciding, so that new commands do not wait long behind a backlog."""
+MAX_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of outcomes per turn and lane after which no more waiting orders are released: a commit has a deadline."""
 AT_A_TIME: Final = 200
-"""Commands decided before the loop gets its turn: some 5 ms."""
+"""Commands decided before control returns to the event loop: about 5 ms."""
 
 
 class Turn(Struct, frozen=True):
-    """What one turn has decided, per lane, and when it began."""
+    """The changes of one turn, per lane, and its start by the monotonic clock."""
 
     changes: list[tuple[Lane, Changes]]
     began_at: float
 
     @property
     def decided(self) -> int:
-        """How many commands got their outcome."""
+        """The number of commands that were decided."""
         return sum(changes.decided for _, changes in self.changes)
 
     @property
-    def kept(self) -> int:
-        """How many commands went into the waiting room."""
-        return sum(changes.kept for _, changes in self.changes)
+    def queued(self) -> int:
+        """The number of commands that were added to the waiting room."""
+        return sum(changes.queued for _, changes in self.changes)
 
 
 class TurnLoop:
-    """Takes turns over the running lanes of one assignment, as the owner that their claims have named.
+    """Takes turns over the running lanes of one assignment, as the owner that their claims have recorded.
 
-    `step` is told each step done; `end_of` gives the last known end of a lane's commands; `park` stops a lane.
+    `failpoint` gets the name of each completed step. `end_of` returns the last known end of a lane's commands. `park`
+    stops a lane.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class TurnLoop:
         clock: Clock,
         end_of: Callable[[int], int],
         park: Callable[[int, str, Exception], None],
-        step: Callable[[str], None],
+        failpoint: Callable[[str], None],
     ) -> None:
         self.lanes: dict[int, Lane] = {}
         self.unavailable: dict[int, str] = {}
@@ -80,121 +79,124 @@ class TurnLoop:
         self._clock = clock
         self._end_of = end_of
         self._park = park
-        self._step = step
+        self._failpoint = failpoint
         self._wake = asyncio.Event()
         self._stopping = False
-        self._flight: asyncio.Task[None] | None = None
+        self._commit_task: asyncio.Task[None] | None = None
         self._due: dict[int, list[str]] = {}
 
     def wake(self) -> None:
-        """Let the next turn begin: something came in, was answered or is due."""
+        """Start the next turn: a command arrived, a user was answered for, or an order is due."""
         self._wake.set()
 
     def cancel_unpaid(self, partition: int, order_ids: list[str]) -> None:
-        """Let the next turn cancel these orders, if they are still unpaid."""
+        """Cancel these orders in the next turn, if they are still unpaid."""
         self._due.setdefault(partition, []).extend(order_ids)
         self.wake()
 
-    def look_for_leaders(self) -> None:
-        """Leave lanes out whose topics cannot be written to: one of them in a transaction would stop all the others."""
+    def update_unavailable(self) -> None:
+        """Update the lanes whose topics cannot be written now. Turns skip them: one would block all others."""
         reasons = self._producer.unavailable()
         unavailable = {partition: reason for partition, reason in reasons.items() if partition in self.lanes}
         for partition in unavailable.keys() - self.unavailable.keys():
-            log.error("A lane waits for Kafka.", partition=partition, reason=unavailable[partition])
+            log.error("Lane is waiting for Kafka.", partition=partition, reason=unavailable[partition])
         for partition in self.unavailable.keys() - unavailable.keys():
-            log.info("A lane no longer waits for Kafka.", partition=partition)
+            log.info("Lane is no longer waiting for Kafka.", partition=partition)
         if unavailable != self.unavailable:
             self.unavailable = unavailable
             self.wake()
 
     async def run(self) -> None:
-        """Take turns until told to stop; returns when the last of them is committed."""
+        """Take turns until `stop` is called. Returns when the last turn is committed."""
         while not self._stopping:
-            await self._until_there_is_work()
+            await self._wait_for_work()
             began_at = time.monotonic()
             turn = await self._decide(began_at)
-            await self._landed()
+            await self._wait_for_commit()
             if turn is not None:
-                self._flight = asyncio.create_task(self._commit(turn), name="commit of a turn")
+                self._commit_task = asyncio.create_task(self._commit(turn), name="commit of a turn")
                 await asyncio.sleep(max(0.0, began_at + self._pace(turn) - time.monotonic()))
-        await self._landed()
+        await self._wait_for_commit()
         await self._write_last_positions()
 
     def _pace(self, turn: Turn) -> float:
-        """Tell how long after its begin the next turn may begin: sooner if this one had hardly anything to do.
+        """Return the minimum time in seconds between the starts of this turn and the next.
 
-        A transaction costs the same whatever is in it, so under load fewer are better; with little to do, sooner is.
+        The cost of a transaction does not depend on its size. So under load fewer turns are better, and a turn with at
+        most one command is followed sooner.
         """
-        return self._turn_s if turn.decided + turn.kept > 1 else self._turn_s / 4
+        return self._turn_s if turn.decided + turn.queued > 1 else self._turn_s / 4
 
     def stop(self) -> None:
-        """Let `run` return after the turn in flight."""
+        """Make `run` return after the turn in flight."""
         self._stopping = True
         self._wake.set()
 
     async def _write_last_positions(self) -> None:
-        """Write how far the lanes have read past records that are not commands, for the claims that come next."""
-        passed = [lane for lane in self.lanes.values() if lane.has_passed() and lane.partition not in self.unavailable]
-        if passed:
-            await self._commit(Turn([(lane, lane.take_changes()) for lane in passed], time.monotonic()))
+        """Write the positions of lanes that have read past records that are not commands, for the next claims."""
+        ahead = [
+            lane for lane in self.lanes.values() if lane.has_read_ahead() and lane.partition not in self.unavailable
+        ]
+        if ahead:
+            await self._commit(Turn([(lane, lane.take_changes()) for lane in ahead], time.monotonic()))
 
-    async def _landed(self) -> None:
-        """Wait for the commit in flight; its error is ours."""
-        if self._flight is not None:
-            await self._flight
-            self._flight = None
+    async def _wait_for_commit(self) -> None:
+        """Wait for the commit in flight. Raises its error."""
+        if self._commit_task is not None:
+            await self._commit_task
+            self._commit_task = None
 
-    async def _until_there_is_work(self) -> None:
-        """Wait for a wake-up, the end of the commit in flight (to see its error at once), or the next deadline."""
-        if self._inbox.has_any(self._closed()) or any(lane.room.has_answers() for lane in self._available()):
+    async def _wait_for_work(self) -> None:
+        """Wait for a wake-up, for the commit in flight (to raise its error at once), or for the next deadline."""
+        if self._inbox.has_commands(self._closed()) or any(lane.room.has_answers() for lane in self._available()):
             return
         wake = asyncio.create_task(self._wake.wait())
         try:
             await asyncio.wait(
-                {wake, self._flight} if self._flight is not None else {wake},
-                timeout=self._until_deadline(),
+                {wake, self._commit_task} if self._commit_task is not None else {wake},
+                timeout=self._deadline_s(),
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
             wake.cancel()
         self._wake.clear()
 
-    def _until_deadline(self) -> float | None:
-        """Tell in how many seconds a waiting command must be decided at the latest."""
+    def _deadline_s(self) -> float | None:
+        """Return the seconds until the next deadline of a waiting command, or None if no command waits."""
         deadlines = [deadline for lane in self._available() if (deadline := lane.room.next_deadline()) is not None]
         if not deadlines:
             return None
         return max(0.0, (min(deadlines) - self._clock.now()).total_seconds()) + 0.001
 
     async def _decide(self, began_at: float) -> Turn | None:
-        """Decide what waits and is answered, what is due, and what came in, in this order.
+        """Decide waiting commands that are answered, orders that are due, and new commands, in this order.
 
-        In between, the loop gets its turn: so the commit in flight goes on meanwhile.
+        Control returns to the event loop in between, so that the commit in flight makes progress.
         """
-        self.look_for_leaders()
-        taken = self._inbox.take(MOST_COMMANDS, self._closed())
+        self.update_unavailable()
+        taken = self._inbox.take(MAX_COMMANDS, self._closed())
         lanes = self._available()
-        # What gets due from here on may wait for a payment in `taken`.
+        # An order that becomes due after this may have its payment in `taken`.
         due = {lane.partition: self._due.pop(lane.partition, []) for lane in lanes}
-        self._step("turn.taken")
+        self._failpoint("turn.taken")
         now = self._clock.now()
         for lane in lanes:
             try:
                 await self._decide_lane(lane, taken.get(lane.partition, []), due[lane.partition], now)
-            except Exception as error:  # noqa: BLE001, one record must not end every worker that reads it in turn
+            except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
                 self._park(lane.partition, f"the commands from offset {lane.next_offset} on cannot be decided", error)
         changes = [
-            (lane, changed)
+            (lane, lane_changes)
             for lane in lanes
-            if self.lanes.get(lane.partition) is lane and (changed := lane.take_changes())
+            if self.lanes.get(lane.partition) is lane and (lane_changes := lane.take_changes())
         ]
         if not changes:
             return None
-        self._step("turn.decided")
+        self._failpoint("turn.decided")
         return Turn(changes, began_at)
 
     async def _decide_lane(self, lane: Lane, received: list[Received], due: list[str], now: datetime) -> None:
-        while lane.change_bytes < MOST_BYTES and lane.settle(now):  # noqa: ASYNC110, the loop gets its turn
+        while lane.change_bytes < MAX_BYTES and lane.settle(now):  # noqa: ASYNC110, other tasks run meanwhile
             await asyncio.sleep(0)
         lane.cancel_unpaid(due, now)
         for start in range(0, len(received), AT_A_TIME):
@@ -202,7 +204,7 @@ class TurnLoop:
             await asyncio.sleep(0)
 
     def _closed(self) -> set[int]:
-        """Return the partitions that take no more commands for now."""
+        """Return the partitions that accept no commands for now."""
         return {partition for partition, lane in self.lanes.items() if lane.is_full()} | self.unavailable.keys()
 
     def _available(self) -> list[Lane]:
@@ -216,34 +218,34 @@ class TurnLoop:
             raise Stuck(
                 f"a commit of {self._producer.transactional_id} takes longer than {DEADLINE_S:.0f} s"
             ) from error
-        _count(turn)
+        _update_metrics(turn)
 
     async def _write(self, turn: Turn) -> None:
-        """Write all of a turn in one transaction; it is committed when every batch has arrived."""
+        """Write a turn in one transaction. It is committed when the broker has acknowledged every batch."""
         await self._producer.begin()
-        self._step("turn.begun")
+        self._failpoint("turn.begun")
         sent: list[Sent] = []
         last: list[tuple[Lane, Position, dict[str, int]]] = []
         for lane, changes in turn.changes:
             position = self._position(lane, changes)
-            places: dict[str, int] = {}
+            batches: dict[str, int] = {}
             for topic, records in self._records(changes, position):
                 sent += await self._producer.send_all(topic, lane.partition, records)
-                places[topic] = len(sent) - 1
-            last.append((lane, position, places))
-        await self._producer.arrive(sent)
-        self._step("turn.produced")
-        arrived = await self._producer.commit(sent)
-        self._step("turn.committed")
-        self._clock.compare(arrived[places[self._names.table]] for _, _, places in last)
-        for lane, position, places in last:
-            offsets = {topic: arrived[place].offset for topic, place in places.items()}
+                batches[topic] = len(sent) - 1
+            last.append((lane, position, batches))
+        await self._producer.wait_for_acks(sent)
+        self._failpoint("turn.produced")
+        acknowledged = await self._producer.commit(sent)
+        self._failpoint("turn.committed")
+        self._clock.compare(acknowledged[batches[self._names.table]] for _, _, batches in last)
+        for lane, position, batches in last:
+            offsets = {topic: acknowledged[index].offset for topic, index in batches.items()}
             lane.log_offset = offsets[self._names.table]
             lane.ends = self._ends(lane.ends, offsets)
             lane.written = position
 
     def _ends(self, before: Ends, offsets: dict[str, int]) -> Ends:
-        """Return where the topics of a lane end at least, from the offset of the last batch that arrived in each."""
+        """Return lower bounds of a lane's end offsets, from the offset of the last acknowledged batch per topic."""
         names = self._names
         topics = (names.events, names.rejections, names.dead_letters, names.waiting)
         known = (before.events, before.rejections, before.dead_letters, before.waiting)
@@ -276,7 +278,7 @@ class TurnLoop:
         return [(topic, records) for topic, records in by_topic if records]
 
 
-def _count(turn: Turn) -> None:
+def _update_metrics(turn: Turn) -> None:
     metrics.TURN_SECONDS.observe(time.monotonic() - turn.began_at)
     metrics.TURN_COMMANDS.observe(turn.decided)
     for _, changes in turn.changes:

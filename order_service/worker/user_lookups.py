@@ -1,4 +1,4 @@
-"""Asking about users: every question goes on until it is answered, or nobody waits for it any more."""
+"""User lookups of a worker. Each is repeated until it succeeds or no order waits for it."""
 
 import asyncio
 import heapq
@@ -16,23 +16,23 @@ LONGEST_PAUSE_S: Final = 60.0
 
 
 class UserLookups:
-    """Asks ahead for creates that were read, and again for those that wait: after 5 s, doubling to 60 s.
+    """Looks users up as soon as their creates are read. For orders that wait, retries after 5 s, doubling to 60 s.
 
-    `wanted` tells whether an order waits for a user; `answered` is called with each answer.
+    `is_awaited` returns whether an order waits for a user; `on_answer` gets each answer.
     """
 
     def __init__(
         self,
         users: UserClient,
-        wanted: Callable[[str], bool],
-        answered: Callable[[str, UserCheck], None],
+        is_awaited: Callable[[str], bool],
+        on_answer: Callable[[str, UserCheck], None],
         *,
         concurrency: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._users = users
-        self._wanted = wanted
-        self._answered = answered
+        self._is_awaited = is_awaited
+        self._on_answer = on_answer
         self._concurrency = concurrency
         self._clock = clock
         self._new: deque[str] = deque()
@@ -42,37 +42,37 @@ class UserLookups:
         self._lookups = asyncio.TaskGroup()
         self._lookup_count = 0
         self._wake = asyncio.Event()
-        users.when_closed.append(self._hurry)
+        users.on_breaker_closed.append(self._retry_now)
 
     def ask(self, user_id: str) -> None:
-        """Ask about a user, unless that is being done."""
+        """Look a user up, unless that lookup is already open or its result is cached."""
         if user_id not in self._open and self._users.known(user_id) is None:
             self._open.add(user_id)
             self._new.append(user_id)
             self._wake.set()
 
     async def run(self) -> None:
-        """Start lookups as there is room for them; ends by being cancelled, or by an error that is a bug."""
+        """Start lookups as capacity allows, until cancelled. Any other error that ends it is a bug."""
         async with self._lookups:
             while True:
                 self._wake.clear()
                 self._start_lookups()
-                await self._until_there_is_more()
+                await self._wait_for_work()
 
     def _start_lookups(self) -> None:
         while self._new and self._lookup_count < self._concurrency:
             self._start(self._new.popleft(), again=False)
-        room = self._users.room_again
-        while self._again and room > 0 and self._again[0][0] <= self._clock():
+        capacity = self._users.retry_capacity
+        while self._again and capacity > 0 and self._again[0][0] <= self._clock():
             _, user_id = heapq.heappop(self._again)
-            if self._wanted(user_id):
+            if self._is_awaited(user_id):
                 self._start(user_id, again=True)
-                room -= 1
+                capacity -= 1
             else:
                 self._forget(user_id)
 
-    async def _until_there_is_more(self) -> None:
-        """Wait for a question, an end of a lookup, or the time to ask again (looked at once a second at most)."""
+    async def _wait_for_work(self) -> None:
+        """Wait for a request, the end of a lookup, or the next retry (checked at most once a second)."""
         pause = max(self._again[0][0] - self._clock(), 1.0) if self._again else None
         try:
             async with asyncio.timeout(pause):
@@ -81,7 +81,7 @@ class UserLookups:
             return
 
     def _start(self, user_id: str, *, again: bool) -> None:
-        lookup = self._lookups.create_task(self._look_up(user_id, again=again), name="ask about a user")
+        lookup = self._lookups.create_task(self._look_up(user_id, again=again), name="user lookup")
         self._lookup_count += 1
         lookup.add_done_callback(self._ended)
 
@@ -93,13 +93,13 @@ class UserLookups:
         try:
             check = await self._users.check(user_id, again=again)
         except UserServiceUnavailable:
-            self._ask_later(user_id)
+            self._retry_later(user_id)
         else:
             self._forget(user_id)
-            self._answered(user_id, check)
+            self._on_answer(user_id, check)
 
-    def _ask_later(self, user_id: str) -> None:
-        if not self._wanted(user_id):
+    def _retry_later(self, user_id: str) -> None:
+        if not self._is_awaited(user_id):
             self._forget(user_id)
             return
         pause = self._pauses.get(user_id, FIRST_PAUSE_S)
@@ -110,8 +110,8 @@ class UserLookups:
         self._open.discard(user_id)
         self._pauses.pop(user_id, None)
 
-    def _hurry(self) -> None:
-        """Ask everybody again at once: the breaker has closed."""
+    def _retry_now(self) -> None:
+        """Retry all lookups at once: the circuit breaker has closed."""
         now = self._clock()
         self._again = [(now, user_id) for _, user_id in self._again]
         self._wake.set()

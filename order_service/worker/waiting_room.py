@@ -1,6 +1,6 @@
 """The waiting room of one partition: commands kept until the User Service has answered, in order per order.
 
-The first command of each order is a create that needs an answer about its user; all others wait behind it.
+The first command of each order is a create that needs a user check. All other commands of the order wait behind it.
 """
 
 import heapq
@@ -14,14 +14,14 @@ from order_service.domain.messages import Command, CreateOrder
 from order_service.wire.changelog import WaitingCommand
 
 MAX_PER_ORDER: Final = 32
-MOST_RELEASED: Final = 20
-"""Orders released at a time, each with up to 32 commands; a turn goes on with more as long as it is small."""
+MAX_RELEASED: Final = 20
+"""Orders released at a time, each with up to 32 commands. A turn releases more while its outcomes are small."""
 OLD_DEADLINES: Final = 1_000
-"""Deadlines of commands that are decided, which may be kept beside as many as still wait."""
+"""Deadlines of decided commands that may be kept, in addition to one for each order that waits."""
 
 
 class WaitingRoom:
-    """Who waits for whom, and since when. It decides nothing: the lane releases an order and asks for its head."""
+    """The waiting commands by order, the user of each order and the deadlines. The lane decides what is released."""
 
     def __init__(self, deadline_s: float) -> None:
         self._deadline = timedelta(seconds=deadline_s)
@@ -38,11 +38,11 @@ class WaitingRoom:
         return order_id in self._queues
 
     def is_full(self, order_id: str) -> bool:
-        """Tell whether no further command of this order may wait."""
+        """Return whether no further command of this order may wait."""
         return len(self._queues.get(order_id, ())) >= MAX_PER_ORDER
 
     def holds(self, command: Command) -> bool:
-        """Return whether this very command waits already, by its id and digest."""
+        """Return whether this command already waits: one with the same id and digest."""
         return any(
             waiting.command.command_id == command.command_id
             and command_digest(waiting.command) == command_digest(command)
@@ -50,33 +50,33 @@ class WaitingRoom:
         )
 
     def add(self, waiting: WaitingCommand) -> None:
-        """Take a command in, behind those of its order."""
+        """Queue a command behind the other commands of its order."""
         queue = self._queues.setdefault(waiting.command.order_id, deque())
         queue.append(waiting)
         self._count += 1
         if len(queue) == 1:
-            self._expect(waiting)
+            self._register_head(waiting)
 
     def users(self) -> Iterator[str]:
-        """Name the users that somebody waits for."""
+        """Return the ids of the users that orders wait for."""
         yield from self._orders_of
 
     def waits_for(self, user_id: str) -> bool:
-        """Tell whether an order waits for this user."""
+        """Return whether an order waits for this user."""
         return user_id in self._orders_of
 
-    def answered(self, user_id: str, check: UserCheck) -> None:
-        """Keep an answer for the next turn, if somebody waits for it."""
+    def add_answer(self, user_id: str, check: UserCheck) -> None:
+        """Keep an answer for the next turn, if an order waits for it."""
         if user_id in self._orders_of:
             self._answers[user_id] = check
 
     def head(self, order_id: str) -> WaitingCommand | None:
-        """Show the first waiting command of an order."""
+        """Return the first waiting command of an order, or None."""
         queue = self._queues.get(order_id)
         return queue[0] if queue else None
 
-    def leave(self, order_id: str) -> None:
-        """Let the first command of an order go: it is decided."""
+    def pop_head(self, order_id: str) -> None:
+        """Remove the first command of an order, which is decided."""
         queue = self._queues[order_id]
         queue.popleft()
         self._count -= 1
@@ -86,58 +86,57 @@ class WaitingRoom:
             self._drop_old_deadlines()
 
     def wait_again(self, order_id: str) -> None:
-        """Let an order wait for the user of the create that is its first command now."""
-        self._expect(self._queues[order_id][0])
+        """Make an order wait for the user of its first command, which is another create now."""
+        self._register_head(self._queues[order_id][0])
 
-    def take_released(self, now: datetime, most: int = MOST_RELEASED) -> list[tuple[str, UserCheck]]:
-        """Take orders whose head can be decided: its user was answered for, or its deadline has passed.
+    def take_released(self, now: datetime, limit: int = MAX_RELEASED) -> list[tuple[str, UserCheck]]:
+        """Take up to `limit` orders whose head can be decided: its user check is done, or its deadline has passed.
 
-        Of more than `most` the others stay for the next time: after an outage all can be released at once, and all can
-        be of one user.
+        The rest stays for the next call: after an outage all orders can become ready at once, even all of one user.
         """
         released: list[tuple[str, UserCheck]] = []
-        while self._answers and len(released) < most:
+        while self._answers and len(released) < limit:
             user_id, check = next(iter(self._answers.items()))
             orders = self._orders_of.get(user_id, {})
-            while orders and len(released) < most:
+            while orders and len(released) < limit:
                 order_id = next(iter(orders))
                 del orders[order_id]
                 released.append((order_id, check))
             if not orders:
                 self._orders_of.pop(user_id, None)
                 del self._answers[user_id]
-        while self._deadlines and self._deadlines[0][0] < now and len(released) < most:
+        while self._deadlines and self._deadlines[0][0] < now and len(released) < limit:
             _, order_id, offset = heapq.heappop(self._deadlines)
             head = self.head(order_id)
-            if head is not None and head.offset == offset and self._forget(head):
+            if head is not None and head.offset == offset and self._unregister_head(head):
                 released.append((order_id, UserCheck.TIMED_OUT))
         return released
 
     def has_answers(self) -> bool:
-        """Tell whether an answer has come since the last release."""
+        """Return whether an answer is waiting for the next release."""
         return bool(self._answers)
 
     def next_deadline(self) -> datetime | None:
-        """Tell when the next deadline passes."""
+        """Return the earliest deadline, or None if no command waits."""
         return self._deadlines[0][0] if self._deadlines else None
 
     def oldest(self) -> datetime | None:
-        """Tell since when the oldest command waits."""
-        return min((queue[0].came_at for queue in self._queues.values()), default=None)
+        """Return when the oldest waiting command arrived, or None if no command waits."""
+        return min((queue[0].queued_at for queue in self._queues.values()), default=None)
 
-    def _expect(self, head: WaitingCommand) -> None:
-        """Register the head of an order: for its user, and for its deadline."""
+    def _register_head(self, head: WaitingCommand) -> None:
+        """Register the first command of an order under its user and its deadline."""
         create = head.command
         if not isinstance(create, CreateOrder):
             raise TypeError(f"only a create waits for a user, not a {type(create).__name__}")
         self._orders_of.setdefault(create.user_id, {})[create.order_id] = None
-        deadline = head.came_at + self._deadline
+        deadline = head.queued_at + self._deadline
         if create.decide_by is not None:
             deadline = min(deadline, create.decide_by)
         heapq.heappush(self._deadlines, (deadline, create.order_id, head.offset))
 
     def _drop_old_deadlines(self) -> None:
-        """Drop the deadlines of commands that are decided: else each would stay until it has passed, an hour long."""
+        """Drop the deadlines of decided commands. Otherwise each would stay until it passes, up to an hour."""
         self._deadlines = [
             (deadline, order_id, offset)
             for deadline, order_id, offset in self._deadlines
@@ -145,8 +144,8 @@ class WaitingRoom:
         ]
         heapq.heapify(self._deadlines)
 
-    def _forget(self, head: WaitingCommand) -> bool:
-        """Take the head of an order off its user's list; False if it was not on it."""
+    def _unregister_head(self, head: WaitingCommand) -> bool:
+        """Remove an order from the list of its user. Return whether it was there."""
         user_id = head.command.user_id if isinstance(head.command, CreateOrder) else ""
         orders = self._orders_of.get(user_id, {})
         if head.command.order_id not in orders:

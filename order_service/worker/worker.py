@@ -1,7 +1,7 @@
-"""The worker: what one process does with the partitions that the group assigns to it.
+"""The worker: how one process handles the partitions that the consumer group assigns to it.
 
-Each assignment gets an owner id, a producer and turns of its own; its lanes start one by one as their claims are done.
-What an earlier assignment held is used again if the log says that nobody else has written since.
+Each assignment has its own owner id, producer and turn loop. Its lanes start one by one, as their claims finish. Lanes
+of the previous assignment are reused if the log shows that no other worker has written since.
 """
 
 import asyncio
@@ -53,49 +53,49 @@ from order_service.worker.user_lookups import UserLookups
 
 log = structlog.get_logger()
 
-CLAIMS_AT_ONCE: Final = 16
-"""Each restores a table; one that waits for somebody else lends its place to another."""
-PASS_EVERY_S: Final = 5.0
-"""So often a lane's position is written if it could say more, at most: see `Lane.has_news`."""
+MAX_CONCURRENT_CLAIMS: Final = 16
+"""Each restores a table. A claim that waits for another process lends its slot to another claim."""
+POSITION_EVERY_S: Final = 5.0
+"""How often stale positions of lanes are written: see `Lane.is_position_stale`."""
 _SEEKS: Final = itertools.count(1)
 WATCH_EVERY_S: Final = 0.5
-AGAIN_AFTER_S: Final = 60.0
-"""A worker whose turns are refused more often, for a reason that names no lane, ends."""
+RESTART_INTERVAL_S: Final = 60.0
+"""A worker ends if Kafka refuses two turns within this time for a reason that names no lane."""
 SUSPECT_S: Final = 3600.0
-"""A lane is parked if Kafka refuses it within this time again with an answer that aiokafka does not know."""
+"""A lane is parked if Kafka refuses it twice within this time with an error that aiokafka does not know."""
 START_DEADLINE_S: Final = 60.0
 
 
 class Fetching(Protocol):
-    """What a worker needs of the consumer, all of it about the commands topic."""
+    """The consumer of the commands topic, as a worker uses it."""
 
     async def open(self, partition: int, offset: int, seek: int) -> None:
-        """Fetch a partition from an offset on; its runs carry the number of this seek."""
+        """Start fetching a partition at an offset. Its runs carry the number of this seek."""
 
     def pause(self, partition: int) -> None:
-        """Fetch no more of a partition for now."""
+        """Pause fetching of a partition."""
 
     def resume(self, partition: int) -> None:
-        """Fetch a partition again."""
+        """Resume fetching of a partition."""
 
     async def reached(self, partition: int) -> tuple[int, int | None, int]:
-        """Tell the next offset to fetch, the seek, and the runs handed on since."""
+        """Return the next offset to fetch, the seek, and the number of runs delivered since."""
 
     async def end(self, partition: int) -> int:
-        """Ask the broker for the end of a partition, uncommitted records included."""
+        """Ask the broker for the end offset of a partition, including uncommitted records."""
 
     def end_of(self, partition: int) -> int:
-        """Tell the end as of the last fetch."""
+        """Return the last known end offset."""
 
     def stable_end_of(self, partition: int) -> int:
         """Return the last stable offset as the broker last reported it."""
 
     def partition_count(self) -> int | None:
-        """Tell how many partitions there are now, as far as is known."""
+        """Return the current number of partitions, or None if it is not known."""
 
 
 class Context(Struct, frozen=True):
-    """What every assignment of a worker shares. `in_sync`: `min.insync.replicas` by topic, as last compared."""
+    """The objects shared by all assignments of a worker. `in_sync` has `min.insync.replicas` by topic, as last read."""
 
     settings: Settings
     names: TopicNames
@@ -106,17 +106,17 @@ class Context(Struct, frozen=True):
     ids: Ids
     end_process: Callable[[BaseException], None]
     clock: Clock
-    step: Callable[[str], None]
+    failpoint: Callable[[str], None]
 
 
 class Assignment:
-    """The lanes of one assignment, under an owner id that no other assignment has or will have."""
+    """The lanes of one assignment, under an owner id that is unique to this assignment."""
 
     def __init__(
         self,
         context: Context,
         partitions: set[int],
-        asking: UserLookups,
+        user_lookups: UserLookups,
         on_refused: Callable[["Assignment", TurnRefused], None],
         deliver: Callable[[int, Run], None],
         *,
@@ -127,9 +127,9 @@ class Assignment:
         self.parked: dict[int, str] = {}
         self.is_clean = False
         self._context = context
-        kept = previous.kept() if previous is not None else {}
-        self._kept = {partition: kept[partition] for partition in partitions & kept.keys()}
-        self._asking = asking
+        held = previous.held_lanes() if previous is not None else {}
+        self._held = {partition: held[partition] for partition in partitions & held.keys()}
+        self._user_lookups = user_lookups
         self._on_refused = on_refused
         self._clients = ClaimClients(context.connection)
         self._claims: dict[int, Progress] = {}
@@ -143,7 +143,7 @@ class Assignment:
             clock=context.clock,
             end_of=context.fetching.end_of,
             park=self.park,
-            step=context.step,
+            failpoint=context.failpoint,
         )
         self.lookups = SchemaLookups(context.ids, self.inbox, deliver, lambda work: self._spawn(work, "schema lookup"))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,15 +152,15 @@ class Assignment:
 
     @property
     def lanes(self) -> dict[int, Lane]:
-        """The lanes that run."""
+        """The running lanes, by partition."""
         return self.turns.lanes
 
     def claiming(self) -> list[int]:
-        """Return the partitions whose claims are under way."""
+        """Return the partitions that are being claimed."""
         return sorted(self.partitions - self.lanes.keys() - self.parked.keys())
 
     def claims(self) -> list[str]:
-        """Return a line for each claim that is under way, with what it waits for."""
+        """Return a line for each open claim, with what it waits for."""
         lines = []
         for partition in self.claiming():
             progress = self._claims.get(partition)
@@ -169,27 +169,31 @@ class Assignment:
         return lines
 
     def open_transactions(self) -> dict[TopicPartition, float]:
-        """Return for how many seconds claims have waited for each open transaction."""
-        return {place: open_s for progress in self._claims.values() for place, open_s in progress.open_for().items()}
+        """Return the seconds for which claims have waited for each open transaction."""
+        return {
+            topic_partition: open_s
+            for progress in self._claims.values()
+            for topic_partition, open_s in progress.open_for().items()
+        }
 
     def start(self) -> None:
-        """Begin to claim what is not parked; returns at once, since a rebalance waits for us."""
+        """Start to claim the partitions that are not parked. Returns at once, since the rebalance waits for this."""
         self._spawn(self._claim_all(), "claims")
 
     async def stop(self) -> None:
-        """Finish the turn in flight and end; unclean if anything is unresolved then."""
+        """Finish the turn in flight and stop. `is_clean` is True afterwards if every turn was committed."""
         self._stopping = True
         self.turns.stop()
-        started = [task for task in self._tasks if task.get_name() == "turns"]
-        for task in self._tasks.difference(started):
+        turn_tasks = [task for task in self._tasks if task.get_name() == "turns"]
+        for task in self._tasks.difference(turn_tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._clients.close()
         await stop(self._producer)
-        self.is_clean = all(not task.cancelled() and task.exception() is None for task in started)
+        self.is_clean = all(not task.cancelled() and task.exception() is None for task in turn_tasks)
 
-    def kept(self) -> dict[int, tuple[Lane, HeldLane]]:
-        """Give the lanes whose memory is as new as their log, if all of our commits are known to have succeeded."""
+    def held_lanes(self) -> dict[int, tuple[Lane, HeldLane]]:
+        """Return the lanes that match their log: all if every commit is known to have succeeded, otherwise none."""
         if not self.is_clean:
             return {}
         return {
@@ -198,11 +202,11 @@ class Assignment:
         }
 
     def park(self, partition: int, reason: str, error: Exception | None = None) -> None:
-        """Stop one lane until an operator acts; the others go on. A bug is logged with its traceback."""
+        """Stop one lane until an operator acts; the others continue. A bug is logged with its traceback."""
         if error is not None:
             reason = f"{reason}: {error if isinstance(error, OrderServiceError) else type(error).__name__}"
         bug = None if isinstance(error, OrderServiceError) else error
-        log.error("A lane is parked.", partition=partition, reason=reason, exc_info=bug)
+        log.error("Lane parked.", partition=partition, reason=reason, exc_info=bug)
         self.parked[partition] = reason
         self.lanes.pop(partition, None)
         self.inbox.close(partition)
@@ -215,29 +219,29 @@ class Assignment:
                 await self._producer.start()
                 await self._producer.follow(self._context.names.written, self._context.in_sync)
         except TimeoutError as error:
-            raise Stuck(f"the producer {self.owner} does not start") from error
+            raise Stuck(f"the producer {self.owner} did not start within {START_DEADLINE_S:.0f} s") from error
         self._spawn(self.turns.run(), "turns")
         self._spawn(self._watch_payments(), "payments")
-        self._spawn(self._pass_on(), "positions")
-        places = ClaimSlots(CLAIMS_AT_ONCE)
+        self._spawn(self._write_positions(), "positions")
+        slots = ClaimSlots(MAX_CONCURRENT_CLAIMS)
         for partition in sorted(self.partitions - self.parked.keys()):
-            self._claims[partition] = Progress(places)
+            self._claims[partition] = Progress(slots)
             self._spawn(self._claim(partition, self._claims[partition]), "claim")
 
     async def _claim(self, partition: int, progress: Progress) -> None:
         context = self._context
         claimer = Claimer(
-            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.step
+            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.failpoint
         )
-        lane, kept = self._kept.pop(partition, (None, None))
+        lane, held = self._held.pop(partition, (None, None))
         began_at = time.monotonic()
         try:
-            claimed = await claim_until_done(claimer, partition, kept, progress)
-            lane = await self._lane(partition, lane, claimed, progress)
+            claimed = await claim_until_done(claimer, partition, held, progress)
+            lane = await self._restore_lane(partition, lane, claimed, progress)
             await self._open(lane, claimed)
-        except (WorkerError, KafkaError, OSError):  # not of this partition
+        except (WorkerError, KafkaError, OSError):  # not specific to this partition
             raise
-        except Exception as error:  # noqa: BLE001, one partition must not end every worker that claims it in turn
+        except Exception as error:  # noqa: BLE001, one partition must not end each worker that claims it
             metrics.CLAIMS.labels("parked").inc()
             if isinstance(error, OrderServiceError):
                 self.park(partition, str(error))
@@ -250,10 +254,10 @@ class Assignment:
         metrics.CLAIMS.labels("kept" if claimed.state is None else "restored").inc()
         metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
 
-    async def _lane(self, partition: int, kept: Lane | None, claimed: Claimed, progress: Progress) -> Lane:
-        if kept is not None and claimed.state is None:
-            kept.put_back_due()
-            return kept
+    async def _restore_lane(self, partition: int, held: Lane | None, claimed: Claimed, progress: Progress) -> Lane:
+        if held is not None and claimed.state is None:
+            held.restore_due_timers()
+            return held
         settings = self._context.settings
         policy = LanePolicy(
             partition_count=settings.partitions,
@@ -262,7 +266,7 @@ class Assignment:
             waiting_max=settings.waiting_max,
             payment_due_s=settings.payment_due_s,
         )
-        lane = Lane(partition, policy, self._context.users.known, self._asking.ask)
+        lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask)
         entries, waiting = claimed.state or ({}, [])
         restoring = lane.restoring(entries, waiting, claimed.position)
         is_restored = False
@@ -272,7 +276,7 @@ class Assignment:
         return lane
 
     async def _open(self, lane: Lane, claimed: Claimed) -> None:
-        """Let a claimed lane run: from here its runs are decided."""
+        """Start a claimed lane. From here on its runs are decided."""
         lane.log_offset = claimed.log_offset
         lane.written = claimed.position
         lane.ends = claimed.position.ends or Ends()
@@ -281,31 +285,31 @@ class Assignment:
         self.lanes[lane.partition] = lane
         metrics.PARKED.labels(lane.partition).set(0)
         await self._context.fetching.open(lane.partition, lane.resume_at, lane.seek)
-        if self.lanes.get(lane.partition) is not lane:  # it was parked meanwhile
+        if self.lanes.get(lane.partition) is not lane:  # parked in the meantime
             self._context.fetching.pause(lane.partition)
             return
         log.info(
-            "A lane runs.",
+            "Lane started.",
             partition=lane.partition,
             offset=lane.next_offset,
             orders=len(lane.table),
             waiting=len(lane.room),
             kept=claimed.state is None,
         )
-        self._ask_about(lane)
+        self._look_up_users(lane)
         self.turns.wake()
 
-    def _ask_about(self, lane: Lane) -> None:
-        """Ask about the users that orders wait for; some are known, whose answer came before the lane could hear it."""
+    def _look_up_users(self, lane: Lane) -> None:
+        """Look up the users that orders wait for. An answer that came before the lane started is already cached."""
         for user_id in lane.room.users():
             check = self._context.users.known(user_id)
             if check is None:
-                self._asking.ask(user_id)
+                self._user_lookups.ask(user_id)
             else:
-                lane.room.answered(user_id, check)
+                lane.room.add_answer(user_id, check)
 
     async def _watch_payments(self) -> None:
-        """Look for orders whose payment is due, and let each be cancelled once no earlier payment can be in the log."""
+        """Find orders whose payment is due. Each is cancelled once the log can contain no earlier payment."""
         if self._context.settings.payment_due_s is None:
             return
         while True:
@@ -320,46 +324,46 @@ class Assignment:
             await asyncio.sleep(WATCH_EVERY_S)
 
     async def _cancel_once_read(self, lane: Lane, order_ids: list[str]) -> None:
-        """Wait until the lane has read past the end that the commands had after the orders were due."""
+        """Wait until the lane has read the commands up to an end taken after the orders were due; then cancel them."""
         try:
             end = await self._context.fetching.end(lane.partition)
-            while not await self._has_read(lane, end):  # noqa: ASYNC110, the broker is asked, there is no event of it
+            while not await self._has_read(lane, end):  # noqa: ASYNC110, the broker offers no event for it
                 await asyncio.sleep(0.05)
         except KafkaError as error:
-            log.warning("No end of the commands is to be had; payments due wait.", error=repr(error))
-            lane.put_back_due()
+            log.warning("Cannot read the end offset; payment timeouts are delayed.", error=repr(error))
+            lane.restore_due_timers()
         else:
             self.turns.cancel_unpaid(lane.partition, order_ids)
         finally:
             self._cancelling.discard(lane.partition)
 
-    async def _pass_on(self) -> None:
-        """Write the positions that could say more, so that a claim does not take what was read for what was lost."""
+    async def _write_positions(self) -> None:
+        """Write stale positions, so that a claim does not mistake offsets already read for lost records."""
         while True:
-            await asyncio.sleep(PASS_EVERY_S)
-            news = [lane for lane in self.lanes.values() if lane.has_news()]
-            for lane in news:
+            await asyncio.sleep(POSITION_EVERY_S)
+            stale = [lane for lane in self.lanes.values() if lane.is_position_stale()]
+            for lane in stale:
                 lane.write_position()
-            if news:
+            if stale:
                 self.turns.wake()
 
     async def _has_read(self, lane: Lane, end: int) -> bool:
-        """Tell whether all before `end` is decided; what is no command (control records) is skipped by the fetch.
+        """Return whether all commands before `end` are decided. The fetch skips control records.
 
-        Of a lane that was parked meanwhile nothing more is read: its timers are set anew by its next claim.
+        Also True for a lane that was parked in the meantime: its next claim sets its timers again.
         """
         if lane.next_offset >= end or self.lanes.get(lane.partition) is not lane:
             return True
         return await self.read_to(lane) >= end
 
     async def read_to(self, lane: Lane) -> int:
-        """Tell before which offset nothing is left to decide: past control records and aborted commands, too."""
+        """Return the offset before which nothing is left to decide, also past control records and aborted commands."""
         offset, seek, runs = await self._context.fetching.reached(lane.partition)
         is_all = (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
         return max(offset, lane.resume_at) if is_all else lane.resume_at
 
     def has_more(self, lane: Lane) -> bool:
-        """Return whether the broker has commands for a lane that waits for nothing else."""
+        """Return whether the broker has commands for a lane with an empty inbox and no open schema lookup."""
         waits = not self.inbox.is_empty(lane.partition) or lane.partition in self.lookups.waiting
         return not waits and lane.resume_at < self._context.fetching.stable_end_of(lane.partition)
 
@@ -372,7 +376,7 @@ class Assignment:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """End the process when a task has failed."""
+        """End the process if the task failed. If Kafka refused a turn, call `on_refused` instead."""
         error = failure_of(task, is_stopping=self._stopping)
         if isinstance(error, TurnRefused):
             self._on_refused(self, error)
@@ -383,16 +387,16 @@ class Assignment:
 
 
 class Worker:
-    """Follows the group: an assignment at a time, its lanes fed with what is received."""
+    """Follows the consumer group: holds one assignment at a time and delivers the received runs to its lanes."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._asking = UserLookups(
-            context.users, self._wanted, self._answered, concurrency=context.settings.user_service_concurrency
+        self._user_lookups = UserLookups(
+            context.users, self._is_awaited, self._on_user_check, concurrency=context.settings.user_service_concurrency
         )
         self._assignment: Assignment | None = None
         self._last: Assignment | None = None
-        self._moving = asyncio.Lock()
+        self._assignment_lock = asyncio.Lock()
         self._leaving = False
         self._restarts: set[asyncio.Task[None]] = set()
         self._restarted_at = -math.inf
@@ -402,9 +406,9 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to ask about users and to measure."""
+        """Start the user lookups, the metrics and the topic watch."""
         self._tasks = [
-            asyncio.create_task(self._asking.run(), name="asking"),
+            asyncio.create_task(self._user_lookups.run(), name="user lookups"),
             asyncio.create_task(self._watch(), name="watch"),
             asyncio.create_task(self._topics.run(), name="topics"),
         ]
@@ -412,7 +416,7 @@ class Worker:
             task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
-        """Finish the turn in flight and end."""
+        """Finish the turn in flight and stop."""
         self._leaving = True
         await self.revoked()
         for task in self._tasks:
@@ -420,36 +424,36 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def assigned(self, partitions: set[int]) -> None:
-        """Take over partitions; returns before their claims are done. Who is leaving takes nothing over."""
+        """Start to claim partitions. Returns before the claims are done. A worker that is stopping claims nothing."""
         await self.revoked()
         if self._leaving:
             return
         self._assignment = self._new_assignment(partitions, self._last)
         self._last = None
-        log.info("Partitions are assigned.", partitions=sorted(partitions), owner=self._assignment.owner)
+        log.info("Partitions assigned.", partitions=sorted(partitions), owner=self._assignment.owner)
         self._assignment.start()
 
     async def revoked(self) -> None:
-        """Finish the turn in flight and let go of all partitions; what is in memory is kept in case they come back."""
-        async with self._moving:  # whoever asks second waits for the same turn in flight
+        """Finish the turn in flight and release all partitions. Their lanes stay in memory in case they come back."""
+        async with self._assignment_lock:  # a second call waits for the same turn in flight
             assignment, self._assignment = self._assignment, None
             if assignment is not None:
                 try:
                     await assignment.stop()
-                except WorkerError as error:  # not by way of Faust, which knows no exit codes of ours
+                except WorkerError as error:  # not through Faust, which does not know our exit codes
                     self._context.end_process(error)
                 self._last = assignment
-                metrics.LAG.clear()  # whoever has these partitions next tells of them
+                metrics.LAG.clear()  # the next owner reports these partitions
                 metrics.PARKED.clear()
 
     def damaged(self, partition: int, reason: str) -> None:
-        """Park the lane of a partition that holds a damaged batch; the others are claimed, and fetched, again."""
+        """Park the lane of a partition with a damaged batch. The other partitions are claimed and fetched again."""
         message = f"a batch of {self._context.names.commands}-{partition} is damaged: {reason}"
         self._start(self._claim_again(None, TurnRefused(message, {partition: message})))
 
     def _on_refused(self, assignment: Assignment, error: TurnRefused) -> None:
         now = time.monotonic()
-        if not (error.lanes or error.suspects) and now - self._restarted_at < AGAIN_AFTER_S:
+        if not (error.lanes or error.suspects) and now - self._restarted_at < RESTART_INTERVAL_S:
             self._context.end_process(error)
             return
         self._restarted_at = now
@@ -464,91 +468,92 @@ class Worker:
     async def _claim_again(self, refused: Assignment | None, error: TurnRefused) -> None:
         """Claim the partitions of an assignment again, under a new owner id and without the lanes that Kafka refused.
 
-        What they hold in memory is ahead of the log by the turn that was refused, so all of it is restored. Without an
-        assignment, the current one is meant.
+        Memory is ahead of the log by the refused turn, so all lanes are restored. None means the current assignment.
         """
-        async with self._moving:
+        async with self._assignment_lock:
             assignment = self._assignment
-            if assignment is None or refused not in {None, assignment}:  # revoked: the next owner finds out for itself
+            if assignment is None or refused not in {None, assignment}:  # revoked: the next owner will find out
                 return
-            log.warning("The partitions are claimed again.", reason=str(error))
+            log.warning("Claiming the partitions again.", reason=str(error))
             await assignment.stop()
-            again = self._suspected_again(error.suspects)
+            repeated = self._suspected_again(error.suspects)
             lanes = {
                 partition: reason for partition, reason in error.lanes.items() if partition in assignment.partitions
             }
-            parked = assignment.parked | lanes | again
+            parked = assignment.parked | lanes | repeated
             self._assignment = self._new_assignment(assignment.partitions)
             for partition, reason in parked.items():
                 self._assignment.park(partition, reason)
             self._assignment.start()
 
     def _suspected_again(self, suspects: dict[int, str]) -> dict[int, str]:
-        """Return those of the suspects that were suspected within `SUSPECT_S` before, and remember all of them."""
+        """Return the suspects that were already suspected within the last `SUSPECT_S`, and record all of them."""
         now = time.monotonic()
-        again = {
+        repeated = {
             partition: reason
             for partition, reason in suspects.items()
             if now - self._suspected_at.get(partition, -math.inf) < SUSPECT_S
         }
         self._suspected_at.update(dict.fromkeys(suspects, now))
-        return again
+        return repeated
 
     def _new_assignment(self, partitions: set[int], previous: Assignment | None = None) -> Assignment:
-        return Assignment(self._context, partitions, self._asking, self._on_refused, self._deliver, previous=previous)
+        return Assignment(
+            self._context, partitions, self._user_lookups, self._on_refused, self._deliver, previous=previous
+        )
 
     def receive(self, partition: int, run: Run) -> None:
-        """Queue a run for the next turn, once the schema ids in it are known; other partitions do not wait for that."""
+        """Queue a run for the next turn, once its schema ids are known. Other partitions do not wait for that."""
         if self._assignment is not None:
             self._assignment.lookups.receive(partition, run)
 
     def _deliver(self, partition: int, run: Run) -> None:
-        """Decode a run, ask ahead about the users of its creates, and queue it for the next turn."""
+        """Decode a run, start the user lookups of its creates, and queue it for the next turn."""
         assignment = self._assignment
         lane = assignment.lanes.get(partition) if assignment is not None else None
         if assignment is None or lane is None or not self._accepts(lane, run):
             return
         try:
-            received = [_decoded(record) for record in run.records]
-        except Exception as error:  # noqa: BLE001, one record must not end every worker that reads it in turn
+            received = [decode_record(record) for record in run.records]
+        except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
             assignment.park(partition, f"the records from offset {run.records[0].offset} on cannot be decoded", error)
             return
         for _, command in received:
-            if type(command) is CreateOrder and is_id(command.user_id):  # of no other id an answer is needed
-                self._asking.ask(command.user_id)
+            if type(command) is CreateOrder and is_id(command.user_id):  # other ids need no user check
+                self._user_lookups.ask(command.user_id)
         assignment.inbox.put(partition, received)
         assignment.turns.wake()
 
     def _accepts(self, lane: Lane, run: Run) -> bool:
         try:
             return lane.accept(run)
-        except RunLost as error:  # not by way of the agent: Faust knows no exit codes of ours
+        except RunLost as error:  # not through the agent: Faust does not know our exit codes
             self._context.end_process(error)
             return False
 
     def unreadable(self, partition: int, reason: str) -> None:
-        """Park a lane whose commands cannot be fetched, if it runs: what is said of an earlier assignment is old."""
+        """Park a running lane whose commands cannot be fetched. A report for any other lane is outdated."""
         if self._assignment is not None and partition in self._assignment.lanes:
             self._assignment.park(partition, reason)
 
     def positions(self) -> dict[int, int]:
-        """Tell up to where each running lane has read, for the group."""
+        """Return the next offset of each running lane, to commit to the group."""
         assignment = self._assignment
         lanes = [] if assignment is None else list(assignment.lanes.values())
         return {lane.partition: lane.resume_at for lane in lanes}
 
     def is_starting(self) -> bool:
-        """Return whether partitions are not assigned yet, or are being claimed; a parked one is neither."""
+        """Return whether the worker waits for its assignment or for a claim. A parked partition does not count."""
         assignment = self._assignment
         return assignment is None or bool(assignment.claiming())
 
     def faults(self) -> list[str]:
-        """Tell why this worker is not ready; empty if it is."""
+        """Return the reasons why this worker is not ready, empty if it is."""
         assignment = self._assignment
         if assignment is None:
             return ["no partitions are assigned yet"]
         if self._context.fetching.partition_count() is None:
-            return [f"the topic {self._context.names.commands} is not there"]
+            return [f"the topic {self._context.names.commands} does not exist"]
         faults = [
             f"partition {partition} is parked: {reason}" for partition, reason in sorted(assignment.parked.items())
         ]
@@ -562,24 +567,24 @@ class Worker:
         faults += self._topics.faults
         return faults + ([self._context.users.problem] if self._context.users.problem else [])
 
-    def _wanted(self, user_id: str) -> bool:
+    def _is_awaited(self, user_id: str) -> bool:
         return self._assignment is not None and any(
             lane.room.waits_for(user_id) for lane in self._assignment.lanes.values()
         )
 
-    def _answered(self, user_id: str, check: UserCheck) -> None:
+    def _on_user_check(self, user_id: str, check: UserCheck) -> None:
         if self._assignment is None:
             return
         for lane in self._assignment.lanes.values():
-            lane.room.answered(user_id, check)
+            lane.room.add_answer(user_id, check)
             if lane.room.has_answers():
                 self._assignment.turns.wake()
 
     async def _watch(self) -> None:
-        """Measure, and see whether the topic still has the partitions that we began with."""
+        """Update the metrics. Raises TopicsError if the number of partitions of the commands topic has changed."""
         while True:
             await self._measure_lag()
-            self._measure()
+            self._update_metrics()
             expected, actual = self._context.settings.partitions, self._context.fetching.partition_count()
             if actual is not None and actual != expected:
                 raise TopicsError(
@@ -588,14 +593,14 @@ class Worker:
             await asyncio.sleep(WATCH_EVERY_S)
 
     async def _measure_lag(self) -> None:
-        """Measure the lag, and how far the lanes have read: a transaction's end behind the last command is no lag."""
+        """Update the lag and the read offsets of the lanes. A transaction marker after the last command is not lag."""
         assignment = self._assignment
         for partition, lane in list(assignment.lanes.items()) if assignment is not None else []:
             end = self._context.fetching.end_of(partition)
             if assignment is not None and lane.next_offset < end:
                 try:
                     lane.read_to = await assignment.read_to(lane)
-                except KafkaError:  # it is ours no more
+                except KafkaError:  # the partition is no longer ours
                     return
             if assignment is None or self._assignment is not assignment:
                 return
@@ -603,12 +608,12 @@ class Worker:
             self._stalls.note(partition, lane.resume_at, has_more=assignment.has_more(lane))
         self._stalls.keep(set() if assignment is None else set(assignment.lanes))
 
-    def _measure(self) -> None:
+    def _update_metrics(self) -> None:
         assignment = self._assignment
         lanes = {} if assignment is None else assignment.lanes
         unavailable = 0
         if assignment is not None:
-            assignment.turns.look_for_leaders()
+            assignment.turns.update_unavailable()
             unavailable = len(assignment.turns.unavailable)
         metrics.LANES.labels("running").set(len(lanes) - unavailable)
         metrics.LANES.labels("unavailable").set(unavailable)
@@ -616,8 +621,8 @@ class Worker:
         metrics.LANES.labels("parked").set(0 if assignment is None else len(assignment.parked))
         for topic in self._context.names.written:
             metrics.FOREIGN_TRANSACTION.remove_by_labels({"topic": topic})
-        for place, open_s in ({} if assignment is None else assignment.open_transactions()).items():
-            metrics.FOREIGN_TRANSACTION.labels(place.topic, place.partition).set(open_s)
+        for topic_partition, open_s in ({} if assignment is None else assignment.open_transactions()).items():
+            metrics.FOREIGN_TRANSACTION.labels(topic_partition.topic, topic_partition.partition).set(open_s)
         metrics.WAITING.set(sum(len(lane.room) for lane in lanes.values()))
         oldest = min((since for lane in lanes.values() if (since := lane.room.oldest()) is not None), default=None)
         metrics.WAITING_OLDEST.set(0 if oldest is None else (self._context.clock.now() - oldest).total_seconds())
@@ -627,11 +632,11 @@ class Worker:
             self._context.end_process(error)
 
 
-def _decoded(record: Any) -> Received:
-    """Decode a record.
+def decode_record(record: Any) -> Received:
+    """Return a record with its command or decode error.
 
-    The error is made anew: a raised one holds the frames it came through, and they hold it and a record of up to 1 MiB,
-    until the garbage collector comes by. 3,000 of them took 3 GB.
+    The error is a new object. A raised one references its frames, which reference a record of up to 1 MiB, until the
+    garbage collector runs. 3,000 of them took 3 GB.
     """
     try:
         return record, decode_command(record.value)

@@ -148,7 +148,7 @@ def test_the_list_is_live(http, page):
     user_id = someone()
     page.goto(f"/#/?user_id={user_id}")
     expect_live(page)
-    expect(page.get_by_role("heading", name="No order is like this")).to_be_visible()
+    expect(page.get_by_role("heading", name="No orders match these filters")).to_be_visible()
     order_id = place(http, user_id=user_id)
     row = row_of(page, order_id)
     expect(row).to_contain_text("created")
@@ -228,7 +228,7 @@ def test_filters_and_more(http, shop, page):
     expect(page.get_by_label("Status")).to_have_value("paid")
     page.get_by_label("Created from").fill("2099-01-01T00:00")
     page.get_by_role("button", name="Filter").click()
-    expect(page.get_by_role("heading", name="No order is like this")).to_be_visible()
+    expect(page.get_by_role("heading", name="No orders match these filters")).to_be_visible()
     assert "created_from=2099-01-01T00%3A00%3A00.000Z" in page.url
     page.go_back()
     expect(rows).to_have_count(1)
@@ -262,7 +262,7 @@ def test_the_state_after_each_event_can_be_seen(http, page):
     expect(total).to_have_text("Total€25.00")
     ship(http, order_id)
     expect(page.locator("#then")).to_contain_text("as it was at version 1 of 4")
-    page.get_by_role("link", name="Show it as it is now").click()
+    page.get_by_role("link", name="Show the current state").click()
     expect_step(page, "shipped")
     expect(page.get_by_role("heading", name="Contents")).to_be_focused()
 
@@ -270,7 +270,7 @@ def test_the_state_after_each_event_can_be_seen(http, page):
 def test_a_version_that_is_not_there_is_a_problem_of_its_own(http, visited):
     page, order_id = visited.page, place(http)
     page.goto(f"/#/orders/{order_id}?version=9")
-    expect(page.locator("#then-problem").get_by_role("alert")).to_contain_text("The order had no such version")
+    expect(page.locator("#then-problem").get_by_role("alert")).to_contain_text("The order has no such version")
     expect_timeline(page, "OrderCreated")
     visited.forgive("status of 404")
 
@@ -323,8 +323,8 @@ def test_after_a_restart_of_the_service_nothing_is_lost_or_doubled(http, shop, b
         pay(http, order_id)
         expect_step(one.page, "paid")
         process.end()
-        expect(one.page.locator("#live")).to_have_text("broken, trying again")
-        expect(all_orders.page.locator("#live")).to_have_text("broken, trying again")
+        expect(one.page.locator("#live")).to_have_text("disconnected, retrying")
+        expect(all_orders.page.locator("#live")).to_have_text("disconnected, retrying")
         ship(http, order_id)
         other = place(http)
         serve_again(shop, mine.port)
@@ -352,7 +352,7 @@ def test_after_a_time_without_network_nothing_is_lost_or_doubled(http, visited):
     page.goto(f"/#/orders/{order_id}")
     expect_live(page)
     page.context.set_offline(True)
-    expect(page.locator("#live")).to_have_text("broken, trying again")
+    expect(page.locator("#live")).to_have_text("disconnected, retrying")
     pay(http, order_id)
     ship(http, order_id)
     page.context.set_offline(False)
@@ -453,10 +453,10 @@ def test_a_service_that_asks_for_a_token_gets_one(http, shop, browser, tmp_path)
     with visit(browser, origin_of(guarded)) as visited:
         page = visited.page
         page.goto(f"/#/orders/{order_id}")
-        expect(page.get_by_role("heading", level=1)).to_have_text("Who are you?")
-        expect(page.get_by_role("alert")).to_contain_text("The request carries no valid token.")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Authentication required")
+        expect(page.get_by_role("alert")).to_contain_text("The request has no valid token.")
         give_token(page, "not.a.token")
-        expect(page.get_by_role("alert")).to_contain_text("The request carries no valid token.")
+        expect(page.get_by_role("alert")).to_contain_text("The request has no valid token.")
         give_token(page, f"Bearer {token_of(user_id)}\n")
         expect_step(page, "created")
         expect_live(page)
@@ -476,14 +476,14 @@ def test_a_service_that_asks_for_a_token_gets_one(http, shop, browser, tmp_path)
         page.goto("/#/?user_id=dana")
         expect(page.get_by_role("alert")).to_contain_text("Users list their own orders")
         page.get_by_role("button", name="Forget the token").click()
-        expect(page.get_by_role("heading", level=1)).to_have_text("Who are you?")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Authentication required")
         assert page.evaluate("sessionStorage.length") == 0
         visited.forgive("status of 401", "status of 403", "status of 404")
 
 
 def give_token(page, text):
     page.get_by_label("Bearer token").fill(text)
-    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("button", name="Use the token").click()
 
 
 def token_of(user_id):

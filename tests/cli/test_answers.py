@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from order_service.cli.asking import ASKED_MAX, Said, patiently
+from order_service.cli.asking import ATTEMPTS_MAX, Reply, with_retries
 from order_service.domain.refusals import Status
 from order_service.web.api.bodies import Wanted
 from tests.cli.conftest import CommandLine
@@ -22,8 +22,8 @@ ORDER = {
     "currency": "EUR",
     "payment": None,
 }
-BUSY = Said(429, b"{}", again_after_s=1.0)
-DONE = Said(200, b"{}")
+BUSY = Reply(429, b"{}", retry_after_s=1.0)
+DONE = Reply(200, b"{}")
 
 
 class Server(ThreadingHTTPServer):
@@ -81,9 +81,9 @@ def test_a_busy_server_is_asked_again(server, status):
 
 
 def test_a_server_that_stays_busy_is_asked_ten_times_and_its_problem_said(server):
-    server.will_answer(429, {"title": "Too many requests", "detail": "You ask too often."}, Retry_After="0")
-    assert server.cli()("list", code=1).stderr == "order-service: You ask too often.\n"
-    assert len(server.asked) == ASKED_MAX
+    server.will_answer(429, {"title": "Too many requests", "detail": "Rate limit exceeded."}, Retry_After="0")
+    assert server.cli()("list", code=1).stderr == "order-service: Rate limit exceeded.\n"
+    assert len(server.asked) == ATTEMPTS_MAX
 
 
 @pytest.mark.parametrize(
@@ -97,23 +97,23 @@ def test_nobody_asks_again_who_was_not_told_when(server, status, headers):
 
 
 @pytest.mark.parametrize(
-    ("again_after_s", "waits"),
+    ("retry_after_s", "waits"),
     [pytest.param(1.0, 9, id="ten times"), pytest.param(25.0, 2, id="a minute"), pytest.param(61.0, 0, id="at once")],
 )
-def test_patience_has_an_end(clock, again_after_s, waits):
+def test_patience_has_an_end(clock, retry_after_s, waits):
     def sleep(seconds):
         clock.now += seconds
         slept.append(seconds)
 
     slept: list[float] = []
-    busy = Said(429, b"{}", again_after_s)
-    assert patiently(lambda: busy, sleep, clock) == busy
-    assert slept == [again_after_s] * waits
+    busy = Reply(429, b"{}", retry_after_s)
+    assert with_retries(lambda: busy, sleep, clock) == busy
+    assert slept == [retry_after_s] * waits
 
 
 def test_patience_ends_with_an_answer(clock):
     answers = iter([BUSY, BUSY, DONE, BUSY])
-    assert patiently(lambda: next(answers), lambda _: None, clock) == DONE
+    assert with_retries(lambda: next(answers), lambda _: None, clock) == DONE
 
 
 FOREIGN = [
@@ -133,20 +133,20 @@ FOREIGN = [
 @pytest.mark.parametrize("body", FOREIGN)
 def test_an_answer_that_is_none_of_ours_is_one_line(server, arguments, body):
     server.will_answer(200, body)
-    said = f"order-service: the server at {server.url} is none of ours: set ORDERS_URL to one that is\n"
+    said = f"order-service: the server at {server.url} is not an order service: set ORDERS_URL to one\n"
     assert server.cli()(*arguments, code=1).stderr == said
 
 
 @pytest.mark.parametrize("body", [*FOREIGN[1:], pytest.param(b'{"title": 1}', id="another title")])
 def test_a_problem_that_is_none_is_one_line(server, body):
     server.will_answer(404, body)
-    said = f"order-service: the server at {server.url} answered 404: is ORDERS_URL right?\n"
+    said = f"order-service: the server at {server.url} answered 404: check ORDERS_URL\n"
     assert server.cli()("show", "order-1", code=1).stderr == said
 
 
 def test_an_answer_that_is_cut_off_is_one_line(server):
     server.will_answer(404, b"{", Content_Length="100")
-    assert "no HTTP server of ours answers at" in server.cli()("list", code=1).stderr
+    assert f"the HTTP server at {server.url} does not answer" in server.cli()("list", code=1).stderr
 
 
 def test_a_problem_cannot_steer_a_terminal(server):

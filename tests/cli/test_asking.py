@@ -81,5 +81,6 @@ def test_what_cannot_be_shown_is_one_line(cli, arguments, code, said):
 
 
 def test_a_server_that_is_away_is_one_line(cli):
-    away = CommandLine(cli.environment | {"ORDERS_URL": f"http://127.0.0.1:{free_port()}"})
-    assert "no HTTP server of ours answers at" in away("list", code=1).stderr
+    url = f"http://127.0.0.1:{free_port()}"
+    away = CommandLine(cli.environment | {"ORDERS_URL": url})
+    assert f"the HTTP server at {url} does not answer" in away("list", code=1).stderr

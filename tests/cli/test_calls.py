@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from order_service.cli.envelope import made
-from order_service.cli.show import safe, what
+from order_service.cli.envelope import build_command
+from order_service.cli.show import describe, safe
 from order_service.domain.messages import CreateOrder
 from order_service.local.broker import free_port
 from tests import samples
@@ -74,7 +74,7 @@ def test_a_wrong_call_ends_with_2_and_says_what_is_wrong(arguments, said):
     [
         pytest.param("[]", "is not one JSON object", id="a list"),
         pytest.param("{", "is not one JSON object", id="cut short"),
-        pytest.param('{"lines": [], "colour": 1}', "a field that is none of ours", id="an unknown field"),
+        pytest.param('{"lines": [], "colour": 1}', "contains an unknown field", id="an unknown field"),
         pytest.param('{"order_id": "other"}', "another order_id", id="another order"),
         pytest.param('{"type": "PayOrder"}', "another type", id="another command"),
     ],
@@ -88,12 +88,12 @@ def test_a_file_that_is_no_order_is_a_wrong_call(tmp_path, body, said):
 def test_an_option_goes_over_what_the_file_says():
     fields = CONTENTS | {"command_id": "from-file"}
     envelope = {"command_id": None, "actor": "user:dana"}
-    assert made(CreateOrder, "order-1", fields, envelope).command_id == "from-file"
-    assert made(CreateOrder, "order-1", fields, envelope | {"command_id": "option"}).command_id == "option"
+    assert build_command(CreateOrder, "order-1", fields, envelope).command_id == "from-file"
+    assert build_command(CreateOrder, "order-1", fields, envelope | {"command_id": "option"}).command_id == "option"
 
 
 def test_a_command_without_a_name_gets_a_new_one():
-    first, second = (made(CreateOrder, "order-1", CONTENTS, {"actor": "user:dana"}) for _ in range(2))
+    first, second = (build_command(CreateOrder, "order-1", CONTENTS, {"actor": "user:dana"}) for _ in range(2))
     assert first.command_id != second.command_id
 
 
@@ -157,5 +157,5 @@ def test_values_cannot_steer_a_terminal():
 
 
 def test_an_amendment_shows_what_is_different():
-    said = what(samples.order_amended, samples.created)
+    said = describe(samples.order_amended, samples.created)
     assert said == "shipping_address_ref home -> office"

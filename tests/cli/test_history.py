@@ -25,17 +25,17 @@ def test_a_whole_history_has_no_fault_and_ends_delivered():
 @pytest.mark.parametrize(
     ("history", "fault"),
     [
-        pytest.param(HISTORY[1:], "version 2 follows on version 0", id="its beginning is missing"),
-        pytest.param(HISTORY[:2] + HISTORY[3:], "version 4 follows on version 2", id="an event is missing"),
-        pytest.param([*HISTORY, HISTORY[4]], "version 5 follows on version 5", id="an event stands twice"),
+        pytest.param(HISTORY[1:], "version 2 follows version 0", id="its beginning is missing"),
+        pytest.param(HISTORY[:2] + HISTORY[3:], "version 4 follows version 2", id="an event is missing"),
+        pytest.param([*HISTORY, HISTORY[4]], "version 5 follows version 5", id="an event stands twice"),
         pytest.param(
             [seen(but(order_created, actor="user:eve")), *HISTORY[1:]],
-            "version 2 does not name the digest of version 1 as it is in Kafka",
+            "version 2 does not have the digest of version 1 in Kafka",
             id="an event was changed",
         ),
         pytest.param(
             [seen(but(order_paid, version=1, previous_digest=None))],
-            "OrderPaid cannot follow on an order that is absent",
+            "OrderPaid cannot follow an order that is absent",
             id="the rules forbid it",
         ),
     ],

@@ -53,7 +53,7 @@ class Up:
 
     def worker(self):
         workers = {pid: args for pid, args in self.processes().items() if "order_service.cli worker" in args}
-        [pid] = [pid for pid, args in workers.items() if "watch.py" not in args]
+        [pid] = [pid for pid, args in workers.items() if "watcher.py" not in args]
         return pid
 
 
@@ -108,8 +108,8 @@ def test_a_run_from_ready_to_ctrl_c(environment, tmp_path):
 def test_a_used_port_is_one_line_that_names_its_setting(environment, name):
     with socket.create_server(("127.0.0.1", int(environment[name]))):
         done = subprocess.run(UP, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    said = f"order-service: port {environment[name]} is taken: end what listens there, or set {name} to another one\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    said = f"port {environment[name]} is taken: stop the process that uses it, or set {name} to another one"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"order-service: {said}\n")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(environment, tmp_path):
@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(environment, tmp_path):
     done = subprocess.run(
         UP, env=environment | {"ORDERS_DATA_DIR": str(folder)}, capture_output=True, text=True, timeout=60, check=False
     )
-    said = f"the folder {folder} cannot be written (Not a directory): set ORDERS_DATA_DIR to another place"
+    said = f"the folder {folder} cannot be written (Not a directory): set ORDERS_DATA_DIR to another one"
     assert (done.returncode, done.stderr) == (1, f"order-service: {said}\n")
 
 
@@ -130,4 +130,4 @@ def test_topics_of_another_count_end_the_run_with_13(bootstrap_servers, environm
     )
     assert done.returncode == 13, done.stderr
     assert "has 1 partitions, ORDERS_PARTITIONS says 2" in done.stderr
-    assert "it is given up" in done.stderr
+    assert "not restarting it" in done.stderr

@@ -106,7 +106,7 @@ def test_values_at_their_limits_are_accepted(command):
     assert isinstance(answer_to(command), Event)
 
 
-AN_ID = "must be an id: 1…64 of A-Z a-z 0-9 . _ -, the first a letter or digit"
+AN_ID = "must be an id: 1…64 characters of A-Z a-z 0-9 . _ -, the first a letter or digit"
 AN_AMOUNT = "must be 0…9007199254740992"
 A_TEXT = "must be at most 200 characters"
 
@@ -118,7 +118,7 @@ FAULTS: list[tuple[Command, str]] = [
     *((but(amend, shipping_address_ref=given), f"/shipping_address_ref {AN_ID}") for given in NO_IDS),
     *((but(pay, payment_id=given), f"/payment_id {AN_ID}") for given in NO_IDS),
     *(
-        (but(command, currency=currency), "/currency must be a currency code of ISO 4217")
+        (but(command, currency=currency), "/currency must be an ISO 4217 currency code")
         for command in (create, pay)
         for currency in ("", "eur", "EU", "EURO", "EUR ", "XXX", "XAU", "XTS", "ZZZ", "€")
     ),
@@ -136,13 +136,13 @@ FAULTS: list[tuple[Command, str]] = [
         for field in ("discount", "tax", "shipping")
         for given in (-1, INT64[0])
     ),
-    (but(amend, shipping=INT64[1]), "/lines must be a total of 0…2^53"),
+    (but(amend, shipping=INT64[1]), "/lines must be lines with a total of 0…2^53"),
     *((but(pay, amount=given), f"/amount {AN_AMOUNT}") for given in (-1, 2**53 + 1, *INT64)),
     (but(create, discount=3401), "/discount must be at most the subtotal, 3400"),
     (but(amend, discount=3401), "/discount must be at most the subtotal, 3400"),
     (but(create, metadata={f"key-{n}": "" for n in range(21)}), "/metadata must be at most 20 entries"),
-    (but(create, metadata={"k" * 41: ""}), "/metadata must be under keys of at most 40 characters"),
-    (but(amend, metadata={"k": "v" * 501}), "/metadata must be of values of at most 500 characters"),
+    (but(create, metadata={"k" * 41: ""}), "/metadata must be a map with keys of at most 40 characters"),
+    (but(amend, metadata={"k": "v" * 501}), "/metadata must be a map with values of at most 500 characters"),
     (but(ship, carrier="c" * 201), f"/carrier {A_TEXT}"),
     (but(ship, tracking_number="t" * 201), f"/tracking_number {A_TEXT}"),
     (but(cancel, note="n" * 201), f"/note {A_TEXT}"),
@@ -152,7 +152,7 @@ FAULTS: list[tuple[Command, str]] = [
     ),
     (
         but(amend, shipping_address_ref=None),
-        "the command must be a change of at least one of its fields",
+        "the command must be a change of at least one field",
     ),
 ]
 
@@ -189,7 +189,7 @@ def test_an_amendment_has_the_limits_of_a_create(command, detail, field):
 )
 @pytest.mark.parametrize("command", [create, amend], ids=lambda command: command.command_id)
 def test_no_two_lines_of_an_order_have_the_same_id(command, lines):
-    assert fault_in(but(command, lines=lines)) == "/lines must be lines of different line_ids"
+    assert fault_in(but(command, lines=lines)) == "/lines must be lines with different line_ids"
 
 
 def test_a_given_id_may_look_like_a_place_that_is_not_taken():
@@ -204,16 +204,16 @@ def test_a_total_goes_up_to_2_to_the_53rd_and_not_past_it():
     event = answer_to(but(whole, tax=room))
     assert isinstance(event, Event)
     assert getattr(event.fact, "total", None) == 2**53
-    assert fault_in(but(whole, tax=room + 1)) == "/lines must be a total of 0…2^53"
-    assert fault_in(but(whole, tax=room, shipping=1)) == "/lines must be a total of 0…2^53"
+    assert fault_in(but(whole, tax=room + 1)) == "/lines must be lines with a total of 0…2^53"
+    assert fault_in(but(whole, tax=room, shipping=1)) == "/lines must be lines with a total of 0…2^53"
     assert isinstance(answer_to(but(whole, tax=room, shipping=1, discount=1)), Event)
 
 
 def test_the_largest_lines_overflow_nothing_and_are_refused():
     largest = Line(sku="gold", quantity=10**6, unit_price=10**12)
-    assert fault_in(but(create, lines=(largest,) * 500)) == "/lines must be a total of 0…2^53"
-    assert fault_in(but(amend, lines=(largest,) * 500)) == "/lines must be a total of 0…2^53"
-    assert fault_in(but(create, tax=INT64[1], shipping=INT64[1])) == "/lines must be a total of 0…2^53"
+    assert fault_in(but(create, lines=(largest,) * 500)) == "/lines must be lines with a total of 0…2^53"
+    assert fault_in(but(amend, lines=(largest,) * 500)) == "/lines must be lines with a total of 0…2^53"
+    assert fault_in(but(create, tax=INT64[1], shipping=INT64[1])) == "/lines must be lines with a total of 0…2^53"
 
 
 @pytest.mark.parametrize("amount", [0, 2**53])

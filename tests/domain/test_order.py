@@ -183,7 +183,7 @@ def test_a_fact_that_the_rules_do_not_allow_stops_the_fold(history, fact):
     if type(fact) in {outcome for (_, status), outcome in RULES.items() if status == order.status}:
         assert evolve(order, fact).status != Status.ABSENT
         return
-    with pytest.raises(HistoryError, match=f"{type(fact).__name__} cannot follow on an order that is {order.status}"):
+    with pytest.raises(HistoryError, match=f"{type(fact).__name__} cannot follow an order that is {order.status}"):
         evolve(order, fact)
 
 

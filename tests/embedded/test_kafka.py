@@ -253,12 +253,12 @@ def test_a_taken_port_is_one_line_that_names_the_setting(tmp_path):
     [
         pytest.param("x ERROR kafka.Kafka - it is broken", "it is broken", id="an error of the log"),
         pytest.param("java.net.BindException: Address already in use", "set ORDERS_KAFKA_PORT", id="a port is taken"),
-        pytest.param("", "it said nothing", id="silence"),
+        pytest.param("", "it wrote no output", id="silence"),
     ],
 )
 def test_a_broker_that_ends_at_once_says_why(tmp_path, says, hint):
     broker = Broker(["sh", "-c", f"echo {shlex.quote(says)}; exit 1"], tmp_path, free_port())
-    with pytest.raises(EmbeddedError, match=rf"^Kafka ended while it started: .*{hint}.*kafka\.log\)$"):
+    with pytest.raises(EmbeddedError, match=rf"^Kafka ended during its start: .*{hint}.*kafka\.log\)$"):
         broker.start()
 
 
@@ -342,7 +342,7 @@ async def test_a_topic_is_not_created_by_a_typing_error(broker):
 
 
 def test_a_broker_is_not_started_twice(broker):
-    with pytest.raises(EmbeddedError, match="runs already"):
+    with pytest.raises(EmbeddedError, match="is already running"):
         broker.start()
 
 
@@ -421,7 +421,7 @@ async def test_a_supervised_broker_comes_back_after_a_crash_and_stops_in_order(t
             await asyncio.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
         assert await running == 0
-    assert [line for line in lines if "ended with exit code 137, it starts again in 1 s" in line] == lines
+    assert [line for line in lines if "ended with exit code 137, restarting it in 1 s" in line] == lines
     assert not is_taken(broker.port)
     assert (tmp_path / "kafka.log").read_text().count("shut down completed") == 1
 

@@ -91,8 +91,8 @@ class Altered:
         return self._alter(self._values)
 
     def _now(self, topic: str) -> dict[str, str | None]:
-        [future] = self.admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
-        found = future.result(ASK_WITHIN_S)
+        asked = self.admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)], request_timeout=ASK_WITHIN_S)
+        [found] = [future.result() for future in asked.values()]
         is_set = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
         return {name: found[name].value if found[name].source == is_set else None for name in self._values[topic]}
 
@@ -101,8 +101,10 @@ class Altered:
             ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[_entry(*one) for one in settings.items()])
             for topic, settings in values.items()
         ]
-        for future in self.admin.incremental_alter_configs(resources).values():
-            future.result(ASK_WITHIN_S)
+        # A request that is not answered in time must be given up: sent later, it would undo what came after it.
+        altering = self.admin.incremental_alter_configs(resources, request_timeout=ASK_WITHIN_S)
+        for future in altering.values():
+            future.result()
         return True
 
 

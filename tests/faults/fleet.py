@@ -29,7 +29,7 @@ ENDS_OF: Final = {
 """How a worker may end by one kind of fault only."""
 MODULE: Final = ("tests.faults.worker",)
 STOP_WITHIN_S: Final = 25.0
-OWNER: Final = r'"owner": "([^"]+)", "event": "Partitions are assigned."'
+OWNER: Final = r'"owner": "([^"]+)", "event": "Partitions assigned."'
 """Where a worker's log says its transactional id."""
 
 
@@ -171,7 +171,7 @@ class Fleet:
 
 def partitions_of(worker: WorkerProcess) -> frozenset[int]:
     """Return the partitions that were assigned to a worker last, as its log says."""
-    assigned = worker.lines("Partitions are assigned.")
+    assigned = worker.lines("Partitions assigned.")
     return frozenset(assigned[-1]["partitions"]) if assigned else frozenset()
 
 

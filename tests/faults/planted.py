@@ -50,7 +50,7 @@ def position_outside_the_transaction() -> None:
         for lane, changes in turn.changes:
             topic, table = self._records(changes, self._position(lane, changes))[0]
             position = [record for record in table if record[0] == POSITION_KEY]
-            await producer.arrive(await producer.send_all(topic, lane.partition, position))
+            await producer.wait_for_acks(await producer.send_all(topic, lane.partition, position))
         await producer.commit([])
         await write(self, turn)
 
@@ -99,7 +99,7 @@ def write_no_position_of_its_own() -> None:
     async def nothing(_self: Assignment) -> None:
         """Pass nothing on."""
 
-    Assignment._pass_on = nothing
+    Assignment._write_positions = nothing
 
 
 def a_commit_does_not_wait_for_its_batches() -> None:
@@ -111,11 +111,11 @@ def a_commit_does_not_wait_for_its_batches() -> None:
         await self.commit_transaction()
         return [future.result() if future.exception() is None else _Nowhere for future in futures]
 
-    async def arrive(_self: TurnProducer, _sent: list[Any]) -> list[Any]:
+    async def wait_for_acks(_self: TurnProducer, _sent: list[Any]) -> list[Any]:
         return []
 
     TurnProducer.commit = commit
-    TurnProducer.arrive = arrive
+    TurnProducer.wait_for_acks = wait_for_acks
 
 
 class _Nowhere:
@@ -133,7 +133,7 @@ def a_commit_is_sent_again_under_the_same_id() -> None:
 
     async def slowly(self: TurnProducer, topic: str, partition: int, records: Any) -> list[Any]:
         sent = await send_all(self, topic, partition, records)
-        await self.arrive(sent)
+        await self.wait_for_acks(sent)
         await asyncio.sleep(BETWEEN_TOPICS_S)
         return sent
 

@@ -288,7 +288,7 @@ class Run:
     def _standing(self) -> dict[str, int]:
         """Count what was done of the faults that hold for the whole run."""
         least = self.sizes.old // PARTITIONS // 2
-        lanes = [lane for worker in self._service.workers for lane in worker.lines("A lane runs.")]
+        lanes = [lane for worker in self._service.workers for lane in worker.lines("Lane started.")]
         counts = {
             "static": self._fleet.static_starts,
             "large-table": sum(not lane["kept"] and lane["orders"] >= least for lane in lanes),

@@ -20,7 +20,7 @@ from order_service.wire.commands import encode_json_command, partition_of
 from order_service.wire.dead_letters import DeadLetterReason
 from order_service.worker.lane import Changes, Lane, LanePolicy
 from order_service.worker.lane import Record as Written
-from order_service.worker.worker import _decoded
+from order_service.worker.worker import decode_record
 from tests.faults.checker import (
     KINDS,
     TIME_FAR_MS,
@@ -124,7 +124,7 @@ class Service:
             commands.end += self.random.random() < 0.1
             age = timedelta(milliseconds=self.random.randrange(20))  # on its way
             records.append(commands.append(key, value, milliseconds(self.now - age), headers))
-        self.lane.decide([_decoded(fetched(record)) for record in records], self.now)
+        self.lane.decide([decode_record(fetched(record)) for record in records], self.now)
         changes = self.lane.take_changes()
         if changes:
             self._write(changes)
@@ -164,7 +164,7 @@ class Service:
     def answer(self, user_id: str) -> None:
         """Let the User Service answer."""
         self.known[user_id] = CHECKS[user_of(user_id)]
-        self.lane.room.answered(user_id, self.known[user_id])
+        self.lane.room.add_answer(user_id, self.known[user_id])
 
     def end(self) -> PartitionRecords:
         """Let time pass until nothing waits any more, and give the whole log."""

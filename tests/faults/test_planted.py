@@ -103,7 +103,7 @@ def asleep_while_timers_ran_elsewhere(service, module):
     other.send(signal.SIGTERM)
     other.wait_ended()
     sleeper.send(signal.SIGCONT)
-    until(lambda: len(sleeper.lines("A lane runs.")) == 8, "the sleeper has its lanes again")
+    until(lambda: len(sleeper.lines("Lane started.")) == 8, "the sleeper has its lanes again")
     service.send([but(pay, order_id=f"order-{n}", command_id=f"pay-{n}") for n in range(12)])
 
 

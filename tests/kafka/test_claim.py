@@ -123,7 +123,7 @@ def test_a_claim_that_was_stopped_for_long_does_not_fence_the_worker_that_has_th
     commands = histories(10)
     service.send(commands)
     service.wait_outcomes(len(commands))
-    assert worker.wait_ready().lines("The partitions are claimed again.") == []
+    assert worker.wait_ready().lines("Claiming the partitions again.") == []
     service.check(commands)
 
 

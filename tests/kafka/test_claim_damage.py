@@ -125,7 +125,7 @@ def test_records_of_strangers_among_the_outcomes_park_no_lane(service):
     for topic in (service.names.events, service.names.rejections, service.names.dead_letters):
         write(service, topic, [(n, b"x", b"no event", [("command_offset", b"999999")]) for n in range(4)])
     worker = service.start_worker().wait_lanes(4)
-    ignored = worker.lines("Records in the outcome topics that are not ours were ignored.")
+    ignored = worker.lines("Foreign records in the outcome topics were ignored.")
     assert sorted((line["partition"], line["count"]) for line in ignored) == [(n, 3) for n in range(4)]
 
 

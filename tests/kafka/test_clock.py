@@ -31,7 +31,7 @@ def test_a_step_of_the_wall_clock_ends_no_wait_and_cancels_no_order(service, use
         service.send([waits])
         until(service.waiting, "the create waits")
         clock_file.write_text(TWO_HOURS)
-        until(lambda: worker.lines("The wall clock has stepped; the monotonic clock decides."), "the step is seen")
+        until(lambda: worker.lines("The wall clock has stepped; using the monotonic clock."), "the step is seen")
     finally:
         users.stub.mode = Mode.OK
     service.wait_outcomes(2)

@@ -64,7 +64,7 @@ async def read_to_damage(events, damaged, offset):
         try:
             happened = await anext(events)
         except DamagedError as error:
-            met.append((error.place[1], error.offset))
+            met.append((error.topic_partition[1], error.offset))
         else:
             assert happened.offset == reached.get(happened.partition, 0)
             reached[happened.partition] = happened.offset + 1

@@ -91,7 +91,7 @@ def test_a_first_claim_tells_of_commands_that_were_deleted_before_it(service):
     deleted = {partition: end for partition, end in ends(service).items() if end}
     delete_all(service)
     worker = service.start_worker().wait_lanes(4)
-    said = worker.lines("Commands were deleted before any worker has read this partition; they have no outcome.")
+    said = worker.lines("Commands were deleted before any worker read this partition; they have no outcome.")
     assert {line["partition"]: line["offsets"] for line in said} == deleted
     metrics = worker.admin("/metrics")[1]
     assert all(f'orders_never_read_offsets_total{{partition="{n}"}} {deleted[n]}.0' in metrics for n in deleted)

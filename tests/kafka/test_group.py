@@ -131,7 +131,7 @@ def test_two_workers_with_one_instance_id_the_first_stays_and_the_second_says_wh
     assert "set ORDERS_INSTANCE_ID to a different value on each worker" in reason(second)
     assert second.lines("Another process has this instance id; waiting for its session to end.")
     assert first.lanes() == 4
-    assert len(first.lines("Partitions are assigned.")) == 1
+    assert len(first.lines("Partitions assigned.")) == 1
 
 
 def test_two_machines_with_one_host_name_and_port_the_first_stays_and_the_second_says_why(service):
@@ -142,7 +142,7 @@ def test_two_machines_with_one_host_name_and_port_the_first_stays_and_the_second
     assert second.wait_ended() == GROUP_ERROR
     assert f"{port}-a at 127.0.0.1; set ORDERS_INSTANCE_ID to a different value on each worker" in reason(second)
     assert first.lanes() == 4
-    assert len(first.lines("Partitions are assigned.")) == 1
+    assert len(first.lines("Partitions assigned.")) == 1
     first.send(signal.SIGKILL)
     first.wait_ended()
     heir = service.start_worker(TEST_MACHINE="b", ORDERS_ADMIN_PORT=port)
@@ -181,7 +181,7 @@ def test_services_with_two_topic_prefixes_and_one_app_id_do_not_disturb_each_oth
         service.wait_outcomes(len(commands) + len(more))
         other.check(others)
         assert first.is_ready()
-        assert len(first.lines("Partitions are assigned.")) == 1
+        assert len(first.lines("Partitions assigned.")) == 1
     service.check(commands + more)
 
 
@@ -190,11 +190,11 @@ def test_a_worker_that_was_killed_and_restarts_at_once_disturbs_nobody(service):
     stays = service.start_worker(**LONG_SESSION).wait_lanes(4)
     killed = service.start_worker(**LONG_SESSION).wait_lanes(2)
     stays.wait_lanes(2)
-    assigned = len(stays.lines("Partitions are assigned."))
+    assigned = len(stays.lines("Partitions assigned."))
     killed.send(signal.SIGKILL)
     killed.wait_ended()
     again = service.start_worker(**LONG_SESSION, ORDERS_ADMIN_PORT=str(killed.admin_port)).wait_lanes(2)
-    assert len(stays.lines("Partitions are assigned.")) == assigned
+    assert len(stays.lines("Partitions assigned.")) == assigned
     commands = histories(8)
     service.send(commands)
     service.wait_outcomes(len(commands))
@@ -208,7 +208,7 @@ def test_a_worker_without_an_instance_id_that_ends_by_itself_leaves_first(servic
     """Without an admin port that is known in advance it has no stable name, and nobody waits for it."""
     stays = service.start_worker(**LONG_SESSION).wait_lanes(4)
     ends = service.start_worker(module=("tests.hindered", "fetching"), ORDERS_ADMIN_PORT="0", **LONG_SESSION)
-    until(lambda: len(ends.lines("A lane runs.")) == 2, "it has two lanes")
+    until(lambda: len(ends.lines("Lane started.")) == 2, "it has two lanes")
     ends.send(signal.SIGPROF)
     assert ends.wait_ended() == GROUP_ERROR
     stays.wait_lanes(4, within_s=LEFT_WITHIN_S)

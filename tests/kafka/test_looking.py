@@ -1,11 +1,12 @@
 """Whatever asks about topics creates none, on a broker that creates what it is asked about (Kafka's default)."""
 
+import asyncio
 import subprocess
 import sys
 
 import pytest
-from aiokafka import AIOKafkaConsumer
-from confluent_kafka.admin import AdminClient
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined] # it is documented there
 
 from order_service.errors import KafkaAwayError, TopicsError
 from order_service.kafka.command_producer import CommandsTopic
@@ -48,6 +49,11 @@ async def ask(client, topic):
     await client.force_metadata_update()
 
 
+def make_topic(servers, topic):
+    admin = AdminClient({"bootstrap.servers": servers})
+    admin.create_topics([NewTopic(topic, 1)])[topic].result(PATIENCE_S)
+
+
 async def test_a_plain_client_of_aiokafka_creates_what_it_asks_about(servers):
     consumer = AIOKafkaConsumer(bootstrap_servers=servers)
     await consumer.start()
@@ -72,6 +78,34 @@ async def test_our_clients_create_nothing_by_asking(servers, make):
         assert "not-there" not in admin.list_topics(timeout=30).topics
     finally:
         await (client.close() if isinstance(client, Admin) else client.stop())
+
+
+class Assignments(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
+    """The partitions that a consumer was assigned, one set after the other."""
+
+    def __init__(self):
+        self.queue: asyncio.Queue[set[TopicPartition]] = asyncio.Queue()
+
+    def on_partitions_revoked(self, revoked):
+        """Nothing is to be done."""
+
+    def on_partitions_assigned(self, assigned):
+        self.queue.put_nowait(set(assigned))
+
+
+async def test_a_group_gets_the_partitions_of_a_topic_that_was_unknown_when_it_joined(servers):
+    """As after the start of a broker, which at first reports its topics as unknown."""
+    settings, topic, assignments = Settings(kafka_bootstrap_servers=servers), "unknown-at-first", Assignments()
+    consumer = Consumer(group_id="early", **connection(settings))
+    await consumer.start()
+    try:
+        consumer.subscribe([topic], listener=assignments)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await assignments.queue.get() == set()
+            await asyncio.to_thread(make_topic, servers, topic)
+            assert await assignments.queue.get() == {TopicPartition(topic, 0)}
+    finally:
+        await consumer.stop()
 
 
 COMMANDS = [
@@ -127,6 +161,6 @@ def test_a_worker_does_not_create_again_what_is_deleted(service):
     CommandLine(service.environment)("topics", "create")
     worker = service.start_worker().wait_ready()
     service.kafka.delete_topics([service.names.commands])[service.names.commands].result(30)
-    until(lambda: f"the topic {service.names.commands} is not there" in worker.faults(), "the worker has asked again")
+    until(lambda: f"the topic {service.names.commands} does not exist" in worker.faults(), "the worker has asked again")
     assert service.names.commands not in topics_of(service)
     assert worker.process.poll() is None

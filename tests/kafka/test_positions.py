@@ -60,8 +60,8 @@ def test_a_clean_restart_at_rest_reads_nothing_again(service):
     decide(service, commands)
     before = offsets(service)
     again = service.start_worker().wait_lanes(4)
-    until(lambda: len(again.lines("A lane runs.")) == 4, "the log has all four lanes")
-    assert {line["partition"]: line["offset"] for line in again.lines("A lane runs.")} == before
+    until(lambda: len(again.lines("Lane started.")) == 4, "the log has all four lanes")
+    assert {line["partition"]: line["offset"] for line in again.lines("Lane started.")} == before
     service.send(histories(1, first=21))
     service.wait_outcomes(len(commands) + 5)
     service.check(commands + histories(1, first=21))
@@ -101,7 +101,7 @@ def test_a_recreated_commands_topic_that_has_as_many_commands_again_parks_its_la
     service.send(histories(20))
     worker = service.start_worker()
     until(lambda: worker.lanes("parked") == 4, "all lanes are parked")
-    assert worker.faults().count("has another time than the one that was decided") == 4
+    assert worker.faults().count("has a different timestamp than the decided one") == 4
     end(worker)
     service.check(commands)
 
@@ -111,7 +111,7 @@ def test_a_commands_topic_that_is_recreated_while_a_worker_runs_parks_its_lanes(
     worker = service.start_worker().wait_lanes(4)
     service.send(commands)
     service.wait_outcomes(len(commands))
-    recreate(service, service.names.commands, lambda: "commands.v1 is not there" in worker.faults())
+    recreate(service, service.names.commands, lambda: "commands.v1 does not exist" in worker.faults())
     until(lambda: worker.lanes("parked") == 4, "all lanes are parked")
     assert "is parked" in worker.faults()
     end(worker)

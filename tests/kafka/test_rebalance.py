@@ -49,8 +49,8 @@ def test_lanes_that_stay_are_kept(service):
         second = service.start_worker().wait_lanes(2)
         first.wait_lanes(2)
     service.wait_outcomes(len(commands))
-    assert [line["kept"] for line in first.lines("A lane runs.")] == [False] * 4 + [True] * 2
-    assert [line["kept"] for line in second.lines("A lane runs.")] == [False] * 2
+    assert [line["kept"] for line in first.lines("Lane started.")] == [False] * 4 + [True] * 2
+    assert [line["kept"] for line in second.lines("Lane started.")] == [False] * 2
     service.check(commands)
 
 
@@ -76,8 +76,8 @@ def test_a_lane_that_another_worker_changed_without_moving_its_position_is_not_k
     other.send(signal.SIGTERM)
     assert other.wait_ended(within_s=GRACE_S) == 0
     sleeper.send(signal.SIGCONT)
-    until(lambda: len(sleeper.lines("A lane runs.")) == 8, "the sleeper claims its lanes again")
-    assert not any(line["kept"] for line in sleeper.lines("A lane runs."))
+    until(lambda: len(sleeper.lines("Lane started.")) == 8, "the sleeper claims its lanes again")
+    assert not any(line["kept"] for line in sleeper.lines("Lane started."))
     service.send(payments)
     service.wait_outcomes(60)
     assert [rejection.reason for rejection in service.rejections()] == ["order_cancelled"] * 20

@@ -47,11 +47,11 @@ def test_a_worker_answers_and_decides_while_it_restores(service):
     fill_table(service, ORDERS, LARGE)
     service.send(histories(20))
     worker = service.start_worker(ORDERS_PAYMENT_DUE_S="86400")
-    until(lambda: worker.lines("A lane runs."), "those of the other partitions run at once")
+    until(lambda: worker.lines("Lane started."), "those of the other partitions run at once")
     slowest = 0.0
-    while len(worker.lines("A lane runs.")) < 4:
+    while len(worker.lines("Lane started.")) < 4:
         slowest = max(slowest, answer_s(worker))
-    [restored] = [line for line in worker.lines("A lane runs.") if line["partition"] == LARGE]
+    [restored] = [line for line in worker.lines("Lane started.") if line["partition"] == LARGE]
     assert restored["orders"] == ORDERS
     assert slowest < ANSWERS_WITHIN_S
     service.wait_outcomes(100)

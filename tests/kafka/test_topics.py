@@ -22,7 +22,7 @@ from order_service.domain.messages import Command
 from order_service.errors import TopicsError
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import (
-    MENDED_BY,
+    FIX_HINT,
     check_topics,
     create_topics,
     in_sync_for,
@@ -77,7 +77,7 @@ def faults(service):
     with pytest.raises(TopicsError) as raised:
         asyncio.run(with_admin(service, check_topics))
     *said, cure = str(raised.value).split("; ")
-    assert cure == MENDED_BY
+    assert cure == FIX_HINT
     return said
 
 
@@ -205,7 +205,7 @@ def test_a_worker_refuses_topics_that_are_less_than_they_must_be(service):
     worker = service.start_worker()
     assert worker.wait_ended() == 13
     [line] = worker.lines("This worker ends.")
-    assert (line["exit_code"], line["reason"]) == (13, "; ".join([*expected, MENDED_BY]))
+    assert (line["exit_code"], line["reason"]) == (13, "; ".join([*expected, FIX_HINT]))
     assert "Traceback" not in worker.log()
     assert len(worker.log().splitlines()) == 1
 
@@ -236,21 +236,21 @@ def test_a_setting_that_becomes_less_shows_while_the_worker_runs(service):
     fault = f"the topic {topic} has retention.bytes={1024 * MIB}, expected -1"
     until(lambda: fault in worker.faults(), "readiness names the setting")
     assert "orders_topic_faults 1.0" in worker.admin("/metrics")[1]
-    lines = until(lambda: worker.lines("A topic is less than it must be."), "the log has it")
+    lines = until(lambda: worker.lines("A topic is below its required configuration."), "the log has it")
     assert [line["fault"] for line in lines] == [fault]
     service.send([create])
     service.wait_outcomes(1)
     set_config(service, topic, retention_bytes="-1")
     worker.wait_ready()
     assert "orders_topic_faults 0.0" in worker.admin("/metrics")[1]
-    until(lambda: worker.lines("All topics are as they must be again."), "the log has it")
+    until(lambda: worker.lines("All topics meet their required configuration again."), "the log has it")
     assert worker.process.poll() is None
 
 
 async def test_what_was_found_stands_while_kafka_is_away():
     watch = TopicWatch(Settings(kafka_bootstrap_servers=f"127.0.0.1:{free_port()}"), {})
     watch.faults = ["the topic a is missing"]
-    await watch.look()
+    await watch.compare()
     assert watch.faults == ["the topic a is missing"]
 
 

@@ -76,11 +76,11 @@ async def test_what_a_fenced_producer_raises_is_named(service):
     async with started(f"{service.app_id}-worker", own) as producer:
         await producer.begin()
         sent = await producer.send_all(service.names.dead_letters, 0, [(b"order-1", b"{}", [])])
-        await producer.arrive(sent)
+        await producer.wait_for_acks(sent)
         await fence(producer.transactional_id, own)
         sent = await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", [])])
         with pytest.raises(Fenced):
-            await producer.arrive(sent)
+            await producer.wait_for_acks(sent)
         with pytest.raises(Fenced):
             await producer.send_all(service.names.dead_letters, 1, [(b"order-2", b"{}", [])])
     assert service.dead_letters() == []

@@ -111,7 +111,7 @@ def test_an_answer_may_meet_a_rebalance(service, mode):
     service.send(commands)
     until(lambda: len(service.waiting()) == len(commands), "all of it waits")
     second = service.start_worker()
-    until(lambda: "Partitions are assigned." in second.log(), "the second is a member")
+    until(lambda: "Partitions assigned." in second.log(), "the second is a member")
     mode(Mode.OK)
     service.wait_outcomes(len(commands))
     service.check(commands)

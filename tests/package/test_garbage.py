@@ -2,12 +2,12 @@
 
 import gc
 
-from order_service.runtime.garbage_collector import keep_what_is_there
+from order_service.runtime.garbage_collector import freeze_objects
 
 
 def test_what_is_there_is_looked_at_no_more():
     try:
-        keep_what_is_there()
+        freeze_objects()
         assert gc.get_freeze_count() > 10_000
     finally:
         gc.unfreeze()

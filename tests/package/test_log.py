@@ -10,7 +10,7 @@ import threading
 
 from prometheus_client import REGISTRY
 
-from order_service.runtime.logs import COORDINATOR, QUEUED_LINES, Grave, QueuedHandler, Seldom
+from order_service.runtime.logs import COORDINATOR, QUEUED_LINES, CoordinatorFilter, QueuedHandler, RepeatFilter
 
 DEADLINE_S = 20.0
 
@@ -21,7 +21,7 @@ def record(name, sentence, exc_info=None):
 
 def test_a_library_says_the_same_sentence_once_a_second():
     now = [100.0]
-    seldom = Seldom("aiokafka", clock=lambda: now[0])
+    seldom = RepeatFilter("aiokafka", clock=lambda: now[0])
     assert seldom.filter(record("aiokafka.client", "no node %s"))
     assert not seldom.filter(record("aiokafka.client", "no node %s"))
     assert seldom.filter(record("aiokafka.client", "another"))
@@ -32,7 +32,7 @@ def test_a_library_says_the_same_sentence_once_a_second():
 
 
 def test_of_the_coordinator_only_what_it_does_not_try_again_is_said():
-    grave = Grave()
+    grave = CoordinatorFilter()
     assert not grave.filter(record(COORDINATOR, "Group Coordinator Request failed: %s"))
     assert grave.filter(record(COORDINATOR, "User provided listener failed", (ValueError, ValueError("x"), None)))
     assert grave.filter(record(COORDINATOR, "Heartbeat session expired - marking coordinator dead %s"))

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from order_service.runtime import signals
-from order_service.runtime.signals import SIGNALS, run_until_told
+from order_service.runtime.signals import SIGNALS, run_until_signal
 from tests.service import WorkerProcess, until, without_kafka
 
 
@@ -46,7 +46,7 @@ def test_a_signal_that_comes_in_a_task_of_a_library_ends_the_process_in_order(nu
             closed.append("work")
 
     with pytest.raises(SystemExit) as ended:
-        run_until_told(work(), end_process)
+        run_until_signal(work(), end_process)
     assert ended.value.code == 0
     assert closed == ["library", "work"]
 
@@ -62,12 +62,12 @@ def test_work_that_does_not_come_to_its_end_when_it_closes_is_cut_off(monkeypatc
             await asyncio.Event().wait()
 
     with pytest.raises(SystemExit) as ended:
-        run_until_told(work(), end_process)
+        run_until_signal(work(), end_process)
     assert ended.value.code == 0
 
 
 def test_work_that_is_done_gives_its_result_and_the_next_signal_still_ends_the_process():
-    assert run_until_told(asyncio.sleep(0, "done"), end_process) == "done"
+    assert run_until_signal(asyncio.sleep(0, "done"), end_process) == "done"
     with pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 0
@@ -78,7 +78,7 @@ def test_work_that_a_library_has_cancelled_is_no_end_in_order():
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        run_until_told(work(), end_process)
+        run_until_signal(work(), end_process)
 
 
 def test_a_thread_that_hangs_does_not_keep_a_process_that_is_told_to_end(monkeypatch, capfd):
@@ -97,10 +97,10 @@ def test_a_thread_that_hangs_does_not_keep_a_process_that_is_told_to_end(monkeyp
         answered.set()
 
     with pytest.raises(SystemExit):
-        run_until_told(work(), end)
+        run_until_signal(work(), end)
     assert codes == [0]
     line = capfd.readouterr().err
-    assert '"reason": "it was told to end 0.1 s ago and has not", "threads": ["MainThread", "asyncio_0"' in line
+    assert '"reason": "it received a signal 0.1 s ago and still runs", "threads": ["MainThread", "asyncio_0"' in line
 
 
 @pytest.mark.parametrize("command", ["web", "projector"])
@@ -113,4 +113,4 @@ def test_a_process_whose_database_never_answers_says_so_and_ends_when_told(tmp_p
     finally:
         process.end()
     [line] = process.lines("This process ends.")
-    assert line["reason"] == "it was told to end 0.5 s ago and has not"
+    assert line["reason"] == "it received a signal 0.5 s ago and still runs"

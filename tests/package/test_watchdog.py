@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from order_service.runtime.watchdog import Watchdog, silence_of, stack_of
+from order_service.runtime.watchdog import Watchdog, silence_limit_s, stack_of
 from tests.service import WorkerProcess, until, without_kafka
 
 
@@ -96,7 +96,7 @@ def test_a_process_beside_the_worker_whose_loop_hangs_ends_too(tmp_path, command
 
 @pytest.mark.parametrize(("session_timeout_s", "silence_s"), [(2.0, 10.0), (15.0, 15.0), (45.0, 45.0)])
 def test_a_loop_may_be_silent_as_long_as_a_member_may(session_timeout_s, silence_s):
-    assert silence_of(session_timeout_s) == silence_s
+    assert silence_limit_s(session_timeout_s) == silence_s
 
 
 def test_a_stack_names_functions_and_no_values():

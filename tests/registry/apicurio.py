@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from order_service.local.broker import HOST, free_port
 from order_service.local.kafka import cache_dir, find_program
-from order_service.local.watcher import AT_ONCE, kill_group, watched
+from order_service.local.watcher import KILL_NOW, kill_group, watched
 from tests.service import until
 
 VERSION: Final = "3.0.9"  # newer ones need Java 21; compose runs the same
@@ -48,7 +48,7 @@ class Apicurio:
     def kill(self) -> None:
         """End it as a crash would."""
         if self._watcher is not None:
-            self._watcher.communicate(AT_ONCE, timeout=10)
+            self._watcher.communicate(KILL_NOW, timeout=10)
             kill_group(self._watcher.pid)
             self._watcher = None
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from order_service.errors import RegistryAwayError, SchemaError
 from order_service.kafka.reader import Reader
-from order_service.kafka.registry_client import Ids, RegistryPolicy, SchemaRegistry, adopt, adopt_when_it_answers
+from order_service.kafka.registry_client import Ids, RegistryPolicy, SchemaRegistry, adopt, adopt_when_available
 from order_service.kafka.topics import topic_names
 from order_service.local.broker import free_port
 from order_service.settings import Settings
@@ -59,17 +59,17 @@ def quick(url, try_s=10.0, **changes):
     ("answer", "line"),
     [
         pytest.param(hang, "does not answer in time", id="hangs"),
-        pytest.param(says(500), "does not serve us: GET /schemas/ids/7: status 500", id="500"),
+        pytest.param(says(500), "returned an error: GET /schemas/ids/7: status 500", id="500"),
         pytest.param(
             says(401),
-            "does not let us in: GET /schemas/ids/7: status 401: set ORDERS_SCHEMA_REGISTRY_USERNAME",
+            "denies access: GET /schemas/ids/7: status 401: set ORDERS_SCHEMA_REGISTRY_USERNAME",
             id="401",
         ),
-        pytest.param(says(200, "<html>"), "is no schema registry", id="a page"),
-        pytest.param(says(200, '{"schema": 7}'), "is no schema registry", id="another shape"),
-        pytest.param(says(404, "{}"), "does not serve us: GET /schemas/ids/7: status 404", id="another address"),
+        pytest.param(says(200, "<html>"), "is not a schema registry", id="a page"),
+        pytest.param(says(200, '{"schema": 7}'), "is not a schema registry", id="another shape"),
+        pytest.param(says(404, "{}"), "returned an error: GET /schemas/ids/7: status 404", id="another address"),
         pytest.param(says(302, "{}", Location="/elsewhere"), "status 302", id="a redirect"),
-        pytest.param(says(200, "[" * 100_000), "is no schema registry", id="deep"),
+        pytest.param(says(200, "[" * 100_000), "is not a schema registry", id="deep"),
         pytest.param(says(200, " " * 2_000_000), "more than 1048576 bytes", id="huge"),
     ],
 )
@@ -103,7 +103,7 @@ async def test_our_credential_is_sent_and_never_said():
 async def test_an_id_that_is_another_s_is_refused():
     """A registry that counts where our own ids lie would make two schemas of one id."""
     catalogue = load()
-    with pytest.raises(SchemaError, match="which is another's or none"):
+    with pytest.raises(SchemaError, match="which is invalid or belongs to another schema"):
         catalogue.adopt("OrderPaid.v1.avsc", catalogue.of_file("OrderShipped.v1.avsc").id)
 
 
@@ -198,12 +198,12 @@ async def test_who_waits_is_told_each_reason_once():
 
     async with server(answer) as url:
         settings = Settings(schema_registry_url=url)
-        waiting = asyncio.create_task(adopt_when_it_answers(settings, topic_names().of, tell, again_s=0.01))
+        waiting = asyncio.create_task(adopt_when_available(settings, topic_names().of, tell, retry_s=0.01))
         await asyncio.wait_for(twice.wait(), 20)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
     assert "status 500" in told[0]
-    assert "does not let us in" in told[1]
+    assert "denies access" in told[1]
 
 
 @pytest.mark.parametrize("url", ["http://us:hunter2@registry", "registry:8081", "http://registry?x=1"])

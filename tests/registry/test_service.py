@@ -118,7 +118,7 @@ def test_a_worker_that_begins_without_the_registry_waits_and_says_so(service, ap
         assert service.outcome_count() == 0
     worker.wait_ready()
     service.wait_outcomes(2)
-    assert len(worker.lines("We wait for the schema registry.")) == 1
+    assert len(worker.lines("Waiting for the schema registry.")) == 1
 
 
 def test_views_wait_for_what_they_cannot_read_yet(service, apicurio, with_registry, views):

@@ -46,14 +46,14 @@ class Played:
         assert starts
         self.reading |= set(starts)
 
-    async def some(self):
+    async def poll(self):
         await asyncio.sleep(0.005)
         return []
 
     async def follow_many(self, starts):
         self.begin(starts)
         while True:
-            yield await self.some()
+            yield await self.poll()
 
     async def __aexit__(self, *_):
         pass

@@ -10,7 +10,7 @@ DEADLINE_S: Final = 10 * TICK_S
 
 def shorten(monkeypatch, module):
     """Make the deadline of a module, and the ticks in which deadlines are counted, short."""
-    monkeypatch.setattr(f"order_service.stream.{module}.DEADLINE_S", DEADLINE_S)
+    monkeypatch.setattr(f"order_service.worker.{module}.DEADLINE_S", DEADLINE_S)
     monkeypatch.setattr("order_service.runtime.deadline.TICK_S", TICK_S)
 
 

@@ -17,8 +17,8 @@ class Users:
     """Stands in for the client: lookups end when the test says so."""
 
     def __init__(self):
-        self.when_closed = []
-        self.room_again = 2
+        self.on_breaker_closed = []
+        self.retry_capacity = 2
         self.asked = []
         self.lookups = {}
 
@@ -112,7 +112,7 @@ async def test_everybody_is_asked_about_again_at_once_when_the_breaker_closes(wo
     world.ask("dana")
     await world.settled()
     await world.fail("dana")
-    for tell in world.users.when_closed:
+    for tell in world.users.on_breaker_closed:
         tell()
     await world.settled()
     assert world.users.asked == [("dana", False), ("dana", True)]

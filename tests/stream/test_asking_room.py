@@ -17,7 +17,7 @@ class Counting:
     """Stands in for the client, with the room that it has for asking again: taken by a lookup until it ends."""
 
     def __init__(self, room):
-        self.when_closed: list[Any] = []
+        self.on_breaker_closed: list[Any] = []
         self.refuses = False
         self.asked: list[tuple[str, bool]] = []
         self.lookups: dict[str, asyncio.Future[UserCheck]] = {}
@@ -26,7 +26,7 @@ class Counting:
         self._again = 0
 
     @property
-    def room_again(self):
+    def retry_capacity(self):
         return 0 if self.refuses else self._room - self._again
 
     def known(self, _user_id):
@@ -109,7 +109,7 @@ async def test_while_the_breaker_refuses_nobody_is_asked_about_again_and_then_al
     await world.at(100)
     assert len(world.users.asked) == len(CROWD)
     world.users.refuses = False
-    for tell in world.users.when_closed:
+    for tell in world.users.on_breaker_closed:
         tell()
     await world.settled()
     while world.users.lookups:

@@ -106,7 +106,7 @@ class Blocking(Partition):
 
 
 async def test_a_claim_does_not_count_the_time_in_which_the_loop_is_blocked(claim, monkeypatch):
-    shorten(monkeypatch, "claim")
+    shorten(monkeypatch, "claims.claim")
     partition = Blocking()
     await claim(partition)
     assert partition.calls == STEPS

@@ -145,14 +145,16 @@ async def test_an_outcome_of_a_command_that_is_not_decided_parks_the_lane(topic,
 @pytest.mark.parametrize(
     ("entry", "event", "why"),
     [
-        pytest.param(None, CREATED, "it is version 1 of an order that the table has at 0", id="no order"),
+        pytest.param(None, CREATED, "it is version 1 of an order that the table has at version 0", id="no order"),
         pytest.param(
             ENTRY,
             avro.encode_event(but(order_paid, version=2)),
-            "it is version 2 of an order that the table has at 1",
+            "it is version 2 of an order that the table has at version 1",
             id="an older version",
         ),
-        pytest.param(ENTRY, ANOTHER, "it is version 1 of an order, and the table has another one", id="another event"),
+        pytest.param(
+            ENTRY, ANOTHER, "it is version 1 of an order, and the table has a different event", id="another event"
+        ),
     ],
 )
 async def test_an_event_that_is_not_in_the_table_parks_the_lane(entry, event, why):
@@ -183,6 +185,8 @@ async def test_a_topic_that_ends_before_its_recorded_end_parks_the_lane(log):
     [pytest.param(1, False, 0, id="a lost one"), pytest.param(0, True, 1, id="a lost deletion")],
 )
 async def test_another_number_of_waiting_commands_than_the_position_says_parks_the_lane(expected, waits, actual):
-    why = f"{NAMES.waiting} partition 0 holds {actual} waiting commands, the position in {NAMES.table} says {expected}"
+    why = (
+        f"{NAMES.waiting} partition 0 holds {actual} waiting commands, the position in {NAMES.table} counts {expected}"
+    )
     with pytest.raises(LaneParked, match=why):
         await check(at(4, waiting_count=expected), {}, entry=None, waits=waits)

@@ -110,7 +110,7 @@ async def test_a_transaction_that_has_ended_is_forgotten_while_its_claim_waits_f
     places = ClaimSlots(1, patience_s=PATIENCE_S)
     first, second = Progress(places), Progress(places)
     await first.at("the brokers")
-    await becomes(lambda: not first.has_place)
+    await becomes(lambda: not first.has_slot)
     first.open_transactions = {TopicPartition("table", 3): 5}
     await second.at("its records")
     going_on = asyncio.create_task(first.moved())

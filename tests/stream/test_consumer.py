@@ -180,7 +180,7 @@ async def test_a_log_that_hangs_does_not_keep_the_watchdog_from_ending_the_proce
     for thread in threads:
         thread.join(DEADLINE_S)
     assert has_ended
-    assert '"event": "The group was not told that this worker ends.", "level": "warning"' in capfd.readouterr().err
+    assert '"event": "The worker could not leave its group.", "level": "warning"' in capfd.readouterr().err
 
 
 OWN_ID = "w-1-0f8fad5b-d9cb-469f-a165-70867728950e"

@@ -21,7 +21,7 @@ from order_service.wire.commands import encode_json_command
 from order_service.worker.inbox import Run
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane, LanePolicy
 from order_service.worker.waiting_room import MAX_PER_ORDER
-from order_service.worker.worker import _decoded
+from order_service.worker.worker import decode_record
 from tests.samples import LATER, NOW, ORDER_ID, USER_ID, amend, but, cancel, create, deliver, entry_after, pay, ship
 
 POLICY = LanePolicy(partition_count=1, commands_topic="commands")
@@ -44,12 +44,12 @@ class World:
 
     def send(self, *commands, now=NOW):
         records = [self.record(encode_json_command(c), c.order_id.encode()) for c in commands]
-        self.lane.decide([_decoded(record) for record in records], now)
+        self.lane.decide([decode_record(record) for record in records], now)
         return self.changes()
 
     def learn(self, user_id, check, now=NOW):
         self.known[user_id] = check
-        self.lane.room.answered(user_id, check)
+        self.lane.room.add_answer(user_id, check)
         return self.settle(now)
 
     def settle(self, now=NOW):
@@ -126,7 +126,7 @@ def test_offsets_may_have_holes_and_what_is_below_the_position_was_decided():
 def test_a_key_that_is_not_the_orders_makes_a_dead_letter_also_for_an_order_that_is_here(key):
     world = knowing()
     for expected in (0, 1):
-        world.lane.decide([_decoded(world.record(encode_json_command(create), key, (("trace", b"1"),)))], NOW)
+        world.lane.decide([decode_record(world.record(encode_json_command(create), key, (("trace", b"1"),)))], NOW)
         changes = world.changes()
         [(letter_key, value, headers)] = changes.dead_letters
         assert (letter_key, value) == (key, encode_json_command(create))
@@ -138,7 +138,7 @@ def test_a_key_that_is_not_the_orders_makes_a_dead_letter_also_for_an_order_that
 def test_a_command_in_the_partition_of_another_key_makes_a_dead_letter():
     lane = Lane(0, LanePolicy(partition_count=4, commands_topic="commands"), lambda _: UserCheck.ACTIVE, print)
     record = ConsumerRecord("commands", 0, 0, 7, 0, ORDER_ID.encode(), encode_json_command(create), None, 0, 0, ())
-    lane.decide([_decoded(record)], NOW)
+    lane.decide([decode_record(record)], NOW)
     assert dict(lane.take_changes().dead_reasons) == {"wrong_partition": 1}
 
 
@@ -236,8 +236,8 @@ def test_a_restart_keeps_what_waits_and_does_not_extend_its_deadline():
 def test_an_event_names_the_trace_of_its_command_however_long_that_waited(headers, trace):
     at_once, later, restarted = knowing(), World(), World()
     record = at_once.record(encode_json_command(create), ORDER_ID.encode(), headers)
-    at_once.lane.decide([_decoded(record)], NOW)
-    later.lane.decide([_decoded(record)], NOW)
+    at_once.lane.decide([decode_record(record)], NOW)
+    later.lane.decide([decode_record(record)], NOW)
     kept = [decode_waiting(value or b"") for value in later.changes().waiting.values()]
     restarted.lane.restore({}, kept, Position(1, "owner", 1, 7))
     for changes in (at_once.changes(), *(world.learn(USER_ID, UserCheck.ACTIVE) for world in (later, restarted))):
@@ -267,7 +267,7 @@ def test_of_a_record_that_is_no_command_only_its_dead_letter_is_left():
 def buried(value):
     """Let a lane bury two records, received as a worker does: what was returned from can still be held by an error."""
     world = World()
-    received = [_decoded(world.record(value)) for _ in range(2)]
+    received = [decode_record(world.record(value)) for _ in range(2)]
     world.lane.decide(received, NOW)
     return weakref.ref(received[0][0]), len(world.changes().dead_letters)
 
@@ -278,10 +278,10 @@ def test_of_many_orders_that_can_be_released_some_stay_for_the_next_turn():
         world.send(
             but(create, order_id=f"o-{number}", command_id=f"c-{number}", user_id=f"u-{number}", actor="service:s")
         )
-        world.lane.room.answered(f"u-{number}", UserCheck.ACTIVE)
-    assert len(world.lane.room.take_released(NOW, most=2)) == 2
+        world.lane.room.add_answer(f"u-{number}", UserCheck.ACTIVE)
+    assert len(world.lane.room.take_released(NOW, limit=2)) == 2
     assert world.lane.room.has_answers()
-    assert len(world.lane.room.take_released(NOW, most=9)) == 3
+    assert len(world.lane.room.take_released(NOW, limit=9)) == 3
 
 
 def test_an_unpaid_order_cancels_itself_once():
@@ -300,7 +300,7 @@ def test_of_many_unpaid_orders_some_are_cancelled_in_the_next_turns():
     world = knowing(payment_due_s=60)
     order_ids = [f"order-{n}" for n in range(5)]
     world.send(*(but(create, order_id=order_id, command_id=f"create-{order_id}") for order_id in order_ids))
-    assert [sorted(world.lane.due_orders(LATER, most=2)) for _ in range(4)] == [
+    assert [sorted(world.lane.due_orders(LATER, limit=2)) for _ in range(4)] == [
         order_ids[:2],
         order_ids[2:4],
         order_ids[4:],
@@ -430,7 +430,7 @@ def test_whenever_the_answers_come_an_order_is_the_fold_of_its_commands_in_the_o
                 log.write(world.send(*what))
             case "answer" if world.lane.room.waits_for(what):
                 world.known[what] = CHECKS[what]
-                world.lane.room.answered(what, CHECKS[what])
+                world.lane.room.add_answer(what, CHECKS[what])
             case "forget":
                 world.known.pop(what, None)
             case "settle":

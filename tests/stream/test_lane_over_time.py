@@ -13,7 +13,7 @@ from order_service.wire import avro
 from order_service.wire.commands import encode_json_command
 from order_service.worker.inbox import Run
 from order_service.worker.lane import LanePolicy
-from order_service.worker.worker import _decoded
+from order_service.worker.worker import decode_record
 from tests.samples import LATER, NOW, USER_ID, amend, but, create
 from tests.stream.test_lane import CHECKS, Log, World, offset_of, users, wishes
 
@@ -63,7 +63,7 @@ def test_a_key_that_is_not_the_orders_does_not_join_the_commands_that_wait():
     world = World()
     world.send(create)
     for key in (None, b"another"):
-        world.lane.decide([_decoded(world.record(encode_json_command(amend), key))], NOW)
+        world.lane.decide([decode_record(world.record(encode_json_command(amend), key))], NOW)
     changes = world.changes()
     assert dict(changes.dead_reasons) == {"key_missing": 1, "key_mismatch": 1}
     assert (len(world.lane.room), changes.waiting) == (1, {})
@@ -84,7 +84,7 @@ def test_the_deadline_of_a_create_counts_from_when_it_came_not_from_when_it_was_
 def test_an_answer_that_came_in_time_counts_although_its_turn_comes_after_the_deadline():
     world = World(POLICY)
     world.send(create)
-    world.lane.room.answered(USER_ID, UserCheck.ACTIVE)
+    world.lane.room.add_answer(USER_ID, UserCheck.ACTIVE)
     world.settle(LATER)
     assert world.answers() == {"create-1": 1}
 
@@ -94,7 +94,7 @@ def test_a_late_answer_changes_nothing_of_what_timed_out_and_nobody_wants_it_any
     world.send(create)
     world.settle(at(61))
     assert (list(world.lane.room.users()), world.lane.room.waits_for(USER_ID)) == ([], False)
-    world.lane.room.answered(USER_ID, UserCheck.ACTIVE)
+    world.lane.room.add_answer(USER_ID, UserCheck.ACTIVE)
     assert not world.lane.room.has_answers()
     assert not world.learn(USER_ID, UserCheck.ACTIVE, at(62))
     assert world.answers() == {"create-1": "user_check_timed_out"}
@@ -130,7 +130,7 @@ class Lived:
         settle_all(self.world, self.now)
         self.sent += [(command, self.now) for command in commands]
         records = [self.world.record(encode_json_command(c), c.order_id.encode()) for c in commands]
-        self.world.lane.decide([_decoded(record) for record in records], self.now)
+        self.world.lane.decide([decode_record(record) for record in records], self.now)
         self._write(self.world.changes())
         deadline = self.world.lane.room.next_deadline()
         assert deadline is None or deadline >= self.now
@@ -174,7 +174,7 @@ def test_whatever_comes_first_an_answer_or_a_deadline_decides_each_command_once_
                 lived.turn(what)
             case "answer" if lived.world.lane.room.waits_for(what):
                 lived.world.known[what] = CHECKS[what]
-                lived.world.lane.room.answered(what, CHECKS[what])
+                lived.world.lane.room.add_answer(what, CHECKS[what])
             case "forget":
                 lived.world.known.pop(what, None)
             case "pass":

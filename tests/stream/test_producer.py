@@ -42,23 +42,23 @@ async def test_a_refused_batch_names_its_lane_and_one_that_may_pass_is_a_suspect
     for partition in range(3):
         batch(producer, partition, errors.get(partition))
     with pytest.raises(TurnRefused) as caught:
-        await producer.arrive(producer._sent)
+        await producer.wait_for_acks(producer._sent)
     assert (caught.value.lanes.keys(), caught.value.suspects.keys()) == (lanes, suspects)
 
 
 async def test_a_fence_is_called_one_and_a_transaction_that_was_open_for_too_long_is_not(producer):
     batch(producer, 0, ProducerFenced())
     with pytest.raises(Fenced, match="another worker has fenced orders-worker-1"):
-        await producer.arrive(producer._sent)
+        await producer.wait_for_acks(producer._sent)
     producer._begun_at = asyncio.get_running_loop().time() - 16
     with pytest.raises(Stuck, match="was open for 16 s: Kafka aborts it after 15 s"):
-        await producer.arrive(producer._sent)
+        await producer.wait_for_acks(producer._sent)
 
 
 async def test_what_arrived_is_returned_in_the_order_of_the_batches(producer):
     for partition in (2, 0, 1):
         batch(producer, partition)
-    assert await producer.arrive(producer._sent) == [2, 0, 1]
+    assert await producer.wait_for_acks(producer._sent) == [2, 0, 1]
 
 
 @pytest.mark.parametrize(

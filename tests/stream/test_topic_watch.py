@@ -14,8 +14,8 @@ async def test_a_ca_file_that_cannot_be_read_leaves_the_last_result_and_is_logge
     watch = watch_with(tmp_path / "missing.pem")
     watch.faults = ["the topic keeps less than it must"]
     with structlog.testing.capture_logs() as logged:
-        await watch.look()
-        await watch.look()
+        await watch.compare()
+        await watch.compare()
     assert watch.faults == ["the topic keeps less than it must"]
     [line] = logged
     assert line["event"] == "The topics could not be compared."
@@ -26,5 +26,5 @@ async def test_a_ca_file_that_is_half_written_is_a_comparison_that_cannot_be_mad
     cafile = tmp_path / "ca.pem"
     cafile.write_text("-----BEGIN CERTIFICATE-----\n")
     with structlog.testing.capture_logs() as logged:
-        await watch_with(cafile).look()
+        await watch_with(cafile).compare()
     assert [line["event"] for line in logged] == ["The topics could not be compared."]

@@ -43,7 +43,7 @@ class Written:
         place = TopicPartition(topic, partition)
         return [RecordMetadata(topic, partition, place, len(self.records), 0, 0, 0)]
 
-    async def arrive(self, sent):
+    async def wait_for_acks(self, sent):
         return sent
 
     async def commit(self, sent):
@@ -75,11 +75,18 @@ class BrokenLane(Lane):
         raise HistoryError("version 3 of an order cannot follow on version 1")
 
 
-def turns_over(lanes, written, step, park=lambda *_: None) -> tuple[TurnLoop, Inbox]:
+def turns_over(lanes, written, failpoint, park=lambda *_: None) -> tuple[TurnLoop, Inbox]:
     """Make what takes turns over these lanes, and the inbox that it takes from."""
     inbox = Inbox(lambda _partition: None, lambda _partition: None)
     turns = TurnLoop(
-        written, NAMES, inbox, turn_s=0.001, clock=Clock(60), end_of=lambda _partition: 0, park=park, step=step
+        written,
+        NAMES,
+        inbox,
+        turn_s=0.001,
+        clock=Clock(60),
+        end_of=lambda _partition: 0,
+        park=park,
+        failpoint=failpoint,
     )
     for lane in lanes:
         inbox.open(lane.partition)
@@ -100,11 +107,11 @@ async def test_a_lane_that_cannot_decide_parks_and_the_others_go_on():
 
     turns: TurnLoop
 
-    def step(name):
+    def failpoint(name):
         if name == "turn.committed":
             turns.stop()
 
-    turns, inbox = turns_over([broken, whole], written, step, park)
+    turns, inbox = turns_over([broken, whole], written, failpoint, park)
     inbox.put(0, [received(create, 0, 0)])
     inbox.put(1, [received(create, 0, 1)])
     async with asyncio.timeout(30):
@@ -117,14 +124,14 @@ async def test_an_order_that_gets_due_within_a_turn_is_not_cancelled_before_its_
     long, short = lane_with(0, {}), lane_with(1, {ORDER_ID: entry_after([create])})
     written: Any = Written()
 
-    def step(name):
+    def failpoint(name):
         if name == "turn.taken":  # nothing is queued any more: the lane seems to have read all
             asyncio.get_running_loop().call_soon(turns.cancel_unpaid, 1, [ORDER_ID])
         if name == "turn.committed":
             turns.stop()
 
     turns: TurnLoop
-    turns, inbox = turns_over([long, short], written, step)
+    turns, inbox = turns_over([long, short], written, failpoint)
     inbox.put(0, [received(but(create, command_id=f"create-{n}"), n, 0) for n in range(AT_A_TIME + 1)])
     inbox.put(1, [received(pay, 0, 1)])
     async with asyncio.timeout(30):
@@ -138,7 +145,7 @@ async def test_a_lane_whose_topics_cannot_be_written_to_is_left_out_until_they_c
     written.away = {1: "orders.events.v1-1 has no leader"}
     commits = []
 
-    def step(name):
+    def failpoint(name):
         if name == "turn.committed":
             commits.append((written.facts(0), written.facts(1)))
             written.away = {}
@@ -146,7 +153,7 @@ async def test_a_lane_whose_topics_cannot_be_written_to_is_left_out_until_they_c
                 turns.stop()
 
     turns: TurnLoop
-    turns, inbox = turns_over(lanes, written, step)
+    turns, inbox = turns_over(lanes, written, failpoint)
     inbox.put(0, [received(create, 0, 0)])
     inbox.put(1, [received(pay, 0, 1)])
     turns.cancel_unpaid(1, [ORDER_ID])
@@ -167,12 +174,12 @@ async def test_a_commit_does_not_count_the_time_in_which_the_loop_is_blocked(mon
     shorten(monkeypatch, "turn")
     written: Any = Blocking()
 
-    def step(name):
+    def failpoint(name):
         if name == "turn.committed":
             turns.stop()
 
     turns: TurnLoop
-    turns, inbox = turns_over([lane_with(0, {})], written, step)
+    turns, inbox = turns_over([lane_with(0, {})], written, failpoint)
     inbox.put(0, [received(create, 0, 0)])
     async with asyncio.timeout(30):
         await turns.run()

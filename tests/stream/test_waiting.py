@@ -24,14 +24,14 @@ def release(room, now=NOW, most=9):
     released = room.take_released(now, most)
     for order_id, _ in released:
         while room.head(order_id) is not None:
-            room.leave(order_id)
+            room.pop_head(order_id)
     return released
 
 
 def test_of_one_users_many_orders_some_stay_for_the_next_turns_and_the_first_go_first():
     room = WaitingRoom(60)
     order_ids = [wait(room, number) for number in range(5)]
-    room.answered("dana", ACTIVE)
+    room.add_answer("dana", ACTIVE)
     assert release(room, most=2) == [(order_ids[0], ACTIVE), (order_ids[1], ACTIVE)]
     assert room.waits_for("dana")
     assert room.has_answers()
@@ -44,9 +44,9 @@ def test_of_one_users_many_orders_some_stay_for_the_next_turns_and_the_first_go_
 def test_an_answer_and_a_deadline_release_an_order_once():
     room = WaitingRoom(60)
     answered, timed_out = wait(room, 1, "dana"), wait(room, 2, "sam")
-    room.answered("dana", ACTIVE)
+    room.add_answer("dana", ACTIVE)
     assert release(room, NOW + 61 * SECOND) == [(answered, ACTIVE), (timed_out, UserCheck.TIMED_OUT)]
-    room.answered("sam", ACTIVE)
+    room.add_answer("sam", ACTIVE)
     assert (release(room, NOW + 61 * SECOND), room.has_answers(), room.next_deadline()) == ([], False, None)
 
 
@@ -55,7 +55,7 @@ def test_what_has_left_is_forgotten_long_before_its_deadline():
     wait(room, 0, "slow")
     for number in range(1, 10 * OLD_DEADLINES):
         wait(room, number, f"user-{number}", NOW + SECOND)
-        room.answered(f"user-{number}", ACTIVE)
+        room.add_answer(f"user-{number}", ACTIVE)
         release(room)
     assert len(room._deadlines) <= OLD_DEADLINES + 2
     assert room.next_deadline() == NOW + 3600 * SECOND
@@ -68,6 +68,6 @@ def test_it_knows_how_many_wait_and_since_when():
     wait(room, 1, "dana", NOW + SECOND)
     wait(room, 2, "sam", NOW)
     assert (len(room), room.oldest(), room.next_deadline()) == (4, NOW, NOW + 60 * SECOND)
-    room.answered("sam", ACTIVE)
+    room.add_answer("sam", ACTIVE)
     release(room)
     assert (len(room), room.oldest()) == (2, NOW + SECOND)

@@ -242,7 +242,7 @@ async def test_the_payments_due_of_a_large_table_are_restored_in_slices(context)
             await asyncio.sleep(0)
 
     watching = asyncio.create_task(watch())
-    lane = await assignment._lane(0, None, claimed, Progress(ClaimSlots(1)))
+    lane = await assignment._restore_lane(0, None, claimed, Progress(ClaimSlots(1)))
     await asyncio.sleep(0)
     watching.cancel()
     await assignment.stop()
@@ -274,4 +274,4 @@ async def test_the_memory_of_a_lane_is_kept_only_if_its_last_turn_was_committed(
         while type(lane.table.get(ORDER_ID).order) is not Cancelled:  # noqa: ASYNC110, what is looked at has no event
             await asyncio.sleep(0)
     await assignment.stop()
-    assert list(assignment.kept()) == ([0] if is_kept else [])
+    assert list(assignment.held_lanes()) == ([0] if is_kept else [])

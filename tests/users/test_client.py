@@ -306,11 +306,11 @@ async def test_waiting_for_a_slot_ends(open_client, stub, until):
 
 async def test_asking_again_takes_a_quarter_of_the_slots_and_leaves_the_rest(open_client, stub, until):
     users = await open_client(concurrency=8, total_s=2.0, probe_every_s=3.0)
-    assert users.room_again == 2
+    assert users.retry_capacity == 2
     stub.mode = Mode.HANG
     again = [asyncio.create_task(users.check(f"u{n}", again=True)) for n in range(5)]
     await until(lambda: len(stub.requests) == 2)
-    assert users.room_again == 0
+    assert users.retry_capacity == 0
     stub.mode = Mode.OK
     assert await asyncio.gather(*(users.check(f"new-{n}") for n in range(20))) == [UserCheck.ACTIVE] * 20
     assert set(stub.requests) - {f"new-{n}" for n in range(20)} == {"u0", "u1"}
@@ -361,10 +361,10 @@ def test_when_the_breaker_opens(clock, story, state):
     for at, what, *took_s in story:
         clock.now = start + at
         if what is ANSWER:
-            breaker.answered()
+            breaker.record_answer()
         else:
             for user_id in what:
-                breaker.unanswered(user_id, clock.now - sum(took_s))
+                breaker.record_failure(user_id, clock.now - sum(took_s))
     assert breaker.state is state
     assert breaker.refuses is (state is State.OPEN)
 
@@ -372,12 +372,12 @@ def test_when_the_breaker_opens(clock, story, state):
 def test_an_open_breaker_lets_one_probe_through_at_a_time(clock):
     breaker = Breaker(users=1, silence_s=0.0, probe_every_s=3.0, clock=clock)
     assert breaker.admit()
-    assert breaker.unanswered("a", clock.now)
+    assert breaker.record_failure("a", clock.now)
     assert not breaker.admit()
     clock.now += 3.0
     assert [breaker.admit() for _ in range(3)] == [True, False, False]
     assert state_of(breaker) is State.HALF_OPEN
-    assert not breaker.unanswered("a", clock.now)  # it was open before
+    assert not breaker.record_failure("a", clock.now)  # it was open before
     assert state_of(breaker) is State.OPEN
     clock.now += 2.9
     assert not breaker.admit()
@@ -385,22 +385,22 @@ def test_an_open_breaker_lets_one_probe_through_at_a_time(clock):
     assert breaker.admit()
     clock.now += 3.0
     assert breaker.admit()  # the probe before was lost; that does not keep it shut for ever
-    assert breaker.answered()
+    assert breaker.record_answer()
     assert state_of(breaker) is State.CLOSED
     assert [breaker.admit() for _ in range(3)] == [True] * 3
-    assert not breaker.answered()  # it was closed before
+    assert not breaker.record_answer()  # it was closed before
 
 
 async def test_a_dead_service_opens_the_breaker_and_a_probe_closes_it(users, stub, clock):
     told: list[str] = []
-    users.when_closed.append(lambda: told.append("ask again"))
+    users.on_breaker_closed.append(lambda: told.append("ask again"))
     stub.mode = Mode.ERROR
     with capture_logs() as logs:
         for n, second in enumerate((0, 1, 2, 3, 5)):
             clock.now = 1000.0 + second
             await no_answer(users, f"u{n}")
         assert state_of(users._breaker) is State.OPEN
-        assert users.room_again == 0
+        assert users.retry_capacity == 0
         stub.mode = Mode.OK
         requests, not_asked = dict(stub.requests), outcome("not_asked")
         for n in range(10):
@@ -409,7 +409,7 @@ async def test_a_dead_service_opens_the_breaker_and_a_probe_closes_it(users, stu
         assert outcome("not_asked") == not_asked + 10
         assert REGISTRY.get_sample_value("orders_user_breaker_state") == 2
         clock.now += 1.0
-        assert users.room_again == 1  # the probe
+        assert users.retry_capacity == 1  # the probe
         answers = await asyncio.gather(*(users.check(f"unknown-{n}") for n in range(5)), return_exceptions=True)
     assert [answer for answer in answers if isinstance(answer, UserCheck)] == [UserCheck.NOT_FOUND]
     assert users.breaker is State.CLOSED
@@ -549,9 +549,9 @@ def test_when_a_refusal_is_over(clock, story, problem):
     for at, status in story:
         clock.now = start + at
         if status:
-            refusals.refused(status)
+            refusals.record_refusal(status)
         elif status == 0:
-            refusals.answered()
+            refusals.record_answer()
     assert (refusals.reason is not None) is problem
 
 

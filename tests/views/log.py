@@ -64,7 +64,7 @@ class Log:
         self.records.append(record_of(event, place, self.end_of[place]))
         self.end_of[place] += 1
 
-    async def places(self, *_topics):
+    async def partitions(self, *_topics):
         return list(self.end_of)
 
     async def leaderless(self, places):
@@ -94,7 +94,7 @@ class Log:
     async def position(self, place):
         return self.at.get(place)
 
-    def end_told(self, place, _since_s):
+    def log_end_since(self, place, _since_s):
         return self.told[place]
 
     async def look_up(self, _records):

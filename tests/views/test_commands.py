@@ -47,11 +47,11 @@ def test_a_stopped_partition_is_listed_with_1_and_skipped_once(cli, engine):
     projection.apply([BadRecord(EVENTS, 0, "not Avro")], START, {EVENTS: 1})
     (listed,) = cli.json(*STOPPED, code=1)
     assert listed == {"topic": EVENTS.topic, "partition": 0, "offset": 0, "reason": "not Avro"}
-    assert cli(*SKIP).stdout == f"the views go on behind offset 0 of partition 0 of {EVENTS.topic}\n"
+    assert cli(*SKIP).stdout == f"the views continue after offset 0 of partition 0 of {EVENTS.topic}\n"
     assert "is not stopped at offset 0" in cli(*SKIP, code=1).stderr
 
 
 def test_the_help_tells_to_remove_the_views_where_a_log_lost_its_end(cli):
     said = " ".join(cli("views", "--help").stdout.replace("│", " ").split())
-    assert "Where a log lost its end, remove the views" in said
+    assert "If a log lost its end, remove the views" in said
     assert "`skip` stops again while the log ends before the views" in said

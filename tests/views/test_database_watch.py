@@ -53,7 +53,7 @@ async def test_a_question_of_the_projector_that_is_open_for_long_is_a_fault(hang
 async def test_a_question_of_the_http_server_that_is_open_for_long_is_a_fault(hanging):
     now_s = [100.0]
     readiness = Readiness(Views(hanging.engine, topic_names()), lambda: now_s[0])
-    asking = asyncio.create_task(readiness.look())
+    asking = asyncio.create_task(readiness.check())
     assert await asyncio.to_thread(hanging.asked.wait, 30)
     assert readiness.faults() == ["the views are being opened"]
     now_s[0] += 16

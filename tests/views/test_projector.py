@@ -97,7 +97,7 @@ def test_an_event_that_does_not_fit_stops_its_partition_before_it_and_no_other_o
 def test_a_partition_goes_on_by_itself_where_the_record_can_be_read_after_all(projection, views):
     put(projection, [order_created])
     before = {**START, EVENTS: 1}
-    unread = BadRecord(EVENTS, 1, "no schema of ours has the id 7")
+    unread = BadRecord(EVENTS, 1, "the schema id 7 is unknown")
     behind = but(order_created, order_id="order-3")
     assert projection.apply([unread, *seens([behind], 2)], before, {EVENTS: 3}) == [unread]
     assert [fault[2:] for fault in views.faulty()] == [(1, unread.reason)]
@@ -448,11 +448,11 @@ async def test_refusals_are_not_complete_at_a_record_that_the_views_do_not_take(
     monkeypatch.setattr(projector, "LOOK_EVERY_S", 0.0)
     log, asked = Log(START), asyncio.Event()
 
-    def end_told(*_):
+    def log_end_since(*_):
         asked.set()
         return 1
 
-    monkeypatch.setattr(log, "end_told", end_told)
+    monkeypatch.setattr(log, "log_end_since", log_end_since)
     log.write(EVENTS, order(1))
     async with following(log, projection, Progress()):
         await asyncio.wait_for(asked.wait(), 30)
@@ -476,13 +476,13 @@ async def test_an_end_is_told_by_a_fetch_that_was_sent_after_a_time(monkeypatch)
     monkeypatch.setattr(reader._consumer, "assignment", lambda: {REJECTIONS})
     monkeypatch.setattr(reader._consumer, "last_poll_timestamp", told.get)
     monkeypatch.setattr(reader._consumer, "highwater", lambda _place: 8)
-    ends = [reader.end_told(REJECTIONS, 100.0)]
+    ends = [reader.log_end_since(REJECTIONS, 100.0)]
     for told_s in (99, 100 + SILENT_S, 101 + SILENT_S):
         told[REJECTIONS] = told_s * 1000
-        ends.append(reader.end_told(REJECTIONS, 100.0))
+        ends.append(reader.log_end_since(REJECTIONS, 100.0))
     await reader._consumer.stop()
     assert ends == [None, None, None, 8]
-    assert reader.end_told(EVENTS, 100.0) is None
+    assert reader.log_end_since(EVENTS, 100.0) is None
 
 
 def test_another_projector_cannot_move_a_partition_that_waits_for_an_operator(projection, views):

@@ -165,14 +165,14 @@ class Draining(Played):
 async def test_a_damaged_batch_is_named_with_its_offset_and_takes_no_record_of_another_partition(reader, damaged_at):
     reader._consumer = played = Draining(damaged_at)
     reader.begin({WHOLE: 3, DAMAGED: 0})
-    before = [record.offset for record in await reader.some(learn=False)] if damaged_at else []
+    before = [record.offset for record in await reader.poll(learn=False)] if damaged_at else []
     assert before == list(range(damaged_at))
     for _ in range(2):
         with pytest.raises(DamagedError, match=rf"a batch of {NAMES.rejections}-1 is damaged") as caught:
-            await reader.some(learn=False)
-        assert (caught.value.place, caught.value.offset) == (DAMAGED, damaged_at)
+            await reader.poll(learn=False)
+        assert (caught.value.topic_partition, caught.value.offset) == (DAMAGED, damaged_at)
     played.damaged_at = None
-    records = await reader.some(learn=False)
+    records = await reader.poll(learn=False)
     assert [record.offset for record in records if record.topic == WHOLE.topic] == list(range(3, 10))
     assert [record.offset for record in records if record.topic == DAMAGED.topic] == list(range(damaged_at, 10))
 
@@ -187,10 +187,10 @@ async def test_a_slow_answer_hides_no_damage(reader, monkeypatch):
         return slow.pop() if places and slow else await quick(*places, **arguments)
 
     monkeypatch.setattr(played, "getmany", getmany)
-    assert [record.offset for record in await reader.some(learn=False)] == list(range(6))
+    assert [record.offset for record in await reader.poll(learn=False)] == list(range(6))
     slow += [{}, {}]
     with pytest.raises(DamagedError):
-        await reader.some(learn=False)
+        await reader.poll(learn=False)
 
 
 async def test_damage_of_a_partition_that_is_not_named_is_reported_and_nothing_is_lost(reader, monkeypatch):
@@ -204,9 +204,9 @@ async def test_damage_of_a_partition_that_is_not_named_is_reported_and_nothing_i
 
     monkeypatch.setattr(played, "getmany", fail)
     with pytest.raises(KafkaAwayError, match="Invalid CRC"):
-        await reader.some(learn=False)
+        await reader.poll(learn=False)
     monkeypatch.setattr(played, "getmany", whole)
-    assert [record.offset for record in await reader.some(learn=False)] == list(range(3, 10))
+    assert [record.offset for record in await reader.poll(learn=False)] == list(range(3, 10))
 
 
 class Registry:

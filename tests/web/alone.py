@@ -58,10 +58,10 @@ def application_alone(directory: Path) -> Iterator[web.Application]:
     try:
         prepare(engine)
         views = Views(engine, names)
-        pulse = ViewPoller(views)
-        streams = Streams(pulse)
-        outcomes = CommandResults(views, pulse, CommandsTopic(settings), waiting_max=10)
-        api = Api(views, pulse, outcomes, streams, Live(views, pulse, streams, names.events, streams_max=10))
+        poller = ViewPoller(views)
+        streams = Streams(poller)
+        outcomes = CommandResults(views, poller, CommandsTopic(settings), waiting_max=10)
+        api = Api(views, poller, outcomes, streams, Live(views, poller, streams, names.events, streams_max=10))
         yield Server(api, Everybody(), Limits(50), faults=list, names=names, partitions=4).application()
     finally:
         engine.dispose()

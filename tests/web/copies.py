@@ -150,13 +150,13 @@ class World:
     async def server(self) -> AsyncIterator["Caller"]:
         """Serve HTTP."""
         topic: Any = self
-        pulse = ViewPoller(self.views)
-        streams = Streams(pulse)
-        outcomes = CommandResults(self.views, pulse, topic, waiting_max=100)
-        live = Live(self.views, pulse, streams, topic_names().events, streams_max=10)
-        api = Api(self.views, pulse, outcomes, streams, live)
+        poller = ViewPoller(self.views)
+        streams = Streams(poller)
+        outcomes = CommandResults(self.views, poller, topic, waiting_max=100)
+        live = Live(self.views, poller, streams, topic_names().events, streams_max=10)
+        api = Api(self.views, poller, outcomes, streams, live)
         server = Server(api, Everybody(), Limits(1000), faults=list, names=topic_names(), partitions=1)
-        running = asyncio.create_task(pulse.run())
+        running = asyncio.create_task(poller.run())
         async with TestClient(TestServer(server.application())) as client:
             yield Caller(client)
             await outcomes.stop()

@@ -750,8 +750,8 @@ async def test_closing_ends_the_waiting_and_the_asking(issuer):
     async with door:
         waiting = asyncio.create_task(away(door, bearer()))
         await issuer.asked_more(1)
-    assert await waiting == "the service stops"
-    assert await away(door, bearer()) == "nobody asks for keys any more"
+    assert await waiting == "the service is stopping"
+    assert await away(door, bearer()) == "the service is not running"
     assert issuer.asked == 1
     gc.collect()  # a task or session that nobody closed would be reported here, and a warning fails a test
 

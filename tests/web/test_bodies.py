@@ -10,7 +10,7 @@ from order_service.web.api.bodies import CHANGES, AmendBody, OrderQuery
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_null_changes_nothing_and_is_refused(name):
-    with pytest.raises(ValidationError, match="must not be null: what is not given stays as it is"):
+    with pytest.raises(ValidationError, match="must not be null: leave out a field to keep its value"):
         AmendBody.model_validate({name: None})
 
 
@@ -26,10 +26,10 @@ def test_a_time_has_its_offset(at):
 
 @pytest.mark.parametrize("at", ["2026-11-24T12:00:00", "2026-11-24", "1795521600", "0", "", "now", "2026-11-31T12:00Z"])
 def test_no_other_time_is_taken(at):
-    with pytest.raises(ValidationError, match="must be a time of RFC 3339, with its offset"):
+    with pytest.raises(ValidationError, match="must be an RFC 3339 time with an offset"):
         OrderQuery.model_validate({"at": at})
 
 
 def test_a_version_and_a_time_exclude_each_other():
-    with pytest.raises(ValidationError, match="exclude each other"):
+    with pytest.raises(ValidationError, match="must not have both version and at"):
         OrderQuery.model_validate({"at": "2026-11-24T12:00:00Z", "version": 1})

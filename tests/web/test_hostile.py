@@ -518,9 +518,9 @@ def test_a_fault_of_ours_says_nothing_of_itself(http, process, broken):
         "type": "/problems/internal",
         "title": "Internal",
         "status": 500,
-        "detail": "The service has a fault.",
+        "detail": "Internal error.",
     }
-    until(lambda: process.lines("A request has met a fault of ours."), "the log has it")
+    until(lambda: process.lines("Request failed with an unexpected error."), "the log has it")
     assert MARK not in process.log()
     assert "Traceback" not in process.log()
 

@@ -105,7 +105,7 @@ def test_the_buckets_are_bounded_and_the_quietest_are_forgotten(clock):
 
 
 class Silence:
-    """Views, a pulse and a topic of which nothing ever comes."""
+    """Views, a poller and a topic of which nothing ever comes."""
 
     def add(self, listener):
         """Take a listener, and never tell it anything."""
@@ -150,7 +150,7 @@ async def test_a_command_that_cannot_be_sent_for_whatever_reason_leaves_nobody_w
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             await outcomes.outcome(command, [], 30.0, is_new=True)
-    assert not outcomes.awaited("order-1", "command-1", "user:dana")
+    assert not outcomes.pending("order-1", "command-1", "user:dana")
 
 
 async def test_of_too_many_commands_those_are_forgotten_that_nobody_waits_for(monkeypatch):
@@ -162,7 +162,7 @@ async def test_of_too_many_commands_those_are_forgotten_that_nobody_waits_for(mo
     left.cancel()
     await asyncio.wait({left})
     await held(outcomes, "user:dana", 3)
-    known = [number for number in (1, 2, 3) if outcomes.awaited("order-1", f"dana-{number}", "user:dana")]
+    known = [number for number in (1, 2, 3) if outcomes.pending("order-1", f"dana-{number}", "user:dana")]
     assert known == [1, 3]
     assert not waiting.done()
 
@@ -195,7 +195,7 @@ async def test_a_forgotten_command_that_fails_does_not_drop_the_same_command_of_
     answers[0].set_exception(KafkaAwayError("Kafka is away"))
     failed, _ = await asyncio.wait(outcomes._sending, timeout=30, return_when=asyncio.FIRST_COMPLETED)
     assert failed
-    assert outcomes.awaited("order-1", "dana-1", "user:dana") is not None
+    assert outcomes.pending("order-1", "dana-1", "user:dana") is not None
     assert not waiting.done()
 
 
@@ -216,12 +216,12 @@ async def test_an_old_refusal_of_the_moment_is_not_the_outcome_of_the_retry():
     sent: Any = Sent()
     outcomes = CommandResults(sent, sent, sent, waiting_max=8)
     waiting = asyncio.create_task(outcomes.outcome(ship, [], 30.0, is_new=False))
-    while not outcomes._awaited or not next(iter(outcomes._awaited.values())).sent.done():
+    while not outcomes._pending or not next(iter(outcomes._pending.values())).sent.done():
         await asyncio.wait({waiting}, timeout=0.01)
-    outcomes.hear(ViewChanges((), (StoredRejection(old, 0, 0, 3),), {}))
+    outcomes.on_changes(ViewChanges((), (StoredRejection(old, 0, 0, 3),), {}))
     assert not waiting.done()
     new = but(old, rejected_at=old.rejected_at - timedelta(hours=1))  # by a worker whose clock is behind
-    outcomes.hear(ViewChanges((), (StoredRejection(new, 0, 1, 7),), {}))
+    outcomes.on_changes(ViewChanges((), (StoredRejection(new, 0, 1, 7),), {}))
     assert (await waiting).decided == new
     await outcomes.stop()
 

@@ -52,7 +52,7 @@ async def test_what_is_asked_meanwhile_is_one_question(lookup, views):
 
 
 async def test_a_question_asks_for_so_many_and_no_more(lookup, views, monkeypatch):
-    monkeypatch.setattr(module, "TOGETHER_MAX", 2)
+    monkeypatch.setattr(module, "BATCH_MAX", 2)
     views.is_let.set()
     asking = await asked(lookup, "a", "b", "c", "d", "e")
     assert len(await asyncio.gather(*asking)) == 5

@@ -8,7 +8,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from order_service.errors import KafkaAwayError
-from order_service.kafka.command_producer import CommandsTopic, _stopped
+from order_service.kafka.command_producer import CommandsTopic, _stop
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.wire.commands import partition_of
@@ -123,5 +123,5 @@ async def test_a_producer_that_does_not_end_in_time_is_broken_off(alone):
         refused = asyncio.gather(*(refusals(topic, command, 0.1) for command in (first, second)))
         await asyncio.sleep(0.05)
         async with asyncio.timeout(WITHIN_S / 2):
-            await _stopped(topic._producer, 0.1)
+            await _stop(topic._producer, 0.1)
         await refused

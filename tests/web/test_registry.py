@@ -135,9 +135,9 @@ def test_an_id_that_a_registry_gave_is_known_beside_the_released_one():
     catalogue.adopt(released.file, 7)
     assert registry.version({"subject": subject, "version": "latest"})["id"] == 7
     for schema_id in ("7", str(released.id)):
-        assert registry.places({"id": schema_id}) == [{"subject": subject, "version": 1}]
+        assert registry.subject_versions({"id": schema_id}) == [{"subject": subject, "version": 1}]
     with pytest.raises(NotThere):
-        registry.places({"id": "8"})
+        registry.subject_versions({"id": "8"})
 
 
 def test_a_schema_is_found_by_its_text_as_kafka_connect_s_converter_asks_for_it(client, http):

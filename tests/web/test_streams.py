@@ -11,7 +11,7 @@ from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import StoredEvent, ViewChanges, Views
 from order_service.views.tables import open_database, prepare
-from order_service.web.live.sse import InAll
+from order_service.web.live.sse import LogPosition
 from order_service.web.live.subscriptions import QUEUE_MAX, Streams, Subject
 from order_service.web.live.view_poller import ViewPoller
 from tests.samples import events
@@ -131,32 +131,32 @@ async def test_a_reader_whose_queue_is_full_reads_on_in_the_views(streams):
     with streams.subscription(Subject()) as slow, streams.subscription(order) as quick:
         for reader in (slow, quick):
             assert reader.is_behind
-            reader.begin()
+            reader.restart()
         for _ in range(QUEUE_MAX):
-            streams.hear(ViewChanges((recorded,), (), {}))
+            streams.on_changes(ViewChanges((recorded,), (), {}))
             assert await quick.next(1.0) == recorded
         assert not slow.is_behind
-        streams.hear(ViewChanges((recorded,), (), {}))
+        streams.on_changes(ViewChanges((recorded,), (), {}))
         assert slow.is_behind
-        assert quick.has_none is False
-        slow.begin()
-        assert slow.has_none
+        assert quick.is_drained is False
+        slow.restart()
+        assert slow.is_drained
 
 
 async def test_a_user_is_not_handed_what_others_order(streams):
     with streams.subscription(Subject(user_id="erin")) as erins, streams.subscription(Subject(user_id="dana")) as danas:
         for reader in (erins, danas):
-            reader.begin()
-        streams.hear(ViewChanges((StoredEvent(events[0], "dana", 0, 7, 0),), (), {("events", 0): 8}))
-        assert danas.has_none is False
-        assert erins.has_none
+            reader.restart()
+        streams.on_changes(ViewChanges((StoredEvent(events[0], "dana", 0, 7, 0),), (), {("events", 0): 8}))
+        assert danas.is_drained is False
+        assert erins.is_drained
     assert streams.reached == {("events", 0): 8}
 
 
 async def test_who_has_gone_is_not_waited_for(streams):
     with streams.subscription(Subject(order_id="order-1")), streams.subscription(Subject()):
-        assert streams.every_s is not None
-    assert streams.every_s is None
+        assert streams.poll_interval_s is not None
+    assert streams.poll_interval_s is None
 
 
 async def test_who_waits_is_woken_when_the_server_ends(streams):
@@ -175,24 +175,24 @@ def in_all(tmp_path):
     found = seens(events)
     projection.apply(found, START, after(START, found))
     views = Views(engine, topic_names())
-    yield lambda user_id: InAll(views, EVENTS.topic, user_id, {(EVENTS.topic, 0): 0})
+    yield lambda user_id: LogPosition(views, EVENTS.topic, user_id, {(EVENTS.topic, 0): 0})
     engine.dispose()
 
 
 @pytest.mark.parametrize("user_id", ["dana", None])
 async def test_a_reader_takes_each_event_once(in_all, user_id):
-    place = in_all(user_id)
-    page = await place.page()
-    assert [one.event for one in page] == list(events)
-    assert [place.take(one) for one in (*page, *page)] == [True] * len(page) + [False] * len(page)
-    assert place.id == f"0-{len(events)}"
+    position = in_all(user_id)
+    page = await position.page()
+    assert [recorded.event for recorded in page] == list(events)
+    assert [position.advance(recorded) for recorded in (*page, *page)] == [True] * len(page) + [False] * len(page)
+    assert position.id == f"0-{len(events)}"
 
 
 async def test_a_user_who_has_none_of_the_events_does_not_read_them_again(in_all):
-    place = in_all("erin")
-    assert await place.page() == ()
-    assert place.id == f"0-{len(events)}"
-    place.reach({(EVENTS.topic, 0): 40, ("other", 1): 3})
-    assert place.id == "0-40"
-    place.reach({(EVENTS.topic, 0): 30})
-    assert place.id == "0-40"
+    position = in_all("erin")
+    assert await position.page() == ()
+    assert position.id == f"0-{len(events)}"
+    position.advance_to({(EVENTS.topic, 0): 40, ("other", 1): 3})
+    assert position.id == "0-40"
+    position.advance_to({(EVENTS.topic, 0): 30})
+    assert position.id == "0-40"

@@ -19,9 +19,9 @@ async def forever():
 async def test_a_server_that_listens_is_ended_at_last_whatever_hangs(monkeypatch, number):
     """What ends it then is in `package/test_signals.py`."""
     ends: list[float] = []
-    monkeypatch.setattr(process, "end_at_last", ends.append)
+    monkeypatch.setattr(process, "force_exit_after", ends.append)
     looking: Any = SimpleNamespace(run=forever)
-    told = asyncio.create_task(process._look_until_told_to_end(looking, looking, forever()))
+    told = asyncio.create_task(process._run_until_signalled(looking, looking, forever()))
     await asyncio.sleep(0)
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)

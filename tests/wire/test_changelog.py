@@ -25,7 +25,7 @@ POSITION = Position(next_offset=7, owner="orders-worker-1", end_offset=9, last_t
 WAITING = WaitingCommand(
     command=create,
     offset=42,
-    came_at=datetime(2026, 1, 5, 9, tzinfo=UTC) + timedelta(microseconds=1),
+    queued_at=datetime(2026, 1, 5, 9, tzinfo=UTC) + timedelta(microseconds=1),
     traceparent=b"00-1",
 )
 CODECS = [

@@ -56,13 +56,13 @@ def test_an_edit_of_a_released_file_is_seen(copy):
     (copy / PAID).write_text((copy / PAID).read_text().replace("An order was paid", "An order has been paid"))
     [line] = faults(copy)
     assert line.startswith(f"{PAID} was edited after its release")
-    assert "take the edit back, and put it into a new file with the next version" in line
+    assert "undo the edit, and make it in a new file with the next version" in line
 
 
 def test_a_new_version_needs_an_id_and_is_told_which(copy):
     write(copy / "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE]))
     [line] = faults(copy)
-    assert line.startswith("OrderPaid.v2.avsc has no id: if it is to be released as it is, add to ids.json")
+    assert line.startswith("OrderPaid.v2.avsc has no id: to release it as it is, add to ids.json")
     entry = json.loads("{" + line.partition("ids.json ")[2] + "}")
     assert list(entry) == [str(max(SCHEMAS.by_id) + 1)]
     release(copy, "OrderPaid.v2.avsc", next(iter(entry)))
@@ -77,12 +77,12 @@ def test_what_was_released_stays_as_it_was_in_ids_json(copy):
     before = listed.read_text()
     old, new = (sha256(place.read_bytes()).hexdigest() for place in (folder() / PAID, copy / PAID))
     listed.write_text(before.replace(old, new))
-    assert faults(copy) == ["the first 13 lines of ids.json were released, and are not as they were: put them back"]
+    assert faults(copy) == ["the first 13 lines of ids.json were changed after their release: restore them"]
     shutil.copy(str(folder() / PAID), copy / PAID)
     write(copy / "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE]))
     listed.write_text(before.replace(PAID, "OrderPaid.v2.avsc"))
     release(copy, PAID, max(SCHEMAS.by_id) + 1)
-    assert "the first 13 lines of ids.json were released, and are not as they were: put them back" in faults(copy)
+    assert "the first 13 lines of ids.json were changed after their release: restore them" in faults(copy)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_was_released_stays_as_it_was_in_ids_json(copy):
         ("ids.json", "{", "ids.json must be an object of ids"),
         ("ids.json", "[1]", "ids.json must be an object of ids"),
         ("ids.json", '{"7": {"file": "x"}}', "ids.json must be an object of ids"),
-        ("OrderPaid.avsc", "{}", "OrderPaid.avsc must be called <message>.v<version>.avsc"),
+        ("OrderPaid.avsc", "{}", "OrderPaid.avsc must be named <message>.v<version>.avsc"),
         ("OrderPaid.v2.avsc", "[]", "OrderPaid.v2.avsc must be the record"),
         ("OrderPaid.v2.avsc", "nonsense", "OrderPaid.v2.avsc must be the record"),
     ],
@@ -106,24 +106,24 @@ def test_an_id_that_was_given_before_or_not_the_next_one_is_refused(copy, schema
     write(copy / "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE]))
     release(copy, "OrderPaid.v2.avsc", schema_id)
     [line] = faults(copy)
-    assert line.startswith(f"OrderPaid.v2.avsc has the id {schema_id}, and must have {max(SCHEMAS.by_id) + 1}")
+    assert line.startswith(f"OrderPaid.v2.avsc has the id {schema_id}, expected {max(SCHEMAS.by_id) + 1}")
 
 
 def test_a_file_with_two_ids_and_a_file_that_is_gone_are_seen(copy):
     release(copy, PAID, max(SCHEMAS.by_id) + 1)
-    assert faults(copy) == [f"{PAID} has 2 ids: leave it the first one"]
+    assert faults(copy) == [f"{PAID} has 2 ids: keep the first one"]
     (copy / PAID).unlink()
-    assert f"{PAID} is not there: a released file stays" in faults(copy)
+    assert f"{PAID} is missing: restore the released file" in faults(copy)
 
 
 @pytest.mark.parametrize(
     ("file", "avro", "line"),
     [
-        pytest.param("OrderPaid.v3.avsc", paid(), "v3.avsc follows on v1: call it v2", id="a version left out"),
+        pytest.param("OrderPaid.v3.avsc", paid(), "v3.avsc follows v1: name it v2", id="a version left out"),
         pytest.param("OrderPaid.v2.avsc", paid(name="OrderLost"), "must be the record", id="another name"),
         pytest.param("OrderLost.v1.avsc", paid(name="OrderLost"), "must be the record", id="no message of ours"),
         pytest.param(
-            "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE | {"doc": ""}]), "say in `doc`", id="no doc"
+            "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE | {"doc": ""}]), "describe in `doc`", id="no doc"
         ),
         pytest.param(
             "OrderPaid.v2.avsc",
@@ -165,22 +165,20 @@ def test_every_version_is_read_as_every_other(writer, reader):
 
 
 CHANGES = [
-    pytest.param(with_field({"name": "currency", "type": "int"}), "`currency` is not as it was", id="another type"),
-    pytest.param(with_field({"name": "money", "type": "string"}), "`currency` is not as it was", id="another name"),
+    pytest.param(with_field({"name": "currency", "type": "int"}), "`currency` differs from", id="another type"),
+    pytest.param(with_field({"name": "money", "type": "string"}), "`currency` differs from", id="another name"),
+    pytest.param(with_field({"name": "currency", "type": ["null", "string"]}), "differs from", id="an optional one"),
     pytest.param(
-        with_field({"name": "currency", "type": ["null", "string"]}), "is not as it was", id="an optional one"
-    ),
-    pytest.param(
-        with_field({"name": "currency", "type": "string", "default": "EUR"}), "is not as it was", id="another default"
+        with_field({"name": "currency", "type": "string", "default": "EUR"}), "differs from", id="another default"
     ),
     pytest.param(
         with_field({"name": "occurred_at", "type": {"type": "long", "logicalType": "timestamp-micros"}}, "occurred_at"),
-        "`occurred_at` is not as it was",
+        "`occurred_at` differs from",
         id="another unit",
     ),
-    pytest.param(paid(fields=paid()["fields"][:-1]), "`currency` is not as it was", id="a field less"),
-    pytest.param(paid(fields=[NOTE, *paid()["fields"]]), "`event_id` is not as it was", id="a field in front"),
-    pytest.param(paid(fields=[*paid()["fields"], NOTE, NOTE]), "`note` is there twice", id="a field twice"),
+    pytest.param(paid(fields=paid()["fields"][:-1]), "`currency` differs from", id="a field less"),
+    pytest.param(paid(fields=[NOTE, *paid()["fields"]]), "`event_id` differs from", id="a field in front"),
+    pytest.param(paid(fields=[*paid()["fields"], NOTE, NOTE]), "`note` appears twice", id="a field twice"),
     pytest.param(paid(fields=[*paid()["fields"], {"name": "n", "type": "string"}]), "must be optional", id="a duty"),
     pytest.param(
         paid(fields=[*paid()["fields"], {"name": "n", "type": "string", "default": ""}]),
@@ -210,7 +208,7 @@ CHANGES = [
             "nothing": "null",
         }.items()
     ],
-    pytest.param(paid(name="OrderCharged"), "it is of orders.v1.OrderCharged", id="another record"),
+    pytest.param(paid(name="OrderCharged"), "the record is orders.v1.OrderCharged", id="another record"),
 ]
 
 

@@ -1,1 +1,1 @@
-"""Who may call, and how often: tokens, their keys, loopback, rate limits."""
+"""Authentication and limits: tokens, their keys, loopback-only access, rate limits."""

@@ -1,7 +1,7 @@
-"""The keys that tokens are checked with: public ones alone, from a file, or from a URL (JWKS, RFC 7517).
+"""The public keys that verify tokens, from a file or from a URL (JWKS, RFC 7517).
 
-A URL is asked every ten minutes and when a token names a key that we do not know. A request waits for it only where its
-key is unknown; while the URL gives nothing, the keys known go on for a day.
+A URL is fetched every ten minutes, and when a token names an unknown key; only then does a request wait for the fetch.
+While fetches fail, the known keys stay valid for a day.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from prometheus_client import Counter
 
 from order_service.errors import KeysAway, SetupError, Unauthorized
 
-FETCHES = Counter("orders_jwks_fetches", "Times that the issuer's keys were asked for, by outcome", ["outcome"])
+FETCHES = Counter("orders_jwks_fetches", "Fetches of the issuer's keys, by outcome", ["outcome"])
 
 KEYS_MAX: Final = 256 * 1024
 RSA_BITS_MIN: Final = 2048
-"""RFC 7518, 3.3: a key of this size or larger must be used."""
+"""Minimum size of an RSA key. Source: RFC 7518, 3.3."""
 
 log = structlog.get_logger()
 
 
 class Key(Struct, frozen=True):
-    """A public key, and the algorithms that it may check: allowed by the settings, and fit for its type."""
+    """A public key, and the algorithms it may verify: those that the settings allow and that fit its type."""
 
     public: AllowedPublicKeys
     algorithms: list[str]
 
 
 class KeySet(Struct, frozen=True):
-    """The keys of an issuer by the names that tokens use for them, or the only one, which needs no name."""
+    """The keys of an issuer by their key id (`kid`), or a single key that needs no id."""
 
     by_id: dict[str, Key]
     only: Key | None = None
 
     def find(self, kid: str | None) -> Key | None:
-        """Give the key of this name."""
+        """Return the key with this id, or None."""
         return self.only or self.by_id.get(kid or "")
 
 
 class Jwk(Struct):
-    """What a JSON Web Key must be for us; all others are skipped, symmetric ones and those to encrypt with too."""
+    """A usable JSON Web Key; others are skipped, such as symmetric keys and encryption keys."""
 
     kty: Literal["RSA", "EC", "OKP"]
     kid: str
@@ -73,47 +73,47 @@ class Jwks(Struct):
 
 
 PARSED_AS: Final = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
-"""The algorithm under which PyJWT parses each type of key; which ones the key then serves is `_signatures`."""
+"""The algorithm under which PyJWT parses each key type; `_signatures` returns those that the key can verify."""
 
 
 def read_jwks(data: bytes, algorithms: Collection[str]) -> KeySet:
-    """Take what is of use from a JWKS document; KeysAway if that is nothing."""
+    """Return the usable keys of a JWKS document. Raises KeysAway if it has none."""
     if len(data) > KEYS_MAX:
-        raise KeysAway(f"more than {KEYS_MAX} bytes")
+        raise KeysAway(f"the JWKS document is longer than {KEYS_MAX} bytes")
     try:
         document = msgspec.json.decode(data, type=Jwks)
-    except (MsgspecError, UnicodeError, RecursionError) as error:  # all that msgspec raises for bytes
-        raise KeysAway("no JWKS document") from error
+    except (MsgspecError, UnicodeError, RecursionError) as error:  # every error that msgspec raises for bytes
+        raise KeysAway("not a JWKS document") from error
     keys = {kid: key for jwk in document.keys for kid, key in _of_jwk(jwk, algorithms)}
     if not keys:
-        raise KeysAway("no key with a kid that can check what ORDERS_JWT_ALGORITHMS names")
+        raise KeysAway("no key with a kid can verify an algorithm of ORDERS_JWT_ALGORITHMS")
     return KeySet(keys)
 
 
 def read_pem(data: bytes, algorithms: Collection[str]) -> KeySet:
-    """Take the one public key of a PEM file; KeysAway if it is of no use."""
-    if data.count(b"-----BEGIN") > 1:  # only the first would ever be read
+    """Return the single public key of a PEM file. Raises KeysAway if it is not usable."""
+    if data.count(b"-----BEGIN") > 1:  # only the first would be read
         raise KeysAway("more than one key: use a JWKS document")
     try:
         key = _key(load_pem_public_key(data), algorithms)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise KeysAway("neither a public key in PEM nor a JWKS document") from error
     if not key.algorithms:
-        raise KeysAway("a key that cannot check what ORDERS_JWT_ALGORITHMS names")
+        raise KeysAway("the key cannot verify an algorithm of ORDERS_JWT_ALGORITHMS")
     return KeySet({}, only=key)
 
 
 def _of_jwk(jwk: dict[str, Any], algorithms: Collection[str]) -> list[tuple[str, Key]]:
-    """Give the name and the key, or nothing: a key that we cannot use must not spoil the others (RFC 7517, 5)."""
+    """Return the id and the key, or an empty list: an unusable key must not affect the others (RFC 7517, 5)."""
     try:
-        known = msgspec.convert(jwk, Jwk)
-        public = jwt.PyJWK(jwk, PARSED_AS[known.kty]).key
+        parsed = msgspec.convert(jwk, Jwk)
+        public = jwt.PyJWK(jwk, PARSED_AS[parsed.kty]).key
     except (msgspec.ValidationError, jwt.PyJWTError, UnsupportedAlgorithm):
         return []
-    allowed = [name for name in algorithms if known.alg in (None, name)]
+    allowed = [name for name in algorithms if parsed.alg in (None, name)]
     key = _key(public, allowed)
-    checks = known.key_ops is None or "verify" in known.key_ops
-    return [(known.kid, key)] if known.kid and checks and key.algorithms else []
+    can_verify = parsed.key_ops is None or "verify" in parsed.key_ops
+    return [(parsed.kid, key)] if parsed.kid and can_verify and key.algorithms else []
 
 
 def _key(public: Any, algorithms: Collection[str]) -> Key:
@@ -121,7 +121,7 @@ def _key(public: Any, algorithms: Collection[str]) -> Key:
 
 
 def _signatures(public: object) -> tuple[str, ...]:
-    """Name the algorithms that fit a key (RFC 7518, 3.1); a private key, which nobody should show us, serves none."""
+    """Return the algorithms that fit a public key (RFC 7518, 3.1); none for a private key, which must stay secret."""
     match public:
         case RSAPublicKey(key_size=bits) if bits >= RSA_BITS_MIN:
             return ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -138,10 +138,10 @@ def _signatures(public: object) -> tuple[str, ...]:
 
 
 class KeyFile:
-    """The keys of a file, read again when it changes; while it cannot be used, the keys read before stay.
+    """The keys of a file, read again when it changes; while the file is unusable, the keys read before stay valid.
 
-    Looking at it takes microseconds, so that is done for every token and on the loop. Raises SetupError where the file
-    is of no use from the start.
+    Checking the file takes microseconds, so it is done for every token and on the loop. Raises SetupError if the file
+    is unusable at the start.
     """
 
     def __init__(self, path: Path, algorithms: Collection[str]) -> None:
@@ -149,39 +149,39 @@ class KeyFile:
         self._algorithms = algorithms
         self._keys = KeySet({})
         self._stamp: tuple[int, ...] = ()
-        self._unfit: str | None = None  # what is wrong with the file as it was read last
-        self._told = self._look()
-        if self._told is not None:
-            raise SetupError(f"ORDERS_JWT_KEY_FILE {path}: {self._told}")
+        self._content_fault: str | None = None  # what is wrong with the content that was read last
+        self._logged_fault = self._refresh()
+        if self._logged_fault is not None:
+            raise SetupError(f"ORDERS_JWT_KEY_FILE {path}: {self._logged_fault}")
 
     async def start(self) -> None:
-        """There is nothing to start."""
+        """Do nothing: the file was read at construction."""
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there are no resources to close."""
 
     async def find(self, kid: str | None) -> Key:
-        """Give the key of this name; Unauthorized if there is none, KeysAway if the file cannot tell."""
-        fault = self._look()
-        self._tell(fault)
+        """Return the key with this id. Raises Unauthorized if it is missing, KeysAway if the file is unusable."""
+        fault = self._refresh()
+        self._log_change(fault)
         key = self._keys.find(kid)
         if key is not None:
             return key
         if fault is not None:
             raise KeysAway(f"key file: {fault}")
-        raise Unauthorized("the token names no key of the file")
+        raise Unauthorized("the token names a key that is not in the file")
 
-    def _look(self) -> str | None:
-        """Read the file if it is not the one read last; say what is wrong with it."""
+    def _refresh(self) -> str | None:
+        """Read the file if it has changed; return what is wrong with it, or None."""
         try:
-            found = self._path.stat()
-            stamp = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)  # chmod moves only the last
+            stat = self._path.stat()
+            stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)  # chmod changes only the last
             if stamp != self._stamp:
-                self._unfit = self._read()
-                self._stamp = stamp  # taken before reading: what is written meanwhile differs from it
+                self._content_fault = self._read()
+                self._stamp = stamp  # from before reading, so that a write in between is noticed
         except OSError as error:
             return f"cannot be read: {error.strerror}"
-        return self._unfit
+        return self._content_fault
 
     def _read(self) -> str | None:
         with self._path.open("rb") as file:
@@ -193,23 +193,23 @@ class KeyFile:
             return str(error)
         return None
 
-    def _tell(self, fault: str | None) -> None:
-        """Log what has changed, once."""
-        if fault == self._told:
+    def _log_change(self, fault: str | None) -> None:
+        """Log a new or cleared fault, once."""
+        if fault == self._logged_fault:
             return
-        self._told = fault
+        self._logged_fault = fault
         if fault is None:
-            log.info("The key file can be used again.")
+            log.info("Key file is usable again.")
         else:
-            log.error("The key file cannot be used; the keys read before stay.", fault=fault)
+            log.error("Key file is unusable; keeping the keys read before.", fault=fault)
 
 
 class JwksPolicy(Struct, frozen=True, kw_only=True):
-    """How the keys of a URL are asked for. One request is out at a time, and a failed one is not repeated at once."""
+    """The intervals for fetching keys from a URL. One fetch runs at a time, and a failed one is not retried at once."""
 
-    fresh_s: float = 600.0  # asked again after this: how long a key that was withdrawn serves on
-    again_s: float = 10.0  # a failure, or a key that we do not know, has us ask again no sooner
-    keep_s: float = 24 * 3600.0  # known keys serve as long as this while the server gives none: a night and a morning
+    fresh_s: float = 600.0  # refresh interval: how long a withdrawn key stays valid
+    again_s: float = 10.0  # minimum interval after a failure, or for an unknown key
+    keep_s: float = 24 * 3600.0  # how long known keys stay valid while fetches fail: a night and a morning
     timeout_s: float = 5.0
 
 
@@ -217,7 +217,7 @@ POLICY: Final = JwksPolicy()
 
 
 class KeyServer:
-    """The keys of a URL. `find` waits only for a key that it does not know, and then for the request that is out."""
+    """The keys of a URL. `find` waits only for an unknown key, and then for the fetch in flight."""
 
     def __init__(
         self,
@@ -232,26 +232,26 @@ class KeyServer:
         self._policy = policy
         self._clock = clock
         self._keys = KeySet({})
-        self._read_at = self._asked_at = clock()
-        self._fault: str | None = None  # why the last request brought nothing
+        self._read_at = self._fetched_at = clock()
+        self._fault: str | None = None  # why the last fetch failed
         self._session: aiohttp.ClientSession | None = None
         self._flight: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Ask for the keys, and go on asking; this waits for no answer, so an issuer that is away stops no start."""
+        """Start to fetch the keys regularly, without waiting: an unavailable issuer must not block the start."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True),  # one of ten minutes ago is mostly closed by now
+            connector=aiohttp.TCPConnector(force_close=True),  # after ten minutes, a connection is mostly closed
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # else KEYS_MAX would bound what is sent, not what we hold
+            auto_decompress=False,  # else KEYS_MAX would limit the bytes sent, not the memory
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "order-service"},
             timeout=aiohttp.ClientTimeout(total=self._policy.timeout_s),
             middlewares=(_send_once,),
         )
-        self._ask(self._session)
+        self._start_fetch(self._session)
 
     async def close(self) -> None:
-        """Stop asking; whoever waits for a key gets KeysAway."""
+        """Stop the fetches; requests that wait for a key get KeysAway."""
         session, self._session = self._session, None
         if self._flight is not None:
             self._flight.cancel()
@@ -262,12 +262,12 @@ class KeyServer:
             await session.close()
 
     async def find(self, kid: str | None) -> Key:
-        """Give the key of this name; Unauthorized if the issuer has none, KeysAway if nobody can tell."""
+        """Return the key with this id. Raises Unauthorized if the issuer lacks it, KeysAway if the fetch failed."""
         if kid is None:
-            raise Unauthorized("the token names no key")
+            raise Unauthorized("the token has no key id")
         key = self._known(kid)
         if key is None:
-            await self._ask_again()
+            await self._refresh()
             key = self._known(kid)
         if key is not None:
             return key
@@ -278,41 +278,41 @@ class KeyServer:
     def _known(self, kid: str) -> Key | None:
         return self._keys.find(kid) if self._clock() - self._read_at < self._policy.keep_s else None
 
-    async def _ask_again(self) -> None:
-        """Wait for the request that is out, or for a new one unless the last was a moment ago."""
+    async def _refresh(self) -> None:
+        """Wait for the fetch in flight, or for a new one unless the last one started less than `again_s` ago."""
         if self._session is None:
-            raise KeysAway("nobody asks for keys any more")
+            raise KeysAway("the service is not running")
         flight = self._flight
         if flight is None:
-            if self._clock() - self._asked_at < self._policy.again_s:
+            if self._clock() - self._fetched_at < self._policy.again_s:
                 return
-            flight = self._ask(self._session)
-        await asyncio.wait((flight,))  # cancelling one who waits does not end it for the others
+            flight = self._start_fetch(self._session)
+        await asyncio.wait((flight,))  # `wait` does not cancel the fetch when one request is cancelled
         if flight.cancelled():
-            raise KeysAway("the service stops")
+            raise KeysAway("the service is stopping")
         flight.result()
 
-    def _ask(self, session: aiohttp.ClientSession) -> asyncio.Task[None]:
+    def _start_fetch(self, session: aiohttp.ClientSession) -> asyncio.Task[None]:
         if self._timer is not None:
             self._timer.cancel()
-        self._asked_at = self._clock()
-        self._flight = asyncio.create_task(self._fly(session), name="JWKS")
+        self._fetched_at = self._clock()
+        self._flight = asyncio.create_task(self._fetch(session), name="JWKS")
         return self._flight
 
-    async def _fly(self, session: aiohttp.ClientSession) -> None:
-        """Ask once and note what came; whatever it was, the next time is set."""
+    async def _fetch(self, session: aiohttp.ClientSession) -> None:
+        """Fetch once, record the outcome, and schedule the next fetch in any case."""
         next_s = self._policy.again_s
         try:
-            self._learn(read_jwks(await self._get(session), self._algorithms))
+            self._on_success(read_jwks(await self._get(session), self._algorithms))
             next_s = self._policy.fresh_s
         except KeysAway as error:
-            self._fail(str(error))
+            self._on_failure(str(error))
         finally:
             self._flight = None
-            self._timer = asyncio.get_running_loop().call_later(next_s, self._ask, session)
+            self._timer = asyncio.get_running_loop().call_later(next_s, self._start_fetch, session)
 
     async def _get(self, session: aiohttp.ClientSession) -> bytes:
-        """Get the document, or what is enough of it to see that it is too long."""
+        """Return the document; of one that is too long, only enough to see that."""
         body = bytearray()
         try:
             async with session.get(self._url, allow_redirects=False) as response:
@@ -323,28 +323,28 @@ class KeyServer:
                     if len(body) > KEYS_MAX:
                         break
         except TimeoutError as error:
-            raise KeysAway(f"no answer within {self._policy.timeout_s} s") from error
+            raise KeysAway(f"no response within {self._policy.timeout_s} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise KeysAway("the connection failed") from error
         return bytes(body)
 
-    def _learn(self, keys: KeySet) -> None:
+    def _on_success(self, keys: KeySet) -> None:
         FETCHES.labels("ok").inc()
         self._keys = keys
         self._read_at = self._clock()
         if self._fault is not None:
-            log.info("The JWKS server gives keys again.")
+            log.info("JWKS fetch succeeded again.")
         self._fault = None
 
-    def _fail(self, fault: str) -> None:
+    def _on_failure(self, fault: str) -> None:
         FETCHES.labels("failed").inc()
         if self._fault is None:
-            log.warning("The JWKS server gives no keys; those known go on for a day.", fault=fault)
+            log.warning("JWKS fetch failed; known keys stay valid for a day.", fault=fault)
         self._fault = fault
 
 
 async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a GET again by itself, which it does for the errors named here."""
+    """Send a request without aiohttp's own retry of a GET, which happens for the errors caught here."""
     try:
         return await send(request)
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:

@@ -1,8 +1,8 @@
-"""Which requests are ours while nobody is asked for a token.
+"""Checks requests while authentication is off: only this machine, and no pages of other sites.
 
-A browser on this machine reaches what nobody else can, and a page of any site may have it send something. It says whose
-page that is: `Origin` with all that changes something, `Sec-Fetch-Site` always. To a page whose name leads here all of
-a sudden (DNS rebinding) we are its own site, but then `Host` is that name.
+A browser on this machine reaches the loopback interface, and a page of any site can make it send requests. The browser
+reveals the page's site: `Origin` with every unsafe method, `Sec-Fetch-Site` always. If the site's own name suddenly
+resolves to this machine (DNS rebinding), the browser sees the same site, but `Host` holds that name.
 Source: Fetch standard, "Origin header"; W3C Fetch Metadata Request Headers, 2.3.
 """
 
@@ -13,11 +13,11 @@ from functools import lru_cache
 from typing import Final
 
 HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?", re.ASCII | re.IGNORECASE)
-"""An address or a name, and a port. Source: RFC 9110, 7.2."""
+"""A `Host` header: an address or a name, and an optional port. Source: RFC 9110, 7.2."""
 
 
 def is_from_here(headers: Mapping[str, str]) -> bool:
-    """Tell whether a request is for this machine, and no page of another site has sent it."""
+    """Return whether a request is for this machine and was not sent by a page of another site."""
     host, origin = headers.get("Host", ""), headers.get("Origin")
     match = HOST.fullmatch(host)
     is_for_us = match is not None and is_loopback(match[1] or match[2])
@@ -27,7 +27,7 @@ def is_from_here(headers: Mapping[str, str]) -> bool:
 
 @lru_cache(256)
 def is_loopback(host: str) -> bool:
-    """Tell whether an address or name is one that only this machine has."""
+    """Return whether an address or a name is a loopback one."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

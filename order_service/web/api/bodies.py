@@ -1,4 +1,4 @@
-"""What callers send: bodies and parameters, as pydantic models. Whatever is not named here is refused."""
+"""Request bodies and query parameters, as pydantic models. Unknown fields are refused."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from order_service.domain.messages import (
 ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 COPY_ID: Final = r"^[0-9]{1,18}-[0-9a-f]{32}$"
 DATE_TIME: Final = r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
-"""A time in a header. Not `format: date-time`: generators of clients do not take that there."""
+"""A time in a header. Not `format: date-time`, which client generators do not support for headers."""
 CHANGES: Final = ("lines", "discount", "tax", "shipping", "shipping_address_ref", "metadata")
 
 Id = Annotated[str, Field(pattern=ID)]
 Text = Annotated[str, Field(max_length=validation.MAX_TEXT)]
-Money = Annotated[int, Field(ge=0, le=validation.MAX_TOTAL, description="In minor units, for example cents.")]
-Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="A code of ISO 4217.", examples=["EUR"])]
+Money = Annotated[int, Field(ge=0, le=validation.MAX_TOTAL, description="An amount in minor units, such as cents.")]
+Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="An ISO 4217 currency code.", examples=["EUR"])]
 Key = Annotated[str, Field(max_length=validation.MAX_METADATA_KEY)]
 Value = Annotated[str, Field(max_length=validation.MAX_METADATA_VALUE)]
 Metadata = Annotated[dict[Key, Value], Field(max_length=validation.MAX_METADATA)]
 Wanted = Literal["created", "paid", "shipped", "delivered", "cancelled"]
-"""Where an order that is listed can stand: never `absent`."""
+"""The possible statuses of a listed order: all but `absent`."""
 
 
 class Body(BaseModel):
-    """A JSON object; numbers are numbers and texts are texts."""
+    """A JSON object; types are not converted: a number is not accepted as text, or the reverse."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -50,10 +50,10 @@ class LineBody(Body):
     sku: Id
     name: Text | None = None
     quantity: int = Field(ge=1, le=validation.MAX_QUANTITY)
-    unit_price: int = Field(ge=0, le=validation.MAX_UNIT_PRICE, description="In minor units, for example cents.")
+    unit_price: int = Field(ge=0, le=validation.MAX_UNIT_PRICE, description="An amount in minor units, such as cents.")
 
     def line(self) -> Line:
-        """Give it as the domain's."""
+        """Return it as a line of the domain."""
         return Line(**dict(self))
 
 
@@ -61,7 +61,7 @@ Lines = Annotated[list[LineBody], Field(min_length=1, max_length=validation.MAX_
 
 
 class CreateBody(Body):
-    """A new order; without `user_id` it is the caller's own."""
+    """A new order; without `user_id` it belongs to the caller."""
 
     user_id: Id | None = None
     currency: Currency
@@ -73,13 +73,13 @@ class CreateBody(Body):
     metadata: Metadata = {}
 
     def command(self, user_id: str, **head: Any) -> CreateOrder:
-        """Make the command, for `user_id` if the body names nobody."""
-        said = dict(self) | {"user_id": self.user_id or user_id, "lines": _lines(self.lines)}
-        return CreateOrder(**said, **head)
+        """Return the command, for `user_id` if the body has no user."""
+        fields = dict(self) | {"user_id": self.user_id or user_id, "lines": _lines(self.lines)}
+        return CreateOrder(**fields, **head)
 
 
 class AmendBody(Body):
-    """A change of an order before it is paid: what is given replaces what was; at least one field."""
+    """Changes to an order that is not paid: each field present replaces the old value; at least one field."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
@@ -91,15 +91,15 @@ class AmendBody(Body):
     metadata: Metadata | None = None
 
     def command(self, **head: Any) -> AmendOrder:
-        """Make the command."""
-        said = dict(self) | {"lines": None if self.lines is None else _lines(self.lines)}
-        return AmendOrder(**said, **head)
+        """Return the command of this body."""
+        fields = dict(self) | {"lines": None if self.lines is None else _lines(self.lines)}
+        return AmendOrder(**fields, **head)
 
     @field_validator(*CHANGES, mode="before")
     @classmethod
     def _is_something(cls, value: object) -> object:
         if value is None:
-            raise ValueError("must not be null: what is not given stays as it is")
+            raise ValueError("must not be null: leave out a field to keep its value")
         return value
 
     @model_validator(mode="after")
@@ -110,38 +110,38 @@ class AmendBody(Body):
 
 
 class PayBody(Body):
-    """A payment of the whole total."""
+    """A payment of the full total."""
 
     payment_id: Id
     amount: Money
     currency: Currency
 
     def command(self, **head: Any) -> PayOrder:
-        """Make the command."""
+        """Return the command of this body."""
         return PayOrder(**dict(self), **head)
 
 
 class ShipBody(Body):
-    """Who carries a paid order."""
+    """The carrier and the tracking number of a shipment."""
 
     carrier: Text
     tracking_number: Text
 
     def command(self, **head: Any) -> ShipOrder:
-        """Make the command."""
+        """Return the command of this body."""
         return ShipOrder(**dict(self), **head)
 
 
 class DeliverBody(Body):
-    """Nothing: the order arrived. The body may be left out."""
+    """A delivery. It has no fields, and the body is optional."""
 
     def command(self, **head: Any) -> DeliverOrder:
-        """Make the command."""
+        """Return the command of this body."""
         return DeliverOrder(**head)
 
 
 class CancelBody(Body):
-    """Why an order is cancelled. The body may be left out: then its user has asked for it."""
+    """The reason for a cancellation. The body is optional and defaults to `customer_request`."""
 
     reason: Literal["customer_request", "payment_failed", "payment_timeout", "out_of_stock", "fraud", "other"] = (
         "customer_request"
@@ -149,22 +149,22 @@ class CancelBody(Body):
     note: Text | None = None
 
     def command(self, **head: Any) -> CancelOrder:
-        """Make the command."""
+        """Return the command of this body."""
         return CancelOrder(**dict(self), **head)
 
 
 class Query(BaseModel):
-    """Parameters behind the `?`: each at most once, none beside these."""
+    """Query parameters: each at most once, and no unknown ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _time(text: object) -> datetime:
-    """Read a time: pydantic would take a number for seconds since 1970."""
+    """Return the time that `text` holds; pydantic would read a number as seconds since 1970."""
     try:
         return msgspec.convert(text, UtcTime)
     except msgspec.ValidationError:
-        raise ValueError("must be a time of RFC 3339, with its offset") from None
+        raise ValueError("must be an RFC 3339 time with an offset") from None
 
 
 Version = Annotated[int, Field(ge=1, le=2**31)]
@@ -172,53 +172,53 @@ Time = Annotated[AwareDatetime, BeforeValidator(_time)]
 
 
 class NoQuery(Query):
-    """None."""
+    """A query without parameters."""
 
 
 class OrderQuery(Query):
-    """Which state of an order: now, at a version, or at a time."""
+    """The state of an order to return: now, at a version, or at a time."""
 
     version: Version | None = None
-    at: Time | None = Field(None, description="A time of RFC 3339.", examples=["2026-11-24T12:00:00Z"])
-    min_version: Version | None = Field(None, description="Wait until the order has this version.")
+    at: Time | None = Field(None, description="An RFC 3339 time.", examples=["2026-11-24T12:00:00Z"])
+    min_version: Version | None = Field(None, description="Wait until the order has reached this version.")
 
     @model_validator(mode="after")
     def _is_one_state(self) -> OrderQuery:
         if self.version is not None and self.at is not None:
-            raise ValueError("version and at exclude each other")
+            raise ValueError("must not have both version and at")
         return self
 
 
 class ListQuery(Query):
-    """Which orders, the newest first. `created_from` is included, `created_to` is not."""
+    """The orders to list, newest first. `created_from` is inclusive, `created_to` is exclusive."""
 
     user_id: Id | None = None
     status: Wanted | None = None
     created_from: Time | None = None
     created_to: Time | None = None
     limit: int = Field(50, ge=1, le=200)
-    cursor: str | None = Field(None, max_length=200, description="`next` of the page before; opaque.")
+    cursor: str | None = Field(None, max_length=200, description="The `next` value of the previous page. Opaque.")
 
 
 class CommandQuery(Query):
-    """Which copy of a command."""
+    """The copy of a command to look up."""
 
     copy_id: str | None = Field(
         None,
         pattern=COPY_ID,
         description=(
-            "The copy that a 202 names: the answer is the outcome of this one. Opaque. The service does not keep which "
-            "copies it named: one that it never did is answered with 202, too."
+            "The copy of the command from a 202 response; the outcome of this copy is returned. Opaque. The "
+            "service does not store which copies it has sent: for an unknown one it returns 202 as well."
         ),
     )
 
 
 class HistoryQuery(Query):
-    """Which events of an order, the oldest first."""
+    """The events of an order to return, oldest first."""
 
     after_version: int = Field(0, ge=0, le=2**31)
     limit: int = Field(200, ge=1, le=1000)
-    include_refused: bool = Field(False, description="Give the refused commands as well, as `rejections`.")
+    include_refused: bool = Field(False, description="Also return the refused commands, as `rejections`.")
 
 
 def _lines(lines: list[LineBody]) -> tuple[Line, ...]:

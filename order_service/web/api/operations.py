@@ -1,4 +1,4 @@
-"""The table of routes: from it come the routes themselves, their document, and the tests of who may see what."""
+"""The table of routes: the source of the routes, of the OpenAPI document and of the access tests."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -36,7 +36,7 @@ ORDER: Final = "/v1/orders/{order_id}"
 
 
 class Operation(Struct, frozen=True, kw_only=True):
-    """A route: `name` is the method of `Api` that serves it, `answers` says what each success holds."""
+    """A route: `name` is the method of `Api` that serves it, `answers` maps each success status to its schema."""
 
     name: str
     method: str
@@ -51,12 +51,12 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     @property
     def reasons(self) -> frozenset[Reason]:
-        """Why the command of this route can be refused."""
+        """The reasons for which the command of this route can be refused."""
         return frozenset() if self.command is None else frozenset(reasons_of(self.command))
 
 
 def reasons_of(command: type[Command]) -> Iterable[Reason]:
-    """Name all reasons for which a command of this type can be refused: the table of rules, and what goes before it."""
+    """Return all reasons for refusing a command of this type: from the table of rules and from the checks before it."""
     yield from (outcome for (kind, _), outcome in RULES.items() if kind is command and isinstance(outcome, Reason))
     yield from (Reason.NOT_ALLOWED, Reason.VERSION_CONFLICT, Reason.INVALID_ORDER, Reason.COMMAND_ID_REUSED)
     yield from (Reason.DEADLINE_PASSED, Reason.TOO_MANY_WAITING)
@@ -95,7 +95,7 @@ OPERATIONS: Final = (
         name="create_order",
         method="POST",
         path="/v1/orders",
-        summary="Place an order",
+        summary="Create an order",
         body=CreateBody,
         command=CreateOrder,
         answers={201: "Order", 202: "Undecided"},
@@ -104,7 +104,7 @@ OPERATIONS: Final = (
         name="list_orders",
         method="GET",
         path="/v1/orders",
-        summary="List orders, the newest first",
+        summary="List orders, newest first",
         query=ListQuery,
         answers={200: "OrderPage"},
     ),
@@ -112,24 +112,26 @@ OPERATIONS: Final = (
         name="get_order",
         method="GET",
         path=ORDER,
-        summary="Read an order, as it is or as it was",
+        summary="Get an order, now or at an earlier version or time",
         query=OrderQuery,
         answers={200: "Order", 304: ""},
     ),
     _change("amend_order", "", "Change an order before it is paid", AmendBody, AmendOrder, method="PATCH"),
     _change(
-        "delete_order", "", "Cancel an order; its history stays", CancelBody, CancelOrder, method="DELETE",
+        "delete_order", "", "Cancel an order; its history is kept", CancelBody, CancelOrder, method="DELETE",
         may_be_empty=True,
     ),
     _change("pay_order", "/pay", "Record the payment of an order", PayBody, PayOrder),
-    _change("ship_order", "/ship", "Record that an order left the house", ShipBody, ShipOrder),
-    _change("deliver_order", "/deliver", "Record that an order arrived", DeliverBody, DeliverOrder, may_be_empty=True),
+    _change("ship_order", "/ship", "Record that an order was shipped", ShipBody, ShipOrder),
+    _change(
+        "deliver_order", "/deliver", "Record that an order was delivered", DeliverBody, DeliverOrder, may_be_empty=True
+    ),
     _change("cancel_order", "/cancel", "Cancel an order", CancelBody, CancelOrder, may_be_empty=True),
     Operation(
         name="get_events",
         method="GET",
         path=f"{ORDER}/events",
-        summary="Read the history of an order: the audit trail",
+        summary="Get the history of an order: its audit trail",
         query=HistoryQuery,
         answers={200: "History"},
     ),
@@ -137,7 +139,7 @@ OPERATIONS: Final = (
         name="stream_order",
         method="GET",
         path=f"{ORDER}/stream",
-        summary="Follow an order: its history, and what comes",
+        summary="Stream an order: its history, then new events",
         answers={200: "OrderEvent"},
         is_stream=True,
     ),
@@ -145,7 +147,7 @@ OPERATIONS: Final = (
         name="get_command",
         method="GET",
         path=f"{ORDER}/commands/{{command_id}}",
-        summary="Ask what became of a command",
+        summary="Get the outcome of a command",
         query=CommandQuery,
         answers={200: "Outcome", 202: "Undecided"},
     ),
@@ -153,7 +155,7 @@ OPERATIONS: Final = (
         name="stream_events",
         method="GET",
         path="/v1/events",
-        summary="Follow all orders that you may see",
+        summary="Stream the events of all orders that you may see",
         answers={200: "OrderEvent"},
         is_stream=True,
     ),
@@ -170,11 +172,11 @@ TROUBLES_OF_ALL: Final = (
     Trouble.AWAY,
     Trouble.INTERNAL,
 )
-"""What can go wrong everywhere."""
+"""Problems that every operation can return."""
 
 
 def problems_of(operation: Operation) -> list[Kind]:
-    """Name all that can go wrong with a request, in the order of the table of problems."""
+    """Return all problems that an operation can return, in the order of `STATUS`."""
     kinds: set[Kind] = {*TROUBLES_OF_ALL, *operation.reasons}
     if "{order_id}" in operation.path:
         kinds.add(Reason.ORDER_NOT_FOUND)

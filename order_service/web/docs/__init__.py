@@ -1,1 +1,1 @@
-"""Documents that the server shows: OpenAPI, AsyncAPI, the event catalogue, the schemas as a registry serves them."""
+"""The documents that the server serves: OpenAPI, AsyncAPI, the event catalogue, and schemas with the registry API."""

@@ -1,7 +1,7 @@
-"""The contracts for those who read our topics: the catalogue of events as a page, and the AsyncAPI document.
+"""The contracts for consumers of the topics: the event catalogue as a page, and the AsyncAPI document.
 
-The page is made from the same blocks as `docs/events.md` and has no script. AsyncAPI's own page is a script of 3 MB
-that compiles schemas with `new Function`, and our policy allows no page to do that.
+The page is built from the same blocks as `docs/events.md` and has no script. AsyncAPI's own page is a 3 MB script that
+compiles schemas with `new Function`, which our Content-Security-Policy forbids.
 """
 
 from collections.abc import Awaitable, Callable
@@ -26,30 +26,30 @@ HEAD: Final = """\
 
 
 def routes(names: TopicNames, partitions: int) -> list[web.RouteDef]:
-    """Give the routes of the page and of the document, both made once. They need no token: they tell of no order."""
+    """Return the routes of the page and of the document, built once. They need no token: they hold no order data."""
     source = Source(names, partitions)
     return [
-        web.get("/asyncapi", _served(page(source), "text/html")),
-        web.get("/asyncapi.json", _served(asyncapi.text(source), JSON)),
+        web.get("/asyncapi", _handler(page(source), "text/html")),
+        web.get("/asyncapi.json", _handler(asyncapi.text(source), JSON)),
     ]
 
 
 def page(source: Source) -> str:
-    """Make the page."""
+    """Return the HTML of the page."""
     _, *rest = catalogue.blocks(source)  # the first block is the title
     return PAGE.format(title=words.TITLE, body=HEAD + blocks.html(rest))
 
 
-def _served(text: str, kind: str) -> Handler:
+def _handler(text: str, content_type: str) -> Handler:
     body = text.encode()
     tag = sha256(body).hexdigest()
 
     async def serve(request: web.Request) -> web.Response:
-        if requests.has(request, tag):
-            answer = web.Response(status=304, headers=HEADERS)
+        if requests.etag_matches(request, tag):
+            response = web.Response(status=304, headers=HEADERS)
         else:
-            answer = web.Response(body=body, content_type=kind, charset="utf-8", headers=HEADERS)
-        answer.etag = tag
-        return answer
+            response = web.Response(body=body, content_type=content_type, charset="utf-8", headers=HEADERS)
+        response.etag = tag
+        return response
 
     return serve

@@ -1,4 +1,4 @@
-"""Examples for the document: an order and the answers about it, decided by the rules and made as routes make them."""
+"""Examples for the OpenAPI document: an order and its responses, decided by the rules and built as in the routes."""
 
 import json
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ USER_ID: Final = "dana"
 USER: Final = f"user:{USER_ID}"
 SHOP: Final = "service:shop"
 KEY: Final = "basket-7"
-"""What the user sent as `Idempotency-Key`; other commands have their names as keys, and all ids come from these."""
+"""The `Idempotency-Key` of the create; other commands use their names as keys, and all ids derive from the keys."""
 ORDER_ID: Final = requests.new_id(USER, KEY, "order")
 COMMAND_ID: Final = requests.new_id(USER, KEY, "command")
 
@@ -63,7 +63,7 @@ BODIES: Final[dict[type[Body] | None, dict[str, Any]]] = {
 
 DETAILS: Final = {
     Reason.VERSION_CONFLICT: "expected version 2, the order is at version 1",
-    Reason.INVALID_ORDER: "/currency must be a currency code of ISO 4217",
+    Reason.INVALID_ORDER: "/currency must be an ISO 4217 currency code",
 }
 FAULTS: Final[dict[Kind, list[Fault]]] = {
     Trouble.INVALID_BODY: [Fault("/lines/0/quantity", "Input should be greater than or equal to 1")],
@@ -72,21 +72,21 @@ FAULTS: Final[dict[Kind, list[Fault]]] = {
 
 
 def command(kind: type[Command], key: str) -> Command:
-    """Make a command of this type as its route does."""
+    """Return a command of this type, built as in its route."""
     actor = USER if kind in {CreateOrder, AmendOrder, CancelOrder} else SHOP
     head = {"command_id": requests.new_id(actor, key, "command"), "order_id": ORDER_ID, "actor": actor}
     [model, *_] = [operation.body for operation in OPERATIONS if operation.command is kind]
     body: Any = cast("type[Body]", model).model_validate_json(json.dumps(BODIES[model]))
-    made: Command = body.command(**head, **({"user_id": USER_ID} if kind is CreateOrder else {}))
-    return made
+    created: Command = body.command(**head, **({"user_id": USER_ID} if kind is CreateOrder else {}))
+    return created
 
 
 def decided(*kinds: type[Command]) -> Iterator[tuple[Event, Entry, OrderView]]:
-    """Decide commands of these types, an hour apart; give each event, and the order after it."""
+    """Decide commands of these types, an hour apart; yield each event with the order after it."""
     entry, view = None, None
     for hours, kind in enumerate(kinds):
-        sent = command(kind, KEY if kind is CreateOrder else kind.__name__)
-        event = answer(sent, entry, NOW + timedelta(hours=hours), UserCheck.ACTIVE)
+        order_command = command(kind, KEY if kind is CreateOrder else kind.__name__)
+        event = answer(order_command, entry, NOW + timedelta(hours=hours), UserCheck.ACTIVE)
         if not isinstance(event, Event):
             raise TypeError(f"the example is not accepted: {event}")
         entry, view = after_event(entry, event, digest(encode_event(event))), order_view.after(view, event)
@@ -94,14 +94,14 @@ def decided(*kinds: type[Command]) -> Iterator[tuple[Event, Entry, OrderView]]:
 
 
 def successes() -> dict[str, Any]:
-    """Give an example of each answer, by the name of its schema."""
+    """Return an example of each successful response, by the name of its schema."""
     steps = list(decided(CreateOrder, PayOrder, ShipOrder, DeliverOrder))
     events = [
         responses.event_json(StoredEvent(event, USER_ID, 3, 1840 + 2 * number, 2071 + number))
         for number, (event, _, _) in enumerate(steps)
     ]
     order = steps[0][2]
-    made = {
+    responses_by_schema = {
         "Order": order,
         "OrderPage": {"orders": [order], "next": write_cursor(Cursor(milliseconds(order.created_at), ORDER_ID))},
         "History": {"events": events, "next_after_version": None},
@@ -109,40 +109,41 @@ def successes() -> dict[str, Any]:
         "Undecided": responses.undecided_json(ORDER_ID, COMMAND_ID, write_copy_id(steps[0][0].command_digest, 2071)),
         "OrderEvent": "".join(["retry: 1000\n\n", *map(_frame, events[:2]), ": still here\n\n"]),
     }
-    plain: dict[str, Any] = json.loads(responses.encode(made))
+    plain: dict[str, Any] = json.loads(responses.encode(responses_by_schema))
     return plain
 
 
 def rejection(reason: Reason) -> tuple[Rejection, Command]:
-    """Refuse a command for this reason; give it as well."""
+    """Return a rejection with this reason, and its command."""
     kind, status = _situation(reason)
     orders: dict[Status, Entry] = {
         entry.order.status: entry
         for kinds in ((CreateOrder, PayOrder, ShipOrder, DeliverOrder), (CreateOrder, CancelOrder))
         for _, entry, _ in decided(*kinds)
     }
-    sent = command(kind, reason)
+    refused_command = command(kind, reason)
     if reason is Reason.VERSION_CONFLICT:
-        sent = structs.replace(sent, expected_version=2)
-    return reject(sent, orders.get(status), NOW, Refusal(reason, DETAILS.get(reason, ""))), sent
+        refused_command = structs.replace(refused_command, expected_version=2)
+    refusal = Refusal(reason, DETAILS.get(reason, ""))
+    return reject(refused_command, orders.get(status), NOW, refusal), refused_command
 
 
-def refusal(kind: Kind) -> Any:
-    """Give an example of a problem that a command has met."""
+def command_problem(kind: Kind) -> Any:
+    """Return an example of a problem that a command can cause."""
     return _body(refused(*rejection(kind))) if isinstance(kind, Reason) else problem(kind)
 
 
 def problem(kind: Kind) -> Any:
-    """Give an example of a problem that no command has met."""
+    """Return an example of a problem without a command."""
     return _body(Problem(kind, errors=FAULTS.get(kind, ())))
 
 
-def _body(made: Problem) -> Any:
-    return json.loads(cast("bytes", made.response().body))
+def _body(error: Problem) -> Any:
+    return json.loads(cast("bytes", error.response().body))
 
 
 def _situation(reason: Reason) -> tuple[type[Command], Status]:
-    """Say which command to an order in which status is refused for this reason."""
+    """Return a command type and an order status that lead to this reason."""
     for situation, outcome in RULES.items():
         if outcome is reason:
             return situation

@@ -1,4 +1,4 @@
-"""JSON Schemas of all that is sent and answered, made from the types that read and write it."""
+"""JSON Schemas of all requests and responses, generated from the types that read and write them."""
 
 from typing import Any, Final, get_args
 
@@ -30,52 +30,52 @@ TIME: Final[Schema] = {"type": "string", "format": "date-time"}
 
 
 def ref(name: str) -> Schema:
-    """Point to a schema."""
+    """Return a reference to a named schema."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def schemas() -> dict[str, Schema]:
-    """Make all schemas, by their names."""
+    """Return all schemas by name."""
     return _bodies() | _orders() | _events() | _outcomes() | _problems()
 
 
 def problem_name(kind: Kind) -> str:
-    """Name the schema of a problem: `not_paid` is `NotPaidProblem`."""
+    """Return the schema name of a problem type: `not_paid` becomes `NotPaidProblem`."""
     return title(kind).title().replace(" ", "") + "Problem"
 
 
 def one_of(key: str, names: dict[str, str], description: str = "") -> Schema:
-    """Make a schema of those that are told apart by the value of `key`; `names` gives the schema of each value."""
+    """Return a schema that is a union discriminated by `key`; `names` maps each value to its schema."""
     refs = [ref(name) for name in names.values()]
     if len(refs) == 1:
         return refs[0]
-    mapping = {value: one["$ref"] for value, one in zip(names, refs, strict=True)}
-    said = {"description": description} if description else {}
-    return {**said, "oneOf": refs, "discriminator": {"propertyName": key, "mapping": mapping}}
+    mapping = {value: reference["$ref"] for value, reference in zip(names, refs, strict=True)}
+    described = {"description": description} if description else {}
+    return {**described, "oneOf": refs, "discriminator": {"propertyName": key, "mapping": mapping}}
 
 
 def _bodies() -> dict[str, Schema]:
     made: dict[str, Schema] = {}
     for model in (CreateBody, AmendBody, PayBody, ShipBody, DeliverBody, CancelBody, LineBody):
         schema = plain(model.model_json_schema(ref_template=ref("{model}")["$ref"]))
-        schema.pop("$defs", None)  # `LineBody`, which stands here as well
+        schema.pop("$defs", None)  # `LineBody`, which has an entry of its own
         made[model.__name__] = schema
     amend = made["AmendBody"]["properties"]
-    amend |= {name: not_null(said) for name, said in amend.items()}
+    amend |= {name: not_null(schema) for name, schema in amend.items()}
     return made
 
 
 def _orders() -> dict[str, Schema]:
-    """Make the schema of an order and of its parts."""
+    """Return the schemas of an order and of its parts."""
     made = _of(OrderView, Status, Reason)
     order = made["Order"] = made.pop("OrderView")
-    order["required"] = list(order["properties"])  # what it has no value for is null
+    order["required"] = list(order["properties"])  # fields without a value are null
     order["properties"]["status"] = {"enum": list(get_args(Wanted))}
     made["Cancellation"]["properties"]["reason"] = {"enum": list(CANCEL_REASONS)}
-    made["Line"]["required"].append("line_id")  # an order has numbered its lines
-    del made["Line"]["additionalProperties"]  # what we answer may grow
+    made["Line"]["required"].append("line_id")  # a stored order always has line ids
+    del made["Line"]["additionalProperties"]  # responses may get new fields
     made["OrderPage"] = _object(
-        "Some orders, the newest first; `next` is the `cursor` of the following page, null on the last one.",
+        "A page of orders, newest first; `next` is the `cursor` of the next page, null on the last one.",
         orders={"type": "array", "items": ref("Order")},
         next=_or_null(TEXT),
     )
@@ -83,67 +83,68 @@ def _orders() -> dict[str, Schema]:
 
 
 def _events() -> dict[str, Schema]:
-    """Make the schemas of events: flat, as `answers.event_json` makes them."""
-    said = _of(Event, Rejection)
-    head = said["Event"]["properties"]
+    """Return the schemas of events: flat, as `responses.event_json` writes them."""
+    schemas_of_types = _of(Event, Rejection)
+    head = schemas_of_types["Event"]["properties"]
     del head["fact"]
-    place = {
-        "partition": INTEGER | {"description": "The partition of the events topic; not given in an outcome."},
-        "offset": INTEGER | {"description": "The event's offset there; not given in an outcome."},
+    offsets = {
+        "partition": INTEGER | {"description": "The partition in the events topic; absent in an outcome."},
+        "offset": INTEGER | {"description": "The offset in that partition; absent in an outcome."},
         "command_offset": _or_null(INTEGER)
-        | {"description": "The offset of its command; null for what the service did by itself."},
+        | {"description": "The offset of its command; null for an event that the service decided by itself."},
     }
     made: dict[str, Schema] = {}
     for fact in FACT_TYPES:
         name = fact.__name__
         made[name] = _object(
-            said[name]["description"],
-            *place,
-            **(head | said[name]["properties"] | {"type": {"const": name}} | place),
+            schemas_of_types[name]["description"],
+            *offsets,
+            **(head | schemas_of_types[name]["properties"] | {"type": {"const": name}} | offsets),
         )
     made["OrderCancelled"]["properties"]["reason"] = {"enum": list(CANCEL_REASONS)}
     made["OrderEvent"] = one_of(
-        "type", {name: name for name in (fact.__name__ for fact in FACT_TYPES)}, "What happened to an order."
+        "type", {name: name for name in (fact.__name__ for fact in FACT_TYPES)}, "An event of an order."
     )
-    closer = {
+    precise = {
         "type": {"const": "Rejection"},
         "command_type": {"enum": [kind.__name__ for kind in COMMAND_TYPES]},
         "reason": ref("Reason"),
         "status": ref("Status"),
     }
-    made["Rejection"] = _object(said["Rejection"]["description"], **(said["Rejection"]["properties"] | closer))
+    rejection = schemas_of_types["Rejection"]
+    made["Rejection"] = _object(rejection["description"], **(rejection["properties"] | precise))
     return made
 
 
 def _outcomes() -> dict[str, Schema]:
     return {
         "History": _object(
-            "Events of an order, the oldest first; `next_after_version` is the `after_version` of the following page.",
+            "Events of an order, oldest first; `next_after_version` is the `after_version` of the next page.",
             "rejections",
             events={"type": "array", "items": ref("OrderEvent")},
             next_after_version=_or_null(INTEGER),
             rejections={
                 "type": "array",
                 "items": ref("Rejection"),
-                "description": "The refused commands, if `include_refused` asks for them.",
+                "description": "The refused commands, if `include_refused` is true.",
             },
         ),
-        "Outcome": one_of("outcome", {"accepted": "Accepted", "rejected": "Rejected"}, "What became of a command."),
+        "Outcome": one_of("outcome", {"accepted": "Accepted", "rejected": "Rejected"}, "The outcome of a command."),
         "Accepted": _object(
-            "The command made this event.",
+            "The command produced this event.",
             outcome={"const": "accepted"},
-            version=INTEGER | {"description": "The version of the order that it made."},
+            version=INTEGER | {"description": "The version of the order after the event."},
             event=ref("OrderEvent"),
         ),
         "Rejected": _object(
             "The command was refused.",
             outcome={"const": "rejected"},
-            version=INTEGER | {"description": "The version of the order that it was decided against."},
+            version=INTEGER | {"description": "The version of the order at the time of the decision."},
             problem={"enum": [BASE + reason for reason in Reason]},
             rejection=ref("Rejection"),
         ),
         "Undecided": _object(
-            "The command is in Kafka, and not decided yet.",
+            "The command is in Kafka and is not decided yet.",
             "copy_id",
             outcome={"const": "undecided"},
             order_id=TEXT,
@@ -154,12 +155,12 @@ def _outcomes() -> dict[str, Schema]:
 
 
 def _problems() -> dict[str, Schema]:
-    """Make the schema of each problem: RFC 9457, and what we say beyond it."""
+    """Return the schema of each problem: RFC 9457, and our additional members."""
     made = {
         "Fault": _object(
-            "One thing that is wrong with a request. It never repeats what was sent.",
-            pointer=TEXT | {"description": "Where: a JSON pointer into body or parameters, or the name of a header."},
-            detail=TEXT | {"description": "What it must be."},
+            "One error in a request. It never repeats what was sent.",
+            pointer=TEXT | {"description": "A JSON pointer into the body or the parameters, or the name of a header."},
+            detail=TEXT | {"description": "The expected value."},
         )
     }
     errors = {"errors": {"type": "array", "items": ref("Fault")}}
@@ -190,9 +191,9 @@ def _of(*types: Any) -> dict[str, Schema]:
 
 
 def plain(schema: Any, name: str = "") -> Any:
-    """Leave out what says nothing (titles, null as default) and say what types do not: how times and digests look."""
+    """Return a schema without noise (titles, null defaults), with formats that the types lack: of times and digests."""
     if isinstance(schema, list):
-        return [plain(one, name) for one in schema]
+        return [plain(item, name) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "contentEncoding" in schema:
@@ -209,13 +210,13 @@ def plain(schema: Any, name: str = "") -> Any:
 
 
 def not_null(schema: Schema) -> Schema:
-    """Take null out of what pydantic lets be None because it need not be given."""
-    inner = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    """Return the schema of an optional field without null, which pydantic adds for the default None."""
+    inner = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
     return {key: value for key, value in schema.items() if key != "anyOf"} | (inner[0] if inner else {})
 
 
 def _object(description: str, *optional: str, **properties: Schema) -> Schema:
-    """Make the schema of an object; all that is not `optional` is always there."""
+    """Return the schema of an object; every property that is not in `optional` is required."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "description": description, "properties": properties, "required": required}
 

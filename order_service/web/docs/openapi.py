@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the table of routes. `python -m order_service.web.docs.openapi` writes it."""
+"""The OpenAPI 3.1 document, built from the table of routes: `python -m order_service.web.docs.openapi` writes it."""
 
 import json
 from collections.abc import Iterable
@@ -27,56 +27,57 @@ from order_service.web.http.problems import ALL, BASE, MEDIA_TYPE, STATUS, Kind,
 FILE: Final = Path(__file__).parent.with_name("static") / "openapi.json"
 
 ABOUT: Final = """\
-A change is a command. It is decided once, and its answer comes when everybody can read what it made.
+Every change is a command. A command is decided exactly once, and its response is sent when every reader can see the
+result.
 
-**Once.** Send an `Idempotency-Key` with a command and repeat both as often as you like: the command happens once, and
-every repetition gets the first answer, marked `Idempotency-Replayed: true`.
+**Idempotency.** Send an `Idempotency-Key` with a command, and repeat both as often as you like. The command is applied
+once, and every repeat gets the first response, marked `Idempotency-Replayed: true`.
 
-**In time.** An answer waits for the decision as long as `Prefer: wait=<seconds>` says: 5 if it says nothing, 30 at
-most. After that it is 202. Ask its `Location`, at any server, for the outcome of this copy of the command. A repeat of
-a command that waits for the User Service may be dropped, and can stay 202: send it once more with its key.
+**Waiting.** A response waits for the decision for the time in `Prefer: wait=<seconds>`: 5 by default, 30 at most. After
+that, the status is 202. Poll `Location`, on any server, for the outcome of this copy of the command. The repeat of a
+command that waits for the User Service may be dropped, and can stay 202: send it once more with its key.
 
-**At a version.** `ETag` is the version of an order. Sent back as `If-Match`, it makes a command apply to that version
-only; another one is refused with 412.
+**Concurrency.** `ETag` is the version of an order. Sent back as `If-Match`, it applies a command to that version only;
+for any other version the command is refused with 412.
 
-**Problems.** Whatever does not succeed is a problem of RFC 9457. Its `type` is [a page here](/problems) that names
-cause and cure, and it never repeats what was sent.
+**Problems.** Every error response is an RFC 9457 problem. Its `type` is [a page on this server](/problems) with cause
+and cure. A problem never repeats what was sent.
 
-**What may come.** Answers may get more members; ignore those that you do not know. A body or query with a member that
-is not named here is refused.
+**Evolution.** Responses may get new members: ignore unknown ones. Requests with unknown members are refused.
 """
 
 SCOPES: Final = """\
-A signed token (JWT). Its `sub` is the caller. Without one of these scopes that is a user, who sees and touches its own
-orders only; those of others do not exist for it. With one of them it is a service:
+A signed token (JWT). Its `sub` is the caller. Without one of these scopes, the caller is a user, who can read and
+change only their own orders; orders of other users are reported as missing. With one, the caller is a service:
 
-| scope | allows |
+| scope | permits |
 | --- | --- |
-| `orders:read` | to read all orders |
-| `orders:pay` | to record payments |
-| `orders:ship` | to record that orders were shipped and delivered |
-| `orders:admin` | all, also to place, change and cancel orders for users |
+| `orders:read` | reading all orders |
+| `orders:pay` | recording payments |
+| `orders:ship` | recording shipments and deliveries |
+| `orders:admin` | everything, including creating, changing and cancelling orders for users |
 
-A service on loopback can run without keys: then it asks nobody for a token, and everybody on its machine may do all,
-save pages of other sites.
+On loopback, the server can run without authentication: then every process on its machine has full access, but pages of
+other sites have none.
 """
 
 ANSWERS: Final = {
-    "": "You have this version already.",
+    "": "Not modified: you already have this version.",
     "Order": "The order.",
     "OrderPage": "A page of orders.",
     "History": "The history of the order.",
-    "Outcome": "What became of the command.",
-    "Undecided": "The command is in Kafka and not decided yet. Ask `Location` what became of it.",
+    "Outcome": "The outcome of the command.",
+    "Undecided": "The command is in Kafka and is not decided yet. Poll `Location` for its outcome.",
     "OrderEvent": (
-        "Server-sent events, without end. The data of each is an `OrderEvent` as JSON, its name is the `type` of that, "
-        "its id is what `Last-Event-ID` resumes behind. A comment every 15 seconds says that the connection is there."
+        "An endless stream of server-sent events. The data of each is an `OrderEvent` as JSON, its name is the `type` "
+        "of that event, and its id resumes the stream as `Last-Event-ID`. A comment every 15 seconds shows that the "
+        "connection is alive."
     ),
 }
 
 
 def document() -> dict[str, Any]:
-    """Make the document."""
+    """Return the document."""
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
@@ -85,16 +86,16 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Order Service",
             "version": __version__,
-            "summary": "Orders as events in Kafka, every command decided exactly once.",
+            "summary": "Orders as events in Kafka; every command is decided exactly once.",
             "description": ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
         "security": [{"token": []}],
         "tags": [
-            {"name": "Commands", "description": "What changes an order."},
-            {"name": "Questions", "description": "What is and what was."},
-            {"name": "Streams", "description": "What comes."},
+            {"name": "Commands", "description": "Changes of an order."},
+            {"name": "Questions", "description": "Current and past states."},
+            {"name": "Streams", "description": "Live events."},
         ],
         "paths": paths,
         "components": {
@@ -112,7 +113,7 @@ def document() -> dict[str, Any]:
 
 
 def text() -> str:
-    """Write the document as it is kept: a change of it can be read line by line."""
+    """Return the text of the document, indented so that a diff shows single lines."""
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -121,7 +122,7 @@ def text() -> str:
 
 def _operation(operation: Operation) -> dict[str, Any]:
     tag = "Streams" if operation.is_stream else "Questions" if operation.command is None else "Commands"
-    answers = {str(status): _success(operation, status, name) for status, name in operation.answers.items()}
+    successes = {str(status): _success(operation, status, name) for status, name in operation.answers.items()}
     problems = {
         str(STATUS[kinds[0]]): {"$ref": f"#/components/responses/{_problems(operation, kinds)[0]}"}
         for kinds in _by_status(operation)
@@ -132,7 +133,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "tags": [tag],
         "parameters": _parameters(operation),
         **_body(operation),
-        "responses": dict(sorted((answers | problems).items())),
+        "responses": dict(sorted((successes | problems).items())),
     }
 
 
@@ -155,14 +156,14 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _query(model: type[Query]) -> Iterable[dict[str, Any]]:
-    """Give the parameters of a query. One that is not given is not null: it is not there."""
-    for name, said in plain(model.model_json_schema()).get("properties", {}).items():
-        schema = not_null(said)
+    """Yield the parameters of a query. A missing parameter is absent, never null."""
+    for name, property_schema in plain(model.model_json_schema()).get("properties", {}).items():
+        schema = not_null(property_schema)
         description = {"description": schema.pop("description")} if "description" in schema else {}
         yield {"name": name, "in": "query", **description, "schema": schema}
 
 
-# Answers
+# Responses
 
 
 def _success(operation: Operation, status: int, name: str) -> dict[str, Any]:
@@ -174,13 +175,13 @@ def _success(operation: Operation, status: int, name: str) -> dict[str, Any]:
         "Preference-Applied": operation.command is not None,
         "Idempotency-Replayed": operation.command is not None and name == "Order",
     }
-    given = {
+    response = {
         "description": ANSWERS[name],
-        "headers": {header: _header(header) for header, is_given in headers.items() if is_given},
+        "headers": {header: _header(header) for header, is_sent in headers.items() if is_sent},
         "content": _content(operation, name),
         "links": _links(operation, name),
     }
-    return {key: value for key, value in given.items() if value}
+    return {key: value for key, value in response.items() if value}
 
 
 def _content(operation: Operation, name: str) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def _content(operation: Operation, name: str) -> dict[str, Any]:
 
 
 def _links(operation: Operation, name: str) -> dict[str, Any]:
-    """Say where an answer to a command leads."""
+    """Return the links from the response to a command."""
     if operation.command is None:
         return {}
     ids = {"order_id": "$response.body#/order_id"}
@@ -200,18 +201,18 @@ def _links(operation: Operation, name: str) -> dict[str, Any]:
         return {"outcome": {"operationId": "get_command", "parameters": ids}}
     if operation.command is not CreateOrder:
         return {}
-    there = [one for one in OPERATIONS if "{order_id}" in one.path and "{command_id}" not in one.path]
-    return {one.name: {"operationId": one.name, "parameters": ids} for one in there}
+    linked = [other for other in OPERATIONS if "{order_id}" in other.path and "{command_id}" not in other.path]
+    return {other.name: {"operationId": other.name, "parameters": ids} for other in linked}
 
 
 def _by_status(operation: Operation) -> list[list[Kind]]:
-    """Put the problems of an operation together that have the same status."""
+    """Return the problems of an operation, grouped by status."""
     kinds = problems_of(operation)
     return [[kind for kind in kinds if STATUS[kind] == status] for status in sorted({STATUS[kind] for kind in kinds})]
 
 
 def _problems(operation: Operation, kinds: list[Kind]) -> tuple[str, dict[str, Any]]:
-    """Make the answer that is one of these problems, under a name that all operations with the same answer share."""
+    """Return the response for these problems, and the name under which all operations share it."""
     is_refusal = operation.command is not None and any(isinstance(kind, Reason) for kind in kinds)
     headers = {
         "Retry-After": STATUS[kinds[0]] in {429, 503},
@@ -219,29 +220,36 @@ def _problems(operation: Operation, kinds: list[Kind]) -> tuple[str, dict[str, A
         "Preference-Applied": is_refusal,
         "Idempotency-Replayed": is_refusal,
     }
-    made = {
+    response = {
         "description": "\n".join(f"* [{kind}]({BASE}{kind}): {ALL[kind].cause} {ALL[kind].cure}" for kind in kinds),
-        "headers": {header: _header(header) for header, is_given in headers.items() if is_given},
+        "headers": {header: _header(header) for header, is_sent in headers.items() if is_sent},
         "content": {
             MEDIA_TYPE: {
                 "schema": one_of("type", {BASE + kind: problem_name(kind) for kind in kinds}),
                 "examples": {
-                    kind.value: {"value": examples.refusal(kind) if is_refusal else examples.problem(kind)}
+                    kind.value: {"value": examples.command_problem(kind) if is_refusal else examples.problem(kind)}
                     for kind in kinds
                 },
             }
         },
     }
     name = "-or-".join(kinds) + ("-of-a-command" if is_refusal else "")
-    return name, {key: value for key, value in made.items() if value}
+    return name, {key: value for key, value in response.items() if value}
 
 
 # Parameters and headers
 
 
-def _parameter(name: str, place: str, description: str, schema: Schema, example: str) -> dict[str, Any]:
-    is_required = {"required": True} if place == "path" else {}
-    return {"name": name, "in": place, **is_required, "description": description, "schema": schema, "example": example}
+def _parameter(name: str, location: str, description: str, schema: Schema, example: str) -> dict[str, Any]:
+    is_required = {"required": True} if location == "path" else {}
+    return {
+        "name": name,
+        "in": location,
+        **is_required,
+        "description": description,
+        "schema": schema,
+        "example": example,
+    }
 
 
 def _header(name: str) -> Schema:
@@ -251,58 +259,63 @@ def _header(name: str) -> Schema:
 VISIBLE: Final[Schema] = {"type": "string", "pattern": "^[!-~]{1,200}$"}
 
 PARAMETERS: Final = {
-    made["name"]: made
-    for made in (
-        _parameter("order_id", "path", "The order.", {"type": "string", "pattern": ID}, examples.ORDER_ID),
+    parameter["name"]: parameter
+    for parameter in (
+        _parameter("order_id", "path", "The order id.", {"type": "string", "pattern": ID}, examples.ORDER_ID),
         _parameter(
             "command_id",
             "path",
-            "The command, as a 202 or a problem names it.",
+            "The command id, from a 202 response or a problem.",
             {"type": "string", "pattern": ID},
             examples.COMMAND_ID,
         ),
         _parameter(
             "Idempotency-Key",
             "header",
-            "What makes a repetition safe: to one order, a command with the same key of the same caller happens once. "
-            "Give every new command a new one.",
+            "Makes repeats safe: for one order, a command with the same key of the same caller is applied once. Use a "
+            "new key for every new command.",
             VISIBLE,
             examples.KEY,
         ),
         _parameter(
             "If-Match",
             "header",
-            "The version that the order must have, as `ETag` gave it; `*` is any.",
+            "The version that the order must have, from `ETag`; `*` matches any version.",
             {"type": "string", "pattern": r'^(\*|"[0-9]{1,9}")$'},
             '"1"',
         ),
-        _parameter("If-None-Match", "header", "Versions that you have, as `ETag` gave them.", TEXT, '"1"'),
+        _parameter("If-None-Match", "header", "The versions that you already have, from `ETag`.", TEXT, '"1"'),
         _parameter(
             "Prefer",
             "header",
-            "How long to wait: `wait=<seconds>`, 5 if nothing is said, 30 at most; `respond-async` does not wait. "
-            "RFC 7240.",
+            "How long to wait: `wait=<seconds>`, default 5, maximum 30; `respond-async` does not wait. RFC 7240.",
             TEXT,
             "wait=10",
         ),
         _parameter(
             "X-Decide-By",
             "header",
-            "A time of RFC 3339, with `T`, and `Z` or an offset: a command that is decided later is refused with "
-            "`deadline_passed`. Send it again with a later time under the same `Idempotency-Key`.",
+            "The deadline of a command: an RFC 3339 time with `T`, and `Z` or an offset. After it, the command is "
+            "refused with `deadline_passed`. Send it again with a later time and the same `Idempotency-Key`.",
             {"type": "string", "pattern": DATE_TIME},
             "2026-11-24T09:05:00Z",
         ),
-        _parameter("X-Correlation-Id", "header", "A name that the events of this command carry.", VISIBLE, "visit-7"),
+        _parameter(
+            "X-Correlation-Id", "header", "A correlation id that the events of this command carry.", VISIBLE, "visit-7"
+        ),
         _parameter(
             "traceparent",
             "header",
-            "The trace that this is a part of; ignored if it is not well-formed. W3C Trace Context.",
+            "The trace context of the request; ignored if malformed. W3C Trace Context.",
             TEXT,
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ),
         _parameter(
-            "Last-Event-ID", "header", "The id of the last event that you have; the next one comes first.", TEXT, "2"
+            "Last-Event-ID",
+            "header",
+            "The id of the last event received; the stream starts with the next one.",
+            TEXT,
+            "2",
         ),
     )
 }
@@ -314,16 +327,20 @@ HEADERS: Final = {
         "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
     },
     "Location": {
-        "description": "Where the order is, or what becomes of the command.",
+        "description": "The URL of the order, or of the outcome of the command.",
         "required": True,
         "schema": TEXT,
     },
-    "Retry-After": {"description": "Seconds until it makes sense to ask again.", "required": True, "schema": INTEGER},
-    "WWW-Authenticate": {"description": "What to send: a bearer token.", "required": True, "schema": TEXT},
-    "Link": {"description": 'The following page, if there is one: `<…>; rel="next"`.', "schema": TEXT},
-    "Preference-Applied": {"description": "How long was waited at most, if `Prefer` was sent.", "schema": TEXT},
+    "Retry-After": {"description": "Seconds to wait before a retry.", "required": True, "schema": INTEGER},
+    "WWW-Authenticate": {
+        "description": "The required authentication: a bearer token.",
+        "required": True,
+        "schema": TEXT,
+    },
+    "Link": {"description": 'The next page, if one exists: `<…>; rel="next"`.', "schema": TEXT},
+    "Preference-Applied": {"description": "The maximum wait that was applied, if `Prefer` was sent.", "schema": TEXT},
     "Idempotency-Replayed": {
-        "description": "`true` if this is the answer that was given to an earlier request.",
+        "description": "`true` if this is the response of an earlier request.",
         "schema": {"type": "string", "const": "true"},
     },
 }

@@ -1,4 +1,4 @@
-"""Pages for people, and the files that they load: all of them ours, none from elsewhere."""
+"""HTML pages and their static files, all served from here: pages load nothing from other origins."""
 
 from collections.abc import AsyncIterator
 from hashlib import sha256
@@ -18,7 +18,7 @@ CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What a page may load: what we serve, and no script or style inside itself."""
+"""What a page may load: files of this server; no inline script or style."""
 HEADERS: Final = {"Content-Security-Policy": CSP, "Cache-Control": "no-cache", "X-Frame-Options": "DENY"}
 TYPES: Final = {
     ".html": "text/html",
@@ -28,7 +28,7 @@ TYPES: Final = {
     ".json": JSON,
 }
 SHORT: Final = {"/": "index.html", "/docs": "docs/index.html", "/openapi.json": "openapi.json"}
-"""The files that stand under a shorter address than `/static/…`."""
+"""Files that also have a shorter path than `/static/…`."""
 PIECE_BYTES: Final = 64 * 1024
 PAGE: Final = """\
 <!doctype html>
@@ -45,63 +45,63 @@ PAGE: Final = """\
 
 
 def routes() -> list[web.RouteDef]:
-    """Give the routes of the pages. They need no token: what they show they ask `/v1` for, with their reader's."""
-    kept = [path for path in STATIC.rglob("*") if path.suffix in TYPES]
-    files = {f"/static/{path.relative_to(STATIC).as_posix()}": path.read_bytes() for path in kept}
-    files |= {address: files[f"/static/{name}"] for address, name in SHORT.items()}
-    tags = {address: sha256(content).hexdigest() for address, content in files.items()}
+    """Return the routes of the pages. They need no token: their scripts call `/v1` with the token of the user."""
+    paths = [path for path in STATIC.rglob("*") if path.suffix in TYPES]
+    files = {f"/static/{path.relative_to(STATIC).as_posix()}": path.read_bytes() for path in paths}
+    files |= {short: files[f"/static/{name}"] for short, name in SHORT.items()}
+    tags = {path: sha256(content).hexdigest() for path, content in files.items()}
 
     async def file(request: web.Request) -> web.Response:
-        address = request.path
-        if requests.has(request, tags[address]):
-            answer = web.Response(status=304, headers=HEADERS)
+        path = request.path
+        if requests.etag_matches(request, tags[path]):
+            response = web.Response(status=304, headers=HEADERS)
         else:
-            kind, body = TYPES[Path(SHORT.get(address, address)).suffix], files[address]
+            content_type, body = TYPES[Path(SHORT.get(path, path)).suffix], files[path]
             headers = HEADERS | {"Content-Length": str(len(body))}
-            answer = web.Response(body=_pieces(body), content_type=kind, charset="utf-8", headers=headers)
-        answer.etag = tags[address]
-        return answer
+            response = web.Response(body=_pieces(body), content_type=content_type, charset="utf-8", headers=headers)
+        response.etag = tags[path]
+        return response
 
     return [
-        *(web.get(address, file) for address in sorted(files)),
+        *(web.get(path, file) for path in sorted(files)),
         web.get("/problems", problems),
         web.get("/problems/{kind}", problem),
     ]
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
-    """Give a file as it is taken: whole, aiohttp would copy it for each who is slow."""
+    """Yield a file in pieces: aiohttp would copy a whole one for every slow reader."""
     for start in range(0, len(content), PIECE_BYTES):
         yield content[start : start + PIECE_BYTES]
 
 
 async def problems(request: web.Request) -> web.Response:
-    """Give all types of problems."""
+    """Respond with all problem types."""
     rows = "\n".join(
         f'<tr><td><a href="{BASE}{kind}">{kind}</a><td>{STATUS[kind]}<td>{escape(meaning.cause)}'
         for kind, meaning in ALL.items()
     )
     body = f"<table>\n<tr><th>Type<th>Status<th>Cause\n{rows}\n</table>"
-    return _page(request, "Problems", body, {"problems": [_said(kind) for kind in ALL]})
+    return _page(request, "Problems", body, {"problems": [_description(kind) for kind in ALL]})
 
 
 async def problem(request: web.Request) -> web.Response:
-    """Give a type of problem: its cause, its cure, and which routes have it."""
+    """Respond with a problem type: its cause, its cure, and the routes that return it."""
     kinds = {kind.value: kind for kind in ALL}
     kind = kinds.get(request.match_info["kind"])
     if kind is None:
         raise web.HTTPNotFound
-    said = _said(kind)
-    routes = "\n".join(f"<li><code>{escape(route)}</code>" for route in said["routes"])
+    described = _description(kind)
+    routes = "\n".join(f"<li><code>{escape(route)}</code>" for route in described["routes"])
     body = (
-        f"<p><code>{said['type']}</code>, status {said['status']}\n"
-        f"<h2>Cause</h2>\n<p>{escape(said['cause'])}\n<h2>Cure</h2>\n<p>{escape(said['cure'])}\n"
-        f'<h2>Routes that answer with it</h2>\n<ul>\n{routes}\n</ul>\n<p><a href="/problems">All problems</a>'
+        f"<p><code>{described['type']}</code>, status {described['status']}\n"
+        f"<h2>Cause</h2>\n<p>{escape(described['cause'])}\n<h2>Cure</h2>\n<p>{escape(described['cure'])}\n"
+        f'<h2>Routes that return it</h2>\n<ul>\n{routes}\n</ul>\n<p><a href="/problems">All problems</a>'
     )
-    return _page(request, said["title"], body, said)
+    return _page(request, described["title"], body, described)
 
 
-def _said(kind: Kind) -> dict[str, Any]:
+def _description(kind: Kind) -> dict[str, Any]:
     routes = [f"{operation.method} {operation.path}" for operation in OPERATIONS if kind in problems_of(operation)]
     meaning = ALL[kind]
     return {
@@ -114,10 +114,10 @@ def _said(kind: Kind) -> dict[str, Any]:
     }
 
 
-def _page(request: web.Request, heading: str, body: str, said: dict[str, Any]) -> web.Response:
-    """Answer with a page, or with what stands on it as JSON for whoever asks for that."""
+def _page(request: web.Request, heading: str, body: str, content: dict[str, Any]) -> web.Response:
+    """Respond with an HTML page, or with its content as JSON if the request accepts that."""
     headers = HEADERS | {"Vary": "Accept"}
     if JSON in request.headers.get("Accept", ""):
-        return web.Response(body=encode(said), content_type=JSON, headers=headers)
+        return web.Response(body=encode(content), content_type=JSON, headers=headers)
     html = PAGE.format(title=escape(heading), body=body)
     return web.Response(text=html, content_type="text/html", charset="utf-8", headers=headers)

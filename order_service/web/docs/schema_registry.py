@@ -1,7 +1,7 @@
-"""The released schemas, as a schema registry serves them: whoever decodes our records needs no other one.
+"""The released schemas with the API of a schema registry: decoding our records needs no other registry.
 
-Shape:    what can be asked of Confluent's Schema Registry, under `/schema-registry`; nothing can be registered, and
-          nobody is asked for a token.
+Shape:    the read API of Confluent's Schema Registry, under `/schema-registry`; nothing can be registered, and no
+          token is required.
 Subjects: `<topic>-<record name>`, such as `orders.events.v1-orders.v1.OrderPaid` (TopicRecordNameStrategy).
 Errors:   `{"error_code": 40403, "message": …}`; the first three digits are the status.
 """
@@ -20,98 +20,98 @@ from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Schema
 
 TYPE: Final = "application/vnd.schemaregistry.v1+json"
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
-"""What every released schema keeps with all before it in its subject."""
+"""The compatibility of every released schema with all earlier ones of its subject."""
 
 ADDRESS: Final = "/schema-registry"
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 Find = Callable[["Registry", Mapping[str, str]], Any]
-"""Finds what is asked for by the parts of a path; NotThere if there is no such thing."""
+"""Returns the resource that the parts of a path identify. Raises NotThere if it does not exist."""
 
 
 class NotThere(LookupError):
-    """What was asked for is not there, in the registry's own words."""
+    """The resource does not exist; code and message are those of a schema registry."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class _Asked(Struct):
+class _LookupBody(Struct):
     schema: str
 
 
 class Registry:
-    """The schemas of a catalogue, by id and by subject; those of the commands lie at the topic of the commands."""
+    """The schemas of a catalogue, by id and by subject; command schemas belong to the topic of the commands."""
 
     def __init__(self, names: TopicNames, catalogue: Catalogue) -> None:
         self._names = names
         self._by_id = catalogue.by_id
 
     def root(self, _: Mapping[str, str]) -> dict[str, str]:
-        """Answer whoever asks whether a registry is here."""
+        """Return the empty object by which clients detect a registry."""
         return {}
 
     def subjects(self, _: Mapping[str, str]) -> list[str]:
-        """Name all subjects."""
+        """Return all subjects."""
         return sorted(self._subjects())
 
     def versions(self, path: Mapping[str, str]) -> list[int]:
-        """List the versions of a subject."""
+        """Return the versions of a subject."""
         return sorted(self._of_subject(path))
 
     def version(self, path: Mapping[str, str]) -> dict[str, Any]:
-        """Give a version of a subject, or its `latest`."""
+        """Return a version of a subject, or its `latest`."""
         schema = self._version(path)
         return {"subject": path["subject"], "version": schema.version, "id": schema.id, "schema": schema.text}
 
     def version_alone(self, path: Mapping[str, str]) -> Raw:
-        """Give the schema of a version, and nothing around it."""
+        """Return only the schema of a version, without an envelope."""
         return Raw(self._version(path).text.encode())
 
     def lookup(self, path: Mapping[str, str], text: str) -> dict[str, Any]:
-        """Find the version of a subject that writes the same bytes as this schema does."""
+        """Return the version of a subject that writes the same bytes as this schema."""
         for schema in self._of_subject(path).values():
             if _is_same(schema.avro, text):
                 return self.version({**path, "version": str(schema.version)})
         raise NotThere(404_03, "Schema not found")
 
     def schema(self, path: Mapping[str, str]) -> dict[str, Any]:
-        """Give the schema of an id."""
+        """Return the schema with an id."""
         return {"schema": self._of_id(path).text}
 
     def schema_alone(self, path: Mapping[str, str]) -> Raw:
-        """Give it, and nothing around it."""
+        """Return only the schema with an id, without an envelope."""
         return Raw(self._of_id(path).text.encode())
 
-    def places(self, path: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Say under which subjects and versions an id is known."""
+    def subject_versions(self, path: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the subjects and versions of an id."""
         schema = self._of_id(path)
         return [{"subject": schema.subject(self._names.of(schema.message)), "version": schema.version}]
 
     def subjects_of(self, path: Mapping[str, str]) -> list[str]:
-        """Name the subjects under which an id is known."""
-        return [place["subject"] for place in self.places(path)]
+        """Return the subjects of an id."""
+        return [version["subject"] for version in self.subject_versions(path)]
 
     def types(self, _: Mapping[str, str]) -> list[str]:
-        """Name the kinds of schemas."""
+        """Return the supported schema types."""
         return ["AVRO"]
 
     def config(self, path: Mapping[str, str]) -> dict[str, str]:
-        """Say what a new version may change, of a subject or of any."""
+        """Return the compatibility level, of a subject or of all."""
         if "subject" in path:
             self._of_subject(path)
         return {"compatibilityLevel": COMPATIBILITY}
 
     def mode(self, _: Mapping[str, str]) -> dict[str, str]:
-        """Say that nothing can be registered."""
+        """Return the mode: read-only, nothing can be registered."""
         return {"mode": "READONLY"}
 
     def _subjects(self) -> dict[str, dict[int, Schema]]:
-        found: defaultdict[str, dict[int, Schema]] = defaultdict(dict)
-        for schema in self._by_id.values():  # an id that a real registry gave comes behind the released one
-            found[schema.subject(self._names.of(schema.message))][schema.version] = schema
-        return found
+        subjects: defaultdict[str, dict[int, Schema]] = defaultdict(dict)
+        for schema in self._by_id.values():  # an id from a real registry comes after the released one, and wins
+            subjects[schema.subject(self._names.of(schema.message))][schema.version] = schema
+        return subjects
 
     def _of_subject(self, path: Mapping[str, str]) -> dict[int, Schema]:
         subjects = self._subjects()
@@ -120,15 +120,15 @@ class Registry:
         return subjects[path["subject"]]
 
     def _version(self, path: Mapping[str, str]) -> Schema:
-        evolution, wanted = self._of_subject(path), path["version"]
+        versions, wanted = self._of_subject(path), path["version"]
         if wanted in {"latest", "-1"}:
-            return evolution[max(evolution)]
+            return versions[max(versions)]
         number = _number(wanted)
         if not number:
-            raise NotThere(422_02, f"'{wanted}' is no version: a number from 1 up, or \"latest\"")
-        if number not in evolution:
+            raise NotThere(422_02, f"'{wanted}' is not a version: use a number from 1 up, or \"latest\"")
+        if number not in versions:
             raise NotThere(404_02, f"Version {number} not found.")
-        return evolution[number]
+        return versions[number]
 
     def _of_id(self, path: Mapping[str, str]) -> Schema:
         schema = self._by_id.get(_number(path["id"]) or 0)
@@ -145,7 +145,7 @@ FINDS: Final[dict[str, Find]] = {
     "/subjects/{subject}/versions/{version}/schema": Registry.version_alone,
     "/schemas/ids/{id}": Registry.schema,
     "/schemas/ids/{id}/schema": Registry.schema_alone,
-    "/schemas/ids/{id}/versions": Registry.places,
+    "/schemas/ids/{id}/versions": Registry.subject_versions,
     "/schemas/ids/{id}/subjects": Registry.subjects_of,
     "/schemas/types": Registry.types,
     "/config": Registry.config,
@@ -155,44 +155,44 @@ FINDS: Final[dict[str, Find]] = {
 
 
 def routes(names: TopicNames) -> list[web.RouteDef]:
-    """Give the routes of a registry of our released schemas."""
+    """Return the routes of a registry that serves the released schemas."""
     registry = Registry(names, SCHEMAS)
-    found = [web.get(f"{ADDRESS}{path}", _served(find, registry)) for path, find in FINDS.items()]
-    lookup = web.post(f"{ADDRESS}/subjects/{{subject}}", _looked_up(registry))
-    return [*found, lookup, web.route("*", f"{ADDRESS}/{{rest:.*}}", _not_served)]
+    reads = [web.get(f"{ADDRESS}{path}", _read_handler(find, registry)) for path, find in FINDS.items()]
+    lookup = web.post(f"{ADDRESS}/subjects/{{subject}}", _lookup_handler(registry))
+    return [*reads, lookup, web.route("*", f"{ADDRESS}/{{rest:.*}}", _not_served)]
 
 
-def _served(find: Find, registry: Registry) -> Handler:
-    async def found(request: web.Request) -> Any:
+def _read_handler(find: Find, registry: Registry) -> Handler:
+    async def read(request: web.Request) -> Any:
         return find(registry, request.match_info)
 
-    return _answered(found)
+    return _handler(read)
 
 
-def _looked_up(registry: Registry) -> Handler:
-    async def found(request: web.Request) -> Any:
+def _lookup_handler(registry: Registry) -> Handler:
+    async def lookup(request: web.Request) -> Any:
         return registry.lookup(request.match_info, _schema_in(await request.read()))
 
-    return _answered(found)
+    return _handler(lookup)
 
 
-def _answered(find: Callable[[web.Request], Awaitable[Any]]) -> Handler:
-    """Serve what is found, or why nothing is."""
+def _handler(find: Callable[[web.Request], Awaitable[Any]]) -> Handler:
+    """Return a handler that responds with the resource, or with the error of a registry."""
 
     async def serve(request: web.Request) -> web.Response:
         try:
-            return _answer(await find(request))
+            return _response(await find(request))
         except NotThere as error:
-            return _answer({"error_code": error.code, "message": str(error)}, status=error.code // 100)
+            return _response({"error_code": error.code, "message": str(error)}, status=error.code // 100)
 
     return serve
 
 
 def _schema_in(body: bytes) -> str:
     try:
-        return json.decode(body, type=_Asked).schema
+        return json.decode(body, type=_LookupBody).schema
     except (MsgspecError, UnicodeError, RecursionError) as error:
-        raise NotThere(422_01, "expected an object with the text of a schema in `schema`") from error
+        raise NotThere(422_01, "expected a JSON object with the text of a schema in `schema`") from error
 
 
 def _is_same(released: Mapping[str, Any], text: str) -> bool:
@@ -203,13 +203,13 @@ def _is_same(released: Mapping[str, Any], text: str) -> bool:
 
 
 async def _not_served(request: web.Request) -> web.Response:
-    """Say, as a registry does, that a path is none of ours, or that it is only to be read."""
+    """Respond, as a registry does, that a path is not served or is read-only."""
     status = 404 if request.method in {"GET", "HEAD"} else 405
-    return _answer({"error_code": status, "message": "not served: this registry can only be read"}, status)
+    return _response({"error_code": status, "message": "not served: this registry is read-only"}, status)
 
 
-def _answer(found: object, status: int = 200) -> web.Response:
-    return web.Response(body=encode(found), status=status, content_type=TYPE)
+def _response(body: object, status: int = 200) -> web.Response:
+    return web.Response(body=encode(body), status=status, content_type=TYPE)
 
 
 def _number(text: str) -> int | None:

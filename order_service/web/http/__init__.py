@@ -1,1 +1,1 @@
-"""Requests, responses, problems and connections: HTTP, whatever it is used for."""
+"""Requests, responses, problems and connections: the parts of HTTP that all routes share."""

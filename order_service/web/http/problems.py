@@ -1,4 +1,4 @@
-"""Answers that are no success: RFC 9457 problems. A refused command's reason is the problem's type."""
+"""Error responses: RFC 9457 problems. The type of a refused command's problem is its reason."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -17,7 +17,7 @@ BASE: Final = "/problems/"
 
 
 class Trouble(StrEnum):
-    """Why a request got no answer, beside the reasons of the domain."""
+    """The problem types of requests, beside the refusal reasons of the domain."""
 
     INVALID_BODY = "invalid_body"
     INVALID_PARAMETER = "invalid_parameter"
@@ -75,50 +75,53 @@ STATUS: Final[dict[Kind, int]] = {
 
 TROUBLES: Final[dict[Trouble, Meaning]] = {
     Trouble.INVALID_BODY: Meaning(
-        "The body is no JSON object of the form that this route takes.", "Correct what `errors` points to."
+        "The body does not match the JSON schema of this route.", "Correct the fields that `errors` points to."
     ),
     Trouble.INVALID_PARAMETER: Meaning(
-        "A parameter or header is unknown or has no value that it can have.", "Correct what `errors` names."
+        "A parameter is unknown, or a parameter or header has an invalid value.",
+        "Correct the parameters and headers that `errors` names.",
     ),
-    Trouble.UNAUTHORIZED: Meaning("The request carries no valid token.", "Send `Authorization: Bearer <token>`."),
+    Trouble.UNAUTHORIZED: Meaning("The request has no valid token.", "Send `Authorization: Bearer <token>`."),
     Trouble.FOREIGN_SITE: Meaning(
-        "Nobody is asked for a token here, so this machine alone is served: the request names another host, or a page "
-        "of another site has sent it.",
-        "Ask 127.0.0.1 or localhost, from no other site's page; or run the service with `ORDERS_JWT_…`.",
+        "Authentication is off, so only requests from this machine are served. This request names another host, or a "
+        "page of another site sent it.",
+        "Call 127.0.0.1 or localhost, not from another site's page; or turn on authentication with `ORDERS_JWT_…`.",
     ),
-    Trouble.NOT_FOUND: Meaning("Nothing is there, or nothing that you may see.", "Check the address."),
-    Trouble.METHOD_NOT_ALLOWED: Meaning("The route does not know this method.", "Use one that `Allow` names."),
+    Trouble.NOT_FOUND: Meaning("The resource does not exist, or you may not see it.", "Check the URL."),
+    Trouble.METHOD_NOT_ALLOWED: Meaning("This route does not support the method.", "Use a method that `Allow` lists."),
     Trouble.UNSUPPORTED_MEDIA_TYPE: Meaning("The body is not JSON.", "Send `Content-Type: application/json`."),
-    Trouble.TOO_LARGE: Meaning("The body is larger than 64 KiB.", "Send less."),
-    Trouble.TOO_SLOW: Meaning("The body did not arrive in time.", "Send it faster."),
+    Trouble.TOO_LARGE: Meaning("The body is larger than 64 KiB.", "Reduce the body to 64 KiB or less."),
+    Trouble.TOO_SLOW: Meaning("The body was not received within 15 s.", "Send the complete body within 15 s."),
     Trouble.TOO_MANY_REQUESTS: Meaning(
-        "You ask more often than you may, or too many requests wait already.", "Send it again after `Retry-After`."
+        "The rate limit is exceeded, or too many requests are waiting.", "Retry after `Retry-After` seconds."
     ),
-    Trouble.BAD_REQUEST: Meaning("The request is no well-formed HTTP.", "Correct it."),
+    Trouble.BAD_REQUEST: Meaning(
+        "The request is not well-formed HTTP.", "Correct the request line, the headers or the chunks of the body."
+    ),
     Trouble.NOT_YET: Meaning(
-        "The views have not come so far yet, are being built, or are stopped for the partition of this order.",
-        "Send it again after `Retry-After`.",
+        "The views are behind, are being built, or are stopped for the partition of this order.",
+        "Retry after `Retry-After` seconds.",
     ),
     Trouble.AWAY: Meaning(
-        "Kafka, the database or the token keys cannot be reached. A command may have arrived all the same.",
-        "Send it again after `Retry-After`, a command with the same `Idempotency-Key`: it then happens once.",
+        "Kafka, the database or the token keys are unavailable. The command may nevertheless have reached Kafka.",
+        "Retry after `Retry-After` seconds. Repeat a command with the same `Idempotency-Key`, so that it applies once.",
     ),
-    Trouble.INTERNAL: Meaning("The service has a fault.", "Send it again later, and tell us."),
+    Trouble.INTERNAL: Meaning("Internal error.", "Retry later; report the error if it persists."),
 }
 
 ALL: Final = dict[Kind, Meaning]([*MEANINGS.items(), *TROUBLES.items()])
-"""All kinds of problems."""
+"""All problem types, with cause and cure."""
 
 
 class Fault(Struct, frozen=True):
-    """One thing that is wrong with a request: where, and what it must be. It never repeats what was sent."""
+    """One error in a request: its location and the expected value. It never repeats what was sent."""
 
     pointer: str
     detail: str
 
 
 class Problem(Exception):
-    """An answer that is no success; `more` are members beside those of RFC 9457."""
+    """An error response; `more` holds members beside those of RFC 9457."""
 
     def __init__(
         self,
@@ -137,11 +140,11 @@ class Problem(Exception):
 
     @property
     def status(self) -> int:
-        """The HTTP status."""
+        """The HTTP status code."""
         return STATUS[self.kind]
 
     def response(self) -> web.Response:
-        """Make the answer."""
+        """Return the HTTP response."""
         body = {
             "type": BASE + self.kind,
             "title": title(self.kind),
@@ -155,12 +158,12 @@ class Problem(Exception):
 
 
 def title(kind: Kind) -> str:
-    """Say in short what a problem is; the same for all problems of a kind."""
+    """Return the title of a problem type, such as `Not found` for `not_found`."""
     return kind.replace("_", " ").capitalize()
 
 
 def refused(rejection: Rejection, command: Command, headers: Mapping[str, str] | None = None) -> Problem:
-    """Turn a rejection into the answer to the request that led to its command."""
+    """Return the problem for the request whose command was rejected."""
     kind = Reason(rejection.reason)
     expected = {"expected_version": command.expected_version} if kind is Reason.VERSION_CONFLICT else {}
     return Problem(
@@ -177,7 +180,7 @@ def refused(rejection: Rejection, command: Command, headers: Mapping[str, str] |
 
 
 def _faults_of(rejection: Rejection) -> list[Fault]:
-    """Take the pointer out of an `invalid_order`: `/lines/0/quantity must be 1…1000000`."""
-    pointer, said, must_be = rejection.detail.partition(" must be ")
-    is_one = rejection.reason == Reason.INVALID_ORDER and said and pointer.startswith("/")
-    return [Fault(pointer, f"must be {must_be}")] if is_one else []
+    """Return the fault of an `invalid_order`, split from `/lines/0/quantity must be 1…1000000`."""
+    pointer, separator, must_be = rejection.detail.partition(" must be ")
+    has_pointer = rejection.reason == Reason.INVALID_ORDER and separator and pointer.startswith("/")
+    return [Fault(pointer, f"must be {must_be}")] if has_pointer else []

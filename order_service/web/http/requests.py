@@ -1,4 +1,4 @@
-"""What a request says, checked: its body, its parameters, its headers. A fault is a Problem that never repeats it."""
+"""Reads and checks the body, parameters and headers of a request. A Problem never repeats what was sent."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ MAX_WAIT_S: Final = 30
 CLOSE: Final = {"Connection": "close"}
 
 _IDS: Final = UUID("0c8f7c1e-54f1-5b0e-8d54-3b6a5f0f9f5e")
-"""The namespace of the ids that we make; another one, and a key that was used before is unknown."""
+"""The namespace of generated ids. Never change it: keys that were used before would be unknown."""
 _WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re.IGNORECASE)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -39,7 +39,7 @@ _Q = TypeVar("_Q", bound=Query)
 
 
 async def read_body(request: web.Request, model: type[_B], *, may_be_empty: bool) -> _B:
-    """Read a body of JSON. A name that stands twice is refused: others on the way may have read the other one."""
+    """Read a JSON body. A duplicate name is refused: a proxy may have read the other value."""
     data = await _data(request)
     if not data and may_be_empty:
         return model()
@@ -48,47 +48,47 @@ async def read_body(request: web.Request, model: type[_B], *, may_be_empty: bool
     try:
         body = model.model_validate_json(data)
     except ValidationError as error:
-        raise Problem(Trouble.INVALID_BODY, errors=list(_faults(error))) from None  # its cause holds the input
-    json.loads(data, object_pairs_hook=_once)  # pydantic takes the last one
+        raise Problem(Trouble.INVALID_BODY, errors=list(_faults(error))) from None  # the cause holds the input
+    json.loads(data, object_pairs_hook=_refuse_duplicates)  # pydantic takes the last one
     return body
 
 
 def read_query(request: web.Request, model: type[_Q]) -> _Q:
-    """Read the parameters behind the `?`."""
-    given = request.query
-    twice = sorted(name for name in set(given) if len(given.getall(name)) > 1)
-    if twice:
-        raise Problem(Trouble.INVALID_PARAMETER, errors=[Fault(f"/{_step(twice[0])}", "must stand there once")])
+    """Read the query parameters."""
+    parameters = request.query
+    duplicates = sorted(name for name in set(parameters) if len(parameters.getall(name)) > 1)
+    if duplicates:
+        raise Problem(Trouble.INVALID_PARAMETER, errors=[Fault(f"/{_pointer_part(duplicates[0])}", "must appear once")])
     try:
-        return model.model_validate(dict(given))
+        return model.model_validate(dict(parameters))
     except ValidationError as error:
         raise Problem(Trouble.INVALID_PARAMETER, errors=list(_faults(error))) from None
 
 
 class Preference(Struct, frozen=True):
-    """How long the caller would wait, and which of its preferences that was; None if it named none of these."""
+    """How long to wait for an outcome, and the preference that was applied, or None."""
 
     wait_s: int
     applied: str | None
 
 
-def prefer(request: web.Request) -> Preference:
-    """Say how long the caller would wait (`Prefer: wait=N`, 5 s if it does not say, 30 s at most)."""
-    given = ",".join(request.headers.getall("Prefer", ()))
-    found = _WAIT.search(given)
-    if found:
-        seconds = min(int(found[1]), MAX_WAIT_S)
+def preference(request: web.Request) -> Preference:
+    """Return how long the caller is ready to wait (`Prefer: wait=N`; default 5 s, maximum 30 s)."""
+    text = ",".join(request.headers.getall("Prefer", ()))
+    match = _WAIT.search(text)
+    if match:
+        seconds = min(int(match[1]), MAX_WAIT_S)
         return Preference(seconds, f"wait={seconds}")
-    return Preference(0, "respond-async") if _RESPOND_ASYNC.search(given) else Preference(DEFAULT_WAIT_S, None)
+    return Preference(0, "respond-async") if _RESPOND_ASYNC.search(text) else Preference(DEFAULT_WAIT_S, None)
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:
-    """Give the `Idempotency-Key`: 1…200 visible ASCII characters."""
+    """Return the `Idempotency-Key` (1…200 visible ASCII characters), or None."""
     return _visible_ascii(headers, "Idempotency-Key")
 
 
 def expected_version(request: web.Request) -> int | None:
-    """Give the version that `If-Match` names; `*` names none: a command needs an order anyway, or makes one."""
+    """Return the version in `If-Match`, or None. `*` is ignored: a command needs an order anyway, or creates one."""
     if "If-Match" not in request.headers:
         return None
     tags = request.if_match or ()
@@ -96,58 +96,60 @@ def expected_version(request: web.Request) -> int | None:
         return None
     version = _version(tags[0]) if len(tags) == 1 else None
     if version is None:
-        raise _bad_header("If-Match", 'must be one version in quotes, as ETag gives it: "3"')
+        raise _bad_header("If-Match", 'must be one version in quotes, as in ETag: "3"')
     return version
 
 
-def has(request: web.Request, tag: str) -> bool:
-    """Tell whether `If-None-Match` names a tag, whose content its sender then has."""
-    return any(given.value in ("*", tag) for given in request.if_none_match or ())
+def etag_matches(request: web.Request, etag: str) -> bool:
+    """Return whether `If-None-Match` lists `etag`: then the caller already has the content."""
+    return any(candidate.value in ("*", etag) for candidate in request.if_none_match or ())
 
 
 def correlation_id(headers: Mapping[str, str]) -> str | None:
-    """Give the `X-Correlation-Id`, which its events then carry."""
+    """Return the `X-Correlation-Id` that the events of the command carry, or None."""
     return _visible_ascii(headers, "X-Correlation-Id")
 
 
 def decide_by(headers: Mapping[str, str]) -> datetime | None:
-    """Return the time of `X-Decide-By` in UTC, or None. Raise Problem if it is not a time as the document says it."""
-    given = headers.get("X-Decide-By")
-    if given is None:
+    """Return the time of `X-Decide-By` in UTC, or None. Raises Problem if it is not an RFC 3339 time."""
+    text = headers.get("X-Decide-By")
+    if text is None:
         return None
     try:
-        msgspec.convert(given, _DateTime)
-        return msgspec.convert(given, UtcTime).astimezone(UTC)
-    except (msgspec.ValidationError, OverflowError):  # the year 9999 of another zone may be the year 10000 of UTC
-        raise _bad_header("X-Decide-By", "must be a time of RFC 3339, as 2026-11-24T09:05:00Z") from None
+        msgspec.convert(text, _DateTime)
+        return msgspec.convert(text, UtcTime).astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):  # year 9999 in another zone may be year 10000 in UTC
+        raise _bad_header("X-Decide-By", "must be an RFC 3339 time, such as 2026-11-24T09:05:00Z") from None
 
 
 def trace_headers(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    """Hand a well-formed `traceparent` on. Source: W3C Trace Context; one that is not is ignored."""
-    given = headers.get("traceparent", "")
-    return [("traceparent", given.encode())] if _TRACE.match(given) else []
+    """Return the `traceparent` as a record header; a malformed one is ignored. Source: W3C Trace Context."""
+    traceparent = headers.get("traceparent", "")
+    return [("traceparent", traceparent.encode())] if _TRACE.match(traceparent) else []
 
 
 def last_event_id(headers: Mapping[str, str]) -> str | None:
-    """Give the `Last-Event-ID`, or None."""
+    """Return the `Last-Event-ID`, or None if it is missing or empty."""
     return headers.get("Last-Event-ID") or None
 
 
 def bad_last_event_id() -> Problem:
-    """Refuse a `Last-Event-ID` that is none of ours."""
+    """Return the problem for a `Last-Event-ID` that this stream did not send."""
     return _bad_header("Last-Event-ID", "must be an id of this stream")
 
 
 def new_id(actor: str, key: str | None, use: str) -> str:
-    """Make an id: always the same one for a caller's key and a use of it, without a key another one every time."""
+    """Return an id: derived from actor, key and use, or random if there is no key."""
     return str(uuid4() if key is None else uuid5(_IDS, f"{actor}\0{use}\0{key}"))
 
 
 async def _data(request: web.Request) -> bytes:
-    """Read a body as it is sent, up to a size and a time."""
+    """Read a body without decompression, within the limits of size and time."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem(
-            Trouble.UNSUPPORTED_MEDIA_TYPE, "The body is compressed.", headers={"Accept-Encoding": "identity"}
+            Trouble.UNSUPPORTED_MEDIA_TYPE,
+            "The body is compressed; send it without Content-Encoding.",
+            headers={"Accept-Encoding": "identity"},
         )
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise Problem(Trouble.TOO_LARGE, headers=CLOSE)
@@ -158,20 +160,20 @@ async def _data(request: web.Request) -> bytes:
         raise Problem(Trouble.TOO_SLOW, headers=CLOSE) from None
     except HTTPRequestEntityTooLarge:
         raise Problem(Trouble.TOO_LARGE, headers=CLOSE) from None
-    except (web.RequestPayloadError, ConnectionError):  # a bad chunk, or its sender has gone
+    except (web.RequestPayloadError, ConnectionError):  # a bad chunk, or the sender has disconnected
         raise Problem(Trouble.BAD_REQUEST, headers=CLOSE) from None
 
 
 def _visible_ascii(headers: Mapping[str, str], name: str) -> str | None:
-    given = headers.get(name)
-    if given is not None and not _VISIBLE.match(given):
+    value = headers.get(name)
+    if value is not None and not _VISIBLE.match(value):
         raise _bad_header(name, "must be 1…200 visible ASCII characters")
-    return given
+    return value
 
 
-def _once(members: list[tuple[str, Any]]) -> None:
+def _refuse_duplicates(members: list[tuple[str, Any]]) -> None:
     if len(dict(members)) < len(members):
-        raise Problem(Trouble.INVALID_BODY, errors=[Fault("", "must name each field of an object once")])
+        raise Problem(Trouble.INVALID_BODY, errors=[Fault("", "must have each field of an object once")])
 
 
 def _version(tag: ETag) -> int | None:
@@ -184,15 +186,15 @@ def _bad_header(name: str, must_be: str) -> Problem:
 
 def _faults(error: ValidationError) -> Iterable[Fault]:
     for fault in error.errors(include_url=False, include_context=False, include_input=False)[:20]:
-        pointer = "".join(f"/{_step(part)}" for part in fault["loc"])
-        yield Fault(pointer[:200], _said(fault["type"], fault["msg"]))
+        pointer = "".join(f"/{_pointer_part(part)}" for part in fault["loc"])
+        yield Fault(pointer[:200], _detail(fault["type"], fault["msg"]))
 
 
-def _said(kind: str, message: str) -> str:
-    """Say what is wrong. What the parser says of bad JSON can hold a piece of it."""
-    return "is not well-formed JSON" if kind == "json_invalid" else message.removeprefix("Value error, ")
+def _detail(kind: str, message: str) -> str:
+    """Return the text of a fault. For invalid JSON it is fixed, because the parser's message quotes the input."""
+    return "must be well-formed JSON" if kind == "json_invalid" else message.removeprefix("Value error, ")
 
 
-def _step(part: int | str) -> str:
-    """Write one step of a pointer; a name that none of our fields can have is not repeated."""
+def _pointer_part(part: int | str) -> str:
+    """Return one part of a JSON pointer; `?` replaces a name that no field of this API can have."""
     return str(part) if _NAME.match(str(part)) else "?"

@@ -1,4 +1,4 @@
-"""What callers get: orders, events, outcomes and pages as JSON."""
+"""JSON responses: orders, events, outcomes and pages."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -16,30 +16,30 @@ PRIVATE: Final = "private, no-cache"
 encode: Final = msgspec.json.Encoder().encode
 
 
-def answer(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Make an answer of JSON. An order is its user's, and a cache asks again with the ETag."""
+def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return a JSON response. Orders are private to their user, and caches must revalidate with the ETag."""
     headers = {"Cache-Control": PRIVATE, **(headers or {})}
     return web.Response(body=encode(body), status=status, content_type=JSON, headers=headers)
 
 
-def order_answer(view: OrderView, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Answer with an order; its version is the ETag."""
-    return answer(view, status, {"ETag": etag(view.version), **(headers or {})})
+def order_response(view: OrderView, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return a response with an order; the ETag is its version."""
+    return json_response(view, status, {"ETag": etag(view.version), **(headers or {})})
 
 
 def etag(version: int) -> str:
-    """Make the ETag of a version."""
+    """Return the ETag of a version."""
     return f'"{version}"'
 
 
 def event_json(recorded: StoredEvent) -> dict[str, Any]:
-    """Give an event flat, as its Avro record is, with its type and place; digests are hexadecimal."""
-    place = {"partition": recorded.partition, "offset": recorded.offset, "command_offset": recorded.command_offset}
-    return {**flat(recorded.event), **place}
+    """Return an event as a flat object, with its type, partition and offsets; digests are hexadecimal."""
+    offsets = {"partition": recorded.partition, "offset": recorded.offset, "command_offset": recorded.command_offset}
+    return {**flat(recorded.event), **offsets}
 
 
 def outcome_json(decided: Event | Rejection) -> dict[str, Any]:
-    """Say what became of a command."""
+    """Return the outcome of a command."""
     if isinstance(decided, Event):
         return {"outcome": "accepted", "version": decided.version, "event": flat(decided)}
     return {
@@ -51,6 +51,6 @@ def outcome_json(decided: Event | Rejection) -> dict[str, Any]:
 
 
 def undecided_json(order_id: str, command_id: str, copy_id: str | None = None) -> dict[str, Any]:
-    """Say that a command is in Kafka, and not decided yet."""
-    named = {} if copy_id is None else {"copy_id": copy_id}
-    return {"outcome": "undecided", "order_id": order_id, "command_id": command_id, **named}
+    """Return the outcome of a command that is in Kafka and not yet decided."""
+    copy = {} if copy_id is None else {"copy_id": copy_id}
+    return {"outcome": "undecided", "order_id": order_id, "command_id": command_id, **copy}

@@ -1,4 +1,4 @@
-"""What becomes of the commands that callers send: each goes into Kafka once, and all who ask for it wait together."""
+"""Sends the commands of callers to Kafka, each once, and returns their outcomes to every request that waits."""
 
 import asyncio
 from collections import Counter, OrderedDict, deque
@@ -23,20 +23,21 @@ from order_service.wire.headers import Headers
 log = structlog.get_logger()
 
 KNOWN_MAX: Final = 10_000
-"""How many undecided commands a process remembers. Of those that it forgets it says what the views say."""
+"""Maximum number of undecided commands that a process remembers. The views alone answer for those it forgets."""
 PATIENT_S: Final = 0.25
+"""Poll interval while commands are undecided but no request waits."""
 ACTORS_MIN: Final = 4
-"""How many actors it takes to hold all places: one whose commands hang leaves room for others."""
+"""Minimum number of actors that it takes to fill all slots: one whose commands hang leaves room for others."""
 EARLY_MAX: Final = 16
-"""How many outcomes are kept of a command whose own offset is not known yet."""
+"""Maximum number of outcomes kept for a command whose own offset is not known yet."""
 GRACE_S: Final = 0.5
-"""How long a refused earlier copy waits for what else becomes of ours, as `sdk.outcomes.GRACE_S`."""
+"""How long the rejection of an earlier copy waits for another outcome of our copy; equals `sdk.outcomes.GRACE_S`."""
 
 
 class CommandResult(Struct, frozen=True):
-    """What became of a command, None while it is undecided; `is_replayed` if it was answered to an earlier request.
+    """The outcome of a command, None while it is undecided; `is_replayed` if an earlier request led to it.
 
-    `offset` is where the copy of an undecided command lies in the partition of its order, if this server knows it.
+    `offset` is the offset of an undecided command's copy in the partition of its order, if this server knows it.
     """
 
     decided: Event | Rejection | None
@@ -45,122 +46,122 @@ class CommandResult(Struct, frozen=True):
 
 
 class PendingCommand:
-    """A command of which this process awaits the outcome: `sent` once it is in Kafka, then `decided`."""
+    """A command whose outcome this process awaits: `sent` is done once it is in Kafka, then `decided`."""
 
     def __init__(self, command: Command, digest: bytes) -> None:
         self.key = command.order_id, command.command_id
         self.digest = digest
         self.actor = command.actor
         self.decide_by = command.decide_by
-        """The time that our copy carries."""
+        """The `decide_by` of our copy."""
         self.waiting = 0
         self.offset: int | None = None
         """The offset of our copy in the partition of its order. Other copies may lie before and behind it."""
         self.offset_before: int | None = None
-        """The offset of our copy before, while a new one is being sent, and `decide_by_before` its time."""
+        """The offset of our previous copy while a new one is being sent; `decide_by_before` is its time."""
         self.decide_by_before = command.decide_by
         self.early: deque[StoredEvent | StoredRejection] = deque(maxlen=EARLY_MAX)
-        """Outcomes of the command that came before our offset did."""
+        """Outcomes of the command that arrived before our offset was known."""
         self.later_event: StoredEvent | None = None
-        """The event of a copy behind ours, while nothing is known of ours."""
+        """The event of a later copy, while the outcome of our copy is unknown."""
         self.is_being_sent = False
         self.is_settling = False
-        self.has_news = False
-        """Whether the order had an outcome since the views were last asked whether an earlier refusal is ours."""
+        self.has_changes = False
+        """Whether the order had an outcome since the last query for an earlier rejection that is also ours."""
         self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.decided: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
 
     @property
     def last_offset(self) -> int | None:
-        """The offset of the newest copy of ours that is known to be in Kafka."""
+        """The offset of our newest copy that is known to be in Kafka."""
         return self.offset_before if self.offset is None else self.offset
 
     def decide(self, outcome: CommandResult) -> None:
-        """Set the outcome for all who wait."""
+        """Set the outcome for all waiting requests."""
         if not self.sent.done():
             self.sent.set_result(None)
         if not self.decided.done():
             self.decided.set_result(outcome)
 
     def fail(self, error: Exception) -> None:
-        """Raise `error` for all who wait: the command may not be in Kafka, or must not be."""
+        """Raise `error` in all waiting requests: the command may not be in Kafka, or must not be."""
         if not self.sent.done():
             self.sent.set_exception(error)
             self.sent.exception()
 
 
 class CommandResults:
-    """Sends commands and awaits what becomes of them.
+    """Sends commands and awaits their outcomes.
 
-    At most `waiting_max` requests are held at a time, of one actor a quarter of that.
+    At most `waiting_max` requests wait at a time, at most a quarter of them from one actor.
     """
 
-    def __init__(self, views: Views, pulse: ViewPoller, topic: CommandsTopic, waiting_max: int) -> None:
+    def __init__(self, views: Views, poller: ViewPoller, topic: CommandsTopic, waiting_max: int) -> None:
         self._views = views
-        self._pulse = pulse
+        self._poller = poller
         self._topic = topic
         self._waiting_max = waiting_max
         self._held: Counter[str] = Counter()
-        self._awaited: OrderedDict[tuple[str, str], PendingCommand] = OrderedDict()
+        self._pending: OrderedDict[tuple[str, str], PendingCommand] = OrderedDict()
         self._in_doubt: dict[str, dict[str, PendingCommand]] = {}
-        """By order and command: those of which another copy has an outcome, and nothing is known of ours."""
+        """By order and command: commands of which another copy has an outcome, and our copy has none that is known."""
         self._sending: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        pulse.add(self)
+        poller.add(self)
 
     @property
-    def every_s(self) -> float | None:
-        """How often to look into the views."""
+    def poll_interval_s(self) -> float | None:
+        """The poll interval in seconds; None while no request waits and no command is undecided."""
         if self._held:
             return EAGER_S
-        return PATIENT_S if self._awaited else None
+        return PATIENT_S if self._pending else None
 
-    def hear(self, news: ViewChanges) -> None:
-        """Find the outcomes of awaited commands."""
-        for recorded in news.events:
-            self._happened(recorded)
+    def on_changes(self, changes: ViewChanges) -> None:
+        """Match new events and rejections to pending commands."""
+        for recorded in changes.events:
+            self._on_event(recorded)
             self._settle_order(recorded.event.order_id)
-        for refused in news.refusals:
-            self._refused(refused)
+        for refused in changes.refusals:
+            self._on_rejection(refused)
             self._settle_order(refused.rejection.order_id)
 
-    def awaited(self, order_id: str, command_id: str, actor: str) -> PendingCommand | None:
-        """Return a command of this actor that is on its way and, as far as this process knows, undecided."""
-        awaited = self._awaited.get((order_id, command_id))
-        return awaited if awaited is not None and awaited.actor == actor else None
+    def pending(self, order_id: str, command_id: str, actor: str) -> PendingCommand | None:
+        """Return a command that this actor has sent and that this process does not know to be decided, or None."""
+        pending = self._pending.get((order_id, command_id))
+        return pending if pending is not None and pending.actor == actor else None
 
     async def outcome(self, command: Command, headers: Headers, wait_s: float, *, is_new: bool) -> CommandResult:
         """Send a command, unless it was sent before, and wait for its outcome up to `wait_s` seconds.
 
-        `is_new` says that nobody can have used its id before. Raises Problem if it was used with another content, too
-        many requests wait, or this server ends; KafkaAwayError and SQLAlchemyError.
+        `is_new` means that its id cannot have been used before. Raises Problem if the id was used with other content,
+        too many requests wait, or this server stops; KafkaAwayError and SQLAlchemyError.
         """
         deadline = asyncio.get_running_loop().time() + wait_s
-        with self.place(command.actor):
-            awaited = await self._join(command, headers, is_new=is_new)
-            awaited.waiting += 1
+        with self.slot(command.actor):
+            pending = await self._join(command, headers, is_new=is_new)
+            pending.waiting += 1
             try:
-                await self._ask_again(awaited, command, headers)
-                await asyncio.shield(awaited.sent)
-                left = deadline - asyncio.get_running_loop().time()
-                futures: set[asyncio.Future[Any]] = {awaited.decided, self._ended}
-                await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+                await self._send_again_if_dropped(pending, command, headers)
+                await asyncio.shield(pending.sent)
+                left_s = deadline - asyncio.get_running_loop().time()
+                futures: set[asyncio.Future[Any]] = {pending.decided, self._ended}
+                await asyncio.wait(futures, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
                 return (
-                    awaited.decided.result()
-                    if awaited.decided.done()
-                    else CommandResult(None, offset=awaited.last_offset)
+                    pending.decided.result()
+                    if pending.decided.done()
+                    else CommandResult(None, offset=pending.last_offset)
                 )
             finally:
-                awaited.waiting -= 1
+                pending.waiting -= 1
 
     @contextmanager
-    def place(self, actor: str) -> Iterator[None]:
-        """Hold a request of an actor, and look often meanwhile; Problem if there is no place for it."""
+    def slot(self, actor: str) -> Iterator[None]:
+        """Reserve a slot for a waiting request, and poll often meanwhile. Raises Problem if no slot is free."""
         if self._ended.done():
-            raise Problem(Trouble.NOT_YET, "This server is about to end.", headers={"Retry-After": "1"})
+            raise Problem(Trouble.NOT_YET, "This server is shutting down.", headers={"Retry-After": "1"})
         if self._held.total() >= self._waiting_max or self._held[actor] * ACTORS_MIN >= self._waiting_max:
-            raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many requests wait already.", headers={"Retry-After": "1"})
+            raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many requests are waiting.", headers={"Retry-After": "1"})
         self._held[actor] += 1
         try:
             yield
@@ -170,115 +171,115 @@ class CommandResults:
                 del self._held[actor]
 
     async def stop(self) -> None:
-        """End all waiting; commands on their way into Kafka get there."""
+        """End all waiting, then wait until the commands being sent have reached Kafka."""
         self._ended.set_result(None)
         for settling in self._settling:
             settling.cancel()
         await asyncio.gather(*self._sending)
 
-    def _happened(self, recorded: StoredEvent) -> None:
-        """Decide by the event of our copy or an earlier one; before that of a later one, ours may have been refused."""
+    def _on_event(self, recorded: StoredEvent) -> None:
+        """Decide by the event of our copy or an earlier one; if a later copy made it, ours may have been refused."""
         event = recorded.event
-        awaited = self._awaited.get((event.order_id, event.command_id))
-        if awaited is None or awaited.digest != event.command_digest:
+        pending = self._pending.get((event.order_id, event.command_id))
+        if pending is None or pending.digest != event.command_digest:
             return
-        if awaited.is_being_sent:  # only its offset says whether it is the event of our copy
-            awaited.early.append(recorded)
-        elif _is_behind(recorded.command_offset, awaited.offset):
-            awaited.later_event = recorded
-            self._doubt(awaited)
+        if pending.is_being_sent:  # only our offset tells whether it is the event of our copy
+            pending.early.append(recorded)
+        elif _is_after(recorded.command_offset, pending.offset):
+            pending.later_event = recorded
+            self._mark_in_doubt(pending)
         else:
-            self._decide(awaited, event, is_replayed=recorded.command_offset != awaited.offset)
+            self._decide(pending, event, is_replayed=recorded.command_offset != pending.offset)
 
-    def _refused(self, refused: StoredRejection) -> None:
-        """Decide by a refusal, if it is the one of our copy. One of an earlier copy may stand for ours, or may not."""
+    def _on_rejection(self, refused: StoredRejection) -> None:
+        """Decide by the rejection of our copy. That of an earlier copy may or may not be its outcome."""
         rejection = refused.rejection
-        awaited = self._awaited.get((rejection.order_id, rejection.command_id))
-        if awaited is None or awaited.digest != rejection.command_digest or refused.command_offset is None:
+        pending = self._pending.get((rejection.order_id, rejection.command_id))
+        if pending is None or pending.digest != rejection.command_digest or refused.command_offset is None:
             return
-        if awaited.offset is None:
-            awaited.early.append(refused)
-        elif refused.command_offset == awaited.offset:
-            self._decide(awaited, rejection)
-        elif refused.command_offset < awaited.offset:
-            self._doubt(awaited)
+        if pending.offset is None:
+            pending.early.append(refused)
+        elif refused.command_offset == pending.offset:
+            self._decide(pending, rejection)
+        elif refused.command_offset < pending.offset:
+            self._mark_in_doubt(pending)
 
     def _settle_order(self, order_id: str) -> None:
-        """Ask the views again about the commands of an order that are in doubt: it has had an outcome."""
-        for command_id, awaited in self._in_doubt.get(order_id, {}).items():
-            awaited.has_news = True
-            if not awaited.is_settling:
-                awaited.is_settling = True
-                self._start(self._settle(order_id, command_id, awaited), self._settling)
+        """Query the views again for the commands of an order that are in doubt: the order has a new outcome."""
+        for command_id, pending in self._in_doubt.get(order_id, {}).items():
+            pending.has_changes = True
+            if not pending.is_settling:
+                pending.is_settling = True
+                self._start(self._settle(order_id, command_id, pending), self._settling)
 
-    async def _settle(self, order_id: str, command_id: str, awaited: PendingCommand) -> None:
+    async def _settle(self, order_id: str, command_id: str, pending: PendingCommand) -> None:
         """Find out whether the outcome of another copy is also ours.
 
-        The refusal of an earlier copy may be: nothing new comes of what is remembered. The event of a later one is ours
-        once the views know that nothing refused our copy, which may take them some time.
+        The rejection of an earlier copy may be: a remembered command gets no new record. The event of a later copy is
+        ours once the views show that our copy was not refused, which may take some time.
         """
         try:
-            while self._is_in_doubt(awaited) and (awaited.has_news or awaited.later_event is not None):
-                awaited.has_news = False
+            while self._is_in_doubt(pending) and (pending.has_changes or pending.later_event is not None):
+                pending.has_changes = False
                 await asyncio.sleep(GRACE_S)
-                await self._ask_views(order_id, command_id, awaited)
+                await self._query_views(order_id, command_id, pending)
         except SQLAlchemyError as error:
-            log.warning("The views cannot be read; a repeated command stays undecided.", error=type(error).__name__)
+            log.warning("Views cannot be read; a repeated command stays undecided.", error=type(error).__name__)
         finally:
-            awaited.is_settling = False
+            pending.is_settling = False
 
-    async def _ask_views(self, order_id: str, command_id: str, awaited: PendingCommand) -> None:
-        """Decide by what the views hold of our copy. Raises SQLAlchemyError."""
-        if (offset := awaited.offset) is None:
+    async def _query_views(self, order_id: str, command_id: str, pending: PendingCommand) -> None:
+        """Decide by the outcome of our copy in the views, if it is there. Raises SQLAlchemyError."""
+        if (offset := pending.offset) is None:
             return
-        decided = await asyncio.to_thread(self._views.outcome, order_id, command_id, awaited.digest, offset)
-        if decided is not None and awaited.offset == offset:
-            self._decide(awaited, decided, is_replayed=True)
+        decided = await asyncio.to_thread(self._views.outcome, order_id, command_id, pending.digest, offset)
+        if decided is not None and pending.offset == offset:
+            self._decide(pending, decided, is_replayed=True)
 
-    async def _ask_again(self, awaited: PendingCommand, command: Command, headers: Headers) -> None:
-        """Ask the views about a command that was sent before, and send it again if its copy may have been dropped.
+    async def _send_again_if_dropped(self, pending: PendingCommand, command: Command, headers: Headers) -> None:
+        """Query the views for a command that was sent before, and send it again if its copy may have been dropped.
 
-        A worker drops a copy of a command that waits in a full waiting room. Where the waiting one is refused and its
-        order remembers nothing, no record says so: then a new copy gets an outcome, and ours is that one's.
+        A worker drops a copy of a command that waits in a full waiting room. If the waiting command is refused and its
+        order does not remember it, our copy has no record: then a new copy gets an outcome, which is ours as well.
         """
-        await self._ask_views(command.order_id, command.command_id, awaited)
-        if self._is_in_doubt(awaited) and not awaited.is_settling and awaited.offset is not None:
-            # Others may wait with a later time than this caller's.
-            self._send_again(awaited, structs.replace(command, decide_by=awaited.decide_by), headers)
+        await self._query_views(command.order_id, command.command_id, pending)
+        if self._is_in_doubt(pending) and not pending.is_settling and pending.offset is not None:
+            # Other requests may wait with a later `decide_by` than this one.
+            self._send_again(pending, structs.replace(command, decide_by=pending.decide_by), headers)
 
-    def _send_again(self, awaited: PendingCommand, command: Command, headers: Headers) -> None:
-        """Send a new copy of a command whose copy before is in Kafka; all who wait now wait for the new one."""
-        self._no_doubt(awaited)
-        awaited.decide_by_before, awaited.decide_by = awaited.decide_by, command.decide_by
-        if awaited.later_event is not None:  # it is the event of a copy before the new one
-            awaited.early.append(awaited.later_event)
-            awaited.later_event = None
-        # From now on, a refusal of the copy before is one of an earlier copy.
-        awaited.offset_before, awaited.offset = awaited.offset, None
-        awaited.sent = asyncio.get_running_loop().create_future()
-        self._start(self._send(command, headers, awaited, is_new=True), self._sending)
+    def _send_again(self, pending: PendingCommand, command: Command, headers: Headers) -> None:
+        """Send a new copy of a command whose previous copy is in Kafka; all requests now wait for the new one."""
+        self._clear_doubt(pending)
+        pending.decide_by_before, pending.decide_by = pending.decide_by, command.decide_by
+        if pending.later_event is not None:  # it is the event of a copy before the new one
+            pending.early.append(pending.later_event)
+            pending.later_event = None
+        # From now on, a rejection of the previous copy is one of an earlier copy.
+        pending.offset_before, pending.offset = pending.offset, None
+        pending.sent = asyncio.get_running_loop().create_future()
+        self._start(self._send(command, headers, pending, is_new=True), self._sending)
 
-    def _doubt(self, awaited: PendingCommand) -> None:
-        order_id, command_id = awaited.key
-        if self._awaited.get(awaited.key) is awaited:
-            self._in_doubt.setdefault(order_id, {})[command_id] = awaited
+    def _mark_in_doubt(self, pending: PendingCommand) -> None:
+        order_id, command_id = pending.key
+        if self._pending.get(pending.key) is pending:
+            self._in_doubt.setdefault(order_id, {})[command_id] = pending
 
-    def _is_in_doubt(self, awaited: PendingCommand) -> bool:
-        order_id, command_id = awaited.key
-        return self._in_doubt.get(order_id, {}).get(command_id) is awaited
+    def _is_in_doubt(self, pending: PendingCommand) -> bool:
+        order_id, command_id = pending.key
+        return self._in_doubt.get(order_id, {}).get(command_id) is pending
 
-    def _no_doubt(self, awaited: PendingCommand) -> None:
-        order_id, command_id = awaited.key
+    def _clear_doubt(self, pending: PendingCommand) -> None:
+        order_id, command_id = pending.key
         of_order = self._in_doubt.get(order_id, {})
         of_order.pop(command_id, None)
         if not of_order:
             self._in_doubt.pop(order_id, None)
 
-    def _forget(self, awaited: PendingCommand) -> None:
+    def _forget(self, pending: PendingCommand) -> None:
         """Forget a command, unless it was forgotten and another caller awaits the same one."""
-        if self._awaited.get(awaited.key) is awaited:
-            del self._awaited[awaited.key]
-            self._no_doubt(awaited)
+        if self._pending.get(pending.key) is pending:
+            del self._pending[pending.key]
+            self._clear_doubt(pending)
 
     @staticmethod
     def _start(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
@@ -286,74 +287,74 @@ class CommandResults:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    def _decide(self, awaited: PendingCommand, decided: Event | Rejection, *, is_replayed: bool = False) -> None:
-        self._forget(awaited)
-        awaited.decide(CommandResult(decided, is_replayed=is_replayed))
+    def _decide(self, pending: PendingCommand, decided: Event | Rejection, *, is_replayed: bool = False) -> None:
+        self._forget(pending)
+        pending.decide(CommandResult(decided, is_replayed=is_replayed))
 
     async def _join(self, command: Command, headers: Headers, *, is_new: bool) -> PendingCommand:
-        """Wait with those who wait for this command already, else send it.
+        """Return the pending command that other requests wait for, or send it.
 
-        With a later `decide_by` than theirs, or none, send a new copy: theirs may be refused in time for them only.
+        If this `decide_by` is later than theirs, or None, send a new copy: theirs may be refused too early for it.
         """
         key, digest = (command.order_id, command.command_id), command_digest(command)
-        while (awaited := self._awaited.get(key)) is not None:
-            if awaited.digest != digest:
+        while (pending := self._pending.get(key)) is not None:
+            if pending.digest != digest:
                 raise _reused(command)
-            if not _is_later(command.decide_by, awaited.decide_by):
-                return awaited
-            if awaited.sent.done():
-                self._send_again(awaited, command, headers)
-                return awaited
-            await asyncio.shield(awaited.sent)
-        if len(self._awaited) >= KNOWN_MAX:
-            oldest = next((old for old in self._awaited.values() if not old.waiting), None)
+            if not _is_later(command.decide_by, pending.decide_by):
+                return pending
+            if pending.sent.done():
+                self._send_again(pending, command, headers)
+                return pending
+            await asyncio.shield(pending.sent)
+        if len(self._pending) >= KNOWN_MAX:
+            oldest = next((known for known in self._pending.values() if not known.waiting), None)
             if oldest is not None:
                 self._forget(oldest)
-        awaited = self._awaited[key] = PendingCommand(command, digest)
-        self._start(self._send(command, headers, awaited, is_new=is_new), self._sending)
-        return awaited
+        pending = self._pending[key] = PendingCommand(command, digest)
+        self._start(self._send(command, headers, pending, is_new=is_new), self._sending)
+        return pending
 
-    async def _send(self, command: Command, headers: Headers, awaited: PendingCommand, *, is_new: bool) -> None:
-        """Send a command; it is a task of its own, for whoever asked for it may hang up."""
+    async def _send(self, command: Command, headers: Headers, pending: PendingCommand, *, is_new: bool) -> None:
+        """Send a command. Runs as a separate task, because the caller may hang up."""
         try:
-            await self._pulse.wake()
-            first = None if is_new else await self._first_outcome(command, awaited)
+            await self._poller.wake()
+            first = None if is_new else await self._first_outcome(command, pending)
             if first is not None:
-                self._forget(awaited)
-                awaited.decide(CommandResult(first, is_replayed=True))
-            if not awaited.sent.done():  # the news may have been faster
-                awaited.is_being_sent = True
+                self._forget(pending)
+                pending.decide(CommandResult(first, is_replayed=True))
+            if not pending.sent.done():  # the poller may have been faster
+                pending.is_being_sent = True
                 arrived = await self._topic.send(command, headers)
-                self._arrived(awaited, arrived.offset)
-        except Exception as error:  # noqa: BLE001 - whoever waits hears of it, whatever it is
-            awaited.fail(error)
-            if awaited.offset_before is None:
-                self._forget(awaited)
-            else:  # those who waited before wait on; a caller who asks again has a new copy sent
-                awaited.decide_by = awaited.decide_by_before
-                awaited.sent = asyncio.get_running_loop().create_future()
-                self._doubt(awaited)
-                self._arrived(awaited, awaited.offset_before)
+                self._on_sent(pending, arrived.offset)
+        except Exception as error:  # noqa: BLE001 - every waiting request gets the error, of any kind
+            pending.fail(error)
+            if pending.offset_before is None:
+                self._forget(pending)
+            else:  # earlier requests wait on; the next request for it sends a new copy
+                pending.decide_by = pending.decide_by_before
+                pending.sent = asyncio.get_running_loop().create_future()
+                self._mark_in_doubt(pending)
+                self._on_sent(pending, pending.offset_before)
 
-    def _arrived(self, awaited: PendingCommand, offset: int) -> None:
-        """Note the offset of our copy, and take up the outcomes that came before it was known."""
-        awaited.offset, awaited.is_being_sent = offset, False
-        if not awaited.sent.done():
-            awaited.sent.set_result(None)
+    def _on_sent(self, pending: PendingCommand, offset: int) -> None:
+        """Set the offset of our copy, and handle the outcomes that arrived before it was known."""
+        pending.offset, pending.is_being_sent = offset, False
+        if not pending.sent.done():
+            pending.sent.set_result(None)
         early = ViewChanges(
-            tuple(one for one in awaited.early if isinstance(one, StoredEvent)),
-            tuple(one for one in awaited.early if isinstance(one, StoredRejection)),
+            tuple(outcome for outcome in pending.early if isinstance(outcome, StoredEvent)),
+            tuple(outcome for outcome in pending.early if isinstance(outcome, StoredRejection)),
             {},
         )
-        awaited.early.clear()
-        self.hear(early)
+        pending.early.clear()
+        self.on_changes(early)
 
-    async def _first_outcome(self, command: Command, awaited: PendingCommand) -> Event | Rejection | None:
-        """Look what an earlier copy of a command came to; a refusal of the moment is none: it is tried again."""
+    async def _first_outcome(self, command: Command, pending: PendingCommand) -> Event | Rejection | None:
+        """Return the outcome of an earlier copy, or None; a temporary refusal does not count, as it allows a retry."""
         first = await asyncio.to_thread(self._views.command, command.order_id, command.command_id)
         if first is None:
             return None
-        if first.command_digest != awaited.digest:
+        if first.command_digest != pending.digest:
             raise _reused(command)
         is_tried_again = isinstance(first, Rejection) and first.reason in NEVER_REMEMBERED
         return None if is_tried_again else first
@@ -363,10 +364,10 @@ def _reused(command: Command) -> Problem:
     return Problem(Reason.COMMAND_ID_REUSED, order_id=command.order_id, command_id=command.command_id)
 
 
-def _is_behind(command_offset: int | None, other: int | None) -> bool:
+def _is_after(command_offset: int | None, other: int | None) -> bool:
     return command_offset is not None and other is not None and command_offset > other
 
 
-def _is_later(one: datetime | None, other: datetime | None) -> bool:
-    """Return whether a `decide_by` gives more time than another one; None is no limit."""
-    return other is not None and (one is None or one > other)
+def _is_later(decide_by: datetime | None, other: datetime | None) -> bool:
+    """Return whether `decide_by` allows more time than `other`; None means without limit."""
+    return other is not None and (decide_by is None or decide_by > other)

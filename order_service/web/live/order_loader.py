@@ -1,6 +1,6 @@
-"""Orders by their ids: all that are asked for while one question is under way are the next question together.
+"""Loads orders by id: all ids that are requested while one query runs go into the next query together.
 
-A question of its own for each would cost a thread's turn and a statement, most of the work of a GET.
+A query for each request would cost a thread switch and a statement, most of the work of a GET.
 """
 
 import asyncio
@@ -10,42 +10,42 @@ from typing import Final
 from order_service.views.order_view import OrderView
 from order_service.views.queries import Views
 
-TOGETHER_MAX: Final = 500
-"""How many orders one question asks for."""
+BATCH_MAX: Final = 500
+"""Maximum number of orders in one query."""
 
-Asked = asyncio.Future[OrderView | None]
+OrderFuture = asyncio.Future[OrderView | None]
 
 
 class OrderLoader:
-    """Gives orders as they are at the time of the question, or later."""
+    """Loads orders as they are at the time of the call, or later."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
-        self._thread = ThreadPoolExecutor(1, "lookup")
-        self._wanted: dict[str, Asked] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "order-loader")
+        self._wanted: dict[str, OrderFuture] = {}
+        self._loading: asyncio.Task[None] | None = None
 
     async def order(self, order_id: str) -> OrderView | None:
-        """Give an order as it is now, None if there is none. Raises SQLAlchemyError."""
-        asked = self._wanted.get(order_id)
-        if asked is None:
-            asked = self._wanted[order_id] = asyncio.get_running_loop().create_future()
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
-        return await asyncio.shield(asked)  # who hangs up takes nobody along
+        """Return an order as it is now, or None if it does not exist. Raises SQLAlchemyError."""
+        future = self._wanted.get(order_id)
+        if future is None:
+            future = self._wanted[order_id] = asyncio.get_running_loop().create_future()
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load())
+        return await asyncio.shield(future)  # a caller that hangs up does not cancel the others
 
-    async def _ask(self) -> None:
+    async def _load(self) -> None:
         loop = asyncio.get_running_loop()
         while self._wanted:
-            some = list(self._wanted)[:TOGETHER_MAX]
-            asked = {order_id: self._wanted.pop(order_id) for order_id in some}
+            order_ids = list(self._wanted)[:BATCH_MAX]
+            futures = {order_id: self._wanted.pop(order_id) for order_id in order_ids}
             try:
-                found = await loop.run_in_executor(self._thread, self._views.orders, some)
-            except Exception as error:  # noqa: BLE001 - whoever asked hears of it, whatever it is
-                for one in asked.values():
-                    one.set_exception(error)
-                    one.exception()  # they may all have hung up
+                orders = await loop.run_in_executor(self._thread, self._views.orders, order_ids)
+            except Exception as error:  # noqa: BLE001 - every waiting caller gets the error, of any kind
+                for future in futures.values():
+                    future.set_exception(error)
+                    future.exception()  # marks it as retrieved: all callers may have hung up
             else:
-                for order_id, one in asked.items():
-                    one.set_result(found.get(order_id))
-        self._asking = None
+                for order_id, future in futures.items():
+                    future.set_result(orders.get(order_id))
+        self._loading = None

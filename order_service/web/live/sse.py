@@ -1,4 +1,4 @@
-"""Server-sent events: a connection that stays open, gets each event once and in order, and resumes where it broke off.
+"""Server-sent events: a connection stays open, receives each event once and in order, and resumes where it broke off.
 
 Source: HTML standard, "Server-sent events".
 """
@@ -18,7 +18,7 @@ from order_service.views.order_view import OrderView
 from order_service.views.queries import Offsets, StoredEvent, Views
 from order_service.web.access.auth import Caller
 from order_service.web.http import requests
-from order_service.web.http.cursors import read_places, write_places
+from order_service.web.http.cursors import read_offsets, write_offsets
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.http.responses import encode, event_json
 from order_service.web.live.subscriptions import Streams, Subject
@@ -26,33 +26,33 @@ from order_service.web.live.view_poller import ViewPoller
 
 HEARTBEAT_S: Final = 15.0
 WRITE_WITHIN_S: Final = 10.0
-"""How long a reader may leave its socket full; then it is cut off."""
+"""How long a reader may leave its socket full before the connection is aborted."""
 LIFE_S: Final = 3600.0
-"""How long a connection may live: whoever resumes shows its token again."""
+"""Maximum age of a connection: a reader that resumes must send its token again."""
 PAGE: Final = 100
 USERS_SHARE: Final = 0.01
-"""Of all streams, how many one user may open."""
+"""The share of all streams that one user may open."""
 
 
 class StreamPosition(Protocol):
-    """Where the reader of a stream is."""
+    """The position of a reader in its stream."""
 
     @property
     def id(self) -> str:
-        """By which its reader resumes here."""
+        """The `Last-Event-ID` that resumes here."""
 
     async def page(self) -> Sequence[StoredEvent]:
-        """Read what comes next in the views; nothing if that is all."""
+        """Return the next events from the views, or an empty sequence at the end."""
 
-    def take(self, recorded: StoredEvent) -> bool:
-        """Go behind an event; False if it has been passed."""
+    def advance(self, recorded: StoredEvent) -> bool:
+        """Move past an event; return False if the position is already past it."""
 
-    def reach(self, places: Offsets) -> None:
-        """Go on to where nothing is left between for this reader."""
+    def advance_to(self, offsets: Offsets) -> None:
+        """Move to `offsets`: up to there, no event is left for this reader."""
 
 
-class InOrder:
-    """Behind a version of an order."""
+class OrderPosition:
+    """A position in the history of an order: after a version."""
 
     def __init__(self, views: Views, order_id: str, version: int) -> None:
         self._views = views
@@ -61,138 +61,138 @@ class InOrder:
 
     @property
     def id(self) -> str:
-        """The version."""
+        """The version, as text."""
         return str(self._version)
 
     async def page(self) -> Sequence[StoredEvent]:
-        """Read the next events of the order."""
+        """Return the next events of the order."""
         return await asyncio.to_thread(self._views.history, self._order_id, after_version=self._version, limit=PAGE)
 
-    def take(self, recorded: StoredEvent) -> bool:
-        """Go behind an event; False if it has been passed."""
+    def advance(self, recorded: StoredEvent) -> bool:
+        """Move past an event; return False if the position is already past it."""
         if recorded.event.version <= self._version:
             return False
         self._version = recorded.event.version
         return True
 
-    def reach(self, places: Offsets) -> None:
-        """Stay: the version says it all."""
+    def advance_to(self, offsets: Offsets) -> None:
+        """Do nothing: the version alone is the position."""
 
 
-class InAll:
-    """In the log of all events, of which a user gets its own."""
+class LogPosition:
+    """A position in the log of all events, of which a user receives only their own."""
 
-    def __init__(self, views: Views, topic: str, user_id: str | None, places: Offsets) -> None:
+    def __init__(self, views: Views, topic: str, user_id: str | None, offsets: Offsets) -> None:
         self._views = views
         self._topic = topic
         self._user_id = user_id
-        self._places = places
+        self._offsets = offsets
 
     @property
     def id(self) -> str:
-        """The next offset of each partition."""
-        return write_places(self._places)
+        """The next offset of each partition, as text."""
+        return write_offsets(self._offsets)
 
     async def page(self) -> Sequence[StoredEvent]:
-        """Read the next events that the reader may see; where there are none, it is where the views are."""
-        known = await asyncio.to_thread(self._views.places)
-        found = await asyncio.to_thread(self._views.events_of, self._places, user_id=self._user_id, limit=PAGE)
-        if not found:
-            self.reach(known)
-        return found
+        """Return the next events that the reader may see; without any, move to the end of the views."""
+        end = await asyncio.to_thread(self._views.places)
+        page = await asyncio.to_thread(self._views.events_of, self._offsets, user_id=self._user_id, limit=PAGE)
+        if not page:
+            self.advance_to(end)
+        return page
 
-    def take(self, recorded: StoredEvent) -> bool:
-        """Go behind an event; False if it has been passed."""
-        place = self._topic, recorded.partition
-        if recorded.offset < self._places.get(place, 0):
+    def advance(self, recorded: StoredEvent) -> bool:
+        """Move past an event; return False if the position is already past it."""
+        topic_partition = self._topic, recorded.partition
+        if recorded.offset < self._offsets.get(topic_partition, 0):
             return False
-        self._places[place] = recorded.offset + 1
+        self._offsets[topic_partition] = recorded.offset + 1
         return True
 
-    def reach(self, places: Offsets) -> None:
-        """Go on to where nothing is left between: else who rarely orders would read all others' again."""
-        for place, offset in places.items():
-            if place[0] == self._topic:
-                self._places[place] = max(offset, self._places.get(place, 0))
+    def advance_to(self, offsets: Offsets) -> None:
+        """Move to `offsets`, never back: a user with few orders would otherwise read the events of all others again."""
+        for topic_partition, offset in offsets.items():
+            if topic_partition[0] == self._topic:
+                self._offsets[topic_partition] = max(offset, self._offsets.get(topic_partition, 0))
 
 
 class Live:
-    """Serves the events of an order, and of all orders, to at most `streams_max` readers, few of them one user's."""
+    """Serves the events of one order or of all orders to at most `streams_max` readers, few of them of one user."""
 
-    def __init__(self, views: Views, pulse: ViewPoller, streams: Streams, topic: str, streams_max: int) -> None:
+    def __init__(self, views: Views, poller: ViewPoller, streams: Streams, topic: str, streams_max: int) -> None:
         self._views = views
-        self._pulse = pulse
+        self._poller = poller
         self._streams = streams
         self._topic = topic
         self._streams_max = streams_max
         self._open: dict[asyncio.Task[object], str] = {}
 
     def stop(self) -> None:
-        """End all connections: their readers resume at another process."""
+        """Close all connections: their readers resume at another process."""
         for task in self._open:
             task.cancel()
         self._streams.stop()
 
-    async def of_order(self, request: web.Request, caller: Caller, view: OrderView) -> web.StreamResponse:
-        """Send the history of an order behind `Last-Event-ID` (a version), and then what comes."""
-        given = requests.last_event_id(request.headers) or "0"
-        if not (given.isascii() and given.isdigit() and len(given) < 10) or int(given) > view.version:
+    async def stream_order(self, request: web.Request, caller: Caller, view: OrderView) -> web.StreamResponse:
+        """Send the history of an order after `Last-Event-ID` (a version), then its new events."""
+        event_id = requests.last_event_id(request.headers) or "0"
+        if not (event_id.isascii() and event_id.isdigit() and len(event_id) < 10) or int(event_id) > view.version:
             raise requests.bad_last_event_id()
-        place = InOrder(self._views, view.order_id, int(given))
-        return await self._serve(request, caller, Subject(order_id=view.order_id), place)
+        position = OrderPosition(self._views, view.order_id, int(event_id))
+        return await self._serve(request, caller, Subject(order_id=view.order_id), position)
 
-    async def of_all(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        """Send the events that the caller may see, behind `Last-Event-ID`, or from now on; in order for each order."""
-        given = requests.last_event_id(request.headers)
-        known = await asyncio.to_thread(self._views.places)
-        places: Offsets = {place: offset for place, offset in known.items() if place[0] == self._topic}
-        if given is not None:
-            resumed = read_places(given, self._topic)
-            if resumed is None or any(offset > places.get(place, -1) for place, offset in resumed.items()):
-                raise requests.bad_last_event_id()  # also an id of views that were made anew, from another log
-            places |= resumed
+    async def stream_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """Send the events that the caller may see, after `Last-Event-ID` or from now on; in order for each order."""
+        event_id = requests.last_event_id(request.headers)
+        ends = await asyncio.to_thread(self._views.places)
+        offsets: Offsets = {partition: offset for partition, offset in ends.items() if partition[0] == self._topic}
+        if event_id is not None:
+            resumed = read_offsets(event_id, self._topic)
+            if resumed is None or any(offset > offsets.get(partition, -1) for partition, offset in resumed.items()):
+                raise requests.bad_last_event_id()  # also an id of earlier views, built from another log
+            offsets |= resumed
         user_id = None if caller.is_service else caller.subject
-        place = InAll(self._views, self._topic, user_id, places)
-        return await self._serve(request, caller, Subject(user_id=user_id), place)
+        position = LogPosition(self._views, self._topic, user_id, offsets)
+        return await self._serve(request, caller, Subject(user_id=user_id), position)
 
     async def _serve(
-        self, request: web.Request, caller: Caller, subject: Subject, place: StreamPosition
+        self, request: web.Request, caller: Caller, subject: Subject, position: StreamPosition
     ) -> web.StreamResponse:
-        wire = EventStreamResponse(request)
-        with self._counted(caller):
+        stream = EventStreamResponse(request)
+        with self._slot(caller):
             try:
                 async with asyncio.timeout(LIFE_S):
-                    await wire.open(place.id)
-                    await self._send(wire, subject, place)
+                    await stream.open(position.id)
+                    await self._send(stream, subject, position)
             except (TimeoutError, ConnectionError, SQLAlchemyError):
-                wire.cut()  # the answer has begun, so its end is all that can be said; its reader resumes
-        return wire.response
+                stream.abort()  # the response has begun and can only end; its reader resumes
+        return stream.response
 
-    async def _send(self, wire: EventStreamResponse, subject: Subject, place: StreamPosition) -> None:
-        with self._streams.subscription(subject) as coming:
-            await self._pulse.wake()
+    async def _send(self, stream: EventStreamResponse, subject: Subject, position: StreamPosition) -> None:
+        with self._streams.subscription(subject) as subscription:
+            await self._poller.wake()
             while True:
-                if coming.is_behind:
-                    coming.begin()
-                    while page := await place.page():
+                if subscription.is_behind:
+                    subscription.restart()
+                    while page := await position.page():
                         for recorded in page:
-                            place.take(recorded)
-                            await wire.event(recorded, place.id)
-                following = await coming.next(HEARTBEAT_S)
+                            position.advance(recorded)
+                            await stream.event(recorded, position.id)
+                following = await subscription.next(HEARTBEAT_S)
                 if following is None:
-                    if coming.has_none:
-                        place.reach(self._streams.reached)
-                    await wire.heartbeat(place.id)
-                elif place.take(following):
-                    await wire.event(following, place.id)
+                    if subscription.is_drained:
+                        position.advance_to(self._streams.reached)
+                    await stream.heartbeat(position.id)
+                elif position.advance(following):
+                    await stream.event(following, position.id)
 
     @contextmanager
-    def _counted(self, caller: Caller) -> Iterator[None]:
-        """Count a stream; Problem if there are too many."""
+    def _slot(self, caller: Caller) -> Iterator[None]:
+        """Reserve a slot for an open stream. Raises Problem if no slot is free."""
         task = cast("asyncio.Task[object]", asyncio.current_task())
-        most = self._streams_max if caller.is_service else max(1, round(self._streams_max * USERS_SHARE))
-        if len(self._open) >= self._streams_max or Counter(self._open.values())[caller.actor] >= most:
-            raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many streams are open.", headers={"Retry-After": "5"})
+        caller_max = self._streams_max if caller.is_service else max(1, round(self._streams_max * USERS_SHARE))
+        if len(self._open) >= self._streams_max or Counter(self._open.values())[caller.actor] >= caller_max:
+            raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many event streams are open.", headers={"Retry-After": "5"})
         self._open[task] = caller.actor
         try:
             yield
@@ -201,7 +201,7 @@ class Live:
 
 
 class EventStreamResponse:
-    """The open answer."""
+    """An open response with server-sent events."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -210,22 +210,22 @@ class EventStreamResponse:
         )
 
     async def open(self, event_id: str) -> None:
-        """Send the head, how soon to come back after a break, and behind what: it may come before any event."""
+        """Send the head, the reconnection delay and the id to resume after, which may be needed before any event."""
         await self.response.prepare(self._request)
         await self._write(f"id: {event_id}\nretry: 1000\n\n".encode())
 
     async def event(self, recorded: StoredEvent, event_id: str) -> None:
-        """Send an event under the id by which its reader resumes behind it."""
+        """Send an event with the id that resumes after it."""
         name = type(recorded.event.fact).__name__
         head = f"id: {event_id}\nevent: {name}\ndata: ".encode()
         await self._write(head + encode(event_json(recorded)) + b"\n\n")
 
     async def heartbeat(self, event_id: str) -> None:
-        """Send a comment, and how far the reader is: whoever does not get it knows that the connection is gone."""
+        """Send a comment and the current id; a reader that does not receive it knows that the connection is lost."""
         await self._write(f": still here\nid: {event_id}\n\n".encode())
 
-    def cut(self) -> None:
-        """End the connection, and what is not sent of it."""
+    def abort(self) -> None:
+        """Close the connection and discard unsent data."""
         if self._request.transport is not None:
             self._request.transport.abort()
 

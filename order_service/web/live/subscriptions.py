@@ -1,4 +1,4 @@
-"""Live events for those who keep a connection open: what is new in the views goes to whom it concerns."""
+"""Distributes new events from the views to the open event streams whose subject they match."""
 
 import asyncio
 from collections import defaultdict
@@ -12,44 +12,44 @@ from order_service.views.queries import Offsets, StoredEvent, ViewChanges
 from order_service.web.live.view_poller import ViewPoller
 
 QUEUE_MAX: Final = 512
-"""How many events wait for one reader; whoever is further behind reads on in the views."""
-EVERY_S: Final = 0.05
+"""Maximum number of events queued for one reader; a reader further behind continues from the views."""
+POLL_INTERVAL_S: Final = 0.05
 
 
 class Subject(Struct, frozen=True):
-    """What events are about: an order, all orders of a user, or, with neither, all there are."""
+    """What events are about: an order, all orders of a user, or all orders if neither is set."""
 
     order_id: str | None = None
     user_id: str | None = None
 
 
 class Subscription:
-    """The events that one reader waits for."""
+    """The queue of events for one reader."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[StoredEvent | None] = asyncio.Queue(QUEUE_MAX)
         self.is_behind = True
-        """Whether there is more in the views than waits here."""
+        """Whether the views hold events for this reader that are not in the queue."""
 
     @property
-    def has_none(self) -> bool:
-        """Whether its reader has all that it was handed."""
+    def is_drained(self) -> bool:
+        """Whether the reader has taken every event up to now."""
         return not self.is_behind and self._queue.empty()
 
     def put(self, recorded: StoredEvent | None) -> None:
-        """Hand an event over, or None to wake its reader; more than it holds are forgotten."""
+        """Add an event, or None to wake the reader; if the queue is full, drop it and mark the reader as behind."""
         try:
             self._queue.put_nowait(recorded)
         except asyncio.QueueFull:
             self.is_behind = True
 
-    def begin(self) -> None:
-        """Wait for what comes from now on: the reader goes and reads what is there."""
+    def restart(self) -> None:
+        """Start with an empty queue: the reader now reads all earlier events from the views."""
         self._queue = asyncio.Queue(QUEUE_MAX)
         self.is_behind = False
 
     async def next(self, within_s: float) -> StoredEvent | None:
-        """Wait for the next event; None if none has come."""
+        """Return the next event, or None if none arrives within `within_s` seconds."""
         try:
             return await asyncio.wait_for(self._queue.get(), within_s)
         except TimeoutError:
@@ -57,41 +57,41 @@ class Subscription:
 
 
 class Streams:
-    """Who waits for the events of which subject."""
+    """The open subscriptions by subject."""
 
-    def __init__(self, pulse: ViewPoller) -> None:
-        self._of: defaultdict[Subject, set[Subscription]] = defaultdict(set)
+    def __init__(self, poller: ViewPoller) -> None:
+        self._subscriptions: defaultdict[Subject, set[Subscription]] = defaultdict(set)
         self.reached: Offsets = {}
-        """How far the events are that all subscriptions have got."""
-        pulse.add(self)
+        """The next offset of each partition after the events that all subscriptions have received."""
+        poller.add(self)
 
     @property
-    def every_s(self) -> float | None:
-        """How often to look into the views."""
-        return EVERY_S if self._of else None
+    def poll_interval_s(self) -> float | None:
+        """The poll interval in seconds; None without subscriptions."""
+        return POLL_INTERVAL_S if self._subscriptions else None
 
-    def hear(self, news: ViewChanges) -> None:
-        """Hand events to those who wait for them."""
-        for recorded in news.events:
+    def on_changes(self, changes: ViewChanges) -> None:
+        """Add each event to the subscriptions that it matches."""
+        for recorded in changes.events:
             for subject in (Subject(), Subject(order_id=recorded.event.order_id), Subject(user_id=recorded.user_id)):
-                for subscription in self._of.get(subject, ()):
+                for subscription in self._subscriptions.get(subject, ()):
                     subscription.put(recorded)
-        self.reached = news.places
+        self.reached = changes.places
 
     @contextmanager
     def subscription(self, subject: Subject) -> Iterator[Subscription]:
-        """Subscribe for the length of a block; after `ViewPoller.wake` nothing is missed."""
-        mine = Subscription()
-        self._of[subject].add(mine)
+        """Subscribe for the length of a block; after `ViewPoller.wake` no event is missed."""
+        subscription = Subscription()
+        self._subscriptions[subject].add(subscription)
         try:
-            yield mine
+            yield subscription
         finally:
-            self._of[subject].discard(mine)
-            if not self._of[subject]:
-                del self._of[subject]
+            self._subscriptions[subject].discard(subscription)
+            if not self._subscriptions[subject]:
+                del self._subscriptions[subject]
 
     def stop(self) -> None:
-        """Wake all who wait: nothing comes any more."""
-        for subscriptions in self._of.values():
+        """Wake all readers: no more events will come."""
+        for subscriptions in self._subscriptions.values():
             for subscription in subscriptions:
                 subscription.put(None)

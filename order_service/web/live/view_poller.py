@@ -1,7 +1,7 @@
-"""The pulse: while somebody waits for something, it looks again and again at what is new in the views.
+"""Polls the views for new rows while a listener waits for some.
 
-All that a web process knows comes from the views. So an answer holds what every other process can read by then, and
-what was decided while this one was away is found like all else.
+All that a web process knows comes from the views. So a response holds what every other process can read at that point,
+and what was decided while this process was away is found in the same way.
 """
 
 import asyncio
@@ -17,82 +17,83 @@ from order_service.views.queries import Offsets, ViewChanges, Views
 log = structlog.get_logger()
 
 EAGER_S: Final = 0.005
-"""How often to look while a request waits for what comes."""
-AGAIN_S: Final = 1.0
-"""How long the database is left alone after it has failed us."""
+"""Poll interval while a request waits for an outcome."""
+RETRY_S: Final = 1.0
+"""Pause before the next poll after the database has failed."""
 
 _T = TypeVar("_T")
 
 
 class ViewListener(Protocol):
-    """Who wants to hear what is new."""
+    """A receiver of new rows of the views."""
 
     @property
-    def every_s(self) -> float | None:
-        """How often to look, in seconds; None while nobody waits for anything."""
+    def poll_interval_s(self) -> float | None:
+        """The poll interval in seconds that this listener needs; None while it waits for nothing."""
 
-    def hear(self, news: ViewChanges) -> None:
-        """Take what is new; some of it may have been there before the listener was."""
+    def on_changes(self, changes: ViewChanges) -> None:
+        """Handle new rows; some of them may be older than the listener."""
 
 
 class ViewPoller:
-    """Looks into the views for its listeners, as often as the most eager of them wants."""
+    """Polls the views for its listeners, at the shortest interval that one of them needs."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
         self._listeners: list[ViewListener] = []
-        self._places: Offsets | None = None
-        self._hurry = asyncio.Event()
-        # Not the threads of all: slow questions of callers must not hold up who waits for an outcome.
-        self._thread = ThreadPoolExecutor(1, "pulse")
+        self._offsets: Offsets | None = None
+        self._is_due = asyncio.Event()
+        # A thread of its own: slow queries of callers must not delay the requests that wait for an outcome.
+        self._thread = ThreadPoolExecutor(1, "view-poller")
 
     def add(self, listener: ViewListener) -> None:
-        """Let a listener hear all that comes."""
+        """Send all later changes to `listener`."""
         self._listeners.append(listener)
 
     async def wake(self) -> None:
-        """Look from now on: a listener hears all that is not in the views yet when this returns."""
-        if self._places is None:
-            places = await self._ask(self._views.places)
-            if self._places is None:  # else another one was faster
-                self._places = places
-        self._hurry.set()
+        """Start to poll: listeners receive every row that is not yet in the views when this returns."""
+        if self._offsets is None:
+            offsets = await self._query(self._views.places)
+            if self._offsets is None:  # else another caller was faster
+                self._offsets = offsets
+        self._is_due.set()
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Poll until cancelled."""
         while True:
-            every_s = self._every_s()
-            if every_s is None:
-                self._places = None
-                await self._hurry.wait()
+            interval_s = self._interval_s()
+            if interval_s is None:
+                self._offsets = None
+                await self._is_due.wait()
             else:
-                await self._sleep(every_s)
-            self._hurry.clear()
+                await self._sleep(interval_s)
+            self._is_due.clear()
             try:
-                await self._look()
+                await self._poll()
             except SQLAlchemyError as error:
-                log.warning("The views cannot be read; trying again.", error=type(error).__name__)
-                await asyncio.sleep(AGAIN_S)
+                log.warning("Views cannot be read; retrying.", error=type(error).__name__)
+                await asyncio.sleep(RETRY_S)
 
-    def _every_s(self) -> float | None:
-        return min((listener.every_s for listener in self._listeners if listener.every_s is not None), default=None)
+    def _interval_s(self) -> float | None:
+        intervals = (listener.poll_interval_s for listener in self._listeners)
+        return min((interval_s for interval_s in intervals if interval_s is not None), default=None)
 
     async def _sleep(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._hurry.wait(), seconds)
+            await asyncio.wait_for(self._is_due.wait(), seconds)
         except TimeoutError:
             return
 
-    async def _look(self) -> None:
-        if self._places is None:
+    async def _poll(self) -> None:
+        if self._offsets is None:
             return
-        news = await self._ask(self._views.news, self._places)
-        self._places = news.places
-        if not news.is_all:
-            self._hurry.set()
-        if news.events or news.refusals:
+        changes = await self._query(self._views.news, self._offsets)
+        self._offsets = changes.places
+        if not changes.is_all:
+            self._is_due.set()
+        if changes.events or changes.refusals:
             for listener in self._listeners:
-                listener.hear(news)
+                listener.on_changes(changes)
 
-    async def _ask(self, question: Callable[..., _T], *about: Offsets) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, question, *about)
+    async def _query(self, query: Callable[..., _T], *arguments: Offsets) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, query, *arguments)

@@ -1,24 +1,24 @@
-/** What is in an order: its lines and sums, and what was said with it. */
+/** The contents of an order: lines, sums, facts and metadata. */
 
 import { h } from "./dom.js";
 import { lineAmount, MILLISECONDS, money, time, words } from "./format.js";
 
-/** Show a state of an order. */
+/** Create the elements that show a state of an order. */
 export function contentsOf(view) {
   const lines = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Lines" }, linesOf(view));
   return [lines, factsOf(view), ...metadataOf(view), jsonOf(view)];
 }
 
-/** Show something as the service sent it. */
+/** Create a foldable view of a value as JSON. */
 export function jsonOf(value) {
   const text = h("pre", { tabindex: "0", role: "group", "aria-label": "JSON" }, JSON.stringify(value, null, 2));
   return h("details", {}, h("summary", {}, "JSON"), text);
 }
 
-/** Show ids and their like, in letters that can be told apart. */
+/** Create an id, in a font whose letters are easy to distinguish. */
 export const id = (text) => h("span", { class: "id" }, text);
 
-/** Show names and what they stand for; what is empty is left out. */
+/** Create a list of names with values; empty values are left out. */
 export function pairs(kind, all) {
   const given = all.filter(([, value]) => value);
   return h("dl", { class: kind }, given.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
@@ -75,7 +75,7 @@ function factsOf(view) {
   ]);
 }
 
-/** Show what was said with the order, apart: anybody's words, and a name of them can be that of a fact. */
+/** Create the metadata in a list of its own: callers choose its names, which can equal the name of a fact. */
 function metadataOf(view) {
   const all = Object.entries(view.metadata);
   return all.length ? [h("h3", {}, "Metadata"), pairs("facts metadata", all)] : [];

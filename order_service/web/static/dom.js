@@ -1,8 +1,8 @@
-/** Elements. What the service says becomes text nodes and attributes, never markup. */
+/** DOM elements. Text from the service becomes text nodes and attributes, never markup. */
 
 export const byId = (id) => document.getElementById(id);
 
-/** Make an element; attributes that are null are left out, children are elements, texts or null. */
+/** Create an element; null attributes are left out, children are elements, texts or null. */
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -12,7 +12,7 @@ export function h(name, attributes = {}, ...children) {
   return element;
 }
 
-/** Make these the children of a parent, in this order; those that are there already are not touched, so focus stays. */
+/** Set the children of a parent, in this order; existing ones are not moved needlessly, so that focus stays. */
 export function place(parent, children) {
   const wanted = new Set(children);
   for (const child of [...parent.children]) {
@@ -23,7 +23,7 @@ export function place(parent, children) {
   });
 }
 
-/** Show what went wrong, and how to try again. */
+/** Create a box that shows a problem, with a button to try again. */
 export function problemBox(problem, retry = null) {
   const box = h(
     "div",
@@ -41,7 +41,7 @@ export function problemBox(problem, retry = null) {
   return box;
 }
 
-/** Link to what a problem means; a type that is none of ours is only named. */
+/** Create a link to the page of a problem type; a type from elsewhere is shown as text. */
 export function problemLink(type, text) {
   return /^\/problems\/[a-z_]+$/.test(type) ? h("a", { href: type }, text) : h("span", {}, type);
 }

@@ -1,4 +1,4 @@
-/** The list of orders: filtered, page by page, and looked at again whenever something happens. */
+/** The list of orders: filtered, in pages, and refreshed after every event. */
 
 import { ask, token } from "./api.js";
 import { byId, h, place, problemBox } from "./dom.js";
@@ -7,17 +7,17 @@ import { follow } from "./stream.js";
 import { oneByOne, seldom } from "./timing.js";
 
 const PAGE = 50;
-const MOST = 200; // that the service gives at once
+const MOST = 200; // maximum page size of the service
 const FILTERS = ["user_id", "status", "created_from", "created_to"];
 
-/** Show the orders that `query` wants, until `page.signal` aborts. */
+/** Show the orders that match `query`, until `page.signal` aborts. */
 export function showList(page, query) {
   const wanted = Object.fromEntries(FILTERS.map((name) => [name, query.get(name) ?? ""]));
   fillForm(wanted);
   new List(page, wanted).begin();
 }
 
-/** Write the address of the list with the filters that a form holds. */
+/** Return the URL of the list with the filters of a form. */
 export function addressOf(form) {
   const given = [...new FormData(form)].filter(([, value]) => value.trim() !== "");
   const query = new URLSearchParams(given.map(([name, value]) => [name, inUtc(name, value.trim())]));
@@ -28,7 +28,7 @@ class List {
   #orders = [];
   #rows = new Map();
   #next = null;
-  #seenUntil = Infinity; // the newest change that has been shown; at first nothing is news
+  #seenUntil = Infinity; // time of the newest change shown; at first nothing is highlighted as new
   #untold = [];
   #isLive = false;
   #inTurn = oneByOne();
@@ -42,7 +42,7 @@ class List {
     byId("list").setAttribute("aria-busy", "true");
   }
 
-  /** Read the first page, then follow what happens. */
+  /** Read the first page, then follow all events. */
   async begin() {
     const { signal } = this.page;
     byId("more").addEventListener("click", () => this.more(), { signal });
@@ -56,7 +56,7 @@ class List {
       onState: (state, refusal) => {
         this.page.stands(state, refusal);
         this.#isLive = state === "live";
-        if (state === "live") this.lookSoon(); // what came before the stream began, or while it was broken
+        if (state === "live") this.lookSoon(); // for changes before the stream began, or while it was broken
       },
       onEvent: ({ name, data }) => {
         const { order_id, version } = JSON.parse(data);
@@ -66,7 +66,7 @@ class List {
     });
   }
 
-  /** Read again as many orders as are shown; give the problem if there is one. */
+  /** Read as many orders again as are shown; return the problem, or null. */
   look() {
     return this.#inTurn(() => this.#read(async () => {
       const wanted = Math.max(PAGE, this.#orders.length);
@@ -81,7 +81,7 @@ class List {
     }));
   }
 
-  /** Read the orders behind those that are shown. */
+  /** Read the next page of orders. */
   more() {
     return this.#inTurn(() => this.#read(async () => {
       const more = await this.#ask(this.#next, PAGE);
@@ -89,7 +89,7 @@ class List {
     }));
   }
 
-  /** However much happens, we say a word about it and look once. */
+  /** Announce and refresh once, however many events have arrived. */
   #tellAndLook() {
     const news = this.#untold.splice(0);
     if (news.length) this.page.tell(news.at(-1) + (news.length > 1 ? `, the last of ${news.length} events` : ""));
@@ -111,7 +111,7 @@ class List {
       this.page.fault(error, () => byId("list-problem").replaceChildren(problemBox(error, this.page.again)));
     }
     if (!this.page.signal.aborted) byId("list").setAttribute("aria-busy", "false");
-    if (problem?.status === 0 && this.#isLive) this.lookSoon(); // no break of the stream will make us look
+    if (problem?.status === 0 && this.#isLive) this.lookSoon(); // no reconnection will cause a refresh
     return problem;
   }
 
@@ -131,12 +131,12 @@ class List {
     byId("more").hidden = this.#next === null;
     byId("empty").hidden = this.#orders.length > 0;
     const isFiltered = Object.values(this.wanted).some(Boolean);
-    byId("empty-title").textContent = isFiltered ? "No order is like this" : "No orders yet";
+    byId("empty-title").textContent = isFiltered ? "No orders match these filters" : "No orders yet";
     byId("example").textContent = example();
   }
 }
 
-/** Make the row of an order, or change the one that it has, so that the focus in it stays. */
+/** Create the row of an order, or update its existing row, so that focus in it stays. */
 function rowOf(order, isNews, row = null) {
   const link = h("a", { href: `#/orders/${encodeURIComponent(order.order_id)}` }, order.order_id);
   const cells = [
@@ -167,7 +167,7 @@ const atClock = (iso) => (Number.isNaN(Date.parse(iso)) ? "" : localTime(iso).re
 
 function example() {
   const body = { user_id: "dana", currency: "EUR", lines: [{ sku: "mug-blue", quantity: 2, unit_price: 1250 }] };
-  if (token.get()) delete body.user_id; // the order is then the caller's own
+  if (token.get()) delete body.user_id; // the order then belongs to the caller
   return [
     `curl ${location.origin}/v1/orders`,
     ...(token.get() ? ['  -H "Authorization: Bearer $TOKEN"'] : []),

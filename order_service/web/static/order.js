@@ -1,4 +1,4 @@
-/** One order: where it stands, what is in it, and the timeline of all that was done with it. */
+/** One order: its status, its contents, and the timeline of its events and refused commands. */
 
 import { ask } from "./api.js";
 import { contentsOf } from "./contents.js";
@@ -8,11 +8,11 @@ import { follow } from "./stream.js";
 import { eventEntry, refusedEntry } from "./timeline.js";
 import { seldom } from "./timing.js";
 
-const LOOK_EVERY_MS = 5000; // refused commands are in no stream
+const LOOK_EVERY_MS = 5000; // the stream has no refused commands
 const MOST = 1000; // an order has 55 events at most
 const PARTS = ["order-facts", "order-problem", "strip", "timeline", "then-problem", "contents"];
 
-/** Show an order until `page.signal` aborts; `select` then chooses the version that is shown, 0 for now. */
+/** Show an order until `page.signal` aborts; return a function that selects the version shown, 0 for now. */
 export function showOrder(page, orderId, version) {
   const order = new Order(page, orderId, version);
   order.begin();
@@ -22,7 +22,7 @@ export function showOrder(page, orderId, version) {
 class Order {
   #now = null;
   #entries = new Map();
-  #version = 0; // of the last event that we have
+  #version = 0; // of the last event received
   #selected;
   #drawn = 0;
 
@@ -66,7 +66,7 @@ class Order {
     });
   }
 
-  /** Read the order as it is now, and what has happened since we looked; give the problem if there is one. */
+  /** Read the current order and its events since the last read; return the problem, or null. */
   async look() {
     let problem = null;
     try {
@@ -90,14 +90,14 @@ class Order {
 
   /** Show the order as it was at a version; 0 is now. */
   select(version) {
-    if (document.activeElement === byId("now") && version === 0) byId("contents-title").focus(); // the link goes away
+    if (document.activeElement === byId("now") && version === 0) byId("contents-title").focus(); // the link disappears
     this.#selected = version;
     this.#markSelected();
     if (this.#now) this.#draw();
     if (version) byId("contents-title").parentElement.scrollIntoView({ block: "nearest" });
   }
 
-  /** Put events and refused commands into the timeline; each stands there once, however often it comes. */
+  /** Add events and refused commands to the timeline; each appears once, however often it arrives. */
   #take(events, rejections) {
     const isNews = this.#entries.size > 0;
     const entries = [
@@ -111,7 +111,7 @@ class Order {
     if (isNews) this.page.tell(entries.map(newsOf).join("; "));
   }
 
-  /** Draw what is new in the timeline: events by their versions, a refused command behind the version that it met. */
+  /** Draw new entries of the timeline: events by version, a refused command after the version that refused it. */
   #drawTimeline(isNews) {
     const sorted = [...this.#entries.values()].sort(
       (a, b) => a.message.version - b.message.version || b.isEvent - a.isEvent || new Date(a.at) - new Date(b.at),
@@ -133,14 +133,14 @@ class Order {
     }
   }
 
-  /** Draw the state that is selected. */
+  /** Draw the selected state. */
   async #draw() {
     const version = this.#selected || this.#now.version;
     if (version !== this.#drawn) {
       try {
         const isNow = version === this.#now.version;
         const view = isNow ? this.#now : await ask(this.path, { version }, this.page.signal);
-        if (version !== (this.#selected || this.#now.version)) return; // another one was selected meanwhile
+        if (version !== (this.#selected || this.#now.version)) return; // another version was selected in the meantime
         this.#drawView(view);
       } catch (error) {
         this.page.fault(error, () => byId("then-problem").replaceChildren(problemBox(error, this.page.again)));
@@ -160,14 +160,14 @@ class Order {
       statusMark(view.status),
       ` version ${view.version} of `,
       owner,
-      "’s order, placed ",
+      "’s order, created ",
       time(view.created_at),
     );
     byId("strip").replaceChildren(...stepsOf(view));
     byId("contents").replaceChildren(...contentsOf(view));
   }
 
-  /** Show a problem; what is no order may be a user. */
+  /** Show a problem; an unknown order id may be a user id. */
   #showProblem(problem) {
     const box = problemBox(problem, this.page.again);
     if (problem.status === 404) {
@@ -183,7 +183,7 @@ function newsOf({ message, isEvent }) {
   return isEvent ? `${type}: version ${version}` : `${command_type} refused: ${reason}`;
 }
 
-/** Say where an order stands: the steps that it has taken, and, unless it is cancelled, those to come. */
+/** Create the steps that an order has taken and, unless it is cancelled, the steps to come. */
 function stepsOf(view) {
   const steps = [
     ["created", view.created_at],

@@ -1,4 +1,4 @@
-/** The orders page: which of its views the address names, and what stands around them. It only reads. */
+/** The orders page: routing between its views, and the frame around them. It is read-only. */
 
 import { Problem, token } from "./api.js";
 import { byId, problemBox } from "./dom.js";
@@ -7,11 +7,11 @@ import { addressOf, showList } from "./list.js";
 import { showOrder } from "./order.js";
 
 const VIEWS = ["door", "list", "order"];
-const SAID = { off: "", connecting: "connecting", live: "live", broken: "broken, trying again", refused: "not live" };
+const SAID = { off: "", connecting: "connecting", live: "live", broken: "disconnected, retrying", refused: "not live" };
 
 let shown = { name: "", address: "", leave: new AbortController(), select: null };
 
-/** Show what the address names: `#/?user_id=…&status=…` or `#/orders/<id>?version=<n>`. */
+/** Show the view of the current URL: `#/?user_id=…&status=…` or `#/orders/<id>?version=<n>`. */
 function route() {
   const [path, search] = (location.hash.slice(1) || "/").split(/\?(.*)/s);
   const query = new URLSearchParams(search);
@@ -25,7 +25,7 @@ function route() {
   else enter("order", path, (page) => showOrder(page, decoded(orderId), version));
 }
 
-/** Leave the view that is shown, and show another. */
+/** Leave the current view and show another one. */
 function enter(name, address, show) {
   shown.leave.abort();
   const leave = new AbortController();
@@ -40,7 +40,7 @@ function enter(name, address, show) {
   shown.select = show(pageOf(leave.signal)) ?? null;
 }
 
-/** What a view may do around itself, as long as it is shown. */
+/** Return what a view may change in the frame; each function does nothing once the view is left. */
 function pageOf(signal) {
   const whileShown = (act) => (...given) => signal.aborted || act(...given);
   return {
@@ -49,7 +49,7 @@ function pageOf(signal) {
     stands: whileShown(stands),
     tell: whileShown(tell),
     name: whileShown((title) => (document.title = `${title} · Orders`)),
-    /** Show a problem by `draw`, or, if it is that nobody knows the reader, ask who that is. */
+    /** Show a problem with `draw`; if the user is not authenticated, ask for a token instead. */
     fault: whileShown((error, draw) => {
       if (!(error instanceof Problem)) throw error;
       if (error.status === 401) askForToken(error);
@@ -89,7 +89,7 @@ function decoded(text) {
   }
 }
 
-/** Let a form do something of ours instead of being sent. */
+/** Call `act` when a form is submitted, instead of sending it. */
 function onSubmit(id, act) {
   byId(id).addEventListener("submit", (event) => {
     event.preventDefault();
@@ -114,7 +114,7 @@ byId("forget").addEventListener("click", () => {
   again();
 });
 byId("skip").addEventListener("click", (event) => {
-  event.preventDefault(); // the address names the view, so it is no place for #main
+  event.preventDefault(); // the fragment of the URL selects the view, so it cannot be #main
   byId("main").focus();
 });
 byId("zone").textContent = `Times in ${Intl.DateTimeFormat().resolvedOptions().timeZone}`;

@@ -1,16 +1,16 @@
 /**
- * Server-sent events by fetch, for EventSource cannot send a token.
+ * Server-sent events over fetch, because EventSource cannot send a token.
  * Source: HTML standard, "Server-sent events".
  */
 
 import { Problem, send } from "./api.js";
 import { pause } from "./timing.js";
 
-const SILENCE_MS = 40_000; // the server says at least ": still here" every 15 s
+const SILENCE_MS = 40_000; // the server sends at least ": still here" every 15 s
 const WAIT_MS = 1000;
 const WAIT_MOST_MS = 15_000;
 
-/** Reads one text/event-stream, cut into pieces anywhere. */
+/** Parser of a text/event-stream that arrives in arbitrary pieces. */
 export class Parser {
   #rest = "";
   #endsInReturn = false;
@@ -23,7 +23,7 @@ export class Parser {
     this.retryMs = retryMs;
   }
 
-  /** Take the next piece; give the events that are whole with it. */
+  /** Parse the next piece; return the events that it completes. */
   feed(piece) {
     if (piece === "") return [];
     const isRestOfLineEnd = this.#endsInReturn && piece.startsWith("\n");
@@ -53,11 +53,11 @@ export class Parser {
 }
 
 /**
- * Follow a stream until `signal` aborts: after a break it goes on behind the last event that has come.
+ * Follow a stream until `signal` aborts; after a break it resumes after the last event received.
  *
- * `onState` hears "live" whenever the stream begins, "broken" when it breaks, and "refused", with the problem, when
- * the service will not serve it; then it ends. While the tab is hidden it rests: a browser has six connections per
- * service, and tabs that nobody sees would hold them all.
+ * `onState` is called with "live" whenever the stream begins, "broken" when it breaks, and "refused", with the problem,
+ * when the service refuses it; then it ends. A hidden tab pauses its stream: a browser opens six connections per
+ * service, and hidden tabs would hold them all.
  */
 export async function follow(path, { lastEventId = "", signal, onState, onEvent }) {
   let failures = 0;
@@ -75,7 +75,7 @@ export async function follow(path, { lastEventId = "", signal, onState, onEvent 
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof Problem && error.status === 400 && parser.lastEventId) {
-        parser = new Parser(); // the views were built anew, and do not know where we were
+        parser = new Parser(); // the views were rebuilt, and do not know this position
       } else if (error instanceof Problem && error.isFinal) {
         onState("refused", error);
         return;
@@ -89,7 +89,7 @@ export async function follow(path, { lastEventId = "", signal, onState, onEvent 
   }
 }
 
-/** Read one connection to its end. */
+/** Read one connection until it ends. */
 async function read(path, parser, signal, begins, onEvent) {
   const cut = new AbortController();
   const either = AbortSignal.any([signal, cut.signal]);
@@ -115,7 +115,7 @@ async function read(path, parser, signal, begins, onEvent) {
   }
 }
 
-/** Hand an event over; a fault of ours in there is no break of the stream. */
+/** Pass an event on; an error in the handler must not break the stream. */
 function hand(event, onEvent) {
   try {
     onEvent(event);

@@ -1,4 +1,4 @@
-/** The timeline of an order: what changed, when, by whom, and where it stands in Kafka. */
+/** The timeline of an order: what changed, when, by whom, and at which offset in Kafka. */
 
 import { id, jsonOf, pairs } from "./contents.js";
 import { h, problemLink } from "./dom.js";
@@ -6,14 +6,14 @@ import { later, MILLISECONDS, money, time, words } from "./format.js";
 
 const LINES_SHOWN = 3;
 
-/** Make the entry of an event; `before` are the events that went before it. */
+/** Create the entry of an event; `before` holds the earlier events. */
 export function eventEntry(event, before, isNews) {
   const since = before.length ? later(event.occurred_at, before.at(-1).occurred_at) : "";
   const place = [["partition", id(String(event.partition))], ["offset", id(String(event.offset))]];
   return entry(event, isNews ? "news" : null, linkTo(event), since, event.occurred_at, changeOf(event, before), place);
 }
 
-/** Make the entry of a refused command. */
+/** Create the entry of a refused command. */
 export function refusedEntry(rejection, isNews) {
   const { command_type, reason, detail, version, rejected_at } = rejection;
   const why = [problemLink(`/problems/${reason}`, reason), detail && `: ${detail}`, ` (at version ${version})`];
@@ -44,7 +44,7 @@ function linkTo({ order_id, version, type }) {
   return h("a", { href: address, "data-version": String(version) }, number, " ", type);
 }
 
-/** Say what an event changed. */
+/** Return a text of what an event changed. */
 function changeOf(event, before) {
   switch (event.type) {
     case "OrderCreated":
@@ -64,7 +64,7 @@ function changeOf(event, before) {
   }
 }
 
-/** Say how an order differs from what it was. */
+/** Return a text of the differences between two states of an order. */
 function amendedText(was, is) {
   const amount = (name) => `${name} ${money(was[name], was.currency)} → ${money(is[name], is.currency)}`;
   const said = {

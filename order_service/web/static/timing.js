@@ -1,6 +1,6 @@
-/** When things are done: later, seldom, one after the other. */
+/** Timing of work: delayed, rate-limited, one after the other. */
 
-/** Wait so long, or until `signal` aborts, or until an event comes: `[target, type]`. */
+/** Wait for `ms`, or until `signal` aborts, or until an event occurs: `[target, type]`. */
 export function pause(ms, signal, [target, type] = []) {
   return new Promise((resolve) => {
     const over = new AbortController();
@@ -16,7 +16,7 @@ export function pause(ms, signal, [target, type] = []) {
   });
 }
 
-/** Make a function that does `work` at once, then not again for `ms`: what is asked for meanwhile is done as one. */
+/** Return a function that runs `work` at once, but at most every `ms`: calls in between are combined into one. */
 export function seldom(work, ms, signal) {
   let isBusy = false;
   let isWanted = false;
@@ -36,7 +36,7 @@ export function seldom(work, ms, signal) {
   };
 }
 
-/** Make a function that does all work given to it one after the other, also after work that fails. */
+/** Return a function that runs the work passed to it one after the other, also after a failure. */
 export function oneByOne() {
   let last = Promise.resolve();
   return (work) => (last = last.then(work, work));

@@ -1,1 +1,1 @@
-"""The released Avro schemas: their files, the catalogue of them by id, and what a later version may change."""
+"""The released Avro schemas: their files, a catalogue by id, and the rules for later versions."""

@@ -1,6 +1,6 @@
-"""The released Avro schemas: read once from `schemas/`, found by id or by the message that they encode.
+"""The released Avro schemas, read once from `schemas/`, by id and by the message that they encode.
 
-A schema registry may give them ids of its own, and know later versions than this program.
+A schema registry may assign other ids to them, and may have later versions than this program.
 """
 
 import json
@@ -22,14 +22,14 @@ MESSAGE_TYPES: Final[dict[str, type[Message]]] = {
 }
 
 TEXT_MAX: Final = 256 * 1024
-"""Characters of a schema that a registry may give us."""
+"""The maximum length of a schema from a registry, in characters."""
 
 
 class Schema(Struct, frozen=True):
     """One released file.
 
-    `prefix` opens every value written with it; `text` is the file, `avro` what it says; `plain` is what fastavro reads
-    by: without logical types, so that a time is the whole number that it is on the wire.
+    `prefix` starts every value written with it; `text` is the file, `avro` its parsed content. fastavro decodes with
+    `plain`, which has no logical types, so that a time stays an integer.
     """
 
     id: int
@@ -43,16 +43,16 @@ class Schema(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The full name of its record, such as `orders.v1.OrderPaid`."""
+        """The full name of the record, such as `orders.v1.OrderPaid`."""
         return f"{self.avro['namespace']}.{self.avro['name']}"
 
     def subject(self, topic: str) -> str:
-        """Name its subject at a registry (TopicRecordNameStrategy): one topic carries several kinds of records."""
+        """Return the subject at a registry (TopicRecordNameStrategy): one topic has several types of records."""
         return f"{topic}-{self.name}"
 
 
 class Catalogue:
-    """All schemas by id, the newest of each message, and those that this program has `released`."""
+    """All schemas by id, the newest of each message, and the `released` ones of this program."""
 
     def __init__(self, released: Iterable[Schema]) -> None:
         self.released = tuple(released)
@@ -62,22 +62,24 @@ class Catalogue:
             self.newest[schema.message] = schema
 
     def adopt(self, file: str, registry_id: int) -> None:
-        """Write `file` with the id that a schema registry gave it from now on, and read both ids.
+        """Use the id that a schema registry assigned to `file` for encoding from now on; decode both ids.
 
-        Raises SchemaError for an id that stands for another file, or is none.
+        Raises SchemaError for an invalid id, or one that belongs to another file.
         """
         known = self.by_id.get(registry_id)
         if not 0 < registry_id < 2**31 or (known is not None and known.file != file):
-            raise SchemaError(f"the schema registry gives {file} the id {registry_id}, which is another's or none")
+            raise SchemaError(
+                f"the schema registry gives {file} the id {registry_id}, which is invalid or belongs to another schema"
+            )
         adopted = self._read_as(registry_id, self.of_file(file))
         if self.newest[adopted.message].file == file:
             self.newest[adopted.message] = adopted
 
     def learn(self, schema_id: int, text: str) -> bool:
-        """Read by an id of a registry from now on, if its schema is one of ours or follows on one; tell whether it is.
+        """Add a registry's id if its schema is a released one or a later version of one; return whether it was added.
 
-        A later version of an event or a rejection has fields that this program does not know and leaves out. Of a
-        command nothing may be left out. No other schema gets any further than this.
+        A later version of an event or a rejection has fields that this program does not know and leaves out. A command
+        must be read completely, so its later versions are not added. All other schemas are ignored.
         """
         avro = _parsed(text)
         message = MESSAGE_TYPES.get(str(avro.get("name")).rpartition(".")[2])
@@ -85,7 +87,8 @@ class Catalogue:
             return False
         try:
             known = next(
-                (one for one in self.released if one.message is message and evolution.same(one.avro, avro)), None
+                (schema for schema in self.released if schema.message is message and evolution.same(schema.avro, avro)),
+                None,
             )
             later = known or self._later(message, avro)
         except (evolution.NotAvro, RecursionError):
@@ -95,7 +98,7 @@ class Catalogue:
         return later is not None
 
     def _later(self, message: type[Message], avro: dict[str, Any]) -> Schema | None:
-        """Make a schema that reads what a later version wrote, of nothing but our own and of types that we know."""
+        """Return a schema that decodes a later version, built only from our own schema and types that we support."""
         newest = self.newest[message]
         if message in COMMAND_TYPES or evolution.faults(newest.avro, avro):
             return None
@@ -112,17 +115,17 @@ class Catalogue:
         return known
 
     def of_file(self, file: str) -> Schema:
-        """Find a schema by the name of its file."""
+        """Return the schema with this file name."""
         return next(schema for schema in self.by_id.values() if schema.file == file)
 
 
 def prefix_of(schema_id: int) -> bytes:
-    """Make the first five bytes of a value: byte 0, then the id, big-endian (Confluent wire format)."""
+    """Return the first five bytes of a value: byte 0, then the id, big-endian (Confluent wire format)."""
     return b"\0" + schema_id.to_bytes(4, "big")
 
 
 def load(where: Traversable | None = None) -> Catalogue:
-    """Read all released files, those of this program by default."""
+    """Read all released files of a folder, by default those of this program."""
     where = where or folder()
     return Catalogue(_read(where, entry) for entry in entries(where))
 
@@ -144,7 +147,7 @@ def _read(where: Traversable, entry: ReleasedFile) -> Schema:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """Read what a registry gives as the schema of a record; empty for anything else."""
+    """Return the record schema that a registry returned, or an empty one for any other text."""
     if len(text) > TEXT_MAX:
         return {}
     try:

@@ -1,7 +1,7 @@
-"""What a later version of a schema may change: it may add optional fields behind the others, and nothing else.
+"""The rules for later versions of a schema: they may append optional fields, and change nothing else.
 
-So every version is read as every other (a registry's FULL_TRANSITIVE), and what is not known of a version is a few
-fields that nobody needs. Nothing here hands a schema to fastavro, and nobody else may: a hostile one takes all memory.
+So each version can be read as any other (FULL_TRANSITIVE at a registry), and an older program lacks only optional
+fields. Neither this module nor its callers pass a foreign schema to fastavro: a hostile one takes all memory.
 """
 
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from typing import Any, Final
 
 PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 ADDED: Final = ("string", "long")
-"""What a new field may hold, or null: what `writer` and `reader` know, and what needs no upcasting."""
+"""The types of new optional fields: those that `avro_writer` and `avro_reader` support and that need no upcasting."""
 
 
 class NotAvro(ValueError):
-    """This is no schema of Avro, or not one of a kind that we use."""
+    """A value that is not an Avro schema, or not of a kind that we use."""
 
 
 def essence(avro: Any, namespace: str = "") -> Any:
-    """Reduce a schema to what its bytes and their meaning depend on: full names, no texts, defaults or properties."""
+    """Return what defines a schema's bytes and their meaning: full names and types, no docs, defaults or properties."""
     match avro:
         case str():
             return avro if avro in PRIMITIVES else _full_name(avro, namespace)
@@ -37,7 +37,7 @@ def essence(avro: Any, namespace: str = "") -> Any:
         case {"type": type_}:
             return essence(type_, namespace)
         case _:
-            raise NotAvro("no schema")
+            raise NotAvro("it contains a part that is not an Avro schema")
 
 
 def _field(field: Any, namespace: str) -> Any:
@@ -45,45 +45,46 @@ def _field(field: Any, namespace: str) -> Any:
         case {"name": str(name), "type": type_}:
             return [name, essence(type_, namespace)]
         case _:
-            raise NotAvro("no field")
+            raise NotAvro("it contains a field without a name or a type")
 
 
 def _full_name(name: str, namespace: Any) -> str:
     return name if "." in name or not namespace else f"{namespace}.{name}"
 
 
-def same(one: Any, other: Any) -> bool:
-    """Tell whether two schemas write the same bytes with the same meaning. Raises NotAvro."""
-    return bool(essence(one) == essence(other))
+def same(schema: Any, other: Any) -> bool:
+    """Return whether two schemas write the same bytes with the same meaning. Raises NotAvro."""
+    return bool(essence(schema) == essence(other))
 
 
 def added(before: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
-    """Give what the optional fields hold that a later version without `faults` has added: string or long."""
+    """Return the types, string or long, of the optional fields that a later version without `faults` has added."""
     return [type_[2] for _, type_ in essence(later)[2][len(before["fields"]) :]]
 
 
 def faults(before: Mapping[str, Any], later: Any) -> list[str]:
-    """Say what a later version of a record changes and must not; nothing if all readers read both. Raises NotAvro."""
+    """Return the forbidden changes in a later version of a record; none if all readers read both. Raises NotAvro."""
     match later:
         case {"type": "record", "fields": list()}:
-            _, found, found_fields = essence(later)
+            _, later_name, later_fields = essence(later)
         case _:
-            raise NotAvro("no record")
+            raise NotAvro("it is not an Avro record")
     _, name, fields = essence(before)
-    if found != name:
-        return [f"it is of {found}, not of {name}"]
-    wrong = [
-        f"the field `{field[0]}` is not as it was, in its place: what was released stays"
-        for place, field in enumerate(fields)
-        if found_fields[place : place + 1] != [field] or _default(later, place) != _default(before, place)
+    if later_name != name:
+        return [f"the record is {later_name}, not {name}"]
+    changes = [
+        f"the field `{field[0]}` differs from the released version: keep its name, type, default and index"
+        for index, field in enumerate(fields)
+        if later_fields[index : index + 1] != [field] or _default(later, index) != _default(before, index)
     ]
-    names = [field[0] for field in found_fields]
-    wrong += [f"the field `{twice}` is there twice" for twice in sorted({one for one in names if names.count(one) > 1})]
-    return wrong + [
-        f'the new field `{found_fields[place][0]}` must be optional: of type ["null", "string"] or ["null", "long"], '
+    names = [field[0] for field in later_fields]
+    duplicates = sorted({field_name for field_name in names if names.count(field_name) > 1})
+    changes += [f"the field `{field_name}` appears twice" for field_name in duplicates]
+    return changes + [
+        f'the new field `{later_fields[index][0]}` must be optional: of type ["null", "string"] or ["null", "long"], '
         "with the default null"
-        for place in range(len(fields), len(found_fields))
-        if not _is_optional(found_fields[place][1]) or _default(later, place) != ("null",)
+        for index in range(len(fields), len(later_fields))
+        if not _is_optional(later_fields[index][1]) or _default(later, index) != ("null",)
     ]
 
 
@@ -95,9 +96,9 @@ def _is_optional(type_: Any) -> bool:
             return False
 
 
-def _default(record: Mapping[str, Any], place: int) -> tuple[Any, ...]:
-    """Give the default of a field, so that none and null differ, and 0 and false."""
-    field = record["fields"][place]
+def _default(record: Mapping[str, Any], index: int) -> tuple[Any, ...]:
+    """Return the default of a field in a form that distinguishes null from no default, and 0 from false."""
+    field = record["fields"][index]
     if "default" not in field:
         return ()
     default = field["default"]

@@ -1,1 +1,1 @@
-"""How a worker takes over a partition: what it reads, what it checks, and the clients that it uses."""
+"""The claim, by which a worker takes over a partition: what it reads and checks, and the Kafka clients it uses."""

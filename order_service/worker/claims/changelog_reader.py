@@ -1,6 +1,6 @@
-"""What a claim reads: the two changelogs of a partition, and what lies in its other topics.
+"""Reads the two changelogs of a partition for a claim, and records of its other topics.
 
-It never holds the event loop for more than some milliseconds at a time: other lanes run meanwhile.
+It never holds the event loop for more than a few milliseconds at a time: other lanes run meanwhile.
 """
 
 import asyncio
@@ -21,92 +21,96 @@ from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, Position, Wa
 from order_service.worker.claims.progress import Progress
 
 LOOK_EVERY_S: Final = 1.0
+"""A reader that fetches nothing costs 1 % of a processor, and hundreds may wait."""
 FRESH_S: Final = 3.0
-"""A reader that fetches nothing costs a hundredth of a processor, and hundreds may wait."""
 READ_AT_A_TIME: Final = 500
 DECODED_AT_A_TIME: Final = 500
-"""Records, before the loop gets its turn: some 2 ms each."""
-RESTORE: Final = "Restore what this partition has lost from a mirror or a backup before it goes on."
+"""The number of records between two yields to the event loop: some 2 ms each time."""
+RESTORE: Final = "Restore the lost records of this partition from a mirror or a backup before it continues."
 
 UNREADABLE: Final = f"Run the version of this service that wrote it. If it is damaged: {RESTORE}"
 
 Apply = Callable[["ConsumerRecord[bytes, bytes]"], None]
 Raw = dict[bytes, tuple[int, bytes | None]]
-"""Offset and value of the newest record of each key."""
+"""The offset and value of the newest record of each key."""
 
 
-class Reading:
-    """A committed reader on the topics of one partition. It remembers nothing; `apply` gets what it reads."""
+class PartitionReader:
+    """A read_committed reader of the topics of one partition. It keeps no records; `apply` gets each of them."""
 
-    def __init__(self, reader: Consumer, places: list[TopicPartition], progress: Progress) -> None:
+    def __init__(self, reader: Consumer, partitions: list[TopicPartition], progress: Progress) -> None:
         self._reader = reader
         self._progress = progress
-        reader.assign(places)
-        for place in places:
-            reader.seek(place, 0)  # where that is deleted, aiokafka begins at the start
-        reader.pause(*places)
+        reader.assign(partitions)
+        for partition in partitions:
+            reader.seek(partition, 0)  # if offset 0 is deleted, aiokafka begins at the first one
+        reader.pause(*partitions)
 
-    async def end(self, place: TopicPartition) -> int:
-        """Ask where what is committed ends."""
-        return int((await self._reader.end_offsets([place]))[place])
+    async def end(self, partition: TopicPartition) -> int:
+        """Return the last stable offset of a partition."""
+        return int((await self._reader.end_offsets([partition]))[partition])
 
-    def begin(self, starts: dict[TopicPartition, int]) -> None:
-        """Read these partitions from these offsets on, and no others."""
+    def read_from(self, starts: dict[TopicPartition, int]) -> None:
+        """Seek these partitions to these offsets, and pause all others."""
         self._reader.pause(*self._reader.assignment())
-        for place, offset in starts.items():
-            self._reader.seek(place, offset)
+        for partition, offset in starts.items():
+            self._reader.seek(partition, offset)
         self._reader.resume(*starts)
 
-    async def past(self, last: dict[TopicPartition, int], apply: Apply) -> None:
-        """Read until past these offsets, however long a foreign transaction keeps them from us.
+    async def read_past(self, last: dict[TopicPartition, int], apply: Apply) -> None:
+        """Read until past these offsets, however long a foreign transaction hides them.
 
-        Raises LaneParked for a record that is damaged, KafkaError if Kafka is away.
+        Raises LaneParked for a damaged record, KafkaError if Kafka is unavailable.
         """
-        places = list(last)
-        while behind := [place for place, offset in last.items() if await self._reader.position(place) <= offset]:
+        partitions = list(last)
+        while behind := [
+            partition for partition, offset in last.items() if await self._reader.position(partition) <= offset
+        ]:
             try:
-                if not (await self._read_some(places, apply) or await self._wait_for_one(places, apply)):
+                if not (await self._read_fetched(partitions, apply) or await self._wait_for_record(partitions, apply)):
                     self._progress.open_transactions = self._open_transactions(behind)
             except CorruptRecordException as error:
-                at = [f"{place.topic} at {await self._reader.position(place)}" for place in last]
-                raise LaneParked(f"a record cannot be read ({error}), in {' or '.join(at)}. {RESTORE}") from error
+                positions = [f"{partition.topic} at {await self._reader.position(partition)}" for partition in last]
+                raise LaneParked(
+                    f"a record cannot be read ({error}), in {' or '.join(positions)}. {RESTORE}"
+                ) from error
 
-    async def _read_some(self, places: list[TopicPartition], apply: Apply) -> bool:
-        """Handle what was fetched, up to a slice of it; False if there is nothing."""
+    async def _read_fetched(self, partitions: list[TopicPartition], apply: Apply) -> bool:
+        """Apply fetched records, at most `READ_AT_A_TIME`. Return whether there were any."""
         async with self._progress.slice():
-            fetched = await self._reader.getmany(*places, timeout_ms=0, max_records=READ_AT_A_TIME)
+            fetched = await self._reader.getmany(*partitions, timeout_ms=0, max_records=READ_AT_A_TIME)
             _apply_all(fetched, apply)
         if fetched:
             await self._progress.moved()
         return bool(fetched)
 
-    async def _wait_for_one(self, places: list[TopicPartition], apply: Apply) -> bool:
-        """Wait for a record, without a slice: others work meanwhile. After a long wait, look once a second only.
+    async def _wait_for_record(self, partitions: list[TopicPartition], apply: Apply) -> bool:
+        """Wait for a record, without a slice, and return whether one arrived. Other tasks run meanwhile.
 
-        Return whether one came.
+        A claim that has lent its slot fetches only once a second.
         """
-        if not self._progress.has_place:
-            self._reader.pause(*places)
+        if not self._progress.has_slot:
+            self._reader.pause(*partitions)
             await asyncio.sleep(LOOK_EVERY_S)
-            self._reader.resume(*places)
-        fetched = await self._reader.getmany(*places, timeout_ms=200, max_records=1)
+            self._reader.resume(*partitions)
+        fetched = await self._reader.getmany(*partitions, timeout_ms=200, max_records=1)
         _apply_all(fetched, apply)
         if fetched:
             await self._progress.moved()
         return bool(fetched)
 
-    def _open_transactions(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the partitions that end behind an open transaction, and where that begins.
+    def _open_transactions(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the partitions that end behind an open transaction, with the first offset of that transaction.
 
-        A broker that has not answered for a while is away: then it is not the transaction that is waited for.
+        A broker that has not answered for `FRESH_S` is unavailable: the claim then waits for it, not for a transaction.
         """
-        found = {}
-        for place in places:
-            stable, end = self._reader.last_stable_offset(place), self._reader.highwater(place)
-            fetched_ms = self._reader.last_poll_timestamp(place)
+        first_offsets = {}
+        for partition in partitions:
+            stable, end = self._reader.last_stable_offset(partition), self._reader.highwater(partition)
+            fetched_ms = self._reader.last_poll_timestamp(partition)
             if None not in {stable, end, fetched_ms} and stable < end and fetched_ms > (time.time() - FRESH_S) * 1000:
-                found[place] = stable
-        return found
+                first_offsets[partition] = stable
+        return first_offsets
 
 
 def _apply_all(fetched: dict[TopicPartition, list["ConsumerRecord[bytes, bytes]"]], apply: Apply) -> None:
@@ -116,7 +120,7 @@ def _apply_all(fetched: dict[TopicPartition, list["ConsumerRecord[bytes, bytes]"
 
 
 class Changelogs:
-    """The two changelogs of a partition: of a kept lane, only where its table's was written last."""
+    """The two changelogs of a partition; for a kept lane, only the table's, from the offset of its last write."""
 
     def __init__(
         self, partition: int, names: TopicNames, reader: Consumer, kept_offset: int | None, progress: Progress
@@ -130,23 +134,23 @@ class Changelogs:
         self._is_kept = kept_offset is not None
         self._raw: dict[str, Raw] = {names.table: {}, names.waiting: {}}
         topics = (names.table, names.waiting, names.events, names.rejections, names.dead_letters, names.commands)
-        self.reading = Reading(reader, [TopicPartition(topic, partition) for topic in topics], progress)
+        self.reader = PartitionReader(reader, [TopicPartition(topic, partition) for topic in topics], progress)
         logs = (names.table,) if self._is_kept else (names.table, names.waiting)
-        self.places = [TopicPartition(topic, partition) for topic in logs]
-        self.reading.begin(dict.fromkeys(self.places, kept_offset or 0))
+        self.partitions = [TopicPartition(topic, partition) for topic in logs]
+        self.reader.read_from(dict.fromkeys(self.partitions, kept_offset or 0))
 
     @property
     def owner(self) -> str | None:
-        """Who may write, as far as was read."""
+        """The owner by the newest position that was read, or None without one."""
         return None if self.position is None else self.position.owner
 
     async def read_to_end(self) -> None:
-        """Read up to the last stable offset, and decode what was read: most of the work of a claim."""
-        await self.read_past({place: await self.reading.end(place) - 1 for place in self.places})
+        """Read up to the last stable offset, and decode the records: most of the work of a claim."""
+        await self.read_past({partition: await self.reader.end(partition) - 1 for partition in self.partitions})
 
     async def read_past(self, last: dict[TopicPartition, int]) -> None:
-        """Read until past these offsets, and decode what is new."""
-        await self.reading.past(last, self._apply)
+        """Read until past these offsets, and decode the new records."""
+        await self.reader.read_past(last, self._apply)
         while raw := self._raw[self._names.table]:
             async with self._progress.slice():
                 for _ in range(min(len(raw), DECODED_AT_A_TIME)):
@@ -187,5 +191,5 @@ class Changelogs:
         try:
             yield
         except (HistoryError, UnicodeDecodeError) as error:
-            place = f"{topic} partition {self._partition} offset {offset}"
-            raise LaneParked(f"{place} cannot be read: {error}. {UNREADABLE}") from error
+            record = f"{topic} partition {self._partition} offset {offset}"
+            raise LaneParked(f"{record} cannot be read: {error}. {UNREADABLE}") from error

@@ -1,6 +1,6 @@
-"""What a claim checks before it names itself: that the other topics of its partition go with the position.
+"""What a claim checks before it writes its owner: whether the other topics of its partition match the position.
 
-Each raises LaneParked for what would make a worker decide a command twice, or skip one.
+Each check raises LaneParked for a state in which a worker would decide a command twice, or skip one.
 """
 
 from typing import Final
@@ -21,11 +21,11 @@ from order_service.worker.claims.clients import ClaimClients
 log = structlog.get_logger()
 
 TAIL: Final = 2_000
-"""Offsets at the end of an outcome topic that are compared where the position, of an earlier version, names no ends."""
+"""Offsets at the end of an outcome topic that are compared if the position, of an earlier version, has no ends."""
 
 
 class Checks:
-    """The topics of one partition, compared with what its changelogs say."""
+    """The checks of one partition: its topics are compared with its changelogs."""
 
     def __init__(self, partition: int, names: TopicNames, clients: ClaimClients, logs: Changelogs) -> None:
         self._partition = partition
@@ -42,9 +42,9 @@ class Checks:
         self._never_read = 0
 
     async def take_ends(self) -> None:
-        """Ask where all topics end. That must be done after the fence, and before the barrier adds to them.
+        """Read the end offsets of all topics. Call this after the fence, and before the barrier adds records.
 
-        Raises LaneParked if one ends before where it has ended: it has lost records.
+        Raises LaneParked if one ends before its recorded end: it has lost records.
         """
         self._ends = await self._clients.ends([self._commands, *self._outcomes, self._waiting_log])
         position = self._logs.position
@@ -52,24 +52,25 @@ class Checks:
             return
         if self._ends[self._waiting_log] == 0:
             raise LaneParked(
-                f"the changelog of the waiting room is lost: what waited in {self._names.waiting} partition"
-                f" {self._partition} has no outcome"
+                f"the changelog of the waiting room is lost: the commands that waited in {self._names.waiting}"
+                f" partition {self._partition} have no outcome"
             )
-        for place, known in self._known_ends(position.ends or Ends()).items():
-            if self._ends[place] < known:
+        for partition, known in self._known_ends(position.ends or Ends()).items():
+            if self._ends[partition] < known:
                 raise LaneParked(
-                    f"{place.topic} partition {place.partition} ends at {self._ends[place]}, it ended at {known}: its"
-                    " last records are lost. Restore them from a backup or a mirror before this partition goes on."
+                    f"{partition.topic} partition {partition.partition} ends at {self._ends[partition]}, it ended at"
+                    f" {known}: its last records are lost. {RESTORE}"
                 )
 
     async def position(self, owner: str, waiting_count: int) -> Position:
-        """Return the position from which `owner` goes on; LaneParked if the commands are not those of the last one.
+        """Return the position from which `owner` continues.
 
         A partition without a position is new, unless it has outcomes: then its changelog is lost.
+        Raises LaneParked if the commands do not match the last position.
         """
         start = await self._start()
         end = self._ends[self._commands]
-        ends = Ends(*(self._ends[place] for place in (*self._outcomes, self._waiting_log)))
+        ends = Ends(*(self._ends[partition] for partition in (*self._outcomes, self._waiting_log)))
         last = self._logs.position
         if last is None:
             self._check_first(start)
@@ -82,17 +83,17 @@ class Checks:
         if max(last.resume_at, last.end_offset) > end:
             raise LaneParked(
                 f"the commands end at {end}, they ended at {max(last.resume_at, last.end_offset)}:"
-                f" {self._names.commands} partition {self._partition} was cut or recreated"
+                f" {self._names.commands} partition {self._partition} was truncated or recreated"
             )
         if start < last.next_offset and not await self._is_same_topic(last) and await self._start() < last.next_offset:
             raise LaneParked(
-                f"command {last.next_offset - 1} of {self._names.commands} partition {self._partition} has another time"
-                f" than the one that was decided: the topic was recreated. {RESTORE}"
+                f"command {last.next_offset - 1} of {self._names.commands} partition {self._partition} has a different"
+                f" timestamp than the decided one: the topic was recreated. {RESTORE}"
             )
         return Position(last.next_offset, owner, end, last.last_timestamp_ms, last.read_to, ends, waiting_count)
 
     def count_never_read(self) -> None:
-        """Count what the position passes over, once it is written: a claim that fails before is tried again."""
+        """Count the commands that the position skips, once it is written: a claim that fails before is tried again."""
         if self._never_read:
             metrics.NEVER_READ.labels(self._partition).inc(self._never_read)
 
@@ -100,9 +101,10 @@ class Checks:
         return (await self._clients.starts([self._commands]))[self._commands]
 
     async def outcomes(self) -> None:
-        """Read the outcomes since the ends that the position names; LaneParked if one is not in the changelogs.
+        """Read the outcomes since the ends that the position has.
 
-        Then the changelogs have lost their last records, and commands that are decided would be decided again.
+        Raises LaneParked if one is not in the changelogs. They have then lost their last records, and a decided command
+        would be decided again.
         """
         position = self._logs.position
         if position is None:
@@ -112,26 +114,28 @@ class Checks:
         if expected is not None and expected != len(self._logs.waiting):
             raise LaneParked(
                 f"{self._names.waiting} partition {self._partition} holds {len(self._logs.waiting)} waiting commands,"
-                f" the position in {self._names.table} says {expected}: one of the two has lost its last records."
+                f" the position in {self._names.table} counts {expected}: one of the two has lost its last records."
             )
 
     async def _read_outcomes(self, position: Position) -> None:
         starts = await self._clients.starts(self._outcomes)
         known = self._known_ends(position.ends) if position.ends is not None else {}
         unread = {
-            place: max(starts[place], known.get(place, self._ends[place] - TAIL), 0)
-            for place in self._outcomes
-            if starts[place] < self._ends[place]
+            partition: max(starts[partition], known.get(partition, self._ends[partition] - TAIL), 0)
+            for partition in self._outcomes
+            if starts[partition] < self._ends[partition]
         }
-        unread = {place: offset for place, offset in unread.items() if offset < self._ends[place]}
+        unread = {partition: offset for partition, offset in unread.items() if offset < self._ends[partition]}
         if not unread:
             return
         self._waits = {waiting.offset for waiting in self._logs.waiting.values()}
-        self._logs.reading.begin(unread)
-        await self._logs.reading.past({place: self._ends[place] - 1 for place in unread}, self._check_outcome)
+        self._logs.reader.read_from(unread)
+        await self._logs.reader.read_past(
+            {partition: self._ends[partition] - 1 for partition in unread}, self._check_outcome
+        )
         if self._unknown:
             log.warning(
-                "Records in the outcome topics that are not ours were ignored.",
+                "Foreign records in the outcome topics were ignored.",
                 partition=self._partition,
                 count=self._unknown,
             )
@@ -141,8 +145,8 @@ class Checks:
         return dict(zip((*self._outcomes, self._waiting_log), known, strict=True))
 
     def _check_first(self, start: int) -> None:
-        """Check a partition that has no position yet."""
-        if self._logs.waiting or any(self._ends[place] > 0 for place in self._outcomes):
+        """Check a partition that does not have a position yet: it must have no outcomes either."""
+        if self._logs.waiting or any(self._ends[partition] > 0 for partition in self._outcomes):
             raise LaneParked(
                 f"there are outcomes but no position: the changelog {self._names.table} partition {self._partition} is"
                 f" lost. {RESTORE}"
@@ -150,23 +154,23 @@ class Checks:
         if start > 0:
             self._never_read = start
             log.warning(
-                "Commands were deleted before any worker has read this partition; they have no outcome.",
+                "Commands were deleted before any worker read this partition; they have no outcome.",
                 topic=self._names.commands,
                 partition=self._partition,
                 offsets=start,
             )
 
     async def _is_same_topic(self, last: Position) -> bool:
-        """Return whether the last decided command is still there, by its time."""
+        """Return whether the last decided command is still in its topic, with the same timestamp."""
         if last.last_timestamp_ms is None:
             return True
         offset = last.next_offset - 1
-        found: list[tuple[int, int]] = []
-        self._logs.reading.begin({self._commands: offset})
-        await self._logs.reading.past(
-            {self._commands: offset}, lambda record: found.append((record.offset, record.timestamp))
+        timestamps: list[tuple[int, int]] = []
+        self._logs.reader.read_from({self._commands: offset})
+        await self._logs.reader.read_past(
+            {self._commands: offset}, lambda record: timestamps.append((record.offset, record.timestamp))
         )
-        return (offset, last.last_timestamp_ms) in found
+        return (offset, last.last_timestamp_ms) in timestamps
 
     def _check_outcome(self, record: "ConsumerRecord[bytes, bytes]") -> None:
         names = self._names
@@ -187,7 +191,7 @@ class Checks:
                 raise self._lost(record, f"command {offset} has an outcome, and it waits in {names.waiting}")
 
     def _is_decoded(self, record: "ConsumerRecord[bytes, bytes]") -> bool:
-        """Decode an event or a rejection, and compare an event with the table; False if it is neither."""
+        """Return whether a record is an event or a rejection. An event is compared with the table."""
         value = record.value or b""
         try:
             if record.topic == self._names.rejections:
@@ -202,9 +206,11 @@ class Checks:
         entry = self._logs.entries.get(event.order_id)
         version = 0 if entry is None else entry.version
         if entry is None or version < event.version:
-            raise self._lost(record, f"it is version {event.version} of an order that the table has at {version}")
+            raise self._lost(
+                record, f"it is version {event.version} of an order that the table has at version {version}"
+            )
         if version == event.version and entry.head != avro.digest(record.value or b""):
-            raise self._lost(record, f"it is version {version} of an order, and the table has another one")
+            raise self._lost(record, f"it is version {version} of an order, and the table has a different event")
 
     def _lost(self, record: "ConsumerRecord[bytes, bytes]", why: str) -> LaneParked:
         return LaneParked(

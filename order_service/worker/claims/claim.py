@@ -1,19 +1,19 @@
-"""The claim: how a worker takes over a partition from whoever had it, alive, dead or only thought dead.
+"""The claim: how a worker takes over a partition from its previous owner, alive, dead or only thought dead.
 
-1. Lock:    start the claim's own producer; any unfinished claim of the partition is dead from here.
+1. Lock:    start the claim's own producer; from here, Kafka refuses any unfinished claim of the partition.
 2. Read:    read and decode the changelogs; the position record names the owner, the last worker's transactional id.
-            This is where the time goes; no transaction is open meanwhile.
+            This takes most of the time; no transaction is open meanwhile.
 3. Fence:   commit a record to the table's changelog, which Kafka refuses if a newer claim has the lock; then start a
             producer under the owner's id: its open transaction is aborted, its later ones are refused. Claims of
             several partitions that name the same owner share one fence.
-4. Barrier: commit a record to both changelogs and read until past it. The end that a committed reader is told is the
-            last stable offset: behind a foreign open transaction it hides records, and the barrier waits for them.
-            Should another owner appear, fence it too and repeat.
+4. Barrier: commit a record to both changelogs and read until past it. A read_committed reader gets the last stable
+            offset as the end: a foreign open transaction hides records behind it, and the barrier waits for them.
+            If another owner appears, fence it too and repeat.
 5. Check:   compare the position with the commands, and the table with the outcomes that were written last.
-6. Name:    write the position record that names ourselves. From here the lane runs.
+6. Name:    write the position record that names this worker. From here the lane runs.
 
-Only the newest claim of a partition can write an owner, and every worker writes under an id that a claim has named;
-so what was read up to the barrier is all that any earlier worker has done or will ever do.
+Only the newest claim of a partition can write an owner, and every worker writes under an id that a claim has named.
+So the records up to the barrier are all that any earlier worker has written or will ever write.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ from order_service.worker.transactions import DEADLINE_S, TurnProducer, claiming
 
 log = structlog.get_logger()
 
-COMPLAIN_AFTER_S: Final = 10.0
+WARN_AFTER_S: Final = 10.0
 
 
 class HeldLane(Struct, frozen=True):
-    """What a worker still holds of a partition: where its changelog was written last, under which id, how far."""
+    """What a worker still holds of a partition: the offset of its last write to the changelog, the id, the position."""
 
     owner: str
     log_offset: int
@@ -55,7 +55,7 @@ class HeldLane(Struct, frozen=True):
 
 
 class Claimed(Struct, frozen=True):
-    """What a claim found: where to go on, and the state, or None where the state in memory is the newest."""
+    """The result of a claim: the position to continue from, and the state, or None if that in memory is the newest."""
 
     position: Position
     log_offset: int
@@ -63,21 +63,24 @@ class Claimed(Struct, frozen=True):
 
 
 class Claimer(Struct, frozen=True):
-    """Claims partitions for one owner id. `step` is told each step done: tests stop or kill the process there."""
+    """Claims partitions for one owner id. `failpoint` is called after each step: tests stop or kill workers there."""
 
     group_id: str
     owner: str
     names: TopicNames
     connection: dict[str, Any]
     clients: ClaimClients
-    step: Callable[[str], None]
+    failpoint: Callable[[str], None]
 
     async def claim(self, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
-        """Take over a partition; LaneParked if the log does not allow to go on, Fenced if another claim is newer."""
+        """Take over a partition.
+
+        Raises LaneParked if the log does not allow the lane to continue, Fenced if another claim is newer.
+        """
         lock_id = f"{self.group_id}-claim-{partition}"
         await progress.at(f"the coordinator of {lock_id}")
         async with claiming(lock_id, self.connection, [self.names.table, self.names.waiting]) as lock:
-            self.step("claim.locked")
+            self.failpoint("claim.locked")
             if kept is not None:
                 claimed = await self._take_over(partition, lock, kept, progress)
                 if claimed is not None:
@@ -90,13 +93,13 @@ class Claimer(Struct, frozen=True):
     async def _take_over(
         self, partition: int, lock: TurnProducer, kept: HeldLane | None, progress: Progress
     ) -> Claimed | None:
-        """Do steps 2 to 6; None if what is kept in memory is not what the log says."""
+        """Do steps 2 to 6. Return None if the kept state does not match the log."""
         await progress.at(f"the brokers of partition {partition}")
         async with self.clients.reader() as reader:
             kept_offset = None if kept is None else kept.log_offset
             logs = Changelogs(partition, self.names, reader, kept_offset, progress)
             await logs.read_to_end()
-            self.step("claim.read")
+            self.failpoint("claim.read")
             checks = Checks(partition, self.names, self.clients, logs)
             await self._fence_owners(lock, logs, checks, progress)
             if kept is not None and not _is_still(kept, logs.position):
@@ -105,48 +108,49 @@ class Claimer(Struct, frozen=True):
             position = await checks.position(self.owner, len(logs.waiting) if kept is None else kept.waiting_count)
             if kept is None:
                 await checks.outcomes()
-            self.step("claim.barrier")
+            self.failpoint("claim.barrier")
         await progress.at(f"a commit to {self.names.table} partition {partition}")
         log_offset = await self._name_ourselves(partition, lock, position)
         checks.count_never_read()
-        self.step("claim.named")
+        self.failpoint("claim.named")
         return Claimed(position, log_offset, None if kept is not None else (logs.entries, list(logs.waiting.values())))
 
     async def _fence_owners(self, lock: TurnProducer, logs: Changelogs, checks: Checks, progress: Progress) -> None:
         """Fence the owner, and any new owner that appears before the barrier.
 
-        We are the owner already where a claim of ours has failed after it had named us: the lane does not run yet.
+        This worker is already the owner if an earlier claim of it failed after step 6: the lane does not run yet.
         A claim that was stopped for long may read a changelog that already names the next owner, whose lanes run: Kafka
-        refuses the record that comes before the fence, and that owner goes on.
+        refuses the record that comes before the fence, and that owner continues.
         """
         fenced = None
         while True:
             owner = logs.owner
             if owner is not None and owner not in {fenced, self.owner}:
-                await progress.at(f"a commit to {self.names.table} partition {logs.places[0].partition}")
-                await self._barrier(lock, logs.places[:1])  # not to the waiting room: an empty one is a lost one
+                await progress.at(f"a commit to {self.names.table} partition {logs.partitions[0].partition}")
+                # Not to the waiting room: an empty changelog means a lost one.
+                await self._barrier(lock, logs.partitions[:1])
                 await progress.at(f"the transactions of {owner} to end")
                 await self.clients.fence(owner)
-                self.step("claim.fenced")
+                self.failpoint("claim.fenced")
             await checks.take_ends()
-            await progress.at(f"the brokers of the changelogs of partition {logs.places[0].partition}")
-            await logs.read_past(await self._barrier(lock, logs.places))
+            await progress.at(f"the brokers of the changelogs of partition {logs.partitions[0].partition}")
+            await logs.read_past(await self._barrier(lock, logs.partitions))
             if logs.owner == owner:
                 return
             fenced = owner
 
-    async def _barrier(self, lock: TurnProducer, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+    async def _barrier(self, lock: TurnProducer, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         nonce = uuid4().bytes
         try:
             async with deadline(DEADLINE_S):
                 await lock.begin()
                 sent = []
-                for place in places:
-                    sent += await lock.send_all(place.topic, place.partition, [(BARRIER_KEY, nonce, [])])
+                for topic, partition in partitions:
+                    sent += await lock.send_all(topic, partition, [(BARRIER_KEY, nonce, [])])
                 arrived = await lock.commit(sent)
         except TimeoutError as error:
-            raise Stuck(f"a barrier in {places} is not committed within {DEADLINE_S:.0f} s") from error
-        return {place: metadata.offset for place, metadata in zip(places, arrived, strict=True)}
+            raise Stuck(f"a barrier in {partitions} is not committed within {DEADLINE_S:.0f} s") from error
+        return {partition: metadata.offset for partition, metadata in zip(partitions, arrived, strict=True)}
 
     async def _name_ourselves(self, partition: int, lock: TurnProducer, position: Position) -> int:
         records: list[Record] = [(POSITION_KEY, changelog.encode(position), [])]
@@ -160,20 +164,20 @@ class Claimer(Struct, frozen=True):
 
 
 def _is_still(kept: HeldLane, position: Position | None) -> bool:
-    """Return whether no other process has written since `kept`: its owner is the owner, at the same position."""
+    """Return whether no other process has written since `kept`: the log has the same owner and position."""
     return position is not None and (position.owner, position.next_offset) == (kept.owner, kept.next_offset)
 
 
 async def claim_until_done(
     claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress, *, pause_s: float = 1.0
 ) -> Claimed:
-    """Claim a partition, again while no broker can be read from or written to, however long that takes.
+    """Claim a partition. Try again while Kafka cannot be read from or written to, however long that takes.
 
-    What a failed claim has written does no harm: the next one starts a new lock and reads the outcome.
+    The records of a failed claim do no harm: the next one starts a new lock and reads them.
     """
     while True:
         try:
-            return await _claim_and_complain(claimer, partition, kept, progress)
+            return await _claim_with_warnings(claimer, partition, kept, progress)
         except (KafkaError, Stuck, TurnRefused) as error:
             if isinstance(error, TurnRefused) and error.lanes:
                 raise
@@ -189,10 +193,10 @@ def _reason(error: Exception) -> str:
     return repr(error) if isinstance(error, KafkaError) else str(error)
 
 
-async def _claim_and_complain(claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
+async def _claim_with_warnings(claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
     task = asyncio.create_task(claimer.claim(partition, kept, progress), name=f"claim of {partition}")
     try:
-        while not (await asyncio.wait({task}, timeout=COMPLAIN_AFTER_S))[0]:
+        while not (await asyncio.wait({task}, timeout=WARN_AFTER_S))[0]:
             if progress.has_begun and (waits_for := progress.waits_for()):
                 log.warning("A claim takes long.", partition=partition, waits_for=waits_for)
     except asyncio.CancelledError:

@@ -1,7 +1,7 @@
 """The Kafka clients that the claims of one assignment share.
 
-A client costs connections and some 30 ms of this process, so there are few: a reader per claim that is under way, one
-client that asks for offsets, and one fence per owner.
+A client costs connections and some 30 ms of this process, so there are few: one reader per running claim, one client
+that reads offsets, and one fence per owner.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _SHARED: Final = {"enable_auto_commit": False, "auto_offset_reset": "earliest", 
 
 
 class ClaimClients:
-    """Readers, offsets and fences for the claims of one assignment."""
+    """The readers, offset client and fences that the claims of one assignment share."""
 
     def __init__(self, connection: dict[str, Any]) -> None:
         self._connection = connection
@@ -30,8 +30,8 @@ class ClaimClients:
 
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[Consumer]:
-        """Lend a committed reader to one claim; one that a claim failed with is not used again."""
-        reader = self._idle.pop() if self._idle else await self._started(committed=True)
+        """Lend a read_committed reader to one claim. If the claim fails, the reader is stopped and not used again."""
+        reader = self._idle.pop() if self._idle else await self._start_client(committed=True)
         try:
             yield reader
         except BaseException:
@@ -40,19 +40,19 @@ class ClaimClients:
         reader.pause(*reader.assignment())
         self._idle.append(reader)
 
-    async def starts(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ask where what is kept begins."""
-        return dict(await (await self._asker()).beginning_offsets(places))
+    async def starts(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the first offset that the broker still has of each partition."""
+        return dict(await (await self._offset_client()).beginning_offsets(partitions))
 
-    async def ends(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ask where partitions end, with what is not committed."""
-        return dict(await (await self._asker()).end_offsets(places))
+    async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the end offset of each partition, uncommitted records included."""
+        return dict(await (await self._offset_client()).end_offsets(partitions))
 
     async def fence(self, owner: str) -> None:
-        """Fence an owner once for all claims: aborts its open transaction, and lets it write no more.
+        """Fence an owner once for all claims: abort its open transaction, and prevent any later write.
 
-        An owner's producer is started once, before any claim names it, and never again. So whichever partition a claim
-        knows the owner from, and however long ago another claim has fenced it, that fence holds.
+        An owner's producer is started once, before any claim names it, and never again. So one fence is final: it holds
+        for every partition in which a claim reads this owner, however long ago the fence was.
         """
         fencing = self._fences.get(owner)
         if fencing is None or (fencing.done() and (fencing.cancelled() or fencing.exception() is not None)):
@@ -60,7 +60,7 @@ class ClaimClients:
         await asyncio.shield(fencing)
 
     async def close(self) -> None:
-        """Close all clients; the claims have ended before."""
+        """Close all clients; all claims must have ended."""
         for fencing in self._fences.values():
             fencing.cancel()
         await asyncio.gather(*self._fences.values(), return_exceptions=True)
@@ -68,13 +68,13 @@ class ClaimClients:
         self._idle, self._offsets = [], None
         await asyncio.gather(*(client.stop() for client in clients), return_exceptions=True)
 
-    async def _asker(self) -> Consumer:
+    async def _offset_client(self) -> Consumer:
         async with self._starting:
             if self._offsets is None:
-                self._offsets = await self._started(committed=False)
+                self._offsets = await self._start_client(committed=False)
             return self._offsets
 
-    async def _started(self, *, committed: bool) -> Consumer:
+    async def _start_client(self, *, committed: bool) -> Consumer:
         client = Consumer(
             **self._connection,
             **_SHARED,

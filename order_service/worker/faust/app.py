@@ -1,4 +1,4 @@
-"""The Faust app and the process around it: the agent that receives, the signals of the group, the start and the end."""
+"""The Faust app and its process: the agent that receives, the signals of the group, the start and the end."""
 
 import asyncio
 import faulthandler
@@ -16,13 +16,13 @@ from faust.types import TP
 
 from order_service.errors import OrderServiceError
 from order_service.kafka.connection import Admin, Consumer, ask_admin, connection, tls
-from order_service.kafka.registry_client import Ids, adopt_when_it_answers, registry_of
+from order_service.kafka.registry_client import Ids, adopt_when_available, registry_of
 from order_service.kafka.topics import check_topics, create_topics, topic_names
 from order_service.runtime.admin import AdminServer
-from order_service.runtime.garbage_collector import collect_seldom
-from order_service.runtime.signals import run_until_told
+from order_service.runtime.garbage_collector import collect_less_often
+from order_service.runtime.signals import run_until_signal
 from order_service.runtime.tasks import failure_of
-from order_service.runtime.watchdog import Watchdog, end_after, silence_of
+from order_service.runtime.watchdog import Watchdog, end_after, silence_limit_s
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
 from order_service.worker.clock import Clock, wait_until_near
@@ -51,37 +51,37 @@ class FaustFetching:
     def _consumer(self) -> RunConsumer:
         consumer = self._app.consumer
         if not isinstance(consumer, RunConsumer):
-            raise TypeError(f"Faust made a {type(consumer).__name__}, not our consumer")
+            raise TypeError(f"Faust created a {type(consumer).__name__}, expected a RunConsumer")
         return consumer
 
-    def _place(self, partition: int) -> TopicPartition:
+    def _topic_partition(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
 
     async def open(self, partition: int, offset: int, seek: int) -> None:
         """Fetch a partition from an offset on; its runs carry the number of this seek."""
         consumer = self._consumer
-        await consumer.in_fetch_thread(consumer.thread.open(self._place(partition), offset, seek))
+        await consumer.run_in_fetch_thread(consumer.thread.open(self._topic_partition(partition), offset, seek))
 
     def pause(self, partition: int) -> None:
-        """Fetch no more of a partition for now."""
-        self._consumer.soon_in_fetch_thread(self._consumer.thread.pause, self._place(partition))
+        """Pause the fetching of a partition."""
+        self._consumer.call_soon_in_fetch_thread(self._consumer.thread.pause, self._topic_partition(partition))
 
     def resume(self, partition: int) -> None:
-        """Fetch a partition again."""
-        self._consumer.soon_in_fetch_thread(self._consumer.thread.resume, self._place(partition))
+        """Resume the fetching of a partition."""
+        self._consumer.call_soon_in_fetch_thread(self._consumer.thread.resume, self._topic_partition(partition))
 
     async def reached(self, partition: int) -> tuple[int, int | None, int]:
-        """Tell how far a partition was fetched."""
+        """Return the next offset to fetch, the seek, and the number of runs delivered since."""
         consumer = self._consumer
-        return await consumer.in_fetch_thread(consumer.thread.reached(self._place(partition)))
+        return await consumer.run_in_fetch_thread(consumer.thread.reached(self._topic_partition(partition)))
 
     async def end(self, partition: int) -> int:
-        """Ask the broker for the end of a partition, uncommitted records included."""
-        place = self._place(partition)
-        return (await self._ask_ends([place]))[place]
+        """Return the end of a partition as the broker reports it now, uncommitted records included."""
+        topic_partition = self._topic_partition(partition)
+        return (await self._end_offsets([topic_partition]))[topic_partition]
 
-    async def _ask_ends(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        async with self._starting:  # several lanes may ask at once
+    async def _end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        async with self._starting:  # several lanes may call this at once
             if self._offsets is None:
                 offsets = Consumer(**self._app.connection, enable_auto_commit=False)
                 try:
@@ -90,35 +90,35 @@ class FaustFetching:
                     await offsets.stop()
                     raise
                 self._offsets = offsets
-        return dict(await self._offsets.end_offsets(places))
+        return dict(await self._offsets.end_offsets(partitions))
 
     async def _read_ends(self) -> dict[int, End | None]:
         stable = await self._consumer.stable_ends()
-        led = [place for place, offset in stable.items() if offset is not None]
-        ends = await self._ask_ends(led) if led else {}
+        led = [topic_partition for topic_partition, offset in stable.items() if offset is not None]
+        ends = await self._end_offsets(led) if led else {}
         return {
-            place.partition: End(ends[place], offset) if offset is not None else None
-            for place, offset in stable.items()
+            topic_partition.partition: End(ends[topic_partition], offset) if offset is not None else None
+            for topic_partition, offset in stable.items()
         }
 
     def end_of(self, partition: int) -> int:
         """Return the end as the broker last reported it, or as of the last fetch if that is newer."""
-        return max(self.ends.end_of(partition), self._consumer.end_of(self._place(partition)))
+        return max(self.ends.end_of(partition), self._consumer.end_of(self._topic_partition(partition)))
 
     def stable_end_of(self, partition: int) -> int:
         """Return the last stable offset as the broker last reported it."""
         return self.ends.stable_end_of(partition)
 
     async def members(self) -> list[Member]:
-        """Ask the broker for the members of the group."""
+        """Return the members of the group, read from the broker."""
         return await self._consumer.members()
 
     def partition_count(self) -> int | None:
-        """Tell how many partitions there are now, as far as is known."""
+        """Return the current number of partitions, or None if it is not known."""
         return self._consumer.partition_count(self._topic)
 
     async def close(self) -> None:
-        """Close what `end` has opened."""
+        """Close the consumer that reads end offsets, if it was opened."""
         if self._offsets is not None:
             await self._offsets.stop()
 
@@ -129,11 +129,11 @@ def build(
     clock: Clock,
     in_sync: dict[str, int],
     *,
-    step: Callable[[str], None] = lambda _step: None,
+    failpoint: Callable[[str], None] = lambda _step: None,
 ) -> RunApp:
-    """Make the app of a worker on topics with this `min.insync.replicas`.
+    """Return the app of a worker. `in_sync` is the `min.insync.replicas` of each topic.
 
-    `step` is told each step of a claim and a turn: tests stop the process there.
+    `failpoint` is called after each step of a claim and of a turn: tests stop the process there.
     """
     names = topic_names(settings.topic_prefix)
     app = RunApp(
@@ -160,7 +160,7 @@ def build(
     fetching = FaustFetching(app, names.commands)
     users = UserClient(CallPolicy.from_settings(settings))
     ids = Ids(registry_of(settings))
-    worker = Worker(Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, step))
+    worker = Worker(Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, failpoint))
     _wire(app, worker, names.commands)
     _serve(app, settings, worker, users, fetching, ids, serving)
     return app
@@ -172,13 +172,13 @@ def _wire(app: RunApp, worker: Worker, topic: str) -> None:
 
     @app.agent(commands, name="receive")
     async def receive(runs: Any) -> None:
-        """Hand each run of commands on; the next turn decides them."""
+        """Pass each run of commands to the worker; the next turn decides them."""
         async for event in runs.noack().events():
             worker.receive(event.message.partition, event.value)
 
     @app.on_partitions_assigned.connect  # type: ignore[arg-type]
     async def assigned(_app: Any, assigned: Any = (), *_: Any, **__: Any) -> None:
-        await worker.assigned({place.partition for place in assigned if place.topic == topic})
+        await worker.assigned({tp.partition for tp in assigned if tp.topic == topic})
 
     @app.on_partitions_revoked.connect  # type: ignore[arg-type]
     async def revoked(_app: Any, *_: Any, **__: Any) -> None:
@@ -199,8 +199,8 @@ def _serve(
     ids: Ids,
     serving: AdminServer,
 ) -> None:
-    """Start what lives beside the stream with the app, and end it after the stream."""
-    watchdog = Watchdog(silence_of(settings.session_timeout_s), app.leave_group)
+    """Start the worker, the watchdog, the clients and the monitors with the app; stop them after the stream."""
+    watchdog = Watchdog(silence_limit_s(settings.session_timeout_s), app.leave_group)
     group = GroupWatch(app.membership.group_id, fetching.members)
     tasks: list[asyncio.Task[Any]] = []
     stopping = False
@@ -250,20 +250,20 @@ def _credentials(settings: Settings) -> Any:
 def end_process(
     error: BaseException, leave_group: Callable[[], None] = lambda: None, end: Callable[[int], object] = os._exit
 ) -> None:
-    """End the process at once: the next claim finds out what happened. A dynamic member leaves its group first."""
+    """End the process at once; the next claim finds the outcome. A dynamic member leaves its group first."""
     code = getattr(error, "exit_code", 1)
-    end_after((lambda: _say_why(error, code), leave_group, logging.shutdown, sys.stdout.flush), code, end)
+    end_after((lambda: _log_reason(error, code), leave_group, logging.shutdown, sys.stdout.flush), code, end)
 
 
-def _say_why(error: BaseException, code: int) -> None:
+def _log_reason(error: BaseException, code: int) -> None:
     if isinstance(error, OrderServiceError):
         log.error("This worker ends.", exit_code=code, reason=str(error))
-    else:  # a bug: say where
+    else:  # a bug: log its traceback
         log.error("This worker ends.", exit_code=code, reason=repr(error), exc_info=error)
 
 
 class QuietWorker(faust.Worker):
-    """Faust's worker, whose stacks on SIGUSR1 have no local variables: they hold records."""
+    """Faust's worker, whose stacks on SIGUSR1 omit local variables, since these hold records."""
 
     def _on_sigusr1(self) -> None:
         faulthandler.dump_traceback(all_threads=True)
@@ -274,19 +274,19 @@ def run(
     *,
     make_topics: bool = False,
     clock: Clock | None = None,
-    step: Callable[[str], None] = lambda _step: None,
+    failpoint: Callable[[str], None] = lambda _step: None,
 ) -> NoReturn:
-    """Run a worker until SIGTERM or SIGINT; TopicsError or KafkaAwayError if it cannot begin."""
+    """Run a worker until SIGTERM or SIGINT. Raises TopicsError or KafkaAwayError if it cannot start."""
     waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
     with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving:
         preparing = ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics))
-        in_sync = run_until_told(preparing)
+        in_sync = run_until_signal(preparing)
         if settings.schema_registry_url:
-            run_until_told(_adopt_ids(settings, serving))
+            run_until_signal(_adopt_ids(settings, serving))
         clock = clock or Clock(settings.clock_skew_max_s)
-        run_until_told(_wait_for_clock(settings, clock, serving))
-        collect_seldom()
-        app = build(settings, serving, clock, in_sync, step=step)
+        run_until_signal(_wait_for_clock(settings, clock, serving))
+        collect_less_often()
+        app = build(settings, serving, clock, in_sync, failpoint=failpoint)
         worker = QuietWorker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()
@@ -300,22 +300,22 @@ async def _prepare_topics(admin: Admin, settings: Settings, *, make_topics: bool
 
 
 async def _wait_for_clock(settings: Settings, clock: Clock, serving: AdminServer) -> None:
-    """Wait, not ready, until the clock is near Kafka's."""
+    """Wait until the clock is near Kafka's. The worker is not ready meanwhile."""
     serving.faults = lambda: ["the clock is being compared with Kafka's"]
 
-    def tell(why: str) -> None:
-        log.error("This worker does not take part: its clock is wrong.", why=why)
+    def report(why: str) -> None:
+        log.error("This worker does not join its group: its clock is wrong.", why=why)
         serving.faults = lambda: [why]
 
-    await wait_until_near(clock, settings, topic_names(settings.topic_prefix).table, tell)
+    await wait_until_near(clock, settings, topic_names(settings.topic_prefix).table, report)
 
 
 async def _adopt_ids(settings: Settings, serving: AdminServer) -> None:
-    """Wait, not ready, for the ids that the schema registry gives our schemas."""
-    serving.faults = lambda: ["the ids of the schema registry are being asked for"]
+    """Wait for the ids that the schema registry gives our schemas. The worker is not ready meanwhile."""
+    serving.faults = lambda: ["the schema ids are being read from the schema registry"]
 
-    def tell(why: str) -> None:
-        log.error("We wait for the schema registry.", why=why)
+    def report(why: str) -> None:
+        log.error("Waiting for the schema registry.", why=why)
         serving.faults = lambda: [why]
 
-    await adopt_when_it_answers(settings, topic_names(settings.topic_prefix).of, tell)
+    await adopt_when_available(settings, topic_names(settings.topic_prefix).of, report)

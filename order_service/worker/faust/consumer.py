@@ -1,9 +1,9 @@
-"""Faust's consumer, made to fetch runs from where our lanes say, and to keep no books of its own.
+"""Faust's consumer, changed to fetch runs from the positions of our lanes, and to track no offsets of its own.
 
-faust-streaming 0.15.3 seeks to the group's committed offsets, books holes in offsets as processed, drops what it
-believes to have read, and lets a failed commit pass: whenever partitions move, commands are lost. So it may fetch, be
-a member of the group and tell us of assignments; position, order and commit are ours. Names with an underscore are not
-public; the exact pin in pyproject.toml and the tests on a real broker hold them.
+faust-streaming 0.15.3 seeks to the group's committed offsets, marks gaps in offsets as processed, drops records that it
+believes to have read, and ignores a failed commit: commands are lost whenever partitions move. So it only fetches, is
+a member of the group and reports assignments. Our code controls position, order and commit. Names with an underscore
+are not public; the exact pin in pyproject.toml and the tests on a real broker guard against changes.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from faust.types import TP
 
 from order_service.errors import GroupError, KafkaAwayError
 from order_service.kafka.connection import Consumer, knows_leader, missing_right
-from order_service.kafka.record_batches import damaged_place
+from order_service.kafka.record_batches import damaged_partition
 from order_service.runtime.tasks import failure_of
 from order_service.runtime.watchdog import write_at_once
 from order_service.worker.inbox import Run
@@ -43,28 +43,28 @@ log = structlog.get_logger()
 FETCH_WAIT_MS: Final = 250
 PARTITION_FETCH_BYTES: Final = 1024 * 1024
 METADATA_AGE_MS: Final = 5_000
-"""How long a changed partition count goes unnoticed; until then commands are read whose keys have moved."""
+"""How long a changed partition count stays undetected. Until then, commands are read whose keys have moved."""
 STARTS: Final = 60
 CLOSE_WITHIN_S: Final = 5.0
-"""A stop waits so long for the consumer to leave the group; a turn in flight has its own deadline before that."""
+"""How long a stop waits for the consumer to leave the group; a turn in flight has its own deadline before that."""
 LEAVE_WITHIN_S: Final = 1.0
 CHECK_EVERY_S: Final = 0.5
 PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError)
-"""Errors of one partition that no retry mends: its lane parks, the others go on."""
+"""Errors of one partition that no retry resolves: its lane parks, the others continue."""
 
 _FAUST_LOG: Final = logging.getLogger("faust.app")
 _T = TypeVar("_T")
 
 
 class Partitions(set[TP]):
-    """The partitions that are handed on; true even if there are none, since aiokafka takes an empty set for all."""
+    """The partitions to deliver. It is true even when empty, since aiokafka treats an empty set as all partitions."""
 
     def __bool__(self) -> bool:
         return True
 
 
 class FetchThread(driver.AIOKafkaConsumerThread):
-    """The thread that fetches. It hands on one Faust record per run, and numbers the runs since a partition's seek."""
+    """The thread that fetches. It delivers one Faust record per run, and numbers the runs since a partition's seek."""
 
     logger = _FAUST_LOG
     consumer: "RunConsumer"
@@ -73,7 +73,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         super().__post_init__()
         self._seeks: dict[TopicPartition, int] = {}
         self._numbers: dict[TopicPartition, int] = {}
-        self._handed_on = Partitions()
+        self._delivered = Partitions()
         self._checking: asyncio.Task[None] | None = None
         self._has_joined = False
         self._last_member_id = ""
@@ -100,7 +100,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         )
 
     async def on_start(self) -> None:
-        """Start the consumer, again while Kafka is away and this worker is not told to end."""
+        """Start the consumer. Try again while Kafka is unavailable and this worker is not stopped."""
         for _ in range(STARTS):
             try:
                 await super().on_start()
@@ -113,22 +113,22 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             else:
                 self.start_checking()
                 return
-        raise KafkaAwayError(f"Kafka does not answer after {STARTS} tries")
+        raise KafkaAwayError(f"Kafka does not answer after {STARTS} attempts")
 
     def start_checking(self) -> None:
-        """Begin to look after the membership and the fetching."""
+        """Start the task that checks the membership and the fetching."""
         self._checking = asyncio.create_task(self._check_until_it_fails(), name="check")
         self._checking.add_done_callback(self._checked)
 
     def _checked(self, task: "asyncio.Task[None]") -> None:
-        """End the process when the check itself has failed: without it no error of the group is seen."""
+        """End the process when the check itself fails: without it, an error of the group stays undetected."""
         if (error := failure_of(task, is_stopping=self._checking is None)) is not None:
             self.fail(error)
 
     async def on_thread_stop(self) -> None:
-        """Close the consumer, or let it be where Kafka is away: aiokafka then waits, or raises what it has cancelled.
+        """Close the consumer, or abandon it if Kafka is unavailable: aiokafka then waits, or raises a CancelledError.
 
-        Faust would wait for this thread for ever if that came through; the group misses our heartbeats all the same.
+        If that reached Faust, it would wait for this thread forever. The group notices the missing heartbeats anyway.
         """
         checking, self._checking = self._checking, None
         if checking is not None:
@@ -140,7 +140,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         done, _ = await asyncio.wait({closing}, timeout=CLOSE_WITHIN_S)
         if not done or closing.cancelled():
             closing.cancel()
-            log.warning("The consumer could not be closed; the group will notice that it is gone.")
+            log.warning("The consumer could not be closed; the group removes it when its session expires.")
         else:
             closing.result()
 
@@ -151,14 +151,14 @@ class FetchThread(driver.AIOKafkaConsumerThread):
 
     @property
     def membership(self) -> Membership:
-        """How this worker introduces itself to the group."""
+        """The group id, instance id and client id of this worker as a member of the group."""
         return self.consumer.app.membership
 
     async def _check_until_it_fails(self) -> None:
-        """End the process with a reason when the group refuses this worker, or when nothing fetches any more.
+        """End the process with a reason when the group refuses this worker, or when fetching has stopped.
 
         aiokafka keeps such an error until a caller of its public methods consumes it, and does nothing until then;
-        Faust calls none of them. What aiokafka retries by itself never gets here.
+        Faust calls none of them. Errors that aiokafka retries by itself do not appear here.
         """
         while (failed := self._failed()) is None:  # noqa: ASYNC110, aiokafka has no event for it
             await asyncio.sleep(CHECK_EVERY_S)
@@ -177,13 +177,13 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         if coordinator._pending_exception is not None:  # noqa: SLF001
             return coordinator._pending_exception, True  # noqa: SLF001
         if coordinator._coordination_task.done():  # noqa: SLF001
-            return _end_of(coordinator._coordination_task), True  # noqa: SLF001
+            return _error_of(coordinator._coordination_task), True  # noqa: SLF001
         if fetcher.error_future.done():
-            return _end_of(fetcher.error_future), False
+            return _error_of(fetcher.error_future), False
         return None
 
     def fail(self, error: BaseException) -> None:
-        """End the process, from the thread of its main loop."""
+        """End the process, in the thread of its main loop."""
         self.app.loop.call_soon_threadsafe(self.consumer.app.end, error)
 
     async def check_twin(self) -> None:
@@ -207,19 +207,19 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         return await members_of(self.membership.group_id, self._ensure_consumer()._coordinator._send_req)  # noqa: SLF001
 
     def remember_member(self) -> None:
-        """Remember who this process is in the group: aiokafka forgets it when its generation is over."""
+        """Record the member id of this process: aiokafka drops it when its generation is over."""
         self._last_member_id = self._ensure_consumer()._coordinator.member_id  # noqa: SLF001
 
     async def leave(self) -> None:
-        """Leave the group, unless the restart of this process is to find its place."""
+        """Leave the group, unless the restarted process is to keep its membership."""
         coordinator = self.coordinator
         if coordinator is not None and coordinator.member_id and not self.membership.stays_after_a_fault:
             await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))  # noqa: SLF001
 
     def hold(self, partitions: Iterable[TopicPartition]) -> None:
-        """Keep new partitions from being fetched before their lanes run; 0 is no place to begin, only a place."""
+        """Pause new partitions until their lanes run. Offset 0 is a placeholder: `open` seeks after the claim."""
         consumer = self._ensure_consumer()
-        self._handed_on.clear()
+        self._delivered.clear()
         for partition in partitions:
             consumer.pause(partition)
             consumer.seek(partition, 0)
@@ -230,35 +230,35 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         if partition in consumer.assignment():
             consumer.seek(partition, offset)
             consumer.resume(partition)
-            self._handed_on.add(partition)
+            self._delivered.add(partition)
             self._seeks[partition] = seek
             self._numbers[partition] = 0
 
     def pause(self, partition: TopicPartition) -> None:
-        """Hand on no more of a partition for now. What was fetched ahead stays: aiokafka's own pause would drop it."""
-        self._handed_on.discard(partition)
+        """Stop delivering a partition for now. Prefetched records stay: aiokafka's own pause would drop them."""
+        self._delivered.discard(partition)
 
     def resume(self, partition: TopicPartition) -> None:
-        """Hand on a partition again, and at once what was fetched of it."""
-        self._handed_on.add(partition)
+        """Deliver a partition again, starting at once with the records that were fetched already."""
+        self._delivered.add(partition)
         fetcher = self._ensure_consumer()._fetcher  # noqa: SLF001
         for waiter in list(fetcher._fetch_waiters):  # noqa: SLF001
             fetcher._notify(waiter)  # noqa: SLF001
 
     async def reached(self, partition: TopicPartition) -> tuple[int, int | None, int]:
-        """Tell how far a partition was fetched: the next offset, the seek, and how many runs were handed on since."""
+        """Return the next offset to fetch of a partition, the seek, and the number of runs delivered since."""
         offset = await self._ensure_consumer().position(partition)
         return offset, self._seeks.get(partition), self._numbers.get(partition, 0)
 
     async def _fetch_records(
         self,
         consumer: Consumer,
-        active_partitions: object,  # noqa: ARG002, what is not to be fetched is paused
+        active_partitions: object,  # noqa: ARG002, partitions that are not fetched are paused
         timeout: float | None = None,  # noqa: ASYNC109, Faust's signature
         max_records: int | None = None,
     ) -> dict[TP, list[Any]]:
         try:
-            fetched = await super()._fetch_records(consumer, self._handed_on, timeout=timeout, max_records=max_records)
+            fetched = await super()._fetch_records(consumer, self._delivered, timeout=timeout, max_records=max_records)
         except PARKING as error:
             partitions = _partitions_of(error)
             if not partitions:
@@ -267,7 +267,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
                 self._park(partition, repr(error))
             return {}
         except CorruptRecordException as error:
-            self._stop_handing_on(error)
+            self._stop_delivering(error)
             return {}
         except TopicAuthorizationFailedError as error:
             self.fail(GroupError(missing_right(error)))
@@ -276,24 +276,24 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             self._distrust_positions()
             if not isinstance(error, KafkaError) or self._failed() is None:
                 raise
-            return {}  # an error of the group comes this way too; the check ends the process and says why
+            return {}  # an error of the group is raised here too; the check ends the process and logs the reason
         return {partition: [self._as_run(partition, records)] for partition, records in fetched.items()}
 
-    def _stop_handing_on(self, error: CorruptRecordException) -> None:
-        """Hand on nothing more, and report the partition with a damaged batch: all partitions are opened again."""
-        place = damaged_place(error)
+    def _stop_delivering(self, error: CorruptRecordException) -> None:
+        """Stop delivering, and report the partition with a damaged batch: all partitions are opened again."""
+        damaged = damaged_partition(error)
         self._distrust_positions()
-        if place is None:
+        if damaged is None:
             raise error
-        self.app.loop.call_soon_threadsafe(self.consumer.app.on_damaged, place.partition, str(error))
+        self.app.loop.call_soon_threadsafe(self.consumer.app.on_damaged, damaged.partition, str(error))
 
     def _distrust_positions(self) -> None:
-        """Hand on nothing, and let `reached` confirm no position, until the partitions are opened again.
+        """Stop delivering, and make `reached` confirm no position, until the partitions are opened again.
 
-        aiokafka drains one partition after the other. If it meets an error, it drops the records that it has drained,
-        and its positions are behind them: a lane that took such a position for its own would never decide them.
+        aiokafka drains one partition after the other. On an error it drops the records that it has already drained, and
+        its positions are past them: a lane that adopted such a position would never decide them.
         """
-        self._handed_on.clear()
+        self._delivered.clear()
         self._seeks.clear()
 
     def _as_run(self, partition: TopicPartition, records: list[Any]) -> Any:
@@ -306,28 +306,28 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         self.app.loop.call_soon_threadsafe(self.consumer.app.on_unreadable, partition.partition, reason)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        """Tell the group our positions; nothing depends on it but the eyes of lag monitors."""
+        """Commit our positions to the group. Only lag monitoring uses them."""
         positions = {
-            TopicPartition(place.topic, place.partition): OffsetAndMetadata(offset, "")
-            for place, offset in offsets.items()
-            if place in self.assignment()
+            TopicPartition(partition.topic, partition.partition): OffsetAndMetadata(offset, "")
+            for partition, offset in offsets.items()
+            if partition in self.assignment()
         }
         try:
             await self._ensure_consumer().commit(positions)
         except (KafkaError, IllegalStateError) as error:
-            log.warning("The group was not told our positions; lag monitors show old ones.", error=repr(error))
+            log.warning("Offset commit for lag monitoring failed.", error=repr(error))
             return False
         return True
 
 
-def _end_of(task: "asyncio.Task[Any]") -> BaseException:
+def _error_of(task: "asyncio.Task[Any]") -> BaseException:
     if task.cancelled():
         return asyncio.CancelledError()
-    return task.exception() or RuntimeError("it returned")
+    return task.exception() or RuntimeError("the task returned")
 
 
 def _partitions_of(error: Exception) -> list[TopicPartition]:
-    """Find the partitions that an error of aiokafka is about: it carries one, or a map from them."""
+    """Return the partitions of an aiokafka error: its argument is one, or a dict with partitions as keys."""
     about = error.args[0] if error.args else None
     return [
         partition
@@ -337,7 +337,7 @@ def _partitions_of(error: Exception) -> list[TopicPartition]:
 
 
 class RebalanceListener(driver.ConsumerRebalanceListener):
-    """Holds partitions the moment they are assigned, before anything is fetched from a committed offset."""
+    """A listener that pauses partitions on assignment, before a record is fetched from a committed offset."""
 
     _thread: FetchThread
 
@@ -350,7 +350,7 @@ class RebalanceListener(driver.ConsumerRebalanceListener):
         await self._thread.check_twin()
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Hold them, then let Faust and our worker know."""
+        """Hold the partitions, then notify Faust and the worker."""
         partitions = list(assigned)
         LaneAssignor.on_generation_assignment(self._thread._ensure_consumer()._coordinator.generation)  # noqa: SLF001
         self._thread.remember_member()
@@ -358,18 +358,18 @@ class RebalanceListener(driver.ConsumerRebalanceListener):
         await super().on_partitions_assigned(partitions)
 
 
-class NoBooks(dict[TP, None]):
-    """Faust drops records below the offset that it remembers to have read: let it remember nothing."""
+class NoReadOffsets(dict[TP, None]):
+    """An always empty record of read offsets: Faust drops records below the offset that it last read."""
 
-    def __getitem__(self, _place: TP) -> None:
+    def __getitem__(self, _partition: TP) -> None:
         return None
 
-    def __setitem__(self, _place: TP, _offset: object) -> None:
+    def __setitem__(self, _partition: TP, _offset: object) -> None:
         pass
 
 
 class RunConsumer(driver.Consumer):
-    """Faust's consumer without its opinions: it neither seeks nor commits by itself."""
+    """Faust's consumer, which here neither seeks nor commits on its own."""
 
     logger = _FAUST_LOG
     RebalanceListener = RebalanceListener
@@ -378,21 +378,21 @@ class RunConsumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._read_offset = NoBooks()  # type: ignore[assignment]
+        self._read_offset = NoReadOffsets()  # type: ignore[assignment]
 
     def _new_consumer_thread(self) -> FetchThread:
         return FetchThread(self, loop=self.loop, beacon=self.beacon)
 
     async def _wait_next_records(self, timeout: float) -> tuple[Any, None]:  # noqa: ASYNC109, Faust's signature
-        """Wait for the next runs; all that was fetched is handed on, also of a partition that was paused meanwhile."""
+        """Return the next runs. All fetched records are delivered, even of a partition that was paused meanwhile."""
         if not self.flow_active:
             await self.wait(self.can_resume_flow.wait())
         return await self._getmany(active_partitions=None, timeout=timeout), None
 
     def leave_group(self) -> None:
-        """Leave the group before the process ends by itself; called from another thread than the one that fetches.
+        """Leave the group before the process ends by itself. Call this from a thread other than the fetching one.
 
-        It does not use the log: the thread for which the process ends may hang in it.
+        It does not use the log: the thread that caused the end of the process may hang in it.
         """
         thread = self._thread
         if thread.coordinator is None or thread.thread_loop.is_closed():
@@ -401,22 +401,22 @@ class RunConsumer(driver.Consumer):
         try:
             leaving.result(LEAVE_WITHIN_S)
         except (TimeoutError, CancelledError, KafkaError) as error:
-            write_at_once("The group was not told that this worker ends.", level="warning", error=repr(error))
+            write_at_once("The worker could not leave its group.", level="warning", error=repr(error))
 
     async def perform_seek(self) -> None:
-        """Stay where the lanes are: the group's committed offsets mean nothing."""
+        """Keep the positions of the lanes: the group's committed offsets are not used."""
 
     async def commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
-        """Tell the group where the lanes are, for lag monitors."""
+        """Commit the positions of the lanes, for lag monitoring."""
         offsets = self.app.positions()
         return bool(offsets) and await self._commit(offsets)
 
-    async def in_fetch_thread(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run `work` in the loop of the thread that fetches, which is the only one that may touch its consumer."""
+    async def run_in_fetch_thread(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run `work` in the event loop of the fetching thread, the only one that may use its consumer."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._thread.thread_loop))
 
-    def soon_in_fetch_thread(self, work: Callable[[TopicPartition], None], partition: TopicPartition) -> None:
-        """Let the thread that fetches do something to a partition soon; not if it is ours no more by then."""
+    def call_soon_in_fetch_thread(self, work: Callable[[TopicPartition], None], partition: TopicPartition) -> None:
+        """Schedule `work` on a partition in the fetching thread. It is skipped if the partition was revoked before."""
         self._thread.thread_loop.call_soon_threadsafe(self._if_assigned, work, partition)
 
     def _if_assigned(self, work: Callable[[TopicPartition], None], partition: TopicPartition) -> None:
@@ -424,30 +424,30 @@ class RunConsumer(driver.Consumer):
             work(partition)
 
     def partition_count(self, topic: str) -> int | None:
-        """Tell how many partitions a topic has now, as far as is known."""
+        """Return the current number of partitions of a topic, or None if it is not known."""
         consumer = self._thread._consumer  # noqa: SLF001
         partitions = consumer.partitions_for_topic(topic) if consumer is not None else None
         return len(partitions) if partitions else None
 
     async def stable_ends(self) -> dict[TopicPartition, int | None]:
-        """Ask the broker where what is decided of our partitions ends: before the first open transaction.
+        """Return the last stable offsets of our partitions, which are before the first open transaction.
 
-        None for a partition without a leader: aiokafka would wait for it before it tells of any other.
+        None for a partition without a leader: aiokafka would wait for it before it returns any other.
         """
         consumer = self._thread._consumer  # noqa: SLF001
         if consumer is None:
             return {}
         held = consumer.assignment()
-        led = [place for place in held if knows_leader(consumer, place)]
-        ends = await self.in_fetch_thread(consumer.end_offsets(led)) if led else {}
-        return {place: ends.get(place) for place in held}
+        led = [partition for partition in held if knows_leader(consumer, partition)]
+        ends = await self.run_in_fetch_thread(consumer.end_offsets(led)) if led else {}
+        return {partition: ends.get(partition) for partition in held}
 
     async def members(self) -> list[Member]:
-        """Ask the broker for the members of the group."""
-        return [] if self._thread.coordinator is None else await self.in_fetch_thread(self._thread.members())
+        """Return the members of the group, read from the broker."""
+        return [] if self._thread.coordinator is None else await self.run_in_fetch_thread(self._thread.members())
 
     def end_of(self, partition: TopicPartition) -> int:
-        """Tell the end of a partition as of the last fetch, 0 before that."""
+        """Return the end of a partition as of the last fetch, 0 before that."""
         consumer = self._thread._consumer  # noqa: SLF001
         if consumer is None or partition not in consumer.assignment():
             return 0
@@ -455,12 +455,12 @@ class RunConsumer(driver.Consumer):
 
     @property
     def thread(self) -> FetchThread:
-        """The thread that fetches."""
+        """The thread that fetches records."""
         return self._thread
 
 
 class NoProducer(driver.Producer):
-    """What Faust has for a producer: nothing. All that we write goes through the transactional ones of our own."""
+    """A producer for Faust that does nothing: all records are written by our own transactional producers."""
 
     logger = _FAUST_LOG
 
@@ -482,7 +482,7 @@ class RunTransport(driver.Transport):
 
 
 class RawSchema(faust.Schema[Any, Any]):
-    """Leave keys and values as they are: a run is decoded by us."""
+    """A schema that leaves keys and values unchanged: the worker decodes each run."""
 
     def compile(
         self,
@@ -492,7 +492,7 @@ class RawSchema(faust.Schema[Any, Any]):
         on_value_decode_error: object = None,  # noqa: ARG002
         default_propagate: bool = False,
     ) -> Callable[..., Coroutine[Any, Any, faust.Event]]:
-        """Wrap a record in an event, untouched."""
+        """Return a decoder that wraps a record in an event, unchanged."""
 
         async def decode(message: Any, *, propagate: bool = default_propagate) -> faust.Event:  # noqa: ARG001
             return faust.Event(app, message.key, message.value, None, message)
@@ -501,12 +501,12 @@ class RawSchema(faust.Schema[Any, Any]):
 
 
 class NoTables(TableManager):
-    """Faust's manager of tables, of which we have none: it starts without the second that it waits for them."""
+    """Faust's manager of tables, which we do not use: it starts without its delay of a second."""
 
     logger = _FAUST_LOG
 
     async def on_start(self) -> None:
-        """Start what tells the app that all tables are there."""
+        """Start the service that reports all tables as ready to the app."""
         await self._update_channels()
         await self.recovery.start()
 
@@ -525,7 +525,7 @@ class RunApp(faust.App):
     before_leaving: Callable[[], Coroutine[Any, Any, None]]
 
     async def on_first_start(self) -> None:
-        """Start what the stream needs before the first partition is assigned; Faust's own folders are not needed."""
+        """Start the services of the stream before the first assignment, without creating Faust's own directories."""
         await self.before_start()
 
     def _new_transport(self) -> RunTransport:
@@ -540,6 +540,6 @@ class RunApp(faust.App):
             self._consumer.leave_group()
 
     async def _stop_consumer(self) -> None:
-        """Finish the turn in flight before the group hears that we leave."""
+        """Finish the turn in flight before this worker leaves the group."""
         await self.before_leaving()
         await super()._stop_consumer()

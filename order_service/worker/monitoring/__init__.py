@@ -1,1 +1,1 @@
-"""What a worker looks at while it runs: its group, its topics, the ends of its partitions, lanes that stand still."""
+"""What a running worker monitors: its group, its topics, the end offsets of its partitions, and stalled lanes."""

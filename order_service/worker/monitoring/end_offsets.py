@@ -1,6 +1,6 @@
-"""Where the commands of our partitions end, as the broker says it: for the lag, and to see what holds them back.
+"""The end offsets of the commands in our partitions, read from the broker: for the lag, and to find open transactions.
 
-The last fetch knows the ends too, but only while something fetches.
+The last fetch also returns the ends, but only while the worker fetches.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ LOOK_EVERY_S: Final = 0.5
 ANSWER_WITHIN_S: Final = 10.0
 OLD_AFTER_S: Final = 15.0
 OPEN_AFTER_S: Final = 10.0
-"""A transaction on the commands is reported once the last stable offset has stood still for so long behind the end."""
+"""A transaction on the commands is reported when the last stable offset has not moved for so long, behind the end."""
 
 
 class End(Struct, frozen=True):
-    """The end of a partition, and its last stable offset: what lies between waits for an open transaction."""
+    """The end of a partition, and its last stable offset: records between the two wait for an open transaction."""
 
     end: int
     stable: int
 
 
 class _LastEnd(Struct, frozen=True):
-    """What was last read of a partition, when, and since when its last stable offset is where it is."""
+    """The last end that was read for a partition, when, and since when its last stable offset has not moved."""
 
     end: End
     at: float
@@ -39,14 +39,14 @@ class _LastEnd(Struct, frozen=True):
 
     @property
     def open_s(self) -> float:
-        """For how long a transaction had held the partition back then, 0 if none did."""
+        """How long an open transaction had blocked the partition at that time, 0 without one."""
         return self.at - self.since if self.end.stable < self.end.end else 0.0
 
 
 class LogEnds:
-    """The ends of the partitions that this worker holds, read again and again with one request per broker and kind.
+    """The ends of the partitions that this worker holds, read periodically with one request per broker and kind.
 
-    `read` gives them, and None for a partition without a leader: of that one the last end is kept, and grows old.
+    `read` returns them, and None for a partition without a leader: its last end is kept, and becomes out of date.
     """
 
     def __init__(
@@ -64,26 +64,26 @@ class LogEnds:
 
     def end_of(self, partition: int) -> int:
         """Return the end of a partition as it was last read, 0 before that."""
-        found = self._seen.get(partition)
-        return 0 if found is None else found.end.end
+        last = self._seen.get(partition)
+        return 0 if last is None else last.end.end
 
     def stable_end_of(self, partition: int) -> int:
         """Return the last stable offset of a partition, 0 if the broker did not report it the last time."""
-        found = self._seen.get(partition)
-        return found.end.stable if found is not None and found.at == self._read_at else 0
+        last = self._seen.get(partition)
+        return last.end.stable if last is not None and last.at == self._read_at else 0
 
     async def run(self) -> NoReturn:
-        """Read the ends until cancelled; a broker that does not answer leaves the last ones."""
+        """Read the ends until cancelled; while a broker does not answer, the last ones stay."""
         while True:
             try:
                 async with asyncio.timeout(ANSWER_WITHIN_S):
                     self.take(await self._read())
             except (KafkaError, TimeoutError) as error:
-                log.debug("The ends of the commands were not read.", error=repr(error))
+                log.debug("Reading the end offsets of the commands failed.", error=repr(error))
             await asyncio.sleep(LOOK_EVERY_S)
 
     def take(self, ends: Mapping[int, End | None]) -> None:
-        """Take what the broker says, and report a transaction that opened or ended."""
+        """Record the ends that the broker returned, and report a transaction that opened or ended."""
         self._read_at = self._clock()
         self._seen = {partition: self._as_seen(partition, end) for partition, end in ends.items()}
         ages = _open_for(self._seen)
@@ -102,9 +102,9 @@ class LogEnds:
             metrics.FOREIGN_TRANSACTION.labels(self._topic, partition).set(ages.get(partition, 0.0))
 
     def faults(self) -> list[str]:
-        """Return why commands wait, and which ends Kafka has stopped reporting; empty if all is well.
+        """Return why commands wait, and which ends Kafka has stopped reporting; empty without a fault.
 
-        Called in the thread of the admin server, while `take` may replace what was seen.
+        The thread of the admin server calls this, while `take` may replace the recorded ends.
         """
         held = self._seen
         faults = [
@@ -136,5 +136,5 @@ class LogEnds:
 
 
 def _open_for(held: Mapping[int, _LastEnd]) -> dict[int, float]:
-    """Return for how many seconds a transaction had held each held-back partition when its end was last read."""
+    """Return for how many seconds a transaction had blocked each blocked partition when its end was last read."""
     return {partition: seen.open_s for partition, seen in held.items() if seen.open_s >= OPEN_AFTER_S}

@@ -1,4 +1,4 @@
-"""The group is looked at while a worker runs: a member that is not a worker of this service shows."""
+"""Monitors the consumer group while a worker runs, and reports members that are not workers of this service."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from order_service.worker import metrics
-from order_service.worker.membership import Member, about_strangers, strangers_of
+from order_service.worker.membership import Member, describe_strangers, strangers_of
 
 log = structlog.get_logger()
 
@@ -18,11 +18,11 @@ ANSWER_WITHIN_S: Final = 10.0
 
 
 class GroupWatch:
-    """Looks for members that are not workers of this service.
+    """A monitor for group members that are not workers of this service.
 
-    `faults` names them for readiness, with the partitions that they hold and for how long they have been seen.
+    `faults` lists them for readiness, with the partitions that they hold and for how long they have been seen.
 
-    Kafka lets in only those that use our assignor. They hold partitions in which nothing is decided.
+    Kafka admits only members that use our assignor. In the partitions that such a member holds, nothing is decided.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class GroupWatch:
         self._strangers: list[Member] = []
 
     async def run(self) -> NoReturn:
-        """Look until cancelled; while the coordinator does not answer, what was found last stands."""
+        """Read the members until cancelled; while the coordinator does not answer, the last result stays."""
         is_known = True
         while True:
             try:
@@ -51,17 +51,17 @@ class GroupWatch:
                 is_known = True
             except (KafkaError, TimeoutError) as error:
                 if is_known:
-                    log.warning("The members of the group cannot be read: what was found last stands.", why=repr(error))
+                    log.warning("The members of the group cannot be read; the last result stays.", why=repr(error))
                 is_known = False
             await asyncio.sleep(self._every_s)
 
     def take(self, members: Iterable[Member]) -> None:
-        """Take the members of the group, and report strangers that came or left, or hold other partitions."""
+        """Record the members of the group, and report strangers that joined or left, or hold other partitions."""
         now = self._clock()
         strangers = sorted(strangers_of(members), key=lambda stranger: stranger.member_id)
         self._seen_at = {stranger.member_id: self._seen_at.get(stranger.member_id, now) for stranger in strangers}
         seen_s = {member_id: now - seen_at for member_id, seen_at in self._seen_at.items()}
-        self.faults = [about_strangers(self._group_id, strangers, seen_s)] if strangers else []
+        self.faults = [describe_strangers(self._group_id, strangers, seen_s)] if strangers else []
         if strangers and strangers != self._strangers:
             log.error("Another program is in the group.", reason=self.faults[0])
         if self._strangers and not strangers:

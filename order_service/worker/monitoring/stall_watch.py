@@ -1,4 +1,4 @@
-"""Lanes of which nothing is fetched, though the broker reports commands: nothing else would show that."""
+"""Detects lanes whose commands are not fetched although the broker reports some. No other check detects this."""
 
 import time
 from collections.abc import Callable
@@ -15,14 +15,14 @@ STALLED_AFTER_S: Final = 15.0
 
 
 class _LastMove(Struct, frozen=True):
-    """How far a lane had read, and since when: by the clock of the watch."""
+    """The position of a lane and since when it has not moved, by the clock of the watch."""
 
     offset: int
     since_s: float
 
 
 class StallWatch:
-    """Notes how far each running lane has read. A stalled lane is reported, and not parked: fetching may go on."""
+    """The position of each running lane over time. A stalled lane is reported but not parked: fetching may resume."""
 
     def __init__(self, topic: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._topic = topic
@@ -31,7 +31,7 @@ class StallWatch:
         self._stalled: set[int] = set()
 
     def note(self, partition: int, offset: int, *, has_more: bool) -> None:
-        """Note up to where a lane has read, and whether the broker has more for it that is not here yet."""
+        """Record the position of a lane, and whether the broker has more commands for it that were not fetched yet."""
         now = self._clock()
         seen = self._seen.get(partition)
         if seen is None or seen.offset != offset or not has_more:
@@ -44,13 +44,13 @@ class StallWatch:
         (self._stalled.add if is_stalled else self._stalled.discard)(partition)
 
     def keep(self, partitions: set[int]) -> None:
-        """Forget all lanes but these."""
+        """Keep these lanes and forget all others."""
         self._seen = {partition: seen for partition, seen in self._seen.items() if partition in partitions}
         self._stalled &= partitions
         metrics.LANES.labels("stalled").set(len(self._stalled))
 
     def faults(self) -> list[str]:
-        """Return which lanes are stalled; called in the thread of the admin server."""
+        """Return which lanes are stalled. The thread of the admin server calls this."""
         now, seen = self._clock(), self._seen
         return [
             f"partition {partition}: no command is fetched from {self._topic} from offset {seen[partition].offset} on, "

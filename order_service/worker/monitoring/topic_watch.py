@@ -1,4 +1,4 @@
-"""Topics are compared again while a worker runs: what has become less shows, before anything is lost by it."""
+"""Compares the topics again while a worker runs: a weakened configuration is reported before data is lost."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import structlog
 
 from order_service.errors import KafkaAwayError
 from order_service.kafka.connection import ask_admin
-from order_service.kafka.topics import MENDED_BY, compare_topics
+from order_service.kafka.topics import FIX_HINT, compare_topics
 from order_service.settings import Settings
 from order_service.worker import metrics
 
@@ -17,7 +17,7 @@ LOOK_EVERY_S = 300.0
 
 
 class TopicWatch:
-    """Compares the topics from time to time. `faults` is for readiness: the process goes on, since nothing is lost.
+    """A periodic comparison of the topics. `faults` is for readiness: the process continues, since nothing is lost yet.
 
     It updates `in_sync`, which has `min.insync.replicas` of each topic.
     """
@@ -30,13 +30,13 @@ class TopicWatch:
         self._is_comparing = True
 
     async def run(self) -> None:
-        """Compare, without an end; the start of the worker has compared once already."""
+        """Compare until cancelled; the start of the worker has already compared once."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            await self.look()
+            await self.compare()
 
-    async def look(self) -> None:
-        """Compare once. A comparison that cannot be made keeps the last result; the first of several is logged."""
+    async def compare(self) -> None:
+        """Compare once. A comparison that fails keeps the last result; only the first of several failures is logged."""
         settings = self._settings
         try:
             compared = await ask_admin(settings, lambda admin: compare_topics(admin, settings), patience_s=0.0)
@@ -50,11 +50,11 @@ class TopicWatch:
         faults = [fault.text for fault in compared.faults]
         for fault in faults:
             if fault not in self.faults:
-                log.error("A topic is less than it must be.", fault=fault, cure=MENDED_BY)
+                log.error("A topic is below its required configuration.", fault=fault, cure=FIX_HINT)
         if self.faults and not faults:
-            log.info("All topics are as they must be again.")
+            log.info("All topics meet their required configuration again.")
         for risk in compared.risks:
-            if self._risks is not None and risk not in self._risks:  # the first ones were logged at the start
+            if self._risks is not None and risk not in self._risks:  # the start of the worker has logged the first ones
                 log.warning("The settings of the topics are a risk.", risk=risk)
         self.faults, self._risks = faults, compared.risks
         metrics.TOPIC_FAULTS.set(len(faults))

@@ -1,9 +1,9 @@
-// Shows our document. A file of its own, because the page allows no script inside itself.
+// Shows the OpenAPI document. A separate file, because the page forbids inline scripts.
 SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#docs",
   deepLinking: true,
   defaultModelsExpandDepth: 0,
   docExpansion: "list",
-  validatorUrl: null, // else the document would be sent to a service of others
+  validatorUrl: null, // otherwise the document is sent to an external service
 });

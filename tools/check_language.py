@@ -1,0 +1,82 @@
+"""Check the language of comments, docstrings, messages and documents: `python -m tools.check_language`.
+
+It reports each word that CONTRIBUTING asks to avoid, with file and line, and exits with 1 if there is any. Code itself
+is not checked: names are.
+"""
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).parents[1]
+AVOID: Final = re.compile(
+    r"\b(nobody|whoever|of ours|by hand of|had from|what became of|anew|by then|in vain|at all|all of it|is none|has none)\b"
+)
+"""Phrases with a plainer form. Case matters: `is None` is code."""
+STARTS: Final = re.compile(r"(Give|Tell|Say|Hear|Name|Let)\b")
+"""First words of a docstring that do not say what a function does."""
+EXCEPTIONS: Final = {
+    "docs/events.md": "generated; its source is checked",
+    "CHANGELOG.md": "the history stays as it was written",
+}
+
+
+class Finding(NamedTuple):
+    """A phrase to avoid, and where it is; `line` starts at 1."""
+
+    path: str
+    line: int
+    phrase: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.phrase!r} is not plain English: see CONTRIBUTING"
+
+
+def findings_in_python(path: str, source: str) -> Iterator[Finding]:
+    """Yield the phrases to avoid in the comments and strings of a module, and in the first words of its docstrings."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in {tokenize.COMMENT, tokenize.STRING}:
+            for number, line in enumerate(token.string.split("\n"), start=token.start[0]):
+                yield from (Finding(path, number, match[0]) for match in AVOID.finditer(line))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
+            if match := STARTS.match(text):
+                yield Finding(path, node.body[0].lineno, match[0])
+
+
+def findings_in_text(path: str, text: str) -> Iterator[Finding]:
+    """Yield the phrases to avoid in a document, outside of its code blocks."""
+    is_code = False
+    for number, line in enumerate(text.split("\n"), start=1):
+        is_code ^= line.startswith("```")
+        if not is_code:
+            yield from (Finding(path, number, match[0]) for match in AVOID.finditer(line))
+
+
+def findings(root: Path = ROOT) -> list[Finding]:
+    """Return all findings in `order_service/`, `docs/` and the documents of the top level."""
+    modules = sorted((root / "order_service").rglob("*.py"))
+    documents = sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")])
+    return [
+        finding
+        for path in [*modules, *documents]
+        if (name := path.relative_to(root).as_posix()) not in EXCEPTIONS
+        for finding in (findings_in_python if path.suffix == ".py" else findings_in_text)(name, path.read_text("utf-8"))
+    ]
+
+
+def main() -> int:
+    """Print all findings; return 1 if there are any."""
+    found = findings()
+    for finding in found:
+        print(finding)  # noqa: T201 - this is what it is for
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
