@@ -253,8 +253,7 @@ class Settings(BaseSettings):
     web_is_on_loopback: bool = Field(
         False,
         description=(
-            "States that only this machine can reach the server, whatever its address (a container published on "
-            "127.0.0.1)."
+            "States that only this machine can reach the server, on any address (a container published on 127.0.0.1)."
         ),
         json_schema_extra=_on_page(WEB),
     )
