@@ -54,7 +54,7 @@ format: setup ## put the code into its form
 openapi: setup ## write the OpenAPI document anew
 	$(BIN)/python -m order_service.web.docs.openapi
 
-contracts: setup ## write the AsyncAPI document and the catalogue of events anew
+contracts: setup ## generate the AsyncAPI document, the catalogue of events and the page of settings
 	$(BIN)/python -m order_service.contracts
 
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS

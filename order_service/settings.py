@@ -17,11 +17,23 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = int
 SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Signature algorithms for tokens: asymmetric only, so that a process that checks tokens cannot issue one."""
+
+# The processes that use a setting, as docs/reference/settings.md names them.
+EVERY_PROCESS = "every process"
+WORKER = "`worker`"
+WEB = "`web`"
+CLIENTS = "`show` and `list`"
+
+
+def _on_page(used_by: str, *, unit: str = "", default: str = "") -> JsonDict:
+    """Return what docs/reference/settings.md shows beside a description; `default` is for one that has no value."""
+    return {"used_by": used_by, "unit": unit, "default_text": default}
 
 
 class Settings(BaseSettings):
@@ -31,73 +43,297 @@ class Settings(BaseSettings):
 
     # Kafka
     kafka_bootstrap_servers: str = Field(
-        "", validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "kafka_bootstrap_servers")
+        "",
+        validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "kafka_bootstrap_servers"),
+        description="The Kafka cluster to use. Without it, a local one is used.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
     )
-    kafka: Literal["", "embedded", "docker"] = ""
-    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    kafka_sasl_username: str = ""
-    kafka_sasl_password: SecretStr = SecretStr("")
-    kafka_ssl_cafile: Path | None = None
-    app_id: str = Field("orders", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    instance_id: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,200}$")
-    session_timeout_s: PositiveFloat = 15.0
+    kafka: Literal["", "embedded", "docker"] = Field(
+        "",
+        description="Forces a local Kafka, run by Java or by Docker. It overrides `KAFKA_BOOTSTRAP_SERVERS`.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT",
+        description="The security protocol of every Kafka client.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512",
+        description="The SASL mechanism of every Kafka client.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    kafka_sasl_username: str = Field(
+        "",
+        description="The SASL user name for Kafka.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    kafka_sasl_password: SecretStr = Field(
+        SecretStr(""),
+        description="The SASL password for Kafka.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    kafka_ssl_cafile: Path | None = Field(
+        None,
+        description="The CA bundle that verifies Kafka's certificates.",
+        json_schema_extra=_on_page(EVERY_PROCESS, default="the system's"),
+    )
+    app_id: str = Field(
+        "orders",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description=(
+            "With `ORDERS_TOPIC_PREFIX` before it: the consumer group, and the prefix of the transactional ids."
+        ),
+        json_schema_extra=_on_page(WORKER),
+    )
+    instance_id: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,200}$",
+        description=(
+            "The name of a static member: a restarted process is the same member, without a rebalance. On "
+            "SIGTERM a worker leaves the group, unless this is set. It must differ on each worker, and so must "
+            "the default: of two machines with one host name, the second worker ends (14). A new machine or "
+            "container with the host name of a dead one replaces it after the session timeout."
+        ),
+        json_schema_extra=_on_page(WORKER, default="host name and admin port"),
+    )
+    session_timeout_s: PositiveFloat = Field(
+        15.0,
+        description="The time after which the partitions of a silent worker go to other workers.",
+        json_schema_extra=_on_page(WORKER, unit="s"),
+    )
 
     # Topics
-    partitions: PositiveInt = 12
-    topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$")
+    partitions: PositiveInt = Field(
+        12,
+        description="The number of partitions of each topic. Do not change it later. A local Kafka has 4 by default.",
+        json_schema_extra=_on_page(EVERY_PROCESS, unit="partitions"),
+    )
+    topic_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+        description=(
+            "The prefix of the topic names, the group and the transactional ids. It separates services on one "
+            "Kafka cluster."
+        ),
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
 
     # Worker
-    clock_skew_max_s: PositiveFloat = 60.0
-    turn_ms: PositiveInt = 20
-    user_deadline_s: PositiveFloat = 3600.0
-    waiting_max: PositiveInt = 20_000
-    payment_due_s: PositiveFloat | None = None
+    clock_skew_max_s: PositiveFloat = Field(
+        60.0,
+        description=(
+            "The largest accepted difference between a worker's clock and Kafka's. A worker with a larger one "
+            "does not take part."
+        ),
+        json_schema_extra=_on_page(WORKER, unit="s"),
+    )
+    turn_ms: PositiveInt = Field(
+        20,
+        description="The minimum time between the starts of two turns; a quarter of it after a turn of one command.",
+        json_schema_extra=_on_page(WORKER, unit="ms"),
+    )
+    user_deadline_s: PositiveFloat = Field(
+        3600.0,
+        description="The time after which a create is refused if the User Service has not answered about its user.",
+        json_schema_extra=_on_page(WORKER, unit="s"),
+    )
+    waiting_max: PositiveInt = Field(
+        20_000,
+        description="How many commands may wait per partition before that partition pauses.",
+        json_schema_extra=_on_page(WORKER, unit="commands"),
+    )
+    payment_due_s: PositiveFloat | None = Field(
+        None,
+        description="The time after which an unpaid order is cancelled.",
+        json_schema_extra=_on_page(WORKER, unit="s", default="off"),
+    )
 
     # User Service
     user_service_url: str = Field(
-        "http://127.0.0.1:8090", validation_alias=AliasChoices("USER_SERVICE_URL", "user_service_url")
+        "http://127.0.0.1:8090",
+        validation_alias=AliasChoices("USER_SERVICE_URL", "user_service_url"),
+        description="The base URL of the User Service.",
+        json_schema_extra=_on_page(WORKER),
     )
-    user_service_path: str = "/v1/users/{id}"
-    user_service_field: str = "status"
-    user_service_token: SecretStr = SecretStr("")
-    user_service_concurrency: PositiveInt = 256
-    user_cache_s: PositiveFloat = 60.0
+    user_service_path: str = Field(
+        "/v1/users/{id}",
+        description="The path of a user lookup; it contains `{id}` exactly once.",
+        json_schema_extra=_on_page(WORKER),
+    )
+    user_service_field: str = Field(
+        "status",
+        description="The field of the User Service's response that tells whether the user is active.",
+        json_schema_extra=_on_page(WORKER),
+    )
+    user_service_token: SecretStr = Field(
+        SecretStr(""),
+        description="The bearer token for the User Service.",
+        json_schema_extra=_on_page(WORKER),
+    )
+    user_service_concurrency: PositiveInt = Field(
+        256,
+        description="How many user lookups may run at the same time.",
+        json_schema_extra=_on_page(WORKER, unit="lookups"),
+    )
+    user_cache_s: PositiveFloat = Field(
+        60.0,
+        description=(
+            "How long an active answer is cached, for at most 100,000 users per worker. A deactivated user can "
+            "order for that long, plus the time that a command waits for its turn. A lower value causes more "
+            "lookups."
+        ),
+        json_schema_extra=_on_page(WORKER, unit="s"),
+    )
 
     # Schema registry
-    schema_registry_url: str = Field("", validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"))
-    schema_registry_username: str = ""
-    schema_registry_password: SecretStr = SecretStr("")
+    schema_registry_url: str = Field(
+        "",
+        validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"),
+        description=(
+            "A schema registry with Confluent's API. Records then carry the ids that it assigns: see [evolving a "
+            "schema](../guide/evolving-schemas.md)."
+        ),
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    schema_registry_username: str = Field(
+        "",
+        description="The user name for the schema registry.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    schema_registry_password: SecretStr = Field(
+        SecretStr(""),
+        description="The password for the schema registry.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
 
     # Views
-    database_url: SecretStr = SecretStr("")
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description=(
+            "The database of the views: `sqlite:///FILE` or `postgresql://...`. The views can be dropped (the "
+            "files `views.db*`, or the tables) and are then rebuilt from the log. The URL must lead to one "
+            "server: behind an address that spreads reads over several replicas, `web` can miss an outcome and "
+            "answer 202."
+        ),
+        json_schema_extra=_on_page("`projector` and `web`", default="`views.db` in `ORDERS_DATA_DIR`"),
+    )
 
     # Authentication
-    jwt_jwks_url: str = ""
-    jwt_key_file: Path | None = None
-    jwt_issuer: str = ""
-    jwt_audience: str = ""
-    jwt_algorithms: str = "RS256,ES256"
+    jwt_jwks_url: str = Field(
+        "",
+        description=(
+            "The URL of the JWKS with the keys that verify tokens. Set this or `ORDERS_JWT_KEY_FILE`. Without "
+            "both, authentication is off, which is allowed only on loopback."
+        ),
+        json_schema_extra=_on_page(WEB, default="off"),
+    )
+    jwt_key_file: Path | None = Field(
+        None,
+        description="A file with the key that verifies tokens, instead of `ORDERS_JWT_JWKS_URL`.",
+        json_schema_extra=_on_page(WEB, default="off"),
+    )
+    jwt_issuer: str = Field(
+        "",
+        description="The required issuer (`iss`) of a token.",
+        json_schema_extra=_on_page(WEB),
+    )
+    jwt_audience: str = Field(
+        "",
+        description="The required audience (`aud`) of a token.",
+        json_schema_extra=_on_page(WEB),
+    )
+    jwt_algorithms: str = Field(
+        "RS256,ES256",
+        description="The accepted signature algorithms of tokens, separated by commas.",
+        json_schema_extra=_on_page(WEB),
+    )
 
     # HTTP
-    web_is_on_loopback: bool = False
-    web_connections_max: PositiveInt = 5_000
-    web_waiting_max: PositiveInt = 1_000
-    web_streams_max: PositiveInt = 4_000
-    web_rate_per_s: PositiveFloat = 50.0
+    web_is_on_loopback: bool = Field(
+        False,
+        description=(
+            "States that only this machine can reach the server, on any address (a container published on 127.0.0.1)."
+        ),
+        json_schema_extra=_on_page(WEB),
+    )
+    web_connections_max: PositiveInt = Field(
+        5_000,
+        description="How many connections may be open.",
+        json_schema_extra=_on_page(WEB, unit="connections"),
+    )
+    web_waiting_max: PositiveInt = Field(
+        1_000,
+        description="How many requests may be held; a quarter of them for one subject.",
+        json_schema_extra=_on_page(WEB, unit="requests"),
+    )
+    web_streams_max: PositiveInt = Field(
+        4_000,
+        description="How many streams may be open.",
+        json_schema_extra=_on_page(WEB, unit="streams"),
+    )
+    web_rate_per_s: PositiveFloat = Field(
+        50.0,
+        description="The request rate allowed for each subject.",
+        json_schema_extra=_on_page(WEB, unit="requests/s"),
+    )
 
     # Command line: the HTTP server to call
-    url: str = ""
-    token: SecretStr = SecretStr("")
+    url: str = Field(
+        "",
+        description="The HTTP server to call.",
+        json_schema_extra=_on_page(CLIENTS, default="the local one"),
+    )
+    token: SecretStr = Field(
+        SecretStr(""),
+        description="The bearer token for that server.",
+        json_schema_extra=_on_page(CLIENTS),
+    )
 
     # Addresses, files and logs
-    host: str = "127.0.0.1"
-    http_port: Port = Field(8080, ge=0, le=65535)
-    admin_port: Port = Field(9100, ge=0, le=65535)
-    users_port: Port = Field(8090, ge=0, le=65535)
-    kafka_port: Port = Field(9092, ge=0, le=65535)
-    data_dir: Path = Path(".data")
-    log: Literal["", "json", "console"] = ""
+    host: str = Field(
+        "127.0.0.1",
+        description="The address to listen on.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    http_port: Port = Field(
+        8080,
+        ge=0,
+        le=65535,
+        description="The port for callers.",
+        json_schema_extra=_on_page(WEB),
+    )
+    admin_port: Port = Field(
+        9100,
+        ge=0,
+        le=65535,
+        description="The port of `/health/live`, `/health/ready` and `/metrics`. It is not for callers.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    users_port: Port = Field(
+        8090,
+        ge=0,
+        le=65535,
+        description="The port of the User Service stub.",
+        json_schema_extra=_on_page("`up` and `users`"),
+    )
+    kafka_port: Port = Field(
+        9092,
+        ge=0,
+        le=65535,
+        description="The port of the local Kafka.",
+        json_schema_extra=_on_page(EVERY_PROCESS),
+    )
+    data_dir: Path = Field(
+        Path(".data"),
+        description="The folder of the local Kafka, and of the views if they are in SQLite.",
+        json_schema_extra=_on_page("`up`, `projector` and `web`"),
+    )
+    log: Literal["", "json", "console"] = Field(
+        "",
+        description="The format of the log output. By default, it depends on whether the output is a terminal.",
+        json_schema_extra=_on_page(EVERY_PROCESS, default="by terminal"),
+    )
 
     @property
     def group_id(self) -> str:

@@ -1,4 +1,4 @@
-"""The README, as written: `make run`, then each line of a console that begins with `$`, and what is shown under it."""
+"""The consoles of the README and the HTTP reference: each line that begins with `$` prints what is shown under it."""
 
 import os
 import re
@@ -11,19 +11,19 @@ import pytest
 from order_service.local.broker import free_port
 from tests.service import ROOT, until
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, HTTP = ROOT / "README.md", ROOT / "docs" / "reference" / "http.md"
 VARIES = re.compile(r"offset\":\d+|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
-def block(section, language):
-    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    [found] = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
-    return found
+def block(document, section, language):
+    text = document.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    [lines] = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return lines
 
 
-def steps(section):
-    """Give each command of a section's console with the output shown under it."""
-    parts = re.split(r"^\$ ", block(section, "console"), flags=re.MULTILINE)
+def steps(document, section):
+    """Return each command of a section's console with the output shown under it."""
+    parts = re.split(r"^\$ ", block(document, section, "console"), flags=re.MULTILINE)
     return [tuple(part.partition("\n")[::2]) for part in parts if part]
 
 
@@ -37,9 +37,9 @@ def environment(tmp_path):
 
 @pytest.fixture
 def running(environment, tmp_path):
-    """Run what the first block says until it is ready, and interrupt it afterwards."""
+    """Run the first block of the README until it is ready, and interrupt it afterwards."""
     output = tmp_path / "output"
-    command = shlex.split(block("Quickstart", "sh"))
+    command = shlex.split(block(README, "Quickstart", "sh"))
     with output.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -55,15 +55,27 @@ def running(environment, tmp_path):
             process.wait()
 
 
+def assert_shown(output, shown, command):
+    """Check that a command printed what is shown. In a shortened output, `…` stands for what was left out."""
+    actual, expected = (VARIES.sub("…", text.rstrip("\n")) for text in (output, shown))
+    if "…" in shown:
+        assert re.fullmatch(".*".join(map(re.escape, expected.split("…"))), actual), f"{command}\n{actual}"
+    else:
+        assert actual == expected, command
+
+
 @pytest.mark.usefixtures("running")
-def test_what_the_readme_shows_is_what_comes(environment):
+@pytest.mark.parametrize(
+    ("document", "counts"),
+    [pytest.param(README, {"Quickstart": 6, "HTTP": 2}, id="README"), pytest.param(HTTP, {"Example": 8}, id="http")],
+)
+def test_what_a_document_shows_is_what_comes(environment, document, counts):
     here = f"127.0.0.1:{environment['ORDERS_HTTP_PORT']}"
-    for section, count in (("Quickstart", 6), ("HTTP", 8)):
-        assert len(steps(section)) == count
-        for command, shown in steps(section):
+    for section, count in counts.items():
+        assert len(steps(document, section)) == count
+        for command, shown in steps(document, section):
             arguments = shlex.split(command.replace("127.0.0.1:8080", here))
             done = subprocess.run(
                 arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
             )
-            said = (done.stdout + done.stderr).rstrip("\n")
-            assert VARIES.sub("…", said) == VARIES.sub("…", shown.rstrip("\n")), command
+            assert_shown(done.stdout + done.stderr, shown, command)

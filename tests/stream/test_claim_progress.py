@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from aiokafka import TopicPartition
 
-from order_service.worker.claims.progress import README_HINT, ClaimSlots, Progress
+from order_service.worker.claims.progress import RUNBOOK_HINT, ClaimSlots, Progress
 
 PATIENCE_S = 0.05
 
@@ -92,7 +92,7 @@ async def test_a_claim_tells_which_open_transactions_it_waits_for_also_after_a_f
     await becomes(progress.waits_for)
     assert re.fullmatch(
         r"it has waited \d+ s for a transaction that is open on table partition 3 from offset 5"
-        rf" and a transaction that is open on waiting partition 3 from offset 7; {README_HINT}",
+        rf" and a transaction that is open on waiting partition 3 from offset 7; {re.escape(RUNBOOK_HINT)}",
         progress.waits_for(),
     )
     assert progress.open_for().keys() == {table, room}

@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 PATIENCE_S: Final = 5.0
 """A claim without progress for so long is waiting for another process; another claim works in the meantime."""
-README_HINT: Final = 'if no program ends it, see "A transaction that hangs" in the README'
+RUNBOOK_HINT: Final = "if no program ends it, see docs/operations/hanging-transactions.md"
 
 
 class ClaimSlots:
@@ -96,7 +96,7 @@ class Progress:
             f"a transaction that is open on {partition.topic} partition {partition.partition} from offset {offset}"
             for partition, offset in sorted(self.open_transactions.items())
         )
-        return f"{transactions}; {README_HINT}"
+        return f"{transactions}; {RUNBOOK_HINT}"
 
     def _lend(self) -> None:
         left_s = self._slots.patience_s - self.waits_s()
