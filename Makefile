@@ -31,13 +31,14 @@ $(STAMP): requirements-dev.lock pyproject.toml
 run: setup ## start Kafka, the User Service stub, a worker, a projector and an HTTP server; Ctrl-C ends all of it
 	@exec $(BIN)/order-service up
 
-check: setup ## lint, types, import rules, dependencies and released schemas: seconds, no broker
+check: setup ## lint, types, import rules, dependencies, released schemas and language: seconds, no broker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python -m order_service.wire.schemas.files
+	$(BIN)/python -m tools.check_language
 
 browser: ## install Chromium for the tests of the orders page, unless there is one
 	@test -n "$$(type -P chromium chromium-browser google-chrome)" || { test "$$(id -u)" = 0 && type -P apt-get >/dev/null \

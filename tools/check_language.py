@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[1]
 AVOID: Final = re.compile(
-    r"\b(nobody|whoever|of ours|by hand of|had from|what became of|anew|by then|in vain|at all|all of it|is none|has none)\b"
+    r"\b(nobody|whoever|of ours|by hand of|had from|what became of|anew|by then|in vain|at all|all of it|is none"
+    r"|has none)\b"
 )
 """Phrases with a plainer form. Case matters: `is None` is code."""
 STARTS: Final = re.compile(r"(Give|Tell|Say|Hear|Name|Let)\b")
@@ -44,9 +45,9 @@ def findings_in_python(path: str, source: str) -> Iterator[Finding]:
             for number, line in enumerate(token.string.split("\n"), start=token.start[0]):
                 yield from (Finding(path, number, match[0]) for match in AVOID.finditer(line))
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
-            if match := STARTS.match(text):
-                yield Finding(path, node.body[0].lineno, match[0])
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_function and (match := STARTS.match(ast.get_docstring(node) or "")):
+            yield Finding(path, node.body[0].lineno, match[0])
 
 
 def findings_in_text(path: str, text: str) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 It speaks the Confluent Schema Registry API, which Apicurio also serves (under `/apis/ccompat/v7`). Without
 `SCHEMA_REGISTRY_URL`, this module is unused. With it, we write with the registry's ids, and look up unknown ids. Their
-records are decoded if the schema is one of ours, or a later version of one.
+records are decoded if the schema is ours, or a later version of it.
 """
 
 import asyncio

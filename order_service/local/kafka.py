@@ -248,7 +248,7 @@ def cache_dir() -> Path:
 
 
 def fetch_jars(mvn: str, cache: Path, pom: Path = POM) -> Path:
-    """Let Maven copy Kafka's jars into a folder of `cache`, once; return the folder.
+    """Copy Kafka's jars into a folder of `cache` with Maven, once; return the folder.
 
     The folder appears only when it is complete. Its name has a digest of the pom, so other jars are in another folder.
     Of two runs at the same time, one fetches and the other waits for it.

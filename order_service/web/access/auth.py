@@ -45,7 +45,7 @@ class Caller(Struct, frozen=True):
 
     @property
     def is_service(self) -> bool:
-        """Whether this is a service: the token of a user has none of our scopes."""
+        """Whether this is a service: the token of a user carries no scope of this service."""
         return bool(self.scopes)
 
     @property

@@ -77,7 +77,7 @@ PARSED_AS: Final = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
 
 
 def read_jwks(data: bytes, algorithms: Collection[str]) -> KeySet:
-    """Return the usable keys of a JWKS document. Raises KeysAway if it has none."""
+    """Return the usable keys of a JWKS document. Raises KeysAway if it holds no usable key."""
     if len(data) > KEYS_MAX:
         raise KeysAway(f"the JWKS document is longer than {KEYS_MAX} bytes")
     try:

@@ -104,7 +104,7 @@ class CommandResults:
         self._held: Counter[str] = Counter()
         self._pending: OrderedDict[tuple[str, str], PendingCommand] = OrderedDict()
         self._in_doubt: dict[str, dict[str, PendingCommand]] = {}
-        """By order and command: commands of which another copy has an outcome, and our copy has none that is known."""
+        """By order and command: another copy has an outcome, and the outcome of our copy is unknown."""
         self._sending: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

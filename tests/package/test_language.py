@@ -1,0 +1,33 @@
+"""The check of the language: what it finds, and that the project has nothing of it."""
+
+import pytest
+
+from tools.check_language import findings, findings_in_python, findings_in_text
+
+MODULE = '''"""Nobody is at fault, but %s is."""
+
+def name() -> str:
+    """%s the name of it."""
+    return "x"  # %s
+'''
+
+
+def test_comments_strings_and_documents_have_no_phrase_to_avoid():
+    assert [str(finding) for finding in findings()] == []
+
+
+@pytest.mark.parametrize(
+    ("filled", "phrases"),
+    [
+        pytest.param(("a timer", "Return", "a comment"), [], id="plain English"),
+        pytest.param(("whoever", "Return", "in vain"), [("whoever", 1), ("in vain", 5)], id="docstring and comment"),
+        pytest.param(("a timer", "Give", "None is code"), [("Give", 4)], id="the first word of a function's docstring"),
+    ],
+)
+def test_a_phrase_to_avoid_is_found_in_a_module(filled, phrases):
+    assert [(found.phrase, found.line) for found in findings_in_python("m.py", MODULE % filled)] == phrases
+
+
+def test_a_phrase_to_avoid_is_found_in_a_document_outside_of_code():
+    text = "Read it anew.\n```sh\necho anew\n```\nBy then, at all costs."
+    assert [(found.phrase, found.line) for found in findings_in_text("d.md", text)] == [("anew", 1), ("at all", 5)]
