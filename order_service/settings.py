@@ -250,7 +250,7 @@ class Settings(BaseSettings):
     )
 
     # HTTP
-    web_is_on_loopback: bool = Field(
+    http_published_on_loopback: bool = Field(
         False,
         description=(
             "States that only this machine can reach the server, on any address (a container published on 127.0.0.1)."

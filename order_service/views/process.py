@@ -29,7 +29,7 @@ STOPPED: Final = Gauge(
     "1 for each partition that is stopped at a bad record.",
     ["topic", "partition"],
 )
-BEHIND: Final = Gauge("orders_views_behind", "Offsets of events and rejections that are not in the views yet.")
+BEHIND: Final = Gauge("orders_views_lag_offsets", "Offsets of events and rejections that are not in the views yet.")
 
 
 class BuildProgress:

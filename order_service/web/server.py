@@ -92,9 +92,9 @@ class Server:
             if caller is not LOCAL:
                 self._limits.take(caller.actor)
             elif not is_from_here(request.headers):
-                raise Problem(Trouble.FOREIGN_SITE)
+                raise Problem(Trouble.CROSS_SITE_REQUEST)
             if faults := self._faults():
-                raise Problem(Trouble.NOT_YET, f"{faults[0].capitalize()}.", headers={"Retry-After": "5"})
+                raise Problem(Trouble.VIEWS_NOT_READY, f"{faults[0].capitalize()}.", headers={"Retry-After": "5"})
             query = requests.read_query(request, operation.query)
             response: web.StreamResponse = await handle(Call(request, caller, query))
             return response
@@ -133,7 +133,7 @@ async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse
     except (KafkaAwayError, KeysAway, SQLAlchemyError) as error:
         why = type(error).__name__ if isinstance(error, SQLAlchemyError) else str(error)  # a driver's may quote values
         log.warning("Request failed: a dependency is unavailable.", why=why, operation=request.get(OPERATION))
-        return Problem(Trouble.AWAY, headers={"Retry-After": "1"}).response()
+        return Problem(Trouble.SERVICE_UNAVAILABLE, headers={"Retry-After": "1"}).response()
     except Exception as error:  # noqa: BLE001 - the last handler; the error itself goes to the log alone
         log.error(  # noqa: TRY400 - a traceback can hold values
             "Request failed with an unexpected error.",

@@ -829,7 +829,7 @@ async def test_on_loopback_everybody_is_let_in(host):
 
 
 async def test_whoever_publishes_on_loopback_alone_can_say_so():
-    assert isinstance(authentication(Settings(host="0.0.0.0", web_is_on_loopback=True)), Everybody)
+    assert isinstance(authentication(Settings(host="0.0.0.0", http_published_on_loopback=True)), Everybody)
 
 
 URL = {"jwt_jwks_url": "https://issuer.test/jwks"}

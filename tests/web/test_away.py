@@ -94,7 +94,7 @@ def test_while_kafka_is_away_a_command_gets_503_and_then_happens_once(shop, http
     placed = http.create("before")
     broker.stop()
     refused = http.create("meanwhile")
-    assert (refused.status, refused.body["type"]) == (503, "/problems/away")
+    assert (refused.status, refused.body["type"]) == (503, "/problems/service_unavailable")
     assert refused.headers["retry-after"] == "1"
     assert http.get(placed.headers["location"]).status == 200
     until(lambda: not shop.projector.is_ready(), "the projector says that its views are not updated", within_s=40)
@@ -106,4 +106,4 @@ def test_while_kafka_is_away_a_command_gets_503_and_then_happens_once(shop, http
     )
     assert [event["version"] for event in history(http, answer)] == [1]
     until(shop.projector.is_ready, "the projector hears of Kafka again", within_s=40)
-    until(lambda: "orders_views_behind 0.0" in shop.projector.admin("/metrics")[1], "the views have all there is")
+    until(lambda: "orders_views_lag_offsets 0.0" in shop.projector.admin("/metrics")[1], "the views have all there is")

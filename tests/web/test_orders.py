@@ -155,7 +155,7 @@ def test_an_answer_is_read_everywhere(http, other):
 
 def test_a_version_that_does_not_come_is_not_waited_for_for_ever(http, here):
     answer = http.ask("GET", f"{here}?min_version=2", Prefer="wait=0")
-    assert (answer.status, answer.body["type"]) == (503, "/problems/not_yet")
+    assert (answer.status, answer.body["type"]) == (503, "/problems/views_not_ready")
     assert answer.headers["retry-after"] == "1"
     assert http.ask("GET", f"{UNKNOWN}?min_version=1", Prefer="wait=0").status == 404
 

@@ -76,7 +76,7 @@ def order(http):
 
 
 def refused(answer):
-    return (answer.status, answer.body["type"]) == (403, "/problems/foreign_site")
+    return (answer.status, answer.body["type"]) == (403, "/problems/cross_site_request")
 
 
 @pytest.mark.parametrize("headers", [CROSS, {"Sec_Fetch_Site": "cross-site"}, {"Origin": "null"}, {"Host": EVIL}])
@@ -108,7 +108,7 @@ def test_our_own_pages_and_programs_are_served(http, order, is_browser):
     assert http.ask("POST", f"{order}/cancel", Host=host, **headers).body["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/problems/foreign_site"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/problems/cross_site_request"])
 def test_pages_without_orders_are_open_to_all(http, path):
     assert http.ask("GET", path, Host=EVIL, **CROSS).status == 200
 
@@ -121,6 +121,6 @@ def test_where_tokens_are_asked_for_a_token_alone_decides(shop):
 
 
 def test_whoever_publishes_a_container_on_loopback_is_reached_by_its_name_alone(shop):
-    published, _ = shop.serve(ORDERS_HOST="0.0.0.0", ORDERS_WEB_IS_ON_LOOPBACK="true")
+    published, _ = shop.serve(ORDERS_HOST="0.0.0.0", ORDERS_HTTP_PUBLISHED_ON_LOOPBACK="true")
     assert published.get("/v1/orders").status == 200
     assert refused(published.ask("GET", "/v1/orders", Host="orders.test"))

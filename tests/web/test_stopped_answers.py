@@ -46,4 +46,4 @@ async def test_a_stopped_partition_makes_503_of_404_and_202_where_the_answer_may
     answer = await server.ask("GET", path)
     assert answer.status == status
     if status == 503:
-        assert (answer.body["type"], answer.headers["Retry-After"]) == ("/problems/not_yet", "30")
+        assert (answer.body["type"], answer.headers["Retry-After"]) == ("/problems/views_not_ready", "30")

@@ -57,7 +57,11 @@ def test_a_record_that_does_not_fit_stops_its_partition_until_it_is_skipped(shop
     assert http.get(f"/v1/orders/{known}").body["status"] == "created"  # the last good state
     assert http.ask("GET", f"/v1/orders/{known}?min_version=2", **BRIEFLY).status == 503
     absent = http.get(f"/v1/orders/{unknown}")
-    assert (absent.status, absent.body["type"], absent.headers["retry-after"]) == (503, "/problems/not_yet", "30")
+    assert (absent.status, absent.body["type"], absent.headers["retry-after"]) == (
+        503,
+        "/problems/views_not_ready",
+        "30",
+    )
     assert http.get(f"/v1/orders/{unknown}/commands/none").status == 503
     assert http.get(f"/v1/orders/{next(others)}").status == 404
 

@@ -194,9 +194,10 @@ def _no_authentication(settings: Settings) -> Everybody:
     """Return `Everybody` if no token setting is set and only this machine can reach the service."""
     if settings.jwt_issuer or settings.jwt_audience:
         raise SetupError("ORDERS_JWT_ISSUER and ORDERS_JWT_AUDIENCE need ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE")
-    if not (is_loopback(settings.host) or settings.web_is_on_loopback):
+    if not (is_loopback(settings.host) or settings.http_published_on_loopback):
         raise SetupError(
             f"ORDERS_HOST {settings.host} is not a loopback address: set ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE,"
-            " with ORDERS_JWT_ISSUER and ORDERS_JWT_AUDIENCE; or ORDERS_WEB_IS_ON_LOOPBACK=true, if that is the case"
+            " with ORDERS_JWT_ISSUER and ORDERS_JWT_AUDIENCE; or ORDERS_HTTP_PUBLISHED_ON_LOOPBACK=true if it is"
+            " published on loopback only"
         )
     return Everybody()

@@ -165,11 +165,11 @@ OPERATIONS: Final = (
 TROUBLES_OF_ALL: Final = (
     Trouble.BAD_REQUEST,
     Trouble.UNAUTHORIZED,
-    Trouble.FOREIGN_SITE,
+    Trouble.CROSS_SITE_REQUEST,
     Trouble.INVALID_PARAMETER,
     Trouble.TOO_MANY_REQUESTS,
-    Trouble.NOT_YET,
-    Trouble.AWAY,
+    Trouble.VIEWS_NOT_READY,
+    Trouble.SERVICE_UNAVAILABLE,
     Trouble.INTERNAL,
 )
 """Problems that every operation can return."""

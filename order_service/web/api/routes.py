@@ -246,7 +246,9 @@ class Api:
         else:
             view = await self._loader.order(command.order_id)
         if view is None:
-            raise Problem(Trouble.NOT_YET, headers={"Retry-After": "1"})  # the views were dropped in the meantime
+            raise Problem(
+                Trouble.VIEWS_NOT_READY, headers={"Retry-After": "1"}
+            )  # the views were dropped in the meantime
         return order_response(view, status, {**response_headers, **({"Location": order_path} if status == 201 else {})})
 
     async def _decided(
@@ -279,7 +281,7 @@ class Api:
                 if await subscription.next(max(0.0, deadline - loop.time())) is None:
                     break
         if view is not None:
-            raise Problem(Trouble.NOT_YET, headers={"Retry-After": "1"})
+            raise Problem(Trouble.VIEWS_NOT_READY, headers={"Retry-After": "1"})
 
     async def _visible(self, call: Call) -> OrderView:
         """Return the order in the path. Raises the same Problem if it is missing or the caller may not see it."""
@@ -295,7 +297,9 @@ class Api:
         With `commands`, a stopped partition of the rejections counts as well.
         """
         if await self._query(self._views.is_stopped, order_id, commands=commands):
-            raise Problem(Trouble.NOT_YET, "Views are stopped for the partition of this order.", headers=RETRY_LATER)
+            raise Problem(
+                Trouble.VIEWS_NOT_READY, "Views are stopped for the partition of this order.", headers=RETRY_LATER
+            )
 
     async def _seen(self, call: Call) -> OrderView | None:
         """Return the order in the path, or None if it is missing or the caller may not see it."""

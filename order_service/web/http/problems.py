@@ -22,7 +22,7 @@ class Trouble(StrEnum):
     INVALID_BODY = "invalid_body"
     INVALID_PARAMETER = "invalid_parameter"
     UNAUTHORIZED = "unauthorized"
-    FOREIGN_SITE = "foreign_site"
+    CROSS_SITE_REQUEST = "cross_site_request"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -30,8 +30,8 @@ class Trouble(StrEnum):
     TOO_SLOW = "too_slow"
     TOO_MANY_REQUESTS = "too_many_requests"
     BAD_REQUEST = "bad_request"
-    NOT_YET = "not_yet"
-    AWAY = "away"
+    VIEWS_NOT_READY = "views_not_ready"
+    SERVICE_UNAVAILABLE = "service_unavailable"
     INTERNAL = "internal"
 
 
@@ -60,7 +60,7 @@ STATUS: Final[dict[Kind, int]] = {
     Trouble.INVALID_BODY: 422,
     Trouble.INVALID_PARAMETER: 400,
     Trouble.UNAUTHORIZED: 401,
-    Trouble.FOREIGN_SITE: 403,
+    Trouble.CROSS_SITE_REQUEST: 403,
     Trouble.NOT_FOUND: 404,
     Trouble.METHOD_NOT_ALLOWED: 405,
     Trouble.UNSUPPORTED_MEDIA_TYPE: 415,
@@ -68,8 +68,8 @@ STATUS: Final[dict[Kind, int]] = {
     Trouble.TOO_SLOW: 408,
     Trouble.TOO_MANY_REQUESTS: 429,
     Trouble.BAD_REQUEST: 400,
-    Trouble.NOT_YET: 503,
-    Trouble.AWAY: 503,
+    Trouble.VIEWS_NOT_READY: 503,
+    Trouble.SERVICE_UNAVAILABLE: 503,
     Trouble.INTERNAL: 500,
 }
 
@@ -82,7 +82,7 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
         "Correct the parameters and headers that `errors` names.",
     ),
     Trouble.UNAUTHORIZED: Meaning("The request has no valid token.", "Send `Authorization: Bearer <token>`."),
-    Trouble.FOREIGN_SITE: Meaning(
+    Trouble.CROSS_SITE_REQUEST: Meaning(
         "Authentication is off, so only requests from this machine are served. This request names another host, or a "
         "page of another site sent it.",
         "Call 127.0.0.1 or localhost, not from another site's page; or turn on authentication with `ORDERS_JWT_…`.",
@@ -98,12 +98,13 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
     Trouble.BAD_REQUEST: Meaning(
         "The request is not well-formed HTTP.", "Correct the request line, the headers or the chunks of the body."
     ),
-    Trouble.NOT_YET: Meaning(
+    Trouble.VIEWS_NOT_READY: Meaning(
         "The views are behind, are being built, or are stopped for the partition of this order.",
         "Retry after `Retry-After` seconds.",
     ),
-    Trouble.AWAY: Meaning(
-        "Kafka, the database or the token keys are unavailable. The command may nevertheless have reached Kafka.",
+    Trouble.SERVICE_UNAVAILABLE: Meaning(
+        "Kafka, the database or the token keys are unavailable, or the server is shutting down. The command may "
+        "nevertheless have reached Kafka.",
         "Retry after `Retry-After` seconds. Repeat a command with the same `Idempotency-Key`, so that it applies once.",
     ),
     Trouble.INTERNAL: Meaning("Internal error.", "Retry later; report the error if it persists."),

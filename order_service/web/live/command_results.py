@@ -159,7 +159,7 @@ class CommandResults:
     def slot(self, actor: str) -> Iterator[None]:
         """Reserve a slot for a waiting request, and poll often meanwhile. Raises Problem if no slot is free."""
         if self._ended.done():
-            raise Problem(Trouble.NOT_YET, "This server is shutting down.", headers={"Retry-After": "1"})
+            raise Problem(Trouble.SERVICE_UNAVAILABLE, "This server is shutting down.", headers={"Retry-After": "1"})
         if self._held.total() >= self._waiting_max or self._held[actor] * ACTORS_MIN >= self._waiting_max:
             raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many requests are waiting.", headers={"Retry-After": "1"})
         self._held[actor] += 1
