@@ -12,7 +12,8 @@ from uuid import uuid4
 from aiokafka import AIOKafkaConsumer
 
 from bench.load import LIFE, Shop
-from order_service.domain.decision import Entry, UserCheck, after_event, answer
+from order_service.domain.decision import UserCheck, answer
+from order_service.domain.entry import Entry, after_event
 from order_service.domain.messages import Event
 from order_service.wire import avro, changelog
 from order_service.wire.headers import event_headers

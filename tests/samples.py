@@ -12,7 +12,8 @@ from uuid import UUID, uuid5
 import msgspec
 from msgspec import Struct, structs
 
-from order_service.domain.decision import AskUser, Entry, Repeat, UserCheck, after_event, after_rejection, answer
+from order_service.domain.decision import AskUser, Repeat, UserCheck, answer
+from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,

@@ -32,7 +32,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from order_service.domain.decision import Entry, after_event, after_rejection
+from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import create_topics, topic_names

@@ -11,7 +11,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
-from order_service.domain.decision import Entry, UserCheck, after_event, answer
+from order_service.domain.decision import UserCheck, answer
+from order_service.domain.entry import Entry, after_event
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,

@@ -4,7 +4,7 @@ Each state has only the fields that it needs, so an order cannot be both open an
 """
 
 from collections.abc import Iterable
-from typing import ClassVar, Final, final
+from typing import ClassVar, Final, assert_never, final
 
 from msgspec import Struct, structs
 
@@ -83,33 +83,25 @@ ABSENT: Final[Order] = Absent()
 
 
 def decide(command: Command, order: Order) -> Fact | Refusal:
-    """Return the fact that `command` produces for `order`, or the reason it is refused.
-
-    The branches are the cells of `RULES` that allow a command; every other cell of `RULES` is a reason.
-    """
-    if type(command) is CreateOrder and type(order) is Absent:
-        return _create(command)
-    if type(command) is AmendOrder and type(order) is Created:
+    """Return the fact that `command` produces for `order`, or the reason it is refused."""
+    if type(command) is CreateOrder:
+        return _create(command, order)
+    if type(command) is AmendOrder:
         return _amend(command, order)
-    if type(command) is PayOrder and type(order) is Created:
+    if type(command) is PayOrder:
         return _pay(command, order)
-    if type(command) is ShipOrder and type(order) is Paid:
-        return OrderShipped(command.carrier, command.tracking_number)
-    if type(command) is DeliverOrder and type(order) is Shipped:
-        return OrderDelivered()
-    if type(command) is CancelOrder and type(order) is Created:
-        return OrderCancelled(command.reason, command.note, refund_due=0)
-    if type(command) is CancelOrder and type(order) is Paid:
-        return OrderCancelled(command.reason, command.note, refund_due=order.total)
-    reason = RULES[type(command), order.status]
-    if not isinstance(reason, Reason):
-        raise HistoryError(
-            f"RULES allow {type(command).__name__} on an order that is {order.status}, but decide does not"
-        )
-    return Refusal(reason)
+    if type(command) is ShipOrder:
+        return _ship(command, order)
+    if type(command) is DeliverOrder:
+        return _deliver(command, order)
+    if type(command) is CancelOrder:
+        return _cancel(command, order)
+    assert_never(command)
 
 
-def _create(command: CreateOrder) -> OrderCreated | Refusal:
+def _create(command: CreateOrder, order: Order) -> OrderCreated | Refusal:
+    if type(order) is not Absent:
+        return _refused(command, order)
     contents = OrderCreated(
         user_id=command.user_id,
         currency=command.currency,
@@ -124,7 +116,9 @@ def _create(command: CreateOrder) -> OrderCreated | Refusal:
     return validation.fault_of_contents(contents) or contents
 
 
-def _amend(command: AmendOrder, order: Created) -> OrderAmended | Refusal:
+def _amend(command: AmendOrder, order: Order) -> OrderAmended | Refusal:
+    if type(order) is not Created:
+        return _refused(command, order)
     lines = order.lines if command.lines is None else validation.numbered(command.lines)
     discount = order.discount if command.discount is None else command.discount
     tax = order.tax if command.tax is None else command.tax
@@ -145,11 +139,41 @@ def _amend(command: AmendOrder, order: Created) -> OrderAmended | Refusal:
     return validation.fault_of_contents(contents) or contents
 
 
-def _pay(command: PayOrder, order: Created) -> OrderPaid | Refusal:
+def _pay(command: PayOrder, order: Order) -> OrderPaid | Refusal:
+    if type(order) is not Created:
+        return _refused(command, order)
     if (command.amount, command.currency) != (order.total, order.currency):
         expected, actual = f"{order.total} {order.currency}", f"{command.amount} {command.currency}"
         return Refusal(Reason.PAYMENT_MISMATCH, f"expected {expected}, got {actual}")
     return OrderPaid(command.payment_id, command.amount, command.currency)
+
+
+def _ship(command: ShipOrder, order: Order) -> OrderShipped | Refusal:
+    if type(order) is not Paid:
+        return _refused(command, order)
+    return OrderShipped(command.carrier, command.tracking_number)
+
+
+def _deliver(command: DeliverOrder, order: Order) -> OrderDelivered | Refusal:
+    return OrderDelivered() if type(order) is Shipped else _refused(command, order)
+
+
+def _cancel(command: CancelOrder, order: Order) -> OrderCancelled | Refusal:
+    if type(order) is Created:
+        return OrderCancelled(command.reason, command.note, refund_due=0)
+    if type(order) is Paid:
+        return OrderCancelled(command.reason, command.note, refund_due=order.total)
+    return _refused(command, order)
+
+
+def _refused(command: Command, order: Order) -> Refusal:
+    """Return the reason that `RULES` has for this command and state. Raises HistoryError if they allow the command."""
+    reason = RULES[type(command), order.status]
+    if not isinstance(reason, Reason):
+        raise HistoryError(
+            f"RULES allow {type(command).__name__} on an order that is {order.status}, but decide does not"
+        )
+    return Refusal(reason)
 
 
 def evolve(order: Order, fact: Fact) -> Order:

@@ -9,7 +9,7 @@ from typing import Final
 from aiokafka.structs import ConsumerRecord
 from msgspec import Struct
 
-from order_service.domain.decision import command_digest
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import Reason
 from order_service.errors import HistoryError

@@ -11,7 +11,7 @@ from sqlalchemy import CompoundSelect, Engine, Select, Table, inspect, select, t
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from order_service.domain.decision import MAX_REFUSED
+from order_service.domain.entry import MAX_REFUSED
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
 from order_service.domain.refusals import NEVER_REMEMBERED, Status
 from order_service.kafka.topics import TopicNames

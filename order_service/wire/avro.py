@@ -12,7 +12,7 @@ from typing import Any, Final
 import fastavro
 import msgspec
 
-from order_service.domain.decision import blake2b_128
+from order_service.domain.identity import blake2b_128
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Event, Rejection
 from order_service.errors import DecodeError
 from order_service.wire.avro_reader import UNREAD, Read, compiled_reader

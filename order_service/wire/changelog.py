@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from order_service.domain.decision import Entry
+from order_service.domain.entry import Entry
 from order_service.domain.messages import Command
 from order_service.errors import HistoryError
 

@@ -10,18 +10,8 @@ import structlog
 from aiokafka import ConsumerRecord
 from msgspec import Struct, field
 
-from order_service.domain.decision import (
-    AskUser,
-    Entry,
-    Repeat,
-    UserCheck,
-    after_event,
-    after_rejection,
-    answer,
-    payment_due_at,
-    payment_timeout,
-    reject,
-)
+from order_service.domain.decision import AskUser, Repeat, UserCheck, answer, payment_due_at, payment_timeout, reject
+from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, CreateOrder, Event, Rejection
 from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import DecodeError, RunLost

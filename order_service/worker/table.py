@@ -2,7 +2,7 @@
 
 from collections.abc import ItemsView
 
-from order_service.domain.decision import Entry
+from order_service.domain.entry import Entry
 
 
 class Table:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
-from order_service.domain.decision import UserCheck, command_digest
+from order_service.domain.decision import UserCheck
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, CreateOrder
 from order_service.wire.changelog import WaitingCommand
 

@@ -7,20 +7,16 @@ import pytest
 
 from order_service.domain.decision import (
     MAX_AMENDMENTS,
-    MAX_REFUSED,
     AskUser,
-    Entry,
     Repeat,
     UserCheck,
-    after_event,
-    after_rejection,
     answer,
-    command_digest,
-    event_id,
     payment_due_at,
     payment_timeout,
     reject,
 )
+from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_rejection
+from order_service.domain.identity import command_digest, event_id
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.order import Cancelled, Created
 from order_service.domain.refusals import MEANINGS, NEVER_REMEMBERED, Reason, Refusal

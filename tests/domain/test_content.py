@@ -2,7 +2,8 @@
 
 import pytest
 
-from order_service.domain.decision import Entry, UserCheck, answer
+from order_service.domain.decision import UserCheck, answer
+from order_service.domain.entry import Entry
 from order_service.domain.messages import Command, CreateOrder, Event, Line, Rejection
 from order_service.domain.refusals import Reason
 from order_service.domain.validation import CANCEL_REASONS, CURRENCIES

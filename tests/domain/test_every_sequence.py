@@ -5,7 +5,8 @@ The walk is a tree: sequences share the answers to what they begin with alike.
 
 from typing import NamedTuple
 
-from order_service.domain.decision import Entry, Repeat
+from order_service.domain.decision import Repeat
+from order_service.domain.entry import Entry
 from order_service.domain.messages import Command, Event, OrderCancelled, Rejection
 from tests.samples import EVE, SHOP, amend, but, cancel, create, deliver, mugs, pay, ship, take
 

@@ -8,18 +8,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.domain.decision import (
-    MAX_REFUSED,
-    AskUser,
-    Entry,
-    Repeat,
-    UserCheck,
-    after_event,
-    after_rejection,
-    answer,
-    command_digest,
-    reject,
-)
+from order_service.domain.decision import AskUser, Repeat, UserCheck, answer, reject
+from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_rejection
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,

@@ -11,8 +11,8 @@ import pytest
 from aiokafka import ConsumerRecord
 from msgspec import structs
 
-from order_service.domain.decision import Entry as TableEntry
 from order_service.domain.decision import UserCheck
+from order_service.domain.entry import Entry as TableEntry
 from order_service.domain.messages import FACT_TYPES, Command, Line
 from order_service.domain.refusals import Reason
 from order_service.wire import avro, changelog

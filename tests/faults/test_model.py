@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from order_service.domain.decision import command_digest as digest_by_the_service
+from order_service.domain.identity import command_digest as digest_by_the_service
 from order_service.errors import DecodeError
 from order_service.wire import avro, changelog
 from order_service.wire.commands import decode_command as decode_by_the_service

@@ -12,7 +12,8 @@ from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.domain.decision import MAX_REFUSED, Entry, UserCheck, after_event, after_rejection, answer
+from order_service.domain.decision import UserCheck, answer
+from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_rejection
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import RunLost
 from order_service.wire import avro

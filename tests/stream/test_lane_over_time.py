@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.domain.decision import Entry, UserCheck, after_event, after_rejection, answer
+from order_service.domain.decision import UserCheck, answer
+from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.wire import avro
 from order_service.wire.commands import encode_json_command

@@ -12,7 +12,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiokafka.structs import TopicPartition
 from sqlalchemy import Engine, make_url
 
-from order_service.domain.decision import Entry, UserCheck, reject
+from order_service.domain.decision import UserCheck, reject
+from order_service.domain.entry import Entry
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import KafkaAwayError

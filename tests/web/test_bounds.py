@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from order_service.domain.decision import Entry
+from order_service.domain.entry import Entry
 from order_service.domain.messages import (
     COMMAND_TYPES,
     AmendOrder,

@@ -6,7 +6,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from order_service.domain.decision import MAX_REFUSED, UserCheck, command_digest
+from order_service.domain.decision import UserCheck
+from order_service.domain.entry import MAX_REFUSED
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import CancelOrder
 from tests.samples import LATER, NOW, ORDER_ID, but, create, pay, ship
 from tests.views.log import EVENTS, REJECTIONS

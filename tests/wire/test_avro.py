@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from msgspec import structs
 
-from order_service.domain.decision import command_digest
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import CancelOrder, Event, Rejection
 from order_service.errors import DecodeError
 from order_service.wire.avro import (

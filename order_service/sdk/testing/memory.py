@@ -7,16 +7,9 @@ from datetime import datetime, timedelta
 from aiokafka.structs import ConsumerRecord
 from msgspec import structs
 
-from order_service.domain.decision import (
-    AskUser,
-    Entry,
-    Repeat,
-    UserCheck,
-    after_event,
-    after_rejection,
-    answer,
-    command_digest,
-)
+from order_service.domain.decision import AskUser, Repeat, UserCheck, answer
+from order_service.domain.entry import Entry, after_event, after_rejection
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, CreateOrder, Event, Rejection
 from order_service.errors import DecodeError
 from order_service.kafka.reader import OutcomeRecord

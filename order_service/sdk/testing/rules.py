@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct, structs
 
-from order_service.domain.decision import Answer, Entry, UserCheck, after_event, answer
+from order_service.domain.decision import Answer, UserCheck, answer
+from order_service.domain.entry import Entry, after_event
 from order_service.domain.messages import Command, Event, Fact, Rejection
 from order_service.domain.refusals import Reason
 from order_service.sdk.testing.samples import BEGIN, ORDER_ID, event_of, head_of

@@ -8,7 +8,9 @@ from typing import Any, Final, TypeVar
 
 from msgspec import structs
 
-from order_service.domain.decision import Entry, UserCheck, after_event, answer, blake2b_128, event_id
+from order_service.domain.decision import UserCheck, answer
+from order_service.domain.entry import Entry, after_event
+from order_service.domain.identity import blake2b_128, event_id
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 from msgspec import Struct
 
-from order_service.domain.decision import command_digest
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import Reason, Status
 from order_service.domain.validation import is_id

@@ -7,7 +7,8 @@ from typing import Any, Final, cast
 
 from msgspec import structs
 
-from order_service.domain.decision import Entry, UserCheck, after_event, answer, reject
+from order_service.domain.decision import UserCheck, answer, reject
+from order_service.domain.entry import Entry, after_event
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,

@@ -11,7 +11,7 @@ import structlog
 from msgspec import Struct, structs
 from sqlalchemy.exc import SQLAlchemyError
 
-from order_service.domain.decision import command_digest
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import NEVER_REMEMBERED, Reason
 from order_service.kafka.command_producer import CommandsTopic

@@ -12,7 +12,7 @@ from typing import Final
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
-from order_service.domain.decision import Entry
+from order_service.domain.entry import Entry
 from order_service.errors import HistoryError, LaneParked
 from order_service.kafka.connection import Consumer
 from order_service.kafka.topics import TopicNames

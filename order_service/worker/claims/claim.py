@@ -26,7 +26,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from msgspec import Struct
 
-from order_service.domain.decision import Entry
+from order_service.domain.entry import Entry
 from order_service.errors import HistoryError, Stuck, TurnRefused
 from order_service.kafka.connection import missing_right
 from order_service.kafka.topics import TopicNames
