@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from aiokafka import ConsumerRecord
 from msgspec import Struct
 
 from order_service.domain.messages import Command
 from order_service.errors import DecodeError
+from order_service.wire.commands import decode_command
 
 HIGH: Final = 8_000
 """Queued commands at which a partition is paused. One more run, of at most 1 MiB, may still arrive."""
@@ -115,3 +116,15 @@ class Inbox:
 
 def _size(received: Received) -> int:
     return len(received[0].value or b"")
+
+
+def decode_record(record: Any) -> Received:
+    """Return a record with its command or decode error.
+
+    The error is a new object. A raised one references its frames, which reference a record of up to 1 MiB, until the
+    garbage collector runs. 3,000 of them took 3 GB.
+    """
+    try:
+        return record, decode_command(record.value)
+    except DecodeError as error:
+        return record, DecodeError(error.reason, error.detail)

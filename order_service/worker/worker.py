@@ -1,389 +1,39 @@
-"""The worker: how one process handles the partitions that the consumer group assigns to it.
-
-Each assignment has its own owner id, producer and turn loop. Its lanes start one by one, as their claims finish. Lanes
-of the previous assignment are reused if the log shows that no other worker has written since.
-"""
+"""The worker: how one process handles the partitions that the consumer group assigns to it."""
 
 import asyncio
-import itertools
 import math
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
-from uuid import uuid4
+from collections.abc import Coroutine
+from typing import Any, Final
 
 import structlog
-from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from msgspec import Struct
 
 from order_service.domain.decision import UserCheck
 from order_service.domain.messages import CreateOrder
 from order_service.domain.validation import is_id
 from order_service.errors import (
-    DecodeError,
-    OrderServiceError,
     RunLost,
-    Stuck,
     TopicsError,
     TurnRefused,
     WorkerError,
 )
-from order_service.kafka.registry_client import Ids
-from order_service.kafka.topics import TopicNames
-from order_service.runtime.deadline import deadline
 from order_service.runtime.tasks import failure_of
-from order_service.settings import Settings
-from order_service.users.client import UserClient
-from order_service.wire.changelog import Ends
-from order_service.wire.commands import decode_command
 from order_service.worker import metrics
-from order_service.worker.claims.claim import Claimed, Claimer, HeldLane, claim_until_done
-from order_service.worker.claims.clients import ClaimClients
-from order_service.worker.claims.progress import ClaimSlots, Progress
-from order_service.worker.clock import Clock
-from order_service.worker.inbox import Inbox, Received, Run
-from order_service.worker.lane import Lane, LanePolicy
+from order_service.worker.assignment import Assignment, Context
+from order_service.worker.inbox import Run, decode_record
+from order_service.worker.lane import Lane
 from order_service.worker.monitoring.stall_watch import StallWatch
 from order_service.worker.monitoring.topic_watch import TopicWatch
-from order_service.worker.schema_lookups import SchemaLookups
-from order_service.worker.transactions import TurnProducer, stop
-from order_service.worker.turn import TurnLoop
 from order_service.worker.user_lookups import UserLookups
 
 log = structlog.get_logger()
 
-MAX_CONCURRENT_CLAIMS: Final = 16
-"""Each restores a table. A claim that waits for another process lends its slot to another claim."""
-POSITION_EVERY_S: Final = 5.0
-"""How often stale positions of lanes are written: see `Lane.is_position_stale`."""
-_SEEKS: Final = itertools.count(1)
 WATCH_EVERY_S: Final = 0.5
 RESTART_INTERVAL_S: Final = 60.0
 """A worker ends if Kafka refuses two turns within this time for a reason that names no lane."""
 SUSPECT_S: Final = 3600.0
 """A lane is parked if Kafka refuses it twice within this time with an error that aiokafka does not know."""
-START_DEADLINE_S: Final = 60.0
-
-
-class Fetching(Protocol):
-    """The consumer of the commands topic, as a worker uses it."""
-
-    async def open(self, partition: int, offset: int, seek: int) -> None:
-        """Start fetching a partition at an offset. Its runs carry the number of this seek."""
-
-    def pause(self, partition: int) -> None:
-        """Pause fetching of a partition."""
-
-    def resume(self, partition: int) -> None:
-        """Resume fetching of a partition."""
-
-    async def reached(self, partition: int) -> tuple[int, int | None, int]:
-        """Return the next offset to fetch, the seek, and the number of runs delivered since."""
-
-    async def end(self, partition: int) -> int:
-        """Ask the broker for the end offset of a partition, including uncommitted records."""
-
-    def end_of(self, partition: int) -> int:
-        """Return the last known end offset."""
-
-    def stable_end_of(self, partition: int) -> int:
-        """Return the last stable offset as the broker last reported it."""
-
-    def partition_count(self) -> int | None:
-        """Return the current number of partitions, or None if it is not known."""
-
-
-class Context(Struct, frozen=True):
-    """The objects shared by all assignments of a worker. `in_sync` has `min.insync.replicas` by topic, as last read."""
-
-    settings: Settings
-    names: TopicNames
-    in_sync: dict[str, int]
-    connection: dict[str, Any]
-    fetching: Fetching
-    users: UserClient
-    ids: Ids
-    end_process: Callable[[BaseException], None]
-    clock: Clock
-    failpoint: Callable[[str], None]
-
-
-class Assignment:
-    """The lanes of one assignment, under an owner id that is unique to this assignment."""
-
-    def __init__(
-        self,
-        context: Context,
-        partitions: set[int],
-        user_lookups: UserLookups,
-        on_refused: Callable[["Assignment", TurnRefused], None],
-        deliver: Callable[[int, Run], None],
-        *,
-        previous: "Assignment | None" = None,
-    ) -> None:
-        self.owner = f"{context.settings.group_id}-worker-{uuid4().hex}"
-        self.partitions = partitions
-        self.parked: dict[int, str] = {}
-        self.is_clean = False
-        self._context = context
-        held = previous.held_lanes() if previous is not None else {}
-        self._held = {partition: held[partition] for partition in partitions & held.keys()}
-        self._user_lookups = user_lookups
-        self._on_refused = on_refused
-        self._clients = ClaimClients(context.connection)
-        self._claims: dict[int, Progress] = {}
-        self._producer = TurnProducer(self.owner, context.connection)
-        self.inbox = Inbox(context.fetching.pause, context.fetching.resume)
-        self.turns = TurnLoop(
-            self._producer,
-            context.names,
-            self.inbox,
-            turn_s=context.settings.turn_ms / 1000,
-            clock=context.clock,
-            end_of=context.fetching.end_of,
-            park=self.park,
-            failpoint=context.failpoint,
-        )
-        self.lookups = SchemaLookups(context.ids, self.inbox, deliver, lambda work: self._spawn(work, "schema lookup"))
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
-        self._cancelling: set[int] = set()
-
-    @property
-    def lanes(self) -> dict[int, Lane]:
-        """The running lanes, by partition."""
-        return self.turns.lanes
-
-    def claiming(self) -> list[int]:
-        """Return the partitions that are being claimed."""
-        return sorted(self.partitions - self.lanes.keys() - self.parked.keys())
-
-    def claims(self) -> list[str]:
-        """Return a line for each open claim, with what it waits for."""
-        lines = []
-        for partition in self.claiming():
-            progress = self._claims.get(partition)
-            waits_for = "" if progress is None else progress.waits_for()
-            lines.append(f"partition {partition} is being claimed" + (f": {waits_for}" if waits_for else ""))
-        return lines
-
-    def open_transactions(self) -> dict[TopicPartition, float]:
-        """Return the seconds for which claims have waited for each open transaction."""
-        return {
-            topic_partition: open_s
-            for progress in self._claims.values()
-            for topic_partition, open_s in progress.open_for().items()
-        }
-
-    def start(self) -> None:
-        """Start to claim the partitions that are not parked. Returns at once, since the rebalance waits for this."""
-        self._spawn(self._claim_all(), "claims")
-
-    async def stop(self) -> None:
-        """Finish the turn in flight and stop. `is_clean` is True afterwards if every turn was committed."""
-        self._stopping = True
-        self.turns.stop()
-        turn_tasks = [task for task in self._tasks if task.get_name() == "turns"]
-        for task in self._tasks.difference(turn_tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._clients.close()
-        await stop(self._producer)
-        self.is_clean = all(not task.cancelled() and task.exception() is None for task in turn_tasks)
-
-    def held_lanes(self) -> dict[int, tuple[Lane, HeldLane]]:
-        """Return the lanes that match their log: all if every commit is known to have succeeded, otherwise none."""
-        if not self.is_clean:
-            return {}
-        return {
-            partition: (lane, HeldLane(self.owner, lane.log_offset, lane.next_offset, len(lane.room)))
-            for partition, lane in self.lanes.items()
-        }
-
-    def park(self, partition: int, reason: str, error: Exception | None = None) -> None:
-        """Stop one lane until an operator acts; the others continue. A bug is logged with its traceback."""
-        if error is not None:
-            reason = f"{reason}: {error if isinstance(error, OrderServiceError) else type(error).__name__}"
-        bug = None if isinstance(error, OrderServiceError) else error
-        log.error("Lane parked.", partition=partition, reason=reason, exc_info=bug)
-        self.parked[partition] = reason
-        self.lanes.pop(partition, None)
-        self.inbox.close(partition)
-        self._context.fetching.pause(partition)
-        metrics.PARKED.labels(partition).set(1)
-
-    async def _claim_all(self) -> None:
-        try:
-            async with deadline(START_DEADLINE_S):
-                await self._producer.start()
-                await self._producer.follow(self._context.names.written, self._context.in_sync)
-        except TimeoutError as error:
-            raise Stuck(f"the producer {self.owner} did not start within {START_DEADLINE_S:.0f} s") from error
-        self._spawn(self.turns.run(), "turns")
-        self._spawn(self._watch_payments(), "payments")
-        self._spawn(self._write_positions(), "positions")
-        slots = ClaimSlots(MAX_CONCURRENT_CLAIMS)
-        for partition in sorted(self.partitions - self.parked.keys()):
-            self._claims[partition] = Progress(slots)
-            self._spawn(self._claim(partition, self._claims[partition]), "claim")
-
-    async def _claim(self, partition: int, progress: Progress) -> None:
-        context = self._context
-        claimer = Claimer(
-            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.failpoint
-        )
-        lane, held = self._held.pop(partition, (None, None))
-        began_at = time.monotonic()
-        try:
-            claimed = await claim_until_done(claimer, partition, held, progress)
-            lane = await self._restore_lane(partition, lane, claimed, progress)
-            await self._open(lane, claimed)
-        except (WorkerError, KafkaError, OSError):  # not specific to this partition
-            raise
-        except Exception as error:  # noqa: BLE001, one partition must not end each worker that claims it
-            metrics.CLAIMS.labels("parked").inc()
-            if isinstance(error, OrderServiceError):
-                self.park(partition, str(error))
-            else:
-                self.park(partition, "the partition cannot be claimed", error)
-            return
-        finally:
-            progress.leave()
-            del self._claims[partition]
-        metrics.CLAIMS.labels("kept" if claimed.state is None else "restored").inc()
-        metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
-
-    async def _restore_lane(self, partition: int, held: Lane | None, claimed: Claimed, progress: Progress) -> Lane:
-        if held is not None and claimed.state is None:
-            held.restore_due_timers()
-            return held
-        settings = self._context.settings
-        policy = LanePolicy(
-            partition_count=settings.partitions,
-            commands_topic=self._context.names.commands,
-            user_deadline_s=settings.user_deadline_s,
-            waiting_max=settings.waiting_max,
-            payment_due_s=settings.payment_due_s,
-        )
-        lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask)
-        entries, waiting = claimed.state or ({}, [])
-        restoring = lane.restoring(entries, waiting, claimed.position)
-        is_restored = False
-        while not is_restored:
-            async with progress.slice():
-                is_restored = next(restoring, True) is True
-        return lane
-
-    async def _open(self, lane: Lane, claimed: Claimed) -> None:
-        """Start a claimed lane. From here on its runs are decided."""
-        lane.log_offset = claimed.log_offset
-        lane.written = claimed.position
-        lane.ends = claimed.position.ends or Ends()
-        self.inbox.open(lane.partition)
-        lane.follow(next(_SEEKS))
-        self.lanes[lane.partition] = lane
-        metrics.PARKED.labels(lane.partition).set(0)
-        await self._context.fetching.open(lane.partition, lane.resume_at, lane.seek)
-        if self.lanes.get(lane.partition) is not lane:  # parked in the meantime
-            self._context.fetching.pause(lane.partition)
-            return
-        log.info(
-            "Lane started.",
-            partition=lane.partition,
-            offset=lane.next_offset,
-            orders=len(lane.table),
-            waiting=len(lane.room),
-            kept=claimed.state is None,
-        )
-        self._look_up_users(lane)
-        self.turns.wake()
-
-    def _look_up_users(self, lane: Lane) -> None:
-        """Look up the users that orders wait for. An answer that came before the lane started is already cached."""
-        for user_id in lane.room.users():
-            check = self._context.users.known(user_id)
-            if check is None:
-                self._user_lookups.ask(user_id)
-            else:
-                lane.room.add_answer(user_id, check)
-
-    async def _watch_payments(self) -> None:
-        """Find orders whose payment is due. Each is cancelled once the log can contain no earlier payment."""
-        if self._context.settings.payment_due_s is None:
-            return
-        while True:
-            now = self._context.clock.now()
-            for lane in list(self.lanes.values()):
-                if lane.partition in self._cancelling:
-                    continue
-                due = lane.due_orders(now)
-                if due:
-                    self._cancelling.add(lane.partition)
-                    self._spawn(self._cancel_once_read(lane, due), "payments due")
-            await asyncio.sleep(WATCH_EVERY_S)
-
-    async def _cancel_once_read(self, lane: Lane, order_ids: list[str]) -> None:
-        """Wait until the lane has read the commands up to an end taken after the orders were due; then cancel them."""
-        try:
-            end = await self._context.fetching.end(lane.partition)
-            while not await self._has_read(lane, end):  # noqa: ASYNC110, the broker offers no event for it
-                await asyncio.sleep(0.05)
-        except KafkaError as error:
-            log.warning("Cannot read the end offset; payment timeouts are delayed.", error=repr(error))
-            lane.restore_due_timers()
-        else:
-            self.turns.cancel_unpaid(lane.partition, order_ids)
-        finally:
-            self._cancelling.discard(lane.partition)
-
-    async def _write_positions(self) -> None:
-        """Write stale positions, so that a claim does not mistake offsets already read for lost records."""
-        while True:
-            await asyncio.sleep(POSITION_EVERY_S)
-            stale = [lane for lane in self.lanes.values() if lane.is_position_stale()]
-            for lane in stale:
-                lane.write_position()
-            if stale:
-                self.turns.wake()
-
-    async def _has_read(self, lane: Lane, end: int) -> bool:
-        """Return whether all commands before `end` are decided. The fetch skips control records.
-
-        Also True for a lane that was parked in the meantime: its next claim sets its timers again.
-        """
-        if lane.next_offset >= end or self.lanes.get(lane.partition) is not lane:
-            return True
-        return await self.read_to(lane) >= end
-
-    async def read_to(self, lane: Lane) -> int:
-        """Return the offset before which nothing is left to decide, also past control records and aborted commands."""
-        offset, seek, runs = await self._context.fetching.reached(lane.partition)
-        is_all = (seek, runs) == (lane.seek, lane.next_run) and self.inbox.is_empty(lane.partition)
-        return max(offset, lane.resume_at) if is_all else lane.resume_at
-
-    def has_more(self, lane: Lane) -> bool:
-        """Return whether the broker has commands for a lane with an empty inbox and no open schema lookup."""
-        waits = not self.inbox.is_empty(lane.partition) or lane.partition in self.lookups.waiting
-        return not waits and lane.resume_at < self._context.fetching.stable_end_of(lane.partition)
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        if self._stopping:
-            work.close()
-            return
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        """End the process if the task failed. If Kafka refused a turn, call `on_refused` instead."""
-        error = failure_of(task, is_stopping=self._stopping)
-        if isinstance(error, TurnRefused):
-            self._on_refused(self, error)
-        elif error is not None:
-            self._context.end_process(error)
-        elif task.get_name() in {"payments due", "schema lookup"}:
-            self._tasks.discard(task)
 
 
 class Worker:
@@ -630,15 +280,3 @@ class Worker:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if (error := failure_of(task, is_stopping=self._leaving)) is not None:
             self._context.end_process(error)
-
-
-def decode_record(record: Any) -> Received:
-    """Return a record with its command or decode error.
-
-    The error is a new object. A raised one references its frames, which reference a record of up to 1 MiB, until the
-    garbage collector runs. 3,000 of them took 3 GB.
-    """
-    try:
-        return record, decode_command(record.value)
-    except DecodeError as error:
-        return record, DecodeError(error.reason, error.detail)

@@ -19,6 +19,7 @@ from aiokafka.structs import RecordMetadata
 from msgspec import structs
 
 from order_service.wire.changelog import POSITION_KEY
+from order_service.worker.assignment import Assignment
 from order_service.worker.claims import claim, clients
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.claim import Claimer
@@ -28,7 +29,7 @@ from order_service.worker.inbox import Run
 from order_service.worker.lane import Lane
 from order_service.worker.transactions import TurnProducer
 from order_service.worker.turn import Turn, TurnLoop
-from order_service.worker.worker import Assignment, Worker
+from order_service.worker.worker import Worker
 from tests import worker
 
 log = structlog.get_logger()

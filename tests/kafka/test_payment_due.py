@@ -14,9 +14,9 @@ from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command
+from order_service.worker.assignment import Assignment, Context
 from order_service.worker.clock import Clock
 from order_service.worker.lane import Lane, LanePolicy
-from order_service.worker.worker import Assignment, Context
 from tests.samples import but, create, entry_after, pay
 from tests.service import until
 
@@ -113,7 +113,7 @@ async def test_however_long_a_lane_is_behind_one_question_at_a_time_asks_how_far
     assignment = Assignment(context, {0}, nobody, nobody, nobody)
     assignment.inbox.open(0)
     assignment.lanes[0] = lane
-    watching = asyncio.create_task(assignment._watch_payments())
+    watching = asyncio.create_task(assignment._payments.run())
     try:
         await becomes(lambda: unread.looked > 20)  # a second: the other payment is due, too
         assert unread.ends_asked == 1

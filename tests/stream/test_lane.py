@@ -19,10 +19,9 @@ from order_service.errors import RunLost
 from order_service.wire import avro
 from order_service.wire.changelog import Position, WaitingCommand, decode_waiting
 from order_service.wire.commands import encode_json_command
-from order_service.worker.inbox import Run
+from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane, LanePolicy
 from order_service.worker.waiting_room import MAX_PER_ORDER
-from order_service.worker.worker import decode_record
 from tests.samples import LATER, NOW, ORDER_ID, USER_ID, amend, but, cancel, create, deliver, entry_after, pay, ship
 
 POLICY = LanePolicy(partition_count=1, commands_topic="commands")

@@ -12,9 +12,8 @@ from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.wire import avro
 from order_service.wire.commands import encode_json_command
-from order_service.worker.inbox import Run
+from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import LanePolicy
-from order_service.worker.worker import decode_record
 from tests.samples import LATER, NOW, USER_ID, amend, but, create
 from tests.stream.test_lane import CHECKS, Log, World, offset_of, users, wishes
 

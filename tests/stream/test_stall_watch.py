@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from order_service.worker.assignment import Assignment
 from order_service.worker.monitoring.stall_watch import StallWatch
-from order_service.worker.worker import Assignment
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
 from order_service.wire.changelog import Position
+from order_service.worker.assignment import Assignment, Context
 from order_service.worker.claims.claim import Claimed
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
-from order_service.worker.worker import SUSPECT_S, Assignment, Context, Worker
+from order_service.worker.worker import SUSPECT_S, Worker
 from tests.samples import ORDER_ID, create, entry_after
 from tests.stream.test_turn_taker import Written, lane_with
 
@@ -162,7 +163,7 @@ def claim(context, monkeypatch):
                 raise error
             yield True
 
-        monkeypatch.setattr("order_service.worker.worker.claim_until_done", claimed)
+        monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claimed)
         monkeypatch.setattr(Lane, "restoring", restoring)
         assignment = Assignment(context, {0}, asking, UNUSED, UNUSED)
         assignment._claims[0] = Progress(ClaimSlots(1))

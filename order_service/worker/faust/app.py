@@ -25,12 +25,13 @@ from order_service.runtime.tasks import failure_of
 from order_service.runtime.watchdog import Watchdog, end_after, silence_limit_s
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
+from order_service.worker.assignment import Context
 from order_service.worker.clock import Clock, wait_until_near
 from order_service.worker.faust.consumer import NoTables, RawSchema, RunApp, RunConsumer
 from order_service.worker.membership import Member, Membership
 from order_service.worker.monitoring.end_offsets import End, LogEnds
 from order_service.worker.monitoring.group_watch import GroupWatch
-from order_service.worker.worker import Context, Worker
+from order_service.worker.worker import Worker
 
 log = structlog.get_logger()
 
