@@ -17,7 +17,7 @@ from order_service.domain.entry import Entry, after_event
 from order_service.domain.messages import Event
 from order_service.wire import avro, changelog
 from order_service.wire.headers import event_headers
-from order_service.worker.lane import Record
+from order_service.worker.records import Record
 from order_service.worker.transactions import TurnProducer
 from order_service.worker.turn import MAX_COMMANDS
 from tests.samples import NOW

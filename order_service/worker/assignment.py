@@ -28,7 +28,6 @@ from order_service.runtime.deadline import deadline
 from order_service.runtime.tasks import failure_of
 from order_service.settings import Settings
 from order_service.users.client import UserClient
-from order_service.wire.changelog import Ends
 from order_service.worker import metrics
 from order_service.worker.claims.claim import Claimed, Claimer, HeldLane, claim_until_done
 from order_service.worker.claims.clients import ClaimClients
@@ -271,11 +270,8 @@ class Assignment:
 
     async def _open(self, lane: Lane, claimed: Claimed) -> None:
         """Start a claimed lane. From here on its runs are decided."""
-        lane.log_offset = claimed.log_offset
-        lane.written = claimed.position
-        lane.ends = claimed.position.ends or Ends()
+        lane.start(claimed.position, claimed.log_offset, next(_SEEKS))
         self.inbox.open(lane.partition)
-        lane.follow(next(_SEEKS))
         self.lanes[lane.partition] = lane
         metrics.PARKED.labels(lane.partition).set(0)
         await self._context.fetching.open(lane.partition, lane.resume_at, lane.seek)

@@ -15,33 +15,19 @@ from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, CreateOrder, Event, Rejection
 from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import DecodeError, RunLost
-from order_service.wire import avro, changelog
+from order_service.wire import changelog
 from order_service.wire.changelog import Ends, Position, WaitingCommand
 from order_service.wire.commands import check_key
-from order_service.wire.headers import (
-    Headers,
-    ReadHeaders,
-    dead_letter_headers,
-    dead_letter_part,
-    event_headers,
-    rejection_headers,
-)
 from order_service.worker.inbox import Received, Run
+from order_service.worker.records import Origin, Record, dead_letter_record, event_record, origin_of, rejection_record
 from order_service.worker.table import Table
 from order_service.worker.waiting_room import WaitingRoom
 
 log = structlog.get_logger()
 
-Record = tuple[bytes | None, bytes | None, Headers]
-"""The key, value and headers of a record to write."""
-
-Outcome = tuple[str, str, str]
+OutcomeLabels = tuple[str, str, str]
 """Command type, outcome and reason, as counted by `orders_commands_total`."""
 
-MAX_DEAD_KEY: Final = 64 * 1024
-MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
-"""With 1 MiB of headers it fits into a record of 4 MiB. Records that were not compressed are never cut."""
-MAX_TRACEPARENT: Final = 256
 RESTORED_AT_A_TIME: Final = 500
 """Orders or waiting commands restored before control returns to the event loop: about 2 ms."""
 MAX_DUE: Final = 1_000
@@ -56,7 +42,7 @@ class Changes(Struct):
     dead_letters: list[Record] = field(default_factory=list)
     table: dict[str, Entry] = field(default_factory=dict)
     waiting: dict[bytes, bytes | None] = field(default_factory=dict)
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    outcomes: Counter[OutcomeLabels] = field(default_factory=Counter)
     dead_reasons: Counter[str] = field(default_factory=Counter)
     next_offset: int = 0
     last_timestamp_ms: int | None = None
@@ -150,10 +136,23 @@ class Lane:
             if entry is not None:
                 self._set_timer(order_id, entry)
 
+    def start(self, position: Position, log_offset: int, seek: int) -> None:
+        """Continue at a claimed position, whose record is at `log_offset` of the changelog, with the runs of `seek`."""
+        self.committed(position, log_offset, position.ends or Ends())
+        self.follow(seek)
+
     def follow(self, seek: int) -> None:
         """Accept only the runs that follow this seek."""
         self.seek = seek
         self.next_run = 0
+
+    def committed(self, position: Position, log_offset: int, ends: Ends) -> None:
+        """Record the position that the last transaction wrote, its offset in the changelog, and the outcome ends."""
+        self.written, self.log_offset, self.ends = position, log_offset, ends
+
+    def read_up_to(self, offset: int) -> None:
+        """Record that nothing before `offset` is left to decide, also past records that are not commands."""
+        self.read_to = offset
 
     @property
     def resume_at(self) -> int:
@@ -227,7 +226,7 @@ class Lane:
                 continue
             outcome = answer(payment_timeout(order_id), entry, now)
             if isinstance(outcome, Event):
-                self._add_event(outcome, entry, "CancelOrder", None, None)
+                self._add_event(outcome, entry, "CancelOrder", Origin())
             else:  # its command_id is already used, which only a malicious producer would do
                 log.error("An unpaid order cannot be cancelled.", order_id=order_id, answer=type(outcome).__name__)
 
@@ -255,7 +254,7 @@ class Lane:
             self._queue_up(record, command, now)
             return
         user = self._known(command.user_id) if type(command) is CreateOrder else None
-        if self._decide_command(command, entry, record.offset, traceparent_of(record.headers), now, user) is not None:
+        if self._decide_command(command, entry, origin_of(record), now, user) is not None:
             self._wait(record, command, now)
 
     def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
@@ -266,11 +265,11 @@ class Lane:
         else:
             entry = self.table.get(command.order_id)
             rejection = reject(command, entry, now, Refusal(Reason.TOO_MANY_WAITING))
-            self._add_rejection(rejection, record.offset, traceparent_of(record.headers))
+            self._add_rejection(rejection, origin_of(record))
 
     def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
         """Add a command to the waiting room and its changelog, with everything that a restart needs to decide it."""
-        waiting = WaitingCommand(command, record.offset, now, traceparent_of(record.headers))
+        waiting = WaitingCommand(command, record.offset, now, origin_of(record).traceparent)
         is_head = command.order_id not in self.room
         self.room.add(waiting)
         self._changes.waiting[waiting.key] = changelog.encode(waiting)
@@ -283,9 +282,8 @@ class Lane:
         while (head := self.room.head(order_id)) is not None:
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
-            ask_user = self._decide_command(
-                head.command, self.table.get(order_id), head.offset, head.traceparent, now, user
-            )
+            origin = Origin(head.offset, head.traceparent)
+            ask_user = self._decide_command(head.command, self.table.get(order_id), origin, now, user)
             if ask_user is not None:
                 self.room.wait_again(order_id)
                 self._ask(ask_user.user_id)
@@ -295,20 +293,14 @@ class Lane:
             user = None
 
     def _decide_command(
-        self,
-        command: Command,
-        entry: Entry | None,
-        offset: int | None,
-        traceparent: bytes | None,
-        now: datetime,
-        user: UserCheck | None,
+        self, command: Command, entry: Entry | None, origin: Origin, now: datetime, user: UserCheck | None
     ) -> AskUser | None:
         """Decide one command and record its outcome. Return AskUser if its user must be checked first."""
         outcome = answer(command, entry, now, user)
         if type(outcome) is Event:
-            self._add_event(outcome, entry, type(command).__name__, offset, traceparent)
+            self._add_event(outcome, entry, type(command).__name__, origin)
         elif type(outcome) is Rejection:
-            self._add_rejection(outcome, offset, traceparent)
+            self._add_rejection(outcome, origin)
             after = after_rejection(entry, outcome)
             if after is not None and after is not entry:
                 self.table.put(command.order_id, after)
@@ -323,34 +315,24 @@ class Lane:
     def _count_repeat(self, command: Command) -> None:
         self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
 
-    def _add_event(
-        self, event: Event, entry: Entry | None, command_type: str, offset: int | None, traceparent: bytes | None
-    ) -> None:
-        value = avro.encode_event(event)
-        after = after_event(entry, event, avro.digest(value))
+    def _add_event(self, event: Event, entry: Entry | None, command_type: str, origin: Origin) -> None:
+        record, digest = event_record(event, origin)
+        after = after_event(entry, event, digest)
         self.table.put(event.order_id, after)
         if entry is None:
             self._set_timer(event.order_id, after)
-        headers = event_headers(event, traceparent, offset)
-        changes = self._changes
-        changes.size += len(value)
-        changes.events.append((event.order_id.encode(), value, headers))
-        changes.outcomes[command_type, "accepted", ""] += 1
+        self._changes.events.append(record)
+        self._changes.outcomes[command_type, "accepted", ""] += 1
+        self._changes.size += len(record[1] or b"")
 
-    def _add_rejection(self, rejection: Rejection, offset: int | None, traceparent: bytes | None) -> None:
-        value = avro.encode_rejection(rejection)
-        self._changes.size += len(value)
-        headers = rejection_headers(rejection, traceparent, offset)
-        self._changes.rejections.append((rejection.order_id.encode(), value, headers))
+    def _add_rejection(self, rejection: Rejection, origin: Origin) -> None:
+        record = rejection_record(rejection, origin)
+        self._changes.rejections.append(record)
         self._changes.outcomes[rejection.command_type, "rejected", rejection.reason] += 1
+        self._changes.size += len(record[1] or b"")
 
     def _add_dead_letter(self, record: "ConsumerRecord[bytes, bytes]", error: DecodeError) -> None:
-        headers = dead_letter_headers(
-            error, self.policy.commands_topic, record.partition, record.offset, record.timestamp, record.headers
-        )
-        key, key_cut = dead_letter_part(record.key, MAX_DEAD_KEY)
-        value, value_cut = dead_letter_part(record.value, MAX_DEAD_VALUE)
-        self._changes.dead_letters.append((key, value, headers + key_cut + value_cut))
+        self._changes.dead_letters.append(dead_letter_record(record, error, self.policy.commands_topic))
         self._changes.dead_reasons[error.reason] += 1
 
     def _set_timer(self, order_id: str, entry: Entry) -> None:
@@ -361,11 +343,3 @@ class Lane:
     def _due_at(self, entry: Entry) -> datetime | None:
         due_s = self.policy.payment_due_s
         return None if due_s is None else payment_due_at(entry, due_s)
-
-
-def traceparent_of(headers: ReadHeaders) -> bytes | None:
-    """Return the `traceparent` header of a command, or None if it is missing or longer than `MAX_TRACEPARENT`."""
-    for name, value in headers:
-        if name == "traceparent" and value is not None and len(value) <= MAX_TRACEPARENT:
-            return value
-    return None

@@ -32,7 +32,7 @@ from msgspec import Struct
 from order_service.errors import Fenced, Stuck, TurnRefused
 from order_service.kafka.connection import NO_LEADER, Producer
 from order_service.runtime.deadline import deadline
-from order_service.worker.lane import Record
+from order_service.worker.records import Record
 
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 BATCH_BYTES: Final = 1024 * 1024

@@ -21,7 +21,8 @@ from order_service.wire.changelog import POSITION_KEY, Ends, Position
 from order_service.worker import metrics
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox, Received
-from order_service.worker.lane import Changes, Lane, Record
+from order_service.worker.lane import Changes, Lane
+from order_service.worker.records import Record
 from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer
 
 log = structlog.get_logger()
@@ -240,9 +241,7 @@ class TurnLoop:
         self._clock.compare(acknowledged[batches[self._names.table]] for _, _, batches in last)
         for lane, position, batches in last:
             offsets = {topic: acknowledged[index].offset for topic, index in batches.items()}
-            lane.log_offset = offsets[self._names.table]
-            lane.ends = self._ends(lane.ends, offsets)
-            lane.written = position
+            lane.committed(position, offsets[self._names.table], self._ends(lane.ends, offsets))
 
     def _ends(self, before: Ends, offsets: dict[str, int]) -> Ends:
         """Return lower bounds of a lane's end offsets, from the offset of the last acknowledged batch per topic."""

@@ -249,7 +249,7 @@ class Worker:
             end = self._context.fetching.end_of(partition)
             if assignment is not None and lane.next_offset < end:
                 try:
-                    lane.read_to = await assignment.read_to(lane)
+                    lane.read_up_to(await assignment.read_to(lane))
                 except KafkaError:  # the partition is no longer ours
                     return
             if assignment is None or self._assignment is not assignment:

@@ -20,7 +20,7 @@ from order_service.wire.commands import encode_json_command, partition_of
 from order_service.wire.dead_letters import DeadLetterReason
 from order_service.worker.inbox import decode_record
 from order_service.worker.lane import Changes, Lane, LanePolicy
-from order_service.worker.lane import Record as Written
+from order_service.worker.records import Record as Written
 from tests.faults.checker import (
     KINDS,
     TIME_FAR_MS,

@@ -37,7 +37,7 @@ from order_service.worker.claims.changelog_reader import Changelogs
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import Progress
-from order_service.worker.lane import Record
+from order_service.worker.records import Record
 from order_service.worker.transactions import DEADLINE_S, TurnProducer, claiming
 
 log = structlog.get_logger()
