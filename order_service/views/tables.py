@@ -36,7 +36,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from order_service.errors import DatabaseError, NoViewsError
 from order_service.settings import Settings
-from order_service.wire.avro_writer import EPOCH, MILLISECOND
+from order_service.wire.avro_codegen import EPOCH, MILLISECOND
 
 FORM: Final = 7
 """The version of these tables and documents. Raise it with every change: views of an older form are rebuilt."""

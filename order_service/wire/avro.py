@@ -15,8 +15,7 @@ import msgspec
 from order_service.domain.identity import blake2b_128
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Event, Rejection
 from order_service.errors import DecodeError
-from order_service.wire.avro_reader import UNREAD, Read, compiled_reader
-from order_service.wire.avro_writer import EPOCH, Write, compiled
+from order_service.wire.avro_codegen import EPOCH, UNREAD, Read, Write, compiled_reader, compiled_writer
 from order_service.wire.dead_letters import DeadLetterReason as Why
 from order_service.wire.ids import with_ids
 from order_service.wire.schemas.catalogue import SCHEMAS, Message, Schema
@@ -177,7 +176,7 @@ def _shaped(flat: dict[str, Any], shape: type[Any]) -> Any:
 
 
 def _writer(schema: Schema) -> Write:
-    return compiled(schema.avro, _HEADER if schema.message in _FACTS else None)
+    return compiled_writer(schema.avro, _HEADER if schema.message in _FACTS else None)
 
 
 def _reader(schema: Schema) -> Read:

@@ -19,6 +19,6 @@ def try_all(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    atheris.instrument_all()  # also what reader.py has compiled: no import would show it
+    atheris.instrument_all()  # also what avro_codegen has compiled: no import would show it
     atheris.Setup(sys.argv, try_all)
     atheris.Fuzz()

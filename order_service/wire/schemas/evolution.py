@@ -9,7 +9,7 @@ from typing import Any, Final
 
 PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 ADDED: Final = ("string", "long")
-"""The types of new optional fields: those that `avro_writer` and `avro_reader` support and that need no upcasting."""
+"""The types of new optional fields: those that `avro_codegen` supports and that need no upcasting."""
 
 
 class NotAvro(ValueError):
