@@ -45,8 +45,9 @@ def findings_in_python(path: str, source: str) -> Iterator[Finding]:
             for number, line in enumerate(token.string.split("\n"), start=token.start[0]):
                 yield from (Finding(path, number, match[0]) for match in AVOID.finditer(line))
     for node in ast.walk(ast.parse(source)):
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if is_function and (match := STARTS.match(ast.get_docstring(node) or "")):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if match := STARTS.match(ast.get_docstring(node) or ""):
             yield Finding(path, node.body[0].lineno, match[0])
 
 

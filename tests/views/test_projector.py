@@ -140,7 +140,7 @@ def test_what_a_database_could_not_hold_is_a_bad_record(event, key):
     record = ConsumerRecord(EVENTS.topic, 0, 7, 0, 0, key, value, None, 0, 0, ())
     bad = projector._decoded_one(record, topic_names())
     assert isinstance(bad, BadRecord)
-    assert (bad.place, bad.offset) == (EVENTS, 7)
+    assert (bad.topic_partition, bad.offset) == (EVENTS, 7)
     assert bad.reason.isprintable()
     assert len(bad.reason) <= REASON_MAX
 
