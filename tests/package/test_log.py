@@ -78,7 +78,7 @@ def test_lines_that_stderr_does_not_take_are_dropped_and_counted():
 DROPPING = """
 import io, logging, sys, threading
 import structlog
-from order_service import log
+from order_service.runtime import logs
 
 began, go_on, written = threading.Event(), threading.Event(), []
 
@@ -90,12 +90,12 @@ class Blocked(io.StringIO):
         return len(text)
 
 stdout, sys.stderr = sys.stdout, Blocked()
-log.FLUSH_WITHIN_S = 10
-log.configure("json")
+logs.FLUSH_WITHIN_S = 10
+logs.configure("json")
 logger = structlog.get_logger()
 logger.info("A line.", number=0)
 began.wait(20)
-for number in range(1, log.QUEUED_LINES + 3):
+for number in range(1, logs.QUEUED_LINES + 3):
     logger.info("A line.", number=number)
 logging.getLogger().handlers[0].acquire()  # as the shutdown does, and before the writer says what was dropped
 go_on.set()
@@ -114,8 +114,8 @@ def test_the_last_line_is_written_though_lines_were_dropped_before_it():
 
 PROGRAM = """
 import sys, structlog
-from order_service import log
-log.configure("json")
+from order_service.runtime import logs
+logs.configure("json")
 for number in range(int(sys.argv[1])):
     structlog.get_logger().info("A line.", number=number)
 print("done", flush=True)

@@ -36,7 +36,7 @@ def ended():
 
 @pytest.fixture
 def context(ended):
-    fetching: Any = type("Fetching", (), {"pause": print, "resume": print, "end_of": print})()
+    fetching: Any = type("Fetching", (), {"pause": print, "resume": print, "end_of": print, "end": print})()
     servers = {"bootstrap_servers": "127.0.0.1:1"}
     users = UserClient(CallPolicy.from_settings(Settings()))
     return Context(
