@@ -4,7 +4,6 @@ It reports each word that CONTRIBUTING asks to avoid, with file and line, and ex
 is not checked: names are.
 """
 
-import ast
 import io
 import re
 import sys
@@ -40,15 +39,18 @@ class Finding(NamedTuple):
 
 def findings_in_python(path: str, source: str) -> Iterator[Finding]:
     """Yield the phrases to avoid in the comments and strings of a module, and in the first words of its docstrings."""
+    is_def = begins_line = may_be_docstring = False
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in {tokenize.COMMENT, tokenize.STRING}:
             for number, line in enumerate(token.string.split("\n"), start=token.start[0]):
                 yield from (Finding(path, number, match[0]) for match in AVOID.finditer(line))
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if may_be_docstring and token.type == tokenize.STRING and (match := STARTS.match(token.string.lstrip('r"'))):
+            yield Finding(path, token.start[0], match[0])
+        if token.type in {tokenize.NL, tokenize.COMMENT}:
             continue
-        if match := STARTS.match(ast.get_docstring(node) or ""):
-            yield Finding(path, node.body[0].lineno, match[0])
+        may_be_docstring = is_def and token.type == tokenize.INDENT
+        is_def = token.string in {"def", "async"} if begins_line else is_def
+        begins_line = token.type in {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 
 
 def findings_in_text(path: str, text: str) -> Iterator[Finding]:

@@ -74,7 +74,7 @@ def test_a_table_that_lost_its_tail_parks_its_lanes_and_nothing_is_decided_again
         faults = parked(worker, 4)
         assert faults.count(f"the changelog {service.names.table} partition") == 4
         assert faults.count("has lost its last records") == 4
-        assert "Restore what" in faults
+        assert "Restore the lost records" in faults
         end(worker)
     assert service.outcome_count() == len(commands)
 

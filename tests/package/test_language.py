@@ -1,8 +1,8 @@
-"""The check of the language: what it finds, and that the project has nothing of it."""
+"""What the check of the language finds. `make check` runs it on the project."""
 
 import pytest
 
-from tools.check_language import findings, findings_in_python, findings_in_text
+from tools.check_language import findings_in_python, findings_in_text
 
 MODULE = '''"""Nobody is at fault, but %s is."""
 
@@ -10,10 +10,6 @@ def name() -> str:
     """%s the name of it."""
     return "x"  # %s
 '''
-
-
-def test_comments_strings_and_documents_have_no_phrase_to_avoid():
-    assert [str(finding) for finding in findings()] == []
 
 
 @pytest.mark.parametrize(
