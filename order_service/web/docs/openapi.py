@@ -8,6 +8,7 @@ from typing import Any, Final
 from order_service import __version__
 from order_service.domain.messages import CreateOrder
 from order_service.domain.refusals import Reason
+from order_service.sdk.testing import samples
 from order_service.web.api.bodies import DATE_TIME, ID, Query
 from order_service.web.api.operations import OPERATIONS, Operation, problems_of
 from order_service.web.docs import examples
@@ -301,14 +302,18 @@ PARAMETERS: Final = {
             "2026-11-24T09:05:00Z",
         ),
         _parameter(
-            "X-Correlation-Id", "header", "A correlation id that the events of this command carry.", VISIBLE, "visit-7"
+            "X-Correlation-Id",
+            "header",
+            "A correlation id that the events of this command carry.",
+            VISIBLE,
+            samples.CORRELATION_ID,
         ),
         _parameter(
             "traceparent",
             "header",
             "The trace context of the request; ignored if malformed. W3C Trace Context.",
             TEXT,
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            samples.TRACEPARENT,
         ),
         _parameter(
             "Last-Event-ID",
