@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from order_service import __version__
-from order_service.domain.messages import CreateOrder
+from order_service.domain.messages import ID_JSON_PATTERN, CreateOrder
 from order_service.domain.refusals import Reason
 from order_service.sdk.testing import samples
-from order_service.web.api.bodies import DATE_TIME, ID, Query
+from order_service.web.api.bodies import DATE_TIME, Query
 from order_service.web.api.operations import OPERATIONS, Operation, problems_of
 from order_service.web.docs import examples
 from order_service.web.docs.json_schemas import (
@@ -262,12 +262,14 @@ VISIBLE: Final[Schema] = {"type": "string", "pattern": "^[!-~]{1,200}$"}
 PARAMETERS: Final = {
     parameter["name"]: parameter
     for parameter in (
-        _parameter("order_id", "path", "The order id.", {"type": "string", "pattern": ID}, examples.ORDER_ID),
+        _parameter(
+            "order_id", "path", "The order id.", {"type": "string", "pattern": ID_JSON_PATTERN}, examples.ORDER_ID
+        ),
         _parameter(
             "command_id",
             "path",
             "The command id, from a 202 response or a problem.",
-            {"type": "string", "pattern": ID},
+            {"type": "string", "pattern": ID_JSON_PATTERN},
             examples.COMMAND_ID,
         ),
         _parameter(
