@@ -3,7 +3,6 @@
 Their ids and times are fixed, so that the same code always makes the same bytes.
 """
 
-from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
 from typing import Any, Final
@@ -11,15 +10,15 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
-from order_service.domain.decision import UserCheck, answer
-from order_service.domain.entry import Entry, after_event
+from order_service.domain.decision import answer
+from order_service.domain.entry import Entry
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import Status
 from order_service.errors import DecodeError
 from order_service.kafka.topics import TopicNames
 from order_service.sdk.testing import samples
-from order_service.sdk.testing.samples import BEGIN, ORDER_ID
-from order_service.wire.avro import digest, encode_command, encode_event, encode_rejection
+from order_service.sdk.testing.samples import BEGIN, ORDER_ID, decided
+from order_service.wire.avro import encode_command, encode_event, encode_rejection
 from order_service.wire.commands import decode_command, encode_json_command, partition_of
 from order_service.wire.flat import flat
 from order_service.wire.headers import Headers, dead_letter_headers, event_headers, rejection_headers
@@ -72,13 +71,13 @@ def command(message: type[Message]) -> Example:
 def events() -> dict[type[Message], Example]:
     """Return an example of each event type."""
     paid = [structs.replace(sent, order_id=CANCEL.order_id) for sent in (CREATE, AMEND, PAY)]
-    *_, (cancelled, entry) = _decided(*paid, CANCEL)
-    return {type(event.fact): _event(event, entry) for event, entry in (*_decided(*LIFE), (cancelled, entry))}
+    *_, (cancelled, entry) = decided(*paid, CANCEL)
+    return {type(event.fact): _event(event, entry) for event, entry in (*decided(*LIFE), (cancelled, entry))}
 
 
 def rejection() -> Example:
     """Return the rejection of a command that ships an unpaid order."""
-    [(_, entry)] = _decided(CREATE)
+    [(_, entry)] = decided(CREATE)
     refused = answer(TOO_EARLY, entry, BEGIN + timedelta(minutes=30))
     if not isinstance(refused, Rejection):
         raise TypeError(f"the example of a rejection is not a Rejection: {refused}")
@@ -99,17 +98,6 @@ def dead_letter(names: TopicNames, partitions: int) -> DeadLetter:
 def texts(headers: Headers) -> dict[str, str]:
     """Return headers as text: every value that we write is UTF-8."""
     return {name: value.decode() for name, value in headers}
-
-
-def _decided(*commands: Command) -> Iterator[tuple[Event, Entry]]:
-    """Decide commands an hour apart, all of them accepted; yield each event and the table entry after it."""
-    entry: Entry | None = None
-    for hours, sent in enumerate(commands):
-        event = answer(sent, entry, BEGIN + timedelta(hours=hours), UserCheck.ACTIVE)
-        if not isinstance(event, Event):
-            raise TypeError(f"the example is not accepted: {event}")
-        entry = after_event(entry, event, digest(encode_event(event)))
-        yield event, entry
 
 
 def _event(event: Event, entry: Entry) -> Example:

@@ -4,6 +4,7 @@ Every function returns one message. Keyword arguments override its fields: `pay_
 The service's own tests and the examples in its documents take their values from here.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -156,14 +157,21 @@ def sample_commands(order_id: str = ORDER_ID) -> tuple[Command, ...]:
 
 def sample_life(order_id: str = ORDER_ID) -> tuple[Event, ...]:
     """Return the events of a complete order, versions 1 to 5, as the rules decide them, one hour apart."""
-    events: list[Event] = []
+    return tuple(event for event, _ in decided(*sample_commands(order_id)))
+
+
+def decided(*commands: Command) -> Iterator[tuple[Event, Entry]]:
+    """Decide commands of one order, an hour apart; yield each event with the order's table entry after it.
+
+    Raises TypeError if a command is refused.
+    """
     entry: Entry | None = None
-    for hours, command in enumerate(sample_commands(order_id)):
+    for hours, command in enumerate(commands):
         event = answer(command, entry, BEGIN + timedelta(hours=hours), UserCheck.ACTIVE)
-        assert isinstance(event, Event)
+        if not isinstance(event, Event):
+            raise TypeError(f"the sample {command.command_id} is not accepted: {event}")
         entry = after_event(entry, event, head_of(event))
-        events.append(event)
-    return tuple(events)
+        yield event, entry
 
 
 def head_of(event: Event) -> bytes:

@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any, Final, cast
 
 from msgspec import structs
 
-from order_service.domain.decision import UserCheck, answer, reject
-from order_service.domain.entry import Entry, after_event
+from order_service.domain.decision import reject
+from order_service.domain.entry import Entry
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -32,7 +31,6 @@ from order_service.web.api.operations import OPERATIONS
 from order_service.web.http import requests, responses
 from order_service.web.http.cursors import write_copy_id, write_cursor
 from order_service.web.http.problems import Fault, Kind, Problem, Trouble, refused
-from order_service.wire.avro import digest, encode_event
 from order_service.wire.commands import encode_json_command
 
 KEY: Final = "basket-7"
@@ -79,13 +77,10 @@ def command(kind: type[Command], key: str) -> Command:
 
 def decided(*kinds: type[Command]) -> Iterator[tuple[Event, Entry, OrderView]]:
     """Decide commands of these types, an hour apart; yield each event with the order after it."""
-    entry, view = None, None
-    for hours, kind in enumerate(kinds):
-        order_command = command(kind, KEY if kind is CreateOrder else kind.__name__)
-        event = answer(order_command, entry, BEGIN + timedelta(hours=hours), UserCheck.ACTIVE)
-        if not isinstance(event, Event):
-            raise TypeError(f"the example is not accepted: {event}")
-        entry, view = after_event(entry, event, digest(encode_event(event))), order_view.after(view, event)
+    view = None
+    commands = [command(kind, KEY if kind is CreateOrder else kind.__name__) for kind in kinds]
+    for event, entry in samples.decided(*commands):
+        view = order_view.after(view, event)
         yield event, entry, view
 
 
