@@ -20,7 +20,7 @@ from order_service.domain.messages import (
     ShipOrder,
 )
 from order_service.domain.refusals import RULES, Reason, Refusal, Status
-from order_service.sdk.testing import amend_order, samples
+from order_service.sdk.testing import samples
 from order_service.sdk.testing.samples import BEGIN, DANA, SHOP, USER_ID
 from order_service.views import order_view
 from order_service.views.order_view import OrderView
@@ -38,10 +38,9 @@ KEY: Final = "basket-7"
 ORDER_ID: Final = requests.new_id(DANA, KEY, "order")
 COMMAND_ID: Final = requests.new_id(DANA, KEY, "command")
 
-
 _SAMPLES: Final[dict[type[Body], Command]] = {
     CreateBody: samples.CREATE,
-    AmendBody: amend_order(shipping=0),
+    AmendBody: samples.amend_order(shipping=0),
     PayBody: samples.PAY,
     ShipBody: samples.SHIP,
     DeliverBody: samples.DELIVER,
