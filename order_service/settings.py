@@ -386,3 +386,12 @@ class Settings(BaseSettings):
         if not path.startswith("/") or path.count("{id}") != 1:
             raise ValueError("must start with / and contain {id} exactly once")
         return path
+
+
+def variable(field: str) -> str:
+    """Return the environment variable of a setting; of any other name, the name itself."""
+    definition = Settings.model_fields.get(field)
+    if definition is None:
+        return field
+    alias = definition.validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ORDERS_{field.upper()}"

@@ -1,10 +1,10 @@
-"""One order in sample values: dana orders two mugs and a poster, sends them elsewhere, pays, and gets them.
+"""The samples of the SDK as values, with a history of events, and what a lane does with them.
 
-Tests and docs take their examples from here. `but` makes a variant of a sample: `but(pay, amount=3799)`.
+`but` returns a variant of a sample: `but(pay, amount=3799)`.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any, TypeVar
 from uuid import UUID, uuid5
@@ -14,89 +14,32 @@ from msgspec import Struct, structs
 
 from order_service.domain.decision import AskUser, Repeat, UserCheck, answer
 from order_service.domain.entry import Entry, after_event, after_rejection
-from order_service.domain.messages import (
-    AmendOrder,
-    CancelOrder,
-    Command,
-    CreateOrder,
-    DeliverOrder,
-    Event,
-    Fact,
-    Line,
-    OrderAmended,
-    OrderCancelled,
-    OrderCreated,
-    OrderDelivered,
-    OrderPaid,
-    OrderShipped,
-    PayOrder,
-    Rejection,
-    ShipOrder,
-)
+from order_service.domain.messages import Command, Event, Fact, Rejection
+from order_service.sdk.testing import samples
 
-# Names and times
-
-ORDER_ID = "order-1"
-USER_ID = "dana"
-DANA = "user:dana"
+ORDER_ID = samples.ORDER_ID
+USER_ID = samples.USER_ID
+DANA = samples.DANA
 EVE = "user:eve"  # a user whose order it is not
-SHOP = "service:shop"
+SHOP = samples.SHOP
 NAMESPACE = UUID("6d3a1f0e-6f2b-5d7e-9f5a-0f3c5f1d2b4a")  # of all ids that we make
 
-NOW = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
+NOW = samples.BEGIN
 EARLIER = NOW - timedelta(hours=1)
 LATER = NOW + timedelta(hours=1)
 
-# Commands, which are wishes
+mugs, poster = samples.MUGS, samples.POSTER
 
-mugs = Line(sku="mug-blue", name="Blue mug", quantity=2, unit_price=1250)
-poster = Line(line_id="wall", sku="poster-a2", quantity=1, unit_price=900)
-
-create = CreateOrder(
-    command_id="create-1",
-    order_id=ORDER_ID,
-    actor=DANA,
-    correlation_id="visit-7",
-    user_id=USER_ID,
-    currency="EUR",
-    lines=(mugs, poster),
-    discount=400,
-    tax=300,
-    shipping=500,
-    shipping_address_ref="home",
-    metadata={"channel": "web"},
-)
-amend = AmendOrder(command_id="amend-1", order_id=ORDER_ID, actor=DANA, shipping_address_ref="office")
-pay = PayOrder(command_id="pay-1", order_id=ORDER_ID, actor=SHOP, payment_id="payment-1", amount=3800, currency="EUR")
-ship = ShipOrder(command_id="ship-1", order_id=ORDER_ID, actor=SHOP, carrier="DHL", tracking_number="JD0146")
-deliver = DeliverOrder(command_id="deliver-1", order_id=ORDER_ID, actor=SHOP)
-cancel = CancelOrder(
-    command_id="cancel-1", order_id=ORDER_ID, actor=DANA, reason="customer_request", note="two were enough"
-)
+create, amend, pay = samples.CREATE, samples.AMEND, samples.PAY
+ship, deliver, cancel = samples.SHIP, samples.DELIVER, samples.CANCEL
 commands: tuple[Command, ...] = (create, amend, pay, ship, deliver, cancel)
 
-# Facts, which are what happened
-
-created = OrderCreated(
-    user_id=USER_ID,
-    currency="EUR",
-    lines=(structs.replace(mugs, line_id="1"), poster),
-    discount=400,
-    tax=300,
-    shipping=500,
-    total=3800,  # 2 * 1250 + 900 - 400 + 300 + 500
-    shipping_address_ref="home",
-    metadata={"channel": "web"},
-)
-amended = OrderAmended(*structs.astuple(structs.replace(created, shipping_address_ref="office")))
-paid = OrderPaid(payment_id="payment-1", amount=3800, currency="EUR")
-shipped = OrderShipped(carrier="DHL", tracking_number="JD0146")
-delivered = OrderDelivered()
-cancelled = OrderCancelled(reason="customer_request", note="two were enough", refund_due=0)
-cancelled_with_refund = structs.replace(cancelled, refund_due=3800)
+created, amended, paid = samples.CREATED, samples.AMENDED, samples.PAID
+shipped, delivered, cancelled = samples.SHIPPED, samples.DELIVERED, samples.CANCELLED
+cancelled_with_refund = structs.replace(cancelled, refund_due=paid.amount)
 facts: tuple[Fact, ...] = (created, amended, paid, shipped, delivered, cancelled)
 
-# Events and a rejection, which are facts and refusals in their place, with a name, a time and an author
+# Events and a rejection: facts and a refusal with an id, a version, a time and an actor
 
 _T = TypeVar("_T", bound=Struct)
 

@@ -5,9 +5,9 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
-from pydantic import AliasChoices, SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError
 
-from order_service.settings import Settings
+from order_service.settings import Settings, variable
 
 LOCAL_PARTITIONS = 4
 """A local machine does not need 12 partitions, and starts faster with fewer."""
@@ -42,15 +42,6 @@ def with_kafka_defaults(settings: Settings) -> Settings:
     if "partitions" not in settings.model_fields_set:
         changes["partitions"] = LOCAL_PARTITIONS
     return settings.model_copy(update=changes)
-
-
-def variable(field: str) -> str:
-    """Return the environment variable of a setting."""
-    definition = Settings.model_fields.get(field)
-    if definition is None:
-        return field
-    alias = definition.validation_alias
-    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ORDERS_{field.upper()}"
 
 
 def redacted(settings: Settings) -> dict[str, str | int | float | None]:

@@ -10,17 +10,18 @@ from order_service import __version__
 from order_service.contracts import examples, headers, words
 from order_service.contracts.examples import DeadLetter, Example
 from order_service.contracts.meanings import GUARANTEES, NOTES, SENDERS
-from order_service.contracts.shapes import ID, shapes
+from order_service.contracts.shapes import shapes
 from order_service.contracts.source import Source, Topic
-from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Rejection
+from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, ID_JSON_PATTERN, Rejection
 from order_service.settings import Settings
+from order_service.wire.headers import CONTENT_TYPE
 from order_service.wire.schemas.catalogue import Message
 
 Node = dict[str, Any]
 
 AVRO: Final = "application/vnd.apache.avro;version=1.9.0"
 BINDING: Final = "0.5.0"
-KEY: Final = {"type": "string", "pattern": ID, "description": "The `order_id`, in UTF-8."}
+KEY: Final = {"type": "string", "pattern": ID_JSON_PATTERN, "description": "The `order_id`, in UTF-8."}
 SASL: Final = ("scramSha512", "scramSha256", "plain")
 GROUP: Final[str] = Settings.model_fields["app_id"].default
 
@@ -31,7 +32,7 @@ def document(source: Source) -> Node:
         "asyncapi": "3.0.0",
         "id": "urn:order-service",
         "info": _info(source),
-        "defaultContentType": "application/avro",
+        "defaultContentType": CONTENT_TYPE,
         "servers": SERVERS,
         "channels": {_channel_name(topic): _channel(topic, source) for topic in source.topics()},
         "operations": {_operation_name(topic): _operation(topic) for topic in source.topics()},
@@ -176,7 +177,7 @@ def _outcome(source: Source, message: type[Message]) -> Node:
         "title": message.__name__,
         "summary": schema.avro["doc"],
         "description": f"{NOTES[message].meaning}\n\n{words.when(message)}\n\n{NOTES[message].guarantee}",
-        "contentType": "application/avro",
+        "contentType": CONTENT_TYPE,
         "traits": [_ref("messageTraits", "outcome")],
         "headers": {"type": "object", "properties": {"ce_type": {"type": "string", "const": schema.name}}},
         "payload": {"schemaFormat": AVRO, "schema": schema.avro},
@@ -199,7 +200,7 @@ def _avro_command(source: Source, command: type[Message], example: Example) -> N
     schema = source.schema(command)
     return _command(source, command) | {
         "title": f"{command.__name__} as Avro",
-        "contentType": "application/avro",
+        "contentType": CONTENT_TYPE,
         "bindings": {"kafka": AVRO_BINDING},
         "payload": {"schemaFormat": AVRO, "schema": schema.avro},
         "examples": [_example(example, values(example.value, source))],

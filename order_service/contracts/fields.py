@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from order_service.wire.schemas.files import NAMESPACE
+
 UNITS: Final = (
     ("milliseconds since", "ms since 1970 UTC"),
     ("minor units", "minor units"),
@@ -48,7 +50,7 @@ def _type(avro: Any, named: dict[str, str]) -> str:
         case {"type": "map", "values": values}:
             return f"map of {_type(values, named)}"
         case {"type": "fixed", "name": name, "size": size}:
-            return named.setdefault(f"orders.v1.{name}", f"{size} bytes")
+            return named.setdefault(f"{NAMESPACE}.{name}", f"{size} bytes")
         case {"type": "record", "name": name}:
             return str(name)
         case {"logicalType": logical}:

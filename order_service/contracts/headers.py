@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from order_service.wire.dead_letters import DeadLetterReason
-from order_service.wire.headers import COMMAND_OFFSET, MAX_ORIGINAL_BYTES
+from order_service.wire.headers import COMMAND_OFFSET, CONTENT_TYPE, MAX_ORIGINAL_BYTES
 
 Schema = dict[str, Any]
 
@@ -31,7 +31,7 @@ CLOUD_EVENT: Final = _object(
         "ce_specversion": _text("The version of CloudEvents.", const="1.0"),
         "ce_type": _text("The name of the message, such as `orders.v1.OrderPaid`."),
         "ce_source": _text("The sender of the message.", const="/order-service"),
-        "content-type": _text("The format of the value.", const="application/avro"),
+        "content-type": _text("The format of the value.", const=CONTENT_TYPE),
         "ce_id": _text("The `event_id`, or the `rejection_id`.", format="uuid"),
         "ce_time": _text("The `occurred_at`, or the `rejected_at`: RFC 3339, UTC, milliseconds.", format="date-time"),
         "ce_subject": _text("The `order_id`."),

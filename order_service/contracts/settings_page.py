@@ -2,10 +2,8 @@
 
 from typing import Any, Final
 
-from pydantic import AliasChoices
-
 from order_service.contracts.blocks import Block, Heading, Table, Text, markdown
-from order_service.settings import Settings
+from order_service.settings import Settings, variable
 
 HEAD: Final = ("Setting", "Type", "Default", "Unit", "Meaning")
 ABOUT: Final = (
@@ -32,12 +30,7 @@ def blocks() -> list[Block]:
 
 def _row(field: str, schema: dict[str, Any]) -> list[str]:
     default = schema["default_text"] or _value(schema["default"])
-    return [f"`{_variable(field)}`", _type(schema), default, schema["unit"], schema["description"]]
-
-
-def _variable(field: str) -> str:
-    alias = Settings.model_fields[field].validation_alias
-    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ORDERS_{field.upper()}"
+    return [f"`{variable(field)}`", _type(schema), default, schema["unit"], schema["description"]]
 
 
 def _type(schema: dict[str, Any]) -> str:

@@ -10,12 +10,9 @@ import msgspec
 
 from order_service.contracts.fields import fields
 from order_service.contracts.source import Source
-from order_service.domain.messages import COMMAND_TYPES, Command, CreateOrder
+from order_service.domain.messages import COMMAND_TYPES, ID_JSON_PATTERN, Command, CreateOrder
 
 Schema = dict[str, Any]
-
-ID: Final = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""The pattern of an id, in the dialect of JSON Schema."""
 
 DECIDE_BY: Final = "Refuse after this time: RFC 3339 with its offset. Null: no limit."
 """The description of the one field that has another unit in JSON than in Avro."""
@@ -28,7 +25,7 @@ def shapes(source: Source) -> dict[str, Schema]:
     for command in COMMAND_TYPES:
         properties = schemas[command.__name__]["properties"]
         _describe(properties, _meanings(source, command) | {"decide_by": DECIDE_BY})
-        properties["command_id"]["pattern"] = properties["order_id"]["pattern"] = ID
+        properties["command_id"]["pattern"] = properties["order_id"]["pattern"] = ID_JSON_PATTERN
     _describe(schemas["Line"]["properties"], _meanings(source, CreateOrder, "lines[]."))
     return schemas
 

@@ -13,7 +13,10 @@ from typing import Annotated, Final, final
 
 from msgspec import Meta, Struct
 
-ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+ID_JSON_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""The pattern of an id in JSON Schema and pydantic, whose `$` matches the end of the text only."""
+ID_PATTERN: Final = ID_JSON_PATTERN.removesuffix("$") + r"\Z"
+"""The same for `re`, whose `$` matches before a line feed at the end, too."""
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 UtcTime = Annotated[datetime, Meta(tz=True)]
 

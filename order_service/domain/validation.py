@@ -1,7 +1,7 @@
 """The valid values of a command. An invalid one is an `invalid_order` refusal: a JSON pointer and what it must be."""
 
 import re
-from typing import Final
+from typing import Final, Literal, get_args
 
 from order_service.domain.messages import (
     ID_PATTERN,
@@ -24,14 +24,8 @@ MAX_TEXT: Final = 200
 MAX_METADATA: Final = 20
 MAX_METADATA_KEY: Final = 40
 MAX_METADATA_VALUE: Final = 500
-CANCEL_REASONS: Final = (
-    "customer_request",
-    "payment_failed",
-    "payment_timeout",
-    "out_of_stock",
-    "fraud",
-    "other",
-)
+CancelReason = Literal["customer_request", "payment_failed", "payment_timeout", "out_of_stock", "fraud", "other"]
+CANCEL_REASONS: Final[tuple[str, ...]] = get_args(CancelReason)
 CURRENCIES: Final = frozenset(
     """
     AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF

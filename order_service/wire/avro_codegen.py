@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from order_service.domain.messages import Line
+from order_service.wire.schemas.files import NAMESPACE
 
 Write = Callable[[Any], bytes]
 """Encodes one value of one type."""
@@ -82,7 +83,7 @@ def _writer_of(avro: Any, named: dict[str, Write]) -> Write:
                 _record_writer(items, {field["name"]: f"value.{field['name']}" for field in items["fields"]}, named)
             )
         case {"type": "fixed", "name": name, "size": size}:
-            return named.setdefault(f"orders.v1.{name}", _fixed_writer(size))
+            return named.setdefault(f"{NAMESPACE}.{name}", _fixed_writer(size))
         case _:
             return named[avro]
 
@@ -178,7 +179,7 @@ def _lines_reading(avro: Any, name: str, known: dict[str, Any]) -> list[str]:
         case {"type": "long", "logicalType": "timestamp-millis"}:
             return [*_NUMBER, f"{name} = EPOCH + timedelta(milliseconds={_SIGNED})"]
         case {"type": "fixed", "name": fixed, "size": size}:
-            known[f"orders.v1.{fixed}"] = size
+            known[f"{NAMESPACE}.{fixed}"] = size
             return [f"{name} = data[at : (at := at + {size})]"]
         case {"type": "map", "values": "string"}:
             return [f"{name}, at = map(data, at)"]

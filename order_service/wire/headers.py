@@ -11,12 +11,15 @@ from typing import Final
 
 from order_service.domain.messages import FACT_TYPES, Event, Rejection
 from order_service.errors import DecodeError
+from order_service.wire.schemas.files import NAMESPACE
 
 Headers = list[tuple[str, bytes]]
 ReadHeaders = Sequence[tuple[str, bytes | None]]
 """Headers as a consumer returns them: a value can be null."""
 
 COMMAND_OFFSET: Final = "command_offset"
+CONTENT_TYPE: Final = "application/avro"
+"""The `content-type` of every event and rejection."""
 _OFFSET_DIGITS: Final = 19
 MAX_ORIGINAL_BYTES: Final = 1024 * 1024
 """The most bytes of original headers in a dead letter: all that fit a record of 1 MiB; the letter then fits 4 MiB."""
@@ -24,9 +27,9 @@ MAX_ORIGINAL_BYTES: Final = 1024 * 1024
 _CONSTANT: Final = {
     message: (
         ("ce_specversion", b"1.0"),
-        ("ce_type", b"orders.v1." + message.__name__.encode()),
+        ("ce_type", f"{NAMESPACE}.{message.__name__}".encode()),
         ("ce_source", b"/order-service"),
-        ("content-type", b"application/avro"),
+        ("content-type", CONTENT_TYPE.encode()),
     )
     for message in (*FACT_TYPES, Rejection)
 }

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from order_service.contracts import asyncapi, catalogue, examples
+from order_service.contracts import asyncapi, catalogue
 from order_service.contracts.fields import fields
 from order_service.contracts.source import PRIVATE, Source
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, OrderShipped, Rejection
@@ -19,6 +19,7 @@ from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.flat import flat
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue
 from tests.contracts.written import TEXT, sections
+from tests.samples import ORDER_ID
 
 SECTIONS = sections()
 FACTS = [fact.__name__ for fact in FACT_TYPES]
@@ -56,7 +57,7 @@ def test_the_dead_letter_is_refused_for_the_reason_that_its_headers_give():
 
 
 def test_the_events_of_the_first_order_are_one_chain():
-    history = [SECTIONS[name] for name in FACTS if SECTIONS[name].value["order_id"] == examples.ORDER_ID]
+    history = [SECTIONS[name] for name in FACTS if SECTIONS[name].value["order_id"] == ORDER_ID]
     assert [section.value["version"] for section in history] == [1, 2, 3, 4, 5]
     digests = [None, *(digest(section.data).hex() for section in history)]
     assert [section.value["previous_digest"] for section in history] == digests[:-1]

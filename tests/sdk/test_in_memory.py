@@ -264,4 +264,4 @@ async def test_a_sample_life_is_what_the_service_would_write(orders):
     await life(orders)
     facts = [event.fact for event in orders.events]
     assert facts == [event.fact for event in sample_life()]
-    assert facts[2] == OrderPaid("payment-1", 3400, "EUR") == order_paid().fact
+    assert facts[2] == OrderPaid("payment-1", 3800, "EUR") == order_paid().fact

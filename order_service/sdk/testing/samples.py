@@ -1,8 +1,10 @@
 """Sample messages of one order: dana orders two mugs and a poster, changes the address, pays, and receives them.
 
 Every function returns one message. Keyword arguments override its fields: `pay_order("order-7", amount=1)`.
+The service's own tests and the examples in its documents take their values from here.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -32,110 +34,119 @@ from order_service.domain.messages import (
 from order_service.wire import avro
 
 ORDER_ID: Final = "order-1"
+USER_ID: Final = "dana"
+DANA: Final = f"user:{USER_ID}"
+SHOP: Final = "service:shop"
+CORRELATION_ID: Final = "visit-7"
 BEGIN: Final = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
-_DANA: Final = "user:dana"
-_SHOP: Final = "service:shop"
+TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+"""The example of the W3C Trace Context specification."""
 
-_create: Final = CreateOrder(
+MUGS: Final = Line(sku="mug-blue", name="Blue mug", quantity=2, unit_price=1250)
+POSTER: Final = Line(line_id="wall", sku="poster-a2", quantity=1, unit_price=900)
+
+CREATE: Final = CreateOrder(
     command_id="create-1",
     order_id=ORDER_ID,
-    actor=_DANA,
-    user_id="dana",
+    actor=DANA,
+    correlation_id=CORRELATION_ID,
+    user_id=USER_ID,
     currency="EUR",
-    lines=(
-        Line(line_id="1", sku="mug-blue", name="Blue mug", quantity=2, unit_price=1250),
-        Line(line_id="2", sku="poster-a2", quantity=1, unit_price=900),
-    ),
+    lines=(MUGS, POSTER),
+    discount=400,
+    tax=300,
+    shipping=500,
     shipping_address_ref="home",
     metadata={"channel": "web"},
 )
-_amend: Final = AmendOrder(command_id="amend-1", order_id=ORDER_ID, actor=_DANA, shipping_address_ref="office")
-_pay: Final = PayOrder(
-    command_id="pay-1", order_id=ORDER_ID, actor=_SHOP, payment_id="payment-1", amount=3400, currency="EUR"
+AMEND: Final = AmendOrder(command_id="amend-1", order_id=ORDER_ID, actor=DANA, shipping_address_ref="office")
+PAY: Final = PayOrder(
+    command_id="pay-1", order_id=ORDER_ID, actor=SHOP, payment_id="payment-1", amount=3800, currency="EUR"
 )
-_ship: Final = ShipOrder(
-    command_id="ship-1", order_id=ORDER_ID, actor=_SHOP, carrier="DHL", tracking_number="JD014600003"
+SHIP: Final = ShipOrder(command_id="ship-1", order_id=ORDER_ID, actor=SHOP, carrier="DHL", tracking_number="JD0146")
+DELIVER: Final = DeliverOrder(command_id="deliver-1", order_id=ORDER_ID, actor=SHOP)
+CANCEL: Final = CancelOrder(
+    command_id="cancel-1", order_id=ORDER_ID, actor=DANA, reason="customer_request", note="two were enough"
 )
-_deliver: Final = DeliverOrder(command_id="deliver-1", order_id=ORDER_ID, actor=_SHOP)
-_cancel: Final = CancelOrder(command_id="cancel-1", order_id=ORDER_ID, actor=_DANA, reason="customer_request")
 
-_created: Final = OrderCreated(
-    user_id="dana",
+CREATED: Final = OrderCreated(
+    user_id=USER_ID,
     currency="EUR",
-    lines=_create.lines,
-    discount=0,
-    tax=0,
-    shipping=0,
-    total=3400,
+    lines=(structs.replace(MUGS, line_id="1"), POSTER),
+    discount=400,
+    tax=300,
+    shipping=500,
+    total=3800,  # 2 * 1250 + 900 - 400 + 300 + 500
     shipping_address_ref="home",
-    metadata=_create.metadata,
+    metadata={"channel": "web"},
 )
-_amended: Final = OrderAmended(*structs.astuple(structs.replace(_created, shipping_address_ref="office")))
-_paid: Final = OrderPaid(payment_id="payment-1", amount=3400, currency="EUR")
-_shipped: Final = OrderShipped(carrier="DHL", tracking_number="JD014600003")
-_cancelled: Final = OrderCancelled(reason="customer_request", note=None, refund_due=0)
+AMENDED: Final = OrderAmended(*structs.astuple(structs.replace(CREATED, shipping_address_ref="office")))
+PAID: Final = OrderPaid(payment_id="payment-1", amount=3800, currency="EUR")
+SHIPPED: Final = OrderShipped(carrier="DHL", tracking_number="JD0146")
+DELIVERED: Final = OrderDelivered()
+CANCELLED: Final = OrderCancelled(reason="customer_request", note="two were enough", refund_due=0)
 
 _C = TypeVar("_C", bound=Command)
 
 
 def create_order(order_id: str = ORDER_ID, **changes: Any) -> CreateOrder:
-    """Return the command that creates the sample order, with a total of 3400 EUR cents."""
-    return _command(_create, order_id, changes)
+    """Return the command that creates the sample order, with a total of 3800 EUR cents."""
+    return _command(CREATE, order_id, changes)
 
 
 def amend_order(order_id: str = ORDER_ID, **changes: Any) -> AmendOrder:
     """Return the command that changes the shipping address of the sample order."""
-    return _command(_amend, order_id, changes)
+    return _command(AMEND, order_id, changes)
 
 
 def pay_order(order_id: str = ORDER_ID, **changes: Any) -> PayOrder:
     """Return the command that pays the sample order in full."""
-    return _command(_pay, order_id, changes)
+    return _command(PAY, order_id, changes)
 
 
 def ship_order(order_id: str = ORDER_ID, **changes: Any) -> ShipOrder:
     """Return the command that ships the sample order."""
-    return _command(_ship, order_id, changes)
+    return _command(SHIP, order_id, changes)
 
 
 def deliver_order(order_id: str = ORDER_ID, **changes: Any) -> DeliverOrder:
     """Return the command that marks the sample order as delivered."""
-    return _command(_deliver, order_id, changes)
+    return _command(DELIVER, order_id, changes)
 
 
 def cancel_order(order_id: str = ORDER_ID, **changes: Any) -> CancelOrder:
     """Return the command that cancels the sample order."""
-    return _command(_cancel, order_id, changes)
+    return _command(CANCEL, order_id, changes)
 
 
 def order_created(order_id: str = ORDER_ID, version: int = 1, **changes: Any) -> Event:
     """Return the event that creates the sample order."""
-    return event_of(_created, order_id, version, changes)
+    return event_of(CREATED, order_id, version, changes)
 
 
 def order_amended(order_id: str = ORDER_ID, version: int = 2, **changes: Any) -> Event:
     """Return the event that changes the shipping address of the sample order."""
-    return event_of(_amended, order_id, version, changes)
+    return event_of(AMENDED, order_id, version, changes)
 
 
 def order_paid(order_id: str = ORDER_ID, version: int = 3, **changes: Any) -> Event:
     """Return the event of the payment of the sample order."""
-    return event_of(_paid, order_id, version, changes)
+    return event_of(PAID, order_id, version, changes)
 
 
 def order_shipped(order_id: str = ORDER_ID, version: int = 4, **changes: Any) -> Event:
     """Return the event of the shipment of the sample order."""
-    return event_of(_shipped, order_id, version, changes)
+    return event_of(SHIPPED, order_id, version, changes)
 
 
 def order_delivered(order_id: str = ORDER_ID, version: int = 5, **changes: Any) -> Event:
     """Return the event of the delivery of the sample order."""
-    return event_of(OrderDelivered(), order_id, version, changes)
+    return event_of(DELIVERED, order_id, version, changes)
 
 
 def order_cancelled(order_id: str = ORDER_ID, version: int = 2, **changes: Any) -> Event:
     """Return the event that cancels the sample order before it is paid."""
-    return event_of(_cancelled, order_id, version, changes)
+    return event_of(CANCELLED, order_id, version, changes)
 
 
 def sample_commands(order_id: str = ORDER_ID) -> tuple[Command, ...]:
@@ -146,14 +157,21 @@ def sample_commands(order_id: str = ORDER_ID) -> tuple[Command, ...]:
 
 def sample_life(order_id: str = ORDER_ID) -> tuple[Event, ...]:
     """Return the events of a complete order, versions 1 to 5, as the rules decide them, one hour apart."""
-    events: list[Event] = []
+    return tuple(event for event, _ in decided(*sample_commands(order_id)))
+
+
+def decided(*commands: Command) -> Iterator[tuple[Event, Entry]]:
+    """Decide commands of one order, an hour apart; yield each event with the order's table entry after it.
+
+    Raises TypeError if a command is refused.
+    """
     entry: Entry | None = None
-    for hours, command in enumerate(sample_commands(order_id)):
+    for hours, command in enumerate(commands):
         event = answer(command, entry, BEGIN + timedelta(hours=hours), UserCheck.ACTIVE)
-        assert isinstance(event, Event)
+        if not isinstance(event, Event):
+            raise TypeError(f"the sample {command.command_id} is not accepted: {event}")
         entry = after_event(entry, event, head_of(event))
-        events.append(event)
-    return tuple(events)
+        yield event, entry
 
 
 def head_of(event: Event) -> bytes:
@@ -172,7 +190,7 @@ def event_of(fact: Fact, order_id: str, version: int, changes: dict[str, Any]) -
         command_id=command_id,
         command_digest=blake2b_128(command_id.encode()),
         correlation_id=None,
-        actor=_SHOP,
+        actor=SHOP,
         occurred_at=BEGIN + timedelta(hours=version - 1),
         previous_digest=None if version == 1 else blake2b_128(event_id(order_id, version - 1).encode()),
         fact=structs.replace(fact, **{name: value for name, value in changes.items() if name not in own}),

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from order_service.domain import validation
 from order_service.domain.messages import (
+    ID_JSON_PATTERN,
     AmendOrder,
     CancelOrder,
     CreateOrder,
@@ -20,13 +21,12 @@ from order_service.domain.messages import (
     UtcTime,
 )
 
-ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 COPY_ID: Final = r"^[0-9]{1,18}-[0-9a-f]{32}$"
 DATE_TIME: Final = r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 """A time in a header. Not `format: date-time`, which client generators do not support for headers."""
 CHANGES: Final = ("lines", "discount", "tax", "shipping", "shipping_address_ref", "metadata")
 
-Id = Annotated[str, Field(pattern=ID)]
+Id = Annotated[str, Field(pattern=ID_JSON_PATTERN)]
 Text = Annotated[str, Field(max_length=validation.MAX_TEXT)]
 Money = Annotated[int, Field(ge=0, le=validation.MAX_TOTAL, description="An amount in minor units, such as cents.")]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="An ISO 4217 currency code.", examples=["EUR"])]
@@ -143,9 +143,7 @@ class DeliverBody(Body):
 class CancelBody(Body):
     """The reason for a cancellation. The body is optional and defaults to `customer_request`."""
 
-    reason: Literal["customer_request", "payment_failed", "payment_timeout", "out_of_stock", "fraud", "other"] = (
-        "customer_request"
-    )
+    reason: validation.CancelReason = "customer_request"
     note: Text | None = None
 
     def command(self, **head: Any) -> CancelOrder:

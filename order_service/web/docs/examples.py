@@ -1,14 +1,13 @@
-"""Examples for the OpenAPI document: an order and its responses, decided by the rules and built as in the routes."""
+"""Examples for the OpenAPI document: the sample order, decided by the rules, with responses built as in the routes."""
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
 from msgspec import structs
 
-from order_service.domain.decision import UserCheck, answer, reject
-from order_service.domain.entry import Entry, after_event
+from order_service.domain.decision import reject
+from order_service.domain.entry import Entry
 from order_service.domain.messages import (
     AmendOrder,
     CancelOrder,
@@ -21,6 +20,8 @@ from order_service.domain.messages import (
     ShipOrder,
 )
 from order_service.domain.refusals import RULES, Reason, Refusal, Status
+from order_service.sdk.testing import samples
+from order_service.sdk.testing.samples import BEGIN, DANA, SHOP, USER_ID
 from order_service.views import order_view
 from order_service.views.order_view import OrderView
 from order_service.views.queries import Cursor, StoredEvent
@@ -30,37 +31,28 @@ from order_service.web.api.operations import OPERATIONS
 from order_service.web.http import requests, responses
 from order_service.web.http.cursors import write_copy_id, write_cursor
 from order_service.web.http.problems import Fault, Kind, Problem, Trouble, refused
-from order_service.wire.avro import digest, encode_event
+from order_service.wire.commands import encode_json_command
 
-NOW: Final = datetime(2026, 11, 24, 9, tzinfo=UTC)
-USER_ID: Final = "dana"
-USER: Final = f"user:{USER_ID}"
-SHOP: Final = "service:shop"
 KEY: Final = "basket-7"
 """The `Idempotency-Key` of the create; other commands use their names as keys, and all ids derive from the keys."""
-ORDER_ID: Final = requests.new_id(USER, KEY, "order")
-COMMAND_ID: Final = requests.new_id(USER, KEY, "command")
+ORDER_ID: Final = requests.new_id(DANA, KEY, "order")
+COMMAND_ID: Final = requests.new_id(DANA, KEY, "command")
 
-BODIES: Final[dict[type[Body] | None, dict[str, Any]]] = {
-    CreateBody: {
-        "user_id": USER_ID,
-        "currency": "EUR",
-        "lines": [
-            {"sku": "mug-blue", "name": "Blue mug", "quantity": 2, "unit_price": 1250},
-            {"line_id": "wall", "sku": "poster-a2", "quantity": 1, "unit_price": 900},
-        ],
-        "discount": 400,
-        "tax": 300,
-        "shipping": 500,
-        "shipping_address_ref": "home",
-        "metadata": {"channel": "web"},
-    },
-    AmendBody: {"shipping": 0, "shipping_address_ref": "office"},
-    PayBody: {"payment_id": "payment-7", "amount": 3800, "currency": "EUR"},
-    ShipBody: {"carrier": "DHL", "tracking_number": "JD014600000001"},
-    DeliverBody: {},
-    CancelBody: {"reason": "customer_request", "note": "Two were enough."},
+_SAMPLES: Final[dict[type[Body], Command]] = {
+    CreateBody: samples.CREATE,
+    AmendBody: samples.amend_order(shipping=0),
+    PayBody: samples.PAY,
+    ShipBody: samples.SHIP,
+    DeliverBody: samples.DELIVER,
+    CancelBody: samples.CANCEL,
 }
+BODIES: Final[dict[type[Body] | None, dict[str, Any]]] = {
+    model: {
+        name: value for name, value in json.loads(encode_json_command(sample)).items() if name in model.model_fields
+    }
+    for model, sample in _SAMPLES.items()
+}
+"""The body of each command: a sample without the fields that path, headers and token supply."""
 
 DETAILS: Final = {
     Reason.VERSION_CONFLICT: "expected version 2, the order is at version 1",
@@ -74,7 +66,7 @@ FAULTS: Final[dict[Kind, list[Fault]]] = {
 
 def command(kind: type[Command], key: str) -> Command:
     """Return a command of this type, built as in its route."""
-    actor = USER if kind in {CreateOrder, AmendOrder, CancelOrder} else SHOP
+    actor = DANA if kind in {CreateOrder, AmendOrder, CancelOrder} else SHOP
     head = {"command_id": requests.new_id(actor, key, "command"), "order_id": ORDER_ID, "actor": actor}
     [model, *_] = [operation.body for operation in OPERATIONS if operation.command is kind]
     body: Any = cast("type[Body]", model).model_validate_json(json.dumps(BODIES[model]))
@@ -84,13 +76,10 @@ def command(kind: type[Command], key: str) -> Command:
 
 def decided(*kinds: type[Command]) -> Iterator[tuple[Event, Entry, OrderView]]:
     """Decide commands of these types, an hour apart; yield each event with the order after it."""
-    entry, view = None, None
-    for hours, kind in enumerate(kinds):
-        order_command = command(kind, KEY if kind is CreateOrder else kind.__name__)
-        event = answer(order_command, entry, NOW + timedelta(hours=hours), UserCheck.ACTIVE)
-        if not isinstance(event, Event):
-            raise TypeError(f"the example is not accepted: {event}")
-        entry, view = after_event(entry, event, digest(encode_event(event))), order_view.after(view, event)
+    view = None
+    commands = [command(kind, KEY if kind is CreateOrder else kind.__name__) for kind in kinds]
+    for event, entry in samples.decided(*commands):
+        view = order_view.after(view, event)
         yield event, entry, view
 
 
@@ -126,7 +115,7 @@ def rejection(reason: Reason) -> tuple[Rejection, Command]:
     if reason is Reason.VERSION_CONFLICT:
         refused_command = structs.replace(refused_command, expected_version=2)
     refusal = Refusal(reason, DETAILS.get(reason, ""))
-    return reject(refused_command, orders.get(status), NOW, refusal), refused_command
+    return reject(refused_command, orders.get(status), BEGIN, refusal), refused_command
 
 
 def command_problem(kind: Kind) -> Any:

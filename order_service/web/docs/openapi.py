@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from order_service import __version__
-from order_service.domain.messages import CreateOrder
+from order_service.domain.messages import ID_JSON_PATTERN, CreateOrder
 from order_service.domain.refusals import Reason
-from order_service.web.api.bodies import DATE_TIME, ID, Query
+from order_service.sdk.testing import samples
+from order_service.web.api.bodies import DATE_TIME, Query
 from order_service.web.api.operations import OPERATIONS, Operation, problems_of
 from order_service.web.docs import examples
 from order_service.web.docs.json_schemas import (
@@ -261,12 +262,14 @@ VISIBLE: Final[Schema] = {"type": "string", "pattern": "^[!-~]{1,200}$"}
 PARAMETERS: Final = {
     parameter["name"]: parameter
     for parameter in (
-        _parameter("order_id", "path", "The order id.", {"type": "string", "pattern": ID}, examples.ORDER_ID),
+        _parameter(
+            "order_id", "path", "The order id.", {"type": "string", "pattern": ID_JSON_PATTERN}, examples.ORDER_ID
+        ),
         _parameter(
             "command_id",
             "path",
             "The command id, from a 202 response or a problem.",
-            {"type": "string", "pattern": ID},
+            {"type": "string", "pattern": ID_JSON_PATTERN},
             examples.COMMAND_ID,
         ),
         _parameter(
@@ -301,14 +304,18 @@ PARAMETERS: Final = {
             "2026-11-24T09:05:00Z",
         ),
         _parameter(
-            "X-Correlation-Id", "header", "A correlation id that the events of this command carry.", VISIBLE, "visit-7"
+            "X-Correlation-Id",
+            "header",
+            "A correlation id that the events of this command carry.",
+            VISIBLE,
+            samples.CORRELATION_ID,
         ),
         _parameter(
             "traceparent",
             "header",
             "The trace context of the request; ignored if malformed. W3C Trace Context.",
             TEXT,
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            samples.TRACEPARENT,
         ),
         _parameter(
             "Last-Event-ID",

@@ -13,14 +13,11 @@ from typing import Any, Final
 from aiohttp import web
 from msgspec import MsgspecError, Raw, Struct, json
 
+from order_service.kafka.registry_client import COMPATIBILITY, TYPE
 from order_service.kafka.topics import TopicNames
 from order_service.web.http.responses import encode
 from order_service.wire.schemas import evolution
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Schema
-
-TYPE: Final = "application/vnd.schemaregistry.v1+json"
-COMPATIBILITY: Final = "FULL_TRANSITIVE"
-"""The compatibility of every released schema with all earlier ones of its subject."""
 
 ADDRESS: Final = "/schema-registry"
 

@@ -15,6 +15,7 @@ from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import NEVER_REMEMBERED, Reason
 from order_service.kafka.command_producer import CommandsTopic
+from order_service.sdk.outcomes import GRACE_S
 from order_service.views.queries import StoredEvent, StoredRejection, ViewChanges, Views
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.live.view_poller import EAGER_S, ViewPoller
@@ -30,8 +31,6 @@ ACTORS_MIN: Final = 4
 """Minimum number of actors that it takes to fill all slots: one whose commands hang leaves room for others."""
 EARLY_MAX: Final = 16
 """Maximum number of outcomes kept for a command whose own offset is not known yet."""
-GRACE_S: Final = 0.5
-"""How long the rejection of an earlier copy waits for another outcome of our copy; equals `sdk.outcomes.GRACE_S`."""
 
 
 class CommandResult(Struct, frozen=True):
@@ -221,7 +220,7 @@ class CommandResults:
         try:
             while self._is_in_doubt(pending) and (pending.has_changes or pending.later_event is not None):
                 pending.has_changes = False
-                await asyncio.sleep(GRACE_S)
+                await asyncio.sleep(GRACE_S)  # each partition gets the marker of one transaction separately
                 await self._query_views(order_id, command_id, pending)
         except SQLAlchemyError as error:
             log.warning("Views cannot be read; a repeated command stays undecided.", error=type(error).__name__)
