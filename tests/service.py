@@ -236,10 +236,9 @@ class Service:
         self.names = topic_names(f"{name}.")
         self.partitions = int(self.environment["ORDERS_PARTITIONS"])
         self.workers: list[WorkerProcess] = []
-        self.kafka = AdminClient({"bootstrap.servers": bootstrap_servers})
-        self.producer = Producer(
-            {"bootstrap.servers": bootstrap_servers, "partitioner": "murmur2_random", "linger.ms": 5}
-        )
+        quiet = {"bootstrap.servers": bootstrap_servers, "log_level": 0}  # brokers are stopped on purpose
+        self.kafka = AdminClient(quiet)
+        self.producer = Producer({**quiet, "partitioner": "murmur2_random", "linger.ms": 5})
 
     def __enter__(self) -> Self:
         asyncio.run(self._create_topics())

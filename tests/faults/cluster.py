@@ -23,6 +23,7 @@ from order_service.local.kafka import PROPERTIES, Embedded, choose_kafka, prepar
 from order_service.settings import Settings
 from tests.faults.brokerdata import CLEANER_BACKOFF
 from tests.faults.proxy import Proxy
+from tests.quick_kafka import with_archive
 from tests.service import until
 
 PATIENCE_S = 60.0
@@ -133,7 +134,8 @@ class Cluster:
         if not isinstance(choice, Embedded):
             raise EmbeddedError(f"a cluster to be killed needs Java and Maven, not {choice}")
         directory = self.directory / f"node-{node}"
-        self.brokers[node] = prepare_node(choice, directory, self._ports[node].direct, self._properties(node))
+        broker = prepare_node(choice, directory, self._ports[node].direct, self._properties(node))
+        self.brokers[node] = with_archive(choice, broker)
 
     def _properties(self, node: int) -> dict[str, str]:
         ports = self._ports[node]
