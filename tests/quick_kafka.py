@@ -15,8 +15,6 @@ from order_service.local.broker import Broker
 from order_service.local.kafka import Embedded, cache_dir, embedded_broker, fetch_jars
 
 ARCHIVE = "classes.jsa"
-SHORT_LIVED = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-"""Options for a broker that lives for seconds: it compiles less, and never needs what more compiling would gain."""
 
 
 def quick_broker(choice: Embedded, directory: Path) -> Broker:
@@ -24,25 +22,18 @@ def quick_broker(choice: Embedded, directory: Path) -> Broker:
     ready = _ready(choice)
     if not (directory / "data").exists():
         shutil.copytree(ready / "data", directory / "data")
-    broker = embedded_broker(choice, directory)
-    broker.command = _with_options(broker, archive_option(choice), *SHORT_LIVED)
-    return broker
-
-
-def archive_option(choice: Embedded) -> str:
-    """Return the option that makes Java use the archive of Kafka's classes."""
-    return f"-XX:SharedArchiveFile={_ready(choice) / ARCHIVE}"
+    return with_archive(choice, embedded_broker(choice, directory))
 
 
 def with_archive(choice: Embedded, broker: Broker) -> Broker:
-    """Return a broker that starts with the archive, and runs as any other."""
-    broker.command = _with_options(broker, archive_option(choice))
+    """Return a broker that starts with the archive of Kafka's classes."""
+    broker.command = _with_option(broker, f"-XX:SharedArchiveFile={_ready(choice) / ARCHIVE}")
     return broker
 
 
-def _with_options(broker: Broker, *options: str) -> list[str]:
-    """Return its command with options for Java before the name of the program and its file."""
-    return [*broker.command[:-2], *options, *broker.command[-2:]]
+def _with_option(broker: Broker, option: str) -> list[str]:
+    """Return its command with an option for Java before the name of the program and its file."""
+    return [*broker.command[:-2], option, *broker.command[-2:]]
 
 
 def _ready(choice: Embedded) -> Path:
@@ -62,7 +53,7 @@ def _make(choice: Embedded, folder: Path) -> None:
         made, node = Path(unfinished, "made"), Path(unfinished, "node")
         broker = embedded_broker(choice, node)
         shutil.copytree(node / "data", made / "data")
-        archiving = _with_options(broker, f"-XX:ArchiveClassesAtExit={made / ARCHIVE}")
+        archiving = _with_option(broker, f"-XX:ArchiveClassesAtExit={made / ARCHIVE}")
         with Broker(archiving, node, broker.port, stop_within_s=120.0):
             pass
         made.rename(folder)
