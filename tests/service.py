@@ -46,6 +46,8 @@ from tests.samples import but
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60.0
+LONGEST_PAUSE_S = 0.15
+"""Between two looks at a condition. Each look is a request to a worker that has something else to do, too."""
 GRACE_S = 30.0
 """Within which a process that is told to end must have ended: docker-compose.yml kills a worker then."""
 
@@ -53,10 +55,12 @@ GRACE_S = 30.0
 def until(condition: Callable[[], Any], what: str, *, within_s: float = PATIENCE_S) -> Any:
     """Wait for a condition and give what it gave; fails naming it when the deadline has passed."""
     deadline = time.monotonic() + within_s
+    pause_s = 0.02
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within_s:.0f} s: {what}")
-        time.sleep(0.05)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
     return found
 
 
