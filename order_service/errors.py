@@ -87,7 +87,7 @@ class LeaderAwayError(KafkaAwayError):
 
 
 class TopicsError(OrderServiceError):
-    """A topic is missing, or its partition count or retention differs from the table of topics."""
+    """A topic is missing, has another partition count, or has settings below the table of topics."""
 
     exit_code = 13
 

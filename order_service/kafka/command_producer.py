@@ -53,7 +53,7 @@ class CommandsTopic:
     async def send(self, command: Command, headers: Headers) -> RecordMetadata:
         """Produce a command and return its partition and offset.
 
-        Raises KafkaAwayError if the command may not have arrived, or has not. Raises SetupError after `stop`.
+        Raises KafkaAwayError unless the command is known to have arrived. Raises SetupError after `stop`.
         """
         servers = self._connection["bootstrap_servers"]
         if time.monotonic() < self._retry_at:
@@ -135,7 +135,7 @@ async def _abort(producer: Producer, within_s: float) -> None:
 
 
 def _fail_all(accumulator: Any) -> None:
-    """Fail the futures of all batches, and retrieve the errors that no task waits for.
+    """Fail the futures of all batches, and mark their errors as retrieved, so that asyncio does not log them.
 
     A batch that is to be sent again is not among the pending ones, but its end removes it from them all the same
     (aiokafka 0.14). A task hardly ever waits for a batch to be drained.

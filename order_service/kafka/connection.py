@@ -101,11 +101,19 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
     aiokafka asks again after five minutes. This client asks again after `UNKNOWN_RETRY_S`.
     """
 
+    _retry: asyncio.TimerHandle | None = None
+
     async def _metadata_update(self, cluster: ClusterMetadata, topics: Collection[str] | None) -> bool:
         is_updated = bool(await super()._metadata_update(cluster, topics))
         if cluster is self.cluster and any(cluster.partitions_for_topic(topic) is None for topic in topics or ()):
-            asyncio.get_running_loop().call_later(UNKNOWN_RETRY_S, self.force_metadata_update)
+            self._retry_later()
         return is_updated
+
+    def _retry_later(self) -> None:
+        """Ask again after `UNKNOWN_RETRY_S`, unless that is planned already: other causes ask much more often."""
+        loop = asyncio.get_running_loop()
+        if self._retry is None or self._retry.when() <= loop.time():
+            self._retry = loop.call_later(UNKNOWN_RETRY_S, self.force_metadata_update)
 
     async def _get_conn(self, *args: Any, **kwargs: Any) -> AIOKafkaConnection | None:
         connected = await super()._get_conn(*args, **kwargs)

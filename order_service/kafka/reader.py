@@ -129,7 +129,7 @@ class Reader:
         return sorted(partition for partition in self._consumer.assignment() if leader_of(partition) == NO_LEADER)
 
     async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the offsets at which the committed records end now; uncommitted records lie behind them.
+        """Return the last stable offsets; records of open transactions follow them.
 
         Raises LeaderAwayError if a partition has no leader: aiokafka would wait for it for 10 s, and return nothing
         about the others.
@@ -187,7 +187,7 @@ class Reader:
         try:
             fetched = await self._consumer.getmany(timeout_ms=500, max_records=POLL_MAX)
         except CorruptRecordException as error:
-            # aiokafka drops what it has drained of the other partitions, and its positions are behind that
+            # aiokafka drops what it has drained of the other partitions, and its positions are past them
             self.begin(self._reached)
             partition = damaged_partition(error)
             if partition is None:

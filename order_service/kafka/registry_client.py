@@ -24,7 +24,7 @@ from order_service.runtime.library_logger import library_logger
 from order_service.settings import Settings
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Schema
 
-log = library_logger("order_service.kafka.registry_client")
+log = library_logger("order_service.registry")
 
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
 """The compatibility level of our subjects: a released schema is compatible with all earlier ones in its subject."""
@@ -34,7 +34,7 @@ REFUSED: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPSta
 AT_ONCE: Final = 16
 """How many ids are looked up at the same time."""
 UNKNOWN_S: Final = 30.0
-"""How long an id of another schema than ours is not looked up again."""
+"""How long an id that gave no schema of this service is not looked up again."""
 UNKNOWN_MAX: Final = 10_000
 """How many such ids are remembered."""
 IDS_MAX: Final = 1_000

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 TICK_S: Final = 0.5
-"""The length of a tick. A blocked loop counts as one tick, however long it was blocked."""
+"""The length of a tick. The time in which the loop is blocked counts as one tick at most."""
 
 
 @asynccontextmanager

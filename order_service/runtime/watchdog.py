@@ -27,7 +27,7 @@ LINE_BYTES: Final = select.PIPE_BUF
 
 
 def silence_limit_s(session_timeout_s: float) -> float:
-    """Return how long a loop may run nothing: as long as the group waits for a member, at least 10 s."""
+    """Return how long an event loop may make no progress: the session timeout of the group, at least 10 s."""
     return max(SILENCE_MIN_S, session_timeout_s)
 
 

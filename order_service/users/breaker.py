@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 class NoAnswer(UserServiceUnavailable):
     """A lookup without an answer. `again` is whether a retry may help: False, True, or the seconds to wait before it.
 
-    With `is_of_user` the service works, but its answer is unusable: lookups of other users may succeed.
+    With `is_of_user` the service works, but its answer about this user is unusable.
     """
 
     def __init__(self, why: str, *, again: float | bool = False, status: int = 0, is_of_user: bool = False) -> None:

@@ -1,6 +1,6 @@
 """The User Service client, which checks whether a user may order, and the pattern for calls to other services.
 
-It is a small class; its policy is a value, and its metrics stand beside it. From the inside out: a timeout, a few tries
+It is a small class; its policy is a value, and its metrics are in this module. From the inside out: a timeout, a few tries
 within it, a concurrency limit, a breaker, one lookup in flight per user, and a cache.
 """
 

@@ -147,7 +147,7 @@ class Lane:
         self.next_run = 0
 
     def committed(self, position: Position, log_offset: int, ends: Ends) -> None:
-        """Record the position that the last transaction wrote, its offset in the changelog, and the outcome ends."""
+        """Record the position that the last transaction wrote, its offset in the changelog, and the ends of the outcome topics."""
         self.written, self.log_offset, self.ends = position, log_offset, ends
 
     def read_up_to(self, offset: int) -> None:
@@ -210,7 +210,7 @@ class Lane:
         return self._changes.size
 
     def due_orders(self, now: datetime, limit: int = MAX_DUE) -> list[str]:
-        """Take up to `limit` orders whose payment is due by `now`. Decide earlier payments first."""
+        """Take up to `limit` orders whose payment is due by `now`. The caller decides all earlier payments first."""
         due: list[str] = []
         while self._timers and self._timers[0][0] <= now and len(due) < limit:
             due.append(heapq.heappop(self._timers)[1])

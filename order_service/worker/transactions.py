@@ -112,7 +112,7 @@ class TurnProducer(Producer):
         await self.client.set_topics(self._followed)
 
     async def begin(self) -> None:
-        """Begin a transaction, with no batches of the previous one."""
+        """Begin a transaction, and forget the batches of the previous one."""
         with _translated_errors(self):
             await self.begin_transaction()
         self._begun_at = time.monotonic()

@@ -1,6 +1,6 @@
 """The turn: commands of all lanes are decided and written in one transaction.
 
-While one turn commits, the next one is decided. Its commit, and everything that publishes it, waits for the first.
+While one turn commits, the next one is decided. It is written only after the first one is committed.
 A failed turn or commit ends the process, or the assignment if Kafka refused it: memory then differs from the log.
 """
 
@@ -163,7 +163,7 @@ class TurnLoop:
         self._wake.clear()
 
     def _deadline_s(self) -> float | None:
-        """Return the seconds until the next deadline of a waiting command, or None if no command waits."""
+        """Return the seconds until the earliest deadline that an available lane keeps, or None."""
         deadlines = [deadline for lane in self._available() if (deadline := lane.room.next_deadline()) is not None]
         if not deadlines:
             return None

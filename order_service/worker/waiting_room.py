@@ -118,7 +118,7 @@ class WaitingRoom:
         return bool(self._answers)
 
     def next_deadline(self) -> datetime | None:
-        """Return the earliest deadline, or None if no command waits."""
+        """Return the earliest deadline that is kept, possibly of a decided command, or None."""
         return self._deadlines[0][0] if self._deadlines else None
 
     def oldest(self) -> datetime | None:

@@ -100,7 +100,7 @@ class PartitionReader:
         return bool(fetched)
 
     def _open_transactions(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the partitions that end behind an open transaction, with the first offset of that transaction.
+        """Return the partitions whose last stable offset is before their end, with that offset: a transaction is open.
 
         A broker that has not answered for `FRESH_S` is unavailable: the claim then waits for it, not for a transaction.
         """

@@ -7,7 +7,7 @@
             producer under the owner's id: its open transaction is aborted, its later ones are refused. Claims of
             several partitions that name the same owner share one fence.
 4. Barrier: commit a record to both changelogs and read until past it. A read_committed reader gets the last stable
-            offset as the end: a foreign open transaction hides records behind it, and the barrier waits for them.
+            offset as the end: a foreign open transaction hides records after it, and the barrier waits for them.
             If another owner appears, fence it too and repeat.
 5. Check:   compare the position with the commands, and the table with the outcomes that were written last.
 6. Name:    write the position record that names this worker. From here the lane runs.

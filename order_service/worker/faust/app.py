@@ -39,7 +39,7 @@ REBALANCE_TIMEOUT_S: Final = 30.0
 
 
 class FaustFetching:
-    """`worker.Fetching` on the consumer of a Faust app."""
+    """`assignment.Fetching` on the consumer of a Faust app."""
 
     def __init__(self, app: RunApp, topic: str) -> None:
         self._app = app

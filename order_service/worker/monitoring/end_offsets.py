@@ -20,7 +20,7 @@ LOOK_EVERY_S: Final = 0.5
 ANSWER_WITHIN_S: Final = 10.0
 OLD_AFTER_S: Final = 15.0
 OPEN_AFTER_S: Final = 10.0
-"""A transaction on the commands is reported when the last stable offset has not moved for so long, behind the end."""
+"""A transaction on the commands is reported when the last stable offset has not moved for so long, before the end."""
 
 
 class End(Struct, frozen=True):
