@@ -61,7 +61,7 @@ def run_until_signal(work: Coroutine[Any, Any, _T], end_process: Callable[[int],
 
 
 def force_exit_after(within_s: float, end_process: Callable[[int], object] = os._exit) -> None:
-    """Exit with 0 in `within_s` seconds if the process still runs. All data is saved by then."""
+    """Exit with 0 in `within_s` seconds if the process still runs. All data is already saved."""
 
     def report() -> None:
         hanging = [thread.name for thread in threading.enumerate() if not thread.daemon]

@@ -1,7 +1,7 @@
 """The User Service client, which checks whether a user may order, and the pattern for calls to other services.
 
-It is a small class; its policy is a value, and its metrics are in this module. From the inside out: a timeout, a few tries
-within it, a concurrency limit, a breaker, one lookup in flight per user, and a cache.
+It is a small class; its policy is a value, and its metrics are in this module. From the inside out: a timeout, a few
+tries within it, a concurrency limit, a breaker, one lookup in flight per user, and a cache.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class Lane:
         self.next_run = 0
 
     def committed(self, position: Position, log_offset: int, ends: Ends) -> None:
-        """Record the position that the last transaction wrote, its offset in the changelog, and the ends of the outcome topics."""
+        """Record the position that the last transaction wrote, its offset in the changelog, and the topics' ends."""
         self.written, self.log_offset, self.ends = position, log_offset, ends
 
     def read_up_to(self, offset: int) -> None:
