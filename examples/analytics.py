@@ -18,12 +18,12 @@ def note(database: sqlite3.Connection, event: Event) -> None:
 async def main(file: str) -> None:
     database = sqlite3.connect(file)
     database.execute("CREATE TABLE IF NOT EXISTS payments (order_id PRIMARY KEY, currency, amount, refunded)")
-    store = once(database, "payments")  # its place in the log moves in the transaction of what is made of it
+    store = once(database, "payments")  # its offsets move in the transaction of the results
     async with OrderEvents.projection(start=store.positions()) as events:
-        async for happened in events:
-            with store.applying(happened):
-                note(database, happened.event)
-            if not happened.is_replay:
+        async for record in events:
+            with store.applying(record):
+                note(database, record.event)
+            if not record.is_replay:
                 print(*database.execute("SELECT currency, sum(amount), sum(refunded) FROM payments GROUP BY currency"))
 
 

@@ -21,9 +21,9 @@ def message(event: Event) -> str | None:
 
 async def main() -> None:
     async with OrderEvents.effects(group=os.environ.get("GROUP", "notifications")) as events:
-        async for happened in events:
-            if said := message(happened.event):  # a mail server would drop the twin by the event_id
-                print(f"{happened.event.event_id} about {happened.event.order_id}: {said}", flush=True)
+        async for record in events:
+            if said := message(record.event):  # a mail server would drop the twin by the event_id
+                print(f"{record.event.event_id} about {record.event.order_id}: {said}", flush=True)
 
 
 asyncio.run(main())

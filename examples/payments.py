@@ -36,7 +36,7 @@ class Ledger:
             print("charged", event.order_id, amount, currency, flush=True)
 
     def give_back(self, event: Event, but: str = "") -> None:
-        """Give back what was charged for earlier versions of the event's order, but for the payment of this id."""
+        """Refund what was charged for earlier versions of the event's order, except the payment of this id."""
         rows = self._connection.execute(
             "UPDATE charges SET given_back = TRUE WHERE order_id = ? AND version < ? AND id != ? AND NOT given_back"
             " RETURNING amount, currency",
@@ -52,7 +52,7 @@ async def settle(event: Event, orders: Commands, ledger: Ledger) -> None:
         case OrderCreated(total=total, currency=currency) | OrderAmended(total=total, currency=currency):
             ledger.give_back(event)  # what the order cost before
             ledger.charge(event, total, currency)
-            name, at = event.event_id, event.version  # its answer is the order's next event, so nobody waits for one
+            name, at = event.event_id, event.version  # the outcome is the order's next event: no need to wait for it
             await orders.pay(event.order_id, name, total, currency, command_id=name, expected_version=at, wait_s=0)
         case OrderPaid(payment_id=payment_id):
             ledger.give_back(event, but=payment_id)
@@ -67,8 +67,8 @@ async def main(file: str) -> None:
         OrderCommands(actor="service:payments") as orders,
         OrderEvents.effects(group=os.environ.get("GROUP", "payments")) as events,
     ):
-        async for happened in events:
-            await settle(happened.event, orders, ledger)
+        async for record in events:
+            await settle(record.event, orders, ledger)
 
 
 if __name__ == "__main__":

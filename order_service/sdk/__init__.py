@@ -3,9 +3,10 @@
     import asyncio
     from order_service.sdk import Accepted, Line, OrderCommands, OrderEvents, Refused
 
+
     async def main():
         async with OrderCommands(actor="service:shop") as orders, OrderEvents.effects(group="mailer") as events:
-            match await orders.create("order-1", "dana", "EUR", [Line(sku="mug-blue", quantity=2, unit_price=1250)]):
+            match await orders.create("order-3", "dana", "EUR", [Line(sku="mug-blue", quantity=2, unit_price=1250)]):
                 case Accepted(event=event):
                     print(f"{event.order_id} is placed: {event.fact.total} {event.fact.currency}")
                 case Refused(reason=reason):
@@ -13,6 +14,7 @@
             async for record in events:
                 print(f"a mail to {record.event.fact.user_id}: thank you for {record.event.order_id}")
                 break
+
 
     asyncio.run(main())
 

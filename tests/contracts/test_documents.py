@@ -1,9 +1,11 @@
 """The documents: every link leads to a file and a heading, and both lists of documents are complete."""
 
 import re
+from inspect import cleandoc
 
 import pytest
 
+from order_service import sdk
 from order_service.contracts.blocks import anchor
 from tests.service import ROOT
 
@@ -43,3 +45,11 @@ def test_a_list_of_documents_is_complete(list_of_documents):
     listed = {(list_of_documents.parent / path).resolve() for path, _ in links(list_of_documents)}
     pages = {file for file in DOCUMENTS if not re.match(r"\d{4}-", file.name)}
     assert pages - listed <= {list_of_documents}
+
+
+def test_the_readme_has_the_program_of_the_sdk_s_docstring():
+    """Another test runs the one in the docstring."""
+    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    description = sdk.__doc__ or ""
+    example = description[description.index("    import asyncio") : description.index("There are two ways")]
+    assert program == cleandoc("\n" + example) + "\n"
