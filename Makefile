@@ -28,7 +28,7 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-run: setup ## start Kafka, the User Service stub, a worker, a projector and an HTTP server; Ctrl-C ends all of it
+run: setup ## start Kafka, the User Service stub, a worker, a projector and an HTTP server; Ctrl-C stops them
 	@exec $(BIN)/order-service up
 
 check: setup ## lint, types, import rules, dependencies, released schemas and language: seconds, no broker
@@ -52,17 +52,17 @@ format: setup ## put the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-openapi: setup ## write the OpenAPI document anew
+openapi: setup ## generate the OpenAPI document
 	$(BIN)/python -m order_service.web.docs.openapi
 
 contracts: setup ## generate the AsyncAPI document, the catalogue of events and the page of settings
 	$(BIN)/python -m order_service.contracts
 
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS
-chaos: setup ## kill what carries a load, then count what was lost or doubled (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS)
+chaos: setup ## inject faults under load, then count what was lost or doubled: four minutes (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS)
 	$(BIN)/python -m tests.faults
 
-# Static members in every place where the seed is even. At 4,000/s one machine cannot also run who reads and calls.
+# With an even seed all workers are static members. At 4,000/s one machine cannot also run callers and readers.
 WORKERS_ONLY := kill term pause join leave broker network users compaction foreign-transaction stranger clock long-pause static
 proof: setup ## the long runs of the proof, one after the other: two hours
 	for seed in 1 2 3; do SEED=$$seed $(BIN)/python -m tests.faults && SEED=$$seed BROKERS=3 RATE=20 $(BIN)/python -m tests.faults || exit; done
@@ -82,7 +82,7 @@ fuzz: setup ## decode damaged bytes: a million from a seed, then RUNS more that 
 bench: setup ## measure throughput, latency, lookups, restore, takeover, memory and idling, and print the table: half an hour
 	$(BIN)/python -m bench
 
-lock: setup ## resolve the versions in requirements*.lock anew
+lock: setup ## resolve the versions in requirements*.lock again
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service --extra dev pyproject.toml -o requirements-dev.lock
 

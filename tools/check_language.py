@@ -9,6 +9,7 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,6 +21,16 @@ AVOID: Final = re.compile(
 """Phrases with a plainer form. Case matters: `is None` is code."""
 STARTS: Final = re.compile(r"(Give|Tell|Say|Hear|Name|Let)\b")
 """First words of a docstring that do not say what a function does."""
+SUFFIXES: Final = ("md", "py", "go", "java", "js", "cs")
+CHECKED: Final = (
+    "*.md",
+    "docs/**/*.md",
+    "order_service/**/*.py",
+    *(f"examples/{folder}*.{suffix}" for folder in ("", "*/") for suffix in SUFFIXES),
+    "Makefile",
+    "docker-compose.yml",
+)
+"""Modules in Python; every other file is checked as a text."""
 EXCEPTIONS: Final = {
     "docs/events.md": "generated; its source is checked",
     "CHANGELOG.md": "the history stays as it was written",
@@ -63,12 +74,11 @@ def findings_in_text(path: str, text: str) -> Iterator[Finding]:
 
 
 def findings(root: Path = ROOT) -> list[Finding]:
-    """Return all findings in `order_service/`, `docs/` and the documents of the top level."""
-    modules = sorted((root / "order_service").rglob("*.py"))
-    documents = sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")])
+    """Return all findings in the files of CHECKED, except EXCEPTIONS."""
+    paths = sorted(chain.from_iterable(root.glob(pattern) for pattern in CHECKED))
     return [
         finding
-        for path in [*modules, *documents]
+        for path in paths
         if (name := path.relative_to(root).as_posix()) not in EXCEPTIONS
         for finding in (findings_in_python if path.suffix == ".py" else findings_in_text)(name, path.read_text("utf-8"))
     ]
