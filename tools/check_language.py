@@ -19,6 +19,7 @@ AVOID: Final = re.compile(
     r"|has none)\b"
 )
 """Phrases with a plainer form. Case matters: `is None` is code."""
+CODE: Final = re.compile(r"`[^`]*`")
 STARTS: Final = re.compile(r"(Give|Tell|Say|Hear|Name|Let)\b")
 """First words of a docstring that do not say what a function does."""
 SUFFIXES: Final = ("md", "py", "go", "java", "js", "cs")
@@ -65,12 +66,13 @@ def findings_in_python(path: str, source: str) -> Iterator[Finding]:
 
 
 def findings_in_text(path: str, text: str) -> Iterator[Finding]:
-    """Yield the phrases to avoid in a document, outside of its code blocks."""
+    """Yield the phrases to avoid in a document, outside of its code."""
     is_code = False
     for number, line in enumerate(text.split("\n"), start=1):
         is_code ^= line.startswith("```")
         if not is_code:
-            yield from (Finding(path, number, match[0]) for match in AVOID.finditer(line))
+            prose = CODE.sub("", line)
+            yield from (Finding(path, number, match[0]) for match in AVOID.finditer(prose))
 
 
 def findings(root: Path = ROOT) -> list[Finding]:

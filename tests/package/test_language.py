@@ -25,5 +25,5 @@ def test_a_phrase_to_avoid_is_found_in_a_module(filled, phrases):
 
 
 def test_a_phrase_to_avoid_is_found_in_a_document_outside_of_code():
-    text = "Read it anew.\n```sh\necho anew\n```\nBy then, at all costs."
+    text = "Read `in vain` anew.\n```sh\necho anew\n```\nBy then, at all costs."
     assert [(found.phrase, found.line) for found in findings_in_text("d.md", text)] == [("anew", 1), ("at all", 5)]
