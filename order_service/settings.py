@@ -28,6 +28,8 @@ SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 EVERY_PROCESS = "every process"
 WORKER = "`worker`"
 WEB = "`web`"
+VIEWS = "`projector`, `web` and `views`"
+SERVED = "`worker`, `projector` and `web`"
 CLIENTS = "`show` and `list`"
 
 
@@ -84,7 +86,7 @@ class Settings(BaseSettings):
         description=(
             "With `ORDERS_TOPIC_PREFIX` before it: the consumer group, and the prefix of the transactional ids."
         ),
-        json_schema_extra=_on_page(WORKER),
+        json_schema_extra=_on_page("`worker` and the SDK"),
     )
     instance_id: str = Field(
         "",
@@ -99,8 +101,11 @@ class Settings(BaseSettings):
     )
     session_timeout_s: PositiveFloat = Field(
         15.0,
-        description="The time after which the partitions of a silent worker go to other workers.",
-        json_schema_extra=_on_page(WORKER, unit="s"),
+        description=(
+            "The time after which the partitions of a silent worker go to other workers; in the SDK, those of a silent "
+            "member of a group. A process whose event loop hangs for that long, at least 10 s, ends with 15."
+        ),
+        json_schema_extra=_on_page("`worker`, `projector`, `web` and the SDK", unit="s"),
     )
 
     # Topics
@@ -216,7 +221,7 @@ class Settings(BaseSettings):
             "server: behind an address that spreads reads over several replicas, `web` can miss an outcome and "
             "answer 202."
         ),
-        json_schema_extra=_on_page("`projector` and `web`", default="`views.db` in `ORDERS_DATA_DIR`"),
+        json_schema_extra=_on_page(VIEWS, default="`views.db` in `ORDERS_DATA_DIR`"),
     )
 
     # Authentication
@@ -253,7 +258,8 @@ class Settings(BaseSettings):
     http_published_on_loopback: bool = Field(
         False,
         description=(
-            "States that only this machine can reach the server, on any address (a container published on 127.0.0.1)."
+            "Set `true` if the port is published on 127.0.0.1 only, as for a container. `ORDERS_HOST` may then be any "
+            "address without authentication."
         ),
         json_schema_extra=_on_page(WEB),
     )
@@ -301,14 +307,17 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
         description="The port for callers.",
-        json_schema_extra=_on_page(WEB),
+        json_schema_extra=_on_page("`web`, `up`, `show` and `list`"),
     )
     admin_port: Port = Field(
         9100,
         ge=0,
         le=65535,
-        description="The port of `/health/live`, `/health/ready` and `/metrics`. It is not for callers.",
-        json_schema_extra=_on_page(EVERY_PROCESS),
+        description=(
+            "The port of `/health/live`, `/health/ready` and `/metrics`. It is not for callers. With `up` it is the "
+            "worker's; `projector` and `web` then get free ports."
+        ),
+        json_schema_extra=_on_page(SERVED),
     )
     users_port: Port = Field(
         8090,
@@ -327,7 +336,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path(".data"),
         description="The folder of the local Kafka, and of the views if they are in SQLite.",
-        json_schema_extra=_on_page("`up`, `projector` and `web`"),
+        json_schema_extra=_on_page("`up`, `projector`, `web` and `views`"),
     )
     log: Literal["", "json", "console"] = Field(
         "",
