@@ -30,10 +30,10 @@ PRIVATE: Final = (
     "contract: their format changes without notice."
 )
 WIRE: Final = (
-    "The key is the `order_id` in UTF-8. The value of an event or a rejection is Avro in the Confluent wire format: "
-    "byte 0, the schema id in 4 bytes (big-endian), the Avro body, and nothing after it. In the examples these first "
-    "five bytes are the first line. The timestamp of a record is the broker's clock when it was appended "
-    "(`LogAppendTime`), not the producer's. The time of the decision is in the value, as `occurred_at` or "
+    "The key is the `order_id` in UTF-8. The value of an event or a rejection is Avro in the Confluent wire format. "
+    "Byte 0 comes first, then the schema id in 4 bytes (big-endian), then the Avro body, and nothing after it. In the "
+    "examples these first five bytes are the first line. The timestamp of a record is the broker's clock when it was "
+    "appended (`LogAppendTime`), not the producer's. The time of the decision is in the value, as `occurred_at` or "
     "`rejected_at`."
 )
 LOOK_UP: Final = (
@@ -42,7 +42,7 @@ LOOK_UP: Final = (
     "your own schema registry, records carry the ids from that registry."
 )
 AS_JSON: Final = (
-    "The JSON of an example shows its values as HTTP and the command line do: a time is RFC 3339, a digest is "
+    "The JSON of an example shows its values as HTTP and the command line do. A time is RFC 3339, a digest is "
     "hexadecimal, and `type` is the name of the record. Only commands can be sent as JSON."
 )
 EVERY_EVENT: Final = (

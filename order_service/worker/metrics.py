@@ -9,7 +9,11 @@ _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5
 COMMANDS: Final = Counter(
     "orders_commands_total", "Commands decided, by type, outcome and reason.", ["type", "outcome", "reason"]
 )
-DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Records that are not commands, by reason.", ["reason"])
+DEAD_LETTERS: Final = Counter(
+    "orders_dead_letters_total",
+    "Records that cannot be decoded, or whose key or partition is not that of their order, by reason.",
+    ["reason"],
+)
 TURN_SECONDS: Final = Histogram("orders_turn_seconds", "From taking a turn's commands to its commit.", buckets=_FAST)
 TURN_COMMANDS: Final = Histogram(
     "orders_turn_commands", "Commands decided in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
