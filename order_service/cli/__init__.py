@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="A Kafka-native order service: every command is decided exactly once, in order per order.",
+    help="A Kafka-native order service: the commands of an order are decided in log order, each exactly once.",
 )
 
 

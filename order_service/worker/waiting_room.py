@@ -1,4 +1,4 @@
-"""The waiting room of one partition: commands kept until the User Service has answered, in order per order.
+"""The waiting room of one partition: commands kept until the User Service has answered, in log order per order.
 
 The first command of each order is a create that needs a user check. All other commands of the order wait behind it.
 """
