@@ -2,31 +2,32 @@
 
 * OrderServiceError
   + HistoryError            an event that cannot follow the one before it: a bug, so the process stops
-    - HoleError             a version of an order is missing (sdk)
-    - DamagedError          a batch of records is damaged on the broker's disk
+    - HoleError               a version of an order is missing (sdk)
+    - DamagedError            a batch of records is damaged on the broker's disk
   + OvertakenError          another process of the same subscriber has applied an event first (sdk)
   + DecodeError             a record that cannot be decoded: it becomes a dead letter
-  + UserServiceUnavailable  no answer about a user: the order waits
   + SchemaError             a schema is not as expected, or a schema registry refuses it
-  + RegistryAwayError       the schema registry gives no usable answer
-  + KafkaAwayError          no broker answers in time
-    - LeaderAwayError         partitions have no leader
+  + Unavailable             something that this service needs is away: a retry may succeed
+    - KafkaAwayError          no broker answers in time
+      = LeaderAwayError         partitions have no leader
+    - DatabaseError           the database of the views cannot be used
+      = NoViewsError            it has no views that this version reads
+    - UserServiceUnavailable  no answer about a user: the order waits
+    - RegistryAwayError       the schema registry gives no usable answer
+    - KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
   + TopicsError             a topic is missing or differs from the table of topics: the process refuses to run
   + LaneParked              a lane cannot start or continue: its partition pauses, the others continue
   + TurnRefused             Kafka refused a turn; the process survives and claims its partitions again
   + WorkerError             this worker must end; the next claim of its partitions finds out what happened
-    - Fenced                another worker owns a partition that this one held
-    - RunLost               records are missing between two runs of a partition
-    - Stuck                 a commit, abort or stop is unresolved past its deadline
-    - GroupError            Kafka refuses this worker as a member or a reader, or its fetching has ended
-    - LoopHung              the event loop has run no task for too long
+    - Fenced                  another worker owns a partition that this one held
+    - RunLost                 records are missing between two runs of a partition
+    - Stuck                   a commit, abort or stop is unresolved past its deadline
+    - GroupError              Kafka refuses this worker as a member or a reader, or its fetching has ended
+    - LoopHung                the event loop has run no task for too long
     - ClockError              the clock of this machine is far from Kafka's
   + PortTakenError          a port cannot be listened on: it has another listener, or it or its host cannot be used
-  + DatabaseError           the database of the views cannot be used
-    - NoViewsError            it has no views that this version reads
   + SetupError              settings that do not fit together: the message says what to set
   + Unauthorized            a request without a valid token; the message is for our log, never for the caller
-  + KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
   + HttpError               the HTTP server does not answer the command line, or refuses its request
   + EmbeddedError           a part of `up` cannot start: the message says what to install or set
 """
@@ -62,19 +63,15 @@ class DecodeError(OrderServiceError):
         self.detail = detail
 
 
-class UserServiceUnavailable(OrderServiceError):
-    """The User Service gave no answer about a user."""
-
-
 class SchemaError(OrderServiceError):
     """A schema that is not as expected, or that the schema registry refuses; the message is one line that says why."""
 
 
-class RegistryAwayError(OrderServiceError):
-    """The schema registry gives no usable answer; the message is one line."""
+class Unavailable(OrderServiceError):
+    """Something that this service needs is away; the message is one line without secrets and without values of rows."""
 
 
-class KafkaAwayError(OrderServiceError):
+class KafkaAwayError(Unavailable):
     """No broker answers at the given addresses in time."""
 
 
@@ -84,6 +81,30 @@ class LeaderAwayError(KafkaAwayError):
     def __init__(self, partitions: Iterable[tuple[str, int]]) -> None:
         names = [f"partition {partition} of {topic}" for topic, partition in sorted(partitions)]
         super().__init__(f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no leader")
+
+
+class DatabaseError(Unavailable):
+    """The views database is unavailable or its URL is invalid; the message holds no value of any row."""
+
+    exit_code = 4
+
+
+class NoViewsError(DatabaseError):
+    """The database has no views that this version reads."""
+
+    exit_code = 3
+
+
+class UserServiceUnavailable(Unavailable):
+    """The User Service gave no answer about a user."""
+
+
+class RegistryAwayError(Unavailable):
+    """The schema registry gives no usable answer; the message is one line."""
+
+
+class KeysAway(Unavailable):
+    """The keys that check tokens are unavailable, so the token can be neither accepted nor refused."""
 
 
 class TopicsError(OrderServiceError):
@@ -172,25 +193,9 @@ class Unauthorized(OrderServiceError):
     """A request without a valid token; the message says why, for our log, and holds no part of the token."""
 
 
-class KeysAway(OrderServiceError):
-    """The keys that check tokens are unavailable, so the token can be neither accepted nor refused."""
-
-
 class HttpError(OrderServiceError):
     """The HTTP server does not answer the command line, or refuses its request; the message is one line."""
 
 
 class EmbeddedError(OrderServiceError):
     """A part of the embedded run cannot start; the message is one line that says what to install or set."""
-
-
-class DatabaseError(OrderServiceError):
-    """The views database is unavailable or its URL is invalid; the message holds no value of any row."""
-
-    exit_code = 4
-
-
-class NoViewsError(DatabaseError):
-    """The database has no views that this version reads."""
-
-    exit_code = 3
