@@ -2,17 +2,20 @@
 
 * OrderServiceError
   + HistoryError            an event that cannot follow the one before it: a bug, so the process stops
-    - HoleError               a version of an order is missing (sdk)
+    - HoleError               a version of an order is missing
     - DamagedError            a batch of records is damaged on the broker's disk
-  + OvertakenError          another process of the same subscriber has applied an event first (sdk)
+  + OvertakenError          another process has moved a position in a database first
   + DecodeError             a record that cannot be decoded: it becomes a dead letter
   + SchemaError             a schema is not as expected, or a schema registry refuses it
+    - NotAvro                 it is not an Avro schema, or not of a kind that we use
+  + NotThere                our schema registry does not have what a request names
   + Unavailable             something that this service needs is away: a retry may succeed
     - KafkaAwayError          no broker answers in time
       = LeaderAwayError         partitions have no leader
     - DatabaseError           the database of the views cannot be used
       = NoViewsError            it has no views that this version reads
     - UserServiceUnavailable  no answer about a user: the order waits
+      = NoAnswer                the same, with whether a retry may help
     - RegistryAwayError       the schema registry gives no usable answer
     - KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
   + TopicsError             a topic is missing or differs from the table of topics: the process refuses to run
@@ -30,6 +33,8 @@
   + Unauthorized            a request without a valid token; the message is for our log, never for the caller
   + HttpError               the HTTP server does not answer the command line, or refuses its request
   + EmbeddedError           a part of `up` cannot start: the message says what to install or set
+
+An HTTP problem response is raised, too, but stands with the other parts of a response: `web.http.problems.Problem`.
 """
 
 import errno
@@ -44,6 +49,10 @@ class HistoryError(OrderServiceError):
     """An event that cannot follow the one before it in the history of its order."""
 
 
+class HoleError(HistoryError):
+    """A version of an order is missing: a result that is built from its events would be wrong."""
+
+
 class DamagedError(HistoryError):
     """A damaged batch: records of `topic_partition` from `offset` on cannot be read. `__cause__` says why."""
 
@@ -52,6 +61,10 @@ class DamagedError(HistoryError):
         super().__init__(f"a batch of {topic}-{partition} is damaged at offset {offset}")
         self.topic_partition = topic_partition
         self.offset = offset
+
+
+class OvertakenError(OrderServiceError):
+    """Another process has moved a position first; the transaction of this process was rolled back."""
 
 
 class DecodeError(OrderServiceError):
@@ -65,6 +78,18 @@ class DecodeError(OrderServiceError):
 
 class SchemaError(OrderServiceError):
     """A schema that is not as expected, or that the schema registry refuses; the message is one line that says why."""
+
+
+class NotAvro(SchemaError):
+    """A value that is not an Avro schema, or not of a kind that we use."""
+
+
+class NotThere(OrderServiceError):
+    """Our schema registry does not have a resource; code and message are those of a schema registry."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Unavailable(OrderServiceError):
@@ -97,6 +122,19 @@ class NoViewsError(DatabaseError):
 
 class UserServiceUnavailable(Unavailable):
     """The User Service gave no answer about a user."""
+
+
+class NoAnswer(UserServiceUnavailable):
+    """A lookup without an answer. `again` is whether a retry may help: False, True, or the seconds to wait before it.
+
+    With `is_of_user` the service works, but its answer is unusable: lookups of other users may succeed.
+    """
+
+    def __init__(self, why: str, *, again: float | bool = False, status: int = 0, is_of_user: bool = False) -> None:
+        super().__init__(why)
+        self.again = again
+        self.status = status
+        self.is_of_user = is_of_user
 
 
 class RegistryAwayError(Unavailable):

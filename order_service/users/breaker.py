@@ -12,22 +12,9 @@ from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
 
-from order_service.errors import UserServiceUnavailable
+from order_service.errors import NoAnswer
 
 Clock = Callable[[], float]
-
-
-class NoAnswer(UserServiceUnavailable):
-    """A lookup without an answer. `again` is whether a retry may help: False, True, or the seconds to wait before it.
-
-    With `is_of_user` the service works, but its answer is unusable: lookups of other users may succeed.
-    """
-
-    def __init__(self, why: str, *, again: float | bool = False, status: int = 0, is_of_user: bool = False) -> None:
-        super().__init__(why)
-        self.again = again
-        self.status = status
-        self.is_of_user = is_of_user
 
 
 class State(IntEnum):

@@ -25,9 +25,9 @@ from pydantic import SecretStr
 from yarl import URL
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import UserServiceUnavailable
+from order_service.errors import NoAnswer, UserServiceUnavailable
 from order_service.settings import Settings
-from order_service.users.breaker import Breaker, Clock, NoAnswer, Refusals, Slots, State, Unusable
+from order_service.users.breaker import Breaker, Clock, Refusals, Slots, State, Unusable
 
 LOOKUPS = Counter("orders_user_lookups", "User lookups by outcome", ["outcome"])
 UNUSABLE = Counter("orders_user_answers_unusable", "Unusable answers about one user", ["status"])
