@@ -18,6 +18,9 @@
       = NoAnswer                the same, with whether a retry may help
     - RegistryAwayError       the schema registry gives no usable answer
     - KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
+    - NoResponse              a call over HTTP has no usable response: the connection failed
+      = NoResponseInTime        it took too long
+      = ResponseTooLong         its body is longer than the limit
   + TopicsError             a topic is missing or differs from the table of topics: the process refuses to run
   + LaneParked              a lane cannot start or continue: its partition pauses, the others continue
   + TurnRefused             Kafka refused a turn; the process survives and claims its partitions again
@@ -143,6 +146,18 @@ class RegistryAwayError(Unavailable):
 
 class KeysAway(Unavailable):
     """The keys that check tokens are unavailable, so the token can be neither accepted nor refused."""
+
+
+class NoResponse(Unavailable):
+    """A call over HTTP without a usable response: the connection failed."""
+
+
+class NoResponseInTime(NoResponse):
+    """A call over HTTP that took too long."""
+
+
+class ResponseTooLong(NoResponse):
+    """A response with a body that is longer than the limit."""
 
 
 class TopicsError(OrderServiceError):
