@@ -15,7 +15,6 @@
     - DatabaseError           the database of the views cannot be used
       = NoViewsError            it has no views that this version reads
     - UserServiceUnavailable  no answer about a user: the order waits
-      = NoAnswer                the same, with whether a retry may help
     - RegistryAwayError       the schema registry gives no usable answer
     - KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
     - NoResponse              a call over HTTP has no usable response: the connection failed
@@ -124,11 +123,7 @@ class NoViewsError(DatabaseError):
 
 
 class UserServiceUnavailable(Unavailable):
-    """The User Service gave no answer about a user."""
-
-
-class NoAnswer(UserServiceUnavailable):
-    """A lookup without an answer. `again` is whether a retry may help: False, True, or the seconds to wait before it.
+    """The User Service gave no answer about a user. `again` is whether a retry may help, or the seconds until then.
 
     With `is_of_user` the service works, but its answer is unusable: lookups of other users may succeed.
     """

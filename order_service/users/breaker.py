@@ -12,7 +12,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
 
-from order_service.errors import NoAnswer
+from order_service.errors import UserServiceUnavailable
 
 Clock = Callable[[], float]
 
@@ -162,12 +162,12 @@ class Slots:
 
     async def _queue_up(self) -> None:
         if self._queued >= self._queue_max:
-            raise NoAnswer("too many lookups wait for a slot")
+            raise UserServiceUnavailable("too many lookups wait for a slot")
         self._queued += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._semaphore.acquire()
         except TimeoutError as error:
-            raise NoAnswer("no slot was free in time") from error
+            raise UserServiceUnavailable("no slot was free in time") from error
         finally:
             self._queued -= 1

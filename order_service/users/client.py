@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import NoAnswer, NoResponse, ResponseTooLong, UserServiceUnavailable
+from order_service.errors import NoResponse, ResponseTooLong, UserServiceUnavailable
 from order_service.http_client import HttpClient, Reply
 from order_service.settings import Settings
 from order_service.users.breaker import Breaker, Clock, Refusals, Slots, State, Unusable
@@ -132,18 +132,18 @@ class UserApi:
         await self._http.close()
 
     async def ask(self, user_id: str) -> UserCheck:
-        """Try until there is an answer. Raises NoAnswer if no retry can help, or after `total_s`."""
+        """Try until there is an answer. Raises UserServiceUnavailable if no retry can help, or after `total_s`."""
         try:
             async with asyncio.timeout(self._policy.total_s):
                 return await self._tries(user_id)
         except TimeoutError as error:
-            raise NoAnswer("no answer in time") from error
+            raise UserServiceUnavailable("no answer in time") from error
 
     async def _tries(self, user_id: str) -> UserCheck:
         """Try once without stamina, then retry with it: its bookkeeping costs 33 us, a lookup without it 200 us."""
         try:
             return await self._try(user_id)
-        except NoAnswer as error:
+        except UserServiceUnavailable as error:
             failed = [error]
 
         async def next_try() -> UserCheck:
@@ -161,7 +161,7 @@ class UserApi:
         except ResponseTooLong as error:
             raise _unusable(str(error)) from error
         except NoResponse as error:
-            raise NoAnswer(str(error), again=True) from error
+            raise UserServiceUnavailable(str(error), again=True) from error
         if reply.status == HTTPStatus.NOT_FOUND:
             return UserCheck.NOT_FOUND
         if reply.status != HTTPStatus.OK:
@@ -179,11 +179,11 @@ class UserApi:
             raise _unusable("the body lacks the field, or it is neither text nor a boolean")
         return UserCheck.ACTIVE if status.casefold() == "active" else UserCheck.NOT_ACTIVE
 
-    def _refusal(self, reply: Reply) -> NoAnswer:
+    def _refusal(self, reply: Reply) -> UserServiceUnavailable:
         """Return what a status other than 200 and 404 means: for the service, or for this user only."""
         is_of_user = reply.status < HTTPStatus.INTERNAL_SERVER_ERROR and reply.status not in SERVICE_STATUSES
         again = self._after(reply)
-        return NoAnswer(f"status {reply.status}", again=again, status=reply.status, is_of_user=is_of_user)
+        return UserServiceUnavailable(f"status {reply.status}", again=again, status=reply.status, is_of_user=is_of_user)
 
     def _after(self, reply: Reply) -> float | bool:
         """Return whether a retry may help: Retry-After within `total_s`, in seconds, or a 5xx without Retry-After."""
@@ -195,12 +195,12 @@ class UserApi:
 
 
 def _again(error: Exception) -> float | bool:
-    return isinstance(error, NoAnswer) and error.again
+    return isinstance(error, UserServiceUnavailable) and error.again
 
 
-def _unusable(why: str) -> NoAnswer:
-    """Return the NoAnswer for a status 200 whose body does not have the user's status."""
-    return NoAnswer(why, status=HTTPStatus.OK, is_of_user=True)
+def _unusable(why: str) -> UserServiceUnavailable:
+    """Return the UserServiceUnavailable for a status 200 whose body does not have the user's status."""
+    return UserServiceUnavailable(why, status=HTTPStatus.OK, is_of_user=True)
 
 
 class UserClient:
@@ -211,7 +211,7 @@ class UserClient:
         self._policy = policy
         self._clock = clock
         self._cache: OrderedDict[str, tuple[UserCheck, float]] = OrderedDict()
-        self._flights: dict[str, asyncio.Task[UserCheck | NoAnswer]] = {}
+        self._flights: dict[str, asyncio.Task[UserCheck | UserServiceUnavailable]] = {}
         self._breaker = Breaker(
             users=policy.breaker_users,
             silence_s=policy.breaker_silence_s,
@@ -284,11 +284,11 @@ class UserClient:
         if flight.cancelled():
             raise UserServiceUnavailable("the client was closed")
         answer = flight.result()
-        if isinstance(answer, NoAnswer):
+        if isinstance(answer, UserServiceUnavailable):
             raise UserServiceUnavailable(str(answer)) from answer
         return answer
 
-    def _start(self, user_id: str, *, again: bool) -> asyncio.Task[UserCheck | NoAnswer]:
+    def _start(self, user_id: str, *, again: bool) -> asyncio.Task[UserCheck | UserServiceUnavailable]:
         if self._api is None:
             raise UserServiceUnavailable("the client is closed")
         if self._breaker.refuses:
@@ -298,28 +298,28 @@ class UserClient:
         self._flights[user_id] = flight
         return flight
 
-    async def _fly(self, api: UserApi, user_id: str, *, again: bool) -> UserCheck | NoAnswer:
-        """Wait for a slot and look up. NoAnswer is returned, not raised: no caller may be left to catch it."""
+    async def _fly(self, api: UserApi, user_id: str, *, again: bool) -> UserCheck | UserServiceUnavailable:
+        """Wait for a slot and look up. The error is returned, not raised: no caller may be left to catch it."""
         try:
             async with self._again if again else nullcontext(), self._slots:
                 if self._breaker.admit():
                     return await self._look_up(api, user_id)
-                no_answer = NoAnswer("the breaker is open")
-        except NoAnswer as no_slot:
+                no_answer = UserServiceUnavailable("the breaker is open")
+        except UserServiceUnavailable as no_slot:
             no_answer = no_slot
         finally:
             self._flights.pop(user_id, None)
         NOT_ASKED.inc()
         return no_answer
 
-    async def _look_up(self, api: UserApi, user_id: str) -> UserCheck | NoAnswer:
+    async def _look_up(self, api: UserApi, user_id: str) -> UserCheck | UserServiceUnavailable:
         """Send the lookup, and record its outcome."""
         IN_FLIGHT.inc()
         asked_at = self._clock()
         try:
             with SECONDS.time():
                 check = await api.ask(user_id)
-        except NoAnswer as no_answer:
+        except UserServiceUnavailable as no_answer:
             self._note_no_answer(user_id, asked_at, no_answer)
             return no_answer
         finally:
@@ -345,7 +345,7 @@ class UserClient:
             for notify in self.on_breaker_closed:
                 notify()
 
-    def _note_no_answer(self, user_id: str, asked_at: float, no_answer: NoAnswer) -> None:
+    def _note_no_answer(self, user_id: str, asked_at: float, no_answer: UserServiceUnavailable) -> None:
         NO_ANSWER.inc()
         if no_answer.is_of_user:
             UNUSABLE.labels(str(no_answer.status)).inc()
