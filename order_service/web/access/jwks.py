@@ -26,7 +26,7 @@ from jwt.algorithms import AllowedPublicKeys
 from msgspec import MsgspecError, Struct
 from prometheus_client import Counter
 
-from order_service.errors import KeysAway, NoResponse, SetupError, Unauthorized
+from order_service.errors import KeysAway, SetupError, Unauthorized, Unavailable
 from order_service.http_client import HttpClient
 
 FETCHES = Counter("orders_jwks_fetches", "Fetches of the issuer's keys, by outcome", ["outcome"])
@@ -302,17 +302,14 @@ class KeyServer:
         try:
             self._on_success(read_jwks(await self._get(http), self._algorithms))
             next_s = self._policy.fresh_s
-        except KeysAway as error:
+        except Unavailable as error:
             self._on_failure(str(error))
         finally:
             self._flight = None
             self._timer = asyncio.get_running_loop().call_later(next_s, self._start_fetch, http)
 
     async def _get(self, http: HttpClient) -> bytes:
-        try:
-            reply = await http.request("GET", self._url)
-        except NoResponse as error:
-            raise KeysAway(str(error)) from error
+        reply = await http.request("GET", self._url)
         if reply.status != HTTPStatus.OK:
             raise KeysAway(f"status {reply.status}")
         return reply.body
