@@ -2,33 +2,41 @@
 
 * OrderServiceError
   + HistoryError            an event that cannot follow the one before it: a bug, so the process stops
-    - HoleError             a version of an order is missing (sdk)
-    - DamagedError          a batch of records is damaged on the broker's disk
-  + OvertakenError          another process of the same subscriber has applied an event first (sdk)
+    - HoleError               a version of an order is missing
+    - DamagedError            a batch of records is damaged on the broker's disk
+  + OvertakenError          another process has moved a position in a database first
   + DecodeError             a record that cannot be decoded: it becomes a dead letter
-  + UserServiceUnavailable  no answer about a user: the order waits
   + SchemaError             a schema is not as expected, or a schema registry refuses it
-  + RegistryAwayError       the schema registry gives no usable answer
-  + KafkaAwayError          no broker answers in time
-    - LeaderAwayError         partitions have no leader
+    - NotAvro                 it is not an Avro schema, or not of a kind that we use
+  + NotThere                our schema registry does not have what a request names
+  + Unavailable             something that this service needs is away: a retry may succeed
+    - KafkaAwayError          no broker answers in time
+      = LeaderAwayError         partitions have no leader
+    - DatabaseError           the database of the views cannot be used
+      = NoViewsError            it has no views that this version reads
+    - UserServiceUnavailable  no answer about a user: the order waits
+    - RegistryAwayError       the schema registry gives no usable answer
+    - KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
+    - NoResponse              a call over HTTP has no usable response: the connection failed
+      = NoResponseInTime        it took too long
+      = ResponseTooLong         its body is longer than the limit
   + TopicsError             a topic is missing or differs from the table of topics: the process refuses to run
   + LaneParked              a lane cannot start or continue: its partition pauses, the others continue
   + TurnRefused             Kafka refused a turn; the process survives and claims its partitions again
   + WorkerError             this worker must end; the next claim of its partitions finds out what happened
-    - Fenced                another worker owns a partition that this one held
-    - RunLost               records are missing between two runs of a partition
-    - Stuck                 a commit, abort or stop is unresolved past its deadline
-    - GroupError            Kafka refuses this worker as a member or a reader, or its fetching has ended
-    - LoopHung              the event loop has run no task for too long
+    - Fenced                  another worker owns a partition that this one held
+    - RunLost                 records are missing between two runs of a partition
+    - Stuck                   a commit, abort or stop is unresolved past its deadline
+    - GroupError              Kafka refuses this worker as a member or a reader, or its fetching has ended
+    - LoopHung                the event loop has run no task for too long
     - ClockError              the clock of this machine is far from Kafka's
   + PortTakenError          a port cannot be listened on: it has another listener, or it or its host cannot be used
-  + DatabaseError           the database of the views cannot be used
-    - NoViewsError            it has no views that this version reads
   + SetupError              settings that do not fit together: the message says what to set
   + Unauthorized            a request without a valid token; the message is for our log, never for the caller
-  + KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
   + HttpError               the HTTP server does not answer the command line, or refuses its request
   + EmbeddedError           a part of `up` cannot start: the message says what to install or set
+
+An HTTP problem response is raised, too, but stands with the other parts of a response: `web.http.problems.Problem`.
 """
 
 import errno
@@ -43,6 +51,10 @@ class HistoryError(OrderServiceError):
     """An event that cannot follow the one before it in the history of its order."""
 
 
+class HoleError(HistoryError):
+    """A version of an order is missing: a result that is built from its events would be wrong."""
+
+
 class DamagedError(HistoryError):
     """A damaged batch: records of `topic_partition` from `offset` on cannot be read. `__cause__` says why."""
 
@@ -51,6 +63,10 @@ class DamagedError(HistoryError):
         super().__init__(f"a batch of {topic}-{partition} is damaged at offset {offset}")
         self.topic_partition = topic_partition
         self.offset = offset
+
+
+class OvertakenError(OrderServiceError):
+    """Another process has moved a position first; the transaction of this process was rolled back."""
 
 
 class DecodeError(OrderServiceError):
@@ -62,19 +78,27 @@ class DecodeError(OrderServiceError):
         self.detail = detail
 
 
-class UserServiceUnavailable(OrderServiceError):
-    """The User Service gave no answer about a user."""
-
-
 class SchemaError(OrderServiceError):
     """A schema that is not as expected, or that the schema registry refuses; the message is one line that says why."""
 
 
-class RegistryAwayError(OrderServiceError):
-    """The schema registry gives no usable answer; the message is one line."""
+class NotAvro(SchemaError):
+    """A value that is not an Avro schema, or not of a kind that we use."""
 
 
-class KafkaAwayError(OrderServiceError):
+class NotThere(OrderServiceError):
+    """Our schema registry does not have a resource; code and message are those of a schema registry."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Unavailable(OrderServiceError):
+    """Something that this service needs is away; the message is one line without secrets and without values of rows."""
+
+
+class KafkaAwayError(Unavailable):
     """No broker answers at the given addresses in time."""
 
 
@@ -84,6 +108,51 @@ class LeaderAwayError(KafkaAwayError):
     def __init__(self, partitions: Iterable[tuple[str, int]]) -> None:
         names = [f"partition {partition} of {topic}" for topic, partition in sorted(partitions)]
         super().__init__(f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no leader")
+
+
+class DatabaseError(Unavailable):
+    """The views database is unavailable or its URL is invalid; the message holds no value of any row."""
+
+    exit_code = 4
+
+
+class NoViewsError(DatabaseError):
+    """The database has no views that this version reads."""
+
+    exit_code = 3
+
+
+class UserServiceUnavailable(Unavailable):
+    """The User Service gave no answer about a user. `again` is whether a retry may help, or the seconds until then.
+
+    With `is_of_user` the service works, but its answer is unusable: lookups of other users may succeed.
+    """
+
+    def __init__(self, why: str, *, again: float | bool = False, status: int = 0, is_of_user: bool = False) -> None:
+        super().__init__(why)
+        self.again = again
+        self.status = status
+        self.is_of_user = is_of_user
+
+
+class RegistryAwayError(Unavailable):
+    """The schema registry gives no usable answer; the message is one line."""
+
+
+class KeysAway(Unavailable):
+    """The keys that check tokens are unavailable, so the token can be neither accepted nor refused."""
+
+
+class NoResponse(Unavailable):
+    """A call over HTTP without a usable response: the connection failed."""
+
+
+class NoResponseInTime(NoResponse):
+    """A call over HTTP that took too long."""
+
+
+class ResponseTooLong(NoResponse):
+    """A response with a body that is longer than the limit."""
 
 
 class TopicsError(OrderServiceError):
@@ -172,25 +241,9 @@ class Unauthorized(OrderServiceError):
     """A request without a valid token; the message says why, for our log, and holds no part of the token."""
 
 
-class KeysAway(OrderServiceError):
-    """The keys that check tokens are unavailable, so the token can be neither accepted nor refused."""
-
-
 class HttpError(OrderServiceError):
     """The HTTP server does not answer the command line, or refuses its request; the message is one line."""
 
 
 class EmbeddedError(OrderServiceError):
     """A part of the embedded run cannot start; the message is one line that says what to install or set."""
-
-
-class DatabaseError(OrderServiceError):
-    """The views database is unavailable or its URL is invalid; the message holds no value of any row."""
-
-    exit_code = 4
-
-
-class NoViewsError(DatabaseError):
-    """The database has no views that this version reads."""
-
-    exit_code = 3

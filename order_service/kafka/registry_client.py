@@ -19,7 +19,8 @@ import msgspec
 from msgspec import Struct
 from pydantic import SecretStr
 
-from order_service.errors import RegistryAwayError, SchemaError
+from order_service.errors import NoResponse, NoResponseInTime, RegistryAwayError, ResponseTooLong, SchemaError
+from order_service.http_client import HttpClient
 from order_service.runtime.library_logger import library_logger
 from order_service.settings import Settings
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Schema
@@ -85,24 +86,23 @@ class SchemaRegistry:
     def __init__(self, policy: RegistryPolicy) -> None:
         self.url = policy.url
         self._policy = policy
-        self._session: aiohttp.ClientSession | None = None
+        self._http: HttpClient | None = None
 
     async def __aenter__(self) -> Self:
-        headers = {"Accept": f"{TYPE}, application/json", "Content-Type": TYPE, "User-Agent": "order-service"}
-        if self._policy.username:
-            password = self._policy.password.get_secret_value()
-            headers["Authorization"] = aiohttp.encode_basic_auth(self._policy.username, password)
-        self._session = aiohttp.ClientSession(
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(total=self._policy.try_s),
+        username, password = self._policy.username, self._policy.password.get_secret_value()
+        self._http = HttpClient(
+            timeout_s=self._policy.try_s,
+            body_max_bytes=BODY_MAX,
+            authorization=aiohttp.encode_basic_auth(username, password) if username else "",
+            headers={"Accept": f"{TYPE}, application/json", "Content-Type": TYPE},
+            reads_errors=True,
         )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
 
     async def id_of(self, subject: str, text: str) -> int | None:
         """Return the id of a schema in a subject, or None if the subject does not have it."""
@@ -137,17 +137,19 @@ class SchemaRegistry:
         return await self._try(method, path, body)
 
     async def _try(self, method: str, path: str, body: object) -> _Response:
-        if self._session is None:
+        if self._http is None:
             raise RegistryAwayError("the schema registry client is closed")
         data = None if body is None else msgspec.json.encode(body)
         try:
-            async with self._session.request(method, self.url + path, data=data, allow_redirects=False) as response:
-                return self._read(f"{method} {path}", response.status, await _body(response))
-        except TimeoutError as error:
+            reply = await self._http.request(method, self.url + path, data)
+        except NoResponseInTime as error:
             raise RegistryAwayError(f"the schema registry at {self.url} does not answer in time") from error
-        except (aiohttp.ClientError, OSError) as error:
-            kind = type(error).__name__
+        except ResponseTooLong as error:
+            raise RegistryAwayError(f"the schema registry at {self.url} returned too much: {error}") from error
+        except NoResponse as error:
+            kind = type(error.__cause__).__name__
             raise RegistryAwayError(f"no schema registry answers at {self.url} ({kind})") from error
+        return self._read(f"{method} {path}", reply.status, reply.body)
 
     def _read(self, request: str, status: int, body: bytes) -> _Response:
         try:
@@ -165,15 +167,6 @@ class SchemaRegistry:
             cure = "set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD of an account with access"
             raise RegistryAwayError(f"the schema registry at {self.url} denies access: {result}: {cure}")
         raise RegistryAwayError(f"the schema registry at {self.url} returned an error: {result}")
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > BODY_MAX:
-            raise RegistryAwayError(f"the schema registry returned more than {BODY_MAX} bytes")
-    return bytes(body)
 
 
 def _quoted(subject: str) -> str:

@@ -59,14 +59,15 @@ from order_service.domain.validation import CANCEL_REASONS
 from order_service.errors import (
     DamagedError,
     HistoryError,
+    HoleError,
     KafkaAwayError,
     OrderServiceError,
+    OvertakenError,
     RegistryAwayError,
     SetupError,
     TopicsError,
 )
 from order_service.sdk.commands import Commands, OrderCommands
-from order_service.sdk.errors import HoleError, OvertakenError
 from order_service.sdk.events import (
     EventRecord,
     Hole,

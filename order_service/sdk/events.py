@@ -9,10 +9,9 @@ from aiokafka.structs import ConsumerRecord
 from msgspec import Struct
 
 from order_service.domain.messages import Event
-from order_service.errors import HistoryError, SetupError
+from order_service.errors import HistoryError, HoleError, SetupError
 from order_service.kafka.reader import decode
 from order_service.runtime.library_logger import library_logger
-from order_service.sdk.errors import HoleError
 from order_service.sdk.subscriptions import AssignedLog, GroupLog, Log
 from order_service.sdk.target import settings_for
 from order_service.sdk.versions import Versions

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from order_service.errors import SetupError
-from order_service.sdk.errors import OvertakenError
+from order_service.errors import OvertakenError, SetupError
 from order_service.sdk.events import EventRecord
 
 TABLE: Final = "order_events_applied"

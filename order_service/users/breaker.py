@@ -17,19 +17,6 @@ from order_service.errors import UserServiceUnavailable
 Clock = Callable[[], float]
 
 
-class NoAnswer(UserServiceUnavailable):
-    """A lookup without an answer. `again` is whether a retry may help: False, True, or the seconds to wait before it.
-
-    With `is_of_user` the service works, but its answer about this user is unusable.
-    """
-
-    def __init__(self, why: str, *, again: float | bool = False, status: int = 0, is_of_user: bool = False) -> None:
-        super().__init__(why)
-        self.again = again
-        self.status = status
-        self.is_of_user = is_of_user
-
-
 class State(IntEnum):
     """The state of a breaker, with the lookups that it admits. The number is the value of its gauge."""
 
@@ -175,12 +162,12 @@ class Slots:
 
     async def _queue_up(self) -> None:
         if self._queued >= self._queue_max:
-            raise NoAnswer("too many lookups wait for a slot")
+            raise UserServiceUnavailable("too many lookups wait for a slot")
         self._queued += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._semaphore.acquire()
         except TimeoutError as error:
-            raise NoAnswer("no slot was free in time") from error
+            raise UserServiceUnavailable("no slot was free in time") from error
         finally:
             self._queued -= 1

@@ -1,4 +1,4 @@
-"""The User Service client, which checks whether a user may order, and the pattern for calls to other services.
+"""The User Service client, which checks whether a user may order.
 
 It is a small class; its policy is a value, and its metrics are in this module. From the inside out: a timeout, a few
 tries within it, a concurrency limit, a breaker, one lookup in flight per user, and a cache.
@@ -15,7 +15,6 @@ from http import HTTPStatus
 from typing import Self
 from urllib.parse import quote, urlsplit
 
-import aiohttp
 import stamina
 import structlog
 from msgspec import MsgspecError, Struct
@@ -25,9 +24,10 @@ from pydantic import SecretStr
 from yarl import URL
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import UserServiceUnavailable
+from order_service.errors import NoResponse, ResponseTooLong, UserServiceUnavailable
+from order_service.http_client import HttpClient, Reply
 from order_service.settings import Settings
-from order_service.users.breaker import Breaker, Clock, NoAnswer, Refusals, Slots, State, Unusable
+from order_service.users.breaker import Breaker, Clock, Refusals, Slots, State, Unusable
 
 LOOKUPS = Counter("orders_user_lookups", "User lookups by outcome", ["outcome"])
 UNUSABLE = Counter("orders_user_answers_unusable", "Unusable answers about one user", ["status"])
@@ -120,33 +120,30 @@ class UserApi:
             wait_max=policy.wait_max_s,
         ).on(_again)
         token = policy.token.get_secret_value()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=policy.concurrency),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "order-service"}
-            | ({"Authorization": f"Bearer {token}"} if token else {}),
-            timeout=aiohttp.ClientTimeout(total=None),  # `ask` has one for all tries together
-            middlewares=(_send_once,),
+        self._http = HttpClient(
+            timeout_s=None,  # `ask` has one for all tries together
+            body_max_bytes=BODY_MAX,
+            authorization=f"Bearer {token}" if token else "",
+            connections_max=policy.concurrency,
         )
 
     async def close(self) -> None:
-        """Close the session and all its connections."""
-        await self._session.close()
+        """Close all connections."""
+        await self._http.close()
 
     async def ask(self, user_id: str) -> UserCheck:
-        """Try until there is an answer. Raises NoAnswer if no retry can help, or after `total_s`."""
+        """Try until there is an answer. Raises UserServiceUnavailable if no retry can help, or after `total_s`."""
         try:
             async with asyncio.timeout(self._policy.total_s):
                 return await self._tries(user_id)
         except TimeoutError as error:
-            raise NoAnswer("no answer in time") from error
+            raise UserServiceUnavailable("no answer in time") from error
 
     async def _tries(self, user_id: str) -> UserCheck:
         """Try once without stamina, then retry with it: its bookkeeping costs 33 us, a lookup without it 200 us."""
         try:
             return await self._try(user_id)
-        except NoAnswer as error:
+        except UserServiceUnavailable as error:
             failed = [error]
 
         async def next_try() -> UserCheck:
@@ -160,14 +157,16 @@ class UserApi:
         # `encoded`: yarl would decode what `quote` made and resolve `%2e%2e`. Surrogates pass: no id may raise here.
         url = URL(quote(user_id, safe="", errors="surrogatepass").join(self._url), encoded=True)
         try:
-            async with self._session.get(url, allow_redirects=False) as response:
-                if response.status == HTTPStatus.NOT_FOUND:
-                    return UserCheck.NOT_FOUND
-                if response.status != HTTPStatus.OK:
-                    raise self._refusal(response)
-                return self._read(await _body(response))
-        except (aiohttp.ClientError, OSError) as error:
-            raise NoAnswer("the connection failed", again=True) from error
+            reply = await self._http.request("GET", url)
+        except ResponseTooLong as error:
+            raise _unusable(str(error)) from error
+        except NoResponse as error:
+            raise UserServiceUnavailable(str(error), again=True) from error
+        if reply.status == HTTPStatus.NOT_FOUND:
+            return UserCheck.NOT_FOUND
+        if reply.status != HTTPStatus.OK:
+            raise self._refusal(reply)
+        return self._read(reply.body)
 
     def _read(self, body: bytes) -> UserCheck:
         try:
@@ -180,47 +179,28 @@ class UserApi:
             raise _unusable("the body lacks the field, or it is neither text nor a boolean")
         return UserCheck.ACTIVE if status.casefold() == "active" else UserCheck.NOT_ACTIVE
 
-    def _refusal(self, response: aiohttp.ClientResponse) -> NoAnswer:
+    def _refusal(self, reply: Reply) -> UserServiceUnavailable:
         """Return what a status other than 200 and 404 means: for the service, or for this user only."""
-        status = response.status
-        is_of_user = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in SERVICE_STATUSES
-        again = self._after(response)
-        return NoAnswer(f"status {status}", again=again, status=status, is_of_user=is_of_user)
+        is_of_user = reply.status < HTTPStatus.INTERNAL_SERVER_ERROR and reply.status not in SERVICE_STATUSES
+        again = self._after(reply)
+        return UserServiceUnavailable(f"status {reply.status}", again=again, status=reply.status, is_of_user=is_of_user)
 
-    def _after(self, response: aiohttp.ClientResponse) -> float | bool:
+    def _after(self, reply: Reply) -> float | bool:
         """Return whether a retry may help: Retry-After within `total_s`, in seconds, or a 5xx without Retry-After."""
-        after = response.headers.get("Retry-After", "")
-        if response.status == HTTPStatus.TOO_MANY_REQUESTS or after:
+        after = reply.retry_after
+        if reply.status == HTTPStatus.TOO_MANY_REQUESTS or after:
             in_time = after.isdecimal() and len(after) < 5 and int(after) < self._policy.total_s
             return float(after) if in_time else False
-        return response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _again(error: Exception) -> float | bool:
-    return isinstance(error, NoAnswer) and error.again
+    return isinstance(error, UserServiceUnavailable) and error.again
 
 
-async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Prevent aiohttp's own retry of a GET, which it makes for these two errors: retries are ours."""
-    try:
-        return await send(request)
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise NoAnswer("the connection failed", again=True) from error
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """Read the body. Raises NoAnswer if it is longer than `BODY_MAX`."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > BODY_MAX:
-            raise _unusable(f"the body has more than {BODY_MAX} bytes")
-    return bytes(body)
-
-
-def _unusable(why: str) -> NoAnswer:
-    """Return the NoAnswer for a status 200 whose body does not have the user's status."""
-    return NoAnswer(why, status=HTTPStatus.OK, is_of_user=True)
+def _unusable(why: str) -> UserServiceUnavailable:
+    """Return the UserServiceUnavailable for a status 200 whose body does not have the user's status."""
+    return UserServiceUnavailable(why, status=HTTPStatus.OK, is_of_user=True)
 
 
 class UserClient:
@@ -231,7 +211,7 @@ class UserClient:
         self._policy = policy
         self._clock = clock
         self._cache: OrderedDict[str, tuple[UserCheck, float]] = OrderedDict()
-        self._flights: dict[str, asyncio.Task[UserCheck | NoAnswer]] = {}
+        self._flights: dict[str, asyncio.Task[UserCheck | UserServiceUnavailable]] = {}
         self._breaker = Breaker(
             users=policy.breaker_users,
             silence_s=policy.breaker_silence_s,
@@ -304,11 +284,11 @@ class UserClient:
         if flight.cancelled():
             raise UserServiceUnavailable("the client was closed")
         answer = flight.result()
-        if isinstance(answer, NoAnswer):
+        if isinstance(answer, UserServiceUnavailable):
             raise UserServiceUnavailable(str(answer)) from answer
         return answer
 
-    def _start(self, user_id: str, *, again: bool) -> asyncio.Task[UserCheck | NoAnswer]:
+    def _start(self, user_id: str, *, again: bool) -> asyncio.Task[UserCheck | UserServiceUnavailable]:
         if self._api is None:
             raise UserServiceUnavailable("the client is closed")
         if self._breaker.refuses:
@@ -318,28 +298,28 @@ class UserClient:
         self._flights[user_id] = flight
         return flight
 
-    async def _fly(self, api: UserApi, user_id: str, *, again: bool) -> UserCheck | NoAnswer:
-        """Wait for a slot and look up. NoAnswer is returned, not raised: no caller may be left to catch it."""
+    async def _fly(self, api: UserApi, user_id: str, *, again: bool) -> UserCheck | UserServiceUnavailable:
+        """Wait for a slot and look up. The error is returned, not raised: no caller may be left to catch it."""
         try:
             async with self._again if again else nullcontext(), self._slots:
                 if self._breaker.admit():
                     return await self._look_up(api, user_id)
-                no_answer = NoAnswer("the breaker is open")
-        except NoAnswer as no_slot:
+                no_answer = UserServiceUnavailable("the breaker is open")
+        except UserServiceUnavailable as no_slot:
             no_answer = no_slot
         finally:
             self._flights.pop(user_id, None)
         NOT_ASKED.inc()
         return no_answer
 
-    async def _look_up(self, api: UserApi, user_id: str) -> UserCheck | NoAnswer:
+    async def _look_up(self, api: UserApi, user_id: str) -> UserCheck | UserServiceUnavailable:
         """Send the lookup, and record its outcome."""
         IN_FLIGHT.inc()
         asked_at = self._clock()
         try:
             with SECONDS.time():
                 check = await api.ask(user_id)
-        except NoAnswer as no_answer:
+        except UserServiceUnavailable as no_answer:
             self._note_no_answer(user_id, asked_at, no_answer)
             return no_answer
         finally:
@@ -365,7 +345,7 @@ class UserClient:
             for notify in self.on_breaker_closed:
                 notify()
 
-    def _note_no_answer(self, user_id: str, asked_at: float, no_answer: NoAnswer) -> None:
+    def _note_no_answer(self, user_id: str, asked_at: float, no_answer: UserServiceUnavailable) -> None:
         NO_ANSWER.inc()
         if no_answer.is_of_user:
             UNUSABLE.labels(str(no_answer.status)).inc()

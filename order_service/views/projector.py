@@ -6,7 +6,7 @@ A partition stays stopped until an operator acts if its log lacks records that t
 later records do not bring them back. A partition without a leader is left out until it has one.
 
 Two projectors may run at once, and either may be killed at any point. A transaction begins by moving each position from
-its expected value. If another projector was faster, this one raises `Overtaken`, rolls back, and continues from there.
+its expected value. If another projector was faster, this one raises OvertakenError, rolls back, and continues there.
 """
 
 import asyncio
@@ -26,7 +26,14 @@ from sqlalchemy.engine import Connection
 from order_service.domain.messages import Contents, Event, Rejection
 from order_service.domain.refusals import NEVER_REMEMBERED
 from order_service.domain.validation import is_id
-from order_service.errors import DamagedError, DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
+from order_service.errors import (
+    DamagedError,
+    DatabaseError,
+    HistoryError,
+    LeaderAwayError,
+    OvertakenError,
+    RegistryAwayError,
+)
 from order_service.kafka.reader import OutcomeRecord, Reader, decode
 from order_service.kafka.topics import TopicNames
 from order_service.views import order_view
@@ -66,10 +73,6 @@ _COMPLETE: Final = (
 LOOK_EVERY_S: Final = 1.0
 """How often to report the lag."""
 CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are rebuilt"
-
-
-class Overtaken(Exception):
-    """Another projector has moved a position since this one read it."""
 
 
 class Projection:
@@ -157,7 +160,7 @@ class Projection:
         """Apply the records between these positions, some thousands at most; events of one order must be in sequence.
 
         Return the records at which partitions stop. Their positions stay there, regardless of `after`, and no later
-        record of these partitions is applied. Raises Overtaken if another projector has moved a position, and
+        record of these partitions is applied. Raises OvertakenError if another projector has moved a position, and
         DatabaseError if another version has recreated the tables.
         """
         with self._transaction() as connection:
@@ -269,7 +272,7 @@ async def follow(reader: Reader, projection: Projection, progress: Progress) -> 
             left, completeness = None, Completeness(reader.names)  # the tables were recreated
         try:
             left = await _follow(reader, projection, partitions, goal, left, stopped, completeness, progress)
-        except Overtaken as error:
+        except OvertakenError as error:
             log.debug("Another projector was faster.", where=str(error))
             completeness = Completeness(reader.names)
         except LeaderAwayError as error:  # a partition lost its leader meanwhile; the next round leaves it out
@@ -319,7 +322,9 @@ async def _follow(
             stopped.add(bad)
             progress.report_stopped(stopped.records)
         elif at != await asyncio.to_thread(projection.positions):
-            raise Overtaken("the tables were recreated, or another projector has read records that come here later")
+            raise OvertakenError(
+                "the tables were recreated, or another projector has read records that come here later"
+            )
         if left != 0:
             left = await _left(reader, goal, at, leaderless)
             await _report_left(left, projection, progress)
@@ -500,7 +505,7 @@ def _move(connection: Connection, before: Mapping[TopicPartition, int], after: M
     if connection.execute(_MOVE, moves).rowcount != len(moves):
         _check_form(connection)
         expected = ", ".join(f"{key.topic}-{key.partition} at {before[key]}" for key in sorted(after))
-        raise Overtaken(f"another projector has moved a position, expected {expected}")
+        raise OvertakenError(f"another projector has moved a position, expected {expected}")
 
 
 def _stop(record: BadRecord, before: int, *, lost: bool = False) -> Row:

@@ -7,10 +7,10 @@ from typing import Final
 import structlog
 from aiohttp import web
 from prometheus_client import Gauge, Histogram
-from sqlalchemy.exc import SQLAlchemyError
 
-from order_service.errors import KafkaAwayError, KeysAway, Unauthorized
+from order_service.errors import Unauthorized, Unavailable
 from order_service.kafka.topics import TopicNames
+from order_service.views.tables import translate_errors
 from order_service.web.access.auth import LOCAL, Everybody, Tokens
 from order_service.web.access.local_only import is_from_here
 from order_service.web.access.rate_limit import Limits
@@ -120,7 +120,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        return await handler(request)
+        with translate_errors():
+            return await handler(request)
     except Problem as problem:
         return problem.response()
     except Unauthorized as error:
@@ -130,9 +131,8 @@ async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse
         kind = TROUBLE_OF.get(error.status, Trouble.BAD_REQUEST)
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return Problem(kind, headers=headers).response()
-    except (KafkaAwayError, KeysAway, SQLAlchemyError) as error:
-        why = type(error).__name__ if isinstance(error, SQLAlchemyError) else str(error)  # a driver's may quote values
-        log.warning("Request failed: a dependency is unavailable.", why=why, operation=request.get(OPERATION))
+    except Unavailable as error:
+        log.warning("Request failed: a dependency is unavailable.", why=str(error), operation=request.get(OPERATION))
         return Problem(Trouble.SERVICE_UNAVAILABLE, headers={"Retry-After": "1"}).response()
     except Exception as error:  # noqa: BLE001 - the last handler; the error itself goes to the log alone
         log.error(  # noqa: TRY400 - a traceback can hold values

@@ -13,13 +13,13 @@ from sqlalchemy.exc import OperationalError
 
 from order_service.domain.messages import OrderCreated
 from order_service.domain.refusals import Status
-from order_service.errors import DatabaseError, HistoryError, LeaderAwayError, RegistryAwayError
+from order_service.errors import DatabaseError, HistoryError, LeaderAwayError, OvertakenError, RegistryAwayError
 from order_service.kafka.reader import SILENT_S, OutcomeRecord, Reader
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.views import order_heads, order_view, projector, stopped
 from order_service.views.process import BuildProgress
-from order_service.views.projector import Completeness, Overtaken, Projection, follow
+from order_service.views.projector import Completeness, Projection, follow
 from order_service.views.rows import ROWS_MAX
 from order_service.views.stopped import REASON_MAX, BadRecord, Stopped
 from order_service.views.tables import FORM, form, open_database, positions, prepare
@@ -55,7 +55,7 @@ def test_wherever_a_log_is_cut_the_views_are_the_same(projection, views, cut):
 
 def test_what_was_applied_is_not_applied_again(projection, views):
     put(projection, HISTORY[:2])
-    with pytest.raises(Overtaken, match=f"expected {EVENTS.topic}-0 at 0"):
+    with pytest.raises(OvertakenError, match=f"expected {EVENTS.topic}-0 at 0"):
         put(projection, HISTORY[:2])
     assert order_of(views, ORDER_ID).version == 2
 
@@ -63,7 +63,7 @@ def test_what_was_applied_is_not_applied_again(projection, views):
 @pytest.mark.parametrize("wrong", START)
 def test_where_one_place_is_elsewhere_none_is_moved(projection, views, wrong):
     projection.positions(START)
-    with pytest.raises(Overtaken):
+    with pytest.raises(OvertakenError):
         projection.apply(seens(HISTORY[:1]), START | {wrong: 5}, dict.fromkeys(START, 6))
     assert projection.positions() == START
     assert order_of(views, ORDER_ID) is None
@@ -488,7 +488,7 @@ async def test_an_end_is_told_by_a_fetch_that_was_sent_after_a_time(monkeypatch)
 def test_another_projector_cannot_move_a_partition_that_waits_for_an_operator(projection, views):
     projection.positions(START)
     projection.stop_lost([BadRecord(EVENTS, 0, "it lost records")], START)
-    with pytest.raises(Overtaken):
+    with pytest.raises(OvertakenError):
         projection.apply(seens([order_created]), START, {EVENTS: 1})
     assert [fault[2:] for fault in views.stopped_partitions()] == [(0, "it lost records")]
 
@@ -545,7 +545,7 @@ def test_two_projectors_apply_everything_once(url, engine, views):
         before = {EVENTS: number}
         one = [found[number]]
         first.apply(one, before, {EVENTS: number + 1})
-        with pytest.raises(Overtaken):
+        with pytest.raises(OvertakenError):
             second.apply(one, before, {EVENTS: number + 1})
         first, second = second, first
     assert [recorded.event for recorded in views.history(ORDER_ID)] == HISTORY

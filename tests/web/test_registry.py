@@ -9,8 +9,9 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from msgspec import structs
 
 from order_service.domain.messages import OrderPaid
+from order_service.errors import NotThere
 from order_service.kafka.topics import topic_names
-from order_service.web.docs.schema_registry import NotThere, Registry
+from order_service.web.docs.schema_registry import Registry
 from order_service.wire.commands import decode_command
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue
 from tests import samples

@@ -13,6 +13,7 @@ from fastavro.utils import generate_many
 from msgspec import NODEFAULT, structs
 
 from order_service.domain.messages import Event, OrderPaid, PayOrder
+from order_service.errors import NotAvro
 from order_service.wire.schemas import evolution
 from order_service.wire.schemas.catalogue import MESSAGE_TYPES, SCHEMAS, load
 from order_service.wire.schemas.files import faults, folder
@@ -230,7 +231,7 @@ def test_an_optional_field_may_be_added(type_):
     [None, 7, [], {}, "string", {"type": "enum"}, {"type": "record", "name": "x", "fields": [1]}, {"type": paid()}],
 )
 def test_what_is_no_record_is_refused(odd):
-    with pytest.raises(evolution.NotAvro):
+    with pytest.raises(NotAvro):
         evolution.faults(paid(), odd)
 
 

@@ -13,7 +13,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import aiohttp
 import jwt
 import msgspec
 import structlog
@@ -27,7 +26,8 @@ from jwt.algorithms import AllowedPublicKeys
 from msgspec import MsgspecError, Struct
 from prometheus_client import Counter
 
-from order_service.errors import KeysAway, SetupError, Unauthorized
+from order_service.errors import KeysAway, SetupError, Unauthorized, Unavailable
+from order_service.http_client import HttpClient
 
 FETCHES = Counter("orders_jwks_fetches", "Fetches of the issuer's keys, by outcome", ["outcome"])
 
@@ -234,32 +234,29 @@ class KeyServer:
         self._keys = KeySet({})
         self._read_at = self._fetched_at = clock()
         self._fault: str | None = None  # why the last fetch failed
-        self._session: aiohttp.ClientSession | None = None
+        self._http: HttpClient | None = None
         self._flight: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Start to fetch the keys regularly, without waiting: an unavailable issuer must not block the start."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True),  # after ten minutes, a connection is mostly closed
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # else KEYS_MAX would limit the bytes sent, not the memory
-            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "order-service"},
-            timeout=aiohttp.ClientTimeout(total=self._policy.timeout_s),
-            middlewares=(_send_once,),
+        self._http = HttpClient(
+            timeout_s=self._policy.timeout_s,
+            body_max_bytes=KEYS_MAX,
+            keeps_alive=False,  # after ten minutes, a connection is mostly closed
         )
-        self._start_fetch(self._session)
+        self._start_fetch(self._http)
 
     async def close(self) -> None:
         """Stop the fetches; requests that wait for a key get KeysAway."""
-        session, self._session = self._session, None
+        http, self._http = self._http, None
         if self._flight is not None:
             self._flight.cancel()
             await asyncio.wait((self._flight,))
         if self._timer is not None:
             self._timer.cancel()
-        if session is not None:
-            await session.close()
+        if http is not None:
+            await http.close()
 
     async def find(self, kid: str | None) -> Key:
         """Return the key with this id. Raises Unauthorized if the issuer lacks it, KeysAway if the fetch failed."""
@@ -280,53 +277,42 @@ class KeyServer:
 
     async def _refresh(self) -> None:
         """Wait for the fetch in flight, or for a new one unless the last one started less than `again_s` ago."""
-        if self._session is None:
+        if self._http is None:
             raise KeysAway("the service is not running")
         flight = self._flight
         if flight is None:
             if self._clock() - self._fetched_at < self._policy.again_s:
                 return
-            flight = self._start_fetch(self._session)
+            flight = self._start_fetch(self._http)
         await asyncio.wait((flight,))  # `wait` does not cancel the fetch when one request is cancelled
         if flight.cancelled():
             raise KeysAway("the service is stopping")
         flight.result()
 
-    def _start_fetch(self, session: aiohttp.ClientSession) -> asyncio.Task[None]:
+    def _start_fetch(self, http: HttpClient) -> asyncio.Task[None]:
         if self._timer is not None:
             self._timer.cancel()
         self._fetched_at = self._clock()
-        self._flight = asyncio.create_task(self._fetch(session), name="JWKS")
+        self._flight = asyncio.create_task(self._fetch(http), name="JWKS")
         return self._flight
 
-    async def _fetch(self, session: aiohttp.ClientSession) -> None:
+    async def _fetch(self, http: HttpClient) -> None:
         """Fetch once, record the outcome, and schedule the next fetch in any case."""
         next_s = self._policy.again_s
         try:
-            self._on_success(read_jwks(await self._get(session), self._algorithms))
+            self._on_success(read_jwks(await self._get(http), self._algorithms))
             next_s = self._policy.fresh_s
-        except KeysAway as error:
+        except Unavailable as error:
             self._on_failure(str(error))
         finally:
             self._flight = None
-            self._timer = asyncio.get_running_loop().call_later(next_s, self._start_fetch, session)
+            self._timer = asyncio.get_running_loop().call_later(next_s, self._start_fetch, http)
 
-    async def _get(self, session: aiohttp.ClientSession) -> bytes:
-        """Return the document; of one that is too long, only enough to see that."""
-        body = bytearray()
-        try:
-            async with session.get(self._url, allow_redirects=False) as response:
-                if response.status != HTTPStatus.OK:
-                    raise KeysAway(f"status {response.status}")
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > KEYS_MAX:
-                        break
-        except TimeoutError as error:
-            raise KeysAway(f"no response within {self._policy.timeout_s} s") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise KeysAway("the connection failed") from error
-        return bytes(body)
+    async def _get(self, http: HttpClient) -> bytes:
+        reply = await http.request("GET", self._url)
+        if reply.status != HTTPStatus.OK:
+            raise KeysAway(f"status {reply.status}")
+        return reply.body
 
     def _on_success(self, keys: KeySet) -> None:
         FETCHES.labels("ok").inc()
@@ -341,11 +327,3 @@ class KeyServer:
         if self._fault is None:
             log.warning("JWKS fetch failed; known keys stay valid for a day.", fault=fault)
         self._fault = fault
-
-
-async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Send a request without aiohttp's own retry of a GET, which happens for the errors caught here."""
-    try:
-        return await send(request)
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise KeysAway("the connection failed") from error

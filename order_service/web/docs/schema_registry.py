@@ -13,6 +13,7 @@ from typing import Any, Final
 from aiohttp import web
 from msgspec import MsgspecError, Raw, Struct, json
 
+from order_service.errors import NotAvro, NotThere
 from order_service.kafka.registry_client import COMPATIBILITY, TYPE
 from order_service.kafka.topics import TopicNames
 from order_service.web.http.responses import encode
@@ -24,14 +25,6 @@ ADDRESS: Final = "/schema-registry"
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 Find = Callable[["Registry", Mapping[str, str]], Any]
 """Returns the resource that the parts of a path identify. Raises NotThere if it does not exist."""
-
-
-class NotThere(LookupError):
-    """The resource does not exist; code and message are those of a schema registry."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class _LookupBody(Struct):
@@ -195,7 +188,7 @@ def _schema_in(body: bytes) -> str:
 def _is_same(released: Mapping[str, Any], text: str) -> bool:
     try:
         return evolution.same(released, json.decode(text))
-    except (MsgspecError, UnicodeError, RecursionError, evolution.NotAvro):
+    except (MsgspecError, UnicodeError, RecursionError, NotAvro):
         return False
 
 

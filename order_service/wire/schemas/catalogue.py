@@ -12,7 +12,7 @@ import fastavro
 from msgspec import Struct, structs
 
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Fact, Rejection
-from order_service.errors import SchemaError
+from order_service.errors import NotAvro, SchemaError
 from order_service.wire.schemas import evolution
 from order_service.wire.schemas.files import ReleasedFile, entries, folder, name_and_version
 
@@ -91,7 +91,7 @@ class Catalogue:
                 None,
             )
             later = known or self._later(message, avro)
-        except (evolution.NotAvro, RecursionError):
+        except (NotAvro, RecursionError):
             return False
         if later is not None:
             self._read_as(schema_id, later)

@@ -7,13 +7,11 @@ fields. Neither this module nor its callers pass a foreign schema to fastavro: a
 from collections.abc import Mapping
 from typing import Any, Final
 
+from order_service.errors import NotAvro
+
 PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 ADDED: Final = ("string", "long")
 """The types of new optional fields: those that `avro_codegen` supports and that need no upcasting."""
-
-
-class NotAvro(ValueError):
-    """A value that is not an Avro schema, or not of a kind that we use."""
 
 
 def essence(avro: Any, namespace: str = "") -> Any:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Rejection
+from order_service.errors import NotAvro
 from order_service.wire.schemas import evolution
 
 FIRST_ID: Final = 1_000_000_001
@@ -140,7 +141,7 @@ def _faults_of_pair(name: str, before: int, later: int, old: Any, new: Any) -> I
         yield f"{name}.v{later}.avsc follows v{before}: name it v{before + 1}"
     try:
         changes = evolution.faults(old, new)
-    except evolution.NotAvro as error:
+    except NotAvro as error:
         changes = [str(error)]
     yield from (f"{name}.v{later}.avsc cannot follow v{before}: {fault}" for fault in changes)
 
