@@ -1,4 +1,4 @@
-"""The real Kafka of the tests, found as the service finds its own (DESIGN, section 9).
+"""The real Kafka of the tests, found as the service finds its own.
 
 Nothing here skips: without a Kafka the tests fail with the line that says what to install or set.
 """

@@ -240,7 +240,7 @@ class Service:
         self.names = topic_names(f"{name}.")
         self.partitions = int(self.environment["ORDERS_PARTITIONS"])
         self.workers: list[WorkerProcess] = []
-        quiet: dict[str, Any] = {"bootstrap.servers": bootstrap_servers, "log_level": 0}  # brokers are stopped on purpose
+        quiet: dict[str, Any] = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
         self.kafka = AdminClient(quiet)
         self.producer = Producer({**quiet, "partitioner": "murmur2_random", "linger.ms": 5})
 

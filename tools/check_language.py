@@ -36,6 +36,8 @@ EXCEPTIONS: Final = {
     "docs/events.md": "generated; its source is checked",
     "CHANGELOG.md": "the history stays as it was written",
 }
+TEXT: Final = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+"""The tokens that hold text. Since Python 3.12 an f-string has tokens of its own."""
 
 
 class Finding(NamedTuple):
@@ -53,7 +55,7 @@ def findings_in_python(path: str, source: str) -> Iterator[Finding]:
     """Yield the phrases to avoid in the comments and strings of a module, and in the first words of its docstrings."""
     is_def = begins_line = may_be_docstring = False
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type in {tokenize.COMMENT, tokenize.STRING}:
+        if token.type in TEXT:
             for number, line in enumerate(token.string.split("\n"), start=token.start[0]):
                 yield from (Finding(path, number, match[0]) for match in AVOID.finditer(line))
         if may_be_docstring and token.type == tokenize.STRING and (match := STARTS.match(token.string.lstrip('r"'))):

@@ -28,7 +28,9 @@ CommandId = Annotated[
     str | None, typer.Option(help="Id of the command; sending the same id again is safe. [a new UUID]")
 ]
 Actor = Annotated[str, typer.Option(help="Who sends it: user:<id> or service:<id>.")]
-ExpectedVersion = Annotated[int | None, typer.Option(help="Refuse it unless the order is at this version; 0: absent.")]
+ExpectedVersion = Annotated[
+    int | None, typer.Option(help="Refuse it unless the order is at this version; 0: the order must not exist.")
+]
 DecideBy = Annotated[str | None, typer.Option(metavar="TIME", help="Refuse it after this time (RFC 3339).")]
 CorrelationId = Annotated[str | None, typer.Option(help="Copied unchanged into the event or the rejection.")]
 Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the outcome; 0: no wait.")]
@@ -82,7 +84,7 @@ def build_command(
     fixed = {"type": kind.__name__, "order_id": order_id}
     for name, value in fixed.items():
         if fields.get(name, value) != value:
-            raise typer.BadParameter(f"the file has another {name} than the command line")
+            raise typer.BadParameter(f"{name} differs between file and command line")
     every_field = {"command_id": str(uuid4()), **fields, **without_none(**envelope), **fixed}
     try:
         return decode_command(msgspec.json.encode(every_field))
@@ -101,34 +103,35 @@ def report(command: Command, sent: Sent, *, wait_s: float, as_json: bool) -> Non
 
 
 def _print(command: Command, sent: Sent, wait_s: float) -> None:
-    record = f"command {command.command_id}, offset {sent.offset} of partition {sent.partition}"
+    sent_as = f"command {command.command_id}, offset {sent.offset} of partition {sent.partition}"
     match sent.outcome:
-        case Accepted(seen=seen, repeated=repeated):
-            name, style = show.name_and_style(seen.message)
+        case Accepted(record=record, repeated=repeated):
+            name, style = show.name_and_style(record.message)
             word = "already accepted" if repeated else "accepted"
-            where = f" {name}, version {seen.message.version} of {command.order_id}"
-            show.line((word, "green"), (":", ""), (where, style), (f": {show.describe(seen.message)}", ""))
-        case Refused(seen=seen, repeated=repeated):
+            where = f" {name}, version {record.message.version} of {command.order_id}"
+            show.line((word, "green"), (":", ""), (where, style), (f": {show.describe(record.message)}", ""))
+        case Refused(record=record, repeated=repeated):
             word = "already refused" if repeated else "refused"
-            show.line((word, "red"), (f": {show.describe(seen.message)}{_cure(seen)}", ""))
+            show.line((word, "red"), (f": {show.describe(record.message)}{_cure(record)}", ""))
         case Unreadable(reason=reason, detail=detail):
-            show.line(("dead letter", "red"), (f": {reason}: {detail} ({record})", ""))
+            show.line(("dead letter", "red"), (f": {reason}: {detail} ({sent_as})", ""))
         case AwaitingUser():
-            text = f"the User Service has not answered yet; the command will be decided. {record}"
+            text = f"the User Service has not answered yet; the command will be decided. {sent_as}"
             show.line(("waiting", "yellow"), (f": {text}", ""))
         case Undecided() if wait_s <= 0:
-            show.line(("sent", "green"), (f": {record}", ""))
+            show.line(("sent", "green"), (f": {sent_as}", ""))
         case Undecided():
-            text = f"no outcome within {wait_s:g} s; it is in Kafka and will be decided. Is a worker running? {record}"
+            state = "The command is in Kafka and will be decided. Is a worker running?"
+            text = f"no outcome within {wait_s:g} s. {state} {sent_as}"
             show.line(("undecided", "yellow"), (f": {text}", ""))
         case Repeated():
-            text = f"the order remembers this command, but its outcome is no longer kept. {record}"
+            text = f"the order remembers this command, but its outcome is no longer kept. {sent_as}"
             show.line(("already decided", "yellow"), (f": {text}", ""))
 
 
-def _cure(seen: OutcomeRecord) -> str:
+def _cure(record: OutcomeRecord) -> str:
     """Return what to do about a refusal, and the status of the order."""
-    message = seen.message
+    message = record.message
     if not isinstance(message, Rejection):
         return ""
     cure = MEANINGS[Reason(message.reason)].cure if message.reason in set(Reason) else ""
@@ -146,10 +149,10 @@ def _as_dict(command: Command, sent: Sent) -> dict[str, Any]:
         "offset": sent.offset,
     }
     match outcome:
-        case Accepted(seen=seen, repeated=repeated):
-            return fields | {"repeated": repeated, "event": show.as_dict(seen)}
-        case Refused(seen=seen, repeated=repeated):
-            return fields | {"repeated": repeated, "rejection": show.as_dict(seen)}
+        case Accepted(record=record, repeated=repeated):
+            return fields | {"repeated": repeated, "event": show.as_dict(record)}
+        case Refused(record=record, repeated=repeated):
+            return fields | {"repeated": repeated, "rejection": show.as_dict(record)}
         case Unreadable(reason=reason, detail=detail):
             return fields | {"reason": reason, "detail": detail}
         case AwaitingUser() | Undecided() | Repeated():

@@ -42,7 +42,9 @@ class Chain:
         if event.version != self.version + 1:
             return f"version {event.version} follows version {self.version}"
         if event.previous_digest != self._digest:
-            return f"version {event.version} does not have the digest of version {self.version} in Kafka"
+            return (
+                f"previous_digest of version {event.version} differs from the digest of version {self.version} in Kafka"
+            )
         return ""
 
 

@@ -130,7 +130,7 @@ def topics_check(as_json: AsJson = False) -> None:
 def _as_json(settings: Settings, compared: Comparison) -> dict[str, object]:
     faults = compared.faults
     texts = [fault.text for fault in faults]
-    return {"ok": not faults, "faults": texts, "mend": fix_lines(faults, settings), "risks": compared.risks}
+    return {"ok": not faults, "faults": texts, "fix": fix_lines(faults, settings), "risks": compared.risks}
 
 
 def _echo(settings: Settings, compared: Comparison) -> None:

@@ -21,7 +21,8 @@ views = typer.Typer(
 
     A partition whose log lost records is not retried. If the events lost their beginning, `skip` continues with the
     first event that exists. If a log lost its end, remove the views (the files views.db*, or the tables), and they are
-    built again. `skip` stops again while the log ends before the views, and later they lack the records written there.
+    built again. After `skip` the partition stops again while the log is shorter than the position of the views;
+    afterwards the records in between are missing.
     """,
 )
 

@@ -91,7 +91,7 @@ def _rejection(source: Source) -> list[Block]:
         Text(f"When: {words.when(Rejection)}"),
         Text(f"Guarantee: {notes.guarantee}"),
         _fields(fields(schema.avro)),
-        Table(["Reason", "Cause", "Cure"], reasons),
+        Table(["Reason", "Cause", "What to do"], reasons),
         *_versions(source, Rejection),
         *_example(examples.rejection()),
     ]

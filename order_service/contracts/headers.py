@@ -36,7 +36,7 @@ CLOUD_EVENT: Final = _object(
         "ce_time": _text("The `occurred_at`, or the `rejected_at`: RFC 3339, UTC, milliseconds.", format="date-time"),
         "ce_subject": _text("The `order_id`."),
     },
-    {COMMAND_OFFSET: _number(f"{_OFFSET} Missing if the service acts by itself.")} | _TRACE,
+    {COMMAND_OFFSET: _number(f"{_OFFSET} Absent on cancellations by the service itself.")} | _TRACE,
 )
 """The headers of an event or a rejection: CloudEvents 1.0, Kafka protocol binding, binary content mode."""
 

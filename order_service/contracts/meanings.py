@@ -40,7 +40,7 @@ class Guarantee(Struct, frozen=True):
 
 NOTES: Final[dict[type[Message], Notes]] = {
     OrderCreated: Notes(
-        "The User Service had confirmed that the user is active. The event holds the whole order.",
+        "The User Service has confirmed that the user is active. The event holds the whole order.",
         "It is the first event of its order, at version 1. The order has no other event of this type.",
     ),
     OrderAmended: Notes(
@@ -48,7 +48,7 @@ NOTES: Final[dict[type[Message], Notes]] = {
         f"It occurs at most {MAX_AMENDMENTS} times per order, and never after `OrderPaid`.",
     ),
     OrderPaid: Notes(
-        "The order is paid, to the last minor unit. From now on a cancellation makes a refund due.",
+        "The order is paid in full. A later cancellation requires a refund of `amount`.",
         "It occurs at most once per order. `amount` is the `total` of the order's last `OrderCreated` or "
         "`OrderAmended`, in the same `currency`.",
     ),

@@ -34,11 +34,12 @@ class Source(Struct, frozen=True):
 
     def topics(self) -> tuple[Topic, ...]:
         """Return the public topics."""
+        dead_letters = "Records that are not commands, with their original bytes (very large ones are cut), and why."
         return (
             self._topic("commands", "Commands, from any producer.", "receive", COMMAND_TYPES),
             self._topic("events", "What happened to orders: the source of truth.", "send", FACT_TYPES),
             self._topic("rejections", "Commands that were refused, and why.", "send", (Rejection,)),
-            self._topic("dead_letters", "Records that are not commands, unmodified, and why.", "send", ()),
+            self._topic("dead_letters", dead_letters, "send", ()),
         )
 
     def schema(self, message: type[Message]) -> Schema:

@@ -22,8 +22,8 @@ GENERATED: Final = (
 NAMES: Final = (
     "A topic name begins with `ORDERS_TOPIC_PREFIX`, which is empty by default. Each topic has {partitions} "
     "partitions, unless `ORDERS_PARTITIONS` sets another number. With three brokers or more it has three replicas, and "
-    "a record is committed once two of them have it. The partition is the murmur2 hash of the key, as in Kafka's own "
-    "producer; librdkafka needs `partitioner=murmur2_random`."
+    "a record is committed once two of them have it. The partition is chosen by the murmur2 hash of the key, as "
+    "in Kafka's own producer; librdkafka needs `partitioner=murmur2_random`."
 )
 PRIVATE: Final = (
     "Two more topics, `{table}` and `{waiting}`, are the service's own changelogs. They are private and part of no "
@@ -63,7 +63,7 @@ DEAD_LETTER_GUARANTEE: Final = (
     "It says nothing about any order."
 )
 COMMANDS: Final = (
-    "Every producer that may write to the commands topic is trusted: the service believes `actor`. The value is Avro "
+    "Every producer that may write to the commands topic is trusted: `actor` is not authenticated. The value is Avro "
     "as above or one JSON object, and its first byte tells which: 0 or `{`. It has at most "
     f"{MAX_COMMAND_BYTES // 1024} KiB. In JSON, `type` is the name of the command, times are RFC 3339, and fields that "
     "are null or at their default may be omitted. A field that is not listed here makes the record a dead letter. So "

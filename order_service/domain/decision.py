@@ -144,8 +144,9 @@ def _actor(actor: str) -> tuple[str, str]:
 
 
 def _may(command: Command) -> bool:
-    """Return whether the actor may send this command: a service any, a user to create (for itself), amend and cancel.
+    """Return whether the actor may send this command.
 
+    A service may send any command; a user may create for itself, amend and cancel.
     That users amend and cancel their own orders only is checked in `_presence`.
     """
     kind, actor_id = _actor(command.actor)

@@ -79,7 +79,7 @@ MEANINGS: Final[dict[Reason, Meaning]] = {
     Reason.ORDER_CANCELLED: Meaning("The order was cancelled.", "Create a new order."),
     Reason.NOT_PAID: Meaning("The order is not paid yet.", "Pay the order first."),
     Reason.NOT_SHIPPED: Meaning("The order is not shipped yet.", "Ship the order first."),
-    Reason.ALREADY_PAID: Meaning("The order is already paid.", "No action is needed; refund a second payment."),
+    Reason.ALREADY_PAID: Meaning("The order is already paid.", "If a second payment was made, refund it."),
     Reason.ALREADY_SHIPPED: Meaning(
         "The order is already shipped.", "No action is needed; the order can no longer be changed."
     ),

@@ -64,7 +64,7 @@ def fault_of_contents(contents: Contents) -> Refusal | None:
     if contents.discount > subtotal:
         return _invalid("/discount", f"at most the subtotal, {subtotal}")
     if not 0 <= contents.total <= MAX_TOTAL:
-        return _invalid("/lines", "lines with a total of 0…2^53")
+        return _invalid("/lines", "at most 2^53 in total")
     return None
 
 
@@ -105,7 +105,7 @@ def _any_change(command: AmendOrder) -> Refusal | None:
         or command.shipping_address_ref is not None
         or command.metadata is not None
     )
-    return None if is_changed else _invalid("", "a change of at least one field")
+    return None if is_changed else _invalid("", "an amendment of at least one field")
 
 
 def _values(command: CreateOrder | AmendOrder) -> Refusal | None:

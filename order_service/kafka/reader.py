@@ -347,6 +347,6 @@ def kafka_answers(servers: str) -> Iterator[None]:
         raise KafkaAwayError(line) from error
     except KafkaError as error:
         reason = str(error).strip() or type(error).__name__
-        raise KafkaAwayError(f"Kafka at {servers} returned an error: {reason}") from error
+        raise KafkaAwayError(f"a request to Kafka at {servers} failed: {reason}") from error
     except TimeoutError as error:
         raise KafkaAwayError(f"Kafka at {servers} does not answer in time") from error

@@ -177,7 +177,7 @@ class Broker:
         deadline = time.monotonic() + self._start_within_s
         while not self.answers():
             if watcher.poll() is not None:
-                raise EmbeddedError(f"Kafka ended during its start: {self.why()}")
+                raise EmbeddedError(f"Kafka exited while starting: {self.why()}")
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"Kafka did not answer within {self._start_within_s:g} s: {self.why()}")
             time.sleep(0.05)

@@ -34,7 +34,7 @@ CLUSTER_ID = "OrderServiceEmbedded0w"
 """Any 16 bytes in URL-safe base64; a data directory keeps the one it was formatted with."""
 
 PROPERTIES: Mapping[str, str] = {
-    # Topics are created with the settings of DESIGN's table, never by a typo in a name.
+    # Topics are created with the settings of `kafka/topics.py`, never by a typo in a name.
     "auto.create.topics.enable": "false",
     # A single node holds Kafka's internal topics, and fewer partitions of them start faster.
     "offsets.topic.replication.factor": "1",
@@ -135,7 +135,7 @@ def choose_kafka(
     java_version: Callable[[str], int | None] = java_version,
     engine_answers: Callable[[str], bool] = engine_answers,
 ) -> Choice:
-    """Return the Kafka of DESIGN, section 9: an external one if set, else Maven's, else Docker's.
+    """Return the Kafka to use: an external one if set, else Maven's, else Docker's.
 
     `ORDERS_KAFKA` forces a local one even if an external one is set, and so protects a shared cluster. Raises
     EmbeddedError with one line that says what to install or set.

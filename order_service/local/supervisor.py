@@ -278,7 +278,7 @@ class _ChildRunner:
         deadline = asyncio.get_running_loop().time() + self._child.ready_within_s
         while self._child.ready is not None and not await asyncio.to_thread(self._child.ready):
             if asyncio.get_running_loop().time() > deadline:
-                self._output.report(f"is not ready within {self._child.ready_within_s:g} s, stopping it")
+                self._output.report(f"was not ready within {self._child.ready_within_s:g} s, stopping it")
                 self._close_stdin()
                 return
             await asyncio.sleep(POLL_S)

@@ -87,7 +87,7 @@ def ready_lines(running: Running, took_s: float) -> list[str]:
     health = ", ".join(f"{name} {url}" for name, url in running.health.items())
     return [
         f"ready in {took_s:.0f} s: orders at {running.http}, Kafka at {running.kafka}, users at {running.users}",
-        f"health: {health}; metrics: /metrics there",
+        f"health: {health}; metrics: /metrics on the same ports",
         "Try in another terminal:",
         f"  {prefix} create order-1 --user dana --currency EUR --line mug-blue:2:1250",
         f"  {prefix} pay order-1 --payment-id payment-1 --amount 2500 --currency EUR",
@@ -193,7 +193,7 @@ def _with_admin_port(name: str, port: int, settings: Settings, environment: Mapp
 
 
 def _environment(settings: Settings, servers: str, user_service_url: str, *, is_local: bool) -> dict[str, str]:
-    """Return the environment of the children: ours, with the settings that were decided here."""
+    """Return the environment of the children: this process's environment plus the settings of this run."""
     overrides = {
         "KAFKA_BOOTSTRAP_SERVERS": servers,
         "ORDERS_KAFKA": "",

@@ -53,7 +53,8 @@ class Commands(ABC):
     `actor` identifies the caller: `service:<id>`, or `user:<id>` for that user's own orders. Amounts are integers in
     minor units.
 
-    Each method waits up to `wait_s` seconds after Kafka has acknowledged the command, and returns its `Outcome` so far.
+    Each method waits up to `wait_s` seconds after Kafka has acknowledged the command, and returns the `Outcome` known
+    at that point.
     The `command_id` is random by default. To retry a command that may have arrived, pass the same `command_id` and the
     same values: it takes effect once.
     """
@@ -167,8 +168,8 @@ class OrderCommands(Commands):
     * `RegistryAwayError` if a schema registry is needed and does not answer.
     * `TopicsError` if the topics of the service do not exist, `SetupError` if the client is not open.
 
-    After the first three, except as noted, the command may have arrived. A retry with the same `command_id` and the
-    same values is safe.
+    After KafkaAwayError (unless a leader is missing), HistoryError or RegistryAwayError the command may have arrived. A
+    retry with the same `command_id` and the same values is safe.
 
     At most `in_flight_max` commands are in flight or awaited; further calls wait for a free slot. The environment
     configures the connection, security and topic prefix (KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX).

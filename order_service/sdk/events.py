@@ -127,8 +127,8 @@ class OrderEvents:
 
         Delivery is at least once. An event is done when the next one is requested, or when `async with` exits without
         an error. Offsets of done events are committed when an event is requested, at most once a second, and when
-        `async with` exits. After a crash, the event in progress is delivered again. So may be the events that were done
-        in the second before its delivery, however long its processing takes. Give each effect an id by which its
+        `async with` exits. After a crash, the event in progress is delivered again. Events finished in the second
+        before its delivery may come again, too, however long its processing takes. Give each effect an id by which its
         receiver detects repeats, for instance `event.event_id`. An event whose error you catch inside `async with`
         counts as done. Let the error propagate to receive the event again.
 

@@ -64,7 +64,7 @@ class Once:
         return dict(self._at)
 
     @contextmanager
-    def applying(self, happened: EventRecord) -> Iterator[bool]:
+    def applying(self, record: EventRecord) -> Iterator[bool]:
         """Run the block and the update of the position in one transaction, which an exception rolls back.
 
         Yields True for a new event. Yields False if the event was applied before: the database changes of the block are
@@ -80,15 +80,15 @@ class Once:
         `positions` of a new `once`. Raises SetupError if the block has rolled back its transaction, and the error of
         the driver if a statement outside a savepoint has failed. Nothing is committed in these cases.
         """
-        is_new = happened.offset >= self._at.get(happened.partition, 0)
+        is_new = record.offset >= self._at.get(record.partition, 0)
         try:
             if is_new:
-                self._move(happened)
+                self._move(record)
             yield is_new
             if is_new:
-                self._check(happened)
+                self._check(record)
                 self._connection.commit()
-                self._at[happened.partition] = happened.offset + 1
+                self._at[record.partition] = record.offset + 1
             else:
                 self._connection.rollback()
         except BaseException:

@@ -25,27 +25,27 @@ GRACE_S: Final = 0.5
 class Accepted(Struct, frozen=True, tag="accepted"):
     """The command led to an event. `repeated` is true if an earlier copy of the command did."""
 
-    seen: OutcomeRecord
+    record: OutcomeRecord
     repeated: bool = False
 
     @property
     def event(self) -> Event:
         """The event that the command led to."""
-        assert isinstance(self.seen.message, Event)
-        return self.seen.message
+        assert isinstance(self.record.message, Event)
+        return self.record.message
 
 
 class Refused(Struct, frozen=True, tag="refused"):
     """The command was refused. `repeated` is true if an earlier copy of the command was."""
 
-    seen: OutcomeRecord
+    record: OutcomeRecord
     repeated: bool = False
 
     @property
     def rejection(self) -> Rejection:
         """The rejection, whose `detail` is a description for humans."""
-        assert isinstance(self.seen.message, Rejection)
-        return self.seen.message
+        assert isinstance(self.record.message, Rejection)
+        return self.record.message
 
     @property
     def reason(self) -> Reason:

@@ -84,7 +84,7 @@ class AssignedLog:
             self._fetched.extend(await self._fetch())
         record = self._fetched.popleft()
         if record.offset < self._at[record.partition]:
-            raise HistoryError(f"{record.topic} was recreated: results from its former records belong to another log")
+            raise HistoryError(f"{record.topic} was recreated: results of its former records do not match it")
         self._at[record.partition] = record.offset + 1
         return record
 
@@ -128,9 +128,10 @@ class AssignedLog:
 def _check_position(topic_partition: TopicPartition, at: int, start: int, end: int) -> None:
     name = f"partition {topic_partition.partition} of {topic_partition.topic}"
     if at < start:
-        raise HistoryError(f"{name} begins at {start}, after the position {at}: events are lost, or it is another log")
+        why = "events were deleted, or the topic was recreated"
+        raise HistoryError(f"{name} begins at {start}, after the position {at}: {why}")
     if at > end:
-        raise HistoryError(f"{name} ends at {end}, before the position {at}: it is another log")
+        raise HistoryError(f"{name} ends at {end}, before the position {at}: the topic was recreated")
 
 
 class GroupLog:
@@ -260,7 +261,7 @@ class GroupLog:
                 raise DamagedError(damaged, await self._consumer.position(damaged)) from error
             if isinstance(error.__cause__, NoOffsetForPartitionError | OffsetOutOfRangeError):
                 problem = f"the committed offset of the group {self._group} is not in {self.names.events}"
-                cure = "it is another log, or has new partitions; give the group another name"
+                cure = "the topic was recreated, or has new partitions; give the group another name"
                 raise HistoryError(f"{problem}: {cure}") from error
             raise
         return next((records[0] for records in fetched.values()), None)

@@ -72,7 +72,8 @@ _COMPLETE: Final = (
 
 LOOK_EVERY_S: Final = 1.0
 """How often to report the lag."""
-CURE: Final = "they belong to another log; remove them (the files views.db*, or the tables), and they are rebuilt"
+REBUILD: Final = "remove them (the files views.db*, or the tables), and they are rebuilt"
+CURE: Final = f"the views were built from another topic; {REBUILD}"
 
 
 class Projection:
@@ -323,7 +324,7 @@ async def _follow(
             progress.report_stopped(stopped.records)
         elif at != await asyncio.to_thread(projection.positions):
             raise OvertakenError(
-                "the tables were recreated, or another projector has read records that come here later"
+                "the tables were recreated, or another projector has read records that this one has not read yet"
             )
         if left != 0:
             left = await _left(reader, goal, at, leaderless)
@@ -423,7 +424,7 @@ def _moved(records: Sequence[ConsumerRecord], at: Mapping[TopicPartition, int]) 
     for record in records:
         partition = TopicPartition(record.topic, record.partition)
         if record.offset < at[partition]:
-            raise HistoryError(f"a topic was recreated: the views would mix two logs; {CURE}")
+            raise HistoryError(f"a topic was recreated: the views would mix events of two topics; {REBUILD}")
         moved[partition] = record.offset + 1
     return moved
 
@@ -517,7 +518,7 @@ def _stop(record: BadRecord, before: int, *, lost: bool = False) -> Row:
 def _check_form(connection: Connection) -> None:
     actual = form_of(connection)
     if actual != FORM:
-        raise DatabaseError(f"the views now have form {actual}, this version writes form {FORM}")
+        raise DatabaseError(f"the views now have schema version {actual}, this program supports {FORM}")
 
 
 def _key(topic_partition: TopicPartition) -> Row:

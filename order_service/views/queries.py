@@ -215,7 +215,7 @@ class Views:
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
         """Return the outcome of a command: its event, or else its newest rejection; None if neither is in the views.
 
-        If several commands with one id were refused, the one that was refused first counts.
+        If several commands with the same id were refused, return the one refused first.
         """
         for row in self._rows(_event_of(order_id, command_id)):
             return _events.decode(row.document)
@@ -344,7 +344,7 @@ def _faults(connection: Connection) -> list[str]:
         return ["there are no views yet: no projector has created them"]
     actual = form_of(connection)
     if actual != FORM:
-        return [f"the views have form {actual}, this version reads form {FORM}"]
+        return [f"the views have schema version {actual}, this program supports {FORM}"]
     return [] if connection.scalar(_IS_BUILT) else ["the views are being built"]
 
 

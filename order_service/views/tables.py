@@ -203,7 +203,8 @@ def prepare(engine: Engine) -> bool:
             raise DatabaseError(f"the database has tables that this service did not create: {names}")
         actual = form_of(connection) if existing else 0
         if actual > FORM:
-            raise DatabaseError(f"the views have form {actual}, this version writes form {FORM}: it is too old")
+            reason = f"the views have schema version {actual}, this program supports {FORM}: install a newer release"
+            raise DatabaseError(reason)
         if actual == FORM:
             return False
         _metadata.drop_all(connection)
@@ -229,7 +230,7 @@ def open_views(url: URL, *, writes: bool = False) -> Iterator[Engine]:
             if not exists:
                 raise NoViewsError("there are no views here yet: no projector has created them")
             if actual != FORM:
-                raise NoViewsError(f"the views have form {actual}, this version reads form {FORM}")
+                raise NoViewsError(f"the views have schema version {actual}, this program supports {FORM}")
             yield engine
     finally:
         engine.dispose()

@@ -28,6 +28,7 @@ from order_service.web.access.auth import authentication
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.routes import Api
 from order_service.web.http.connections import connections_possible, listen
+from order_service.web.http.problems import Problem, Trouble
 from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
@@ -49,25 +50,41 @@ class Readiness:
         self._views = views
         self._database = DatabaseWatch(clock)
         self._faults = ["the views are being opened"]
+        self._database_faults: list[str] = []
         self._thread = ThreadPoolExecutor(1, "readiness")  # its own: it must report when callers' queries hang
 
     def faults(self) -> list[str]:
         """Return why the views cannot be read, or an empty list."""
-        return self._database.faults() or self._faults
+        return self._unavailable() or self._faults
+
+    def problem(self) -> Problem | None:
+        """Return the problem for requests that come while the views cannot be read, or None."""
+        if faults := self._unavailable():
+            return _problem(Trouble.SERVICE_UNAVAILABLE, faults)
+        return _problem(Trouble.VIEWS_NOT_READY, self._faults) if self._faults else None
 
     async def check(self) -> None:
         """Check the views in the database."""
         try:
             with self._database.query():
                 self._faults = await asyncio.get_running_loop().run_in_executor(self._thread, self._views.faults)
+            self._database_faults = []
         except SQLAlchemyError as error:
-            self._faults = [f"the database is unavailable: {type(error).__name__}"]
+            self._database_faults = [f"the database is unavailable: {type(error).__name__}"]
 
     async def run(self) -> NoReturn:
         """Check regularly until cancelled."""
         while True:
             await self.check()
             await asyncio.sleep(CHECK_INTERVAL_S)
+
+    def _unavailable(self) -> list[str]:
+        return self._database.faults() or self._database_faults
+
+
+def _problem(kind: Trouble, faults: list[str]) -> Problem:
+    text = faults[0]
+    return Problem(kind, f"{text[:1].upper()}{text[1:]}.", headers={"Retry-After": "5"})
 
 
 async def run(settings: Settings) -> None:
@@ -93,7 +110,7 @@ async def run(settings: Settings) -> None:
         await readiness.check()
         api = Api(views, poller, outcomes, streams, live)
         limits = Limits(settings.web_rate_per_s)
-        server = Server(api, authenticator, limits, readiness.faults, names, settings.partitions)
+        server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions)
         # A caller that hangs up ends its request; its command is still sent, by a separate task.
         runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=END_WITHIN_S)
         await runner.setup()

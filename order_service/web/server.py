@@ -52,14 +52,14 @@ TROUBLE_OF: Final = {
 
 
 class Server:
-    """Builds the application. `faults` returns why the views cannot be read; `names` and `partitions` are of Kafka."""
+    """Builds the application. `not_ready` returns a problem while the views cannot be read."""
 
     def __init__(
         self,
         api: Api,
         authentication: Everybody | Tokens,
         limits: Limits,
-        faults: Callable[[], list[str]],
+        not_ready: Callable[[], Problem | None],
         names: TopicNames,
         partitions: int,
     ) -> None:
@@ -67,7 +67,7 @@ class Server:
         self._api = api
         self._authentication = authentication
         self._limits = limits
-        self._faults = faults
+        self._not_ready = not_ready
 
     def application(self) -> web.Application:
         """Return the application with all routes."""
@@ -93,8 +93,8 @@ class Server:
                 self._limits.take(caller.actor)
             elif not is_from_here(request.headers):
                 raise Problem(Trouble.CROSS_SITE_REQUEST)
-            if faults := self._faults():
-                raise Problem(Trouble.VIEWS_NOT_READY, f"{faults[0].capitalize()}.", headers={"Retry-After": "5"})
+            if problem := self._not_ready():
+                raise problem
             query = requests.read_query(request, operation.query)
             response: web.StreamResponse = await handle(Call(request, caller, query))
             return response

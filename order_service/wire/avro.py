@@ -121,7 +121,10 @@ def _schema(data: bytes, wanted: frozenset[type[Message]], max_bytes: int) -> Sc
     if schema is None:
         raise DecodeError(Why.UNKNOWN_SCHEMA, f"the schema id {schema_id} is unknown")
     if schema.message not in wanted:
-        raise DecodeError(Why.UNKNOWN_SCHEMA, f"the schema id {schema_id} belongs to {schema.message.__name__}")
+        name = schema.message.__name__
+        raise DecodeError(
+            Why.UNKNOWN_SCHEMA, f"the schema id {schema_id} is that of {name}, which is not expected here"
+        )
     return schema
 
 

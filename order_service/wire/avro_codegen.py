@@ -4,9 +4,9 @@ It exists only for speed. fastavro's writer takes six times as long. fastavro's 
 for a command that places an order and 10 for an event that ships it; these readers take 10 and 4. A worker spends
 about 40 on a command in total, a projector 60 on an event.
 
-The bytes and the messages are those of fastavro; tests compare them. A reader reports no errors: fastavro decodes or
-refuses what it does not decode. Like `dataclasses`, this module generates the source of each function and compiles it
-once. Source: Avro 1.11 specification, "Binary encoding".
+The bytes and the messages are those of fastavro; tests compare them. A reader raises only UNREAD; fastavro then
+decodes the value or reports the error. Like `dataclasses`, this module generates the source of each function and
+compiles it once. Source: Avro 1.11 specification, "Binary encoding".
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
-"""The records of the changelogs: one byte for the form, then MessagePack.
+"""The records of the changelogs: one format byte, then MessagePack.
 
 Keys:    an order's table record has the order's id; a waiting command has `<order_id> NUL <offset>`;
          the position of a partition and the barrier of a claim have constant keys, which are not valid ids.
-Raises:  HistoryError for a form or shape that this version does not know: a late answer is better than a wrong one.
+Raises:  HistoryError for an unknown format byte or shape: a worker must stop rather than decide on data that cannot be
+         read.
 """
 
 from datetime import datetime
@@ -107,7 +108,7 @@ def waiting_key(order_id: str, offset: int) -> bytes:
 
 def _decode(decoder: "msgspec.msgpack.Decoder[_T]", form: bytes, data: bytes) -> _T:
     if data[:1] != form:
-        raise HistoryError(f"a changelog record has form {data[:1]!r}, this version reads {form!r}")
+        raise HistoryError(f"a changelog record has format byte {data[:1]!r}, this version reads {form!r}")
     try:
         return decoder.decode(memoryview(data)[1:])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ _is_correlation_id: Final = re.compile(CORRELATION_ID_PATTERN).match
 def with_ids(command: _C) -> _C:
     """Return the command; raise DecodeError if its command_id, order_id or correlation_id is out of range.
 
-    A rejection contains all three, so it cannot answer such a command.
+    A rejection must contain all three, so such a command becomes a dead letter.
     As patterns of the struct, msgspec would check them in twice the time, which is half the time of decoding JSON.
     """
     if not is_id(command.command_id):

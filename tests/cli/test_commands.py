@@ -221,7 +221,7 @@ def test_topics_are_created_once_and_checked(service):
     for state in ("created", "exists"):
         told = cli.json("topics", "create")
         assert {(topic["topic"], topic["state"]) for topic in told} == {(name, state) for name in names}
-    assert cli.json("topics", "check") == [{"ok": True, "faults": [], "mend": [], "risks": []}]
+    assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
     other = CommandLine(cli.environment | {"ORDERS_PARTITIONS": "2"})
     assert "ORDERS_PARTITIONS says 2" in other("topics", "check", code=13).stderr
 
@@ -236,4 +236,4 @@ def test_without_a_worker_a_command_stays_undecided(service):
     cli = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": prefix, "ORDERS_PARTITIONS": "1"})
     cli("topics", "create")
     said = cli("deliver", "order-1", "--wait", "0.5", code=1).stdout
-    assert said.startswith("undecided: no outcome within 0.5 s; it is in Kafka and will be decided.")
+    assert said.startswith("undecided: no outcome within 0.5 s. The command is in Kafka and will be decided.")

@@ -30,7 +30,7 @@ def test_a_whole_history_has_no_fault_and_ends_delivered():
         pytest.param([*HISTORY, HISTORY[4]], "version 5 follows version 5", id="an event stands twice"),
         pytest.param(
             [seen(but(order_created, actor="user:eve")), *HISTORY[1:]],
-            "version 2 does not have the digest of version 1 in Kafka",
+            "previous_digest of version 2 differs from the digest of version 1 in Kafka",
             id="an event was changed",
         ),
         pytest.param(

@@ -1,4 +1,4 @@
-"""Every sequence of commands up to a depth, walked beside a model that knows only the table of DESIGN, section 3.
+"""Every sequence of commands up to a depth, walked beside a model that knows only the table of rules.
 
 The walk is a tree: sequences share the answers to what they begin with alike.
 """

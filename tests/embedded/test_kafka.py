@@ -258,7 +258,7 @@ def test_a_taken_port_is_one_line_that_names_the_setting(tmp_path):
 )
 def test_a_broker_that_ends_at_once_says_why(tmp_path, says, hint):
     broker = Broker(["sh", "-c", f"echo {shlex.quote(says)}; exit 1"], tmp_path, free_port())
-    with pytest.raises(EmbeddedError, match=rf"^Kafka ended during its start: .*{hint}.*kafka\.log\)$"):
+    with pytest.raises(EmbeddedError, match=rf"^Kafka exited while starting: .*{hint}.*kafka\.log\)$"):
         broker.start()
 
 

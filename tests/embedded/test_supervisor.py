@@ -179,7 +179,7 @@ async def test_the_next_child_starts_when_the_one_before_is_ready(tmp_path):
 async def test_a_child_that_never_gets_ready_is_ended():
     lines = Lines()
     assert await run(python("worker", OBEYS, ready=lambda: False, ready_within_s=0.01), lines=lines) == 143
-    assert "worker | is not ready within 0.01 s, stopping it\n" in lines
+    assert "worker | was not ready within 0.01 s, stopping it\n" in lines
 
 
 async def test_output_can_go_to_a_file(tmp_path):

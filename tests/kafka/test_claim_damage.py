@@ -15,11 +15,16 @@ from tests.samples import create
 from tests.service import Service, histories, until
 
 BROKEN = {
-    "a newer form": ("table", b"order-x", b"\x02whatever", "has form b'\\x02', this version reads b'\\x01'"),
+    "a newer form": ("table", b"order-x", b"\x02whatever", "has format byte b'\\x02', this version reads b'\\x01'"),
     "another shape": ("table", b"order-x", b"\x01\x90", "cannot be read"),
     "a key that is no text": ("table", b"\xff\xfe", b"\x01\x90", "cannot be read"),
-    "a position of a newer form": ("table", POSITION_KEY, b"\x02whatever", "has form b'\\x02'"),
-    "a waiting command of a newer form": ("waiting", waiting_key("order-x", 3), b"\x03whatever", "has form b'\\x03'"),
+    "a position of a newer form": ("table", POSITION_KEY, b"\x02whatever", "has format byte b'\\x02'"),
+    "a waiting command of a newer form": (
+        "waiting",
+        waiting_key("order-x", 3),
+        b"\x03whatever",
+        "has format byte b'\\x03'",
+    ),
 }
 
 

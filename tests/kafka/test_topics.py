@@ -65,7 +65,7 @@ TABLE = {
     "table": CHANGELOG,
     "waiting": CHANGELOG,
 }
-"""DESIGN, section 2, on one broker."""
+"""The settings of each topic on one broker."""
 
 
 async def with_admin(service, work):
@@ -180,7 +180,7 @@ def test_less_is_refused_and_the_printed_lines_mend_it(service, tmp_path):
     assert told.stderr.splitlines() == [f"order-service: {fault}" for fault in expected]
     lines = told.stdout.splitlines()
     assert len(lines) == 6, "one line for each topic"
-    assert cli.json("topics", "check", code=13) == [{"ok": False, "faults": expected, "mend": lines, "risks": []}]
+    assert cli.json("topics", "check", code=13) == [{"ok": False, "faults": expected, "fix": lines, "risks": []}]
     run_lines(lines, tmp_path)
 
     def actual():
@@ -285,7 +285,7 @@ def test_replicas_are_as_many_as_the_cluster_can_have(users, tmp_path):
         assert len(told.stdout.splitlines()) == 6
         for topic in vars_of(service.names).values():
             set_config(service, topic, min_insync_replicas="2")
-        assert cli.json("topics", "check") == [{"ok": True, "faults": [], "mend": [], "risks": []}]
+        assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
         set_config(service, service.names.events, min_insync_replicas="3")
         [risk] = cli("topics", "check").stderr.splitlines()
         assert f"the topic {service.names.events} needs all of its 3 replicas in sync" in risk

@@ -24,6 +24,11 @@ def test_a_phrase_to_avoid_is_found_in_a_module(filled, phrases):
     assert [(found.phrase, found.line) for found in findings_in_python("m.py", MODULE % filled)] == phrases
 
 
+def test_a_phrase_to_avoid_is_found_in_a_formatted_string():
+    source = 'raise ValueError(f"asked {name} in vain")\n'
+    assert [(found.phrase, found.line) for found in findings_in_python("m.py", source)] == [("in vain", 1)]
+
+
 def test_a_phrase_to_avoid_is_found_in_a_document_outside_of_code():
     text = "Read `in vain` anew.\n```sh\necho anew\n```\nBy then, at all costs."
     assert [(found.phrase, found.line) for found in findings_in_text("d.md", text)] == [("anew", 1), ("at all", 5)]

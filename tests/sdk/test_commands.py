@@ -75,7 +75,7 @@ async def test_a_command_that_is_accepted_twice_is_answered_from_history(orders)
     order_id = next(ids)
     first = await orders.send(create_order(order_id))
     again = await orders.send(create_order(order_id))
-    assert again == Accepted(first.seen, repeated=True)
+    assert again == Accepted(first.record, repeated=True)
 
 
 async def test_a_command_that_is_refused_twice_is_answered_from_history(orders):
@@ -83,7 +83,7 @@ async def test_a_command_that_is_refused_twice_is_answered_from_history(orders):
     await orders.send(create_order(order_id))
     first = await orders.send(pay_order(order_id, amount=1))
     assert first.reason is Reason.PAYMENT_MISMATCH
-    assert await orders.send(pay_order(order_id, amount=1)) == Refused(first.seen, repeated=True)
+    assert await orders.send(pay_order(order_id, amount=1)) == Refused(first.record, repeated=True)
 
 
 async def test_a_refusal_that_no_order_remembers_is_the_answer_of_its_own_copy_only(orders):
@@ -95,7 +95,7 @@ async def test_a_refusal_that_no_order_remembers_is_the_answer_of_its_own_copy_o
     accepted = await orders.send(payment)
     assert isinstance(accepted, Accepted)
     assert (accepted.event.command_id, accepted.repeated) == (payment.command_id, False)
-    assert refused.seen.command_offset < accepted.seen.command_offset
+    assert refused.record.command_offset < accepted.record.command_offset
 
 
 async def test_copies_before_and_after_an_order_is_created_each_have_their_own_outcome(orders):
@@ -159,7 +159,7 @@ async def test_a_search_ends_with_the_last_answer(working, orders):
     order_id = next(ids)
     first = await orders.send(create_order(order_id))
     with unfinished(working, order_id):
-        assert await orders.send(create_order(order_id)) == Accepted(first.seen, repeated=True)
+        assert await orders.send(create_order(order_id)) == Accepted(first.record, repeated=True)
         search = orders._sender._outcomes._history
         await asyncio.wait_for(search.task, 30)
 

@@ -219,7 +219,7 @@ async def test_poison_is_the_callers_to_decide_on(service):
 
 
 async def test_a_position_in_another_log_is_refused(service):
-    with pytest.raises(HistoryError, match="before the position 7: it is another log"):
+    with pytest.raises(HistoryError, match="before the position 7: the topic was recreated"):
         async with OrderEvents.projection(start={0: 7}, settings=service.settings()):
             pass
 

@@ -62,7 +62,7 @@ async def test_every_kind_of_outcome():
         assert isinstance(placed.event.fact, OrderCreated)
         assert placed.event.fact.total == 2600
         again = await orders.create("order-1", "dana", "EUR", [mug], command_id="create-1", tax=100)
-        assert again == Accepted(placed.seen, repeated=True)
+        assert again == Accepted(placed.record, repeated=True)
         unknown = await orders.create("order-2", "eve", "EUR", [mug])
         assert isinstance(unknown, Refused)
         assert unknown.reason is Reason.USER_NOT_FOUND
@@ -95,10 +95,10 @@ async def test_a_refusal_is_repeated_too(orders):
     shop = orders.commands()
     await shop.send(create_order())
     first = await shop.send(pay_order(amount=1))
-    assert await shop.send(pay_order(amount=1)) == Refused(first.seen, repeated=True)
+    assert await shop.send(pay_order(amount=1)) == Refused(first.record, repeated=True)
     reused = await shop.send(pay_order())
     assert reused.reason is Reason.COMMAND_ID_REUSED
-    assert await shop.send(pay_order(amount=1)) == Refused(first.seen, repeated=True)
+    assert await shop.send(pay_order(amount=1)) == Refused(first.record, repeated=True)
 
 
 async def test_a_new_group_is_silent_about_history_and_goes_on_where_it_was(orders):

@@ -28,7 +28,7 @@ def test_without_views_it_says_so_and_makes_no_file(cli, command, tmp_path):
 def test_views_of_another_form_are_left_alone(cli, command, engine):
     with engine.begin() as connection:
         connection.execute(form.update().values(form=FORM - 1))
-    line = f"order-service: the views have form {FORM - 1}, this version reads form {FORM}\n"
+    line = f"order-service: the views have schema version {FORM - 1}, this program supports {FORM}\n"
     assert cli(*command, code=3).stderr == line
 
 
@@ -54,4 +54,4 @@ def test_a_stopped_partition_is_listed_with_1_and_skipped_once(cli, engine):
 def test_the_help_tells_to_remove_the_views_where_a_log_lost_its_end(cli):
     said = " ".join(cli("views", "--help").stdout.replace("│", " ").split())
     assert "If a log lost its end, remove the views" in said
-    assert "`skip` stops again while the log ends before the views" in said
+    assert "After `skip` the partition stops again while the log is shorter" in said

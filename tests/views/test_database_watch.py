@@ -2,15 +2,24 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 from sqlalchemy import event, make_url
+from sqlalchemy.exc import OperationalError
 
 from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import open_database, prepare
+from order_service.web.http.problems import Trouble
 from order_service.web.process import Readiness
+
+
+def refused_by(readiness):
+    """Return the type and the detail of the problem that a request gets."""
+    problem = readiness.problem()
+    return problem.kind, problem.detail
 
 
 class Hanging:
@@ -56,8 +65,29 @@ async def test_a_question_of_the_http_server_that_is_open_for_long_is_a_fault(ha
     asking = asyncio.create_task(readiness.check())
     assert await asyncio.to_thread(hanging.asked.wait, 30)
     assert readiness.faults() == ["the views are being opened"]
+    assert refused_by(readiness) == (Trouble.VIEWS_NOT_READY, "The views are being opened.")
     now_s[0] += 16
     assert readiness.faults() == ["the database has not answered for 16 s"]
+    assert refused_by(readiness) == (Trouble.SERVICE_UNAVAILABLE, "The database has not answered for 16 s.")
     hanging.answers.set()
     await asking
     assert readiness.faults() == ["the views are being built"]
+    assert refused_by(readiness) == (Trouble.VIEWS_NOT_READY, "The views are being built.")
+
+
+async def test_a_database_that_refuses_is_a_problem_of_the_service_and_not_of_the_views():
+    class Views:
+        error = OperationalError("SELECT 1", {}, Exception("no connection"))
+
+        def faults(self):
+            if self.error is not None:
+                raise self.error
+            return []
+
+    views: Any = Views()
+    readiness = Readiness(views)
+    await readiness.check()
+    assert refused_by(readiness) == (Trouble.SERVICE_UNAVAILABLE, "The database is unavailable: OperationalError.")
+    views.error = None
+    await readiness.check()
+    assert (readiness.problem(), readiness.faults()) == (None, [])

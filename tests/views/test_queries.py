@@ -187,7 +187,7 @@ def test_views_that_are_not_there_or_not_built_are_not_to_be_read(engine, projec
     assert views.faults() == []
     with engine.begin() as connection:
         connection.execute(form.update().values(form=FORM + 1))
-    assert views.faults() == [f"the views have form {FORM + 1}, this version reads form {FORM}"]
+    assert views.faults() == [f"the views have schema version {FORM + 1}, this program supports {FORM}"]
     with engine.begin() as connection:
         connection.execute(form.delete())
         form.drop(connection)

@@ -62,6 +62,6 @@ def application_alone(directory: Path) -> Iterator[web.Application]:
         streams = Streams(poller)
         outcomes = CommandResults(views, poller, CommandsTopic(settings), waiting_max=10)
         api = Api(views, poller, outcomes, streams, Live(views, poller, streams, names.events, streams_max=10))
-        yield Server(api, Everybody(), Limits(50), faults=list, names=names, partitions=4).application()
+        yield Server(api, Everybody(), Limits(50), not_ready=lambda: None, names=names, partitions=4).application()
     finally:
         engine.dispose()

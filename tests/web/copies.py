@@ -156,7 +156,7 @@ class World:
         outcomes = CommandResults(self.views, poller, topic, waiting_max=100)
         live = Live(self.views, poller, streams, topic_names().events, streams_max=10)
         api = Api(self.views, poller, outcomes, streams, live)
-        server = Server(api, Everybody(), Limits(1000), faults=list, names=topic_names(), partitions=1)
+        server = Server(api, Everybody(), Limits(1000), not_ready=lambda: None, names=topic_names(), partitions=1)
         running = asyncio.create_task(poller.run())
         async with TestClient(TestServer(server.application())) as client:
             yield Caller(client)

@@ -139,6 +139,13 @@ async def test_one_subject_holds_a_quarter_of_the_places_and_gets_them_back():
     assert isinstance(await held(outcomes, "user:dana", 4), asyncio.Task)
 
 
+async def test_a_server_that_stops_refuses_a_new_command_with_service_unavailable():
+    silence: Any = Silence()
+    outcomes = CommandResults(silence, silence, silence, waiting_max=8)
+    await outcomes.stop()
+    assert await held(outcomes, "user:dana", 1) is Trouble.SERVICE_UNAVAILABLE
+
+
 async def test_a_command_that_cannot_be_sent_for_whatever_reason_leaves_nobody_waiting():
     class Broken(Silence):
         async def wake(self):

@@ -43,7 +43,9 @@ def test_a_record_comes_out_as_it_went_in(decode, record):
 @pytest.mark.parametrize(("decode", "record"), CODECS)
 @pytest.mark.parametrize("form", [b"", b"\0", b"\x03"])
 def test_another_form_is_refused_and_named(decode, record, form):
-    with pytest.raises(HistoryError, match=re.escape(f"has form {form!r}, this version reads {encode(record)[:1]!r}")):
+    with pytest.raises(
+        HistoryError, match=re.escape(f"has format byte {form!r}, this version reads {encode(record)[:1]!r}")
+    ):
         decode(form + (encode(record)[1:] if form else b""))
 
 

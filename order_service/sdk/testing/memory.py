@@ -42,7 +42,7 @@ class InMemoryOrders:
     def __init__(self, *, check_user: CheckUser = _is_active, partitions: int = 4) -> None:
         self.names = topic_names()
         self.records: list[ConsumerRecord] = []
-        self.places: dict[str, dict[int, int]] = {}
+        self.offsets: dict[str, dict[int, int]] = {}
         """The next offset of each partition, for each group that was opened."""
         self.is_ended = False
         self._check_user = check_user
@@ -246,8 +246,8 @@ class _GroupLog(_MemoryLog):
 
     async def open(self) -> None:
         """Start at the offsets of the group, or at the end for a new group."""
-        self._at = dict(self._orders.places.setdefault(self._group, self._orders.ends))
+        self._at = dict(self._orders.offsets.setdefault(self._group, self._orders.ends))
 
     def mark_done(self, record: ConsumerRecord) -> None:
         """Store the next offset of the group."""
-        self._orders.places[self._group][record.partition] = record.offset + 1
+        self._orders.offsets[self._group][record.partition] = record.offset + 1

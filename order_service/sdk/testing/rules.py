@@ -29,9 +29,10 @@ class Answered(Struct, frozen=True):
                 return None
 
     def then(self, *expected: Fact | Reason) -> None:
-        """Check that the command led to this fact or was refused for this reason; without an argument, that it repeats.
+        """Check that the command led to this fact or was refused for this reason.
 
-        Raises AssertionError with the expected and the actual outcome.
+        Without an argument, check that the command is a repeat. Raises AssertionError with the expected and the actual
+        outcome.
         """
         actual = () if self.outcome is None else (self.outcome,)
         if actual != expected:

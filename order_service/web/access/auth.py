@@ -62,7 +62,10 @@ class Caller(Struct, frozen=True):
         return self.may(Scope.READ) if self.is_service else self.subject == user_id
 
     def sees_attempts_of(self, actor: str) -> bool:
-        """Return whether the caller may see the refused commands of `actor`: users not those of other users."""
+        """Return whether the caller may see the refused commands of `actor`.
+
+        Services see all. Users see their own and those of services, but not those of other users.
+        """
         return self.is_service or actor == self.actor or not actor.startswith("user:")
 
 

@@ -205,8 +205,7 @@ class CommandQuery(Query):
         None,
         pattern=COPY_ID,
         description=(
-            "The copy of the command from a 202 response; the outcome of this copy is returned. Opaque. The "
-            "service does not store which copies it has sent: for an unknown one it returns 202 as well."
+            "The `copy_id` of a 202. Opaque. An unknown one also gets 202, because issued ids are not stored."
         ),
     )
 

@@ -34,15 +34,16 @@ result.
 **Idempotency.** Send an `Idempotency-Key` with a command, and repeat both as often as you like. The command is applied
 once, and every repeat gets the first response, marked `Idempotency-Replayed: true`.
 
-**Waiting.** A response waits for the decision for the time in `Prefer: wait=<seconds>`: 5 by default, 30 at most. After
-that, the status is 202. Poll `Location`, on any server, for the outcome of this copy of the command. The repeat of a
-command that waits for the User Service may be dropped, and can stay 202: send it once more with its key.
+**Waiting.** A response waits up to `Prefer: wait=<seconds>` (default 5, maximum 30); then the status is 202. Poll
+`Location`, on any server, for the outcome of this copy of the command. If you repeat a command while an earlier copy
+waits for the User Service, the repeat may be dropped and its `Location` may stay 202. Send the command again with the
+same key.
 
 **Concurrency.** `ETag` is the version of an order. Sent back as `If-Match`, it applies a command to that version only;
 for any other version the command is refused with 412.
 
-**Problems.** Every error response is an RFC 9457 problem. Its `type` is [a page on this server](/problems) with cause
-and cure. A problem never repeats what was sent.
+**Problems.** Every error response is an RFC 9457 problem. Its `type` is [a page on this server](/problems) with the
+cause and what to do. A problem never repeats what was sent.
 
 **Evolution.** Responses may get new members: ignore unknown ones. Requests with unknown members are refused.
 """

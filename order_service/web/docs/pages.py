@@ -95,7 +95,7 @@ async def problem(request: web.Request) -> web.Response:
     routes = "\n".join(f"<li><code>{escape(route)}</code>" for route in described["routes"])
     body = (
         f"<p><code>{described['type']}</code>, status {described['status']}\n"
-        f"<h2>Cause</h2>\n<p>{escape(described['cause'])}\n<h2>Cure</h2>\n<p>{escape(described['cure'])}\n"
+        f"<h2>Cause</h2>\n<p>{escape(described['cause'])}\n<h2>What to do</h2>\n<p>{escape(described['cure'])}\n"
         f'<h2>Routes that return it</h2>\n<ul>\n{routes}\n</ul>\n<p><a href="/problems">All problems</a>'
     )
     return _page(request, described["title"], body, described)

@@ -93,7 +93,8 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
     Trouble.TOO_LARGE: Meaning("The body is larger than 64 KiB.", "Reduce the body to 64 KiB or less."),
     Trouble.TOO_SLOW: Meaning("The body was not received within 15 s.", "Send the complete body within 15 s."),
     Trouble.TOO_MANY_REQUESTS: Meaning(
-        "The rate limit is exceeded, or too many requests are waiting.", "Retry after `Retry-After` seconds."
+        "The rate limit is exceeded, too many requests are waiting, or too many event streams are open.",
+        "Retry after `Retry-After` seconds.",
     ),
     Trouble.BAD_REQUEST: Meaning(
         "The request is not well-formed HTTP.", "Correct the request line, the headers or the chunks of the body."
@@ -111,7 +112,7 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
 }
 
 ALL: Final = dict[Kind, Meaning]([*MEANINGS.items(), *TROUBLES.items()])
-"""All problem types, with cause and cure."""
+"""All problem types, with the cause and what to do."""
 
 
 class Fault(Struct, frozen=True):

@@ -173,7 +173,7 @@ def _visible_ascii(headers: Mapping[str, str], name: str) -> str | None:
 
 def _refuse_duplicates(members: list[tuple[str, Any]]) -> None:
     if len(dict(members)) < len(members):
-        raise Problem(Trouble.INVALID_BODY, errors=[Fault("", "must have each field of an object once")])
+        raise Problem(Trouble.INVALID_BODY, errors=[Fault("", "must not have duplicate fields")])
 
 
 def _version(tag: ETag) -> int | None:

@@ -111,7 +111,7 @@ class Order {
     if (isNews) this.page.tell(entries.map(newsOf).join("; "));
   }
 
-  /** Draw new entries of the timeline: events by version, a refused command after the version that refused it. */
+  /** Draw new timeline entries: events by version, a refused command after the version at which it was refused. */
   #drawTimeline(isNews) {
     const sorted = [...this.#entries.values()].sort(
       (a, b) => a.message.version - b.message.version || b.isEvent - a.isEvent || new Date(a.at) - new Date(b.at),
