@@ -75,8 +75,8 @@ def test_a_wrong_call_ends_with_2_and_says_what_is_wrong(arguments, said):
         pytest.param("[]", "is not one JSON object", id="a list"),
         pytest.param("{", "is not one JSON object", id="cut short"),
         pytest.param('{"lines": [], "colour": 1}', "contains an unknown field", id="an unknown field"),
-        pytest.param('{"order_id": "other"}', "another order_id", id="another order"),
-        pytest.param('{"type": "PayOrder"}', "another type", id="another command"),
+        pytest.param('{"order_id": "other"}', "order_id differs between file and command line", id="another order"),
+        pytest.param('{"type": "PayOrder"}', "type differs between file and command line", id="another command"),
     ],
 )
 def test_a_file_that_is_no_order_is_a_wrong_call(tmp_path, body, said):

@@ -248,7 +248,7 @@ async def test_fresh_views_of_a_partition_without_its_head_begin_where_it_begins
 async def test_a_partition_that_the_topics_no_longer_have_is_another_log(projection):
     projection.positions([EVENTS, TopicPartition(EVENTS.topic, EVENTS.partition + 1)])
     with pytest.raises(
-        HistoryError, match=r"the views have read .*-[0-9]+, which does not exist: they belong to another"
+        HistoryError, match=r"the views have read .*-[0-9]+, which does not exist: the views were built from another"
     ):
         await follow(cast("Any", Log({EVENTS: 0})), projection, Progress())
 
