@@ -7,13 +7,12 @@ from msgspec import Struct
 
 from order_service.wire.schemas.files import NAMESPACE
 
-UNITS: Final = (
-    ("milliseconds since", "ms since 1970 UTC"),
-    ("minor units", "minor units"),
-    ("pieces", "pieces"),
-    ("version", "events"),
-)
-"""The unit of a number, by the words that stand for it in the documentation of its field."""
+UNITS: Final = {
+    **dict.fromkeys(("amount", "discount", "refund_due", "shipping", "tax", "total", "unit_price"), "minor units"),
+    **dict.fromkeys(("version", "expected_version"), "events"),
+    "quantity": "pieces",
+}
+"""The unit of each field that is a number, by its name."""
 
 
 class Field(Struct, frozen=True):
@@ -35,7 +34,7 @@ def _fields(record: dict[str, Any], before: str, named: dict[str, str]) -> Itera
         kind = _type(field["type"], named)
         default = field.get("default")
         suffix = "" if default is None else f", default {default}"
-        yield Field(before + field["name"], kind + suffix, _unit(kind, field["doc"]), field["doc"])
+        yield Field(before + field["name"], kind + suffix, _unit(kind, field["name"]), field["doc"])
         for inner in _records(field["type"]):
             yield from _fields(inner, f"{before}{field['name']}[].", named)
 
@@ -68,7 +67,8 @@ def _records(avro: Any) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _unit(kind: str, doc: str) -> str:
-    if not kind.startswith(("long", "timestamp")):
-        return ""
-    return next((unit for words, unit in UNITS if words in doc), "")
+def _unit(kind: str, name: str) -> str:
+    """Return the unit of a field, empty if it is not a number. A number without a unit is a KeyError."""
+    if kind.startswith("timestamp"):
+        return "ms since 1970 UTC"
+    return UNITS[name] if kind.startswith("long") else ""
