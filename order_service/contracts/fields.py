@@ -68,7 +68,7 @@ def _records(avro: Any) -> Iterator[dict[str, Any]]:
 
 
 def _unit(kind: str, name: str) -> str:
-    """Return the unit of a field, empty if it is not a number. A number without a unit is a KeyError."""
+    """Return the unit of a field, or an empty text if it has none."""
     if kind.startswith("timestamp"):
         return "ms since 1970 UTC"
-    return UNITS[name] if kind.startswith("long") else ""
+    return UNITS.get(name, "") if kind.startswith("long") else ""
