@@ -68,7 +68,7 @@ def _records(avro: Any) -> Iterator[dict[str, Any]]:
 
 
 def _unit(kind: str, name: str) -> str:
-    """Return the unit of a field, or an empty text if it has none."""
+    """Return the unit of a field, or an empty string for a field without a unit."""
     if kind.startswith("timestamp"):
         return "ms since 1970 UTC"
     return UNITS.get(name, "") if kind.startswith("long") else ""
