@@ -475,17 +475,21 @@ class Run:
 
     def _begin_again(self, fault: Fault) -> None:
         """Begin a fault again when all lanes run: where nobody writes, nothing is compacted either."""
-        if self._sender.is_alive() and self._fleet.measure().lanes < PARTITIONS:
+        if self._waits_for_lanes():
             self._do_in(AGAIN_S, partial(self._begin_again, fault))
         else:
             self._befall(fault)
 
     def _when_all_run(self, work: Callable[[Fault], int], fault: Fault) -> int:
         """Let a fault happen when all lanes run: one after the other, such faults would never let some of them run."""
-        if self._sender.is_alive() and self._fleet.measure().lanes < PARTITIONS:
+        if self._waits_for_lanes():
             self._do_in(AGAIN_S, partial(self._befall, fault))
             return 0
         return work(fault)
+
+    def _waits_for_lanes(self) -> bool:
+        """Return whether commands come while not all lanes run."""
+        return self._sender.is_alive() and self._fleet.measure().lanes < PARTITIONS
 
     def _note_disturbances(self) -> None:
         """Note as soon as a proxy has disturbed a connection: whose it was is not known."""
@@ -497,7 +501,7 @@ class Run:
     def _begin_compaction(self, fault: Fault) -> int:
         """Begin a compaction while commands come: a segment that nothing more is written to is never cleaned."""
         if not self._sender.is_alive():
-            self._say("compaction: did not happen before all commands were sent")
+            self._count_or_plan_again(fault, has_happened=False)
             return 0
         return self._begin_aside(self._compact, fault)
 
