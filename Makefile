@@ -60,24 +60,24 @@ contracts: setup ## generate the AsyncAPI document, the catalogue of events and 
 
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS
 chaos: setup ## inject faults under load, then count what was lost or doubled: four minutes (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS)
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m chaos
 
 # With an even seed all workers are static members. At 4,000/s one machine cannot also run callers and readers.
 WORKERS_ONLY := kill term pause join leave broker network users compaction foreign-transaction stranger clock long-pause static
 proof: setup ## the long runs of the proof, one after the other: two hours
-	for seed in 1 2 3; do SEED=$$seed $(BIN)/python -m tests.faults && SEED=$$seed BROKERS=3 RATE=20 $(BIN)/python -m tests.faults || exit; done
-	SEED=1 COMMANDS=400000 ORDERS=50000 RATE=800 FAULTS=80 OLD=200000 $(BIN)/python -m tests.faults
-	SEED=2 COMMANDS=400000 ORDERS=50000 RATE=4000 FAULTS=14 KINDS="$(WORKERS_ONLY)" $(BIN)/python -m tests.faults
-	SEED=3 COMMANDS=100000 ORDERS=20000 RATE=120 FAULTS=20 BROKERS=3 KINDS="broker outside partition-away unwritable" $(BIN)/python -m tests.faults
-	SEED=4 COMMANDS=30000 ORDERS=3000 RATE=150 FAULTS=44 KINDS="network static" $(BIN)/python -m tests.faults
-	SEED=5 COMMANDS=30000 ORDERS=3000 RATE=150 FAULTS=12 OLD=1000000 KINDS="kill pause large-table" $(BIN)/python -m tests.faults
-	$(BIN)/python -m tests.faults outage
+	for seed in 1 2 3; do SEED=$$seed $(BIN)/python -m chaos && SEED=$$seed BROKERS=3 RATE=20 $(BIN)/python -m chaos || exit; done
+	SEED=1 COMMANDS=400000 ORDERS=50000 RATE=800 FAULTS=80 OLD=200000 $(BIN)/python -m chaos
+	SEED=2 COMMANDS=400000 ORDERS=50000 RATE=4000 FAULTS=14 KINDS="$(WORKERS_ONLY)" $(BIN)/python -m chaos
+	SEED=3 COMMANDS=100000 ORDERS=20000 RATE=120 FAULTS=20 BROKERS=3 KINDS="broker outside partition-away unwritable" $(BIN)/python -m chaos
+	SEED=4 COMMANDS=30000 ORDERS=3000 RATE=150 FAULTS=44 KINDS="network static" $(BIN)/python -m chaos
+	SEED=5 COMMANDS=30000 ORDERS=3000 RATE=150 FAULTS=12 OLD=1000000 KINDS="kill pause large-table" $(BIN)/python -m chaos
+	$(BIN)/python -m chaos outage
 	$(BIN)/python -m bench soak
 
 fuzz: setup ## decode damaged bytes: a million from a seed, then RUNS more that a fuzzer steers (it keeps what it finds)
-	$(BIN)/python -m tests.faults.mutated
+	$(BIN)/python -m chaos.faults.damaged_bytes
 	$(UV) pip install --quiet --python $(BIN)/python atheris
-	$(BIN)/python -m tests.wire.fuzzed -runs=$(RUNS) -max_len=4096 tests/wire/corpus
+	$(BIN)/python -m tests.unit.wire.fuzzed -runs=$(RUNS) -max_len=4096 tests/unit/wire/corpus
 
 bench: setup ## measure throughput, latency, lookups, restore, takeover, memory and idling, and print the table: half an hour
 	$(BIN)/python -m bench

@@ -34,7 +34,7 @@ from bench.sizes import RUNS, SCALE
 from bench.table import Row, show
 from bench.watching import WrongResult
 from bench.world import World, warm_up
-from tests.broker import running_kafka
+from tests.support.kafka import running_kafka
 
 
 class Part(Struct, frozen=True):

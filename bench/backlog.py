@@ -15,7 +15,7 @@ from bench.world import World, topics
 from order_service.domain.messages import Command
 from order_service.wire.avro import encode_command as encode_avro
 from order_service.wire.commands import encode_json_command as encode_json
-from tests.service import Service
+from tests.support.service import Service
 
 ORDERS = scaled(50_000)
 COMMANDS = ORDERS * len(LIFE)

@@ -11,7 +11,7 @@ from bench.table import Row, Target
 from bench.watching import Seen, WrongResult
 from bench.world import World
 from order_service.local.broker import free_port
-from tests.service import WorkerProcess, until
+from tests.support.service import WorkerProcess, until
 
 WORKERS = 3
 PARTITIONS = 12

@@ -16,8 +16,8 @@ from bench.sizes import RUNS, scaled_s
 from bench.table import Row, Target, percentile
 from bench.world import World, stub
 from order_service.local.broker import free_port
-from tests.service import WorkerProcess
-from tests.web.shop import Shop as Site
+from tests.support.service import WorkerProcess
+from tests.support.shop import Shop as Site
 
 PER_S: Final = 200
 USERS_LATENCY_MS: Final = 5

@@ -16,8 +16,8 @@ from bench.table import Row, Target
 from bench.watching import WrongResult
 from bench.worker import BEAT_S, LOOP_LATE
 from bench.world import World
-from tests.faults.run import fill_tables
-from tests.service import WorkerProcess, until
+from chaos.run import fill_tables
+from tests.support.service import WorkerProcess, until
 
 ORDERS = scaled(4_000_000)
 PER_S = 100

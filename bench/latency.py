@@ -10,7 +10,7 @@ from bench.table import Row, Target, percentile
 from bench.watching import Seen, WrongResult, listen
 from bench.world import World
 from order_service.wire.commands import encode_json_command
-from tests.service import Service
+from tests.support.service import Service
 
 WARM_S = 3.0
 MEASURED_S = scaled_s(10.0)

@@ -20,7 +20,7 @@ from order_service.wire.headers import event_headers
 from order_service.worker.records import Record
 from order_service.worker.transactions import TurnProducer
 from order_service.worker.turn import MAX_COMMANDS
-from tests.samples import NOW
+from tests.support.samples import NOW
 
 
 def consume(pipe: "Connection[Any, Any]", servers: str, source: str, events: str, table: str) -> None:

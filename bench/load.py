@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 from bench.table import percentile
 from order_service.domain.messages import AmendOrder, Command, CreateOrder, DeliverOrder, Line, PayOrder, ShipOrder
 from order_service.wire.commands import partition_of
-from tests.service import enqueue
+from tests.support.service import enqueue
 
 HANGING = "slow-600000-"
 """The stub answers about such a user after ten minutes: that is, not while we measure."""

@@ -14,7 +14,7 @@ from bench.sizes import RUNS, scaled_s
 from bench.table import Row, Target, percentile
 from bench.world import World
 from order_service.users.stub import Mode
-from tests.service import Service, WorkerProcess, until
+from tests.support.service import Service, WorkerProcess, until
 
 PER_S: Final = 300
 STRANGERS_PER_S: Final = 20

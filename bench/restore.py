@@ -9,7 +9,7 @@ from bench.table import Row, Target
 from bench.watching import Ends
 from bench.world import World
 from order_service.wire.commands import encode_json_command
-from tests.service import Service, WorkerProcess
+from tests.support.service import Service, WorkerProcess
 
 ORDERS = scaled(100_000)
 SHOP = Shop("shop")

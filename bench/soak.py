@@ -24,7 +24,7 @@ from bench.watching import WrongResult
 from bench.world import World
 from order_service.domain.messages import AmendOrder, Command
 from order_service.wire.commands import encode_json_command
-from tests.service import WorkerProcess, enqueue, until
+from tests.support.service import WorkerProcess, enqueue, until
 
 SECONDS: Final = float(os.environ.get("SOAK_S", "1200"))
 ORDERS: Final = scaled(50_000)

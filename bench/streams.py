@@ -29,8 +29,8 @@ from order_service.domain.messages import AmendOrder
 from order_service.settings import Settings
 from order_service.views.tables import database_of, open_database, orders
 from order_service.wire.commands import encode_json_command
-from tests.service import Service, WorkerProcess, until
-from tests.web.shop import Shop as Site
+from tests.support.service import Service, WorkerProcess, until
+from tests.support.shop import Shop as Site
 
 READERS: Final = scaled(2_000)
 FEW: Final = 4

@@ -23,7 +23,7 @@ from order_service.domain.refusals import Status
 from order_service.settings import Settings
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database, order_events, orders
-from tests.service import Service
+from tests.support.service import Service
 
 ORDERS: Final = int(os.environ.get("VIEWS_EVENTS", scaled(120_000))) // len(LIFE)
 EVENTS: Final = ORDERS * len(LIFE)

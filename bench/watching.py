@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from msgspec import Struct
 
 from order_service.wire import avro
-from tests.service import Service, WorkerProcess
+from tests.support.service import Service, WorkerProcess
 
 STILL_S = 2.0
 SILENCE_S = 30.0

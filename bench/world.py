@@ -19,7 +19,7 @@ from bench.processes import running
 from bench.watching import Ends
 from order_service.local.broker import free_port
 from order_service.users.stub import serve_stub
-from tests.service import Service, StubThread, until
+from tests.support.service import Service, StubThread, until
 
 WARM_TRANSACTIONS = 200
 WARM_RECORDS = 1_000  # in each of them

@@ -1,0 +1,98 @@
+"""Partitions move between workers that join, leave, die and fall asleep: nothing is lost, doubled or out of order."""
+
+import signal
+from contextlib import contextmanager
+
+from order_service.users.stub import Mode
+from tests.support.samples import SHOP, but, create, pay
+from tests.support.service import GRACE_S, histories, until
+
+
+@contextmanager
+def hanging(users):
+    """Let the User Service answer nobody."""
+    users.stub.mode = Mode.HANG
+    try:
+        yield
+    finally:
+        users.stub.mode = Mode.OK
+
+
+def test_whatever_happens_to_the_workers_each_command_has_one_outcome(service):
+    commands = histories(300)
+    killed, sleeper = service.start_worker(), service.start_worker()
+    killed.wait_ready()
+    sleeper.wait_ready()
+    with service.sending(commands, per_s=150):
+        service.wait_outcomes(150)
+        killed.send(signal.SIGKILL)
+        joining = service.start_worker().wait_ready()
+        until(lambda: joining.lanes() + sleeper.lanes() == 4, "the dead worker's lanes have moved")
+        sleeper.send(signal.SIGSTOP)
+        joining.wait_lanes(4)
+        sleeper.send(signal.SIGCONT)
+        last = service.start_worker().wait_ready()
+        joining.send(signal.SIGTERM)
+        assert joining.wait_ended(within_s=GRACE_S) == 0
+    service.wait_outcomes(len(commands))
+    assert sleeper.process.poll() in {None, 10, 12}  # a member again, fenced, or too late for its own commit
+    assert last.process.poll() is None
+    service.check(commands)
+
+
+def test_lanes_that_stay_are_kept(service):
+    commands = histories(40)
+    first = service.start_worker().wait_lanes(4)
+    service.send(commands[:100])
+    service.wait_outcomes(100)
+    with service.sending(commands[100:], per_s=40):
+        second = service.start_worker().wait_lanes(2)
+        first.wait_lanes(2)
+    service.wait_outcomes(len(commands))
+    assert [line["kept"] for line in first.lines("Lane started.")] == [False] * 4 + [True] * 2
+    assert [line["kept"] for line in second.lines("Lane started.")] == [False] * 2
+    service.check(commands)
+
+
+def has_written_its_positions(service):
+    """Return whether the newest position of each partition knows the last batch of events, so that no other follows."""
+    batches: dict[int, dict[int, int]] = {}
+    for event in service.read(service.names.events):  # the events of a batch have one append time
+        batches.setdefault(event.partition(), {}).setdefault(event.timestamp()[1], event.offset())
+    positions = service.positions()
+    return all(positions[partition].ends.events > max(firsts.values()) for partition, firsts in batches.items())
+
+
+def test_a_lane_that_another_worker_changed_without_moving_its_position_is_not_kept(service):
+    creates = [but(create, order_id=f"order-{n}", command_id=f"create-{n}", actor=SHOP) for n in range(20)]
+    payments = [but(pay, order_id=f"order-{n}", command_id=f"pay-{n}") for n in range(20)]
+    sleeper = service.start_worker().wait_lanes(4)
+    service.send(creates)
+    service.wait_outcomes(20)
+    until(lambda: has_written_its_positions(service), "the sleeper has nothing left to write")
+    sleeper.send(signal.SIGSTOP)
+    other = service.start_worker(ORDERS_PAYMENT_DUE_S="1")
+    service.wait_outcomes(40)  # its timers have cancelled all orders
+    other.send(signal.SIGTERM)
+    assert other.wait_ended(within_s=GRACE_S) == 0
+    sleeper.send(signal.SIGCONT)
+    until(lambda: len(sleeper.lines("Lane started.")) == 8, "the sleeper claims its lanes again")
+    assert not any(line["kept"] for line in sleeper.lines("Lane started."))
+    service.send(payments)
+    service.wait_outcomes(60)
+    assert [rejection.reason for rejection in service.rejections()] == ["order_cancelled"] * 20
+
+
+def test_an_order_whose_user_is_known_to_its_new_worker_does_not_wait_on(service, users):
+    orders = [but(create, order_id=f"order-{n}", command_id=f"create-{n}", actor=SHOP) for n in range(20)]
+    knowing = service.start_worker().wait_lanes(4)
+    service.send(orders[:1])
+    service.wait_outcomes(1)
+    with hanging(users):
+        other = service.start_worker().wait_lanes(2)
+        service.send(orders[1:])
+        until(service.waiting, "the other worker waits for the user")
+        other.send(signal.SIGKILL)
+        knowing.wait_lanes(4)
+        service.wait_outcomes(len(orders), within_s=20)
+    service.check(orders)

@@ -1,0 +1,355 @@
+"""The topics keep what the table of topics says, or more; with less a worker does not run and says what mends it."""
+
+import asyncio
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewPartitions,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from order_service.domain.messages import Command
+from order_service.errors import TopicsError
+from order_service.kafka.connection import ask_admin
+from order_service.kafka.topics import (
+    FIX_HINT,
+    check_topics,
+    create_topics,
+    in_sync_for,
+    replicas_for,
+    topic_configs,
+)
+from order_service.local.broker import free_port
+from order_service.local.kafka import Embedded, cache_dir, choose_kafka, fetch_jars
+from order_service.settings import Settings
+from order_service.worker.monitoring.topic_watch import TopicWatch
+from tests.support.kafka import running_broker
+from tests.support.command_line import CommandLine
+from chaos.cluster import Cluster
+from tests.support.samples import but, create
+from tests.support.service import PATIENCE_S, Service, until, vars_of
+
+MIB = 1024 * 1024
+HOUR_MS = 3600 * 1000
+DAY_MS = 24 * HOUR_MS
+ALL = {
+    "retention.bytes": "-1",
+    "unclean.leader.election.enable": "false",
+    "message.timestamp.type": "LogAppendTime",
+    "min.insync.replicas": "1",
+}
+CHANGELOG = ALL | {
+    "cleanup.policy": "compact",
+    "segment.bytes": str(64 * MIB),
+    "segment.ms": str(HOUR_MS),
+    "max.compaction.lag.ms": str(HOUR_MS),
+    "max.message.bytes": str(4 * MIB),
+    "delete.retention.ms": str(25 * HOUR_MS),
+}
+LOG = ALL | {"cleanup.policy": "delete", "max.message.bytes": str(4 * MIB)}
+TABLE = {
+    "commands": LOG | {"retention.ms": str(7 * DAY_MS), "max.message.bytes": str(MIB)},
+    "events": LOG | {"retention.ms": "-1"},
+    "rejections": LOG | {"retention.ms": str(30 * DAY_MS)},
+    "dead_letters": LOG | {"retention.ms": str(30 * DAY_MS)},
+    "table": CHANGELOG,
+    "waiting": CHANGELOG,
+}
+"""The settings of each topic on one broker."""
+
+
+async def with_admin(service, work):
+    return await ask_admin(service.settings(), lambda admin: work(admin, service.settings()))
+
+
+def faults(service):
+    """Return what `check_topics` says against the topics."""
+    with pytest.raises(TopicsError) as raised:
+        asyncio.run(with_admin(service, check_topics))
+    *said, cure = str(raised.value).split("; ")
+    assert cure == FIX_HINT
+    return said
+
+
+def set_config(service, topic, **values):
+    """Set some settings of a topic, underscores for dots."""
+    entries = [
+        ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+        for key, value in values.items()
+    ]
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+    for future in service.kafka.incremental_alter_configs([resource]).values():
+        future.result(30)
+    field = next(field for field, name in vars_of(service.names).items() if name == topic)
+    until(
+        lambda: all(configs(service)[field][entry.name].value == entry.value for entry in entries),
+        "the broker has the settings from its controller",
+    )
+
+
+def configs(service):
+    """Return the settings of each topic, by its field."""
+    resources = {ConfigResource(ResourceType.TOPIC, getattr(service.names, field)): field for field in TABLE}
+    return {
+        resources[resource]: future.result(30)
+        for resource, future in service.kafka.describe_configs(list(resources)).items()
+    }
+
+
+def delete(service, *topics):
+    """Delete topics, and wait until the broker's metadata is without them."""
+    for future in service.kafka.delete_topics(list(topics)).values():
+        future.result(30)
+    until(lambda: not set(topics) & service.kafka.list_topics(timeout=30).topics.keys(), "topics are deleted")
+
+
+def run_lines(lines, directory):
+    """Run shell lines with Kafka's own tools, as an operator does."""
+    choice = choose_kafka(Settings(kafka="embedded"))
+    assert isinstance(choice, Embedded)
+    java = f"{choice.java} -XX:TieredStopAtLevel=1 -cp '{fetch_jars(choice.mvn, cache_dir())}/*'"
+    tools = {
+        "kafka-configs": "kafka.admin.ConfigCommand",
+        "kafka-reassign-partitions": "org.apache.kafka.tools.reassign.ReassignPartitionsCommand",
+    }
+    script = Path(directory, "mend.sh")
+    functions = [f'{name}() {{ {java} {main} "$@"; }}' for name, main in tools.items()]
+    script.write_text("\n".join(["set -e", *functions, *lines]))
+    done = subprocess.run(["bash", script], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_topics_are_created_once_and_as_the_table_says(service):
+    asyncio.run(with_admin(service, check_topics))
+    assert asyncio.run(with_admin(service, create_topics)) == []
+    for field, actual in configs(service).items():
+        assert {key: actual[key].value for key in TABLE[field]} == TABLE[field]
+        # of the topic itself: not what the broker has as its default today
+        assert {actual[key].source for key in TABLE[field]} == {ConfigSource.DYNAMIC_TOPIC_CONFIG.value}
+    described = service.kafka.list_topics(timeout=30).topics
+    assert {len(described[getattr(service.names, field)].partitions) for field in TABLE} == {4}
+
+
+def test_a_worker_accepts_topics_that_keep_more(service):
+    names = service.names
+    set_config(service, names.commands, retention_ms=str(14 * DAY_MS), max_message_bytes=str(10 * MIB))
+    set_config(service, names.rejections, retention_ms="-1")
+    set_config(service, names.dead_letters, retention_ms=str(90 * DAY_MS))
+    set_config(service, names.table, delete_retention_ms=str(7 * DAY_MS), max_compaction_lag_ms="60000")
+    set_config(service, names.waiting, max_compaction_lag_ms=str(7 * DAY_MS), segment_ms="60000")
+    asyncio.run(with_admin(service, check_topics))
+    assert CommandLine(service.environment).json("topics", "create")[-1]["state"] == "exists"
+    service.start_worker().wait_ready()
+
+
+def test_less_is_refused_and_the_printed_lines_mend_it(service, tmp_path):
+    names = service.names
+    set_config(service, names.commands, retention_ms="1000", max_message_bytes="1000", cleanup_policy="compact,delete")
+    set_config(service, names.events, retention_ms=str(30 * DAY_MS), retention_bytes=str(1024 * MIB))
+    set_config(service, names.rejections, unclean_leader_election_enable="true", min_insync_replicas="2")
+    set_config(service, names.dead_letters, message_timestamp_type="CreateTime")
+    set_config(service, names.table, delete_retention_ms=str(DAY_MS), max_compaction_lag_ms=str(7 * DAY_MS + 1))
+    set_config(service, names.waiting, cleanup_policy="delete", retention_bytes="1000")
+    expected = [
+        f"the topic {names.commands} has cleanup.policy=compact,delete, expected delete",
+        f"the topic {names.commands} has max.message.bytes=1000, expected at least {MIB}",
+        f"the topic {names.commands} has retention.ms=1000, expected at least {7 * DAY_MS}",
+        f"the topic {names.dead_letters} has message.timestamp.type=CreateTime, expected LogAppendTime",
+        f"the topic {names.events} has retention.bytes={1024 * MIB}, expected -1",
+        f"the topic {names.events} has retention.ms={30 * DAY_MS}, expected -1",
+        f"the topic {names.rejections} has min.insync.replicas=2, expected 1 of 1 replicas",
+        f"the topic {names.rejections} has unclean.leader.election.enable=true, expected false",
+        f"the topic {names.table} has delete.retention.ms={DAY_MS}, expected at least {25 * HOUR_MS}",
+        f"the topic {names.table} has max.compaction.lag.ms={7 * DAY_MS + 1}, expected at most {7 * DAY_MS}",
+        f"the topic {names.waiting} has cleanup.policy=delete, expected compact",
+        f"the topic {names.waiting} has retention.bytes=1000, expected -1",
+    ]
+    assert faults(service) == expected
+    cli = CommandLine(service.environment)
+    told = cli("topics", "check", code=13)
+    assert told.stderr.splitlines() == [f"order-service: {fault}" for fault in expected]
+    lines = told.stdout.splitlines()
+    assert len(lines) == 6, "one line for each topic"
+    assert cli.json("topics", "check", code=13) == [{"ok": False, "faults": expected, "fix": lines, "risks": []}]
+    run_lines(lines, tmp_path)
+
+    def actual():
+        return {field: {key: found[key].value for key in TABLE[field]} for field, found in configs(service).items()}
+
+    until(lambda: actual() == TABLE, "the topics are as the table says")
+    asyncio.run(with_admin(service, check_topics))
+
+
+def test_a_worker_refuses_topics_that_are_less_than_they_must_be(service):
+    names = service.names
+    set_config(service, names.events, cleanup_policy="compact")
+    service.kafka.create_partitions([NewPartitions(names.rejections, 5)])[names.rejections].result(30)
+    until(lambda: len(service.kafka.list_topics(timeout=30).topics[names.rejections].partitions) == 5, "5 partitions")
+    delete(service, names.waiting)
+    expected = [
+        f"the topic {names.events} has cleanup.policy=compact, expected delete",
+        f"the topic {names.rejections} has 5 partitions, ORDERS_PARTITIONS says 4",
+        f"the topic {names.waiting} is missing: run `order-service topics create`",
+    ]
+    assert faults(service) == expected
+    worker = service.start_worker()
+    assert worker.wait_ended() == 13
+    [line] = worker.lines("This worker ends.")
+    assert (line["exit_code"], line["reason"]) == (13, "; ".join([*expected, FIX_HINT]))
+    assert "Traceback" not in worker.log()
+    assert len(worker.log().splitlines()) == 1
+
+
+def test_create_makes_what_is_missing_reports_the_rest_and_changes_nothing(service):
+    names = service.names
+    set_config(service, names.commands, retention_ms="1000")
+    service.kafka.create_partitions([NewPartitions(names.events, 5)])[names.events].result(30)
+    delete(service, names.waiting, names.table)
+    cli = CommandLine(service.environment)
+    told = cli("topics", "create", code=13)
+    made = {line for line in told.stdout.splitlines() if line.startswith("created")}
+    assert made == {f"created  {names.table}", f"created  {names.waiting}"}
+    expected = [
+        f"the topic {names.commands} has retention.ms=1000, expected at least {7 * DAY_MS}",
+        f"the topic {names.events} has 5 partitions, ORDERS_PARTITIONS says 4",
+    ]
+    assert told.stderr.splitlines() == [f"order-service: {fault}" for fault in expected]
+    assert next(line for line in told.stdout.splitlines() if line.startswith("#")).startswith(f"# {names.events}: ")
+    assert faults(service) == expected
+    assert cli.json("topics", "create", code=13)[-1]["faults"] == expected
+
+
+def test_a_setting_that_becomes_less_shows_while_the_worker_runs(service):
+    worker = service.start_worker(TEST_TOPICS_EVERY_S="0.2").wait_ready()
+    topic = service.names.events
+    set_config(service, topic, retention_bytes=str(1024 * MIB))
+    fault = f"the topic {topic} has retention.bytes={1024 * MIB}, expected -1"
+    until(lambda: fault in worker.faults(), "readiness names the setting")
+    assert "orders_topic_faults 1.0" in worker.admin("/metrics")[1]
+    lines = until(lambda: worker.lines("A topic is below its required configuration."), "the log has it")
+    assert [line["fault"] for line in lines] == [fault]
+    service.send([create])
+    service.wait_outcomes(1)
+    set_config(service, topic, retention_bytes="-1")
+    worker.wait_ready()
+    assert "orders_topic_faults 0.0" in worker.admin("/metrics")[1]
+    until(lambda: worker.lines("All topics meet their required configuration again."), "the log has it")
+    assert worker.process.poll() is None
+
+
+async def test_what_was_found_stands_while_kafka_is_away():
+    watch = TopicWatch(Settings(kafka_bootstrap_servers=f"127.0.0.1:{free_port()}"), {})
+    watch.faults = ["the topic a is missing"]
+    await watch.compare()
+    assert watch.faults == ["the topic a is missing"]
+
+
+@pytest.mark.parametrize(("brokers", "replicas", "in_sync"), [(1, 1, 1), (2, 2, 1), (3, 3, 2), (7, 3, 2)], ids=str)
+def test_as_many_replicas_as_the_cluster_can_have(brokers, replicas, in_sync):
+    assert (replicas_for(brokers), in_sync_for(replicas)) == (replicas, in_sync)
+
+
+def test_replicas_are_as_many_as_the_cluster_can_have(users, tmp_path):
+    """Topics of a cluster that had two nodes and now has three; then new ones while one of three is away."""
+    with Cluster(tmp_path / "cluster", 3, proxied=False) as cluster:
+        service = Service(cluster.bootstrap_servers, tmp_path, users, ORDERS_PARTITIONS="2")
+        cli = CommandLine(service.environment)
+        of_two = {"min.insync.replicas": "1"}
+        made = [NewTopic(name, 2, 2, config=config | of_two) for name, config in topic_configs(service.names).items()]
+        for future in service.kafka.create_topics(made).values():
+            future.result(30)
+        cluster.wait_all_in_sync(topic_configs(service.names))
+
+        told = cli("topics", "create", code=13)
+        [warning, *said] = told.stderr.splitlines()
+        assert "the topics have two replicas" in warning
+        assert [line.partition(" has ")[2] for line in said] == ["2 replicas, expected at least 3 with 3 brokers"] * 6
+        lines = [line for line in told.stdout.splitlines() if line.startswith("kafka-")]
+        assert len(lines) == 1, "one plan for all topics, since Kafka takes one at a time"
+        run_lines(lines, tmp_path)
+        until(lambda: {count for count, _ in replication(service)} == {3}, "all have three replicas")
+        told = cli("topics", "check", code=13)
+        assert (
+            f"the topic {service.names.table} has min.insync.replicas=1, expected 2 to 3 of 3 replicas" in told.stderr
+        )
+        assert len(told.stdout.splitlines()) == 6
+        for topic in vars_of(service.names).values():
+            set_config(service, topic, min_insync_replicas="2")
+        assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
+        set_config(service, service.names.events, min_insync_replicas="3")
+        [risk] = cli("topics", "check").stderr.splitlines()
+        assert f"the topic {service.names.events} needs all of its 3 replicas in sync" in risk
+        set_config(service, service.names.events, min_insync_replicas="2")
+
+        cluster.stop(3)
+        until(lambda: brokers_of(service) == 2, "the cluster knows that one is away")
+        cli("topics", "check")  # three replicas are more than two brokers need
+        other = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": "other."})
+        assert "the topics have two replicas" in other("topics", "create").stderr
+        assert other.json("topics", "check")[0]["ok"]
+
+
+def brokers_of(service):
+    return len(service.kafka.list_topics(timeout=30).brokers)
+
+
+def replication(service):
+    """Return replicas and min.insync.replicas of the topics."""
+    described = service.kafka.list_topics(timeout=30).topics
+    return {
+        (len(partition.replicas), config["min.insync.replicas"].value)
+        for field, config in configs(service).items()
+        for partition in described[getattr(service.names, field)].partitions.values()
+    }
+
+
+@pytest.fixture(scope="module")
+def forgetful(tmp_path_factory):
+    """Run a broker that looks every fifth of a second for what is too old to be kept."""
+    soon = {"log.retention.check.interval.ms": "200", "log.initial.task.delay.ms": "200"}
+    with running_broker(tmp_path_factory.mktemp("forgetful"), soon) as broker:
+        yield broker.bootstrap_servers
+
+
+def test_what_a_producer_says_of_the_time_neither_deletes_nor_refuses_its_commands(forgetful, tmp_path, users):
+    """Eight days old, two days ahead, and 1970; the twin is a topic that believes its producers."""
+    now_ms = round(time.time() * 1000)
+    times = (now_ms - 8 * DAY_MS, now_ms + 2 * DAY_MS, 1)
+    with Service(forgetful, tmp_path, users) as service:
+        commands: list[Command] = [but(create, order_id=f"order-{at}", command_id=f"create-{at}") for at in times]
+        for command, at in zip(commands, times, strict=True):
+            service.send([command], timestamp=at)
+        twin = NewTopic(f"{service.names.commands}.twin", 1, 1, config={"message.timestamp.type": "CreateTime"})
+        service.kafka.create_topics([twin])[twin.topic].result(30)
+        refused = []
+        for at in times:
+            service.producer.produce(twin.topic, b"a", timestamp=at, on_delivery=lambda error, _: refused.append(error))
+        assert service.producer.flush(30) == 0
+        assert [error.name() for error in refused if error] == ["INVALID_TIMESTAMP"] * len([e for e in refused if e])
+        assert any(refused), "a topic that believes its producers refuses the future"
+        service.producer.produce(twin.topic, b"a", timestamp=times[0])
+        assert service.producer.flush(30) == 0
+        until(lambda: start_of(service, twin.topic, 0) > 0, "a topic that believes its producers has deleted the old")
+        assert sum(start_of(service, service.names.commands, partition) for partition in range(4)) == 0
+        service.start_worker().wait_ready()
+        service.wait_outcomes(len(commands))
+        service.check(commands)
+        for topic in vars_of(service.names).values():
+            for message in service.read(topic):
+                assert message.timestamp()[0] == 2, "LogAppendTime"
+                assert message.timestamp()[1] >= now_ms - 60_000
+
+
+def start_of(service, topic, partition):
+    place = TopicPartition(topic, partition)
+    return service.kafka.list_offsets({place: OffsetSpec.earliest()})[place].result(30).offset

@@ -1,0 +1,26 @@
+"""One registry for the tests of a file; each test has topics, and so subjects, of its own."""
+
+from uuid import uuid4
+
+import pytest
+
+from order_service.kafka.registry_client import RegistryPolicy, SchemaRegistry
+from order_service.kafka.topics import topic_names
+from tests.support.apicurio import Apicurio
+
+
+@pytest.fixture(scope="module")
+def apicurio(tmp_path_factory):
+    with Apicurio(tmp_path_factory.mktemp("apicurio")) as running:
+        yield running
+
+
+@pytest.fixture
+async def registry(apicurio):
+    async with SchemaRegistry(RegistryPolicy(url=apicurio.url)) as client:
+        yield client
+
+
+@pytest.fixture
+def names():
+    return topic_names(f"t{uuid4().hex[:8]}.")

@@ -1,0 +1,181 @@
+"""Our client and a real registry: what it takes, what it refuses, and which of its schemas we read by."""
+
+import json
+
+import pytest
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+
+from order_service.domain.messages import Event, OrderPaid
+from order_service.errors import DecodeError, SchemaError
+from order_service.kafka.registry_client import COMPATIBILITY, Ids, adopt
+from order_service.wire import avro
+from order_service.wire.schemas.catalogue import SCHEMAS, load
+from tests.support.samples import order_paid
+
+PAID = SCHEMAS.of_file("OrderPaid.v1.avsc")
+NOTE = {"name": "note", "type": ["null", "string"], "default": None}
+LIST = {"name": "Next", "type": "record", "fields": [{"name": "next", "type": ["null", "Next"]}]}
+ZEROS = {"name": "OrderPaid", "namespace": "orders.v1", "type": "record"} | {
+    "fields": [{"name": "nulls", "type": {"type": "array", "items": "null"}}]
+}
+
+
+@pytest.fixture(scope="module")
+def foreign(apicurio):
+    """Give Confluent's own client of the same registry."""
+    with SchemaRegistryClient({"url": apicurio.url}) as client:
+        yield client
+
+
+def changed(**changes):
+    """Give the schema of OrderPaid with other fields."""
+    return json.dumps(PAID.avro | changes)
+
+
+async def test_all_schemas_are_registered_once_and_nothing_may_break_them(registry, foreign, names):
+    first, second = load(), load()
+    await adopt(registry, names.of, first)
+    await adopt(registry, names.of, second)
+    assert first.by_id.keys() == second.by_id.keys()
+    for schema in load().released:
+        subject = schema.subject(names.of(schema.message))
+        assert foreign.get_versions(subject) == [1]
+        assert foreign.get_compatibility(subject) == COMPATIBILITY
+        registered = foreign.lookup_schema(subject, Schema(schema.text, "AVRO"))
+        assert first.newest[schema.message].id == registered.schema_id
+        assert first.by_id[registered.schema_id].file == first.by_id[schema.id].file == schema.file
+
+
+async def test_what_would_break_readers_is_refused_by_the_registry(registry, names):
+    await adopt(registry, names.of, load())
+    broken = changed(fields=[*PAID.avro["fields"][:-1], {"name": "currency", "type": "int"}])
+    with pytest.raises(SchemaError, match=r"refuses POST /subjects/.*OrderPaid/versions: status 409 .*[Ii]ncompatible"):
+        await registry.register(PAID.subject(names.events), broken)
+
+
+async def test_what_is_no_schema_is_refused(registry, names):
+    with pytest.raises(SchemaError, match="status 422"):
+        await registry.register(PAID.subject(names.events), "{nonsense")
+
+
+async def test_what_is_not_there_is_none(registry, names):
+    subject = PAID.subject(names.events)
+    assert await registry.id_of(subject, PAID.text) is None
+    assert await registry.text_of(2_000_000_000) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(PAID.text, id="as it was released"),
+        pytest.param(json.dumps(PAID.avro, separators=(",", ":")), id="without spaces"),
+        pytest.param(
+            changed(doc="theirs", fields=[{"name": f["name"], "type": f["type"]} for f in PAID.avro["fields"]]),
+            id="without docs and defaults",
+        ),
+        pytest.param(changed(fields=[*PAID.avro["fields"], NOTE]), id="a later version"),
+    ],
+)
+async def test_an_id_of_a_schema_of_ours_is_looked_up_and_read(registry, foreign, names, text):
+    catalogue = load()
+    schema_id = foreign.register_schema(f"{names.events}-value", Schema(text, "AVRO"))
+    await Ids(registry, catalogue).learn([None, b"", b"{}", b"\0" + schema_id.to_bytes(4, "big")])
+    assert catalogue.by_id[schema_id].message is OrderPaid
+    assert catalogue.newest[OrderPaid] is catalogue.by_id[PAID.id]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(json.dumps(LIST), id="a recursive one"),
+        pytest.param(json.dumps(ZEROS), id="one that a few bytes make huge"),
+        pytest.param('"string"', id="no record"),
+        pytest.param(changed(name="OrderLost"), id="of no message of ours"),
+        pytest.param(PAID.text.replace("orders.v1", "theirs.v1"), id="of another namespace"),
+        pytest.param(changed(fields=PAID.avro["fields"][:-1]), id="with a field less"),
+        pytest.param(
+            changed(fields=[*PAID.avro["fields"], NOTE | {"type": ["null", {"type": "array", "items": "null"}]}]),
+            id="with more than a plain field more",
+        ),
+    ],
+)
+async def test_no_other_schema_is_ever_read_by(registry, foreign, names, text):
+    catalogue = load()
+    schema_id = foreign.register_schema(f"{names.events}-value", Schema(text, "AVRO"))
+    ids = Ids(registry, catalogue)
+    await ids.learn([b"\0" + schema_id.to_bytes(4, "big")])
+    assert schema_id not in catalogue.by_id
+    assert not ids._new([b"\0" + schema_id.to_bytes(4, "big")]), "it is not asked about again for a while"
+
+
+def nested(depth):
+    """Give something that is so deep."""
+    return json.loads("[" * depth + "]" * depth)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param({"x": nested(600)}, id="a deep property"),
+        pytest.param({"aliases": 5}, id="odd aliases"),
+        pytest.param(
+            {"__fastavro_parsed": True, "__named_schemas": {"orders.v1.Digest": {"type": "array", "items": "null"}}},
+            id="what fastavro believes to be its own",
+        ),
+    ],
+)
+def test_of_a_later_version_nothing_but_its_fields_is_used(hostile):
+    catalogue = load()
+    assert catalogue.learn(7, changed(fields=[*PAID.avro["fields"], NOTE], **hostile))
+    assert catalogue.by_id[7].avro.keys() == PAID.avro.keys()
+    assert [field["name"] for field in catalogue.by_id[7].avro["fields"]] == [
+        *[field["name"] for field in PAID.avro["fields"]],
+        "added_0",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(
+            json.dumps({"name": "OrderPaid", "type": PAID.avro | {"fields": [*PAID.avro["fields"], NOTE]}}),
+            id="a record within",
+        ),
+        pytest.param(
+            changed(fields=[*PAID.avro["fields"], NOTE | {"type": ["null", ["foo", "string"]]}]), id="an odd union"
+        ),
+        pytest.param(
+            changed(fields=[*PAID.avro["fields"], NOTE | {"type": {"type": {"type": "string"}}}]), id="types of types"
+        ),
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param(" " * 300_000, id="long"),
+        pytest.param("null", id="nothing"),
+    ],
+)
+def test_what_no_registry_should_give_is_none_of_ours(text):
+    catalogue = load()
+    assert not catalogue.learn(7, text)
+    assert 7 not in catalogue.by_id
+
+
+async def test_an_event_of_a_later_version_is_read_without_what_is_new(registry, foreign, names):
+    text = changed(fields=[*PAID.avro["fields"], NOTE])
+    schema_id = foreign.register_schema(f"{names.events}-value", Schema(text, "AVRO"))
+    prefix = b"\0" + schema_id.to_bytes(4, "big")
+    value = prefix + avro.encode_event(order_paid)[5:] + b"\2\4hi"
+    with pytest.raises(DecodeError, match=f"the schema id {schema_id} is unknown"):
+        avro.decode_event(value)
+    await Ids(registry).learn([value])
+    assert avro.decode_event(value) == order_paid
+    assert isinstance(avro.decode_event(prefix + avro.encode_event(order_paid)[5:] + b"\0"), Event)
+    with pytest.raises(DecodeError):
+        avro.decode_event(value[:-1])
+
+
+async def test_of_a_command_nothing_is_left_out(registry, foreign, names):
+    pay = SCHEMAS.of_file("PayOrder.v1.avsc")
+    catalogue = load()
+    later = json.dumps(pay.avro | {"fields": [*pay.avro["fields"], NOTE]})
+    schema_id = foreign.register_schema(f"{names.commands}-value", Schema(later, "AVRO"))
+    await Ids(registry, catalogue).learn([b"\0" + schema_id.to_bytes(4, "big")])
+    assert schema_id not in catalogue.by_id

@@ -1,0 +1,43 @@
+"""A service with a worker that all tests of this folder share, and databases of a consumer's own."""
+
+import psycopg
+import pytest
+
+from order_service.wire.avro import encode_event
+from tests.support.service import Service
+from tests.support.databases import postgresql
+
+__all__ = ["postgresql"]
+
+
+@pytest.fixture(scope="package")
+def working(bootstrap_servers, tmp_path_factory, users):
+    """Give a service whose worker runs; each test has orders of its own."""
+    with Service(bootstrap_servers, tmp_path_factory.mktemp("sdk"), users) as made:
+        made.start_worker().wait_ready()
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    """Give the place of a database in which nothing is."""
+    if request.param == "sqlite":
+        return f"{tmp_path}/consumer.db"
+    url = request.getfixturevalue("postgresql").set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return url
+
+
+@pytest.fixture
+def group(service):
+    """Give the name of a group that nobody else has."""
+    return f"{service.app_id}.mailer"
+
+
+def write(service, *events):
+    """Write events as a worker would; all of them are in Kafka when this returns."""
+    for event in events:
+        service.producer.produce(service.names.events, key=event.order_id, value=encode_event(event))
+    assert service.producer.flush(30) == 0

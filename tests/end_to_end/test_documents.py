@@ -1,0 +1,96 @@
+"""The consoles of the README and the HTTP reference: each line that begins with `$` prints what is shown under it."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+from threading import Timer
+
+import pytest
+
+from order_service.local.broker import free_port
+from tests.support.service import ROOT, until
+
+README, HTTP = ROOT / "README.md", ROOT / "docs" / "reference" / "http.md"
+VARIES = re.compile(r"offset\":\d+|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|\d{4}-\d\d-\d\dT[\d:.]+Z")
+VARYING = "\0"  # not `…`, which stands for any text
+
+
+def block(document, section, language):
+    text = document.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return "".join(re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL))
+
+
+def steps(document, section):
+    """Return each command of a section's consoles with the output shown under it."""
+    parts = re.split(r"^\$ ", block(document, section, "console"), flags=re.MULTILINE)
+    return [tuple(part.partition("\n")[::2]) for part in parts if part]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    settings = ("ORDERS_", "KAFKA_", "USER_SERVICE_", "MAKE", "MFLAGS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+    ports = {f"ORDERS_{name}_PORT": str(free_port()) for name in ("KAFKA", "ADMIN", "USERS", "HTTP")}
+    return kept | ports | {"ORDERS_DATA_DIR": str(tmp_path / "data")}
+
+
+@pytest.fixture
+def running(environment, tmp_path):
+    """Run the first block of the README until it is ready, and interrupt it afterwards."""
+    output = tmp_path / "output"
+    command = shlex.split(block(README, "Quickstart", "sh"))
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        until(lambda: re.search("^ready", output.read_text(), flags=re.MULTILINE), "it says ready", within_s=90)
+        yield
+        os.killpg(process.pid, signal.SIGINT)
+        until(lambda: process.poll() is not None, "Ctrl-C ends all of it", within_s=15)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def assert_shown(output, shown, command):
+    """Check that a command printed what is shown. In a shortened output, `…` stands for what was left out."""
+    actual, expected = (VARIES.sub(VARYING, text.rstrip("\n")) for text in (output, shown))
+    if "…" in shown:
+        assert re.fullmatch(".*".join(map(re.escape, expected.split("…"))), actual), f"{command}\n{actual}"
+    else:
+        assert actual == expected, command
+
+
+def output_of(arguments, environment):
+    """Return what a command prints; of `tail`, which does not end by itself, the first line."""
+    is_endless = "tail" in arguments
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        deadline = Timer(60, process.kill)
+        deadline.start()
+        try:
+            return process.stdout.readline() if is_endless else process.stdout.read()
+        finally:
+            deadline.cancel()
+            if is_endless:
+                process.kill()
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize(
+    ("document", "counts"),
+    [pytest.param(README, {"Quickstart": 7, "HTTP": 2}, id="README"), pytest.param(HTTP, {"Example": 8}, id="http")],
+)
+def test_what_a_document_shows_is_what_comes(environment, document, counts):
+    here = f"127.0.0.1:{environment['ORDERS_HTTP_PORT']}"
+    for section, count in counts.items():
+        assert len(steps(document, section)) == count
+        for command, shown in steps(document, section):
+            arguments = shlex.split(command.replace("127.0.0.1:8080", here))
+            assert_shown(output_of(arguments, environment), shown, command)

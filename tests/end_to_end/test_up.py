@@ -1,0 +1,133 @@
+"""`order-service up` as people run it: a process with its own Kafka, ports and folder."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from order_service.local.broker import free_port
+from tests.support.command_line import CommandLine
+from tests.support.service import until
+
+UP = [sys.executable, "-m", "order_service.cli", "up"]
+PORTS = ("ORDERS_KAFKA_PORT", "ORDERS_ADMIN_PORT", "ORDERS_USERS_PORT", "ORDERS_HTTP_PORT")
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A machine of its own: nothing set but free ports, a folder and a prefix."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORDERS_", "KAFKA_"))}
+    kept.pop("USER_SERVICE_URL", None)
+    ports = {name: str(free_port()) for name in PORTS}
+    return kept | ports | {"ORDERS_DATA_DIR": str(tmp_path / "data"), "ORDERS_TOPIC_PREFIX": "up."}
+
+
+class Up:
+    """A run; what it says goes to files."""
+
+    def __init__(self, environment, directory):
+        self.out, self.err = directory / "out", directory / "err"
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(UP, env=environment, cwd=directory, stdout=out, stderr=err)
+
+    def is_ready(self):
+        assert self.process.poll() is None, self.err.read_text()
+        return any(line.startswith("ready ") for line in self.out.read_text().splitlines())
+
+    def processes(self):
+        """Give the command line of each process that it has started, and those that these have."""
+        shown = subprocess.run(["ps", "-axwwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+        rows = [line.split(None, 2) for line in shown.stdout.splitlines()]
+        found: dict[int, str] = {}
+        family = {str(self.process.pid)}
+        while more := [row for row in rows if row[1] in family and row[0] not in family]:
+            family |= {row[0] for row in more}
+            found |= {int(row[0]): row[2] for row in more}
+        return {pid: args for pid, args in found.items() if not args.startswith("ps ")}
+
+    def worker(self):
+        workers = {pid: args for pid, args in self.processes().items() if "order_service.cli worker" in args}
+        [pid] = [pid for pid, args in workers.items() if "watcher.py" not in args]
+        return pid
+
+
+def is_there(pid):
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def test_a_run_from_ready_to_ctrl_c(environment, tmp_path):
+    up = Up(environment, tmp_path)
+    try:
+        until(up.is_ready, "it is ready")
+        cli = CommandLine(environment)
+        cli("create", "order-1", "--user", "dana", "--currency", "EUR", "--line", "mug-blue:2:1250")
+        cli("create", "order-2", "--user", "unknown-1", "--currency", "EUR", "--line", "mug-blue:2:1250", code=1)
+        cli("pay", "order-1", "--payment-id", "payment-1", "--amount", "2500", "--currency", "EUR")
+        killed = up.worker()
+        os.kill(killed, signal.SIGKILL)
+        cli("ship", "order-1", "--carrier", "DHL", "--tracking-number", "JD0146", "--wait", "40")
+        assert up.worker() != killed
+        cli("deliver", "order-1")
+        assert [step["version"] for step in cli.json("timeline", "order-1")] == [1, 2, 3, 4]
+        until(lambda: cli.json("show", "order-1")[0]["status"] == "delivered", "HTTP has seen it delivered")
+        cli("topics", "check")
+        told = dict(re.findall(r"(worker|projector|web) (http:\S+/health/ready)", up.out.read_text()))
+        assert len(told) == 3
+        until(lambda: all(map(answers, told.values())), "all health addresses that it says are ready")
+        processes = up.processes()
+        assert any("kafka.Kafka" in args or "docker" in args for args in processes.values())
+        began_at = time.monotonic()
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(20) == 0
+        assert time.monotonic() - began_at < 15
+        assert [args for pid, args in processes.items() if is_there(pid)] == []
+    finally:
+        up.process.kill()
+        up.process.wait()
+    said = up.err.read_text()
+    assert "Traceback" not in said
+    assert said.index("Kafka is starting ...") < said.index("the worker is starting ...")
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_a_used_port_is_one_line_that_names_its_setting(environment, name):
+    with socket.create_server(("127.0.0.1", int(environment[name]))):
+        done = subprocess.run(UP, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    said = f"port {environment[name]} is taken: stop the process that uses it, or set {name} to another one"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"order-service: {said}\n")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(environment, tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "data"
+    done = subprocess.run(
+        UP, env=environment | {"ORDERS_DATA_DIR": str(folder)}, capture_output=True, text=True, timeout=60, check=False
+    )
+    said = f"the folder {folder} cannot be written (Not a directory): set ORDERS_DATA_DIR to another one"
+    assert (done.returncode, done.stderr) == (1, f"order-service: {said}\n")
+
+
+def test_topics_of_another_count_end_the_run_with_13(bootstrap_servers, environment, tmp_path):
+    there = environment | {"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "ORDERS_TOPIC_PREFIX": f"up{tmp_path.name}."}
+    CommandLine(there | {"ORDERS_PARTITIONS": "1"})("topics", "create")
+    done = subprocess.run(
+        UP, env=there | {"ORDERS_PARTITIONS": "2"}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 13, done.stderr
+    assert "has 1 partitions, ORDERS_PARTITIONS says 2" in done.stderr
+    assert "not restarting it" in done.stderr

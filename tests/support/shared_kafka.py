@@ -1,0 +1,63 @@
+"""One Kafka for all processes of a test run: the first process that asks for it starts it, in the one that controls all.
+
+A broker for each process would cost a minute of processor time more.
+"""
+
+from contextlib import ExitStack
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Self
+
+from order_service.errors import EmbeddedError
+from tests.support.kafka import running_kafka
+
+START_WITHIN_S = 110.0
+
+
+class SharedKafka:
+    """Answers each connection with the bootstrap servers, and starts the broker before the first answer."""
+
+    def __init__(self) -> None:
+        self._running = ExitStack()
+        self._listener = Listener()
+        self._servers: str | EmbeddedError = ""
+
+    def start(self) -> Self:
+        """Start to answer."""
+        Thread(target=self._serve, daemon=True).start()
+        return self
+
+    @property
+    def address(self) -> str:
+        """The address for `ask_for_kafka`."""
+        return str(self._listener.address)
+
+    def stop(self) -> None:
+        """Stop the broker, if one was started."""
+        self._running.close()
+
+    def _serve(self) -> None:
+        while True:
+            with self._listener.accept() as connection:
+                if not self._servers:
+                    self._servers = self._start_broker()
+                connection.send(self._servers)
+
+    def _start_broker(self) -> str | EmbeddedError:
+        directory = self._running.enter_context(TemporaryDirectory(prefix="orders-kafka-"))
+        try:
+            return self._running.enter_context(running_kafka(Path(directory)))
+        except EmbeddedError as error:
+            return error
+
+
+def ask_for_kafka(address: str) -> str:
+    """Return the bootstrap servers of the Kafka that all processes share. Raises what kept it from starting."""
+    with Client(address) as connection:
+        assert connection.poll(START_WITHIN_S), f"Kafka did not start within {START_WITHIN_S:.0f} s"
+        servers = connection.recv()
+    if isinstance(servers, EmbeddedError):
+        raise servers
+    return str(servers)

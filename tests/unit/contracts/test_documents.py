@@ -1,0 +1,55 @@
+"""The documents: every link leads to a file and a heading, and both lists of documents are complete."""
+
+import re
+from inspect import cleandoc
+
+import pytest
+
+from order_service import sdk
+from order_service.contracts.blocks import anchor
+from tests.support.service import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "examples" / "README.md"])
+LISTS = (ROOT / "llms.txt", ROOT / "docs" / "README.md")
+
+
+def name(file):
+    return str(file.relative_to(ROOT))
+
+
+def prose(document):
+    return re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def links(document):
+    """Return file and heading of each link within the repository."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(document))
+    return [target.partition("#")[::2] for target in targets if "://" not in target]
+
+
+def anchors(document):
+    return {anchor(heading.replace("`", "")) for heading in re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, LISTS[0]], ids=name)
+def test_every_link_leads_to_a_file_and_a_heading(document):
+    for path, heading in links(document):
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), path
+        assert not heading or heading in anchors(file), f"{path}#{heading}"
+
+
+@pytest.mark.parametrize("list_of_documents", LISTS, ids=name)
+def test_a_list_of_documents_is_complete(list_of_documents):
+    """Each decision is listed by the page of decisions."""
+    listed = {(list_of_documents.parent / path).resolve() for path, _ in links(list_of_documents)}
+    pages = {file for file in DOCUMENTS if not re.match(r"\d{4}-", file.name)}
+    assert pages - listed <= {list_of_documents}
+
+
+def test_the_readme_has_the_program_of_the_sdk_s_docstring():
+    """Another test runs the one in the docstring."""
+    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    description = sdk.__doc__ or ""
+    example = description[description.index("    import asyncio") : description.index("There are two ways")]
+    assert program == cleandoc("\n" + example) + "\n"

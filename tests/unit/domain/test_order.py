@@ -1,0 +1,204 @@
+"""The rules of an order: after this history, this command gets this answer."""
+
+from typing import get_args
+
+import pytest
+
+from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Fact
+from order_service.domain.order import ABSENT, Cancelled, Created, Delivered, Paid, Shipped, decide, evolve, fold
+from order_service.domain.refusals import MEANINGS, NEVER_REMEMBERED, RULES, Reason, Refusal, Status
+from order_service.errors import HistoryError
+from tests.support.samples import (
+    amend,
+    amended,
+    but,
+    cancel,
+    cancelled,
+    cancelled_with_refund,
+    create,
+    created,
+    deliver,
+    delivered,
+    facts,
+    mugs,
+    paid,
+    pay,
+    poster,
+    ship,
+    shipped,
+)
+
+absent_: list[Fact] = []
+created_: list[Fact] = [created]
+paid_: list[Fact] = [created, paid]
+shipped_: list[Fact] = [created, paid, shipped]
+delivered_: list[Fact] = [created, paid, shipped, delivered]
+cancelled_: list[Fact] = [created, cancelled]
+
+TABLE: list[tuple[list[Fact], Command, Fact | Reason, str]] = [
+    (absent_, create, created, "a new order is created"),
+    (created_, create, Reason.ORDER_EXISTS, "an id is not used twice"),
+    (paid_, create, Reason.ORDER_EXISTS, "nor when its order is paid"),
+    (shipped_, create, Reason.ORDER_EXISTS, "nor when its order is shipped"),
+    (delivered_, create, Reason.ORDER_EXISTS, "nor when its order is delivered"),
+    (cancelled_, create, Reason.ORDER_EXISTS, "nor when its order is cancelled"),
+    (absent_, amend, Reason.ORDER_NOT_FOUND, "what is not there cannot be amended"),
+    (created_, amend, amended, "an unpaid order can be amended"),
+    (paid_, amend, Reason.ALREADY_PAID, "what is paid stays as it was paid"),
+    (shipped_, amend, Reason.ALREADY_SHIPPED, "what left the house is not amended"),
+    (delivered_, amend, Reason.ALREADY_DELIVERED, "what has arrived is not amended"),
+    (cancelled_, amend, Reason.ORDER_CANCELLED, "what is cancelled is not amended"),
+    (absent_, pay, Reason.ORDER_NOT_FOUND, "what is not there cannot be paid"),
+    (created_, pay, paid, "paying the whole total pays the order"),
+    (paid_, pay, Reason.ALREADY_PAID, "nobody pays twice"),
+    (shipped_, pay, Reason.ALREADY_PAID, "nobody pays twice after it was shipped"),
+    (delivered_, pay, Reason.ALREADY_PAID, "nobody pays twice after it arrived"),
+    (cancelled_, pay, Reason.ORDER_CANCELLED, "nobody pays what is cancelled"),
+    (absent_, ship, Reason.ORDER_NOT_FOUND, "what is not there cannot be shipped"),
+    (created_, ship, Reason.NOT_PAID, "nothing is shipped unpaid"),
+    (paid_, ship, shipped, "a paid order is shipped"),
+    (shipped_, ship, Reason.ALREADY_SHIPPED, "nothing is shipped twice"),
+    (delivered_, ship, Reason.ALREADY_DELIVERED, "what has arrived is not shipped again"),
+    (cancelled_, ship, Reason.ORDER_CANCELLED, "nothing cancelled is shipped"),
+    (absent_, deliver, Reason.ORDER_NOT_FOUND, "what is not there cannot arrive"),
+    (created_, deliver, Reason.NOT_PAID, "what is unpaid cannot arrive"),
+    (paid_, deliver, Reason.NOT_SHIPPED, "what has not left cannot arrive"),
+    (shipped_, deliver, delivered, "a shipped order arrives"),
+    (delivered_, deliver, Reason.ALREADY_DELIVERED, "nothing arrives twice"),
+    (cancelled_, deliver, Reason.ORDER_CANCELLED, "nothing cancelled arrives"),
+    (absent_, cancel, Reason.ORDER_NOT_FOUND, "what is not there cannot be cancelled"),
+    (created_, cancel, cancelled, "cancelling an unpaid order owes nothing"),
+    (paid_, cancel, cancelled_with_refund, "cancelling a paid order owes a refund"),
+    (shipped_, cancel, Reason.ALREADY_SHIPPED, "what left the house is not cancelled"),
+    (delivered_, cancel, Reason.ALREADY_DELIVERED, "what has arrived is not cancelled"),
+    (cancelled_, cancel, Reason.ORDER_CANCELLED, "nothing is cancelled twice"),
+]
+
+
+@pytest.mark.parametrize(
+    ("history", "command", "answer"), [pytest.param(*cell, id=sentence) for *cell, sentence in TABLE]
+)
+def test_the_rules_of_an_order(history, command, answer):
+    assert decide(command, fold(history)) == (Refusal(answer) if isinstance(answer, Reason) else answer)
+
+
+def test_every_command_meets_every_status_in_the_table_above():
+    cells = [(type(command), fold(history).status) for history, command, _, _ in TABLE]
+    assert set(cells) == {(command, status) for command in COMMAND_TYPES for status in Status}
+    assert len(cells) == 36
+
+
+def test_the_rules_as_data_say_what_the_table_above_says():
+    assert {
+        (type(command), fold(history).status): answer if isinstance(answer, Reason) else type(answer)
+        for history, command, answer, _ in TABLE
+    } == RULES
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        pytest.param(but(pay, amount=3799), "expected 3800 EUR, got 3799 EUR", id="a cent short is not paid"),
+        pytest.param(but(pay, amount=3801), "expected 3800 EUR, got 3801 EUR", id="a cent over is not paid"),
+        pytest.param(but(pay, amount=0), "expected 3800 EUR, got 0 EUR", id="nothing is not paid"),
+        pytest.param(but(pay, currency="USD"), "expected 3800 EUR, got 3800 USD", id="dollars are not euros"),
+    ],
+)
+def test_only_the_whole_total_in_its_currency_pays(command, answer):
+    assert decide(command, fold(created_)) == Refusal(Reason.PAYMENT_MISMATCH, answer)
+
+
+def test_a_payment_must_match_the_total_after_the_last_amendment():
+    dearer = decide(but(amend, tax=301), fold(created_))
+    assert not isinstance(dearer, Refusal)
+    order = fold([created, dearer])
+    assert decide(pay, order) == Refusal(Reason.PAYMENT_MISMATCH, "expected 3801 EUR, got 3800 EUR")
+    assert decide(but(pay, amount=3801), order) == but(paid, amount=3801)
+
+
+def test_an_order_of_nothing_to_pay_is_paid_with_nothing():
+    free = decide(but(create, discount=3400, tax=0, shipping=0), ABSENT)
+    assert not isinstance(free, Refusal)
+    assert decide(but(pay, amount=0), fold([free])) == but(paid, amount=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "stands"),
+    [
+        pytest.param({"lines": (mugs,)}, {"lines": (but(mugs, line_id="1"),), "total": 2900}, id="lines"),
+        pytest.param({"lines": (poster, mugs)}, {"lines": (poster, but(mugs, line_id="2"))}, id="lines in new places"),
+        pytest.param({"discount": 0}, {"discount": 0, "total": 4200}, id="no discount"),
+        pytest.param({"discount": 3400}, {"discount": 3400, "total": 800}, id="a discount of all"),
+        pytest.param({"tax": 0}, {"tax": 0, "total": 3500}, id="no tax"),
+        pytest.param({"shipping": 900}, {"shipping": 900, "total": 4200}, id="shipping"),
+        pytest.param({"shipping_address_ref": "office"}, {"shipping_address_ref": "office"}, id="an address"),
+        pytest.param({"metadata": {"gift": "yes"}}, {"metadata": {"gift": "yes"}}, id="metadata, the whole of it"),
+        pytest.param({"metadata": {}}, {"metadata": {}}, id="no metadata"),
+        pytest.param(
+            {"lines": (mugs,), "discount": 2500, "tax": 0, "shipping": 0},
+            {"lines": (but(mugs, line_id="1"),), "discount": 2500, "tax": 0, "shipping": 0, "total": 0},
+            id="many at once",
+        ),
+    ],
+)
+def test_what_an_amendment_gives_replaces_what_was_and_the_rest_stays(given, stands):
+    nothing_else = but(amend, shipping_address_ref=None)
+    fact = decide(but(nothing_else, **given), fold(created_))
+    assert fact == but(amended, **({"shipping_address_ref": "home"} | stands))
+
+
+def test_a_discount_that_stayed_must_fit_lines_that_changed():
+    cheap = but(amend, lines=(but(mugs, quantity=1, unit_price=399),))
+    assert decide(cheap, fold(created_)) == Refusal(Reason.INVALID_ORDER, "/discount must be at most the subtotal, 399")
+
+
+def test_a_refund_is_what_was_paid_after_amendments():
+    dearer = decide(but(amend, tax=1300), fold(created_))
+    assert not isinstance(dearer, Refusal)
+    history = [created, dearer, but(paid, amount=4800)]
+    assert decide(cancel, fold(history)) == but(cancelled, refund_due=4800)
+
+
+@pytest.mark.parametrize("reason", ["payment_failed", "payment_timeout", "out_of_stock", "fraud", "other"])
+def test_a_cancellation_says_why(reason):
+    assert decide(but(cancel, reason=reason, note=None), fold(created_)) == but(cancelled, reason=reason, note=None)
+
+
+def test_a_state_carries_only_what_its_rules_need():
+    assert fold(absent_) is ABSENT
+    assert isinstance(fold(created_), Created)
+    assert fold([created, amended]) == but(fold(created_), shipping_address_ref="office")
+    assert fold(paid_) == Paid("dana", 3800)
+    assert fold(shipped_) == Shipped("dana")
+    assert fold(delivered_) == Delivered("dana")
+    assert fold(cancelled_) == Cancelled("dana")
+
+
+@pytest.mark.parametrize("fact", facts, ids=lambda fact: type(fact).__name__)
+@pytest.mark.parametrize(
+    "history", [absent_, created_, paid_, shipped_, delivered_, cancelled_], ids=lambda history: fold(history).status
+)
+def test_a_fact_that_the_rules_do_not_allow_stops_the_fold(history, fact):
+    order = fold(history)
+    if type(fact) in {outcome for (_, status), outcome in RULES.items() if status == order.status}:
+        assert evolve(order, fact).status != Status.ABSENT
+        return
+    with pytest.raises(HistoryError, match=f"{type(fact).__name__} cannot follow an order that is {order.status}"):
+        evolve(order, fact)
+
+
+def test_the_lists_of_types_name_every_type():
+    assert get_args(Command) == COMMAND_TYPES
+    assert get_args(Fact) == FACT_TYPES
+    assert {outcome for outcome in RULES.values() if not isinstance(outcome, Reason)} == set(FACT_TYPES)
+
+
+def test_every_reason_says_its_cause_and_its_cure_as_sentences():
+    assert set(MEANINGS) == set(Reason)
+    for meaning in MEANINGS.values():
+        assert meaning.cause.endswith(".")
+        assert meaning.cure.endswith(".")
+
+
+def test_only_refusals_of_the_moment_are_never_remembered():
+    assert {"deadline_passed", "user_check_timed_out", "too_many_waiting"} == NEVER_REMEMBERED

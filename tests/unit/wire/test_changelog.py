@@ -1,0 +1,101 @@
+"""The records of the changelogs: what goes in comes out, and what cannot be ours is refused."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+
+from order_service.errors import HistoryError
+from order_service.wire.changelog import (
+    Position,
+    WaitingCommand,
+    decode_entry,
+    decode_position,
+    decode_waiting,
+    encode,
+    waiting_key,
+)
+from tests.support.samples import NOW, cancel, create, entry_after, pay
+from tests.unit.wire import strategies
+
+ENTRY = entry_after([create, pay, cancel])
+POSITION = Position(next_offset=7, owner="orders-worker-1", end_offset=9, last_timestamp_ms=1_767_603_600_000)
+WAITING = WaitingCommand(
+    command=create,
+    offset=42,
+    queued_at=datetime(2026, 1, 5, 9, tzinfo=UTC) + timedelta(microseconds=1),
+    traceparent=b"00-1",
+)
+CODECS = [
+    pytest.param(decode_entry, ENTRY, id="entry"),
+    pytest.param(decode_position, POSITION, id="position"),
+    pytest.param(decode_waiting, WAITING, id="waiting"),
+]
+
+
+@pytest.mark.parametrize(("decode", "record"), CODECS)
+def test_a_record_comes_out_as_it_went_in(decode, record):
+    assert decode(encode(record)) == record
+
+
+@pytest.mark.parametrize(("decode", "record"), CODECS)
+@pytest.mark.parametrize("form", [b"", b"\0", b"\x03"])
+def test_another_form_is_refused_and_named(decode, record, form):
+    with pytest.raises(
+        HistoryError, match=re.escape(f"has format byte {form!r}, this version reads {encode(record)[:1]!r}")
+    ):
+        decode(form + (encode(record)[1:] if form else b""))
+
+
+@pytest.mark.parametrize(("decode", "record"), CODECS)
+def test_every_truncation_is_refused(decode, record):
+    data = encode(record)
+    for size in range(1, len(data)):
+        with pytest.raises(HistoryError, match="a changelog record cannot be read"):
+            decode(data[:size])
+
+
+@pytest.mark.parametrize(("decode", "record"), CODECS)
+def test_a_flipped_bit_gives_a_record_or_is_refused(decode, record):
+    good = encode(record)
+    for bit in range(8, len(good) * 8):
+        data = bytearray(good)
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            damaged = decode(bytes(data))
+        except HistoryError:
+            continue
+        assert isinstance(damaged, type(record))
+
+
+@pytest.mark.parametrize(("decode", "record"), CODECS)
+def test_another_kind_of_record_is_refused(decode, record):
+    for other in (ENTRY, POSITION, WAITING):
+        if other is not record:
+            with pytest.raises(HistoryError):
+                decode(encode(other))
+
+
+@given(strategies.commands)
+def test_every_command_comes_out_of_the_waiting_room_as_it_went_in(command):
+    waiting = WaitingCommand(command, 42, NOW, None)
+    assert decode_waiting(encode(waiting)) == waiting
+
+
+def test_a_waiting_command_kept_as_bytes_is_refused():
+    """Form 1: only a process that knew the schema id in those bytes could read them."""
+    with pytest.raises(HistoryError, match="form"):
+        decode_waiting(b"\x01" + encode(WAITING)[1:])
+
+
+def test_keys_of_waiting_commands_tell_orders_and_offsets_apart():
+    assert waiting_key("order-1", 23) == b"order-1\x0023"
+
+
+def test_a_position_of_an_earlier_version_is_read_and_knows_no_ends():
+    earlier = msgspec.msgpack.encode([7, "orders-worker-1", 9, 1_767_603_600_000])
+    position = decode_position(encode(POSITION)[:1] + earlier)
+    assert position == POSITION
+    assert (position.resume_at, position.ends, position.waiting_count) == (7, None, None)

@@ -1,0 +1,192 @@
+"""What a claim compares before it names itself, on the made-up topics of one partition."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+
+from order_service.errors import LaneParked
+from order_service.kafka.topics import topic_names
+from order_service.wire import avro
+from order_service.wire.changelog import (
+    BARRIER_KEY,
+    POSITION_KEY,
+    Ends,
+    Position,
+    WaitingCommand,
+    encode,
+    waiting_key,
+)
+from order_service.wire.headers import event_headers, rejection_headers
+from order_service.worker.claims.changelog_reader import Changelogs
+from order_service.worker.claims.checks import Checks
+from order_service.worker.claims.progress import ClaimSlots, Progress
+from tests.support.samples import NOW, but, create, entry_after, order_created, order_paid, pay, ship_refused
+
+Made = tuple[bytes, bytes, list[tuple[str, bytes]]]
+
+NAMES = topic_names()
+CREATED = avro.encode_event(order_created)
+ANOTHER = avro.encode_event(but(order_created, command_id="create-2"))
+ENTRY = but(entry_after([create]), head=avro.digest(CREATED))
+WAITS = WaitingCommand(create, 3, NOW, None)
+BARRIER: Made = (BARRIER_KEY, b"barrier", [])
+EVENT = (b"order", CREATED, event_headers(order_created, None, 3))
+REJECTION = (b"order", avro.encode_rejection(ship_refused), rejection_headers(ship_refused, None, 3))
+DEAD_LETTER = (
+    b"order",
+    b"no command",
+    [("dl_topic", NAMES.commands.encode()), ("dl_partition", b"0"), ("command_offset", b"3")],
+)
+
+
+class Topics:
+    """Partition 0 of each topic, as the reader and the clients of a claim see it."""
+
+    def __init__(self, topics: Mapping[str, list[Made]]) -> None:
+        self._records = {TopicPartition(topic, 0): records for topic, records in topics.items()}
+        self._at: dict[TopicPartition, int] = {}
+
+    def assign(self, places):
+        self._at = dict.fromkeys(places, 0)
+
+    def assignment(self):
+        return set(self._at)
+
+    def seek(self, place, offset):
+        self._at[place] = offset
+
+    def pause(self, *places):
+        pass
+
+    def resume(self, *places):
+        pass
+
+    async def position(self, place):
+        return self._at[place]
+
+    async def end_offsets(self, places):
+        return {place: len(self._records.get(place, [])) for place in places}
+
+    async def getmany(self, *places, timeout_ms, max_records):  # noqa: ARG002, as aiokafka's
+        fetched = {}
+        for place in places:
+            first = self._at[place]
+            records = self._records.get(place, [])[first : first + max_records]
+            self._at[place] += len(records)
+            fetched[place] = [
+                ConsumerRecord(place.topic, 0, offset, 0, 0, key, value, None, len(key), len(value), tuple(headers))
+                for offset, (key, value, headers) in enumerate(records, first)
+            ]
+        return {place: records for place, records in fetched.items() if records}
+
+    async def starts(self, places):
+        return dict.fromkeys(places, 0)
+
+    async def ends(self, places):
+        return await self.end_offsets(places)
+
+
+async def check(
+    position: Position, outcomes: Mapping[str, list[Made]], *, entry: Any = ENTRY, waits: bool = False
+) -> None:
+    """Restore a partition with this position, table and waiting room, and compare it as a claim does."""
+    table: list[Made] = [] if entry is None else [(create.order_id.encode(), encode(entry), [])]
+    room: list[Made] = [(waiting_key(create.order_id, WAITS.offset), encode(WAITS), [])] if waits else []
+    topics: Any = Topics(
+        {
+            NAMES.table: [*table, (POSITION_KEY, encode(position), [])],
+            NAMES.waiting: [BARRIER, *room],
+            NAMES.commands: [BARRIER] * 10,
+            **outcomes,
+        }
+    )
+    progress = Progress(ClaimSlots(1))
+    logs = Changelogs(0, NAMES, topics, None, progress)
+    await logs.read_to_end()
+    checks = Checks(0, NAMES, topics, logs)
+    await checks.take_ends()
+    await checks.position("next", len(logs.waiting))
+    await checks.outcomes()
+    progress.leave()
+
+
+def at(next_offset: int, *, ends: Ends | None = None, waiting_count: int | None = 0) -> Position:
+    return Position(next_offset, "worker", 10, None, 0, ends or Ends(), waiting_count)
+
+
+async def test_a_partition_whose_topics_agree_with_its_position_passes():
+    await check(at(4), {NAMES.events: [EVENT]})
+    await check(at(3, waiting_count=1), {}, entry=None, waits=True)
+
+
+@pytest.mark.parametrize(
+    ("topic", "outcome"),
+    [(NAMES.events, EVENT), (NAMES.rejections, REJECTION), (NAMES.dead_letters, DEAD_LETTER)],
+)
+@pytest.mark.parametrize(
+    ("position", "waits", "why"),
+    [
+        pytest.param(at(3), False, "command 3 has an outcome, the position is 3", id="position"),
+        pytest.param(
+            at(4, waiting_count=1),
+            True,
+            f"command 3 has an outcome, and it waits in {NAMES.waiting}",
+            id="waits",
+        ),
+    ],
+)
+async def test_an_outcome_of_a_command_that_is_not_decided_parks_the_lane(topic, outcome, position, waits, why):
+    with pytest.raises(LaneParked, match=f"{topic} offset 0: {why}"):
+        await check(position, {topic: [outcome]}, waits=waits)
+
+
+@pytest.mark.parametrize(
+    ("entry", "event", "why"),
+    [
+        pytest.param(None, CREATED, "it is version 1 of an order that the table has at version 0", id="no order"),
+        pytest.param(
+            ENTRY,
+            avro.encode_event(but(order_paid, version=2)),
+            "it is version 2 of an order that the table has at version 1",
+            id="an older version",
+        ),
+        pytest.param(
+            ENTRY, ANOTHER, "it is version 1 of an order, and the table has a different event", id="another event"
+        ),
+    ],
+)
+async def test_an_event_that_is_not_in_the_table_parks_the_lane(entry, event, why):
+    with pytest.raises(LaneParked, match=f"{NAMES.events} offset 0: {why}"):
+        await check(at(4), {NAMES.events: [(b"order", event, EVENT[2])]}, entry=entry)
+
+
+async def test_an_event_of_an_earlier_version_than_the_table_has_passes():
+    await check(at(4), {NAMES.events: [EVENT]}, entry=entry_after([create, pay]))
+
+
+async def test_outcomes_before_the_recorded_ends_are_not_compared():
+    await check(at(4, ends=Ends(events=1)), {NAMES.events: [(b"order", ANOTHER, EVENT[2])]})
+
+
+@pytest.mark.parametrize("log", ["events", "rejections", "dead_letters", "waiting"])
+async def test_a_topic_that_ends_before_its_recorded_end_parks_the_lane(log):
+    topic = getattr(NAMES, log)
+    whole = {NAMES.events: [EVENT], NAMES.rejections: [REJECTION], NAMES.dead_letters: [DEAD_LETTER]}
+    await check(at(4, ends=Ends(1, 1, 1, 1)), whole)
+    recorded = Ends(**{"events": 1, "rejections": 1, "dead_letters": 1, "waiting": 1, log: 2})
+    with pytest.raises(LaneParked, match=f"{topic} partition 0 ends at 1, it ended at 2: its last records are lost"):
+        await check(at(4, ends=recorded), whole)
+
+
+@pytest.mark.parametrize(
+    ("expected", "waits", "actual"),
+    [pytest.param(1, False, 0, id="a lost one"), pytest.param(0, True, 1, id="a lost deletion")],
+)
+async def test_another_number_of_waiting_commands_than_the_position_says_parks_the_lane(expected, waits, actual):
+    why = (
+        f"{NAMES.waiting} partition 0 holds {actual} waiting commands, the position in {NAMES.table} counts {expected}"
+    )
+    with pytest.raises(LaneParked, match=why):
+        await check(at(4, waiting_count=expected), {}, entry=None, waits=waits)

@@ -1,0 +1,151 @@
+"""Reading a large changelog never holds the event loop for long."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.errors import CorruptRecordException
+
+from order_service.errors import LaneParked
+from order_service.kafka.topics import topic_names
+from order_service.wire.changelog import POSITION_KEY, Position, encode
+from order_service.worker.claims.changelog_reader import DECODED_AT_A_TIME, READ_AT_A_TIME, Changelogs
+from order_service.worker.claims.progress import ClaimSlots, Progress
+from tests.support.samples import create, deliver, entry_after, pay, ship
+
+NAMES = topic_names()
+ORDERS = 100_000
+
+
+class Log:
+    """A reader on a table's changelog that has everything at hand, as aiokafka has after a fetch."""
+
+    def __init__(self, records):
+        self.records = records
+        self.read = 0
+        self.damaged_at = None
+
+    def assign(self, _places):
+        pass
+
+    def seek(self, _place, _offset):
+        pass
+
+    def pause(self, *_places):
+        pass
+
+    def resume(self, *_places):
+        pass
+
+    def assignment(self):
+        return set()
+
+    async def end_offsets(self, places):
+        return {place: len(self.records) if place.topic == NAMES.table else 0 for place in places}
+
+    async def position(self, place):
+        return self.read if place.topic == NAMES.table else 0
+
+    async def getmany(self, *places, timeout_ms, max_records):  # noqa: ARG002, as aiokafka's
+        if self.read == self.damaged_at:
+            raise CorruptRecordException("Invalid CRC")
+        records = self.records[self.read : self.read + max_records]
+        self.read += len(records)
+        return {places[0]: records} if records else {}
+
+
+def record(key, value, offset):
+    return ConsumerRecord(NAMES.table, 0, offset, 0, 0, key, value, None, len(key), len(value or b""), ())
+
+
+async def test_a_large_table_is_restored_in_slices():
+    entry = entry_after([create, pay, ship, deliver])
+    value = encode(entry)
+    records = [record(b"order-%d" % number, value, number) for number in range(ORDERS)]
+    records.append(record(b"order-7", None, ORDERS))
+    position = Position(3, "worker", 5, None)
+    log: Any = Log([*records, record(POSITION_KEY, encode(position), ORDERS + 1)])
+    slices: list[int] = []
+
+    async def watch():
+        """Note how much is read and decoded each time before the loop gets to others."""
+        last = 0
+        while True:
+            done = log.read + len(logs.entries)
+            slices.append(done - last)
+            last = done
+            await asyncio.sleep(0)
+
+    progress = Progress(ClaimSlots(1))
+    await progress.at("nothing")
+    logs = Changelogs(0, NAMES, log, None, progress)
+    watching = asyncio.create_task(watch())
+    await logs.read_to_end()
+    watching.cancel()
+    progress.leave()
+    assert (logs.position, len(logs.entries), logs.entries["order-8"]) == (position, ORDERS - 1, entry)
+    assert "order-7" not in logs.entries
+    assert sum(slices) > 1.9 * ORDERS
+    assert max(slices) <= max(READ_AT_A_TIME, DECODED_AT_A_TIME)
+
+
+async def test_a_damaged_batch_parks_its_lane_and_tells_where():
+    log: Any = Log([record(b"order-1", encode(entry_after([create])), 0)] * 600)
+    log.damaged_at = 500
+    logs = Changelogs(0, NAMES, log, None, Progress(ClaimSlots(1)))
+    with pytest.raises(LaneParked, match=r"cannot be read \(.*Invalid CRC\), in orders.table.v1 at 500 or"):
+        await logs.read_to_end()
+
+
+class Held(Log):
+    """A log of which a committed reader gets no more than `stable` records, until the test changes that."""
+
+    def __init__(self, records, *, stable, end, is_away=False):
+        super().__init__(records)
+        self.stable = stable
+        self.is_away = is_away
+        self.end = end
+        self.asked = 0
+
+    def last_stable_offset(self, place):
+        return self.stable if place.topic == NAMES.table else 0
+
+    def highwater(self, place):
+        return self.end if place.topic == NAMES.table else 0
+
+    def last_poll_timestamp(self, _place):
+        return round((time.time() - 10.0 * self.is_away) * 1000)
+
+    async def getmany(self, *places, timeout_ms, max_records):
+        self.asked += 1
+        await asyncio.sleep(0)
+        return await super().getmany(
+            *places, timeout_ms=timeout_ms, max_records=min(max_records, self.stable - self.read)
+        )
+
+
+@pytest.mark.parametrize(
+    ("end", "is_away", "open_transactions"),
+    [
+        pytest.param(5, False, {TopicPartition(NAMES.table, 0): 3}, id="an open transaction"),
+        pytest.param(3, False, {}, id="a broker that has no more"),
+        pytest.param(5, True, {}, id="a broker that is away"),
+    ],
+)
+async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_ended(end, is_away, open_transactions):
+    records = [record(b"order-1", encode(entry_after([create])), 0)] * 5
+    log: Any = Held(records, stable=3, end=end, is_away=is_away)
+    progress = Progress(ClaimSlots(1))
+    await progress.at("the brokers")
+    logs = Changelogs(0, NAMES, log, None, progress)
+    reading = asyncio.create_task(logs.read_past({place: 4 for place in logs.partitions if place.topic == NAMES.table}))
+    async with asyncio.timeout(30):
+        while log.asked < 10:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+        assert progress.open_transactions == open_transactions
+        log.stable = log.end = 5
+        await reading
+    assert progress.open_transactions == {}
+    progress.leave()

@@ -1,0 +1,464 @@
+"""The lane without a broker: runs of commands go in, what a turn writes comes out."""
+
+import gc
+import weakref
+from collections import defaultdict
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord
+from hypothesis import given
+from hypothesis import strategies as st
+
+from order_service.domain.decision import UserCheck, answer
+from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_rejection
+from order_service.domain.messages import Event, Rejection
+from order_service.errors import RunLost
+from order_service.wire import avro
+from order_service.wire.changelog import Position, WaitingCommand, decode_waiting
+from order_service.wire.commands import encode_json_command
+from order_service.worker.inbox import Run, decode_record
+from order_service.worker.lane import RESTORED_AT_A_TIME, Lane, LanePolicy
+from order_service.worker.waiting_room import MAX_PER_ORDER
+from tests.support.samples import LATER, NOW, ORDER_ID, USER_ID, amend, but, cancel, create, deliver, entry_after, pay, ship
+
+POLICY = LanePolicy(partition_count=1, commands_topic="commands")
+
+
+class World:
+    """A lane, the users that are known to it, and those that it asks about."""
+
+    def __init__(self, policy=POLICY, **known):
+        self.known = known
+        self.asked: list[str] = []
+        self.lane = Lane(0, policy, self.known.get, self.asked.append)
+        self.offset = 0
+        self.outcomes = []
+
+    def record(self, value, key=None, headers=()):
+        record = ConsumerRecord("commands", 0, self.offset, 7, 0, key, value, None, 0, 0, headers)
+        self.offset += 1
+        return record
+
+    def send(self, *commands, now=NOW):
+        records = [self.record(encode_json_command(c), c.order_id.encode()) for c in commands]
+        self.lane.decide([decode_record(record) for record in records], now)
+        return self.changes()
+
+    def learn(self, user_id, check, now=NOW):
+        self.known[user_id] = check
+        self.lane.room.add_answer(user_id, check)
+        return self.settle(now)
+
+    def settle(self, now=NOW):
+        self.lane.settle(now)
+        return self.changes()
+
+    def restart(self, log):
+        """Take the lane over, as a worker that knows nothing of its users."""
+        self.known.clear()
+        self.asked.clear()
+        self.lane = Lane(0, self.lane.policy, self.known.get, self.asked.append)
+        waiting = [decode_waiting(value) for value in log.waiting.values()]
+        self.lane.restore(dict(log.table), waiting, Position(log.next_offset, "owner", log.next_offset, None))
+        self.asked += self.lane.room.users()
+
+    def changes(self):
+        changes = self.lane.take_changes()
+        self.outcomes += [avro.decode_event(value or b"") for _, value, _ in changes.events]
+        self.outcomes += [avro.decode_rejection(value or b"") for _, value, _ in changes.rejections]
+        return changes
+
+    def answers(self):
+        """Tell what came of each command, by its id: the version that it made, or why it was refused."""
+        return {
+            outcome.command_id: outcome.version if isinstance(outcome, Event) else outcome.reason
+            for outcome in self.outcomes
+        }
+
+
+def knowing(**policy):
+    return World(LanePolicy(partition_count=1, commands_topic="commands", **policy), **{USER_ID: UserCheck.ACTIVE})
+
+
+def test_commands_become_events_rejections_and_the_folded_order():
+    world = knowing()
+    changes = world.send(create, amend, pay, ship, deliver, cancel)
+    assert world.answers() == {
+        "create-1": 1,
+        "amend-1": 2,
+        "pay-1": 3,
+        "ship-1": 4,
+        "deliver-1": 5,
+        "cancel-1": "already_delivered",
+    }
+    assert list(changes.table) == [ORDER_ID]
+    assert changes.table[ORDER_ID].version == 5
+    assert (changes.next_offset, changes.last_timestamp_ms) == (6, 7)
+    assert [record[0] for record in changes.events] == [ORDER_ID.encode()] * 5
+
+
+def test_a_repeat_moves_the_position_and_makes_nothing_else():
+    world = knowing()
+    world.send(create)
+    changes = world.send(create)
+    assert (changes.events, changes.rejections, changes.table, changes.next_offset) == ([], [], {}, 2)
+    assert changes
+
+
+def test_nothing_in_is_nothing_out():
+    assert not knowing().changes()
+
+
+def test_offsets_may_have_holes_and_what_is_below_the_position_was_decided():
+    world = knowing()
+    world.offset = 10
+    assert world.send(create).next_offset == 11
+    world.offset = 5
+    changes = world.send(amend)
+    assert not changes
+    assert world.answers() == {"create-1": 1}
+
+
+@pytest.mark.parametrize("key", [None, b"", b"another"])
+def test_a_key_that_is_not_the_orders_makes_a_dead_letter_also_for_an_order_that_is_here(key):
+    world = knowing()
+    for expected in (0, 1):
+        world.lane.decide([decode_record(world.record(encode_json_command(create), key, (("trace", b"1"),)))], NOW)
+        changes = world.changes()
+        [(letter_key, value, headers)] = changes.dead_letters
+        assert (letter_key, value) == (key, encode_json_command(create))
+        assert (b"trace", b"1") in [(name.removeprefix("orig_").encode(), found) for name, found in headers]
+        assert len(world.outcomes) == expected
+        world.send(create)
+
+
+def test_a_command_in_the_partition_of_another_key_makes_a_dead_letter():
+    lane = Lane(0, LanePolicy(partition_count=4, commands_topic="commands"), lambda _: UserCheck.ACTIVE, print)
+    record = ConsumerRecord("commands", 0, 0, 7, 0, ORDER_ID.encode(), encode_json_command(create), None, 0, 0, ())
+    lane.decide([decode_record(record)], NOW)
+    assert dict(lane.take_changes().dead_reasons) == {"wrong_partition": 1}
+
+
+def test_a_run_from_before_the_seek_is_passed_over_and_a_missing_one_is_an_error():
+    lane = knowing().lane
+    lane.follow(7)
+    assert not lane.accept(Run(6, 0, []))
+    assert lane.accept(Run(7, 0, []))
+    assert lane.accept(Run(7, 1, []))
+    with pytest.raises(RunLost, match="expected run 2"):
+        lane.accept(Run(7, 3, []))
+
+
+def test_a_create_waits_for_its_user_and_the_commands_behind_it_keep_their_order():
+    world = World()
+    changes = world.send(create, amend, pay)
+    assert (world.asked, world.outcomes, len(world.lane.room)) == ([USER_ID], [], 3)
+    assert len(changes.waiting) == 3
+    assert changes.next_offset == 3
+    decided = world.learn(USER_ID, UserCheck.ACTIVE)
+    assert world.answers() == {"create-1": 1, "amend-1": 2, "pay-1": 3}
+    assert decided.waiting == dict.fromkeys(changes.waiting)
+    assert len(world.lane.room) == 0
+
+
+def test_a_refused_create_lets_the_next_one_ask_anew():
+    world = World()
+    again = but(create, command_id="create-2", user_id="sam", actor="service:shop")
+    world.send(create, again, amend)
+    world.learn(USER_ID, UserCheck.NOT_FOUND)
+    assert world.answers() == {"create-1": "user_not_found"}
+    assert world.asked == [USER_ID, "sam"]
+    world.learn("sam", UserCheck.ACTIVE)
+    assert world.answers() == {"create-1": "user_not_found", "create-2": 1, "amend-1": "order_not_found"}
+
+
+def test_at_most_32_commands_of_an_order_wait_and_others_are_not_concerned():
+    world = World()
+    world.send(create, *(but(amend, command_id=f"amend-{n}") for n in range(MAX_PER_ORDER)))
+    assert world.answers() == {f"amend-{MAX_PER_ORDER - 1}": "too_many_waiting"}
+    world.send(but(create, order_id="order-2", command_id="create-2"))
+    assert len(world.lane.room) == MAX_PER_ORDER + 1
+
+
+def test_a_copy_of_a_waiting_command_is_a_repeat_where_the_room_is_full():
+    world = World()
+    waiting = [create, *(but(amend, command_id=f"amend-{n}") for n in range(MAX_PER_ORDER - 1))]
+    world.send(*waiting)
+    changes = world.send(create, waiting[-1])
+    assert (world.outcomes, changes.outcomes) == (
+        [],
+        {("CreateOrder", "repeated", ""): 1, ("AmendOrder", "repeated", ""): 1},
+    )
+    world.send(but(waiting[-1], discount=1))
+    assert world.answers() == {waiting[-1].command_id: "too_many_waiting"}
+
+
+def test_a_deadline_of_the_user_check_passes_and_the_rest_is_decided():
+    world = World(LanePolicy(partition_count=1, commands_topic="commands", user_deadline_s=60))
+    world.send(create, amend)
+    world.settle(NOW + timedelta(seconds=60))
+    assert world.outcomes == []
+    world.settle(NOW + timedelta(seconds=61))
+    assert world.answers() == {"create-1": "user_check_timed_out", "amend-1": "order_not_found"}
+
+
+def test_a_commands_own_deadline_passes_while_it_waits():
+    world = World()
+    world.send(but(create, decide_by=LATER))
+    world.settle(LATER)
+    assert world.outcomes == []
+    world.settle(LATER + timedelta(milliseconds=1))
+    assert world.answers() == {"create-1": "deadline_passed"}
+
+
+def test_a_restart_keeps_what_waits_and_does_not_extend_its_deadline():
+    policy = LanePolicy(partition_count=1, commands_topic="commands", user_deadline_s=60)
+    world = World(policy)
+    records = [value for value in world.send(create, amend).waiting.values() if value is not None]
+    again = World(policy)
+    again.lane.restore({}, [decode_waiting(value) for value in reversed(records)], Position(2, "owner", 2, 7))
+    assert [again.lane.next_offset, *again.lane.room.users()] == [2, USER_ID]
+    again.settle(NOW + timedelta(seconds=61))
+    assert again.answers() == {"create-1": "user_check_timed_out", "amend-1": "order_not_found"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "trace"),
+    [
+        ((("traceparent", None), ("other", b"1"), ("traceparent", b"00-1")), b"00-1"),
+        ((("traceparent", b"x" * 300),), None),
+        ((), None),
+    ],
+)
+def test_an_event_names_the_trace_of_its_command_however_long_that_waited(headers, trace):
+    at_once, later, restarted = knowing(), World(), World()
+    record = at_once.record(encode_json_command(create), ORDER_ID.encode(), headers)
+    at_once.lane.decide([decode_record(record)], NOW)
+    later.lane.decide([decode_record(record)], NOW)
+    kept = [decode_waiting(value or b"") for value in later.changes().waiting.values()]
+    restarted.lane.restore({}, kept, Position(1, "owner", 1, 7))
+    for changes in (at_once.changes(), *(world.learn(USER_ID, UserCheck.ACTIVE) for world in (later, restarted))):
+        [(_, _, made)] = changes.events
+        assert dict(made).get("traceparent") == trace
+        assert (made.count(("command_offset", b"0")), len(changes.rejections)) == (1, 0)
+
+
+def test_of_a_record_that_is_no_command_only_its_dead_letter_is_left():
+    """Without help of the garbage collector: what it would find can be gigabytes by then."""
+    gc.disable()
+    try:
+        for value in (
+            b"\xff",
+            b"{",
+            b'{"type": 1}',
+            b'{"a":' * 2000,
+            encode_json_command(create)[:-1] + b'"\xff"}',
+            None,
+        ):
+            record, letters = buried(value)
+            assert (record(), letters) == (None, 2), value
+    finally:
+        gc.enable()
+
+
+def buried(value):
+    """Let a lane bury two records, received as a worker does: what was returned from can still be held by an error."""
+    world = World()
+    received = [decode_record(world.record(value)) for _ in range(2)]
+    world.lane.decide(received, NOW)
+    return weakref.ref(received[0][0]), len(world.changes().dead_letters)
+
+
+def test_of_many_orders_that_can_be_released_some_stay_for_the_next_turn():
+    world = World()
+    for number in range(5):
+        world.send(
+            but(create, order_id=f"o-{number}", command_id=f"c-{number}", user_id=f"u-{number}", actor="service:s")
+        )
+        world.lane.room.add_answer(f"u-{number}", UserCheck.ACTIVE)
+    assert len(world.lane.room.take_released(NOW, limit=2)) == 2
+    assert world.lane.room.has_answers()
+    assert len(world.lane.room.take_released(NOW, limit=9)) == 3
+
+
+def test_an_unpaid_order_cancels_itself_once():
+    world = knowing(payment_due_s=60)
+    world.send(create)
+    assert world.lane.due_orders(NOW + timedelta(seconds=59)) == []
+    due = world.lane.due_orders(NOW + timedelta(seconds=60))
+    assert due == [ORDER_ID]
+    for _ in range(2):
+        world.lane.cancel_unpaid(due, LATER)
+        world.changes()
+    assert [outcome.fact.reason for outcome in world.outcomes[1:]] == ["payment_timeout"]
+
+
+def test_of_many_unpaid_orders_some_are_cancelled_in_the_next_turns():
+    world = knowing(payment_due_s=60)
+    order_ids = [f"order-{n}" for n in range(5)]
+    world.send(*(but(create, order_id=order_id, command_id=f"create-{order_id}") for order_id in order_ids))
+    assert [sorted(world.lane.due_orders(LATER, limit=2)) for _ in range(4)] == [
+        order_ids[:2],
+        order_ids[2:4],
+        order_ids[4:],
+        [],
+    ]
+
+
+def test_a_paid_order_does_not_cancel_itself():
+    world = knowing(payment_due_s=60)
+    world.send(create, but(pay))
+    world.lane.cancel_unpaid(world.lane.due_orders(LATER), LATER)
+    assert not world.changes().events
+
+
+def test_the_timers_come_back_from_the_table():
+    world = knowing(payment_due_s=60)
+    entries = world.send(create).table
+    again = knowing(payment_due_s=60)
+    again.lane.restore(entries, [], Position(1, "owner", 1, 7))
+    assert again.lane.due_orders(LATER) == [ORDER_ID]
+
+
+def test_an_order_of_a_worker_whose_clock_was_ahead_is_decided_on_and_its_time_stands_until_the_clock_is_there():
+    ahead = NOW + timedelta(hours=2)
+    entries = knowing().send(create, now=ahead).table
+    world = knowing()
+    world.lane.restore(entries, [], Position(0, "owner", 0, None))
+    assert world.send(pay, now=NOW).table[ORDER_ID].changed_at == ahead
+    assert world.send(ship, now=NOW + timedelta(minutes=1)).table[ORDER_ID].changed_at == ahead
+    later = ahead + timedelta(minutes=1)
+    assert world.send(deliver, now=later).table[ORDER_ID].changed_at == later
+    assert [event.version for event in world.outcomes] == [2, 3, 4]
+    assert [event.occurred_at for event in world.outcomes] == [ahead, ahead, later]
+
+
+ORDERS = ("o-1", "o-2", "o-3")
+CHECKS = {"u-1": UserCheck.ACTIVE, "u-2": UserCheck.NOT_FOUND, "u-3": UserCheck.NOT_ACTIVE}
+users = st.sampled_from(sorted(CHECKS))
+
+
+def wish(number, kind, order_id, user_id, expected_version):
+    """Make a command; the same number again is a repeat, or another command under a used id."""
+    command = {"create": create, "amend": amend, "pay": pay, "ship": ship, "cancel": cancel}[kind]
+    changes = {"user_id": user_id} if kind == "create" else {}
+    named = but(command, order_id=order_id, command_id=f"c-{number}", actor="service:shop", **changes)
+    return but(named, expected_version=expected_version)
+
+
+wishes = st.builds(
+    wish,
+    st.integers(1, 12),
+    st.sampled_from(["create", "create", "amend", "pay", "ship", "cancel"]),
+    st.sampled_from(ORDERS),
+    users,
+    st.sampled_from([None, None, None, 0, 1]),
+)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.lists(wishes, min_size=1, max_size=4)),
+        st.tuples(st.sampled_from(["answer", "forget"]), users),
+        st.just(("settle", None)),
+        st.just(("restart", None)),
+    ),
+    max_size=MAX_PER_ORDER // 4,
+)
+
+
+class Log:
+    """What a lane has written, as its next owner and its subscribers see it."""
+
+    def __init__(self):
+        self.table: dict[str, Entry] = {}
+        self.waiting: dict[bytes, bytes] = {}
+        self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
+        self.next_offset = 0
+
+    def write(self, changes):
+        """Write a turn; of an order, outcomes stand in the order in which their commands were sent."""
+        self.table |= changes.table
+        self.waiting |= {key: value for key, value in changes.waiting.items() if value is not None}
+        for key in [key for key, value in changes.waiting.items() if value is None]:
+            del self.waiting[key]  # a tombstone without its record is an error
+        self.next_offset = changes.next_offset
+        outcomes: list[tuple[Any, Any]] = [
+            *((avro.decode_event(value or b""), headers) for _, value, headers in changes.events),
+            *((avro.decode_rejection(value or b""), headers) for _, value, headers in changes.rejections),
+        ]
+        for outcome, headers in sorted(outcomes, key=lambda found: offset_of(found[1])):
+            said = outcome.version if isinstance(outcome, Event) else outcome.reason
+            self.outcomes[outcome.order_id].append((offset_of(headers), outcome.command_id, said))
+
+
+Outcome = tuple[int, str, int | str]
+"""The offset and the id of a command, and the version that it made or why it was refused."""
+
+
+def offset_of(headers):
+    return int(dict(headers)["command_offset"])
+
+
+def told_at_once(commands):
+    """Say what each command would have come to, had every user been known from the start."""
+    entries: dict[str, Entry] = {}
+    outcomes: dict[str, list[Outcome]] = defaultdict(list)
+    for offset, command in enumerate(commands):
+        order_id, entry = command.order_id, entries.get(command.order_id)
+        match answer(command, entry, NOW, CHECKS.get(getattr(command, "user_id", ""))):
+            case Event() as event:
+                outcomes[order_id].append((offset, event.command_id, event.version))
+                entries[order_id] = after_event(entry, event, avro.digest(avro.encode_event(event)))
+            case Rejection() as rejection:
+                outcomes[order_id].append((offset, rejection.command_id, rejection.reason))
+                if entry is not None:
+                    entries[order_id] = after_rejection(entry, rejection) or entry
+    return outcomes, entries
+
+
+@given(steps)
+def test_whenever_the_answers_come_an_order_is_the_fold_of_its_commands_in_the_order_of_the_log(taken):
+    """Commands come in runs, answers late or never, the cache forgets them, and the lane is taken over in between."""
+    world, log, sent = World(), Log(), []
+    for step, what in taken:
+        match step:
+            case "send":
+                world.lane.settle(NOW)  # as a turn does
+                sent += what
+                log.write(world.send(*what))
+            case "answer" if world.lane.room.waits_for(what):
+                world.known[what] = CHECKS[what]
+                world.lane.room.add_answer(what, CHECKS[what])
+            case "forget":
+                world.known.pop(what, None)
+            case "settle":
+                log.write(world.settle())
+            case "restart":
+                log.write(world.changes())
+                world.restart(log)
+        assert set(log.waiting) == {waiting.key for queue in world.lane.room._queues.values() for waiting in queue}
+        assert set(world.lane.room.users()) <= set(world.asked)
+    while len(world.lane.room):
+        user_id = next(world.lane.room.users())
+        log.write(world.learn(user_id, CHECKS[user_id]))
+    expected, entries = told_at_once(sent)
+    assert log.outcomes == expected
+    assert log.table == dict(world.lane.table.items()) == entries
+    assert log.waiting == {}
+    assert not world.lane.room.has_answers()
+    for outcomes in log.outcomes.values():
+        versions = [said for _, _, said in outcomes if isinstance(said, int)]
+        assert versions == list(range(1, len(versions) + 1))
+    assert all(len(entry.refused) <= MAX_REFUSED for entry in entries.values())
+
+
+def test_restoring_pauses_after_some_waiting_commands_and_after_some_orders():
+    orders = {f"order-{number}": entry_after([create]) for number in range(3 * RESTORED_AT_A_TIME)}
+    waiting = [WaitingCommand(but(create, order_id=f"waits-{n}"), n, NOW, None) for n in range(3 * RESTORED_AT_A_TIME)]
+    lane = World(LanePolicy(partition_count=1, commands_topic="commands", payment_due_s=86_400)).lane
+    restoring = lane.restoring(orders, waiting, Position(0, "owner", 0, None))
+    restored = [0, *(len(lane.room) + len(lane._timers) for _ in restoring), len(orders) + len(waiting)]
+    assert len(lane.room) + len(lane._timers) == restored[-1]
+    assert max(after - before for before, after in pairwise(restored)) == RESTORED_AT_A_TIME

@@ -1,0 +1,186 @@
+"""The turn without a broker: what may happen between two slices of a turn that the loop is given."""
+
+import asyncio
+from typing import Any
+
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.structs import RecordMetadata
+
+from order_service.domain.decision import UserCheck
+from order_service.errors import HistoryError
+from order_service.kafka.topics import topic_names
+from order_service.wire import avro
+from order_service.wire.changelog import Position
+from order_service.wire.commands import encode_json_command
+from order_service.worker.clock import Clock
+from order_service.worker.inbox import Inbox
+from order_service.worker.lane import Lane, LanePolicy
+from order_service.worker.turn import AT_A_TIME, TurnLoop
+from tests.support.samples import ORDER_ID, but, create, entry_after, pay
+from tests.unit.worker.blocking import block_loop, shorten
+
+NAMES = topic_names()
+POLICY = LanePolicy(partition_count=2, commands_topic=NAMES.commands, payment_due_s=1)
+
+
+class Written:
+    """Takes what turns write, as a producer that always succeeds."""
+
+    transactional_id = "orders-worker-1"
+
+    def __init__(self):
+        self.records = []
+        self.away = {}
+
+    def unavailable(self):
+        return self.away
+
+    async def begin(self):
+        pass
+
+    async def send_all(self, topic, partition, records):
+        self.records += [(topic, partition, record) for record in records]
+        place = TopicPartition(topic, partition)
+        return [RecordMetadata(topic, partition, place, len(self.records), 0, 0, 0)]
+
+    async def wait_for_acks(self, sent):
+        return sent
+
+    async def commit(self, sent):
+        return sent
+
+    def facts(self, partition):
+        """Give the facts of the events of a partition."""
+        values = [record[1] for topic, where, record in self.records if (topic, where) == (NAMES.events, partition)]
+        return [type(avro.decode_event(value).fact).__name__ for value in values]
+
+
+def received(command, offset, partition):
+    value = encode_json_command(command)
+    key = command.order_id.encode()
+    return ConsumerRecord(NAMES.commands, partition, offset, 0, 0, key, value, None, len(key), len(value), ()), command
+
+
+def lane_with(partition, entries):
+    lane = Lane(partition, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
+    lane.restore(entries, [], Position(0, "owner", 0, None))
+    return lane
+
+
+class BrokenLane(Lane):
+    """A lane that one of its commands breaks."""
+
+    def decide(self, received, now):
+        super().decide(received, now)
+        raise HistoryError("version 3 of an order cannot follow on version 1")
+
+
+def turns_over(lanes, written, failpoint, park=lambda *_: None) -> tuple[TurnLoop, Inbox]:
+    """Make what takes turns over these lanes, and the inbox that it takes from."""
+    inbox = Inbox(lambda _partition: None, lambda _partition: None)
+    turns = TurnLoop(
+        written,
+        NAMES,
+        inbox,
+        turn_s=0.001,
+        clock=Clock(60),
+        end_of=lambda _partition: 0,
+        park=park,
+        failpoint=failpoint,
+    )
+    for lane in lanes:
+        inbox.open(lane.partition)
+        turns.lanes[lane.partition] = lane
+    turns.wake()
+    return turns, inbox
+
+
+async def test_a_lane_that_cannot_decide_parks_and_the_others_go_on():
+    broken = BrokenLane(1, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
+    whole = lane_with(0, {})
+    written: Any = Written()
+    parked = []
+
+    def park(partition, _reason, error):
+        parked.append((partition, type(error)))
+        del turns.lanes[partition]
+
+    turns: TurnLoop
+
+    def failpoint(name):
+        if name == "turn.committed":
+            turns.stop()
+
+    turns, inbox = turns_over([broken, whole], written, failpoint, park)
+    inbox.put(0, [received(create, 0, 0)])
+    inbox.put(1, [received(create, 0, 1)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert parked == [(1, HistoryError)]
+    assert (written.facts(0), written.facts(1)) == (["OrderCreated"], [])
+
+
+async def test_an_order_that_gets_due_within_a_turn_is_not_cancelled_before_its_payment_in_that_turn():
+    long, short = lane_with(0, {}), lane_with(1, {ORDER_ID: entry_after([create])})
+    written: Any = Written()
+
+    def failpoint(name):
+        if name == "turn.taken":  # nothing is queued any more: the lane seems to have read all
+            asyncio.get_running_loop().call_soon(turns.cancel_unpaid, 1, [ORDER_ID])
+        if name == "turn.committed":
+            turns.stop()
+
+    turns: TurnLoop
+    turns, inbox = turns_over([long, short], written, failpoint)
+    inbox.put(0, [received(but(create, command_id=f"create-{n}"), n, 0) for n in range(AT_A_TIME + 1)])
+    inbox.put(1, [received(pay, 0, 1)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert written.facts(1) == ["OrderPaid"]
+
+
+async def test_a_lane_whose_topics_cannot_be_written_to_is_left_out_until_they_can():
+    lanes = [lane_with(0, {}), lane_with(1, {ORDER_ID: entry_after([create])})]
+    written: Any = Written()
+    written.away = {1: "orders.events.v1-1 has no leader"}
+    commits = []
+
+    def failpoint(name):
+        if name == "turn.committed":
+            commits.append((written.facts(0), written.facts(1)))
+            written.away = {}
+            if len(commits) == 2:
+                turns.stop()
+
+    turns: TurnLoop
+    turns, inbox = turns_over(lanes, written, failpoint)
+    inbox.put(0, [received(create, 0, 0)])
+    inbox.put(1, [received(pay, 0, 1)])
+    turns.cancel_unpaid(1, [ORDER_ID])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert commits == [(["OrderCreated"], []), (["OrderCreated"], ["OrderCancelled"])]
+
+
+class Blocking(Written):
+    """A producer whose commits arrive while the event loop is blocked."""
+
+    async def commit(self, sent):
+        await block_loop()
+        return sent
+
+
+async def test_a_commit_does_not_count_the_time_in_which_the_loop_is_blocked(monkeypatch):
+    shorten(monkeypatch, "turn")
+    written: Any = Blocking()
+
+    def failpoint(name):
+        if name == "turn.committed":
+            turns.stop()
+
+    turns: TurnLoop
+    turns, inbox = turns_over([lane_with(0, {})], written, failpoint)
+    inbox.put(0, [received(create, 0, 0)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert written.facts(0) == ["OrderCreated"]

@@ -1,0 +1,278 @@
+"""The tasks of a worker and of its assignments: none ends without a sign."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+from aiokafka.errors import KafkaError
+from msgspec.structs import replace
+
+from order_service.domain.order import Cancelled
+from order_service.errors import Fenced, HistoryError, LaneParked, TurnRefused
+from order_service.kafka.registry_client import Ids
+from order_service.kafka.topics import topic_names
+from order_service.settings import Settings
+from order_service.users.client import CallPolicy, UserClient
+from order_service.wire.changelog import Position
+from order_service.worker.assignment import Assignment, Context
+from order_service.worker.claims.claim import Claimed
+from order_service.worker.claims.progress import ClaimSlots, Progress
+from order_service.worker.clock import Clock
+from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
+from order_service.worker.worker import SUSPECT_S, Worker
+from tests.support.samples import ORDER_ID, create, entry_after
+from tests.unit.worker.test_turn import Written, lane_with
+
+ORDERS = 100_000
+UNUSED: Any = None
+
+
+@pytest.fixture
+def ended():
+    return []
+
+
+@pytest.fixture
+def context(ended):
+    fetching: Any = type("Fetching", (), {"pause": print, "resume": print, "end_of": print, "end": print})()
+    servers = {"bootstrap_servers": "127.0.0.1:1"}
+    users = UserClient(CallPolicy.from_settings(Settings()))
+    return Context(
+        Settings(), topic_names(), {}, servers, fetching, users, Ids(None), ended.append, Clock(60), lambda _step: None
+    )
+
+
+async def cancelled_from_within():
+    """A library that lets a CancelledError out would leave a partition neither claimed nor parked."""
+    raise asyncio.CancelledError
+
+
+async def until_told(ended):
+    async with asyncio.timeout(10):
+        while not ended:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+
+
+async def test_a_claim_that_was_cancelled_from_within_ends_the_process(context, ended):
+    assignment = Assignment(context, {0}, UNUSED, UNUSED, UNUSED)
+    assignment._spawn(cancelled_from_within(), "claim")
+    await until_told(ended)
+    assert str(ended[0]) == "the task claim was cancelled from within"
+    assignment._spawn(asyncio.sleep(60), "payments")
+    await assignment.stop()
+    assert len(ended) == 1
+
+
+async def test_a_second_claim_that_was_cancelled_from_within_ends_the_process(context, ended):
+    worker = Worker(context)
+    worker._start(cancelled_from_within())
+    await until_told(ended)
+    assert str(ended[0]) == "the task claim again was cancelled from within"
+    await worker.stop()
+
+
+async def test_the_tasks_that_a_worker_cancels_when_it_stops_do_not_end_the_process(context, ended):
+    worker = Worker(context)
+    worker.start()
+    await worker.stop()
+    assert all(task.cancelled() for task in worker._tasks)
+    assert not ended
+
+
+@pytest.mark.parametrize(
+    ("reached", "read_to"),
+    [
+        pytest.param((160, 7, 0), 160, id="all that was fetched is decided"),
+        pytest.param((160, 7, 1), 151, id="a run is on its way"),
+        pytest.param((160, None, 0), 151, id="a fetch has failed"),
+    ],
+)
+async def test_what_was_read_once_stays_read(context, reached, read_to):
+    """Else a claim would find commands missing that were none: the start of the log may lie behind old markers."""
+
+    async def reached_now(_partition):
+        return reached
+
+    context.fetching.reached = reached_now
+    assignment = Assignment(context, {0}, UNUSED, UNUSED, UNUSED)
+    lane = lane_with(0, {})
+    lane.next_offset, lane.read_to, lane.seek, lane.next_run = 100, 151, 7, 0
+    assert await assignment.read_to(lane) == read_to
+    await assignment.stop()
+
+
+@pytest.fixture
+async def worker(context, monkeypatch):
+    """Make a worker with partitions 0 to 2, whose claims are not done."""
+    monkeypatch.setattr(Assignment, "start", lambda _assignment: None)
+    made: Any = Worker(context)
+    await made.assigned({0, 1, 2})
+    yield made
+    await made.stop()
+
+
+async def test_a_worker_has_started_when_each_of_its_partitions_runs_or_is_parked(context, worker):
+    assert Worker(context).is_starting()
+    for partition in (0, 1, 2):
+        assert worker.is_starting()
+        worker._assignment.park(partition, "damaged")
+    assert not worker.is_starting()
+
+
+async def parked_after(worker, *suspects):
+    """Return the parked partitions after answers that aiokafka does not know, each for these partitions."""
+    for partitions in suspects:
+        await worker._claim_again(None, TurnRefused("why", {}, suspects=dict.fromkeys(partitions, "why")))
+    return worker._assignment.parked.keys()
+
+
+@pytest.mark.parametrize(
+    ("suspects", "parked"),
+    [
+        pytest.param([{0}, {1}, {2}], set(), id="one answer parks no lane"),
+        pytest.param([{0}, {0}], {0}, id="the second answer parks the lane"),
+        pytest.param([{0}, {1}, {0}], {0}, id="two lanes that are refused in turn do not hide each other"),
+        pytest.param([{0, 1}, {1, 2}], {1}, id="the count is kept per lane"),
+    ],
+)
+async def test_an_unknown_answer_parks_a_lane_when_it_comes_twice(worker, suspects, parked):
+    assert await parked_after(worker, *suspects) == parked
+
+
+async def test_an_unknown_answer_of_long_ago_does_not_count(worker):
+    await parked_after(worker, {0})
+    worker._suspected_at[0] -= SUSPECT_S
+    assert not await parked_after(worker, {0})
+    assert await parked_after(worker, {0}) == {0}
+
+
+@pytest.fixture
+def claim(context, monkeypatch):
+    """Claim partition 0, whose waiting room cannot be restored for this reason, if any; gives the assignment."""
+
+    async def claimed(*_):
+        return Claimed(Position(0, "me", 0, None), 0, ({}, []))
+
+    asking: Any = SimpleNamespace(ask=print)
+
+    async def run(error=None) -> Any:
+        def restoring(*_):
+            if error is not None:
+                raise error
+            yield True
+
+        monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claimed)
+        monkeypatch.setattr(Lane, "restoring", restoring)
+        assignment = Assignment(context, {0}, asking, UNUSED, UNUSED)
+        assignment._claims[0] = Progress(ClaimSlots(1))
+        assignment._spawn(assignment._claim(0, assignment._claims[0]), "claim")
+        await asyncio.wait(assignment._tasks, timeout=10)
+        await assignment.stop()
+        return assignment
+
+    return run
+
+
+async def test_a_partition_that_cannot_be_restored_for_a_bug_is_parked_and_nothing_ends(claim, ended):
+    """Its heirs would all end by it, one after the other."""
+    error = TypeError("a bug")
+    with structlog.testing.capture_logs() as logged:
+        assignment = await claim(error)
+    assert not ended
+    assert assignment.parked == {0: "the partition cannot be claimed: TypeError"}
+    assert assignment.claiming() == []
+    assert [line["exc_info"] for line in logged] == [error]
+
+
+async def test_a_partition_whose_fetching_cannot_begin_for_a_bug_is_parked_and_nothing_ends(claim, context, ended):
+    error = TypeError("a bug")
+
+    async def fail(*_):
+        raise error
+
+    context.fetching.open = fail
+    with structlog.testing.capture_logs() as logged:
+        assignment = await claim()
+    assert not ended
+    assert assignment.parked == {0: "the partition cannot be claimed: TypeError"}
+    assert not assignment.lanes
+    assert [line["exc_info"] for line in logged] == [error]
+
+
+@pytest.mark.parametrize("error", [LaneParked("it is damaged"), HistoryError("it is damaged")])
+async def test_a_partition_whose_log_does_not_allow_a_claim_is_parked_without_a_traceback(claim, error):
+    with structlog.testing.capture_logs() as logged:
+        assignment = await claim(error)
+    assert assignment.parked == {0: "it is damaged"}
+    assert [line["exc_info"] for line in logged] == [None]
+
+
+@pytest.mark.parametrize("error", [Fenced("by another"), KafkaError(), OSError()])
+async def test_an_error_that_is_not_of_the_partition_ends_the_process(claim, ended, error):
+    assignment = await claim(error)
+    assert ended == [error]
+    assert not assignment.parked
+
+
+class CountedOrders(dict[str, Any]):
+    """The orders of a claim, and how many of them have got their timer."""
+
+    timed = 0
+
+    def items(self) -> Any:
+        for order in super().items():
+            self.timed += 1
+            yield order
+
+
+async def test_the_payments_due_of_a_large_table_are_restored_in_slices(context):
+    context = replace(context, settings=Settings(payment_due_s=86_400))
+    assignment = Assignment(context, {0}, SimpleNamespace(ask=print), UNUSED, UNUSED)  # type: ignore[arg-type]
+    orders = CountedOrders(dict.fromkeys((f"order-{number}" for number in range(ORDERS)), entry_after([create])))
+    claimed = Claimed(Position(0, "me", 0, None), 0, (orders, []))
+    slices: list[int] = []
+
+    async def watch():
+        """Note how many timers were set each time before the loop gets to others."""
+        last = 0
+        while True:
+            slices.append(orders.timed - last)
+            last = orders.timed
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    lane = await assignment._restore_lane(0, None, claimed, Progress(ClaimSlots(1)))
+    await asyncio.sleep(0)
+    watching.cancel()
+    await assignment.stop()
+    assert (len(lane._timers), sum(slices)) == (ORDERS, ORDERS)
+    assert max(slices) <= RESTORED_AT_A_TIME
+
+
+class Refusing(Written):
+    """A producer whose transactions Kafka refuses."""
+
+    async def begin(self):
+        raise TurnRefused("Kafka has forgotten the transactional id", {})
+
+
+@pytest.mark.parametrize(
+    ("producer", "is_kept"),
+    [pytest.param(Written, True, id="committed"), pytest.param(Refusing, False, id="refused")],
+)
+async def test_the_memory_of_a_lane_is_kept_only_if_its_last_turn_was_committed(context, producer, is_kept):
+    """An order that cancelled itself in a refused turn is not cancelled in the log, at the same position."""
+    context.fetching.end_of = lambda _partition: 0
+    assignment = Assignment(context, {0}, UNUSED, lambda *_: None, UNUSED)
+    assignment.turns._producer = producer()
+    lane = lane_with(0, {ORDER_ID: entry_after([create])})
+    assignment.lanes[0] = lane
+    assignment._spawn(assignment.turns.run(), "turns")
+    assignment.turns.cancel_unpaid(0, [ORDER_ID])
+    async with asyncio.timeout(30):
+        while type(lane.table.get(ORDER_ID).order) is not Cancelled:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+    await assignment.stop()
+    assert list(assignment.held_lanes()) == ([0] if is_kept else [])
