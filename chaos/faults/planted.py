@@ -219,7 +219,7 @@ def _check_without(name: str, **fields: Any) -> None:
 
     async def forgetful(self: Checks, *arguments: Any) -> Any:
         if self._logs.position is not None:
-            self._logs.position = structs.replace(self._logs.position, **fields)
+            self._logs.state.position = structs.replace(self._logs.position, **fields)
         return await check(self, *arguments)
 
     setattr(Checks, name, forgetful)

@@ -1,13 +1,15 @@
 """The assignment: the lanes that a worker holds from one rebalance to the next.
 
 Each assignment has its own owner id, producer and turn loop. Its lanes start one by one, as their claims finish. Lanes
-of the previous assignment are reused if the log shows that no other worker has written since.
+of the previous assignment are reused if the log shows that no other worker has written since. A claim that a rebalance
+interrupts is continued by the next assignment.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
@@ -29,6 +31,7 @@ from order_service.runtime.tasks import failure_of
 from order_service.settings import Settings
 from order_service.users.client import UserClient
 from order_service.worker import metrics
+from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import Claimed, Claimer, HeldLane, claim_until_done
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
@@ -105,15 +108,17 @@ class Assignment:
         on_refused: Callable[["Assignment", TurnRefused], None],
         deliver: Callable[[int, Run], None],
         *,
-        previous: "Assignment | None" = None,
+        held: Mapping[int, tuple[Lane, HeldLane]] = MappingProxyType({}),
+        interrupted: Mapping[int, ChangelogState] = MappingProxyType({}),
     ) -> None:
         self.owner = f"{context.settings.group_id}-worker-{uuid4().hex}"
         self.partitions = partitions
         self.parked: dict[int, str] = {}
         self.is_clean = False
         self._context = context
-        held = previous.held_lanes() if previous is not None else {}
         self._held = {partition: held[partition] for partition in partitions & held.keys()}
+        self.interrupted = {partition: interrupted[partition] for partition in partitions & interrupted.keys()}
+        """What was read for each partition whose claim is not done. It outlives this assignment."""
         self._user_lookups = user_lookups
         self._on_refused = on_refused
         self._clients = ClaimClients(context.connection)
@@ -186,13 +191,12 @@ class Assignment:
         self.is_clean = all(not task.cancelled() and task.exception() is None for task in turn_tasks)
 
     def held_lanes(self) -> dict[int, tuple[Lane, HeldLane]]:
-        """Return the lanes that match their log: all if every commit is known to have succeeded, otherwise none."""
-        if not self.is_clean:
-            return {}
-        return {
+        """Return the lanes that match their log: those that never ran, and the others if every commit has succeeded."""
+        running = {
             partition: (lane, HeldLane(self.owner, lane.log_offset, lane.next_offset, len(lane.room)))
             for partition, lane in self.lanes.items()
         }
+        return self._held | (running if self.is_clean else {})
 
     def park(self, partition: int, reason: str, error: Exception | None = None) -> None:
         """Stop one lane until an operator acts; the others continue. A bug is logged with its traceback."""
@@ -202,6 +206,7 @@ class Assignment:
         log.error("Lane parked.", partition=partition, reason=reason, exc_info=bug)
         self.parked[partition] = reason
         self.lanes.pop(partition, None)
+        self._forget_claim(partition)
         self.inbox.close(partition)
         self._context.fetching.pause(partition)
         metrics.PARKED.labels(partition).set(1)
@@ -226,10 +231,11 @@ class Assignment:
         claimer = Claimer(
             context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.failpoint
         )
-        lane, held = self._held.pop(partition, (None, None))
+        lane, held = self._held.get(partition, (None, None))
+        state = self.interrupted.setdefault(partition, ChangelogState())
         began_at = time.monotonic()
         try:
-            claimed = await claim_until_done(claimer, partition, held, progress)
+            claimed = await claim_until_done(claimer, partition, held, state, progress)
             lane = await self._restore_lane(partition, lane, claimed, progress)
             await self._open(lane, claimed)
         except (WorkerError, KafkaError, OSError):  # not specific to this partition
@@ -270,6 +276,7 @@ class Assignment:
 
     async def _open(self, lane: Lane, claimed: Claimed) -> None:
         """Start a claimed lane. From here on its runs are decided."""
+        self._forget_claim(lane.partition)
         lane.start(claimed.position, claimed.log_offset, next(_SEEKS))
         self.inbox.open(lane.partition)
         self.lanes[lane.partition] = lane
@@ -288,6 +295,11 @@ class Assignment:
         )
         self._look_up_users(lane)
         self.turns.wake()
+
+    def _forget_claim(self, partition: int) -> None:
+        """Forget what only the next claim of a partition would use: its lane runs or is parked."""
+        self._held.pop(partition, None)
+        self.interrupted.pop(partition, None)
 
     def _look_up_users(self, lane: Lane) -> None:
         """Look up the users that orders wait for. An answer that came before the lane started is already cached."""

@@ -21,6 +21,7 @@ from order_service.errors import (
 from order_service.runtime.tasks import failure_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
+from order_service.worker.claims.claim import HeldLane
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import Lane
 from order_service.worker.monitoring.stall_watch import StallWatch
@@ -78,8 +79,8 @@ class Worker:
         await self.revoked()
         if self._leaving:
             return
-        self._assignment = self._new_assignment(partitions, self._last)
-        self._last = None
+        last, self._last = self._last, None
+        self._assignment = self._new_assignment(partitions, last, {} if last is None else last.held_lanes())
         log.info("Partitions assigned.", partitions=sorted(partitions), owner=self._assignment.owner)
         self._assignment.start()
 
@@ -118,7 +119,8 @@ class Worker:
     async def _claim_again(self, refused: Assignment | None, error: TurnRefused) -> None:
         """Claim the partitions of an assignment again, under a new owner id and without the lanes that Kafka refused.
 
-        Memory is ahead of the log by the refused turn, so all lanes are restored. None means the current assignment.
+        Memory is ahead of the log by the refused turn, so all lanes are restored; interrupted claims continue. None is
+        the current assignment.
         """
         async with self._assignment_lock:
             assignment = self._assignment
@@ -131,7 +133,7 @@ class Worker:
                 partition: reason for partition, reason in error.lanes.items() if partition in assignment.partitions
             }
             parked = assignment.parked | lanes | repeated
-            self._assignment = self._new_assignment(assignment.partitions)
+            self._assignment = self._new_assignment(assignment.partitions, assignment, {})
             for partition, reason in parked.items():
                 self._assignment.park(partition, reason)
             self._assignment.start()
@@ -147,9 +149,17 @@ class Worker:
         self._suspected_at.update(dict.fromkeys(suspects, now))
         return repeated
 
-    def _new_assignment(self, partitions: set[int], previous: Assignment | None = None) -> Assignment:
+    def _new_assignment(
+        self, partitions: set[int], previous: Assignment | None, held: dict[int, tuple[Lane, HeldLane]]
+    ) -> Assignment:
         return Assignment(
-            self._context, partitions, self._user_lookups, self._on_refused, self._deliver, previous=previous
+            self._context,
+            partitions,
+            self._user_lookups,
+            self._on_refused,
+            self._deliver,
+            held=held,
+            interrupted={} if previous is None else previous.interrupted,
         )
 
     def receive(self, partition: int, run: Run) -> None:

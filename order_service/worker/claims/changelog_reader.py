@@ -4,7 +4,9 @@ It never holds the event loop for more than a few milliseconds at a time: other 
 """
 
 import asyncio
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -119,44 +121,106 @@ def _apply_all(fetched: dict[TopicPartition, list["ConsumerRecord[bytes, bytes]"
             apply(record)
 
 
-class Changelogs:
-    """The two changelogs of a partition; for a kept lane, only the table's, from the offset of its last write."""
+class ChangelogState:
+    """What was read of the two changelogs of a partition: all, or a part if the claim was interrupted."""
 
-    def __init__(
-        self, partition: int, names: TopicNames, reader: Consumer, kept_offset: int | None, progress: Progress
-    ) -> None:
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
         self.position: Position | None = None
+        self.position_offset = -1
         self.entries: dict[str, Entry] = {}
         self.waiting: dict[bytes, WaitingCommand] = {}
+        self.undecoded: defaultdict[str, Raw] = defaultdict(dict)
+        self.next_offsets: dict[str, int] = {}
+        self.ends: dict[str, int] = {}
+        """The last stable offset of each topic when it was last asked for."""
+
+    def known_end(self, topic: str) -> int:
+        """Return the offset up to which a topic is known to have existed, 0 if it was not read."""
+        return max(self.next_offsets.get(topic, 0), self.ends.get(topic, 0))
+
+
+class Changelogs:
+    """The two changelogs of a partition, read from where `state` ends.
+
+    With `held_from`, the worker still holds the lane: only the table's changelog is read, from the lane's last write.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        names: TopicNames,
+        reader: Consumer,
+        state: ChangelogState,
+        progress: Progress,
+        *,
+        held_from: int | None = None,
+    ) -> None:
+        self.state = state
         self._partition = partition
         self._names = names
         self._progress = progress
-        self._is_kept = kept_offset is not None
-        self._raw: dict[str, Raw] = {names.table: {}, names.waiting: {}}
+        self._is_held = held_from is not None
         topics = (names.table, names.waiting, names.events, names.rejections, names.dead_letters, names.commands)
         self.reader = PartitionReader(reader, [TopicPartition(topic, partition) for topic in topics], progress)
-        logs = (names.table,) if self._is_kept else (names.table, names.waiting)
+        logs = (names.table,) if self._is_held else (names.table, names.waiting)
         self.partitions = [TopicPartition(topic, partition) for topic in logs]
-        self.reader.read_from(dict.fromkeys(self.partitions, kept_offset or 0))
+        self._continued_at = {topic: state.known_end(topic) for topic in logs if state.next_offsets}
+        self._is_truncated = False
+        starts = state.next_offsets if held_from is None else {names.table: held_from}
+        self.reader.read_from({partition: starts.get(partition.topic, 0) for partition in self.partitions})
+
+    @property
+    def position(self) -> Position | None:
+        """The newest position that was read, or None without one."""
+        return self.state.position
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """The entries that were read, by order id."""
+        return self.state.entries
+
+    @property
+    def waiting(self) -> dict[bytes, WaitingCommand]:
+        """The waiting commands that were read."""
+        return self.state.waiting
 
     @property
     def owner(self) -> str | None:
         """The owner by the newest position that was read, or None without one."""
         return None if self.position is None else self.position.owner
 
+    def is_outdated(self) -> bool:
+        """Return whether the state of an interrupted claim may differ from the log.
+
+        If another process has written since, Kafka may have removed tombstones that were not read.
+        """
+        return self._is_truncated or self.state.position_offset >= self._continued_at.get(self._names.table, math.inf)
+
+    def note_position(self, position: Position, offset: int) -> None:
+        """Record the position that this claim wrote."""
+        self.state.position, self.state.position_offset = position, offset
+        self.state.next_offsets[self._names.table] = offset + 1
+
     async def read_to_end(self) -> None:
         """Read up to the last stable offset, and decode the records: most of the work of a claim."""
-        await self.read_past({partition: await self.reader.end(partition) - 1 for partition in self.partitions})
+        ends = {partition: await self.reader.end(partition) for partition in self.partitions}
+        self._is_truncated = any(end < self._continued_at.get(partition.topic, 0) for partition, end in ends.items())
+        self.state.ends = {partition.topic: end for partition, end in ends.items()}
+        await self.read_past({partition: end - 1 for partition, end in ends.items()})
 
     async def read_past(self, last: dict[TopicPartition, int]) -> None:
         """Read until past these offsets, and decode the new records."""
         await self.reader.read_past(last, self._apply)
-        while raw := self._raw[self._names.table]:
+        while raw := self.state.undecoded[self._names.table]:
             async with self._progress.slice():
                 for _ in range(min(len(raw), DECODED_AT_A_TIME)):
                     self._decode_entry(*raw.popitem())
             await self._progress.moved()
-        while raw := self._raw[self._names.waiting]:
+        while raw := self.state.undecoded[self._names.waiting]:
             async with self._progress.slice():
                 for _ in range(min(len(raw), DECODED_AT_A_TIME // 10)):
                     self._decode_waiting(*raw.popitem())
@@ -165,9 +229,11 @@ class Changelogs:
     def _apply(self, record: "ConsumerRecord[bytes, bytes]") -> None:
         if record.key == POSITION_KEY:
             with self._readable(record.topic, record.offset):
-                self.position = None if record.value is None else changelog.decode_position(record.value)
-        elif record.key != BARRIER_KEY and not self._is_kept:
-            self._raw[record.topic][record.key] = (record.offset, record.value)
+                self.state.position = None if record.value is None else changelog.decode_position(record.value)
+            self.state.position_offset = record.offset
+        elif record.key != BARRIER_KEY and not self._is_held:
+            self.state.undecoded[record.topic][record.key] = (record.offset, record.value)
+        self.state.next_offsets[record.topic] = record.offset + 1
 
     def _decode_entry(self, key: bytes, newest: tuple[int, bytes | None]) -> None:
         offset, value = newest

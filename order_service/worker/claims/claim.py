@@ -2,7 +2,8 @@
 
 1. Lock:    start the claim's own producer; from here, Kafka refuses any unfinished claim of the partition.
 2. Read:    read and decode the changelogs; the position record names the owner, the last worker's transactional id.
-            This takes most of the time; no transaction is open meanwhile.
+            This takes most of the time; no transaction is open meanwhile. If a rebalance interrupts it and gives the
+            partition to this worker again, the next claim continues, unless another process has written meanwhile.
 3. Fence:   commit a record to the table's changelog, which Kafka refuses if a newer claim has the lock; then start a
             producer under the owner's id: its open transaction is aborted, its later ones are refused. Claims of
             several partitions that name the same owner share one fence.
@@ -17,7 +18,7 @@ So the records up to the barrier are all that any earlier worker has written or 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 from uuid import uuid4
 
@@ -27,13 +28,13 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from msgspec import Struct
 
 from order_service.domain.entry import Entry
-from order_service.errors import HistoryError, Stuck, TurnRefused
+from order_service.errors import Stuck, TurnRefused
 from order_service.kafka.connection import missing_right
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, Position, WaitingCommand
-from order_service.worker.claims.changelog_reader import Changelogs
+from order_service.worker.claims.changelog_reader import Changelogs, ChangelogState
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import Progress
@@ -72,8 +73,8 @@ class Claimer(Struct, frozen=True):
     clients: ClaimClients
     failpoint: Callable[[str], None]
 
-    async def claim(self, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
-        """Take over a partition.
+    async def claim(self, partition: int, kept: HeldLane | None, state: ChangelogState, progress: Progress) -> Claimed:
+        """Take over a partition. Continue from `state`, which an interrupted claim may have left.
 
         Raises LaneParked if the log does not allow the lane to continue, Fenced if another claim is newer.
         """
@@ -82,27 +83,26 @@ class Claimer(Struct, frozen=True):
         async with claiming(lock_id, self.connection, [self.names.table, self.names.waiting]) as lock:
             self.failpoint("claim.locked")
             if kept is not None:
-                claimed = await self._take_over(partition, lock, kept, progress)
+                claimed = await self._take_over(partition, lock, kept, ChangelogState(), progress)
                 if claimed is not None:
                     return claimed
-            claimed = await self._take_over(partition, lock, None, progress)
-            if claimed is None:
-                raise HistoryError(f"the changelog of partition {partition} was read from its start and is not current")
+            while (claimed := await self._take_over(partition, lock, None, state, progress)) is None:
+                state.clear()  # it is empty at the second attempt, which therefore does not return None
             return claimed
 
     async def _take_over(
-        self, partition: int, lock: TurnProducer, kept: HeldLane | None, progress: Progress
+        self, partition: int, lock: TurnProducer, kept: HeldLane | None, state: ChangelogState, progress: Progress
     ) -> Claimed | None:
-        """Do steps 2 to 6. Return None if the kept state does not match the log."""
+        """Do steps 2 to 6. Return None if the kept lane or the state does not match the log."""
         await progress.at(f"the brokers of partition {partition}")
         async with self.clients.reader() as reader:
-            kept_offset = None if kept is None else kept.log_offset
-            logs = Changelogs(partition, self.names, reader, kept_offset, progress)
+            held_from = None if kept is None else kept.log_offset
+            logs = Changelogs(partition, self.names, reader, state, progress, held_from=held_from)
             await logs.read_to_end()
             self.failpoint("claim.read")
             checks = Checks(partition, self.names, self.clients, logs)
             await self._fence_owners(lock, logs, checks, progress)
-            if kept is not None and not _is_still(kept, logs.position):
+            if logs.is_outdated() or (kept is not None and not _is_still(kept, logs.position)):
                 return None
             await progress.at(f"the ends of the commands and outcomes of partition {partition}")
             position = await checks.position(self.owner, len(logs.waiting) if kept is None else kept.waiting_count)
@@ -111,9 +111,12 @@ class Claimer(Struct, frozen=True):
             self.failpoint("claim.barrier")
         await progress.at(f"a commit to {self.names.table} partition {partition}")
         log_offset = await self._name_ourselves(partition, lock, position)
+        logs.note_position(position, log_offset)
         checks.count_never_read()
         self.failpoint("claim.named")
-        return Claimed(position, log_offset, None if kept is not None else (logs.entries, list(logs.waiting.values())))
+        return Claimed(
+            position, log_offset, None if kept is not None else (state.entries, list(state.waiting.values()))
+        )
 
     async def _fence_owners(self, lock: TurnProducer, logs: Changelogs, checks: Checks, progress: Progress) -> None:
         """Fence the owner, and any new owner that appears before the barrier.
@@ -169,15 +172,21 @@ def _is_still(kept: HeldLane, position: Position | None) -> bool:
 
 
 async def claim_until_done(
-    claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress, *, pause_s: float = 1.0
+    claimer: Claimer,
+    partition: int,
+    kept: HeldLane | None,
+    state: ChangelogState,
+    progress: Progress,
+    *,
+    pause_s: float = 1.0,
 ) -> Claimed:
     """Claim a partition. Try again while Kafka cannot be read from or written to, however long that takes.
 
-    The records of a failed claim do no harm: the next one starts a new lock and reads them.
+    The records of a failed claim do no harm: the next one starts a new lock and reads them. It continues from `state`.
     """
     while True:
         try:
-            return await _claim_with_warnings(claimer, partition, kept, progress)
+            return await _claim_with_warnings(claimer.claim(partition, kept, state, progress), partition, progress)
         except (KafkaError, Stuck, TurnRefused) as error:
             if isinstance(error, TurnRefused) and error.lanes:
                 raise
@@ -193,8 +202,8 @@ def _reason(error: Exception) -> str:
     return repr(error) if isinstance(error, KafkaError) else str(error)
 
 
-async def _claim_with_warnings(claimer: Claimer, partition: int, kept: HeldLane | None, progress: Progress) -> Claimed:
-    task = asyncio.create_task(claimer.claim(partition, kept, progress), name=f"claim of {partition}")
+async def _claim_with_warnings(claim: Coroutine[Any, Any, Claimed], partition: int, progress: Progress) -> Claimed:
+    task = asyncio.create_task(claim, name=f"claim of {partition}")
     try:
         while not (await asyncio.wait({task}, timeout=WARN_AFTER_S))[0]:
             if progress.has_begun and (waits_for := progress.waits_for()):

@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 from order_service.errors import Fenced
 from order_service.kafka.connection import connection
 from order_service.wire.changelog import BARRIER_KEY
+from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import Claimer
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
@@ -96,7 +97,7 @@ def claim_that_stops(service, after):
         clients = ClaimClients(arguments)
         claimer = Claimer(service.group_id, "late", service.names, arguments, clients, stop)
         try:
-            await claimer.claim(1, None, Progress(ClaimSlots(1)))
+            await claimer.claim(1, None, ChangelogState(), Progress(ClaimSlots(1)))
         finally:
             await clients.close()
 

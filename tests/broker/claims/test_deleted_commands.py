@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY
 
 from order_service.kafka.connection import connection
 from order_service.wire.commands import encode_json_command
+from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import Claimer, claim_until_done
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
@@ -115,7 +116,7 @@ async def test_a_first_claim_that_is_tried_again_counts_deleted_commands_once(se
     clients = ClaimClients(arguments)
     claimer = Claimer(service.group_id, "first", service.names, arguments, clients, fail_before_naming)
     try:
-        claimed = await claim_until_done(claimer, partition, None, Progress(ClaimSlots(1)), pause_s=0)
+        claimed = await claim_until_done(claimer, partition, None, ChangelogState(), Progress(ClaimSlots(1)), pause_s=0)
     finally:
         await clients.close()
     assert (left, claimed.position.next_offset) == ([], deleted)

@@ -17,7 +17,7 @@ from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
 from order_service.wire.changelog import Position
 from order_service.worker.assignment import Assignment, Context
-from order_service.worker.claims.claim import Claimed
+from order_service.worker.claims.claim import Claimed, HeldLane
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
@@ -26,6 +26,7 @@ from tests.support.samples import ORDER_ID, create, entry_after
 from tests.unit.worker.test_turn import Written, lane_with
 
 ORDERS = 100_000
+ENTRY = entry_after([create])
 UNUSED: Any = None
 
 
@@ -276,3 +277,63 @@ async def test_the_memory_of_a_lane_is_kept_only_if_its_last_turn_was_committed(
             await asyncio.sleep(0)
     await assignment.stop()
     assert list(assignment.held_lanes()) == ([0] if is_kept else [])
+
+
+@pytest.fixture
+def endless_claims(context, monkeypatch):
+    """Make claims that read one entry and then wait; gives what each began with: the lane that is held, the entries."""
+    begun = []
+
+    async def claim(_claimer, partition, held, state, _progress):
+        begun.append((partition, held, dict(state.entries)))
+        state.entries[f"read by claim {len(begun)}"] = ENTRY
+        await asyncio.Event().wait()
+
+    async def claim_all(assignment):
+        for partition in assignment.partitions:
+            assignment._claims[partition] = Progress(ClaimSlots(9))
+            assignment._spawn(assignment._claim(partition, assignment._claims[partition]), "claim")
+
+    monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claim)
+    monkeypatch.setattr(Assignment, "_claim_all", claim_all)
+    return begun
+
+
+async def until_begun(claims, count):
+    async with asyncio.timeout(30):
+        while len(claims) < count:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+
+
+async def test_a_claim_continues_what_the_claim_before_the_rebalance_has_read(context, endless_claims):
+    worker = Worker(context)
+    for count, partitions in enumerate(({0}, {0}, {1}, {0}), 1):
+        await worker.assigned(partitions)
+        await until_begun(endless_claims, count)
+    await worker.stop()
+    assert endless_claims == [
+        (0, None, {}),
+        (0, None, {"read by claim 1": ENTRY}),
+        (1, None, {}),
+        (0, None, {}),  # another worker had it in between
+    ]
+
+
+async def test_a_lane_is_still_held_when_a_second_rebalance_interrupts_its_claim(context, endless_claims):
+    held = (lane_with(0, {ORDER_ID: ENTRY}), HeldLane("me", 7, 3, 0))
+    assignment = Assignment(context, {0}, UNUSED, UNUSED, UNUSED, held={0: held})
+    assignment.start()
+    await until_begun(endless_claims, 1)
+    await assignment.stop()
+    assert endless_claims == [(0, held[1], {})]
+    assert assignment.held_lanes() == {0: held}
+
+
+async def test_a_lane_that_runs_is_not_claimed_with_what_its_claim_had_read(claim, context):
+    async def opened(*_):
+        pass
+
+    context.fetching.open = opened
+    assignment = await claim()
+    assert assignment.lanes
+    assert not assignment.interrupted

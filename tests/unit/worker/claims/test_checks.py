@@ -19,7 +19,7 @@ from order_service.wire.changelog import (
     waiting_key,
 )
 from order_service.wire.headers import event_headers, rejection_headers
-from order_service.worker.claims.changelog_reader import Changelogs
+from order_service.worker.claims.changelog_reader import Changelogs, ChangelogState
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.samples import NOW, but, create, entry_after, order_created, order_paid, pay, ship_refused
@@ -103,7 +103,7 @@ async def check(
         }
     )
     progress = Progress(ClaimSlots(1))
-    logs = Changelogs(0, NAMES, topics, None, progress)
+    logs = Changelogs(0, NAMES, topics, ChangelogState(), progress)
     await logs.read_to_end()
     checks = Checks(0, NAMES, topics, logs)
     await checks.take_ends()

@@ -8,6 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from order_service.wire.changelog import POSITION_KEY, encode
+from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import Claimer
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.samples import create
@@ -76,13 +77,12 @@ class Partition(Topics):
 def claim(monkeypatch):
     """Claim a partition; gives the position from which its lane goes on."""
 
-    async def claimed(partition: Any):
+    async def claimed(partition: Any, state=None):
         monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
         progress = Progress(ClaimSlots(1))
         try:
-            return await Claimer("orders", "next", NAMES, {}, partition, partition.calls.append).claim(
-                0, None, progress
-            )
+            claimer = Claimer("orders", "next", NAMES, {}, partition, partition.calls.append)
+            return await claimer.claim(0, None, state or ChangelogState(), progress)
         finally:
             progress.leave()
 
@@ -110,3 +110,92 @@ async def test_a_claim_does_not_count_the_time_in_which_the_loop_is_blocked(clai
     partition = Blocking()
     await claim(partition)
     assert partition.calls == STEPS
+
+
+class Interrupted(Exception):
+    """A rebalance comes."""
+
+
+class InterruptedOnce(Partition):
+    """A partition whose first claim ends at a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+        self.reads: list[tuple[str, int]] = []
+
+    def note(self, step):
+        self.calls.append(step)
+        if step == self.step:
+            self.step = None
+            raise Interrupted
+
+    async def getmany(self, *places, timeout_ms, max_records):
+        fetched = await Topics.getmany(self, *places, timeout_ms=timeout_ms, max_records=max_records)
+        self.reads += [(place.topic, record.offset) for place, records in fetched.items() for record in records]
+        return fetched
+
+    def write(self, *records):
+        self._records[TABLE] = [*self._records[TABLE], *records]
+
+    def remove_order(self):
+        """Remove the order from the changelog, and the event of its creation."""
+        self._records[TABLE] = [BARRIER, *self._records[TABLE][1:]]
+        self._records[TopicPartition(NAMES.events, 0)] = []
+
+
+TABLE = TopicPartition(NAMES.table, 0)
+STATE_OF_ORDER = {create.order_id: ENTRY}
+
+
+async def interrupt(partition, monkeypatch):
+    """Start a claim that is interrupted; returns what it has read."""
+    monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
+    state = ChangelogState()
+    progress = Progress(ClaimSlots(1))
+    with pytest.raises(Interrupted):
+        await Claimer("orders", "first", NAMES, {}, partition, partition.note).claim(0, None, state, progress)
+    progress.leave()
+    partition.reads.clear()
+    return state
+
+
+@pytest.mark.parametrize("step", ["claim.read", "claim.fenced", "claim.barrier", "claim.named"])
+async def test_an_interrupted_claim_is_continued_without_reading_again(claim, monkeypatch, step):
+    partition = InterruptedOnce(step)
+    state = await interrupt(partition, monkeypatch)
+    read_to = state.next_offsets[NAMES.table]
+    claimed = await claim(partition, state)
+    assert claimed.state == (STATE_OF_ORDER, [])
+    assert (claimed.position.owner, claimed.position.next_offset) == ("next", 4)
+    assert all(offset >= read_to for topic, offset in partition.reads if topic == NAMES.table)
+
+
+async def test_a_claim_that_was_interrupted_while_it_read_continues_there(claim, monkeypatch):
+    partition = InterruptedOnce("claim.read")
+    state = await interrupt(partition, monkeypatch)
+    state.clear()
+    state.next_offsets, state.ends = {NAMES.table: 1}, {NAMES.table: 2}
+    state.undecoded[NAMES.table][create.order_id.encode()] = (0, encode(ENTRY))
+    claimed = await claim(partition, state)
+    assert claimed.state == (STATE_OF_ORDER, [])
+    assert (NAMES.table, 0) not in partition.reads
+
+
+async def test_an_interrupted_claim_starts_over_if_another_process_has_written_since(claim, monkeypatch):
+    """The other process has deleted the order, and Kafka has removed both the order and its tombstone."""
+    partition = InterruptedOnce("claim.read")
+    state = await interrupt(partition, monkeypatch)
+    partition.remove_order()
+    partition.write(BARRIER, (POSITION_KEY, encode(at(4)), []))
+    claimed = await claim(partition, state)
+    assert claimed.state == ({}, [])
+
+
+async def test_an_interrupted_claim_starts_over_if_the_changelog_has_lost_its_end(claim, monkeypatch):
+    partition = InterruptedOnce("claim.fenced")
+    state = await interrupt(partition, monkeypatch)
+    partition.remove_order()
+    state.ends[NAMES.table] = 5
+    claimed = await claim(partition, state)
+    assert claimed.state == ({}, [])

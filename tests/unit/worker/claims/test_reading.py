@@ -11,7 +11,7 @@ from aiokafka.errors import CorruptRecordException
 from order_service.errors import LaneParked
 from order_service.kafka.topics import topic_names
 from order_service.wire.changelog import POSITION_KEY, Position, encode
-from order_service.worker.claims.changelog_reader import DECODED_AT_A_TIME, READ_AT_A_TIME, Changelogs
+from order_service.worker.claims.changelog_reader import DECODED_AT_A_TIME, READ_AT_A_TIME, Changelogs, ChangelogState
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.samples import create, deliver, entry_after, pay, ship
 
@@ -80,7 +80,7 @@ async def test_a_large_table_is_restored_in_slices():
 
     progress = Progress(ClaimSlots(1))
     await progress.at("nothing")
-    logs = Changelogs(0, NAMES, log, None, progress)
+    logs = Changelogs(0, NAMES, log, ChangelogState(), progress)
     watching = asyncio.create_task(watch())
     await logs.read_to_end()
     watching.cancel()
@@ -94,7 +94,7 @@ async def test_a_large_table_is_restored_in_slices():
 async def test_a_damaged_batch_parks_its_lane_and_tells_where():
     log: Any = Log([record(b"order-1", encode(entry_after([create])), 0)] * 600)
     log.damaged_at = 500
-    logs = Changelogs(0, NAMES, log, None, Progress(ClaimSlots(1)))
+    logs = Changelogs(0, NAMES, log, ChangelogState(), Progress(ClaimSlots(1)))
     with pytest.raises(LaneParked, match=r"cannot be read \(.*Invalid CRC\), in orders.table.v1 at 500 or"):
         await logs.read_to_end()
 
@@ -139,7 +139,7 @@ async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_e
     log: Any = Held(records, stable=3, end=end, is_away=is_away)
     progress = Progress(ClaimSlots(1))
     await progress.at("the brokers")
-    logs = Changelogs(0, NAMES, log, None, progress)
+    logs = Changelogs(0, NAMES, log, ChangelogState(), progress)
     reading = asyncio.create_task(logs.read_past({place: 4 for place in logs.partitions if place.topic == NAMES.table}))
     async with asyncio.timeout(30):
         while log.asked < 10:  # noqa: ASYNC110, what is looked at has no event
