@@ -6,17 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(VENV)/uv/bin/uv
-# Most tests wait for brokers and workers, so four at once suit two cores; each has a Kafka of its own.
+# Most tests wait for brokers and workers, so four at once suit two cores. All share one Kafka.
 JOBS ?= 4
 RUNS ?= 1000000
 # The tests start hundreds of processes: without bytecode on disk each compiles a second long what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check browser format openapi contracts chaos proof fuzz bench lock clean
+.PHONY: help setup run test test-fast check browser format openapi contracts chaos proof fuzz bench lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install all that the project needs into .venv
 
@@ -46,7 +46,10 @@ browser: ## install Chromium for the tests of the orders page, unless there is o
 	  || { echo 'no Chromium: install it (Debian: apt-get install chromium) or Google Chrome' >&2; exit 1; }
 
 test: check browser ## all checks and all tests, on a real Kafka and in a real browser
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(JOBS) --durations 10
+
+test-fast: setup ## the tests that need neither Kafka nor a browser: a minute
+	$(BIN)/pytest -n auto tests/unit
 
 format: setup ## put the code into its form
 	$(BIN)/ruff format .

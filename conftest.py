@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from order_service.local import broker
 from order_service.wire.schemas.catalogue import SCHEMAS
@@ -36,7 +37,7 @@ LONG = (
     "tests/end_to_end/browser/test_orders_page.py",
     "tests/broker/group/test_group.py",
     "tests/broker/claims/test_claim_damage.py",
-    "tests/broker/claims/test_partition_away.py",
+    "tests/broker/cluster/test_partition_away.py",
     "tests/broker/cli/test_commands.py",
     "tests/end_to_end/evolution/test_evolution.py",
     "tests/end_to_end/examples/test_java.py",
@@ -50,6 +51,9 @@ LONG = (
     "tests/broker/claims/test_claim.py",
 )
 """The files that take longest begin first: of those that begin last, one would run alone at the end."""
+
+ONE_PROCESS = ("tests/broker/cluster/", "tests/broker/registry/")
+"""Folders whose files share a cluster or a registry, and therefore a process."""
 
 LOG_CHARS = 4000
 """So much of each process's log is shown of a failed test."""
@@ -91,6 +95,21 @@ def pytest_configure(config):
 def pytest_configure_node(node):
     """Tell a process of pytest-xdist where it can ask for Kafka."""
     node.workerinput[KAFKA] = node.config.stash[SHARED_KAFKA].address
+
+
+class FilesTogether(LoadFileScheduling):  # type: ignore[misc] # it has no types
+    """Gives each file, and each folder of `ONE_PROCESS`, to one process."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return next((folder for folder in ONE_PROCESS if file.startswith(folder)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute files, in the order in which they were collected."""
+    config.option.loadscopereorder = False
+    return FilesTogether(config, log)
 
 
 def pytest_unconfigure(config):

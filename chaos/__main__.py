@@ -16,12 +16,12 @@ from typing import Any, Literal, cast
 import msgspec
 
 from chaos import outage
-from chaos.verdict.checker import Verdict, verdict_of
 from chaos.cluster import Cluster
 from chaos.fleet import ENDS, ENDS_OF
-from chaos.verdict.judging import RECORD, Kept, check, forget
 from chaos.plan import Sizes
 from chaos.run import Run
+from chaos.verdict.checker import Verdict, verdict_of
+from chaos.verdict.judging import RECORD, Kept, check, forget
 
 
 def main(arguments: list[str]) -> int:

@@ -15,9 +15,9 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Final
 
-from order_service.local.broker import free_port
-from chaos.verdict.onlookers import STATUS_AFTER, Answered, End, Reader, Shown
 from chaos.subscriber import OPEN
+from chaos.verdict.onlookers import STATUS_AFTER, Answered, End, Reader, Shown
+from order_service.local.broker import free_port
 from tests.support.service import Service, WorkerProcess, until
 from tests.support.shop import Answer, Http
 

@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple, Self
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from chaos.faults.broker_data import CLEANER_BACKOFF
+from chaos.faults.proxy import Proxy
 from order_service.errors import EmbeddedError
 from order_service.local.broker import HOST, Broker, free_port
 from order_service.local.kafka import PROPERTIES, Embedded, choose_kafka, prepare_node
 from order_service.settings import Settings
-from chaos.faults.broker_data import CLEANER_BACKOFF
-from chaos.faults.proxy import Proxy
 from tests.support.quick_kafka import with_archive
 from tests.support.service import until
 

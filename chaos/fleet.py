@@ -9,8 +9,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from order_service.local.broker import free_port
 from chaos.verdict.liveness import Served
+from order_service.local.broker import free_port
 from tests.support.service import Service, WorkerProcess
 
 ENDS: Final = {

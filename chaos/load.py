@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
+from chaos.plan import Sizes
+from chaos.verdict.decoding import digest_of
 from order_service.domain.decision import UserCheck, answer
 from order_service.domain.entry import Entry, after_event
 from order_service.domain.messages import (
@@ -30,8 +32,6 @@ from order_service.wire.avro import encode_command as encode_avro
 from order_service.wire.avro import encode_event
 from order_service.wire.commands import encode_json_command as encode_json
 from tests.support import samples
-from chaos.verdict.decoding import digest_of
-from chaos.plan import Sizes
 
 SHOP: Final = "service:shop"
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)

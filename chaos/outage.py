@@ -10,14 +10,14 @@ from typing import Final
 
 from confluent_kafka import Producer
 
+from chaos.fleet import Fleet, Measured
+from chaos.plan import Sizes
+from chaos.run import running
+from chaos.verdict.checker import Verdict, verdict_of
+from chaos.verdict.judging import Kept, check, keep
 from order_service.domain.messages import AmendOrder, Command, CreateOrder, Line
 from order_service.users.stub import Mode
 from order_service.wire.commands import encode_json_command
-from chaos.verdict.checker import Verdict, verdict_of
-from chaos.fleet import Fleet, Measured
-from chaos.verdict.judging import Kept, check, keep
-from chaos.plan import Sizes
-from chaos.run import running
 from tests.support.service import enqueue, until, vars_of
 
 CREATES: Final = int(os.environ.get("CREATES", "100000"))
@@ -71,7 +71,9 @@ def run(directory: Path, say: Callable[[str], None]) -> Verdict:
 
 def send(servers: str, topic: str) -> None:
     """Send a create for each order, and behind it a change of every tenth."""
-    producer = Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random", "enable.idempotence": True})
+    producer = Producer(
+        {"log_level": 0, "bootstrap.servers": servers, "partitioner": "murmur2_random", "enable.idempotence": True}
+    )
     for command in chain(creates(), changes()):
         enqueue(producer, topic, command.order_id, encode_json_command(command))
     if left := producer.flush(60):

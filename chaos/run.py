@@ -18,15 +18,13 @@ import msgspec
 from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException, Message, Producer
 
-from order_service.users.stub import Mode, Stub
-from order_service.worker.membership import LaneAssignor
-from chaos.faults.broker_data import ALL_THREE, ALONE, Altered, compact, cut_tail, place_on, wait_leaderless
 from chaos.callers import Outside
-from chaos.verdict.checker import Findings, Verdict, verdict_of
 from chaos.cluster import Cluster
+from chaos.faults.broker_data import ALL_THREE, ALONE, Altered, compact, cut_tail, place_on, wait_leaderless
+from chaos.faults.proxy import Api
+from chaos.faults.registry import Registry, foreign
+from chaos.faults.strangers import FOREIGN, hold_transaction, visit_group
 from chaos.fleet import ENDS, ENDS_OF, Fleet, Measured, partitions_of
-from chaos.verdict.judging import PARTITIONS, PAYMENT_DUE_S, SHOWN, USER_DEADLINE_S, Kept, check, keep
-from chaos.verdict.liveness import Served, Watched
 from chaos.load import Load, old_orders
 from chaos.plan import (
     CHANGELOGS,
@@ -38,11 +36,13 @@ from chaos.plan import (
     plan_faults,
     planned_again,
 )
-from chaos.faults.proxy import Api
-from chaos.faults.registry import Registry, foreign
-from chaos.faults.strangers import FOREIGN, hold_transaction, visit_group
+from chaos.verdict.checker import Findings, Verdict, verdict_of
+from chaos.verdict.judging import PARTITIONS, PAYMENT_DUE_S, SHOWN, USER_DEADLINE_S, Kept, check, keep
+from chaos.verdict.liveness import Served, Watched
 from chaos.verdict.watching import Watch
 from chaos.worker import HANG
+from order_service.users.stub import Mode, Stub
+from order_service.worker.membership import LaneAssignor
 from tests.support.service import Service, StubThread, WorkerProcess, enqueue, until, vars_of
 
 SLEEP_S: Final = SESSION_TIMEOUT_S + 2.5
@@ -109,6 +109,7 @@ class Sender(threading.Thread):
         logger.addHandler(self._log)
         self._producer = Producer(
             {
+                "log_level": 0,
                 "bootstrap.servers": servers,
                 "partitioner": "murmur2_random",
                 "enable.idempotence": True,
@@ -765,7 +766,7 @@ def is_static(sizes: Sizes, number: int) -> bool:
 
 def fill_tables(servers: str, topic: str, count: int) -> None:
     """Write orders into the table's changelog that are there before all commands, as of an earlier time."""
-    producer = Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random", "linger.ms": 5})
+    producer = Producer({"log_level": 0, "bootstrap.servers": servers, "partitioner": "murmur2_random", "linger.ms": 5})
     for key, value in old_orders(count):
         enqueue(producer, topic, key, value)
     if left := producer.flush(60):

@@ -1,7 +1,7 @@
 """Bytes that were commands once: cut, flipped, doubled, spliced, from a seed.
 
-`python -m chaos.faults.damaged_bytes [COUNT [SEED]]` puts so many through `decode_command`, a million by default: each must
-be a command or a DecodeError.
+`python -m chaos.faults.damaged_bytes [COUNT [SEED]]` decodes a million of them by default. Each must be a command
+or raise DecodeError.
 """
 
 import random

@@ -67,10 +67,10 @@ def hold_transaction(servers: str, topic: str, partition: int, stay: Callable[[]
     """
     stranger = Producer(
         {
+            "log_level": 0,
             "bootstrap.servers": servers,
             "transactional.id": f"stranger-{uuid4().hex}",
             "transaction.timeout.ms": 15_000,
-            "log_level": 0,
         }
     )
     stranger.init_transactions(ABORT_WITHIN_S)

@@ -7,7 +7,6 @@ from concurrent.futures import Future
 import pytest
 from msgspec import structs
 
-from chaos.verdict.checker import verdict_of
 from chaos.cluster import Cluster
 from chaos.plan import (
     COMMIT_FAULTS,
@@ -25,8 +24,8 @@ from chaos.plan import (
     planned_again,
 )
 from chaos.run import Run, is_static
-
-SIZES = Sizes(commands=5_200, rate=60, faults=2 * len(REPEATED) + len(ONCE))
+from chaos.tests.short_run import SIZES
+from chaos.verdict.checker import verdict_of
 
 
 def test_the_same_seed_plans_the_same_faults_and_another_seed_others():

@@ -14,7 +14,7 @@ PATIENCE_S = 30.0
 
 
 def create_topic(cluster, topic, partitions):
-    admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+    admin = AdminClient({"log_level": 0, "bootstrap.servers": cluster.bootstrap_servers})
     admin.create_topics([NewTopic(topic, num_partitions=partitions)])[topic].result(PATIENCE_S)
 
 

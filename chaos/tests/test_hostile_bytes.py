@@ -3,7 +3,7 @@
 import itertools
 
 from chaos.faults.damaged_bytes import MARK, mutated
-from chaos.tests.test_planted import found, is_decided
+from chaos.tests.checked_service import found, is_decided
 from tests.support.service import histories, until
 
 BAD = 20_000

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 from msgspec import structs
 
-from chaos.verdict.decoding import Command, Poison, Record, decode_command, partition_of
 from chaos.load import Load
+from chaos.tests.short_run import SIZES
+from chaos.verdict.decoding import Command, Poison, Record, decode_command, partition_of
 from chaos.verdict.model import Happens, Order, Refused, after_event, after_refusal, answer
-from chaos.tests.test_chaos import SIZES
 
 PARTITIONS = 4
 NOW_MS = 1_790_000_000_000

@@ -6,13 +6,6 @@ from typing import Any
 
 import pytest
 
-from order_service.domain.identity import command_digest as digest_by_the_service
-from order_service.errors import DecodeError
-from order_service.wire import avro, changelog
-from order_service.wire.commands import decode_command as decode_by_the_service
-from order_service.wire.commands import encode_json_command
-from order_service.wire.commands import partition_of as partition_by_the_service
-from tests.support import samples
 from chaos.verdict import decoding
 from chaos.verdict.decoding import Command, Poison, Record, Unreadable, decode_command, partition_of
 from chaos.verdict.model import (
@@ -28,6 +21,13 @@ from chaos.verdict.model import (
     answer,
     is_in_table,
 )
+from order_service.domain.identity import command_digest as digest_by_the_service
+from order_service.errors import DecodeError
+from order_service.wire import avro, changelog
+from order_service.wire.commands import decode_command as decode_by_the_service
+from order_service.wire.commands import encode_json_command
+from order_service.wire.commands import partition_of as partition_by_the_service
+from tests.support import samples
 from tests.support.samples import (
     DANA,
     EVE,

@@ -6,14 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from order_service.domain.decision import UserCheck
-from order_service.web.http.responses import outcome_json
-from order_service.wire.commands import encode_json_command
 from chaos.callers import Outside, answered
+from chaos.tests.honest_log import MAIN, PARTITION, PARTITIONS, SIDE, Service
 from chaos.verdict.checker import Findings
 from chaos.verdict.judging import check_ends
 from chaos.verdict.onlookers import Answered, End, Reader, Request, Shown, events_of, requests_of, unseen, why_wrong
-from chaos.tests.test_checker import MAIN, PARTITION, PARTITIONS, SIDE, Service
+from order_service.domain.decision import UserCheck
+from order_service.web.http.responses import outcome_json
+from order_service.wire.commands import encode_json_command
 from tests.support.samples import but, create, order_paid, pay, ship, ship_refused
 from tests.support.service import WorkerProcess
 from tests.support.shop import Answer

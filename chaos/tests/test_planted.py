@@ -1,53 +1,27 @@
 """Each thing that the promise rests on is taken away from a worker, and the checker must see what comes of it.
 
-The same without the fault ends well: that is what tests/broker shows (failpoints, claim, rebalance, turn, waiting room).
+Without the fault the same ends well: tests/broker shows that (failpoints, claim, rebalance, turn, waiting room).
 """
 
 import signal
-from collections import Counter
 
 import pytest
 
+from chaos.cluster import Cluster
+from chaos.faults.broker_data import cut_tail
+from chaos.faults.planted import BETWEEN_TOPICS_S, LOST_KEY, PLANTED, RUN_LOST
+from chaos.faults.proxy import Api
+from chaos.tests.checked_service import found, is_decided, is_settled
 from order_service.errors import ClockError
 from order_service.wire.changelog import BARRIER_KEY
 from order_service.worker.claims import claim
 from order_service.worker.claims.checks import Checks
-from chaos.faults.broker_data import cut_tail
-from chaos.verdict.checker import Terms, check_partition
-from chaos.cluster import Cluster
-from chaos.verdict.judging import user_of
-from chaos.faults.planted import BETWEEN_TOPICS_S, LOST_KEY, PLANTED, RUN_LOST
-from chaos.faults.proxy import Api
-from chaos.verdict.reading import read_partition
-from tests.broker.claims.test_claim import claim_that_stops, open_transaction
-from tests.broker.claims.test_claim_damage import cut, write
-from tests.broker.claims.test_positions import decide, end, recreate
-from tests.broker.group.test_rebalance import hanging
+from tests.support.claiming import claim_that_stops, open_transaction
+from tests.support.damaged_topics import cut, recreate, write
+from tests.support.deciding import decide, end
 from tests.support.samples import SHOP, but, create, pay
-from tests.support.service import Service, histories, until, vars_of
-
-
-def found(service, **changes):
-    """Check all that there is, by terms with these changes; gives what was found, by kind."""
-    counts: Counter[str] = Counter()
-    terms = Terms(service.partitions, service.names.commands, user_of, **changes)
-    for partition in range(service.partitions):
-        records = read_partition(service.bootstrap_servers, vars_of(service.names), partition)
-        counts.update(check_partition(records, terms).counts)
-    return counts
-
-
-def is_settled(service):
-    """Tell whether all commands are decided, as far as the positions say."""
-    ends: Counter[int] = Counter()
-    for message in service.read(service.names.commands):
-        ends[message.partition()] = message.offset() + 1
-    positions = service.positions()
-    return all(partition in positions and positions[partition].next_offset >= end for partition, end in ends.items())
-
-
-def is_decided(service):
-    return is_settled(service) and not service.waiting()
+from tests.support.service import Service, histories, until
+from tests.support.users import hanging
 
 
 def has_ended_or(worker, condition):

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.local.broker import HOST, free_port
 from chaos.faults.proxy import (
     ANSWER_HEAD,
     FRAME_BYTES_MAX,
@@ -29,6 +28,7 @@ from chaos.faults.proxy import (
     Peer,
     Proxy,
 )
+from order_service.local.broker import HOST, free_port
 from tests.support.service import until
 
 PATIENCE_S = 20.0

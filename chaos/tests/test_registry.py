@@ -2,12 +2,12 @@
 
 import asyncio
 
+from chaos.faults.registry import Registry, foreign
+from chaos.verdict import decoding
 from order_service.kafka.registry_client import Ids, RegistryPolicy, SchemaRegistry, adopt
 from order_service.kafka.topics import topic_names
 from order_service.wire.avro import encode_command
 from order_service.wire.schemas.catalogue import load
-from chaos.verdict import decoding
-from chaos.faults.registry import Registry, foreign
 from tests.support.samples import create
 
 VALUE = foreign(encode_command(create), 1) or b""

@@ -9,12 +9,12 @@ import msgspec
 from msgspec import Struct
 
 from chaos.callers import PREFIX, Outside
+from chaos.load import is_never_answered, old_orders
+from chaos.plan import Sizes
 from chaos.verdict.checker import Findings, PartitionRecords, Terms, check_liveness, check_partition
 from chaos.verdict.decoding import partition_of
 from chaos.verdict.liveness import Silence, Watched, unexplained
-from chaos.load import is_never_answered, old_orders
 from chaos.verdict.onlookers import Answered, End, Reader, events_of, requests_of, unseen, why_wrong
-from chaos.plan import Sizes
 from chaos.verdict.reading import read_partition
 
 PARTITIONS: Final = 4

@@ -33,7 +33,7 @@ def ends_of(bootstrap_servers: str, topics: list[str], partition: int) -> dict[s
 
     A broker that answers with an error is asked again: after faults it may not know for a moment what it leads.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin = AdminClient({"log_level": 0, "bootstrap.servers": bootstrap_servers})
     ends: dict[str, int] = {}
     give_up_at = time.monotonic() + PATIENCE_S
     while missing := [topic for topic in topics if topic not in ends]:
@@ -58,6 +58,7 @@ def read(
     """
     consumer = Consumer(
         {
+            "log_level": 0,
             "bootstrap.servers": bootstrap_servers,
             "group.id": "none",
             "enable.auto.commit": False,

@@ -70,6 +70,7 @@ class Watch:
     def _consume(self) -> None:
         consumer = Consumer(
             {
+                "log_level": 0,
                 "bootstrap.servers": self._servers,
                 "group.id": "none",
                 "enable.auto.commit": False,
@@ -77,7 +78,6 @@ class Watch:
                 "isolation.level": "read_committed",
                 "fetch.wait.max.ms": 100,
                 "reconnect.backoff.max.ms": 500,
-                "log_level": 0,
             }
         )
         try:

@@ -31,8 +31,8 @@ from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
 from order_service.web.server import Server
-from tests.support.samples import NOW, digest_of, take
 from tests.support.event_log import START, after
+from tests.support.samples import NOW, digest_of, take
 
 
 class Arrived(NamedTuple):

@@ -1,5 +1,6 @@
-"""A worker that breaks at SIGPROF: `python -m tests.support.hindered PART`, one of `heartbeat`, `fetching`, `deaf`, `loop`.
+"""A worker that breaks at SIGPROF: `python -m tests.support.hindered PART`.
 
+The part is one of `heartbeat`, `fetching`, `deaf` and `loop`.
 The part `database` is broken from the start. A command after the part, as in `loop projector`, is run instead of a
 worker.
 """

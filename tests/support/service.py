@@ -41,8 +41,7 @@ from order_service.settings import Settings
 from order_service.users.stub import Stub, running
 from order_service.wire import avro, changelog
 from order_service.wire.commands import encode_json_command, partition_of
-from tests.support import forking
-from tests.support import samples
+from tests.support import forking, samples
 from tests.support.samples import but
 
 ROOT = Path(__file__).parents[2]
@@ -319,6 +318,7 @@ class Service:
         """Read a topic from its start to its end, in the order of each partition."""
         consumer = Consumer(
             {
+                "log_level": 0,
                 "bootstrap.servers": self.bootstrap_servers,
                 "group.id": "none",
                 "enable.auto.commit": False,
@@ -348,7 +348,7 @@ class Service:
 
     def end_of(self, topic: str, partition: int) -> int:
         """Ask where a partition ends, control records included."""
-        consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "none"})
+        consumer = Consumer({"log_level": 0, "bootstrap.servers": self.bootstrap_servers, "group.id": "none"})
         try:
             return consumer.get_watermark_offsets(TopicPartition(topic, partition), 30)[1]
         finally:

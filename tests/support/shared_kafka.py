@@ -1,6 +1,6 @@
-"""One Kafka for all processes of a test run: the first process that asks for it starts it, in the one that controls all.
+"""One Kafka for all processes of a test run. The controller of pytest-xdist starts it when the first process asks.
 
-A broker for each process would cost a minute of processor time more.
+A broker per process would cost three minutes of processor time more.
 """
 
 from contextlib import ExitStack

@@ -1,46 +1,19 @@
 """A claim on a real broker: it sees all that was committed before it, waits for what is open, parks what is lost."""
 
-import asyncio
 import signal
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
-from confluent_kafka import Producer
 
 from order_service.errors import Fenced
 from order_service.kafka.connection import connection
 from order_service.wire.changelog import BARRIER_KEY
-from order_service.worker.claims.changelog_reader import ChangelogState
-from order_service.worker.claims.claim import Claimer
-from order_service.worker.claims.clients import ClaimClients
-from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.transactions import TRANSACTION_TIMEOUT_S, claiming
-from tests.broker.claims.test_positions import decide, end, recreate
-from tests.broker.group.test_rebalance import hanging
-from tests.support.samples import but, cancel, create
+from tests.support.claiming import claim_that_stops, open_transaction
+from tests.support.damaged_topics import recreate
+from tests.support.deciding import FIRST, decide, end
+from tests.support.samples import create
 from tests.support.service import histories, until
-
-FIRST: dict[str, list[Any]] = {
-    "events": histories(20),
-    "rejections": [but(cancel, order_id=f"order-{n}", command_id=f"cancel-{n}") for n in range(20)],
-    "dead letters": [(f"order-{n}", b"no command") for n in range(20)],
-}
-
-
-@contextmanager
-def open_transaction(service, topic, partition):
-    """Have a stranger's transaction with a record of it open on a partition; whoever asks for it ends it."""
-    stranger = Producer(
-        {"bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-stranger"}
-    )
-    stranger.init_transactions(30)
-    stranger.begin_transaction()
-    stranger.produce(topic, key=BARRIER_KEY, value=b"stranger", partition=partition)
-    assert stranger.flush(30) == 0
-    yield stranger
+from tests.support.users import hanging
 
 
 def count_outside(service, topic, partition):
@@ -80,39 +53,6 @@ def test_a_worker_whose_claim_still_waits_ends_when_it_is_told_to(service):
     commands = histories(10)
     decide(service, commands)
     service.check(commands)
-
-
-@contextmanager
-def claim_that_stops(service, after):
-    """Claim partition 1 in a thread of the test, and stop after a step; yields what lets it go on to its end."""
-    reached, may_go_on = threading.Event(), threading.Event()
-
-    def stop(step):
-        if step == after:
-            reached.set()
-            assert may_go_on.wait(60)
-
-    async def claim() -> None:
-        arguments = connection(service.settings())
-        clients = ClaimClients(arguments)
-        claimer = Claimer(service.group_id, "late", service.names, arguments, clients, stop)
-        try:
-            await claimer.claim(1, None, ChangelogState(), Progress(ClaimSlots(1)))
-        finally:
-            await clients.close()
-
-    def go_on():
-        may_go_on.set()
-        late.result(60)
-
-    with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(asyncio.run, claim())
-        try:
-            until(lambda: reached.is_set() or late.done(), f"the claim has reached {after}")
-            assert reached.is_set(), late.result()
-            yield go_on
-        finally:
-            may_go_on.set()
 
 
 def test_a_claim_that_was_stopped_for_long_does_not_fence_the_worker_that_has_the_partition_now(service):

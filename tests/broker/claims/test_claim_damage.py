@@ -5,14 +5,14 @@ import signal
 
 import msgspec
 import pytest
-from confluent_kafka import Producer
 
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, waiting_key
-from tests.broker.claims.test_claim import FIRST, open_transaction
-from tests.broker.claims.test_positions import decide, end, recreate
-from tests.broker.group.test_rebalance import hanging
+from tests.support.claiming import open_transaction
+from tests.support.damaged_topics import cut, recreate, write
+from tests.support.deciding import FIRST, decide, end
 from tests.support.samples import create
 from tests.support.service import Service, histories, until
+from tests.support.users import hanging
 
 BROKEN = {
     "a newer form": ("table", b"order-x", b"\x02whatever", "has format byte b'\\x02', this version reads b'\\x01'"),
@@ -26,25 +26,6 @@ BROKEN = {
         "has format byte b'\\x03'",
     ),
 }
-
-
-def write(service, topic, records):
-    """Write records (partition, key, value, headers) as they are."""
-    producer = Producer({"bootstrap.servers": service.bootstrap_servers})
-    for partition, key, value, headers in records:
-        producer.produce(topic, key=key, value=value, partition=partition, headers=headers or [])
-    assert producer.flush(30) == 0
-
-
-def cut(service, topic, keep):
-    """Write a topic anew, with the first records of each partition only: `keep` tells how many of how many."""
-    whole = service.read(topic)
-    recreate(service, topic)
-    kept = []
-    for partition in range(service.partitions):
-        records = [message for message in whole if message.partition() == partition]
-        kept += records[: keep(len(records))]
-    write(service, topic, [(each.partition(), each.key(), each.value(), each.headers()) for each in kept])
 
 
 def parked(worker, count):

@@ -7,8 +7,8 @@ from order_service.errors import DamagedError
 from order_service.sdk import OrderEvents
 from order_service.views.queries import Views
 from order_service.views.tables import open_database
+from tests.broker.sdk.writing import write
 from tests.support.samples import but, order_created
-from tests.broker.sdk.conftest import write
 from tests.support.service import Service, until
 
 COUNT = 40

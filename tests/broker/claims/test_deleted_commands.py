@@ -12,7 +12,7 @@ from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import Claimer, claim_until_done
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
-from tests.broker.claims.test_positions import decide, end
+from tests.support.deciding import decide, end
 from tests.support.service import histories, until
 
 
@@ -27,6 +27,7 @@ def send_in_transactions(service, commands, ending):
     """Send commands in one transaction for each, by librdkafka."""
     producer = Producer(
         {
+            "log_level": 0,
             "bootstrap.servers": service.bootstrap_servers,
             "transactional.id": f"{service.app_id}-erp",
             "partitioner": "murmur2_random",

@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from chaos.faults.broker_data import cut_marker
-from tests.broker.claims.test_claim import open_transaction
-from tests.broker.claims.test_positions import decide, end
+from tests.support.claiming import open_transaction
+from tests.support.deciding import decide, end
 from tests.support.service import Service, histories, until
 
 PARTITION = 1

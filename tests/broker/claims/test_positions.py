@@ -1,28 +1,14 @@
 """Where a lane goes on: at its own position, whatever the group says, and nowhere if the log does not go with it."""
 
-import signal
 from collections import Counter
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, ConsumerGroupTopicPartitions, TopicPartition
-from confluent_kafka.cimpl import NewPartitions, NewTopic
+from confluent_kafka.cimpl import NewPartitions
 
-from order_service.kafka.topics import topic_configs
-from tests.support.service import GRACE_S, histories, until
-
-
-def end(worker):
-    """Tell a worker to end."""
-    worker.send(signal.SIGTERM)
-    assert worker.wait_ended(within_s=GRACE_S) == 0
-
-
-def decide(service, commands):
-    """Let a worker decide commands, and end."""
-    worker = service.start_worker().wait_lanes(4)
-    service.send(commands)
-    service.wait_outcomes(len(commands))
-    end(worker)
+from tests.support.damaged_topics import recreate
+from tests.support.deciding import decide, end
+from tests.support.service import histories, until
 
 
 def offsets(service):
@@ -40,19 +26,6 @@ def group_at(service, offset):
     request = ConsumerGroupTopicPartitions(service.group_id, places)
     for future in service.kafka.alter_consumer_group_offsets([request]).values():
         future.result(30)
-
-
-def recreate(service, topic, seen=lambda: True):
-    """Delete a topic and, once its absence is seen, create it again, empty."""
-    for future in service.kafka.delete_topics([topic]).values():
-        future.result(30)
-    until(lambda: topic not in service.kafka.list_topics(timeout=30).topics and seen(), f"{topic} is gone")
-    new = NewTopic(topic, num_partitions=4, replication_factor=1, config=topic_configs(service.names)[topic])
-
-    def is_created():
-        return service.kafka.create_topics([new])[topic].exception(30) is None
-
-    until(is_created, f"{topic} is there again")
 
 
 def test_a_clean_restart_at_rest_reads_nothing_again(service):

@@ -19,7 +19,9 @@ ANSWERS_WITHIN_S = 1.0
 def fill_table(service, orders, partition):
     """Write the changelog of a table with so many delivered orders, all in one partition."""
     entry = encode(entry_after([create, pay, ship, deliver]))
-    producer = Producer({"bootstrap.servers": service.bootstrap_servers, "linger.ms": 20, "batch.size": 1_000_000})
+    producer = Producer(
+        {"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "linger.ms": 20, "batch.size": 1_000_000}
+    )
     for number in range(orders):
         enqueue(producer, service.names.table, f"old-{number:06d}", entry, partition=partition)
     enqueue(producer, service.names.table, POSITION_KEY, encode(Position(0, "nobody", 0, None)), partition=partition)

@@ -46,7 +46,11 @@ def families(worker):
 def test_a_worker_is_alive_before_it_is_ready_and_says_why(service):
     """An open foreign transaction in a changelog keeps its claim from being done."""
     foreign = Producer(
-        {"bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-foreign"}
+        {
+            "log_level": 0,
+            "bootstrap.servers": service.bootstrap_servers,
+            "transactional.id": f"{service.app_id}-foreign",
+        }
     )
     foreign.init_transactions(30)
     foreign.begin_transaction()

@@ -7,8 +7,8 @@ from socket import gethostname
 
 from confluent_kafka import Consumer
 
-from order_service.worker.membership import LaneAssignor
 from chaos.faults.strangers import visit_group
+from order_service.worker.membership import LaneAssignor
 from tests.support.service import GRACE_S, Service, histories, until
 
 GROUP_ERROR = 14
@@ -23,6 +23,7 @@ def stranger(service, **settings):
     """Run a consumer of another program in the group of the workers; gives it once it has partitions or was refused."""
     consumer = Consumer(
         {
+            "log_level": 0,
             "bootstrap.servers": service.bootstrap_servers,
             "group.id": service.group_id,
             "client.id": "reporting",

@@ -25,7 +25,9 @@ def held_s(worker):
 
 def test_an_open_transaction_on_the_commands_shows_with_partition_and_age(service):
     worker = service.start_worker().wait_lanes(4)
-    foreign = Producer({"bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-erp"})
+    foreign = Producer(
+        {"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-erp"}
+    )
     foreign.init_transactions(30)
     foreign.begin_transaction()
     foreign.produce(service.names.commands, b"{}", b"order-1", partition=2)

@@ -1,21 +1,10 @@
 """Partitions move between workers that join, leave, die and fall asleep: nothing is lost, doubled or out of order."""
 
 import signal
-from contextlib import contextmanager
 
-from order_service.users.stub import Mode
 from tests.support.samples import SHOP, but, create, pay
 from tests.support.service import GRACE_S, histories, until
-
-
-@contextmanager
-def hanging(users):
-    """Let the User Service answer nobody."""
-    users.stub.mode = Mode.HANG
-    try:
-        yield
-    finally:
-        users.stub.mode = Mode.OK
+from tests.support.users import hanging
 
 
 def test_whatever_happens_to_the_workers_each_command_has_one_outcome(service):

@@ -10,12 +10,12 @@ from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import NodeNotReadyError, TopicAuthorizationFailedError
 from confluent_kafka import Producer
 
+from chaos.cluster import Cluster
+from chaos.faults.proxy import Api
 from order_service.errors import KafkaAwayError
 from order_service.kafka.connection import Consumer, ask_admin
 from order_service.local.broker import free_port
 from order_service.settings import Settings
-from chaos.cluster import Cluster
-from chaos.faults.proxy import Api
 from tests.support.samples import create
 from tests.support.service import GRACE_S, Service, histories, until
 
@@ -28,6 +28,7 @@ def service(broker, tmp_path, users):
     with Service(broker.bootstrap_servers, tmp_path, users) as made:
         made.producer = Producer(
             {
+                "log_level": 0,
                 "bootstrap.servers": broker.bootstrap_servers,
                 "partitioner": "murmur2_random",
                 "enable.idempotence": True,

@@ -14,8 +14,8 @@ from order_service.kafka.connection import Admin, Consumer, Producer, connection
 from order_service.local.broker import free_port
 from order_service.sdk import OrderCommands, OrderEvents
 from order_service.settings import Settings
-from tests.support.kafka import running_broker
 from tests.support.command_line import CommandLine
+from tests.support.kafka import running_broker
 from tests.support.samples import create
 from tests.support.service import PATIENCE_S, Service, until, vars_of
 
@@ -50,7 +50,7 @@ async def ask(client, topic):
 
 
 def make_topic(servers, topic):
-    admin = AdminClient({"bootstrap.servers": servers})
+    admin = AdminClient({"log_level": 0, "bootstrap.servers": servers})
     admin.create_topics([NewTopic(topic, 1)])[topic].result(PATIENCE_S)
 
 
@@ -61,7 +61,7 @@ async def test_a_plain_client_of_aiokafka_creates_what_it_asks_about(servers):
         await ask(consumer._client, "made-by-asking")
     finally:
         await consumer.stop()
-    admin = AdminClient({"bootstrap.servers": servers})
+    admin = AdminClient({"log_level": 0, "bootstrap.servers": servers})
     until(lambda: "made-by-asking" in admin.list_topics(timeout=30).topics, "the broker creates by itself")
 
 
@@ -74,7 +74,7 @@ async def test_our_clients_create_nothing_by_asking(servers, make):
         for _ in range(2):  # on a new connection, and on one that is there
             await ask(kafka, "not-there")
             assert kafka.cluster.partitions_for_topic("not-there") is None
-        admin = AdminClient({"bootstrap.servers": servers})
+        admin = AdminClient({"log_level": 0, "bootstrap.servers": servers})
         assert "not-there" not in admin.list_topics(timeout=30).topics
     finally:
         await (client.close() if isinstance(client, Admin) else client.stop())

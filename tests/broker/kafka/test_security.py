@@ -111,7 +111,7 @@ def secure_kafka(tmp_path_factory):
     broker = quick_broker(choice, directory / "kafka")
     port = secure(broker, directory, choice.java)
     with broker:
-        admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+        admin = AdminClient({"log_level": 0, "bootstrap.servers": broker.bootstrap_servers})
         scram = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
         change = UserScramCredentialUpsertion("orders", scram, PASSWORD.encode())
         admin.alter_user_scram_credentials([change])["orders"].result(30)

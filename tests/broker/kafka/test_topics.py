@@ -1,21 +1,15 @@
 """The topics keep what the table of topics says, or more; with less a worker does not run and says what mends it."""
 
 import asyncio
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
     ConfigSource,
     NewPartitions,
     NewTopic,
     OffsetSpec,
-    ResourceType,
 )
 
 from order_service.domain.messages import Command
@@ -27,17 +21,15 @@ from order_service.kafka.topics import (
     create_topics,
     in_sync_for,
     replicas_for,
-    topic_configs,
 )
 from order_service.local.broker import free_port
-from order_service.local.kafka import Embedded, cache_dir, choose_kafka, fetch_jars
 from order_service.settings import Settings
 from order_service.worker.monitoring.topic_watch import TopicWatch
-from tests.support.kafka import running_broker
 from tests.support.command_line import CommandLine
-from chaos.cluster import Cluster
+from tests.support.kafka import running_broker
 from tests.support.samples import but, create
-from tests.support.service import PATIENCE_S, Service, until, vars_of
+from tests.support.service import Service, until, vars_of
+from tests.support.topic_settings import configs, run_lines, set_config
 
 MIB = 1024 * 1024
 HOUR_MS = 3600 * 1000
@@ -81,52 +73,11 @@ def faults(service):
     return said
 
 
-def set_config(service, topic, **values):
-    """Set some settings of a topic, underscores for dots."""
-    entries = [
-        ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
-        for key, value in values.items()
-    ]
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-    for future in service.kafka.incremental_alter_configs([resource]).values():
-        future.result(30)
-    field = next(field for field, name in vars_of(service.names).items() if name == topic)
-    until(
-        lambda: all(configs(service)[field][entry.name].value == entry.value for entry in entries),
-        "the broker has the settings from its controller",
-    )
-
-
-def configs(service):
-    """Return the settings of each topic, by its field."""
-    resources = {ConfigResource(ResourceType.TOPIC, getattr(service.names, field)): field for field in TABLE}
-    return {
-        resources[resource]: future.result(30)
-        for resource, future in service.kafka.describe_configs(list(resources)).items()
-    }
-
-
 def delete(service, *topics):
     """Delete topics, and wait until the broker's metadata is without them."""
     for future in service.kafka.delete_topics(list(topics)).values():
         future.result(30)
     until(lambda: not set(topics) & service.kafka.list_topics(timeout=30).topics.keys(), "topics are deleted")
-
-
-def run_lines(lines, directory):
-    """Run shell lines with Kafka's own tools, as an operator does."""
-    choice = choose_kafka(Settings(kafka="embedded"))
-    assert isinstance(choice, Embedded)
-    java = f"{choice.java} -XX:TieredStopAtLevel=1 -cp '{fetch_jars(choice.mvn, cache_dir())}/*'"
-    tools = {
-        "kafka-configs": "kafka.admin.ConfigCommand",
-        "kafka-reassign-partitions": "org.apache.kafka.tools.reassign.ReassignPartitionsCommand",
-    }
-    script = Path(directory, "mend.sh")
-    functions = [f'{name}() {{ {java} {main} "$@"; }}' for name, main in tools.items()]
-    script.write_text("\n".join(["set -e", *functions, *lines]))
-    done = subprocess.run(["bash", script], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_topics_are_created_once_and_as_the_table_says(service):
@@ -257,60 +208,6 @@ async def test_what_was_found_stands_while_kafka_is_away():
 @pytest.mark.parametrize(("brokers", "replicas", "in_sync"), [(1, 1, 1), (2, 2, 1), (3, 3, 2), (7, 3, 2)], ids=str)
 def test_as_many_replicas_as_the_cluster_can_have(brokers, replicas, in_sync):
     assert (replicas_for(brokers), in_sync_for(replicas)) == (replicas, in_sync)
-
-
-def test_replicas_are_as_many_as_the_cluster_can_have(users, tmp_path):
-    """Topics of a cluster that had two nodes and now has three; then new ones while one of three is away."""
-    with Cluster(tmp_path / "cluster", 3, proxied=False) as cluster:
-        service = Service(cluster.bootstrap_servers, tmp_path, users, ORDERS_PARTITIONS="2")
-        cli = CommandLine(service.environment)
-        of_two = {"min.insync.replicas": "1"}
-        made = [NewTopic(name, 2, 2, config=config | of_two) for name, config in topic_configs(service.names).items()]
-        for future in service.kafka.create_topics(made).values():
-            future.result(30)
-        cluster.wait_all_in_sync(topic_configs(service.names))
-
-        told = cli("topics", "create", code=13)
-        [warning, *said] = told.stderr.splitlines()
-        assert "the topics have two replicas" in warning
-        assert [line.partition(" has ")[2] for line in said] == ["2 replicas, expected at least 3 with 3 brokers"] * 6
-        lines = [line for line in told.stdout.splitlines() if line.startswith("kafka-")]
-        assert len(lines) == 1, "one plan for all topics, since Kafka takes one at a time"
-        run_lines(lines, tmp_path)
-        until(lambda: {count for count, _ in replication(service)} == {3}, "all have three replicas")
-        told = cli("topics", "check", code=13)
-        assert (
-            f"the topic {service.names.table} has min.insync.replicas=1, expected 2 to 3 of 3 replicas" in told.stderr
-        )
-        assert len(told.stdout.splitlines()) == 6
-        for topic in vars_of(service.names).values():
-            set_config(service, topic, min_insync_replicas="2")
-        assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
-        set_config(service, service.names.events, min_insync_replicas="3")
-        [risk] = cli("topics", "check").stderr.splitlines()
-        assert f"the topic {service.names.events} needs all of its 3 replicas in sync" in risk
-        set_config(service, service.names.events, min_insync_replicas="2")
-
-        cluster.stop(3)
-        until(lambda: brokers_of(service) == 2, "the cluster knows that one is away")
-        cli("topics", "check")  # three replicas are more than two brokers need
-        other = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": "other."})
-        assert "the topics have two replicas" in other("topics", "create").stderr
-        assert other.json("topics", "check")[0]["ok"]
-
-
-def brokers_of(service):
-    return len(service.kafka.list_topics(timeout=30).brokers)
-
-
-def replication(service):
-    """Return replicas and min.insync.replicas of the topics."""
-    described = service.kafka.list_topics(timeout=30).topics
-    return {
-        (len(partition.replicas), config["min.insync.replicas"].value)
-        for field, config in configs(service).items()
-        for partition in described[getattr(service.names, field)].partitions.values()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
-import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,23 +19,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import UnknownTopicOrPartitionError
 
 import order_service
-from order_service.cli.environment import LOCAL_PARTITIONS
 from order_service.errors import EmbeddedError
-from order_service.local.broker import HOST, Broker, free_port, is_taken
+from order_service.local.broker import Broker, free_port, is_taken
 from order_service.local.kafka import (
-    IMAGE,
-    POM,
-    PROPERTIES,
-    VERSION,
-    Docker,
     Embedded,
-    External,
     choose_kafka,
-    container_env,
     embedded_broker,
-    fetch_jars,
-    local_broker,
-    parse_java_version,
 )
 from order_service.local.supervisor import Supervisor
 from order_service.local.watcher import kill_group

@@ -1,4 +1,4 @@
-"""One registry for the tests of a file; each test has topics, and so subjects, of its own."""
+"""One registry for the tests of this folder; each test has topics, and so subjects, of its own."""
 
 from uuid import uuid4
 
@@ -9,7 +9,7 @@ from order_service.kafka.topics import topic_names
 from tests.support.apicurio import Apicurio
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def apicurio(tmp_path_factory):
     with Apicurio(tmp_path_factory.mktemp("apicurio")) as running:
         yield running

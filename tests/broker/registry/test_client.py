@@ -10,14 +10,11 @@ from order_service.errors import DecodeError, SchemaError
 from order_service.kafka.registry_client import COMPATIBILITY, Ids, adopt
 from order_service.wire import avro
 from order_service.wire.schemas.catalogue import SCHEMAS, load
+from tests.broker.registry.foreign_schemas import LIST, ZEROS
 from tests.support.samples import order_paid
 
 PAID = SCHEMAS.of_file("OrderPaid.v1.avsc")
 NOTE = {"name": "note", "type": ["null", "string"], "default": None}
-LIST = {"name": "Next", "type": "record", "fields": [{"name": "next", "type": ["null", "Next"]}]}
-ZEROS = {"name": "OrderPaid", "namespace": "orders.v1", "type": "record"} | {
-    "fields": [{"name": "nulls", "type": {"type": "array", "items": "null"}}]
-}
 
 
 @pytest.fixture(scope="module")

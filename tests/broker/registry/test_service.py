@@ -16,8 +16,8 @@ from order_service.local.broker import free_port
 from order_service.wire.avro import decode_event
 from order_service.wire.schemas.catalogue import SCHEMAS, prefix_of
 from order_service.wire.schemas.files import FIRST_ID
+from tests.broker.registry.foreign_schemas import LIST
 from tests.support import samples
-from tests.broker.registry.test_client import LIST
 from tests.support.samples import but
 from tests.support.service import until
 from tests.support.shop import Http

@@ -3,9 +3,8 @@
 import psycopg
 import pytest
 
-from order_service.wire.avro import encode_event
-from tests.support.service import Service
 from tests.support.databases import postgresql
+from tests.support.service import Service
 
 __all__ = ["postgresql"]
 
@@ -34,10 +33,3 @@ def database(request, tmp_path):
 def group(service):
     """Give the name of a group that nobody else has."""
     return f"{service.app_id}.mailer"
-
-
-def write(service, *events):
-    """Write events as a worker would; all of them are in Kafka when this returns."""
-    for event in events:
-        service.producer.produce(service.names.events, key=event.order_id, value=encode_event(event))
-    assert service.producer.flush(30) == 0

@@ -1,6 +1,6 @@
-"""A subscriber that is killed: `python -m tests.broker.sdk.mailer GROUP FILE VERSION` mails into FILE, and dies after VERSION.
+"""A subscriber that is killed: `python -m tests.broker.sdk.mailer GROUP FILE VERSION`.
 
-It dies between its work and the commit of it.
+It mails into FILE, and dies after VERSION. It dies between its work and the commit of it.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
-"""A projection that is killed: `python -m tests.broker.sdk.tally DATABASE COUNT` adds up payments, and dies at the COUNT-th.
+"""A projection that is killed: `python -m tests.broker.sdk.tally DATABASE COUNT`.
 
-It dies between its statement and the commit. With a COUNT of 0 it reads all that is there, and ends.
+It adds up payments, and dies at the COUNT-th. It dies between its statement and the
+commit. With a COUNT of 0 it reads all that is there, and ends.
 """
 
 import asyncio

@@ -142,6 +142,7 @@ def unfinished(service, order_id):
     """Hold a transaction open behind all that is known of an order."""
     producer = Producer(
         {
+            "log_level": 0,
             "bootstrap.servers": service.bootstrap_servers,
             "partitioner": "murmur2_random",
             "transactional.id": order_id,

@@ -17,7 +17,7 @@ from order_service.sdk.subscriptions import GroupLog
 from order_service.sdk.testing import order_created, order_paid, sample_life
 from order_service.settings import Settings
 from order_service.wire.avro import encode_event
-from tests.broker.sdk.conftest import write
+from tests.broker.sdk.writing import write
 from tests.support.service import ROOT, until
 
 WITHIN_S = 30.0
@@ -35,7 +35,7 @@ def names(happened):
 
 def committed(service, group):
     """Tell how many offsets a group has committed, over all partitions."""
-    consumer = Consumer({"bootstrap.servers": service.bootstrap_servers, "group.id": group})
+    consumer = Consumer({"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "group.id": group})
     places = [TopicPartition(service.names.events, partition) for partition in range(service.partitions)]
     found = consumer.committed(places, 10)
     consumer.close()
@@ -66,7 +66,12 @@ async def test_a_new_group_is_silent_about_history(service, group):
 def member(service, group, topic):
     """Give the group a member that reads something else."""
     consumer = Consumer(
-        {"bootstrap.servers": service.bootstrap_servers, "group.id": group, "auto.offset.reset": "latest"}
+        {
+            "log_level": 0,
+            "bootstrap.servers": service.bootstrap_servers,
+            "group.id": group,
+            "auto.offset.reset": "latest",
+        }
     )
     consumer.subscribe([topic])
     until(lambda: consumer.poll(0.1) is not None or consumer.assignment(), "it is a member")
@@ -177,6 +182,7 @@ async def test_a_projection_loses_nothing_where_who_waits_is_cancelled(service):
 async def test_what_was_aborted_never_comes(service):
     producer = Producer(
         {
+            "log_level": 0,
             "bootstrap.servers": service.bootstrap_servers,
             "partitioner": "murmur2_random",
             "transactional.id": service.app_id,

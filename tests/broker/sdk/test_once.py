@@ -14,8 +14,8 @@ import pytest
 from order_service.errors import SetupError
 from order_service.sdk import EventRecord, OvertakenError, once
 from order_service.sdk.testing import order_paid, sample_life
-from tests.broker.sdk.conftest import write
 from tests.broker.sdk.database import connect
+from tests.broker.sdk.writing import write
 from tests.support.service import ROOT
 
 LIFE = [EventRecord(event, 0, offset, b"", is_replay=True) for offset, event in enumerate(sample_life(), 10)]

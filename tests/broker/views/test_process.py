@@ -9,9 +9,9 @@ import pytest
 from order_service.local.broker import free_port
 from order_service.views import order_view
 from order_service.views.tables import FORM, form, prepare
+from tests.support.event_log import order_of
 from tests.support.samples import ORDER_ID, SHOP, but, create, ship
 from tests.support.service import histories, until
-from tests.support.event_log import order_of
 
 PROJECTOR = ("order_service.cli", "projector")
 ORDERS = 60

@@ -22,10 +22,10 @@ from order_service.web.http.connections import FILES_BESIDE, connections_possibl
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.live import command_results as web_outcomes
 from order_service.web.live.command_results import CommandResults
-from tests.support.samples import but, ship, ship_refused
-from tests.support.service import until
 from tests.support import tokens
 from tests.support.copies import Arrived
+from tests.support.samples import but, ship, ship_refused
+from tests.support.service import until
 from tests.support.shop import ORDER, Http
 
 MINE = {name: value for name, value in ORDER.items() if name != "user_id"}

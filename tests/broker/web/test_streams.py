@@ -14,9 +14,9 @@ from order_service.views.tables import open_database, prepare
 from order_service.web.live.sse import LogPosition
 from order_service.web.live.subscriptions import QUEUE_MAX, Streams, Subject
 from order_service.web.live.view_poller import ViewPoller
+from tests.support.event_log import EVENTS, START, after, seens
 from tests.support.samples import events
 from tests.support.service import PATIENCE_S
-from tests.support.event_log import EVENTS, START, after, seens
 from tests.support.shop import PAYMENT, SHIPMENT
 
 

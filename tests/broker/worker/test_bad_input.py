@@ -79,7 +79,7 @@ BAD = [
 @pytest.fixture
 def large_producer(service):
     """Let the service's producer send what the topic takes; librdkafka stops at 10⁶ bytes by default."""
-    servers = {"bootstrap.servers": service.bootstrap_servers, "message.max.bytes": 1024 * 1024}
+    servers = {"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "message.max.bytes": 1024 * 1024}
     service.producer = Producer(servers | {"partitioner": "murmur2_random", "linger.ms": 0})
 
 

@@ -77,6 +77,7 @@ def test_header_names_that_are_no_text_stop_nothing(service):
 def test_commands_may_be_compressed(service, codec):
     service.producer = Producer(
         {
+            "log_level": 0,
             "bootstrap.servers": service.bootstrap_servers,
             "partitioner": "murmur2_random",
             "compression.type": codec,

@@ -63,6 +63,7 @@ def test_a_timer_fires_behind_the_end_of_a_transaction(service):
     service.start_worker(**DUE).wait_ready()
     producer = Producer(
         {
+            "log_level": 0,
             "bootstrap.servers": service.bootstrap_servers,
             "partitioner": "murmur2_random",
             "transactional.id": f"{service.app_id}-shop",

@@ -51,6 +51,7 @@ def test_only_what_a_transactional_producer_has_committed_is_decided(service):
     worker = service.start_worker().wait_lanes(4)
     producer = Producer(
         {
+            "log_level": 0,
             "bootstrap.servers": service.bootstrap_servers,
             "partitioner": "murmur2_random",
             "transactional.id": f"{service.app_id}-shop",
@@ -96,7 +97,7 @@ def lag(worker):
 def test_what_another_partitioner_has_misplaced_says_so(service):
     worker = service.start_worker().wait_lanes(4)
     orders = [but(create, order_id=f"order-{n}", command_id=f"create-{n}") for n in range(20)]
-    service.producer = Producer({"bootstrap.servers": service.bootstrap_servers})
+    service.producer = Producer({"log_level": 0, "bootstrap.servers": service.bootstrap_servers})
     service.send(orders)
     service.wait_outcomes(len(orders))
     right = [

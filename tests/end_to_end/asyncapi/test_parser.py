@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from io import BytesIO
+from pathlib import Path
 
 import fastavro
 import jsonschema_rs
@@ -19,7 +20,7 @@ from order_service.local.kafka import find_program
 from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.headers import MAX_ORIGINAL_BYTES, dead_letter_headers, dead_letter_part
 
-FOLDER = ROOT / "tests" / "contracts"
+FOLDER = Path(__file__).parent
 DOCUMENT = json.loads((ROOT / "asyncapi.json").read_text(encoding="utf-8"))
 MESSAGES = DOCUMENT["components"]["messages"]
 NAMES = topic_names()

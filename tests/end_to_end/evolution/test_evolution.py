@@ -18,8 +18,7 @@ from order_service.errors import DecodeError
 from order_service.wire import avro
 from order_service.wire.schemas.catalogue import SCHEMAS, prefix_of
 from order_service.wire.schemas.files import faults
-from tests.support import samples
-from tests.support import later
+from tests.support import later, samples
 from tests.support.apicurio import Apicurio
 from tests.support.samples import but
 

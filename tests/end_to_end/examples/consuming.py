@@ -101,7 +101,9 @@ def goes_on_where_it_was(example: Example) -> None:
 def passes_over_what_was_aborted(example: Example) -> None:
     """Check that it prints no event of two aborted transactions, but the long one behind them."""
     service = example.shop.service
-    producer = Producer({"bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-test"})
+    producer = Producer(
+        {"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-test"}
+    )
     producer.init_transactions(30)
     for order_id, end in [
         ("undone-1", producer.abort_transaction),

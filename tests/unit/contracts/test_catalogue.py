@@ -18,8 +18,8 @@ from order_service.wire.commands import decode_command
 from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.flat import flat
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue
-from tests.unit.contracts.written import TEXT, sections
 from tests.support.samples import ORDER_ID
+from tests.unit.contracts.written import TEXT, sections
 
 SECTIONS = sections()
 FACTS = [fact.__name__ for fact in FACT_TYPES]

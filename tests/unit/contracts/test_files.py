@@ -20,6 +20,6 @@ def test_no_byte_of_a_file_is_invisible(file):
 
 
 def test_the_lock_of_the_check_names_no_host_to_fetch_from():
-    lock = (ROOT / "tests" / "contracts" / "package-lock.json").read_text()
+    lock = (ROOT / "tests" / "end_to_end" / "asyncapi" / "package-lock.json").read_text()
     assert '"integrity": "sha512-' in lock
     assert '"resolved"' not in lock

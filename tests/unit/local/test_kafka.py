@@ -1,24 +1,13 @@
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import UnknownTopicOrPartitionError
 
 import order_service
 from order_service.cli.environment import LOCAL_PARTITIONS
@@ -34,15 +23,11 @@ from order_service.local.kafka import (
     External,
     choose_kafka,
     container_env,
-    embedded_broker,
     fetch_jars,
     local_broker,
     parse_java_version,
 )
-from order_service.local.supervisor import Supervisor
-from order_service.local.watcher import kill_group
 from order_service.settings import Settings
-from tests.support.kafka import running_broker, running_kafka
 
 ROOT = Path(order_service.__file__).parent.parent
 DEADLINE_S = 60.0

@@ -106,7 +106,9 @@ def test_a_thread_that_hangs_does_not_keep_a_process_that_is_told_to_end(monkeyp
 
 @pytest.mark.parametrize("command", ["web", "projector"])
 def test_a_process_whose_database_never_answers_says_so_and_ends_when_told(tmp_path, command):
-    process = WorkerProcess(command, without_kafka(tmp_path), tmp_path, None, ("tests.support.hindered", "database", command))
+    process = WorkerProcess(
+        command, without_kafka(tmp_path), tmp_path, None, ("tests.support.hindered", "database", command)
+    )
     try:
         until(lambda: "the database has not answered for 1 s" in process.faults(), "it reports its database")
         process.send(signal.SIGTERM)

@@ -10,8 +10,8 @@ from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Filter, StoredRejection, Views
 from order_service.views.tables import open_database, positions, prepare
-from tests.support.samples import ship_refused
 from tests.support.event_log import EVENTS, START, order_of
+from tests.support.samples import ship_refused
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 ALL = {(EVENTS.topic, EVENTS.partition): 0}

@@ -25,8 +25,17 @@ from order_service.views.stopped import REASON_MAX, BadRecord, Stopped
 from order_service.views.tables import FORM, form, open_database, positions, prepare
 from order_service.wire.avro import encode_event
 from tests.support import samples
-from tests.support.samples import ORDER_ID, but, digest_of, event_of, order_amended, order_created, order_paid, ship_refused
 from tests.support.event_log import EVENTS, REJECTIONS, START, Log, Progress, after, order_of, seens
+from tests.support.samples import (
+    ORDER_ID,
+    but,
+    digest_of,
+    event_of,
+    order_amended,
+    order_created,
+    order_paid,
+    ship_refused,
+)
 
 HISTORY = list(samples.events)
 

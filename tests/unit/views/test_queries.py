@@ -10,8 +10,8 @@ from order_service.views import queries
 from order_service.views.queries import Filter, Offsets, Views
 from order_service.views.tables import FORM, form
 from tests.support import samples
-from tests.support.samples import NOW, ORDER_ID, but, event_of
 from tests.support.event_log import START, after, order_of, seens
+from tests.support.samples import NOW, ORDER_ID, but, event_of
 
 HISTORY = list(samples.events)
 EVENTS_TOPIC = topic_names().events

@@ -18,8 +18,8 @@ from order_service.views.process import BuildProgress
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database, order_events, prepare
-from tests.support.samples import but, events
 from tests.support.event_log import EVENTS, START, after, order_of, seens
+from tests.support.samples import but, events
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ from order_service.errors import DecodeError
 from order_service.wire.avro import encode_command
 from order_service.wire.commands import decode_command, encode_json_command
 from order_service.wire.schemas.catalogue import SCHEMAS
+from tests.support.copies import two_servers
 from tests.support.samples import ORDER_ID, SHOP, but, create, deliver, entry_after, mugs, pay, ship, take
 from tests.support.samples import amend as amend_sample
 from tests.support.samples import cancel as cancel_sample
-from tests.support.copies import two_servers
 
 ORDERS = "/v1/orders"
 CREATE = but(create, actor=SHOP, discount=0, tax=0, shipping=0, lines=(mugs,), correlation_id=None)

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.samples import LATER, NOW, ORDER_ID, create
 from tests.support.copies import two_servers
+from tests.support.samples import LATER, NOW, ORDER_ID, create
 from tests.support.shop import ORDER, PAYMENT
 
 PAY = {**PAYMENT, "amount": 3800}

@@ -1,23 +1,15 @@
 """The document says what the service does, and whoever reads it, a person or a generator, gets along with it alone."""
 
-import importlib
 import json
 import re
-import subprocess
-import sys
 
 import jsonschema_rs
-import openapi_python_client
 import pytest
 import schemathesis
-from openapi_python_client.config import Config, ConfigFile, MetaType
-from playwright.sync_api import expect
 
-from order_service.domain.refusals import Reason
 from order_service.web.api.operations import OPERATIONS
 from order_service.web.docs import openapi
 from order_service.web.http.problems import ALL, BASE, STATUS
-from tests.support.chromium import running_chromium, visit
 from tests.support.alone import application_alone, server_alone
 from tests.support.shop import Http
 

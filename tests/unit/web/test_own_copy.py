@@ -10,9 +10,9 @@ from order_service.domain.decision import UserCheck
 from order_service.domain.entry import MAX_REFUSED
 from order_service.domain.identity import command_digest
 from order_service.domain.messages import CancelOrder
-from tests.support.samples import LATER, NOW, ORDER_ID, but, create, pay, ship
-from tests.support.event_log import EVENTS, REJECTIONS
 from tests.support.copies import two_servers
+from tests.support.event_log import EVENTS, REJECTIONS
+from tests.support.samples import LATER, NOW, ORDER_ID, but, create, pay, ship
 from tests.support.shop import ORDER, PAYMENT, SHIPMENT
 
 HERE = f"/v1/orders/{ORDER_ID}"

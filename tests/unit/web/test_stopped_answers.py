@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.support.samples import ORDER_ID, create
-from tests.support.event_log import EVENTS, REJECTIONS
 from tests.support.copies import two_servers
+from tests.support.event_log import EVENTS, REJECTIONS
+from tests.support.samples import ORDER_ID, create
 
 HERE = f"/v1/orders/{ORDER_ID}"
 BEFORE = "2020-01-01T00:00:00Z"

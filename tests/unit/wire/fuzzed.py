@@ -1,8 +1,8 @@
 """Bytes that a fuzzer makes, steered by which code they reach: `make fuzz`.
 
-`python -m tests.unit.wire.fuzzed` takes libFuzzer's own options and folders; what reaches new code goes into the first of
-these. `corpus/` is what was kept, and test_hostile.py decodes all of it at every run. Atheris is no dependency: some
-systems have no wheel of it.
+`python -m tests.unit.wire.fuzzed` takes libFuzzer's own options and folders; what reaches new code goes into the
+first folder. `corpus/` is what was kept, and test_hostile.py decodes all of it at every run. Atheris is no
+dependency: some systems have no wheel of it.
 """
 
 import sys

@@ -14,27 +14,12 @@ from order_service.wire.commands import decode_command, encode_json_command
 from order_service.wire.schemas.catalogue import SCHEMAS
 from tests.support import samples
 from tests.unit.wire import strategies
+from tests.unit.wire.extremes import EXTREMES, longs
 from tests.unit.wire.table import CASES, CORPUS, DECODERS, GOLDEN, value_or_error
 
 some = settings(max_examples=200, deadline=None)
 every_message = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 MIB = 1024 * 1024
-
-
-def longs(number):
-    """Encode a number of any size as Avro encodes 64 bits."""
-    zigzag, encoded = (number << 1 if number >= 0 else (-number << 1) - 1), bytearray()
-    while zigzag > 0x7F:
-        encoded.append(zigzag & 0x7F | 0x80)
-        zigzag >>= 7
-    return bytes([*encoded, zigzag])
-
-
-EXTREMES = [
-    *(longs(number) for number in (-1, -2, 2, 3, 2**31, 2**60, 2**63 - 1, -(2**60), -(2**63), 2**64, 2**70)),
-    *(b"\x80" * length + b"\0" for length in (1, 9, 10, 70)),
-    *(b"\xff" * length for length in (1, 10)),
-]
 
 
 @every_message

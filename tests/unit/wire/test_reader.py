@@ -13,8 +13,8 @@ from order_service.wire import avro
 from order_service.wire.schemas.catalogue import SCHEMAS
 from tests.support import samples
 from tests.unit.wire import strategies
+from tests.unit.wire.extremes import EXTREMES, longs
 from tests.unit.wire.table import CASES
-from tests.unit.wire.test_hostile import EXTREMES, longs
 
 some = settings(max_examples=300, deadline=None)
 every_message = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -20,7 +20,7 @@ from order_service.worker.clock import Clock
 from order_service.worker.faust.app import build, end_process
 from order_service.worker.membership import Membership
 from order_service.worker.monitoring.end_offsets import LogEnds
-from tests.unit.worker.test_worker import cancelled_from_within, until_told
+from tests.unit.worker.ended_tasks import cancelled_from_within, until_told
 
 DEADLINE_S = 20.0
 PARTITION = TopicPartition("orders.commands.v1", 1)

@@ -15,7 +15,7 @@ from order_service.wire.commands import encode_json_command
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import LanePolicy
 from tests.support.samples import LATER, NOW, USER_ID, amend, but, create
-from tests.unit.worker.test_lane import CHECKS, Log, World, offset_of, users, wishes
+from tests.unit.worker.lane_world import CHECKS, Log, World, offset_of, users, wishes
 
 DEADLINE = timedelta(seconds=60)
 POLICY = LanePolicy(partition_count=1, commands_topic="commands", user_deadline_s=60, waiting_max=3)

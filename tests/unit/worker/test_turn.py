@@ -3,68 +3,24 @@
 import asyncio
 from typing import Any
 
-from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.structs import RecordMetadata
+from aiokafka import ConsumerRecord
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import HistoryError
-from order_service.kafka.topics import topic_names
-from order_service.wire import avro
-from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox
-from order_service.worker.lane import Lane, LanePolicy
+from order_service.worker.lane import Lane
 from order_service.worker.turn import AT_A_TIME, TurnLoop
 from tests.support.samples import ORDER_ID, but, create, entry_after, pay
 from tests.unit.worker.blocking import block_loop, shorten
-
-NAMES = topic_names()
-POLICY = LanePolicy(partition_count=2, commands_topic=NAMES.commands, payment_due_s=1)
-
-
-class Written:
-    """Takes what turns write, as a producer that always succeeds."""
-
-    transactional_id = "orders-worker-1"
-
-    def __init__(self):
-        self.records = []
-        self.away = {}
-
-    def unavailable(self):
-        return self.away
-
-    async def begin(self):
-        pass
-
-    async def send_all(self, topic, partition, records):
-        self.records += [(topic, partition, record) for record in records]
-        place = TopicPartition(topic, partition)
-        return [RecordMetadata(topic, partition, place, len(self.records), 0, 0, 0)]
-
-    async def wait_for_acks(self, sent):
-        return sent
-
-    async def commit(self, sent):
-        return sent
-
-    def facts(self, partition):
-        """Give the facts of the events of a partition."""
-        values = [record[1] for topic, where, record in self.records if (topic, where) == (NAMES.events, partition)]
-        return [type(avro.decode_event(value).fact).__name__ for value in values]
+from tests.unit.worker.lane_turns import NAMES, POLICY, Written, lane_with
 
 
 def received(command, offset, partition):
     value = encode_json_command(command)
     key = command.order_id.encode()
     return ConsumerRecord(NAMES.commands, partition, offset, 0, 0, key, value, None, len(key), len(value), ()), command
-
-
-def lane_with(partition, entries):
-    lane = Lane(partition, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
-    lane.restore(entries, [], Position(0, "owner", 0, None))
-    return lane
 
 
 class BrokenLane(Lane):

@@ -23,7 +23,8 @@ from order_service.worker.clock import Clock
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
 from order_service.worker.worker import SUSPECT_S, Worker
 from tests.support.samples import ORDER_ID, create, entry_after
-from tests.unit.worker.test_turn import Written, lane_with
+from tests.unit.worker.ended_tasks import cancelled_from_within, until_told
+from tests.unit.worker.lane_turns import Written, lane_with
 
 ORDERS = 100_000
 ENTRY = entry_after([create])
@@ -43,17 +44,6 @@ def context(ended):
     return Context(
         Settings(), topic_names(), {}, servers, fetching, users, Ids(None), ended.append, Clock(60), lambda _step: None
     )
-
-
-async def cancelled_from_within():
-    """A library that lets a CancelledError out would leave a partition neither claimed nor parked."""
-    raise asyncio.CancelledError
-
-
-async def until_told(ended):
-    async with asyncio.timeout(10):
-        while not ended:  # noqa: ASYNC110, what is looked at has no event
-            await asyncio.sleep(0)
 
 
 async def test_a_claim_that_was_cancelled_from_within_ends_the_process(context, ended):

@@ -4,88 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from aiokafka import ConsumerRecord, TopicPartition
 
 from order_service.errors import LaneParked
-from order_service.kafka.topics import topic_names
 from order_service.wire import avro
-from order_service.wire.changelog import (
-    BARRIER_KEY,
-    POSITION_KEY,
-    Ends,
-    Position,
-    WaitingCommand,
-    encode,
-    waiting_key,
-)
-from order_service.wire.headers import event_headers, rejection_headers
+from order_service.wire.changelog import POSITION_KEY, Ends, Position, WaitingCommand, encode, waiting_key
+from order_service.wire.headers import rejection_headers
 from order_service.worker.claims.changelog_reader import Changelogs, ChangelogState
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.samples import NOW, but, create, entry_after, order_created, order_paid, pay, ship_refused
+from tests.unit.worker.claims.topics import BARRIER, CREATED, ENTRY, EVENT, NAMES, Made, Topics, at
 
-Made = tuple[bytes, bytes, list[tuple[str, bytes]]]
-
-NAMES = topic_names()
-CREATED = avro.encode_event(order_created)
 ANOTHER = avro.encode_event(but(order_created, command_id="create-2"))
-ENTRY = but(entry_after([create]), head=avro.digest(CREATED))
 WAITS = WaitingCommand(create, 3, NOW, None)
-BARRIER: Made = (BARRIER_KEY, b"barrier", [])
-EVENT = (b"order", CREATED, event_headers(order_created, None, 3))
 REJECTION = (b"order", avro.encode_rejection(ship_refused), rejection_headers(ship_refused, None, 3))
 DEAD_LETTER = (
     b"order",
     b"no command",
     [("dl_topic", NAMES.commands.encode()), ("dl_partition", b"0"), ("command_offset", b"3")],
 )
-
-
-class Topics:
-    """Partition 0 of each topic, as the reader and the clients of a claim see it."""
-
-    def __init__(self, topics: Mapping[str, list[Made]]) -> None:
-        self._records = {TopicPartition(topic, 0): records for topic, records in topics.items()}
-        self._at: dict[TopicPartition, int] = {}
-
-    def assign(self, places):
-        self._at = dict.fromkeys(places, 0)
-
-    def assignment(self):
-        return set(self._at)
-
-    def seek(self, place, offset):
-        self._at[place] = offset
-
-    def pause(self, *places):
-        pass
-
-    def resume(self, *places):
-        pass
-
-    async def position(self, place):
-        return self._at[place]
-
-    async def end_offsets(self, places):
-        return {place: len(self._records.get(place, [])) for place in places}
-
-    async def getmany(self, *places, timeout_ms, max_records):  # noqa: ARG002, as aiokafka's
-        fetched = {}
-        for place in places:
-            first = self._at[place]
-            records = self._records.get(place, [])[first : first + max_records]
-            self._at[place] += len(records)
-            fetched[place] = [
-                ConsumerRecord(place.topic, 0, offset, 0, 0, key, value, None, len(key), len(value), tuple(headers))
-                for offset, (key, value, headers) in enumerate(records, first)
-            ]
-        return {place: records for place, records in fetched.items() if records}
-
-    async def starts(self, places):
-        return dict.fromkeys(places, 0)
-
-    async def ends(self, places):
-        return await self.end_offsets(places)
 
 
 async def check(
@@ -110,10 +47,6 @@ async def check(
     await checks.position("next", len(logs.waiting))
     await checks.outcomes()
     progress.leave()
-
-
-def at(next_offset: int, *, ends: Ends | None = None, waiting_count: int | None = 0) -> Position:
-    return Position(next_offset, "worker", 10, None, 0, ends or Ends(), waiting_count)
 
 
 async def test_a_partition_whose_topics_agree_with_its_position_passes():

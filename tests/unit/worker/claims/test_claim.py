@@ -13,7 +13,7 @@ from order_service.worker.claims.claim import Claimer
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.samples import create
 from tests.unit.worker.blocking import block_loop, shorten
-from tests.unit.worker.claims.test_checks import BARRIER, ENTRY, EVENT, NAMES, Made, Topics, at
+from tests.unit.worker.claims.topics import BARRIER, ENTRY, EVENT, NAMES, Made, Topics, at
 
 STEPS = [
     "claim.locked",

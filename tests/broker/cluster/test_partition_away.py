@@ -7,28 +7,15 @@ import pytest
 from confluent_kafka import Producer
 from sqlalchemy import make_url
 
+from chaos.faults.broker_data import place_on
 from order_service.errors import LeaderAwayError
 from order_service.sdk import Accepted, OrderCommands
 from order_service.views.queries import Views
 from order_service.views.tables import open_database
-from chaos.faults.broker_data import place_on
-from chaos.cluster import Cluster
 from tests.support.samples import but, create
-from tests.support.service import Service, until
+from tests.support.service import until
 
 AWAY = 0
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("cluster"), 3, proxied=False) as nodes:
-        yield nodes
-
-
-@pytest.fixture
-def service(cluster, tmp_path, users):
-    with Service(cluster.bootstrap_servers, tmp_path, users) as made:
-        yield made
 
 
 def take_away(cluster, service, topic):
@@ -81,7 +68,9 @@ def test_the_ends_of_the_other_commands_are_known_while_one_partition_has_no_lea
     node = take_away(cluster, service, service.names.commands)
     away = f"Kafka has not reported the end of {service.names.commands} partition {AWAY} for "
     until(lambda: away in worker.faults(), "the end of one partition is old")
-    foreign = Producer({"bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-erp"})
+    foreign = Producer(
+        {"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "transactional.id": f"{service.app_id}-erp"}
+    )
     foreign.init_transactions(30)
     foreign.begin_transaction()
     foreign.produce(service.names.commands, b"{}", b"order-1", partition=AWAY + 1)

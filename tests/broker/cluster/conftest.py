@@ -1,0 +1,19 @@
+"""Three brokers for all tests of this folder. Its files run in one process."""
+
+import pytest
+
+from chaos.cluster import Cluster
+from tests.support.service import Service
+
+
+@pytest.fixture(scope="package")
+def cluster(tmp_path_factory):
+    """Give a cluster; a test that stops a node starts it again."""
+    with Cluster(tmp_path_factory.mktemp("cluster"), 3, proxied=False) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def service(cluster, tmp_path, users):
+    with Service(cluster.bootstrap_servers, tmp_path, users) as made:
+        yield made

@@ -1,0 +1,60 @@
+"""How many replicas topics get, and which number a cluster accepts."""
+
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+
+from order_service.kafka.topics import topic_configs
+from tests.support.command_line import CommandLine
+from tests.support.service import Service, until, vars_of
+from tests.support.topic_settings import configs, run_lines, set_config
+
+
+def test_replicas_are_as_many_as_the_cluster_can_have(cluster, users, tmp_path):
+    """Topics of a cluster that had two nodes and now has three; then new ones while one of three is away."""
+    service = Service(cluster.bootstrap_servers, tmp_path, users, ORDERS_PARTITIONS="2")
+    cli = CommandLine(service.environment)
+    of_two = {"min.insync.replicas": "1"}
+    made = [NewTopic(name, 2, 2, config=config | of_two) for name, config in topic_configs(service.names).items()]
+    for future in service.kafka.create_topics(made).values():
+        future.result(30)
+    cluster.wait_all_in_sync(topic_configs(service.names))
+
+    told = cli("topics", "create", code=13)
+    [warning, *said] = told.stderr.splitlines()
+    assert "the topics have two replicas" in warning
+    assert [line.partition(" has ")[2] for line in said] == ["2 replicas, expected at least 3 with 3 brokers"] * 6
+    lines = [line for line in told.stdout.splitlines() if line.startswith("kafka-")]
+    assert len(lines) == 1, "one plan for all topics, since Kafka takes one at a time"
+    run_lines(lines, tmp_path)
+    until(lambda: {count for count, _ in replication(service)} == {3}, "all have three replicas")
+    told = cli("topics", "check", code=13)
+    assert f"the topic {service.names.table} has min.insync.replicas=1, expected 2 to 3 of 3 replicas" in told.stderr
+    assert len(told.stdout.splitlines()) == 6
+    for topic in vars_of(service.names).values():
+        set_config(service, topic, min_insync_replicas="2")
+    assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
+    set_config(service, service.names.events, min_insync_replicas="3")
+    [risk] = cli("topics", "check").stderr.splitlines()
+    assert f"the topic {service.names.events} needs all of its 3 replicas in sync" in risk
+    set_config(service, service.names.events, min_insync_replicas="2")
+
+    cluster.stop(3)
+    until(lambda: brokers_of(service) == 2, "the cluster knows that one is away")
+    cli("topics", "check")  # three replicas are more than two brokers need
+    other = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": "other."})
+    assert "the topics have two replicas" in other("topics", "create").stderr
+    assert other.json("topics", "check")[0]["ok"]
+    cluster.start(3)
+
+
+def brokers_of(service):
+    return len(service.kafka.list_topics(timeout=30).brokers)
+
+
+def replication(service):
+    """Return replicas and min.insync.replicas of the topics."""
+    described = service.kafka.list_topics(timeout=30).topics
+    return {
+        (len(partition.replicas), config["min.insync.replicas"].value)
+        for field, config in configs(service).items()
+        for partition in described[getattr(service.names, field)].partitions.values()
+    }

@@ -1,0 +1,66 @@
+"""What delays a claim: a transaction of a stranger that stays open, and a stop after one of its steps."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from confluent_kafka import Producer
+
+from order_service.kafka.connection import connection
+from order_service.wire.changelog import BARRIER_KEY
+from order_service.worker.claims.changelog_reader import ChangelogState
+from order_service.worker.claims.claim import Claimer
+from order_service.worker.claims.clients import ClaimClients
+from order_service.worker.claims.progress import ClaimSlots, Progress
+from tests.support.service import until
+
+
+@contextmanager
+def open_transaction(service, topic, partition):
+    """Have a stranger's transaction with a record of it open on a partition; whoever asks for it ends it."""
+    stranger = Producer(
+        {
+            "log_level": 0,
+            "bootstrap.servers": service.bootstrap_servers,
+            "transactional.id": f"{service.app_id}-stranger",
+        }
+    )
+    stranger.init_transactions(30)
+    stranger.begin_transaction()
+    stranger.produce(topic, key=BARRIER_KEY, value=b"stranger", partition=partition)
+    assert stranger.flush(30) == 0
+    yield stranger
+
+
+@contextmanager
+def claim_that_stops(service, after):
+    """Claim partition 1 in a thread of the test, and stop after a step; yields what lets it go on to its end."""
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def stop(step):
+        if step == after:
+            reached.set()
+            assert may_go_on.wait(60)
+
+    async def claim() -> None:
+        arguments = connection(service.settings())
+        clients = ClaimClients(arguments)
+        claimer = Claimer(service.group_id, "late", service.names, arguments, clients, stop)
+        try:
+            await claimer.claim(1, None, ChangelogState(), Progress(ClaimSlots(1)))
+        finally:
+            await clients.close()
+
+    def go_on():
+        may_go_on.set()
+        late.result(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(asyncio.run, claim())
+        try:
+            until(lambda: reached.is_set() or late.done(), f"the claim has reached {after}")
+            assert reached.is_set(), late.result()
+            yield go_on
+        finally:
+            may_go_on.set()

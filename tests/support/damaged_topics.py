@@ -1,0 +1,39 @@
+"""Topics as accidents and strangers leave them: made anew, cut short, or with records that no worker has written."""
+
+from confluent_kafka import Producer
+from confluent_kafka.cimpl import NewTopic
+
+from order_service.kafka.topics import topic_configs
+from tests.support.service import until
+
+
+def recreate(service, topic, seen=lambda: True):
+    """Delete a topic and, once its absence is seen, create it again, empty."""
+    for future in service.kafka.delete_topics([topic]).values():
+        future.result(30)
+    until(lambda: topic not in service.kafka.list_topics(timeout=30).topics and seen(), f"{topic} is gone")
+    new = NewTopic(topic, num_partitions=4, replication_factor=1, config=topic_configs(service.names)[topic])
+
+    def is_created():
+        return service.kafka.create_topics([new])[topic].exception(30) is None
+
+    until(is_created, f"{topic} is there again")
+
+
+def write(service, topic, records):
+    """Write records (partition, key, value, headers) as they are."""
+    producer = Producer({"log_level": 0, "bootstrap.servers": service.bootstrap_servers})
+    for partition, key, value, headers in records:
+        producer.produce(topic, key=key, value=value, partition=partition, headers=headers or [])
+    assert producer.flush(30) == 0
+
+
+def cut(service, topic, keep):
+    """Write a topic anew, with the first records of each partition only: `keep` tells how many of how many."""
+    whole = service.read(topic)
+    recreate(service, topic)
+    kept = []
+    for partition in range(service.partitions):
+        records = [message for message in whole if message.partition() == partition]
+        kept += records[: keep(len(records))]
+    write(service, topic, [(each.partition(), each.key(), each.value(), each.headers()) for each in kept])

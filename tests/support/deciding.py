@@ -1,0 +1,27 @@
+"""Workers that decide commands and end, and commands for each kind of outcome."""
+
+import signal
+from typing import Any
+
+from tests.support.samples import but, cancel
+from tests.support.service import GRACE_S, histories
+
+FIRST: dict[str, list[Any]] = {
+    "events": histories(20),
+    "rejections": [but(cancel, order_id=f"order-{n}", command_id=f"cancel-{n}") for n in range(20)],
+    "dead letters": [(f"order-{n}", b"no command") for n in range(20)],
+}
+
+
+def end(worker):
+    """Tell a worker to end."""
+    worker.send(signal.SIGTERM)
+    assert worker.wait_ended(within_s=GRACE_S) == 0
+
+
+def decide(service, commands):
+    """Let a worker decide commands, and end."""
+    worker = service.start_worker().wait_lanes(4)
+    service.send(commands)
+    service.wait_outcomes(len(commands))
+    end(worker)

@@ -1,0 +1,51 @@
+"""A lane for turns, and the producer that takes what they write."""
+
+from aiokafka import TopicPartition
+from aiokafka.structs import RecordMetadata
+
+from order_service.domain.decision import UserCheck
+from order_service.kafka.topics import topic_names
+from order_service.wire import avro
+from order_service.wire.changelog import Position
+from order_service.worker.lane import Lane, LanePolicy
+
+NAMES = topic_names()
+POLICY = LanePolicy(partition_count=2, commands_topic=NAMES.commands, payment_due_s=1)
+
+
+class Written:
+    """Takes what turns write, as a producer that always succeeds."""
+
+    transactional_id = "orders-worker-1"
+
+    def __init__(self):
+        self.records = []
+        self.away = {}
+
+    def unavailable(self):
+        return self.away
+
+    async def begin(self):
+        pass
+
+    async def send_all(self, topic, partition, records):
+        self.records += [(topic, partition, record) for record in records]
+        place = TopicPartition(topic, partition)
+        return [RecordMetadata(topic, partition, place, len(self.records), 0, 0, 0)]
+
+    async def wait_for_acks(self, sent):
+        return sent
+
+    async def commit(self, sent):
+        return sent
+
+    def facts(self, partition):
+        """Give the facts of the events of a partition."""
+        values = [record[1] for topic, where, record in self.records if (topic, where) == (NAMES.events, partition)]
+        return [type(avro.decode_event(value).fact).__name__ for value in values]
+
+
+def lane_with(partition, entries):
+    lane = Lane(partition, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
+    lane.restore(entries, [], Position(0, "owner", 0, None))
+    return lane
