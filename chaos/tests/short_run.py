@@ -2,4 +2,4 @@
 
 from chaos.plan import ONCE, REPEATED, Sizes
 
-SIZES = Sizes(commands=5_200, rate=60, faults=2 * len(REPEATED) + len(ONCE))
+SIZES = Sizes(commands=5_200, rate=60, faults=2 * len(REPEATED) + len(ONCE), old=5_000)

@@ -10,6 +10,7 @@ from threading import Timer
 import pytest
 
 from order_service.local.broker import free_port
+from tests.support.quick_kafka import java_options
 from tests.support.service import ROOT, until
 
 README, HTTP = ROOT / "README.md", ROOT / "docs" / "reference" / "http.md"
@@ -33,7 +34,8 @@ def environment(tmp_path):
     settings = ("ORDERS_", "KAFKA_", "USER_SERVICE_", "MAKE", "MFLAGS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     ports = {f"ORDERS_{name}_PORT": str(free_port()) for name in ("KAFKA", "ADMIN", "USERS", "HTTP")}
-    return kept | ports | {"ORDERS_DATA_DIR": str(tmp_path / "data")}
+    data = {"ORDERS_DATA_DIR": str(tmp_path / "data")}
+    return kept | ports | data | {"JDK_JAVA_OPTIONS": java_options()}
 
 
 @pytest.fixture

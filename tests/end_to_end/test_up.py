@@ -13,6 +13,7 @@ import pytest
 
 from order_service.local.broker import free_port
 from tests.support.command_line import CommandLine
+from tests.support.quick_kafka import java_options
 from tests.support.service import until
 
 UP = [sys.executable, "-m", "order_service.cli", "up"]
@@ -25,7 +26,8 @@ def environment(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORDERS_", "KAFKA_"))}
     kept.pop("USER_SERVICE_URL", None)
     ports = {name: str(free_port()) for name in PORTS}
-    return kept | ports | {"ORDERS_DATA_DIR": str(tmp_path / "data"), "ORDERS_TOPIC_PREFIX": "up."}
+    data = {"ORDERS_DATA_DIR": str(tmp_path / "data"), "ORDERS_TOPIC_PREFIX": "up."}
+    return kept | ports | data | {"JDK_JAVA_OPTIONS": java_options()}
 
 
 class Up:

@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from order_service.local.broker import Broker
-from order_service.local.kafka import Embedded, cache_dir, embedded_broker, fetch_jars
+from order_service.local.kafka import Embedded, cache_dir, choose_kafka, embedded_broker, fetch_jars
+from order_service.settings import Settings
 
 ARCHIVE = "classes.jsa"
 
@@ -27,8 +28,20 @@ def quick_broker(choice: Embedded, directory: Path) -> Broker:
 
 def with_archive(choice: Embedded, broker: Broker) -> Broker:
     """Return a broker that starts with the archive of Kafka's classes."""
-    broker.command = _with_option(broker, f"-XX:SharedArchiveFile={_ready(choice) / ARCHIVE}")
+    broker.command = _with_option(broker, archive_option(choice))
     return broker
+
+
+def archive_option(choice: Embedded) -> str:
+    """Return the option by which Java uses the archive of Kafka's classes, for `-cp` with Kafka's jars alone."""
+    return f"-XX:SharedArchiveFile={_ready(choice) / ARCHIVE}"
+
+
+def java_options() -> str:
+    """Return JDK_JAVA_OPTIONS for a process that starts the embedded Kafka as it does in production."""
+    choice = choose_kafka(Settings(kafka="embedded"))
+    assert isinstance(choice, Embedded)
+    return f"{os.environ['JDK_JAVA_OPTIONS']} {archive_option(choice)}"
 
 
 def _with_option(broker: Broker, option: str) -> list[str]:

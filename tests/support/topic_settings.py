@@ -12,6 +12,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from order_service.local.kafka import Embedded, cache_dir, choose_kafka, fetch_jars
 from order_service.settings import Settings
+from tests.support.quick_kafka import archive_option
 from tests.support.service import PATIENCE_S, until, vars_of
 
 
@@ -44,7 +45,7 @@ def run_lines(lines, directory):
     """Run shell lines with Kafka's own tools, as an operator does."""
     choice = choose_kafka(Settings(kafka="embedded"))
     assert isinstance(choice, Embedded)
-    java = f"{choice.java} -XX:TieredStopAtLevel=1 -cp '{fetch_jars(choice.mvn, cache_dir())}/*'"
+    java = f"{choice.java} {archive_option(choice)} -cp '{fetch_jars(choice.mvn, cache_dir())}/*'"
     tools = {
         "kafka-configs": "kafka.admin.ConfigCommand",
         "kafka-reassign-partitions": "org.apache.kafka.tools.reassign.ReassignPartitionsCommand",

@@ -49,6 +49,7 @@ FILES_BESIDE: Final = 128
 class Connection(web.RequestHandler):
     """A connection of aiohttp that never echoes or logs what it received, and closes if the caller does not read."""
 
+    answered_within_s = ANSWERED_WITHIN_S
     _progress_check: asyncio.TimerHandle
     _body = EMPTY_PAYLOAD
     """The body of the newest request."""
@@ -115,7 +116,7 @@ class Connection(web.RequestHandler):
         if response.headers.get("Connection") == "close":
             response.force_close()  # the header alone does not close the connection
         try:
-            async with asyncio.timeout(ANSWERED_WITHIN_S):
+            async with asyncio.timeout(self.answered_within_s):
                 return await super().finish_response(request, response, start_time)
         except TimeoutError:
             if self.transport is not None:
@@ -159,15 +160,22 @@ class RefusedConnection(asyncio.Protocol):
         transport.close()
 
 
-async def listen(runner: web.AppRunner, host: str, port: int, connections_max: int) -> asyncio.Server:
+async def listen(
+    runner: web.AppRunner,
+    host: str,
+    port: int,
+    connections_max: int,
+    *,
+    answered_within_s: float = ANSWERED_WITHIN_S,
+) -> asyncio.Server:
     """Accept connections for a runner that is set up, at most `connections_max` at a time. Raises OSError."""
     server, loop = runner.server, asyncio.get_running_loop()
     assert server is not None
 
-    def connection() -> asyncio.Protocol:
+    def accept() -> asyncio.Protocol:
         if len(server.connections) >= connections_max:
             return RefusedConnection()
-        return Connection(
+        connection = Connection(
             server,
             loop=loop,
             keepalive_timeout=HEAD_WITHIN_S,
@@ -176,8 +184,10 @@ async def listen(runner: web.AppRunner, host: str, port: int, connections_max: i
             read_bufsize=UNREAD_MAX,
             auto_decompress=False,  # a small body can expand to a huge one; `requests.read_body` refuses compression
         )
+        connection.answered_within_s = answered_within_s
+        return connection
 
-    return await loop.create_server(connection, host, port, backlog=BACKLOG)
+    return await loop.create_server(accept, host, port, backlog=BACKLOG)
 
 
 def connections_possible(wanted: int) -> int:

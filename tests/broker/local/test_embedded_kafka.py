@@ -30,6 +30,7 @@ from order_service.local.supervisor import Supervisor
 from order_service.local.watcher import kill_group
 from order_service.settings import Settings
 from tests.support.kafka import running_broker, running_kafka
+from tests.support.quick_kafka import java_options
 
 ROOT = Path(order_service.__file__).parent.parent
 DEADLINE_S = 60.0
@@ -47,6 +48,11 @@ with embedded_broker(choose_kafka(Settings(kafka="embedded")), Path(sys.argv[1])
 def is_alive(pid):
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return bool(state.stdout.strip()) and not state.stdout.strip().startswith("Z")
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    monkeypatch.setenv("JDK_JAVA_OPTIONS", java_options())
 
 
 @pytest.fixture(scope="module")

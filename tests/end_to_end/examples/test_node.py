@@ -1,7 +1,6 @@
 """The Node consumer, fetched and run as its folder says: it reads our events with nothing but our own addresses."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from tests.end_to_end.examples.consuming import (
     goes_on_where_it_was,
     passes_over_what_was_aborted,
 )
+from tests.support.node_packages import link_packages
 
 FOLDER = Path(__file__).parents[3] / "examples" / "node"
 
@@ -21,7 +21,7 @@ def example(tmp_path_factory, shop, http):
     """Give the program in a copy of its folder, with its packages."""
     place = tmp_path_factory.mktemp("node") / "example"
     shutil.copytree(FOLDER, place, ignore=shutil.ignore_patterns("node_modules"))
-    subprocess.run(["npm", "ci"], cwd=place, check=True, timeout=100)
+    link_packages(place)
     return Example(["node", "order-events.js"], place, shop, http)
 
 

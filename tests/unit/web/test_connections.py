@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from order_service.local.broker import free_port
-from order_service.web.http.connections import ANSWERED_WITHIN_S, listen
+from order_service.web.http.connections import listen
 from order_service.web.http.requests import MAX_BODY_BYTES
 
 BIG = bytes(20_000_000)
@@ -44,11 +44,11 @@ class Busy:
 
 
 @asynccontextmanager
-async def listening(application):
+async def listening(application, **limits):
     """Take connections as the process does; give the runner and the port."""
     runner, port = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=1), free_port()
     await runner.setup()
-    listener = await listen(runner, "127.0.0.1", port, 10)
+    listener = await listen(runner, "127.0.0.1", port, 10, **limits)
     try:
         yield runner, port
     finally:
@@ -146,7 +146,14 @@ async def test_the_body_of_the_request_that_is_served_does_not_wait(server):
             assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WITHIN_S)).startswith(b"HTTP/1.1 200")
 
 
-async def test_who_takes_an_answer_slowly_does_not_hold_it_for_long(server):
+async def test_a_caller_that_reads_a_response_slowly_is_cut_off():
+    server, within_s = Busy(), 2.0
+    async with listening(server.application, answered_within_s=within_s) as (server.runner, server.port):
+        await read_slowly(server, within_s)
+
+
+async def read_slowly(server, within_s):
+    """Read a few bytes at a time; the connection must end after the time limit for a complete response."""
     loop, start = asyncio.get_running_loop(), asyncio.get_running_loop().time()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -154,7 +161,7 @@ async def test_who_takes_an_answer_slowly_does_not_hold_it_for_long(server):
         await loop.sock_connect(connection, ("127.0.0.1", server.port))
         await loop.sock_sendall(connection, b"GET /big HTTP/1.1\r\nHost: shop\r\n\r\n")
         await asyncio.wait_for(loop.sock_recv(connection, 1), WITHIN_S)
-        while server.runner.server.connections and loop.time() < start + ANSWERED_WITHIN_S + WITHIN_S:
+        while server.runner.server.connections and loop.time() < start + within_s + WITHIN_S:
             await loop.sock_recv(connection, 4096)
-            await asyncio.sleep(0.05)  # much in 20 s, as the kernel counts, and not all in 30 s
-    assert ANSWERED_WITHIN_S - 1 < loop.time() - start < ANSWERED_WITHIN_S + WITHIN_S
+            await asyncio.sleep(0.05)
+    assert within_s - 0.5 < loop.time() - start < within_s + WITHIN_S
