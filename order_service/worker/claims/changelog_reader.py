@@ -4,7 +4,6 @@ It never holds the event loop for more than a few milliseconds at a time: other 
 """
 
 import asyncio
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -28,6 +27,8 @@ FRESH_S: Final = 3.0
 READ_AT_A_TIME: Final = 500
 DECODED_AT_A_TIME: Final = 500
 """The number of records between two yields to the event loop: some 2 ms each time."""
+CONTINUED_FOR_S: Final = 3600.0
+"""How long after its start an interrupted claim may be continued. Kafka keeps tombstones for a day or more."""
 RESTORE: Final = "Restore the lost records of this partition from a mirror or a backup before it continues."
 
 UNREADABLE: Final = f"Run the version of this service that wrote it. If it is damaged: {RESTORE}"
@@ -136,11 +137,12 @@ class ChangelogState:
         self.undecoded: defaultdict[str, Raw] = defaultdict(dict)
         self.next_offsets: dict[str, int] = {}
         self.ends: dict[str, int] = {}
-        """The last stable offset of each topic when it was last asked for."""
+        """The last stable offset of each topic when the first claim began to read it."""
+        self.began_at = time.time()
 
-    def known_end(self, topic: str) -> int:
-        """Return the offset up to which a topic is known to have existed, 0 if it was not read."""
-        return max(self.next_offsets.get(topic, 0), self.ends.get(topic, 0))
+    def is_too_old(self) -> bool:
+        """Return whether Kafka may have removed tombstones that were not read."""
+        return not 0 <= time.time() - self.began_at < CONTINUED_FOR_S
 
 
 class Changelogs:
@@ -168,8 +170,9 @@ class Changelogs:
         self.reader = PartitionReader(reader, [TopicPartition(topic, partition) for topic in topics], progress)
         logs = (names.table,) if self._is_held else (names.table, names.waiting)
         self.partitions = [TopicPartition(topic, partition) for topic in logs]
-        self._continued_at = {topic: state.known_end(topic) for topic in logs if state.next_offsets}
-        self._is_truncated = False
+        if state.is_too_old():
+            state.clear()
+        self._is_continued = bool(state.next_offsets)
         starts = state.next_offsets if held_from is None else {names.table: held_from}
         self.reader.read_from({partition: starts.get(partition.topic, 0) for partition in self.partitions})
 
@@ -194,23 +197,30 @@ class Changelogs:
         return None if self.position is None else self.position.owner
 
     def is_outdated(self) -> bool:
-        """Return whether the state of an interrupted claim may differ from the log.
-
-        If another process has written since, Kafka may have removed tombstones that were not read.
-        """
-        return self._is_truncated or self.state.position_offset >= self._continued_at.get(self._names.table, math.inf)
+        """Return whether another process may have written since an earlier claim began to read."""
+        return self._is_continued and self.state.position_offset >= self.state.ends.get(self._names.table, 0)
 
     def note_position(self, position: Position, offset: int) -> None:
         """Record the position that this claim wrote."""
         self.state.position, self.state.position_offset = position, offset
-        self.state.next_offsets[self._names.table] = offset + 1
+        self.state.next_offsets[self._names.table] = self.state.ends[self._names.table] = offset + 1
 
     async def read_to_end(self) -> None:
-        """Read up to the last stable offset, and decode the records: most of the work of a claim."""
+        """Read up to the last stable offset, and decode the records: most of the work of a claim.
+
+        A log that has become shorter than an earlier claim found it is read from its start again.
+        """
         ends = {partition: await self.reader.end(partition) for partition in self.partitions}
-        self._is_truncated = any(end < self._continued_at.get(partition.topic, 0) for partition, end in ends.items())
-        self.state.ends = {partition.topic: end for partition, end in ends.items()}
+        if self._is_continued and any(end < self._known_end(partition.topic) for partition, end in ends.items()):
+            self.state.clear()
+            self._is_continued = False
+            self.reader.read_from(dict.fromkeys(self.partitions, 0))
+        for partition, end in ends.items():
+            self.state.ends.setdefault(partition.topic, end)
         await self.read_past({partition: end - 1 for partition, end in ends.items()})
+
+    def _known_end(self, topic: str) -> int:
+        return max(self.state.next_offsets.get(topic, 0), self.state.ends.get(topic, 0))
 
     async def read_past(self, last: dict[TopicPartition, int]) -> None:
         """Read until past these offsets, and decode the new records."""

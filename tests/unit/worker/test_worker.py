@@ -309,12 +309,23 @@ async def test_a_claim_continues_what_the_claim_before_the_rebalance_has_read(co
     ]
 
 
+async def test_a_claim_continues_after_a_turn_of_another_lane_was_refused(context, endless_claims):
+    worker = Worker(context)
+    await worker.assigned({0})
+    await until_begun(endless_claims, 1)
+    await worker._claim_again(worker._assignment, TurnRefused("why", {}))
+    await until_begun(endless_claims, 2)
+    await worker.stop()
+    assert endless_claims[1] == (0, None, {"read by claim 1": ENTRY})
+
+
 async def test_a_lane_is_still_held_when_a_second_rebalance_interrupts_its_claim(context, endless_claims):
     held = (lane_with(0, {ORDER_ID: ENTRY}), HeldLane("me", 7, 3, 0))
     assignment = Assignment(context, {0}, UNUSED, UNUSED, UNUSED, held={0: held})
     assignment.start()
     await until_begun(endless_claims, 1)
     await assignment.stop()
+    assignment.is_clean = False  # a turn of another lane has failed
     assert endless_claims == [(0, held[1], {})]
     assert assignment.held_lanes() == {0: held}
 

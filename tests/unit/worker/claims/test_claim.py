@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from order_service.wire.changelog import POSITION_KEY, encode
-from order_service.worker.claims.changelog_reader import ChangelogState
+from order_service.worker.claims.changelog_reader import CONTINUED_FOR_S, ChangelogState
 from order_service.worker.claims.claim import Claimer
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.samples import create
@@ -148,10 +148,10 @@ TABLE = TopicPartition(NAMES.table, 0)
 STATE_OF_ORDER = {create.order_id: ENTRY}
 
 
-async def interrupt(partition, monkeypatch):
+async def interrupt(partition, monkeypatch, state=None):
     """Start a claim that is interrupted; returns what it has read."""
     monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
-    state = ChangelogState()
+    state = state or ChangelogState()
     progress = Progress(ClaimSlots(1))
     with pytest.raises(Interrupted):
         await Claimer("orders", "first", NAMES, {}, partition, partition.note).claim(0, None, state, progress)
@@ -182,20 +182,42 @@ async def test_a_claim_that_was_interrupted_while_it_read_continues_there(claim,
     assert (NAMES.table, 0) not in partition.reads
 
 
-async def test_an_interrupted_claim_starts_over_if_another_process_has_written_since(claim, monkeypatch):
+AGAIN = pytest.mark.parametrize("again", [None, "claim.read", "claim.fenced", "claim.barrier"])
+"""The step at which the second claim is interrupted, too."""
+
+
+@AGAIN
+async def test_an_interrupted_claim_starts_over_if_another_process_has_written_since(claim, monkeypatch, again):
     """The other process has deleted the order, and Kafka has removed both the order and its tombstone."""
     partition = InterruptedOnce("claim.read")
     state = await interrupt(partition, monkeypatch)
     partition.remove_order()
     partition.write(BARRIER, (POSITION_KEY, encode(at(4)), []))
+    if again is not None:
+        partition.step = again
+        await interrupt(partition, monkeypatch, state)
     claimed = await claim(partition, state)
     assert claimed.state == ({}, [])
 
 
-async def test_an_interrupted_claim_starts_over_if_the_changelog_has_lost_its_end(claim, monkeypatch):
+@AGAIN
+async def test_an_interrupted_claim_starts_over_if_the_changelog_has_lost_its_end(claim, monkeypatch, again):
     partition = InterruptedOnce("claim.fenced")
     state = await interrupt(partition, monkeypatch)
     partition.remove_order()
-    state.ends[NAMES.table] = 5
+    state.ends[NAMES.table] = 50
+    if again is not None:
+        partition.step = again
+        await interrupt(partition, monkeypatch, state)
+    claimed = await claim(partition, state)
+    assert claimed.state == ({}, [])
+
+
+@pytest.mark.parametrize("age_s", [CONTINUED_FOR_S, -1.0])
+async def test_an_interrupted_claim_starts_over_when_tombstones_may_be_gone(claim, monkeypatch, age_s):
+    partition = InterruptedOnce("claim.read")
+    state = await interrupt(partition, monkeypatch)
+    partition.remove_order()
+    state.began_at -= age_s
     claimed = await claim(partition, state)
     assert claimed.state == ({}, [])
