@@ -110,6 +110,8 @@ def _events() -> dict[str, Schema]:
         "command_type": {"enum": [kind.__name__ for kind in COMMAND_TYPES]},
         "reason": ref("Reason"),
         "status": ref("Status"),
+        "pointer": _or_null(TEXT)
+        | {"description": "The invalid field of the command as a JSON pointer; null if no single field is invalid."},
     }
     rejection = schemas_of_types["Rejection"]
     made["Rejection"] = _object(rejection["description"], **(rejection["properties"] | precise))
