@@ -162,7 +162,7 @@ def _problems() -> dict[str, Schema]:
         "Fault": _object(
             "One error in a request. It never repeats what was sent.",
             pointer=TEXT | {"description": "A JSON pointer into the body or the parameters, or the name of a header."},
-            detail=TEXT | {"description": "The expected value."},
+            detail=TEXT | {"description": "The expected value; for `invalid_order`, the `detail` of the problem."},
         )
     }
     errors = {"errors": {"type": "array", "items": ref("Fault")}}
