@@ -1,6 +1,7 @@
 """The checker on honest logs, which the real lane has written, and on logs that somebody has tampered with."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from math import inf
@@ -80,6 +81,14 @@ TERMS = Terms(
 def test_of_an_honest_log_nothing_is_found(seed):
     log, _ = honest_log(seed)
     assert check_partition(log, TERMS).found == []
+
+
+@pytest.mark.parametrize("pointer", [None, "", "/", "/lines/501/sku", "/lines/0/price", "/lines/sku", "carrier"])
+def test_a_refused_value_that_is_not_pointed_to_is_found(pointer):
+    log, _ = honest_log(0, 500)
+    place = place_of(log.rejections, lambda record: decode_rejection(record.value).pointer is not None)
+    log.rejections[place] = rejection_with(pointer=pointer)(log.rejections[place])
+    assert Counter(finding.kind for finding in check_partition(log, TERMS).found) == {"disorder": 1}
 
 
 def test_what_is_counted_is_what_the_lane_has_counted():
@@ -353,6 +362,11 @@ TAMPERED = [
         altered("rejections", rejection(SIDE, "ship-1"), rejection_with(status="paid")),
         {"disorder": 1},
         id="a command is refused in another status",
+    ),
+    pytest.param(
+        altered("rejections", rejection(SIDE, "ship-1"), rejection_with(pointer="/carrier")),
+        {"disorder": 1},
+        id="a refusal for a status points to a field",
     ),
     pytest.param(
         altered("rejections", rejection(NOBODYS, "create-1"), rejection_with(reason="user_check_timed_out")),

@@ -14,6 +14,7 @@ from msgspec import Struct, field, structs
 
 from chaos.verdict import model
 from chaos.verdict.decoding import (
+    LINE_FIELDS,
     MILLISECOND,
     POSITION_KEY,
     Command,
@@ -616,7 +617,18 @@ def _is_about(rejection: Rejection, command: Command) -> bool:
         and rejection.actor == command.actor
         and rejection.correlation_id == command.correlation_id
         and rejection.rejection_id == id_of(command.order_id, command.command_id, command.digest.hex())
+        and _is_pointed(rejection, command)
     )
+
+
+def _is_pointed(rejection: Rejection, command: Command) -> bool:
+    """Tell whether an invalid_order points to a field of its command: an empty amendment and other refusals do not."""
+    body = command.body
+    if rejection.reason != "invalid_order" or all(value is None for value in body.values()):
+        return rejection.pointer is None
+    lines = range(len(body.get("lines") or ()))
+    fields = [*body, *(f"lines/{place}/{field}" for place in lines for field in LINE_FIELDS)]
+    return rejection.pointer in {f"/{field}" for field in fields}
 
 
 def _is_unpaid(state: Order, event: Event) -> bool:

@@ -128,6 +128,7 @@ class Rejection(Struct, frozen=True, gc=False):
     actor: str
     rejected_at: int
     correlation_id: str | None
+    pointer: str | None = None
 
 
 class Entry(Struct, frozen=True, gc=False):

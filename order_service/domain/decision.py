@@ -92,6 +92,7 @@ def reject(
         actor=command.actor,
         rejected_at=now,
         correlation_id=command.correlation_id,
+        pointer=refusal.pointer,
     )
 
 

@@ -60,10 +60,14 @@ class Reason(StrEnum):
 
 @final
 class Refusal(Struct, frozen=True):
-    """A reason, and a detail for the caller if the reason alone does not explain it."""
+    """A reason, and a detail for the caller if the reason alone does not explain it.
+
+    `pointer` is the JSON pointer (RFC 6901) of the field of the command that is invalid, or None if no single field is.
+    """
 
     reason: Reason
     detail: str = ""
+    pointer: str | None = None
 
 
 class Meaning(Struct, frozen=True):

@@ -93,7 +93,7 @@ def numbered(lines: tuple[Line, ...]) -> tuple[Line, ...]:
 
 
 def _invalid(pointer: str, must_be: str) -> Refusal:
-    return Refusal(Reason.INVALID_ORDER, f"{pointer or 'the command'} must be {must_be}")
+    return Refusal(Reason.INVALID_ORDER, f"{pointer} must be {must_be}", pointer)
 
 
 def _any_change(command: AmendOrder) -> Refusal | None:
@@ -105,7 +105,9 @@ def _any_change(command: AmendOrder) -> Refusal | None:
         or command.shipping_address_ref is not None
         or command.metadata is not None
     )
-    return None if is_changed else _invalid("", "an amendment of at least one field")
+    if is_changed:
+        return None
+    return Refusal(Reason.INVALID_ORDER, "the command must be an amendment of at least one field")
 
 
 def _values(command: CreateOrder | AmendOrder) -> Refusal | None:

@@ -43,7 +43,7 @@ class Refused(Struct, frozen=True, tag="refused"):
 
     @property
     def rejection(self) -> Rejection:
-        """The rejection, whose `detail` is a description for humans."""
+        """The rejection: `detail` is a description for humans, `pointer` is the JSON pointer of the invalid field."""
         assert isinstance(self.record.message, Rejection)
         return self.record.message
 

@@ -54,10 +54,13 @@ BODIES: Final[dict[type[Body] | None, dict[str, Any]]] = {
 }
 """The body of each command: a sample without the fields that path, headers and token supply."""
 
-DETAILS: Final = {
-    Reason.VERSION_CONFLICT: "expected version 2, the order is at version 1",
-    Reason.INVALID_ORDER: "/currency must be an ISO 4217 currency code",
+REFUSALS: Final = {
+    Reason.VERSION_CONFLICT: Refusal(Reason.VERSION_CONFLICT, "expected version 2, the order is at version 1"),
+    Reason.INVALID_ORDER: Refusal(
+        Reason.INVALID_ORDER, "/currency must be an ISO 4217 currency code", pointer="/currency"
+    ),
 }
+"""The refusals with more than a reason."""
 FAULTS: Final[dict[Kind, list[Fault]]] = {
     Trouble.INVALID_BODY: [Fault("/lines/0/quantity", "Input should be greater than or equal to 1")],
     Trouble.INVALID_PARAMETER: [Fault("/limit", "Input should be less than or equal to 200")],
@@ -114,7 +117,7 @@ def rejection(reason: Reason) -> tuple[Rejection, Command]:
     refused_command = command(kind, reason)
     if reason is Reason.VERSION_CONFLICT:
         refused_command = structs.replace(refused_command, expected_version=2)
-    refusal = Refusal(reason, DETAILS.get(reason, ""))
+    refusal = REFUSALS.get(reason, Refusal(reason))
     return reject(refused_command, orders.get(status), BEGIN, refusal), refused_command
 
 

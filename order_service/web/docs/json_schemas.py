@@ -110,6 +110,8 @@ def _events() -> dict[str, Schema]:
         "command_type": {"enum": [kind.__name__ for kind in COMMAND_TYPES]},
         "reason": ref("Reason"),
         "status": ref("Status"),
+        "pointer": _or_null(TEXT)
+        | {"description": "The invalid field of the command as a JSON pointer; null if no single field is invalid."},
     }
     rejection = schemas_of_types["Rejection"]
     made["Rejection"] = _object(rejection["description"], **(rejection["properties"] | precise))
@@ -160,7 +162,7 @@ def _problems() -> dict[str, Schema]:
         "Fault": _object(
             "One error in a request. It never repeats what was sent.",
             pointer=TEXT | {"description": "A JSON pointer into the body or the parameters, or the name of a header."},
-            detail=TEXT | {"description": "The expected value."},
+            detail=TEXT | {"description": "The expected value; for `invalid_order`, the `detail` of the problem."},
         )
     }
     errors = {"errors": {"type": "array", "items": ref("Fault")}}

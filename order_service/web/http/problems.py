@@ -171,7 +171,7 @@ def refused(rejection: Rejection, command: Command, headers: Mapping[str, str] |
     return Problem(
         kind,
         rejection.detail,
-        errors=_faults_of(rejection),
+        errors=[] if rejection.pointer is None else [Fault(rejection.pointer, rejection.detail)],
         headers={**(headers or {}), **({"Retry-After": "1"} if STATUS[kind] == HTTPStatus.TOO_MANY_REQUESTS else {})},
         order_id=rejection.order_id,
         command_id=rejection.command_id,
@@ -179,10 +179,3 @@ def refused(rejection: Rejection, command: Command, headers: Mapping[str, str] |
         order_version=rejection.version,
         **expected,
     )
-
-
-def _faults_of(rejection: Rejection) -> list[Fault]:
-    """Return the fault of an `invalid_order`, split from `/lines/0/quantity must be 1…1000000`."""
-    pointer, separator, must_be = rejection.detail.partition(" must be ")
-    has_pointer = rejection.reason == Reason.INVALID_ORDER and separator and pointer.startswith("/")
-    return [Fault(pointer, f"must be {must_be}")] if has_pointer else []

@@ -35,11 +35,12 @@ async def test_all_schemas_are_registered_once_and_nothing_may_break_them(regist
     await adopt(registry, names.of, second)
     assert first.by_id.keys() == second.by_id.keys()
     for schema in load().released:
-        subject = schema.subject(names.of(schema.message))
-        assert foreign.get_versions(subject) == [1]
+        subject, newest = schema.subject(names.of(schema.message)), first.newest[schema.message]
+        assert foreign.get_versions(subject) == list(range(1, newest.version + 1))
         assert foreign.get_compatibility(subject) == COMPATIBILITY
         registered = foreign.lookup_schema(subject, Schema(schema.text, "AVRO"))
-        assert first.newest[schema.message].id == registered.schema_id
+        assert registered.version == schema.version
+        assert (newest.id == registered.schema_id) is (newest.version == schema.version)
         assert first.by_id[registered.schema_id].file == first.by_id[schema.id].file == schema.file
 
 

@@ -130,6 +130,16 @@ def test_a_repeated_refusal_is_the_first_one(http, here):
     assert http.ask("POST", f"{here}/ship", SHIPMENT, Idempotency_Key="now").status == 200
 
 
+def test_an_invalid_value_is_pointed_to_also_in_a_repeat(http, here):
+    body = {**PAYMENT, "currency": "XXX"}
+    first, again = (http.ask("POST", f"{here}/pay", body, Idempotency_Key="no-currency") for _ in range(2))
+    assert first.body["errors"] == [{"pointer": "/currency", "detail": first.body["detail"]}]
+    assert again.body == first.body
+    assert again.headers["idempotency-replayed"] == "true"
+    [rejection] = http.get(f"{here}/events?include_refused=true").body["rejections"]
+    assert rejection["pointer"] == "/currency"
+
+
 def test_a_key_is_not_used_for_something_else(http, other):
     http.create("key-3")
     for server in (http, other):

@@ -26,7 +26,7 @@ NOTE = {"name": "note_of_v2", "type": ["null", "string"], "default": None}
 LATER_ID = 1_999_999_999
 MESSAGES = [*samples.events, samples.order_cancelled, samples.ship_refused]
 CODECS: Any = {True: (avro.encode_rejection, avro.decode_rejection), False: (avro.encode_event, avro.decode_event)}
-OUTPUT = [schema for schema in SCHEMAS.released if schema.message not in COMMAND_TYPES]
+OUTPUT = [schema for schema in SCHEMAS.newest.values() if schema.message not in COMMAND_TYPES]
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def with_a_duty(place):
     optional, duty = '"type": ["null", "string"],\n      "default": null', '"type": "string"'
     before, _, after = file.read_text().rpartition(optional)
     file.write_text(before + duty + after)
-    later.give_id(place, later.SCHEMA, 1_000_000_014)
+    later.give_id(place, later.SCHEMA, 1_000_000_015)
 
 
 def edited(place):

@@ -120,7 +120,7 @@ def with_a_later_version():
     first = SCHEMAS.newest[OrderShipped]
     weight = {"name": "weight_g", "type": ["null", "long"], "default": None, "doc": "What the parcel weighs: grams."}
     avro = first.avro | {"fields": [*first.avro["fields"], weight]}
-    second = structs.replace(first, id=1_000_000_014, file="OrderShipped.v2.avsc", version=2, avro=avro)
+    second = structs.replace(first, id=1_000_000_015, file="OrderShipped.v2.avsc", version=2, avro=avro)
     return Source(schemas=Catalogue([*SCHEMAS.released, second]))
 
 
@@ -128,7 +128,7 @@ def test_the_newest_version_is_shown_and_all_are_listed(with_a_later_version):
     text = catalogue.text(with_a_later_version)
     assert "| `weight_g` | long or null |" in text
     assert (
-        "`OrderShipped.v2.avsc` (version 2, id 1000000014), before it `OrderShipped.v1.avsc` (version 1, id 1000000004)"
+        "`OrderShipped.v2.avsc` (version 2, id 1000000015), before it `OrderShipped.v1.avsc` (version 1, id 1000000004)"
     ) in text
 
 

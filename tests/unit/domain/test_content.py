@@ -45,10 +45,20 @@ def answer_to(command: Command) -> Event | Rejection:
 
 def fault_in(command: Command) -> str:
     """Give the detail of the refusal: the pointer, and what the value must be."""
+    return rejection_of(command).detail
+
+
+def pointer_in(command: Command) -> str | None:
+    """Give the pointer of the refusal."""
+    return rejection_of(command).pointer
+
+
+def rejection_of(command: Command) -> Rejection:
+    """Give the rejection of a command for its content."""
     rejection = answer_to(command)
     assert isinstance(rejection, Rejection), rejection
     assert rejection.reason == Reason.INVALID_ORDER
-    return rejection.detail
+    return rejection
 
 
 def with_line(**values: object) -> CreateOrder:
@@ -161,6 +171,7 @@ FAULTS: list[tuple[Command, str]] = [
 @pytest.mark.parametrize(("command", "detail"), FAULTS)
 def test_values_past_their_limits_are_refused_with_a_pointer(command, detail):
     assert fault_in(command) == detail
+    assert pointer_in(command) == (detail.split()[0] if detail.startswith("/") else None)
 
 
 AMENDABLE = ("lines", "discount", "tax", "shipping", "shipping_address_ref", "metadata")

@@ -149,7 +149,8 @@ def test_what_an_amendment_gives_replaces_what_was_and_the_rest_stays(given, sta
 
 def test_a_discount_that_stayed_must_fit_lines_that_changed():
     cheap = but(amend, lines=(but(mugs, quantity=1, unit_price=399),))
-    assert decide(cheap, fold(created_)) == Refusal(Reason.INVALID_ORDER, "/discount must be at most the subtotal, 399")
+    detail = "/discount must be at most the subtotal, 399"
+    assert decide(cheap, fold(created_)) == Refusal(Reason.INVALID_ORDER, detail, "/discount")
 
 
 def test_a_refund_is_what_was_paid_after_amendments():

@@ -101,6 +101,14 @@ async def test_a_refusal_is_repeated_too(orders):
     assert await shop.send(pay_order(amount=1)) == Refused(first.record, repeated=True)
 
 
+async def test_a_refusal_points_to_the_invalid_field_also_when_it_is_repeated(orders):
+    shop = orders.commands()
+    await shop.send(create_order())
+    refused = [await shop.send(pay_order(currency="XXX")) for _ in range(2)]
+    assert [outcome.rejection.pointer for outcome in refused] == ["/currency", "/currency"]
+    assert [outcome.repeated for outcome in refused] == [False, True]
+
+
 async def test_a_new_group_is_silent_about_history_and_goes_on_where_it_was(orders):
     await life(orders, "order-1")
     async with orders.effects(group="mailer") as events:

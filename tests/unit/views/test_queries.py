@@ -2,13 +2,14 @@
 
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from order_service.domain.refusals import Status
 from order_service.kafka.topics import topic_names
 from order_service.views import queries
 from order_service.views.queries import Filter, Offsets, Views
-from order_service.views.tables import FORM, form
+from order_service.views.tables import FORM, form, refusals
 from tests.support import samples
 from tests.support.event_log import START, after, order_of, seens
 from tests.support.samples import NOW, ORDER_ID, but, event_of
@@ -178,6 +179,17 @@ def test_refusals_of_an_order_come_in_the_order_of_the_log_whatever_the_clocks_o
     assert views.refusals(ORDER_ID) == (samples.ship_refused, later)
     assert views.refusals(ORDER_ID, limit=1) == (later,)
     assert views.refusals("nobody") == ()
+
+
+def test_a_refusal_that_an_older_projector_stored_has_no_pointer(engine, projection, views):
+    put(projection, [but(samples.ship_refused, pointer="/carrier")])
+    [stored] = views.refusals(ORDER_ID)
+    assert stored.pointer == "/carrier"
+    document = msgspec.json.decode(msgspec.json.encode(stored))
+    del document["pointer"]
+    with engine.begin() as connection:
+        connection.execute(refusals.update().values(document=msgspec.json.encode(document).decode()))
+    assert views.refusals(ORDER_ID) == (samples.ship_refused,)
 
 
 def test_views_that_are_not_there_or_not_built_are_not_to_be_read(engine, projection):

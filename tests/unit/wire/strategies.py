@@ -134,4 +134,5 @@ rejections = st.builds(
     actor=texts,
     rejected_at=times,
     correlation_id=_maybe(texts),
+    pointer=_maybe(texts),
 )

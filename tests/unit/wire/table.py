@@ -13,6 +13,7 @@ from order_service.wire.avro import (
     encode_rejection,
 )
 from order_service.wire.commands import decode_command
+from order_service.wire.schemas.catalogue import MESSAGE_TYPES, SCHEMAS
 from tests.support import samples
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,8 +32,14 @@ class Case(NamedTuple):
 
     @property
     def golden(self) -> bytes:
-        """Its bytes, as they were when its schema was released."""
-        return bytes.fromhex((GOLDEN / f"{self.name}.v1.hex").read_text())
+        """Its bytes, as they were when its newest schema was released."""
+        return self.releases[-1]
+
+    @property
+    def releases(self) -> list[bytes]:
+        """Its bytes in each version of its schema, the oldest first."""
+        versions = range(1, SCHEMAS.newest[MESSAGE_TYPES[self.name]].version + 1)
+        return [bytes.fromhex((GOLDEN / f"{self.name}.v{version}.hex").read_text()) for version in versions]
 
 
 CASES = (
