@@ -71,7 +71,7 @@ def test_how_long_a_partition_may_be_silent_depends_on_the_kinds_of_the_run(faul
 
 
 @pytest.mark.parametrize(("seed", "places"), [(1, {1, 3}), (2, {1, 2, 3, 4})])
-def test_all_members_are_static_with_an_even_seed_and_every_other_one_with_an_odd_seed(seed, places):
+def test_an_even_seed_makes_all_members_static_and_an_odd_seed_every_other_one(seed, places):
     assert {n for n in range(1, 5) if is_static(Sizes(seed=seed), n)} == places
     assert not is_static(Sizes(seed=seed, kinds=("kill",)), 1)
 
@@ -104,7 +104,7 @@ def test_the_only_broker_is_not_ended_while_it_is_away(tmp_path):
 COMPACTION = Fault(at_s=5.0, kind="compaction", detail="", pick=0.5)
 
 
-def test_a_fault_that_failed_to_happen_is_planned_again_until_it_has_failed_too_often():
+def test_a_fault_that_failed_to_happen_is_planned_again_a_few_times():
     later = [COMPACTION]
     while (again := planned_again(later[-1], later[-1].at_s + 3.0)) is not None:
         later.append(again)

@@ -633,7 +633,7 @@ def liveness_of(log: PartitionRecords, watched: Watched) -> Findings:
     return findings
 
 
-def test_commands_that_are_decided_at_once_leave_no_silence_and_who_waits_for_a_user_makes_none():
+def test_prompt_decisions_and_commands_that_wait_for_a_user_leave_no_silence():
     log = short_log()
     assert any(waiting_offset(record.key or b"") is not None for record in log.waiting)
     findings = liveness_of(log, watched_of(log))

@@ -119,7 +119,7 @@ def test_what_lies_before_the_beginning_of_a_reader_is_not_missed():
     assert [offset for offset, _ in unseen(reader, PARTITION, EVENTS)] == [THIRD.offset]
 
 
-def test_a_process_that_ends_by_itself_is_a_finding_and_one_that_a_fault_kills_is_not():
+def test_a_process_that_ends_is_a_finding_unless_a_fault_killed_it():
     findings = Findings(PARTITION)
     check_ends([End("web-80", "worker-3.log", -9, was_killed=True)], findings)
     assert findings.counts == {}
@@ -127,7 +127,7 @@ def test_a_process_that_ends_by_itself_is_a_finding_and_one_that_a_fault_kills_i
     assert findings.counts == {"ended": 1}
 
 
-def test_who_ends_is_started_again_and_noted_with_its_code_and_whether_a_fault_killed_it(tmp_path):
+def test_a_process_that_ends_is_recorded_with_its_cause_and_started_again(tmp_path):
     def start(*_, **__):
         return WorkerProcess("worker-1", {}, tmp_path, None, ("chaos.subscriber", "arguments are missing"))
 

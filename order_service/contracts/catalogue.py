@@ -30,7 +30,7 @@ def blocks(source: Source) -> list[Block]:
         **{fact.__name__: _event(source, fact) for fact in FACT_TYPES},
         "Rejection": _rejection(source),
         "Dead letters": _dead_letters(source),
-        "Commands": [Text(words.COMMANDS), _fields(_shared(source, COMMAND_TYPES))],
+        "Commands": [Text(words.COMMANDS), _fields(_shared(source, COMMAND_TYPES)), Text(words.RULES), _rules()],
         **{command.__name__: _command(source, command) for command in COMMAND_TYPES},
     }
     contents = Bullets([f"[{title}](#{anchor(title)})" for title in sections])
@@ -111,6 +111,14 @@ def _dead_letters(source: Source) -> list[Block]:
     ]
 
 
+def _rules() -> Table:
+    rows = [
+        [f"[{command.__name__}](#{anchor(command.__name__)})", *(_cell(RULES[command, status]) for status in Status)]
+        for command in COMMAND_TYPES
+    ]
+    return Table(["Command", *(f"`{status}`" for status in Status)], rows)
+
+
 def _command(source: Source, command: type[Command]) -> list[Block]:
     example = examples.command(command)
     return [
@@ -143,8 +151,12 @@ def _outcomes(command: type[Command]) -> Iterator[list[str]]:
 
 
 def _outcome(outcome: type[Fact] | Reason) -> str:
+    return f"refused, {_cell(outcome)}" if isinstance(outcome, Reason) else _cell(outcome)
+
+
+def _cell(outcome: type[Fact] | Reason) -> str:
     if isinstance(outcome, Reason):
-        return f"refused, `{outcome}`"
+        return f"`{outcome}`"
     return f"[{outcome.__name__}](#{anchor(outcome.__name__)})"
 
 

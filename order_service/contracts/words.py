@@ -69,8 +69,12 @@ COMMANDS: Final = (
     "are null or at their default may be omitted. A field that is not listed here makes the record a dead letter. So "
     "does a `command_id`, an `order_id` or a `correlation_id` that is out of range or has a control character. Any "
     "other value out of range is refused as `invalid_order`, an `actor` as `not_allowed`. Send a command again with "
-    "the same `command_id` and content until its outcome arrives. A command can also be refused for reasons that its "
-    "table does not show, see [Rejection](#rejection). Every command has these fields; its own are in its section."
+    "the same `command_id` and content until its outcome arrives. Every command has these fields; its own are in its "
+    "section."
+)
+RULES: Final = (
+    "Every command produces one event or one rejection. Which one depends on the status of its order. A command can "
+    "also be refused for reasons that this table does not show, see [Rejection](#rejection)."
 )
 
 

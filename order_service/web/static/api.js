@@ -6,7 +6,7 @@ const TOKEN = "token";
 export const token = {
   get: () => sessionStorage.getItem(TOKEN) ?? "",
   /** Store a pasted token, without its scheme and without blanks from a terminal. */
-  set: (pasted) => sessionStorage.setItem(TOKEN, pasted.replace(/^\s*Bearer\s/i, "").replace(/[^\x21-\x7e]/g, "")),
+  set: (text) => sessionStorage.setItem(TOKEN, text.replace(/^\s*Bearer\s/i, "").replace(/[^\x21-\x7e]/g, "")),
   forget: () => sessionStorage.removeItem(TOKEN),
 };
 
@@ -26,31 +26,31 @@ export class Problem extends Error {
 /** Send a GET request; return a successful response, otherwise throw a Problem. */
 export async function send(path, { headers = {}, signal }) {
   const authorization = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { headers: { ...authorization, ...headers }, signal });
+    response = await fetch(path, { headers: { ...authorization, ...headers }, signal });
   } catch (error) {
-    throw noAnswer(error, signal);
+    throw createResponseProblem(error, signal);
   }
-  if (answer.ok) return answer;
-  const said = await answer.json().catch(() => ({}));
-  const fallback = { title: answer.statusText || "Request failed", status: answer.status };
-  throw new Problem({ ...fallback, ...said }, 1000 * (Number(answer.headers.get("Retry-After")) || 0));
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({}));
+  const fallback = { title: response.statusText || "Request failed", status: response.status };
+  throw new Problem({ ...fallback, ...problem }, 1000 * (Number(response.headers.get("Retry-After")) || 0));
 }
 
 /** Get JSON; empty parameters are left out. */
-export async function ask(path, query, signal) {
-  const given = Object.entries(query).filter(([, value]) => value !== null && value !== "");
-  const answer = await send(given.length ? `${path}?${new URLSearchParams(given)}` : path, { signal });
+export async function getJson(path, query, signal) {
+  const parameters = Object.entries(query).filter(([, value]) => value !== null && value !== "");
+  const response = await send(parameters.length ? `${path}?${new URLSearchParams(parameters)}` : path, { signal });
   try {
-    return await answer.json();
+    return await response.json();
   } catch (error) {
-    throw noAnswer(error, signal); // its body was cut off, or is not from this service
+    throw createResponseProblem(error, signal); // its body was cut off, or is not from this service
   }
 }
 
 /** Return the problem of a missing or incomplete response; after an abort, return the error itself. */
-function noAnswer(error, signal) {
+function createResponseProblem(error, signal) {
   if (signal.aborted) return error;
   return new Problem({ detail: "The service cannot be reached. This page retries automatically." });
 }

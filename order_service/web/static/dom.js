@@ -13,10 +13,10 @@ export function h(name, attributes = {}, ...children) {
 }
 
 /** Set the children of a parent, in this order; existing ones are not moved needlessly, so that focus stays. */
-export function place(parent, children) {
-  const wanted = new Set(children);
+export function setChildren(parent, children) {
+  const childSet = new Set(children);
   for (const child of [...parent.children]) {
-    if (!wanted.has(child)) child.remove();
+    if (!childSet.has(child)) child.remove();
   }
   children.forEach((child, index) => {
     if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
@@ -24,14 +24,14 @@ export function place(parent, children) {
 }
 
 /** Create a box that shows a problem, with a button to try again. */
-export function problemBox(problem, retry = null) {
+export function createProblemBox(problem, retry = null) {
   const box = h(
     "div",
     { class: "problem", role: "alert" },
     h("p", {}, h("strong", {}, problem.title)),
     h("p", {}, problem.detail),
-    problem.errors.length ? h("ul", {}, problem.errors.map(faultItem)) : null,
-    h("p", { class: "actions" }, problemLink(problem.type, "What this means")),
+    problem.errors.length ? h("ul", {}, problem.errors.map(createFaultItem)) : null,
+    h("p", { class: "actions" }, createProblemLink(problem.type, "What this means")),
   );
   if (retry) {
     const button = h("button", { type: "button" }, "Try again");
@@ -42,8 +42,8 @@ export function problemBox(problem, retry = null) {
 }
 
 /** Create a link to the page of a problem type; a type from elsewhere is shown as text. */
-export function problemLink(type, text) {
+export function createProblemLink(type, text) {
   return /^\/problems\/[a-z_]+$/.test(type) ? h("a", { href: type }, text) : h("span", {}, type);
 }
 
-const faultItem = ({ pointer, detail }) => h("li", {}, h("code", {}, pointer), " ", detail);
+const createFaultItem = ({ pointer, detail }) => h("li", {}, h("code", {}, pointer), " ", detail);

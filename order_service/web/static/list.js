@@ -1,26 +1,26 @@
 /** The list of orders: filtered, in pages, and refreshed after every event. */
 
-import { ask, token } from "./api.js";
-import { byId, h, place, problemBox } from "./dom.js";
-import { localTime, money, statusMark, time } from "./format.js";
+import { getJson, token } from "./api.js";
+import { byId, createProblemBox, h, setChildren } from "./dom.js";
+import { createStatusLabel, createTime, formatLocalTime, formatMoney } from "./format.js";
 import { follow } from "./stream.js";
-import { oneByOne, seldom } from "./timing.js";
+import { createQueue, throttle } from "./timing.js";
 
-const PAGE = 50;
-const MOST = 200; // maximum page size of the service
+const PAGE_SIZE = 50;
+const PAGE_SIZE_MAX = 200; // maximum page size of the service
 const FILTERS = ["user_id", "status", "created_from", "created_to"];
 
 /** Show the orders that match `query`, until `page.signal` aborts. */
 export function showList(page, query) {
-  const wanted = Object.fromEntries(FILTERS.map((name) => [name, query.get(name) ?? ""]));
-  fillForm(wanted);
-  new List(page, wanted).begin();
+  const filters = Object.fromEntries(FILTERS.map((name) => [name, query.get(name) ?? ""]));
+  fillForm(filters);
+  new List(page, filters).begin();
 }
 
 /** Return the URL of the list with the filters of a form. */
-export function addressOf(form) {
-  const given = [...new FormData(form)].filter(([, value]) => value.trim() !== "");
-  const query = new URLSearchParams(given.map(([name, value]) => [name, inUtc(name, value.trim())]));
+export function buildAddress(form) {
+  const fields = [...new FormData(form)].filter(([, value]) => value.trim() !== "");
+  const query = new URLSearchParams(fields.map(([name, value]) => [name, convertToUtc(name, value.trim())]));
   return query.size ? `#/?${query}` : "#/";
 }
 
@@ -28,15 +28,15 @@ class List {
   #orders = [];
   #rows = new Map();
   #next = null;
-  #seenUntil = Infinity; // time of the newest change shown; at first nothing is highlighted as new
-  #untold = [];
+  #newestChange = Infinity; // time of the newest change shown; at first nothing is highlighted as new
+  #unannounced = [];
   #isLive = false;
-  #inTurn = oneByOne();
+  #enqueue = createQueue();
 
-  constructor(page, wanted) {
+  constructor(page, filters) {
     this.page = page;
-    this.wanted = wanted;
-    this.lookSoon = seldom(() => this.#tellAndLook(), 1000, page.signal);
+    this.filters = filters;
+    this.refreshSoon = throttle(() => this.#announceAndRefresh(), 1000, page.signal);
     byId("rows").replaceChildren();
     for (const id of ["orders", "empty", "more"]) byId(id).hidden = true;
     byId("list").setAttribute("aria-busy", "true");
@@ -45,62 +45,63 @@ class List {
   /** Read the first page, then follow all events. */
   async begin() {
     const { signal } = this.page;
-    byId("more").addEventListener("click", () => this.more(), { signal });
-    const problem = await this.look();
+    byId("more").addEventListener("click", () => this.showMore(), { signal });
+    const problem = await this.refresh();
     if (problem?.isFinal) {
-      this.page.stands("off");
+      this.page.showState("off");
       return;
     }
     follow("/v1/events", {
       signal,
       onState: (state, refusal) => {
-        this.page.stands(state, refusal);
+        this.page.showState(state, refusal);
         this.#isLive = state === "live";
-        if (state === "live") this.lookSoon(); // for changes before the stream began, or while it was broken
+        if (state === "live") this.refreshSoon(); // for changes before the stream began, or while it was broken
       },
       onEvent: ({ name, data }) => {
         const { order_id, version } = JSON.parse(data);
-        this.#untold.push(`${name}: ${order_id} is at version ${version}`);
-        this.lookSoon();
+        this.#unannounced.push(`${name}: ${order_id} is at version ${version}`);
+        this.refreshSoon();
       },
     });
   }
 
   /** Read as many orders again as are shown; return the problem, or null. */
-  look() {
-    return this.#inTurn(() => this.#read(async () => {
-      const wanted = Math.max(PAGE, this.#orders.length);
-      const found = [];
+  refresh() {
+    return this.#enqueue(() => this.#load(async () => {
+      const count = Math.max(PAGE_SIZE, this.#orders.length);
+      const orders = [];
       let next = null;
       do {
-        const more = await this.#ask(next, Math.min(MOST, wanted - found.length));
-        found.push(...more.orders);
-        next = more.next;
-      } while (next && found.length < wanted);
-      return [found, next];
+        const response = await this.#fetchPage(next, Math.min(PAGE_SIZE_MAX, count - orders.length));
+        orders.push(...response.orders);
+        next = response.next;
+      } while (next && orders.length < count);
+      return [orders, next];
     }));
   }
 
   /** Read the next page of orders. */
-  more() {
-    return this.#inTurn(() => this.#read(async () => {
-      const more = await this.#ask(this.#next, PAGE);
-      return [[...this.#orders, ...more.orders], more.next];
+  showMore() {
+    return this.#enqueue(() => this.#load(async () => {
+      const response = await this.#fetchPage(this.#next, PAGE_SIZE);
+      return [[...this.#orders, ...response.orders], response.next];
     }));
   }
 
   /** Announce and refresh once, however many events have arrived. */
-  #tellAndLook() {
-    const news = this.#untold.splice(0);
-    if (news.length) this.page.tell(news.at(-1) + (news.length > 1 ? `, the last of ${news.length} events` : ""));
-    return this.look();
+  #announceAndRefresh() {
+    const messages = this.#unannounced.splice(0);
+    const suffix = messages.length > 1 ? `, the last of ${messages.length} events` : "";
+    if (messages.length) this.page.announce(messages.at(-1) + suffix);
+    return this.refresh();
   }
 
-  #ask(cursor, limit) {
-    return ask("/v1/orders", { ...this.wanted, cursor, limit }, this.page.signal);
+  #fetchPage(cursor, limit) {
+    return getJson("/v1/orders", { ...this.filters, cursor, limit }, this.page.signal);
   }
 
-  async #read(work) {
+  async #load(work) {
     let problem = null;
     try {
       [this.#orders, this.#next] = await work();
@@ -108,64 +109,65 @@ class List {
       this.#draw();
     } catch (error) {
       problem = error;
-      this.page.fault(error, () => byId("list-problem").replaceChildren(problemBox(error, this.page.again)));
+      const draw = () => byId("list-problem").replaceChildren(createProblemBox(error, this.page.reload));
+      this.page.handleError(error, draw);
     }
     if (!this.page.signal.aborted) byId("list").setAttribute("aria-busy", "false");
-    if (problem?.status === 0 && this.#isLive) this.lookSoon(); // no reconnection will cause a refresh
+    if (problem?.status === 0 && this.#isLive) this.refreshSoon(); // no reconnection will cause a refresh
     return problem;
   }
 
   #draw() {
-    const known = this.#rows;
-    const isNews = (order) => Date.parse(order.changed_at) > this.#seenUntil;
+    const previousRows = this.#rows;
+    const isNew = (order) => Date.parse(order.changed_at) > this.#newestChange;
     this.#rows = new Map(
       this.#orders.map((order) => {
-        const old = known.get(order.order_id);
-        if (old?.version === order.version) return [order.order_id, old];
-        return [order.order_id, { version: order.version, row: rowOf(order, isNews(order), old?.row) }];
+        const previous = previousRows.get(order.order_id);
+        if (previous?.version === order.version) return [order.order_id, previous];
+        return [order.order_id, { version: order.version, row: createRow(order, isNew(order), previous?.row) }];
       }),
     );
-    this.#seenUntil = Math.max(...this.#orders.map(({ changed_at }) => Date.parse(changed_at)), 0);
-    place(byId("rows"), [...this.#rows.values()].map(({ row }) => row));
+    this.#newestChange = Math.max(...this.#orders.map(({ changed_at }) => Date.parse(changed_at)), 0);
+    setChildren(byId("rows"), [...this.#rows.values()].map(({ row }) => row));
     byId("orders").hidden = this.#orders.length === 0;
     byId("more").hidden = this.#next === null;
     byId("empty").hidden = this.#orders.length > 0;
-    const isFiltered = Object.values(this.wanted).some(Boolean);
+    const isFiltered = Object.values(this.filters).some(Boolean);
     byId("empty-title").textContent = isFiltered ? "No orders match these filters" : "No orders yet";
-    byId("example").textContent = example();
+    byId("example").textContent = formatExample();
   }
 }
 
 /** Create the row of an order, or update its existing row, so that focus in it stays. */
-function rowOf(order, isNews, row = null) {
+function createRow(order, isNew, row = null) {
   const link = h("a", { href: `#/orders/${encodeURIComponent(order.order_id)}` }, order.order_id);
   const cells = [
     h("td", { class: "id" }, order.user_id),
-    h("td", {}, statusMark(order.status)),
-    h("td", { class: "number" }, money(order.total, order.currency)),
-    h("td", { class: "wide" }, time(order.created_at)),
-    h("td", { class: "wide" }, time(order.changed_at)),
+    h("td", {}, createStatusLabel(order.status)),
+    h("td", { class: "number" }, formatMoney(order.total, order.currency)),
+    h("td", { class: "wide" }, createTime(order.created_at)),
+    h("td", { class: "wide" }, createTime(order.changed_at)),
     h("td", { class: "wide number" }, String(order.version)),
   ];
   const head = row?.firstElementChild ?? h("th", { scope: "row", class: "id" }, link);
-  const made = row ?? h("tr", {}, head);
-  place(made, [head, ...cells]);
-  made.classList.remove("news");
-  if (isNews) requestAnimationFrame(() => made.classList.add("news"));
-  return made;
+  const element = row ?? h("tr", {}, head);
+  setChildren(element, [head, ...cells]);
+  element.classList.remove("news");
+  if (isNew) requestAnimationFrame(() => element.classList.add("news"));
+  return element;
 }
 
-function fillForm(wanted) {
+function fillForm(filters) {
   const fields = byId("filters").elements;
-  for (const [name, value] of Object.entries(wanted)) {
-    fields[name].value = name.startsWith("created") ? atClock(value) : value;
+  for (const [name, value] of Object.entries(filters)) {
+    fields[name].value = name.startsWith("created") ? formatForInput(value) : value;
   }
 }
 
-const inUtc = (name, value) => (name.startsWith("created") ? new Date(value).toISOString() : value);
-const atClock = (iso) => (Number.isNaN(Date.parse(iso)) ? "" : localTime(iso).replace(/(:00)?\.\d+$/, ""));
+const convertToUtc = (name, value) => (name.startsWith("created") ? new Date(value).toISOString() : value);
+const formatForInput = (iso) => (Number.isNaN(Date.parse(iso)) ? "" : formatLocalTime(iso).replace(/(:00)?\.\d+$/, ""));
 
-function example() {
+function formatExample() {
   const body = { user_id: "dana", currency: "EUR", lines: [{ sku: "mug-blue", quantity: 2, unit_price: 1250 }] };
   if (token.get()) delete body.user_id; // the order then belongs to the caller
   return [

@@ -1,15 +1,21 @@
 /** The orders page: routing between its views, and the frame around them. It is read-only. */
 
 import { Problem, token } from "./api.js";
-import { byId, problemBox } from "./dom.js";
-import { localTime } from "./format.js";
-import { addressOf, showList } from "./list.js";
+import { byId, createProblemBox } from "./dom.js";
+import { formatLocalTime } from "./format.js";
+import { buildAddress, showList } from "./list.js";
 import { showOrder } from "./order.js";
 
-const VIEWS = ["door", "list", "order"];
-const SAID = { off: "", connecting: "connecting", live: "live", broken: "disconnected, retrying", refused: "not live" };
+const VIEWS = ["login", "list", "order"];
+const STATE_TEXTS = {
+  off: "",
+  connecting: "connecting",
+  live: "live",
+  broken: "disconnected, retrying",
+  refused: "not live",
+};
 
-let shown = { name: "", address: "", leave: new AbortController(), select: null };
+let current = { name: "", address: "", controller: new AbortController(), select: null };
 
 /** Show the view of the current URL: `#/?user_id=…&status=…` or `#/orders/<id>?version=<n>`. */
 function route() {
@@ -21,36 +27,36 @@ function route() {
     return;
   }
   const version = Number(query.get("version")) || 0;
-  if (shown.address === path) shown.select?.(version);
-  else enter("order", path, (page) => showOrder(page, decoded(orderId), version));
+  if (current.address === path) current.select?.(version);
+  else enter("order", path, (page) => showOrder(page, decode(orderId), version));
 }
 
 /** Leave the current view and show another one. */
 function enter(name, address, show) {
-  shown.leave.abort();
-  const leave = new AbortController();
-  const isAnother = shown.name !== "" && shown.name !== name;
-  shown = { name, address, leave, select: null };
+  current.controller.abort();
+  const controller = new AbortController();
+  const isOther = current.name !== "" && current.name !== name;
+  current = { name, address, controller, select: null };
   for (const view of VIEWS) byId(view).hidden = view !== name;
   byId("forget").hidden = token.get() === "";
   document.title = "Orders";
   byId("news").textContent = "";
-  stands(name === "door" ? "off" : "connecting");
-  if (isAnother) byId(name).querySelector("h1").focus();
-  shown.select = show(pageOf(leave.signal)) ?? null;
+  showState(name === "login" ? "off" : "connecting");
+  if (isOther) byId(name).querySelector("h1").focus();
+  current.select = show(createPage(controller.signal)) ?? null;
 }
 
 /** Return what a view may change in the frame; each function does nothing once the view is left. */
-function pageOf(signal) {
-  const whileShown = (act) => (...given) => signal.aborted || act(...given);
+function createPage(signal) {
+  const whileCurrent = (action) => (...args) => signal.aborted || action(...args);
   return {
     signal,
-    again: whileShown(again),
-    stands: whileShown(stands),
-    tell: whileShown(tell),
-    name: whileShown((title) => (document.title = `${title} · Orders`)),
+    reload: whileCurrent(reload),
+    showState: whileCurrent(showState),
+    announce: whileCurrent(announce),
+    setTitle: whileCurrent((title) => (document.title = `${title} · Orders`)),
     /** Show a problem with `draw`; if the user is not authenticated, ask for a token instead. */
-    fault: whileShown((error, draw) => {
+    handleError: whileCurrent((error, draw) => {
       if (!(error instanceof Problem)) throw error;
       if (error.status === 401) askForToken(error);
       else draw();
@@ -58,30 +64,30 @@ function pageOf(signal) {
   };
 }
 
-function stands(state, problem = null) {
+function showState(state, problem = null) {
   if (problem?.status === 401) {
     askForToken(problem);
     return;
   }
   byId("live").dataset.state = state;
-  byId("live").textContent = problem ? `${SAID[state]}: ${problem.title}` : SAID[state];
+  byId("live").textContent = problem ? `${STATE_TEXTS[state]}: ${problem.title}` : STATE_TEXTS[state];
 }
 
-function tell(news) {
-  byId("news").textContent = `${localTime(new Date()).slice(11, 19)} ${news}`;
+function announce(message) {
+  byId("news").textContent = `${formatLocalTime(new Date()).slice(11, 19)} ${message}`;
 }
 
 function askForToken(problem) {
-  enter("door", "door", () => byId("door-problem").replaceChildren(problemBox(problem)));
+  enter("login", "login", () => byId("login-problem").replaceChildren(createProblemBox(problem)));
 }
 
-function again() {
-  shown.address = "";
+function reload() {
+  current.address = "";
   route();
-  byId(shown.name).querySelector("h1").focus();
+  byId(current.name).querySelector("h1").focus();
 }
 
-function decoded(text) {
+function decode(text) {
   try {
     return decodeURIComponent(text);
   } catch {
@@ -89,11 +95,11 @@ function decoded(text) {
   }
 }
 
-/** Call `act` when a form is submitted, instead of sending it. */
-function onSubmit(id, act) {
+/** Call `action` when a form is submitted, instead of sending it. */
+function onSubmit(id, action) {
   byId(id).addEventListener("submit", (event) => {
     event.preventDefault();
-    act(event.target);
+    action(event.target);
   });
 }
 
@@ -102,16 +108,16 @@ onSubmit("search", (form) => {
   form.reset();
 });
 onSubmit("filters", (form) => {
-  location.hash = addressOf(form);
+  location.hash = buildAddress(form);
 });
 onSubmit("token-form", () => {
   token.set(byId("token").value);
   byId("token-form").reset();
-  again();
+  reload();
 });
 byId("forget").addEventListener("click", () => {
   token.forget();
-  again();
+  reload();
 });
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault(); // the fragment of the URL selects the view, so it cannot be #main

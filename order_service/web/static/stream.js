@@ -8,11 +8,11 @@ import { pause } from "./timing.js";
 
 const SILENCE_MS = 40_000; // the server sends at least ": still here" every 15 s
 const WAIT_MS = 1000;
-const WAIT_MOST_MS = 15_000;
+const WAIT_MAX_MS = 15_000;
 
-/** Parser of a text/event-stream that arrives in arbitrary pieces. */
+/** Parser of a text/event-stream that arrives in arbitrary chunks. */
 export class Parser {
-  #rest = "";
+  #buffer = "";
   #endsInReturn = false;
   #data = [];
   #name = "";
@@ -23,13 +23,13 @@ export class Parser {
     this.retryMs = retryMs;
   }
 
-  /** Parse the next piece; return the events that it completes. */
-  feed(piece) {
-    if (piece === "") return [];
-    const isRestOfLineEnd = this.#endsInReturn && piece.startsWith("\n");
-    this.#endsInReturn = piece.endsWith("\r");
-    const lines = (this.#rest + (isRestOfLineEnd ? piece.slice(1) : piece)).split(/\r\n|\n|\r/);
-    this.#rest = lines.pop();
+  /** Parse the next chunk; return the events that it completes. */
+  feed(chunk) {
+    if (chunk === "") return [];
+    const isRestOfLineEnd = this.#endsInReturn && chunk.startsWith("\n");
+    this.#endsInReturn = chunk.endsWith("\r");
+    const lines = (this.#buffer + (isRestOfLineEnd ? chunk.slice(1) : chunk)).split(/\r\n|\n|\r/);
+    this.#buffer = lines.pop();
     return lines.flatMap((line) => (line === "" ? this.#dispatch() : this.#field(line)));
   }
 
@@ -62,16 +62,16 @@ export class Parser {
 export async function follow(path, { lastEventId = "", signal, onState, onEvent }) {
   let failures = 0;
   let parser = new Parser(lastEventId);
-  const begins = () => {
+  const onBegin = () => {
     failures = 0;
     onState("live");
   };
   while (!signal.aborted) {
     let waitMs = 0;
     try {
-      await isSeen(signal);
+      await waitUntilVisible(signal);
       parser = new Parser(parser.lastEventId, parser.retryMs);
-      await read(path, parser, signal, begins, onEvent);
+      await read(path, parser, signal, onBegin, onEvent);
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof Problem && error.status === 400 && parser.lastEventId) {
@@ -85,38 +85,38 @@ export async function follow(path, { lastEventId = "", signal, onState, onEvent 
     onState("broken");
     waitMs = Math.max(waitMs, parser.retryMs * 2 ** failures * (0.5 + Math.random() / 2));
     failures += 1;
-    await pause(Math.min(waitMs, WAIT_MOST_MS), signal, [window, "online"]);
+    await pause(Math.min(waitMs, WAIT_MAX_MS), signal, [window, "online"]);
   }
 }
 
 /** Read one connection until it ends. */
-async function read(path, parser, signal, begins, onEvent) {
-  const cut = new AbortController();
-  const either = AbortSignal.any([signal, cut.signal]);
-  window.addEventListener("offline", () => cut.abort(), { signal: either });
-  document.addEventListener("visibilitychange", () => cut.abort(), { signal: either });
-  let silence = setTimeout(() => cut.abort(), SILENCE_MS);
+async function read(path, parser, signal, onBegin, onEvent) {
+  const connection = new AbortController();
+  const anySignal = AbortSignal.any([signal, connection.signal]);
+  window.addEventListener("offline", () => connection.abort(), { signal: anySignal });
+  document.addEventListener("visibilitychange", () => connection.abort(), { signal: anySignal });
+  let silenceTimer = setTimeout(() => connection.abort(), SILENCE_MS);
   try {
     const headers = { Accept: "text/event-stream" };
     if (parser.lastEventId) headers["Last-Event-ID"] = parser.lastEventId;
-    const answer = await send(path, { headers, signal: either });
-    begins();
-    const pieces = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    const response = await send(path, { headers, signal: anySignal });
+    onBegin();
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (;;) {
-      const { value, done } = await pieces.read();
+      const { value, done } = await reader.read();
       if (done) return;
-      clearTimeout(silence);
-      silence = setTimeout(() => cut.abort(), SILENCE_MS);
-      parser.feed(value).forEach((event) => hand(event, onEvent));
+      clearTimeout(silenceTimer);
+      silenceTimer = setTimeout(() => connection.abort(), SILENCE_MS);
+      parser.feed(value).forEach((event) => dispatch(event, onEvent));
     }
   } finally {
-    clearTimeout(silence);
-    cut.abort();
+    clearTimeout(silenceTimer);
+    connection.abort();
   }
 }
 
 /** Pass an event on; an error in the handler must not break the stream. */
-function hand(event, onEvent) {
+function dispatch(event, onEvent) {
   try {
     onEvent(event);
   } catch (error) {
@@ -124,8 +124,8 @@ function hand(event, onEvent) {
   }
 }
 
-async function isSeen(signal) {
+async function waitUntilVisible(signal) {
   while (document.visibilityState === "hidden" && !signal.aborted) {
-    await pause(WAIT_MOST_MS, signal, [document, "visibilitychange"]);
+    await pause(WAIT_MAX_MS, signal, [document, "visibilitychange"]);
   }
 }

@@ -1,63 +1,65 @@
 /** The timeline of an order: what changed, when, by whom, and at which offset in Kafka. */
 
-import { id, jsonOf, pairs } from "./contents.js";
-import { h, problemLink } from "./dom.js";
-import { later, MILLISECONDS, money, time, words } from "./format.js";
+import { createId, createJsonView, createPairs } from "./contents.js";
+import { createProblemLink, h } from "./dom.js";
+import { createTime, formatDelay, formatMoney, formatWords, MILLISECONDS } from "./format.js";
 
 const LINES_SHOWN = 3;
 
-/** Create the entry of an event; `before` holds the earlier events. */
-export function eventEntry(event, before, isNews) {
-  const since = before.length ? later(event.occurred_at, before.at(-1).occurred_at) : "";
-  const place = [["partition", id(String(event.partition))], ["offset", id(String(event.offset))]];
-  return entry(event, isNews ? "news" : null, linkTo(event), since, event.occurred_at, changeOf(event, before), place);
+/** Create the entry of an event; `earlierEvents` are those of lower versions. */
+export function createEventEntry(event, earlierEvents, isNew) {
+  const delay = earlierEvents.length ? formatDelay(event.occurred_at, earlierEvents.at(-1).occurred_at) : "";
+  const position = [["partition", createId(String(event.partition))], ["offset", createId(String(event.offset))]];
+  const change = describeChange(event, earlierEvents);
+  return createEntry(event, isNew ? "news" : null, createLink(event), delay, event.occurred_at, change, position);
 }
 
 /** Create the entry of a refused command. */
-export function refusedEntry(rejection, isNews) {
+export function createRefusalEntry(rejection, isNew) {
   const { command_type, reason, detail, version, rejected_at } = rejection;
-  const why = [problemLink(`/problems/${reason}`, reason), detail && `: ${detail}`, ` (at version ${version})`];
+  const link = createProblemLink(`/problems/${reason}`, reason);
+  const explanation = [link, detail && `: ${detail}`, ` (at version ${version})`];
   const title = h("strong", {}, `${command_type} refused`);
-  return entry(rejection, isNews ? "refused news" : "refused", title, "", rejected_at, why, []);
+  return createEntry(rejection, isNew ? "refused news" : "refused", title, "", rejected_at, explanation, []);
 }
 
-function entry(message, kind, title, since, at, what, place) {
+function createEntry(message, className, title, delay, at, text, position) {
   const meta = [
-    ["actor", id(message.actor)],
-    ...place,
-    ["command", id(message.command_id)],
-    ["correlation", message.correlation_id && id(message.correlation_id)],
+    ["actor", createId(message.actor)],
+    ...position,
+    ["command", createId(message.command_id)],
+    ["correlation", message.correlation_id && createId(message.correlation_id)],
   ];
   return h(
     "li",
-    { class: kind, "data-type": message.type },
-    h("p", { class: "head" }, title, h("span", { class: "at" }, since && `${since} · `, time(at, MILLISECONDS))),
-    h("p", { class: "what" }, what),
-    pairs("meta", meta),
-    jsonOf(message),
+    { class: className, "data-type": message.type },
+    h("p", { class: "head" }, title, h("span", { class: "at" }, delay && `${delay} · `, createTime(at, MILLISECONDS))),
+    h("p", { class: "what" }, text),
+    createPairs("meta", meta),
+    createJsonView(message),
   );
 }
 
-function linkTo({ order_id, version, type }) {
+function createLink({ order_id, version, type }) {
   const address = `#/orders/${encodeURIComponent(order_id)}?version=${version}`;
   const number = h("span", { class: "version" }, h("span", { class: "unseen" }, "version "), String(version));
   return h("a", { href: address, "data-version": String(version) }, number, " ", type);
 }
 
 /** Return a text of what an event changed. */
-function changeOf(event, before) {
+function describeChange(event, earlierEvents) {
   switch (event.type) {
     case "OrderCreated":
-      return `${event.user_id} orders ${linesText(event)}; total ${money(event.total, event.currency)}`;
+      return `${event.user_id} orders ${describeLines(event)}; total ${formatMoney(event.total, event.currency)}`;
     case "OrderAmended":
-      return amendedText(before.findLast(({ lines }) => lines), event);
+      return describeAmendment(earlierEvents.findLast(({ lines }) => lines), event);
     case "OrderPaid":
-      return `${money(event.amount, event.currency)}, payment ${event.payment_id}`;
+      return `${formatMoney(event.amount, event.currency)}, payment ${event.payment_id}`;
     case "OrderShipped":
       return `${event.carrier}, ${event.tracking_number}`;
     case "OrderCancelled": {
-      const refund = `refund due ${money(event.refund_due, before[0].currency)}`;
-      return [words(event.reason), event.note, refund].filter(Boolean).join("; ");
+      const refund = `refund due ${formatMoney(event.refund_due, earlierEvents[0].currency)}`;
+      return [formatWords(event.reason), event.note, refund].filter(Boolean).join("; ");
     }
     default:
       return "";
@@ -65,24 +67,28 @@ function changeOf(event, before) {
 }
 
 /** Return a text of the differences between two states of an order. */
-function amendedText(was, is) {
-  const amount = (name) => `${name} ${money(was[name], was.currency)} → ${money(is[name], is.currency)}`;
-  const said = {
-    lines: `lines now ${linesText(is)}`,
-    shipping_address_ref: `address ${was.shipping_address_ref ?? "none"} → ${is.shipping_address_ref ?? "none"}`,
-    metadata: `metadata ${JSON.stringify(was.metadata)} → ${JSON.stringify(is.metadata)}`,
-    discount: amount("discount"),
-    tax: amount("tax"),
-    shipping: amount("shipping"),
-    total: amount("total"),
+function describeAmendment(earlier, later) {
+  const formatAmount = (order, name) => formatMoney(order[name], order.currency);
+  const describeAmount = (name) => `${name} ${formatAmount(earlier, name)} → ${formatAmount(later, name)}`;
+  const formatAddress = (order) => order.shipping_address_ref ?? "none";
+  const differences = {
+    lines: `lines now ${describeLines(later)}`,
+    shipping_address_ref: `address ${formatAddress(earlier)} → ${formatAddress(later)}`,
+    metadata: `metadata ${JSON.stringify(earlier.metadata)} → ${JSON.stringify(later.metadata)}`,
+    discount: describeAmount("discount"),
+    tax: describeAmount("tax"),
+    shipping: describeAmount("shipping"),
+    total: describeAmount("total"),
   };
-  const differs = (name) => JSON.stringify(was[name]) !== JSON.stringify(is[name]);
-  return Object.keys(said).filter(differs).map((name) => said[name]).join("; ") || "nothing changed";
+  const differs = (name) => JSON.stringify(earlier[name]) !== JSON.stringify(later[name]);
+  return Object.keys(differences).filter(differs).map((name) => differences[name]).join("; ") || "nothing changed";
 }
 
-function linesText({ lines, currency }) {
-  const some = lines.slice(0, LINES_SHOWN);
-  const said = some.map(({ quantity, sku, unit_price }) => `${quantity} × ${sku} at ${money(unit_price, currency)}`);
-  const rest = lines.length - some.length;
-  return said.join(", ") + (rest ? ` and ${rest} more` : "");
+function describeLines({ lines, currency }) {
+  const shownLines = lines.slice(0, LINES_SHOWN);
+  const texts = shownLines.map(
+    ({ quantity, sku, unit_price }) => `${quantity} × ${sku} at ${formatMoney(unit_price, currency)}`,
+  );
+  const hiddenCount = lines.length - shownLines.length;
+  return texts.join(", ") + (hiddenCount ? ` and ${hiddenCount} more` : "");
 }

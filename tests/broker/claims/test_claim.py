@@ -55,7 +55,7 @@ def test_a_worker_whose_claim_still_waits_ends_when_it_is_told_to(service):
     service.check(commands)
 
 
-def test_a_claim_that_was_stopped_for_long_does_not_fence_the_worker_that_has_the_partition_now(service):
+def test_a_claim_that_was_stopped_for_long_does_not_fence_the_new_owner(service):
     """It reads the changelog after the next owner has named itself there."""
     with claim_that_stops(service, after="claim.locked") as go_on:
         worker = service.start_worker().wait_lanes(4)
@@ -68,7 +68,7 @@ def test_a_claim_that_was_stopped_for_long_does_not_fence_the_worker_that_has_th
     service.check(commands)
 
 
-async def test_a_claim_that_was_stopped_in_the_middle_of_a_transaction_does_not_begin_again(service):
+async def test_a_claim_that_was_stopped_inside_a_transaction_does_not_start_again(service):
     """It would take a new lock, read who has the partition now, and fence it."""
 
     def lock():

@@ -70,7 +70,7 @@ def wait_reported(worker, topic, offset):
     )
 
 
-def test_a_transaction_that_hangs_in_a_changelog_is_reported_and_its_abort_lets_the_lane_run(broker, service):
+def test_a_hanging_transaction_in_a_changelog_is_reported_until_it_is_aborted(broker, service):
     commands = histories(20)
     decide(service, commands[:50])
     topic = service.names.waiting

@@ -135,7 +135,7 @@ def test_two_workers_with_one_instance_id_the_first_stays_and_the_second_says_wh
     assert len(first.lines("Partitions assigned.")) == 1
 
 
-def test_two_machines_with_one_host_name_and_port_the_first_stays_and_the_second_says_why(service):
+def test_the_second_worker_of_one_host_name_and_port_ends_with_the_reason(service):
     """Without ORDERS_INSTANCE_ID they have one name. Neither may take the other's place, again and again."""
     first = service.start_worker(TEST_MACHINE="a").wait_lanes(4)
     port = str(first.admin_port)

@@ -81,9 +81,7 @@ def test_a_registry_that_is_turned_on_later_leaves_the_old_log_readable(service,
     assert {schema_id_of(one) < FIRST_ID for one in service.read(service.names.rejections)} == {True}
 
 
-def test_a_registry_that_falls_silent_for_a_moment_holds_only_the_partitions_that_need_it(
-    service, foreign, apicurio, with_registry
-):
+def test_a_silent_registry_delays_only_the_partitions_that_need_it(service, foreign, apicurio, with_registry):
     """A command by an id that the worker never met waits for the registry, and so does garbage that looks like one."""
     worker = service.start_worker(**with_registry).wait_ready()
     service.send(created(range(3)))

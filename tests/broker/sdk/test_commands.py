@@ -227,7 +227,7 @@ async def test_an_event_that_cannot_be_read_fails_only_who_waits_for_its_order(s
     assert await good == Undecided()
 
 
-async def test_who_waits_for_a_place_when_it_is_left_sends_nothing_and_leaves_nothing_behind(service):
+async def test_a_command_that_waits_for_a_free_slot_is_not_sent_after_the_client_closes(service):
     before = asyncio.all_tasks()
     async with OrderCommands(actor="service:shop", in_flight_max=1, settings=service.settings()) as orders:
         sending = [asyncio.create_task(orders.deliver("order-1", wait_s=wait_s)) for wait_s in (60, 0, 60)]

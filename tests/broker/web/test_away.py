@@ -51,7 +51,7 @@ def test_a_projector_that_stands_still_is_waited_for(shop, http):
     until(lambda: http.get(waiting.headers["location"]).status == 200, "the outcome is in the views")
 
 
-def test_who_sends_a_payment_again_at_another_server_hears_of_the_copy_that_was_accepted(shop, http):
+def test_a_payment_sent_again_to_another_server_gets_the_accepted_copys_outcome(shop, http):
     other, process = shop.serve()
     service, pay = shop.service, {"payment_id": "payment-1", "amount": 3800, "currency": "EUR"}
     events, rejections = len(service.events()), len(service.rejections())

@@ -174,7 +174,7 @@ async def test_of_too_many_commands_those_are_forgotten_that_nobody_waits_for(mo
     assert not waiting.done()
 
 
-async def test_a_forgotten_command_that_fails_does_not_drop_the_same_command_of_another_caller(monkeypatch):
+async def test_a_forgotten_command_that_fails_leaves_another_callers_copy_alone(monkeypatch):
     monkeypatch.setattr(web_outcomes, "KNOWN_MAX", 1)
 
     class Slow(Silence):

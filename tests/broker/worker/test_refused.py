@@ -142,7 +142,7 @@ def test_a_worker_that_may_not_read_the_commands_names_topic_and_right_and_ends(
     waits.wait_ready()
 
 
-def test_a_worker_whose_transactional_id_kafka_has_forgotten_decides_the_next_command(apart):
+def test_a_worker_decides_on_after_kafka_has_forgotten_its_transactional_id(apart):
     worker = apart.start_worker().wait_ready()
     first, second = creates(apart, 1, partition=0), creates(apart, 8)
     apart.send(first)

@@ -37,30 +37,30 @@ async (lastEventId) => {
     });
 }
 """
-SELDOM = """
+THROTTLE = """
 async () => {
-    const { seldom } = await import("/static/timing.js");
+    const { throttle } = await import("/static/timing.js");
     window.done = 0;
-    window.ask = seldom(async () => { done += 1; }, 1000, new AbortController().signal);
+    window.ask = throttle(async () => { done += 1; }, 1000, new AbortController().signal);
 }
 """
-FAILING_SELDOM = """
+FAILING_THROTTLE = """
 async () => {
-    const { seldom } = await import("/static/timing.js");
+    const { throttle } = await import("/static/timing.js");
     window.tries = 0;
-    window.ask = seldom(async () => { if (++tries === 1) throw Error("first"); }, 1000, new AbortController().signal);
+    window.ask = throttle(async () => { if (++tries === 1) throw Error("first"); }, 1000, new AbortController().signal);
 }
 """
 FAILING_IN_TURN = """
 async () => {
-    const { oneByOne } = await import("/static/timing.js");
-    const inTurn = oneByOne();
+    const { createQueue } = await import("/static/timing.js");
+    const inTurn = createQueue();
     const works = [async () => { throw Error("first"); }, async () => "second"];
     return (await Promise.allSettled(works.map(inTurn))).map(({ value, reason }) => value ?? reason.message);
 }
 """
-MONEY = "async ([minor, currency]) => (await import('/static/format.js')).money(BigInt(minor), currency)"
-LATER = "async ([iso, than]) => (await import('/static/format.js')).later(iso, than)"
+MONEY = "async ([minor, currency]) => (await import('/static/format.js')).formatMoney(BigInt(minor), currency)"
+LATER = "async ([iso, than]) => (await import('/static/format.js')).formatDelay(iso, than)"
 
 
 class Answer:
@@ -311,7 +311,7 @@ SEEN = """
 
 
 def test_what_is_asked_for_often_is_done_at_once_and_then_seldom(page, clock):
-    page.evaluate(SELDOM)
+    page.evaluate(THROTTLE)
     page.evaluate("void [ask(), ask(), ask()]")
     assert page.evaluate("done") == 1
     clock.run_for(999)
@@ -325,7 +325,7 @@ def test_what_is_asked_for_often_is_done_at_once_and_then_seldom(page, clock):
 
 
 def test_what_fails_is_done_again_when_it_is_asked_for(page):
-    page.evaluate(FAILING_SELDOM)
+    page.evaluate(FAILING_THROTTLE)
     assert page.evaluate("ask().catch((error) => error.message)") == "first"
     page.evaluate("void ask()")
     assert page.evaluate("tries") == 2

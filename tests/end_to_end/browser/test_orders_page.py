@@ -58,7 +58,7 @@ def expect_live(page):
 
 
 def expect_step(page, name):
-    expect(page.locator("#strip [aria-current=step] strong")).to_have_text(name)
+    expect(page.locator("#progress [aria-current=step] strong")).to_have_text(name)
 
 
 def expect_timeline(page, *types):
@@ -139,7 +139,7 @@ def test_a_cancelled_order_shows_how_far_it_came(http, page):
     pay(http, order_id)
     http.ask("POST", f"/v1/orders/{order_id}/cancel", {"reason": "out_of_stock", "note": "none left"})
     page.goto(f"/#/orders/{order_id}")
-    expect(page.locator("#strip strong")).to_have_text(["created", "paid", "cancelled"])
+    expect(page.locator("#progress strong")).to_have_text(["created", "paid", "cancelled"])
     expect_step(page, "cancelled")
     expect(page.locator("#timeline > li").last).to_contain_text("out of stock; none left; refund due €25.00")
 
@@ -252,7 +252,7 @@ def test_the_state_after_each_event_can_be_seen(http, page):
     page.get_by_role("link", name="version 1 OrderCreated").click()
     expect(total).to_have_text("Total€25.00")
     expect_step(page, "created")
-    expect(page.locator("#then")).to_contain_text("as it was at version 1 of 3")
+    expect(page.locator("#past-version")).to_contain_text("as it was at version 1 of 3")
     expect(page.get_by_role("link", name="version 1 OrderCreated")).to_have_attribute("aria-current", "true")
     page.get_by_role("link", name="version 2 OrderAmended").click()
     expect(total).to_have_text("Total€20.00")
@@ -261,7 +261,7 @@ def test_the_state_after_each_event_can_be_seen(http, page):
     page.reload()
     expect(total).to_have_text("Total€25.00")
     ship(http, order_id)
-    expect(page.locator("#then")).to_contain_text("as it was at version 1 of 4")
+    expect(page.locator("#past-version")).to_contain_text("as it was at version 1 of 4")
     page.get_by_role("link", name="Show the current state").click()
     expect_step(page, "shipped")
     expect(page.get_by_role("heading", name="Contents")).to_be_focused()
@@ -270,7 +270,7 @@ def test_the_state_after_each_event_can_be_seen(http, page):
 def test_a_version_that_is_not_there_is_a_problem_of_its_own(http, visited):
     page, order_id = visited.page, place(http)
     page.goto(f"/#/orders/{order_id}?version=9")
-    expect(page.locator("#then-problem").get_by_role("alert")).to_contain_text("The order has no such version")
+    expect(page.locator("#past-version-problem").get_by_role("alert")).to_contain_text("The order has no such version")
     expect_timeline(page, "OrderCreated")
     visited.forgive("status of 404")
 

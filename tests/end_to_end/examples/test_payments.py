@@ -145,7 +145,7 @@ def test_what_is_charged_and_what_is_held(steps, charged, held):
     assert [amount for _, amount in life.held()] == held
 
 
-def test_an_order_from_before_is_charged_when_it_is_amended_and_never_given_back_when_others_paid_it():
+def test_an_older_order_is_held_when_amended_and_not_when_it_was_paid_elsewhere():
     async def from_version_2_on(change):
         life = Life()
         await life.begin()

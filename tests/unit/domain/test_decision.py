@@ -245,7 +245,7 @@ def test_a_repeat_of_an_accepted_command_changes_nothing(count):
         assert take(command, entry, LATER) == (Repeat(), entry)
 
 
-def test_a_repeat_of_a_refused_command_changes_nothing_even_where_it_would_now_be_accepted():
+def test_a_repeat_of_a_refused_command_is_not_accepted_later():
     entry = entry_after([create, ship, pay])
     assert refusal_of(ship, new_order).reason == Reason.NOT_PAID
     assert take(ship, entry) == (Repeat(), entry)

@@ -189,7 +189,7 @@ def test_an_entry_survives_message_pack(taken):
 
 
 @given(steps)
-def test_every_answer_is_of_a_known_kind_and_rejections_say_what_they_were_decided_against(taken):
+def test_every_answer_has_a_known_kind_and_rejections_name_the_state_they_met(taken):
     before: Entry | None = None
     for (command, now, _), (outcome, after) in zip(taken, history_of(taken), strict=True):
         match outcome:

@@ -197,7 +197,7 @@ def test_the_compose_file_sets_what_the_embedded_node_sets():
     assert f"image: {IMAGE}\n" in compose
 
 
-def test_the_compose_file_makes_as_many_partitions_as_a_command_line_beside_it_expects():
+def test_the_compose_file_and_the_command_line_have_the_same_partition_count():
     compose = (ROOT / "docker-compose.yml").read_text()
     assert f'    ORDERS_PARTITIONS: "${{ORDERS_PARTITIONS:-{LOCAL_PARTITIONS}}}"\n' in compose
 

@@ -66,7 +66,7 @@ def test_work_that_does_not_come_to_its_end_when_it_closes_is_cut_off(monkeypatc
     assert ended.value.code == 0
 
 
-def test_work_that_is_done_gives_its_result_and_the_next_signal_still_ends_the_process():
+def test_completed_work_returns_its_result_and_the_next_signal_ends_the_process():
     assert run_until_signal(asyncio.sleep(0, "done"), end_process) == "done"
     with pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)

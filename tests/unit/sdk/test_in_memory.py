@@ -179,7 +179,7 @@ async def test_a_hole_ends_the_reading_and_names_order_and_versions(orders):
                 await anext(events)
 
 
-async def test_a_first_version_that_is_not_1_is_a_hole_for_who_reads_all_and_none_for_who_comes_later(orders):
+async def test_a_first_version_above_1_is_a_hole_for_projections_only(orders):
     holes: list[Hole] = []
     async with orders.effects(group="mailer") as news:
         orders.add(order_paid(version=3))

@@ -116,7 +116,7 @@ def test_a_partition_goes_on_by_itself_where_the_record_can_be_read_after_all(pr
     assert order_of(views, "order-3").version == 1
 
 
-def test_a_record_that_nobody_can_mend_is_skipped_once_and_where_the_partition_is_stopped(projection, views):
+def test_a_bad_record_is_skipped_once_and_only_where_the_partition_is_stopped(projection, views):
     put(projection, [order_created])
     before = {**START, EVENTS: 1}
     assert not projection.skip(EVENTS, 1)  # it is not stopped
@@ -207,9 +207,7 @@ def order(number):
     return but(order_created, order_id=f"order-{number}")
 
 
-async def test_a_partition_that_lost_its_end_waits_for_an_operator_whatever_is_written_then(
-    projection, views, monkeypatch
-):
+async def test_a_partition_that_lost_its_end_waits_for_an_operator_despite_new_writes(projection, views, monkeypatch):
     monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0.02)
     log, progress = Log(OTHERS), Progress()
     log.write(OTHER, order(2))
@@ -239,9 +237,7 @@ async def test_a_partition_that_lost_its_end_waits_for_an_operator_whatever_is_w
     assert views.stopped_partitions() == []
 
 
-async def test_fresh_views_of_a_partition_without_its_head_begin_where_it_begins_once_it_is_skipped(
-    projection, views, monkeypatch
-):
+async def test_new_views_begin_at_the_log_start_once_the_missing_head_is_skipped(projection, views, monkeypatch):
     monkeypatch.setattr(stopped, "TRY_AGAIN_S", 0.02)
     log = Log({**OTHERS, EVENTS: 5, REJECTIONS: 5})
     log.start_of = {**OTHERS, EVENTS: 5, REJECTIONS: 5}
@@ -312,9 +308,7 @@ async def test_while_the_schema_registry_is_away_only_the_partition_that_needs_i
     assert views.stopped_partitions() == []
 
 
-async def test_a_partition_without_a_leader_is_left_out_until_it_has_one_and_the_others_go_on(
-    projection, views, monkeypatch
-):
+async def test_a_partition_without_a_leader_is_left_out_and_the_others_go_on(projection, views, monkeypatch):
     for module in (stopped, projector):
         monkeypatch.setattr(module, "TRY_AGAIN_S", 0.02)
     monkeypatch.setattr(projector, "LOOK_EVERY_S", 0.01)
@@ -472,7 +466,7 @@ async def test_refusals_are_not_complete_at_a_record_that_the_views_do_not_take(
         assert complete_to(engine) == 0
 
 
-def test_completeness_is_recorded_where_the_refusals_are_where_we_left_them_and_never_taken_back(projection, engine):
+def test_completeness_is_recorded_at_unmoved_refusals_and_never_decreases(projection, engine):
     put(projection, [ship_refused])
     found = []
     for offset, at in ((5, 1), (3, 1), (7, 0), (7, 2), (6, 1)):
@@ -515,7 +509,7 @@ def test_a_stopped_partition_is_tried_again_once_each_time(monkeypatch):
     assert partitions.to_read(START) == [REJECTIONS]
 
 
-def test_a_command_that_is_accepted_after_all_has_its_event_and_its_refusal_stays_in_the_history(projection, views):
+def test_a_refused_command_accepted_later_has_its_event_and_keeps_the_refusal(projection, views):
     command_id = samples.ship.command_id
     before = but(ship_refused, command_digest=samples.order_shipped.command_digest)
     put(projection, [order_created, before])

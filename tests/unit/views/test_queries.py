@@ -168,7 +168,7 @@ def test_events_behind_a_place_are_those_of_a_user_or_of_all(projection, views):
     assert views.events_of({}) == ()
 
 
-def test_refusals_of_an_order_come_in_the_order_of_the_log_whatever_the_clocks_of_workers_say(projection, views):
+def test_refusals_of_an_order_come_in_log_order_despite_the_workers_clocks(projection, views):
     later = but(
         samples.ship_refused,
         command_id="again",

@@ -162,7 +162,7 @@ class Draining(Played):
 
 
 @pytest.mark.parametrize("damaged_at", [0, 6])
-async def test_a_damaged_batch_is_named_with_its_offset_and_takes_no_record_of_another_partition(reader, damaged_at):
+async def test_a_damaged_batch_is_reported_with_its_offset_and_no_other_record_is_lost(reader, damaged_at):
     reader._consumer = played = Draining(damaged_at)
     reader.begin({WHOLE: 3, DAMAGED: 0})
     before = [record.offset for record in await reader.poll(learn=False)] if damaged_at else []

@@ -51,7 +51,7 @@ async def test_a_command_decided_too_late_is_refused_and_a_later_time_tries_it_a
 
 
 @pytest.mark.parametrize("later", [{}, {"X_Decide_By": (LATER + timedelta(hours=1)).isoformat()}])
-async def test_a_later_time_is_sent_while_the_same_command_with_an_earlier_one_is_undecided(shop, later):
+async def test_a_later_decide_by_is_sent_while_the_earlier_copy_is_undecided(shop, later):
     world, http = shop
     world.commands.append(create)
     waiting = [http.asking("POST", PAY_PATH, PAY, Idempotency_Key="k", X_Decide_By=NOW.isoformat())]

@@ -287,7 +287,7 @@ async def test_a_refused_copy_is_not_answered_by_the_event_of_a_later_one(shop):
     assert "Idempotency-Replayed" not in answer.headers
 
 
-async def test_a_refused_copy_whose_offset_comes_late_is_not_answered_by_the_event_of_a_later_one(shop, monkeypatch):
+async def test_a_refused_copy_with_a_late_offset_is_not_answered_by_a_later_event(shop, monkeypatch):
     world, _, second = shop
     may_answer = world.hold_answers(monkeypatch)
     asked = Asked(monkeypatch, world.views, "changes_since")
@@ -329,7 +329,7 @@ async def test_a_later_time_is_answered_by_the_event_of_which_an_earlier_copy_is
     assert [(await answer).status for answer in waiting] == [200, 200]
 
 
-async def test_a_refused_copy_is_undecided_while_only_the_event_of_a_later_one_is_in_the_views(shop, monkeypatch):
+async def test_a_refused_copy_is_undecided_while_the_views_have_only_a_later_event(shop, monkeypatch):
     world, first, _ = shop
     refused = await address_of(first, f"{HERE}/pay", PAY)
     asked = Asked(monkeypatch, world.views, "outcome")
@@ -358,7 +358,7 @@ async def test_a_dropped_copy_is_answered_by_the_event_of_a_later_one(shop):
     assert await outcome_everywhere(shop, dropped) == ["accepted", "accepted"]
 
 
-async def test_a_refusal_behind_which_the_views_are_stopped_is_not_taken_for_a_copy_that_was_dropped(shop):
+async def test_a_refusal_missing_from_stopped_views_is_not_taken_for_a_dropped_copy(shop):
     world, first, _ = shop
     refused = await address_of(first, f"{HERE}/pay", PAY)
     assert world.decide() == ["order_not_found"]

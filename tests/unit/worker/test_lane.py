@@ -82,7 +82,7 @@ def test_offsets_may_have_holes_and_what_is_below_the_position_was_decided():
 
 
 @pytest.mark.parametrize("key", [None, b"", b"another"])
-def test_a_key_that_is_not_the_orders_makes_a_dead_letter_also_for_an_order_that_is_here(key):
+def test_a_key_other_than_the_order_id_makes_a_dead_letter_also_for_a_known_order(key):
     world = knowing()
     for expected in (0, 1):
         world.lane.decide([decode_record(world.record(encode_json_command(create), key, (("trace", b"1"),)))], NOW)
@@ -282,7 +282,7 @@ def test_the_timers_come_back_from_the_table():
     assert again.lane.due_orders(LATER) == [ORDER_ID]
 
 
-def test_an_order_of_a_worker_whose_clock_was_ahead_is_decided_on_and_its_time_stands_until_the_clock_is_there():
+def test_an_orders_time_from_a_fast_clock_stays_until_the_clock_reaches_it():
     ahead = NOW + timedelta(hours=2)
     entries = knowing().send(create, now=ahead).table
     world = knowing()
@@ -324,7 +324,7 @@ def told_at_once(commands):
 
 
 @given(steps)
-def test_whenever_the_answers_come_an_order_is_the_fold_of_its_commands_in_the_order_of_the_log(taken):
+def test_an_order_is_the_fold_of_its_commands_in_log_order_despite_late_answers(taken):
     """Commands come in runs, answers late or never, the cache forgets them, and the lane is taken over in between."""
     world, log, sent = World(), Log(), []
     for step, what in taken:

@@ -41,7 +41,7 @@ def test_every_record_below_the_position_is_skipped_and_the_one_at_it_is_not():
     assert world.answers() == {"create-1": 1, "amend-1": 2, "next": 3}
 
 
-def test_after_another_seek_runs_are_counted_anew_and_those_of_any_other_seek_are_passed_over():
+def test_a_new_seek_restarts_the_run_numbers_and_runs_of_other_seeks_are_ignored():
     lane = World().lane
     for seek in (7, 9):
         lane.follow(seek)
@@ -69,7 +69,7 @@ def test_a_key_that_is_not_the_orders_does_not_join_the_commands_that_wait():
     assert (len(world.lane.room), changes.waiting) == (1, {})
 
 
-def test_the_deadline_of_a_create_counts_from_when_it_came_not_from_when_it_was_first_in_line():
+def test_the_deadline_of_a_create_counts_from_its_arrival():
     world = World(POLICY)
     world.send(create)
     world.send(but(create, command_id="create-2", user_id="sam", actor="service:shop"), now=at(10))
@@ -81,7 +81,7 @@ def test_the_deadline_of_a_create_counts_from_when_it_came_not_from_when_it_was_
     assert world.answers() == {"create-1": "user_not_found", "create-2": "user_check_timed_out"}
 
 
-def test_an_answer_that_came_in_time_counts_although_its_turn_comes_after_the_deadline():
+def test_an_answer_in_time_counts_even_if_its_turn_is_after_the_deadline():
     world = World(POLICY)
     world.send(create)
     world.lane.room.add_answer(USER_ID, UserCheck.ACTIVE)
@@ -89,7 +89,7 @@ def test_an_answer_that_came_in_time_counts_although_its_turn_comes_after_the_de
     assert world.answers() == {"create-1": 1}
 
 
-def test_a_late_answer_changes_nothing_of_what_timed_out_and_nobody_wants_it_any_more():
+def test_an_answer_after_the_timeout_is_not_wanted_and_changes_nothing():
     world = World(POLICY)
     world.send(create)
     world.settle(at(61))
@@ -166,7 +166,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_whatever_comes_first_an_answer_or_a_deadline_decides_each_command_once_and_by_the_rules(taken):
+def test_an_answer_or_a_deadline_decides_each_command_once_and_by_the_rules(taken):
     lived = Lived()
     for step, what in taken:
         match step:

@@ -77,7 +77,7 @@ async def test_what_arrived_is_returned_in_the_order_of_the_batches(producer):
         (NO_LEADER, [1, 2, 3], [], 2, "orders.events.v1-7 has no leader"),
     ],
 )
-async def test_a_partition_without_a_leader_or_enough_in_sync_replicas_cannot_be_written_to(
+async def test_writing_a_partition_needs_a_leader_and_enough_in_sync_replicas(
     producer, monkeypatch, leader, replicas, in_sync, min_in_sync, why
 ):
     topic = "orders.events.v1"

@@ -76,7 +76,7 @@ async def test_a_lane_that_cannot_decide_parks_and_the_others_go_on():
     assert (written.facts(0), written.facts(1)) == (["OrderCreated"], [])
 
 
-async def test_an_order_that_gets_due_within_a_turn_is_not_cancelled_before_its_payment_in_that_turn():
+async def test_an_order_due_within_a_turn_is_not_cancelled_before_its_payment_there():
     long, short = lane_with(0, {}), lane_with(1, {ORDER_ID: entry_after([create])})
     written: Any = Written()
 

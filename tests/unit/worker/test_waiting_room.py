@@ -28,7 +28,7 @@ def release(room, now=NOW, most=9):
     return released
 
 
-def test_of_one_users_many_orders_some_stay_for_the_next_turns_and_the_first_go_first():
+def test_many_orders_of_one_user_are_released_oldest_first_over_several_turns():
     room = WaitingRoom(60)
     order_ids = [wait(room, number) for number in range(5)]
     room.add_answer("dana", ACTIVE)

@@ -177,7 +177,7 @@ async def test_a_partition_that_cannot_be_restored_for_a_bug_is_parked_and_nothi
     assert [line["exc_info"] for line in logged] == [error]
 
 
-async def test_a_partition_whose_fetching_cannot_begin_for_a_bug_is_parked_and_nothing_ends(claim, context, ended):
+async def test_a_bug_at_the_start_of_fetching_parks_the_partition_and_ends_nothing(claim, context, ended):
     error = TypeError("a bug")
 
     async def fail(*_):
