@@ -580,7 +580,7 @@ def test_a_user_is_not_forgotten_until_the_deadline(may_time_out, counts):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_fault_in_a_long_log_is_found_and_does_not_count_many_times(seed):
-    log, _ = honest_log(seed, 250)
+    log, _ = honest_log(seed, 120)
     chance = random.Random(seed)
     for _ in range(30):
         name = chance.choice(("events", "rejections", "dead_letters"))
@@ -593,7 +593,7 @@ def test_one_fault_in_a_long_log_is_found_and_does_not_count_many_times(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_any_byte_that_is_changed_in_an_event_is_found(seed):
-    log, _ = honest_log(seed, 250)
+    log, _ = honest_log(seed, 120)
     chance = random.Random(seed)
     for _ in range(30):
         place = chance.randrange(len(log.events))

@@ -17,7 +17,7 @@ from tests.unit.wire import strategies
 from tests.unit.wire.extremes import EXTREMES, longs
 from tests.unit.wire.table import CASES, CORPUS, DECODERS, GOLDEN, value_or_error
 
-some = settings(max_examples=200, deadline=None)
+some = settings(max_examples=100, deadline=None)
 every_message = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 MIB = 1024 * 1024
 

@@ -16,7 +16,7 @@ from tests.unit.wire import strategies
 from tests.unit.wire.extremes import EXTREMES, longs
 from tests.unit.wire.table import CASES
 
-some = settings(max_examples=300, deadline=None)
+some = settings(max_examples=150, deadline=None)
 every_message = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 messages = st.one_of(strategies.commands, strategies.events, strategies.rejections)
 
