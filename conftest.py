@@ -1,4 +1,4 @@
-"""One broker for all tests that need one; topics are told apart by `ORDERS_TOPIC_PREFIX`."""
+"""The fixtures of all tests, and how pytest-xdist distributes the files."""
 
 import gc
 import os
@@ -23,12 +23,12 @@ os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSeria
 ROOT = Path(__file__).parent
 UNIT = ROOT / "tests" / "unit"
 KAFKA = "bootstrap_servers"
-"""The name of the fixture."""
+"""The fixture with the bootstrap servers of the Kafka that all tests share; topics differ by `ORDERS_TOPIC_PREFIX`."""
 SHARED_KAFKA = pytest.StashKey[SharedKafka]()
 
 RUNNER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 RUNNERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-broker._ports = deque(port for port in broker._ports if port % RUNNERS == RUNNER)
+broker._ports = deque(port for port in broker._ports if port % RUNNERS == RUNNER % RUNNERS)
 """Each process of pytest has ports of its own: one that was found free is taken only a second later."""
 
 LONG = (
@@ -59,7 +59,7 @@ ONE_PROCESS = ("tests/broker/cluster/", "tests/broker/registry/")
 """Folders whose files share a cluster or a registry, and therefore a process."""
 
 LOG_CHARS = 4000
-"""So much of each process's log is shown of a failed test."""
+"""How many characters of each process's log are shown for a failed test."""
 
 
 class FakeClock:
@@ -73,7 +73,7 @@ class FakeClock:
 
 
 settings.register_profile("local", deadline=None, max_examples=150)
-settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, database=None)  # the same each time
+settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, database=None)  # always the same
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
@@ -91,16 +91,13 @@ def pytest_collection_modifyitems(items):
         raise pytest.UsageError(f"tests share a node id: {', '.join(shared)}")
 
 
-def pytest_configure(config):
-    """Answer the processes of pytest-xdist, if there are any, when they ask for Kafka."""
-    if config.getoption("numprocesses", None):
-        config.stash[SHARED_KAFKA] = SharedKafka().start()
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
     """Tell a process of pytest-xdist where it can ask for Kafka."""
-    node.workerinput[KAFKA] = node.config.stash[SHARED_KAFKA].address
+    stash = node.config.stash
+    if SHARED_KAFKA not in stash:
+        stash[SHARED_KAFKA] = SharedKafka(node.config._tmp_path_factory.mktemp("kafka")).start()
+    node.workerinput[KAFKA] = stash[SHARED_KAFKA].address
 
 
 class FilesTogether(LoadFileScheduling):  # type: ignore[misc] # it has no types

@@ -198,7 +198,7 @@ def _detail(reply: Reply, base: str) -> str:
         problem = msgspec.json.decode(reply.body, type=Problem)
     except (ValueError, RecursionError):
         return f"the server at {base} answered {reply.status}: check ORDERS_URL"
-    faults = "".join(f"; {fault.pointer}: {fault.detail}" for fault in problem.errors)
+    faults = "".join(f"; {fault.pointer}: {fault.detail}" for fault in problem.errors if fault.detail != problem.detail)
     return show.safe(f"{problem.detail or problem.title}{faults}")
 
 

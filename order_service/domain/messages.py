@@ -212,7 +212,8 @@ class Rejection(Struct, frozen=True, gc=False, kw_only=True):
     rejected_at: datetime
     correlation_id: str | None
     pointer: str | None = None
-    """The JSON pointer (RFC 6901) of the invalid field of the command, or None if no single field is invalid.
+    """The JSON pointer (RFC 6901) of the invalid field, or None if no single field is invalid.
 
-    It is also None in a record of version 1. A repeat that the order remembers is answered by that first record.
+    For an amendment it can be a field that the order keeps. It is also None in a record of version 1 of the schema,
+    which answers later repeats of its command, too.
     """

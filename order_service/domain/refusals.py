@@ -62,7 +62,8 @@ class Reason(StrEnum):
 class Refusal(Struct, frozen=True):
     """A reason, and a detail for the caller if the reason alone does not explain it.
 
-    `pointer` is the JSON pointer (RFC 6901) of the field of the command that is invalid, or None if no single field is.
+    `pointer` is the JSON pointer (RFC 6901) of the invalid field, or None if no single field is. For an amendment it
+    can be a field that the order keeps.
     """
 
     reason: Reason

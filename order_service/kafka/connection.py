@@ -102,6 +102,14 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
     """
 
     _retry: asyncio.TimerHandle | None = None
+    _is_closed = False
+
+    async def close(self) -> None:
+        """Close all connections, also one that a task of the client is opening: aiokafka 0.14 would leave it open."""
+        self._is_closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        await super().close()
 
     async def _metadata_update(self, cluster: ClusterMetadata, topics: Collection[str] | None) -> bool:
         is_updated = bool(await super()._metadata_update(cluster, topics))
@@ -117,6 +125,9 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
 
     async def _get_conn(self, *args: Any, **kwargs: Any) -> AIOKafkaConnection | None:
         connected = await super()._get_conn(*args, **kwargs)
+        if connected is not None and self._is_closed:
+            await connected.close()
+            return None
         if type(connected) is AIOKafkaConnection:
             connected.__class__ = _NoCreationConnection
         return connected

@@ -38,10 +38,9 @@ def archive_option(choice: Embedded) -> str:
 
 
 def java_options() -> str:
-    """Return JDK_JAVA_OPTIONS for a process that starts the embedded Kafka as it does in production."""
-    choice = choose_kafka(Settings(kafka="embedded"))
-    assert isinstance(choice, Embedded)
-    return f"{os.environ['JDK_JAVA_OPTIONS']} {archive_option(choice)}"
+    """Return JDK_JAVA_OPTIONS for a process that may start the embedded Kafka as it does in production."""
+    choice, options = choose_kafka(Settings()), os.environ["JDK_JAVA_OPTIONS"]
+    return f"{options} {archive_option(choice)}" if isinstance(choice, Embedded) else options
 
 
 def _with_option(broker: Broker, option: str) -> list[str]:

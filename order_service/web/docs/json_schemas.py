@@ -111,7 +111,7 @@ def _events() -> dict[str, Schema]:
         "reason": ref("Reason"),
         "status": ref("Status"),
         "pointer": _or_null(TEXT)
-        | {"description": "The invalid field of the command as a JSON pointer; null if no single field is invalid."},
+        | {"description": "The invalid field as a JSON pointer; null if no single field is invalid."},
     }
     rejection = schemas_of_types["Rejection"]
     made["Rejection"] = _object(rejection["description"], **(rejection["properties"] | precise))

@@ -49,7 +49,7 @@ FILES_BESIDE: Final = 128
 class Connection(web.RequestHandler):
     """A connection of aiohttp that never echoes or logs what it received, and closes if the caller does not read."""
 
-    answered_within_s = ANSWERED_WITHIN_S
+    answered_within_s: float
     _progress_check: asyncio.TimerHandle
     _body = EMPTY_PAYLOAD
     """The body of the newest request."""

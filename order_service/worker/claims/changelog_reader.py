@@ -123,7 +123,11 @@ def _apply_all(fetched: dict[TopicPartition, list["ConsumerRecord[bytes, bytes]"
 
 
 class ChangelogState:
-    """What was read of the two changelogs of a partition: all, or a part if the claim was interrupted."""
+    """What was read of the two changelogs of a partition: all, or a part if the claim was interrupted.
+
+    The next claim continues from it. It starts over if another process has written a position since, if a changelog has
+    become shorter, or after `CONTINUED_FOR_S`.
+    """
 
     def __init__(self) -> None:
         self.clear()
@@ -137,7 +141,7 @@ class ChangelogState:
         self.undecoded: defaultdict[str, Raw] = defaultdict(dict)
         self.next_offsets: dict[str, int] = {}
         self.ends: dict[str, int] = {}
-        """The last stable offset of each topic when the first claim began to read it."""
+        """The last stable offset of each topic when the first claim began to read, or after the position it wrote."""
         self.began_at = time.time()
 
     def is_too_old(self) -> bool:

@@ -3,7 +3,7 @@
 1. Lock:    start the claim's own producer; from here, Kafka refuses any unfinished claim of the partition.
 2. Read:    read and decode the changelogs; the position record names the owner, the last worker's transactional id.
             This takes most of the time; no transaction is open meanwhile. If a rebalance interrupts it and gives the
-            partition to this worker again, the next claim continues, unless another process has written meanwhile.
+            partition to this worker again, the next claim continues; see `ChangelogState` for when it starts over.
 3. Fence:   commit a record to the table's changelog, which Kafka refuses if a newer claim has the lock; then start a
             producer under the owner's id: its open transaction is aborted, its later ones are refused. Claims of
             several partitions that name the same owner share one fence.

@@ -8,7 +8,7 @@ from tests.support.service import Service
 
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory):
-    """Give a cluster; a test that stops a node starts it again."""
+    """Run three brokers. A test that stops one starts it again."""
     with Cluster(tmp_path_factory.mktemp("cluster"), 3, proxied=False) as nodes:
         yield nodes
 
@@ -17,3 +17,11 @@ def cluster(tmp_path_factory):
 def service(cluster, tmp_path, users):
     with Service(cluster.bootstrap_servers, tmp_path, users) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def whole_cluster(cluster):
+    """Start what a failed test has left stopped, and wait until all replicas are in sync."""
+    if stopped := set(cluster.nodes) - cluster.running:
+        cluster.start(*sorted(stopped))
+    cluster.wait_all_in_sync()

@@ -1,4 +1,4 @@
-"""Schemas that are none of ours."""
+"""Schemas of other owners."""
 
 LIST = {"name": "Next", "type": "record", "fields": [{"name": "next", "type": ["null", "Next"]}]}
 ZEROS = {"name": "OrderPaid", "namespace": "orders.v1", "type": "record"} | {

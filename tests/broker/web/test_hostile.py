@@ -302,8 +302,6 @@ def test_the_body_of_a_question_is_no_second_request(http, order):
 HALF_A_HEAD = get("/v1/orders", "X-A: 1").removesuffix(b"\r\n\r\n")
 HALF_A_BODY = request("POST", "/v1/orders", "Content-Type: application/json", "Content-Length: 60000", body=b"{")
 BODY_S = BODY_WITHIN_S + LINGER_S
-USUAL_S = 0.05
-"""The 99th percentile of a usual caller's responses on a busy machine."""
 MANY = 500
 SLOW = [
     (1, b"", HEAD_WITHIN_S),
@@ -392,8 +390,8 @@ def test_slow_callers_hurt_nobody_and_are_gone_in_time(http, process, order):
             assert (b" 408 " in caller.heard) == (caller.within_s == BODY_S)
         until(lambda: sockets(process) <= at_first, "no connection is left", within_s=TAKEN_WITHIN_S)
         assert all(0 < heard(one).count(b"HTTP/1.1 200") < ANSWERS for one in deaf)
-    usual_s = max(before, min(rounds(http, order)), USUAL_S)
-    assert min(during) <= 2 * usual_s, "others use this machine, so the best round counts"
+    usual_s = max(before, min(rounds(http, order)))
+    assert min(during) <= 2 * usual_s + 0.02, "others use this machine, so the best round counts"
 
 
 def rounds(http, path):

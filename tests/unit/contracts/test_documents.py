@@ -9,7 +9,7 @@ from order_service import sdk
 from order_service.contracts.blocks import anchor
 from tests.support.service import ROOT
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "examples" / "README.md"])
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[a-z]*/README.md")})
 LISTS = (ROOT / "llms.txt", ROOT / "docs" / "README.md")
 
 
@@ -53,3 +53,10 @@ def test_the_readme_has_the_program_of_the_sdk_s_docstring():
     description = sdk.__doc__ or ""
     example = description[description.index("    import asyncio") : description.index("There are two ways")]
     assert program == cleandoc("\n" + example) + "\n"
+
+
+def test_each_safeguard_names_a_test_that_exists():
+    named = re.findall(r"\| `([\w/]+\.py)`: `(test_\w+)` \|", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    assert len(named) > 40
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), path
