@@ -31,7 +31,8 @@ class HttpClient:
     """A client of one service, to be made on a running event loop and closed.
 
     `timeout_s` bounds a request and its response together; with None, the caller has a timeout of its own. The body of
-    a response other than 200 is read only if `reads_errors`. `authorization` is the value of that header.
+    a response other than 200 is read only if `reads_errors`. `authorization` is the value of that header. With
+    `uses_proxy`, requests go through the proxy that the environment names (`http_proxy`, `no_proxy`).
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class HttpClient:
         reads_errors: bool = False,
         keeps_alive: bool = True,
         connections_max: int = 100,
+        uses_proxy: bool = False,
     ) -> None:
         self._timeout_s = timeout_s
         self._body_max_bytes = body_max_bytes
@@ -56,6 +58,7 @@ class HttpClient:
             headers={**HEADERS, **(headers or {}), **credential},
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             middlewares=(_send_once,),
+            trust_env=uses_proxy,
         )
 
     async def close(self) -> None:

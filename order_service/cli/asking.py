@@ -1,29 +1,31 @@
 """Requests to the HTTP server: `show` an order, now or in the past, and `list` orders."""
 
-import http.client
+import asyncio
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import msgspec
 import typer
 from msgspec import Struct
+from yarl import URL
 
+from order_service import http_client
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson, At, CreatedFrom, CreatedTo
-from order_service.errors import HttpError
+from order_service.errors import HttpError, NoResponse
+from order_service.http_client import HttpClient
 from order_service.settings import Settings
 from order_service.web.access.local_only import is_loopback
 from order_service.web.api.bodies import Wanted
 
 TIMEOUT_S: Final = 40.0
 PAGE_SIZE: Final = 200
+BODY_MAX_BYTES: Final = 64 * 1024 * 1024
 RETRYABLE: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """Statuses after which the same request may be sent again, if `Retry-After` says when."""
 ATTEMPTS_MAX: Final = 10
@@ -126,13 +128,12 @@ def _pages(settings: Settings, query: dict[str, Any], limit: int) -> Iterator[di
 def _get(settings: Settings, path: str, query: dict[str, Any], shape: type[Page | Order]) -> Any:
     """Return the server's answer as decoded JSON. Raises HttpError without an answer of this shape."""
     base = settings.url or f"http://127.0.0.1:{settings.http_port}"
-    parameters = {name: value for name, value in query.items() if value is not None}
+    parameters = urlencode({name: value for name, value in query.items() if value is not None})
+    token = settings.token.get_secret_value()
     try:
-        request = urllib.request.Request(f"{base}{path}?{urlencode(parameters)}")  # noqa: S310 - settings allow http alone
-        if token := settings.token.get_secret_value():
-            request.add_header("Authorization", f"Bearer {token}")
-        reply = with_retries(lambda: _send(request))
-    except (OSError, http.client.HTTPException, ValueError) as error:
+        url = URL(f"{base}{path}{'?' if parameters else ''}{parameters}", encoded=True)
+        reply = with_retries(lambda: asyncio.run(_send(url, f"Bearer {token}" if token else "")))
+    except (NoResponse, ValueError) as error:
         line = f"the HTTP server at {base} does not answer: start one (`order-service up`), or set ORDERS_URL"
         raise HttpError(line) from error
     if reply.status != HTTPStatus.OK:
@@ -164,32 +165,25 @@ def with_retries(
     return reply
 
 
-def _send(request: urllib.request.Request) -> Reply:
+async def _send(url: URL, authorization: str) -> Reply:
+    client = HttpClient(
+        timeout_s=TIMEOUT_S,
+        body_max_bytes=BODY_MAX_BYTES,
+        authorization=authorization,
+        reads_errors=True,
+        uses_proxy=not is_loopback(url.host or ""),
+    )
     try:
-        with _opener(request.host).open(request, timeout=TIMEOUT_S) as answer:
-            return Reply(answer.status, answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Reply(error.code, error.read(), _retry_after_s(error))
+        reply = await client.request("GET", url)
+    finally:
+        await client.close()
+    return Reply(reply.status, reply.body, _retry_after_s(reply))
 
 
-def _retry_after_s(error: urllib.error.HTTPError) -> float | None:
+def _retry_after_s(reply: http_client.Reply) -> float | None:
     """Return the seconds of `Retry-After` after a retryable status. A date is ignored: the wait would be too long."""
-    after = error.headers.get("Retry-After", "")
-    return float(after) if error.code in RETRYABLE and after.isdecimal() else None
-
-
-def _opener(host: str) -> urllib.request.OpenerDirector:
-    """Return an opener that follows no redirect, which must not get the token, and uses no proxy for this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    return urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({} if is_loopback(name) else None))
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Turns a redirect into an error response like any other."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Return None: a redirect is not followed."""
+    after = reply.retry_after
+    return float(after) if reply.status in RETRYABLE and after.isdecimal() else None
 
 
 def _detail(reply: Reply, base: str) -> str:

@@ -178,7 +178,7 @@ def test_another_machine_is_asked_through_the_proxy_that_is_set(server):
     server.will_answer(200, ORDER)
     cli = server.cli(ORDERS_URL="http://orders.invalid", http_proxy=server.url, no_proxy="")
     assert cli.json("show", "order-1") == [ORDER]
-    assert server.asked == ["http://orders.invalid/v1/orders/order-1?"]
+    assert server.asked == ["http://orders.invalid/v1/orders/order-1"]
 
 
 def test_a_list_can_be_asked_for_every_status_but_absent():
