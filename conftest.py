@@ -52,8 +52,11 @@ LONG = (
     "chaos/tests/test_checker.py",
     "tests/broker/claims/test_hanging_transaction.py",
     "tests/broker/claims/test_claim.py",
+    "tests/broker/web/test_hostile.py",
+    "tests/broker/views/test_process.py",
+    "chaos/tests/test_cluster.py",
 )
-"""The files and folders that take longest begin first: of those that begin last, one would run alone at the end."""
+"""The files and folders that take longest begin first, and unit tests last: else one long file ends alone."""
 
 ONE_PROCESS = ("tests/broker/cluster/", "tests/broker/registry/")
 """Folders whose files share a cluster or a registry, and therefore a process."""
@@ -78,7 +81,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def _rank(item):
-    return next((rank for rank, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG))
+    is_unit = item.nodeid.startswith("tests/unit/")
+    return next((rank for rank, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG) + is_unit)
 
 
 def pytest_collection_modifyitems(items):
