@@ -193,21 +193,21 @@ def users():
 
 @pytest.fixture
 def service(bootstrap_servers, tmp_path, users):
-    """Give a service of its own to each test, on the broker that all share."""
+    """Provide a service of its own to each test, on the broker that all share."""
     with Service(bootstrap_servers, tmp_path, users) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def shop(bootstrap_servers, tmp_path_factory, users):
-    """Give one shop to all tests of a file: each has orders of its own."""
+    """Provide one shop to all tests of a file: each has orders of its own."""
     with running_shop(bootstrap_servers, tmp_path_factory.mktemp("shop"), users) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def http(shop):
-    """Give a caller of an HTTP server without authentication, on loopback: it may do everything."""
+    """Return a caller of an HTTP server without authentication, on loopback: it may do everything."""
     return shop.serve()[0]
 
 

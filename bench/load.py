@@ -33,11 +33,11 @@ class Shop(Struct, frozen=True):
     hanging_every: int = 0
 
     def is_hanging(self, number: int) -> bool:
-        """Tell whether the user of an order hangs."""
+        """Return whether the user of an order hangs."""
         return self.hanging_every > 0 and number % self.hanging_every == 0
 
     def user(self, number: int) -> str:
-        """Name the user of an order."""
+        """Return the name of the user of an order."""
         if self.is_hanging(number):
             return f"{HANGING}{self.name}-{number}"
         return f"{self.name}-user-{number % self.user_count if self.user_count else number}"
@@ -47,7 +47,7 @@ class Shop(Struct, frozen=True):
         return f"{self.name}-{number:08}"
 
     def head(self, number: int, step: int) -> dict[str, Any]:
-        """Give what all commands of an order have; ids are as long as real ones."""
+        """Return what all commands of an order have; ids are as long as real ones."""
         command_id = UUID(int=crc32(self.name.encode()) << 96 | number << 8 | step)
         return {"command_id": str(command_id), "order_id": self.order_id(number)}
 

@@ -23,7 +23,7 @@ def measure(world: World) -> list[Row]:
 
 
 def per_million_mb(world: World, steps: int) -> float:
-    """Give the growth of one worker, in MB (10^6 bytes) for a million orders."""
+    """Return the growth of one worker, in MB (10^6 bytes) for a million orders."""
     with world.service() as service:
         worker = service.start_worker().wait_lanes(service.partitions)
         put(service, Shop("first"), FIRST, steps=steps)

@@ -41,7 +41,7 @@ def measure(world: World) -> list[Row]:
 
 
 def fill(service: Service, orders: int, *, steps: int = len(LIFE), instance_id: str = "") -> WorkerProcess:
-    """Give a running worker whose table holds so many orders."""
+    """Return a running worker whose table holds so many orders."""
     worker = service.start_worker(ORDERS_INSTANCE_ID=instance_id).wait_lanes(service.partitions)
     put(service, SHOP, orders, steps=steps)
     return worker

@@ -172,7 +172,7 @@ def amend(pipe: "Connection[Any, Any]", servers: str, topic: str, load: Load) ->
 
 
 def order_id(number: int) -> str:
-    """Name the order with a number."""
+    """Return the name of the order with a number."""
     return str(SHOP.head(number, 0)["order_id"])
 
 

@@ -44,7 +44,7 @@ def measure(world: World) -> list[Row]:
 
 
 def after_s(seen: list[Seen], kill: tuple[int, float], partitions: range, *, all_of_them: bool) -> float:
-    """Give the seconds from a kill to the first event decided after it, in any partition or in all."""
+    """Return the seconds from a kill to the first event decided after it, in any partition or in all."""
     killed_ns, killed_at = kill
     firsts = [
         min(event.seen_ns for event in seen if event.partition == partition and event.occurred_at > killed_at)

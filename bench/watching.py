@@ -52,7 +52,7 @@ class Growing(Protocol):
 
 
 def growth_per_s(ends: Growing, goal: int, worker: WorkerProcess | None = None, *, every_s: float = 0.03) -> float:
-    """Give the records per second from the first commit that is seen to the last.
+    """Return the records per second from the first commit that is seen to the last.
 
     Only what came after that first commit counts. It is the last when nothing came for 2 s and the goal is reached;
     transaction markers take an offset too, and are left out by the share that they have of all.

@@ -42,7 +42,7 @@ class World(Struct, frozen=True):
 
     @contextmanager
     def service(self, *, partitions: int = 4, users_latency_ms: int = 0, **settings: str) -> Iterator[Service]:
-        """Give a service without orders, its User Service beside it; topics and workers end with the block."""
+        """Provide a service without orders, its User Service beside it; topics and workers end with the block."""
         place = self.directory / uuid4().hex
         place.mkdir()
         with (

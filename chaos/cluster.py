@@ -203,7 +203,7 @@ def _nodes_known_at(port: int) -> int:
 
 
 def _ask(port: int, request: bytes) -> bytes:
-    """Give the answer from its correlation id on; nothing if the node is away."""
+    """Return the answer from its correlation id on; nothing if the node is away."""
     try:
         with socket.create_connection((HOST, port), timeout=ASK_WITHIN_S) as connection:
             connection.sendall(struct.pack(">i", len(request)) + request)

@@ -89,7 +89,7 @@ def _old_entry() -> Entry:
 
 
 def is_never_answered(user_id: str) -> bool:
-    """Tell whether the User Service never answers in time for a user, however well it is."""
+    """Return whether the User Service never answers in time for a user, however well it is."""
     return user_id.startswith(NEVER_ANSWERED)
 
 
@@ -106,13 +106,13 @@ class Walk:
         self.left_at_end = 2
 
     def head(self, actor: str) -> dict[str, Any]:
-        """Give what every command of this order has."""
+        """Return what every command of this order has."""
         self.count += 1
         return {"command_id": f"{self.order_id}-c{self.count}", "order_id": self.order_id, "actor": actor}
 
     @property
     def is_over(self) -> bool:
-        """Tell whether nothing more is sent to this order."""
+        """Return whether nothing more is sent to this order."""
         return self.left_at_end <= 0
 
 

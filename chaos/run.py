@@ -733,7 +733,7 @@ class Run:
 
 @contextmanager
 def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cluster, StubThread, Service]]:
-    """Give a cluster behind proxies, a User Service stub, and a service without orders; its topics are kept."""
+    """Provide a cluster behind proxies, a User Service stub, and a service without orders; its topics are kept."""
     with (
         Cluster(directory / "kafka", cast("Literal[1, 3]", sizes.brokers)) as cluster,
         StubThread() as users,

@@ -126,7 +126,7 @@ class Peer:
         writer.transport.set_write_buffer_limits(high=0)
 
     async def read(self) -> Piece | None:
-        """Give the next piece; None when the other side has closed."""
+        """Return the next piece; None when the other side has closed."""
         received = await self._reader.read(PIECE_BYTES)
         return self._frames.feed(received) if received else None
 

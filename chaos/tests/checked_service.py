@@ -19,7 +19,7 @@ def found(service, **changes):
 
 
 def is_settled(service):
-    """Tell whether all commands are decided, as far as the positions say."""
+    """Return whether all commands are decided, as far as the positions say."""
     ends: Counter[int] = Counter()
     for message in service.read(service.names.commands):
         ends[message.partition()] = message.offset() + 1

@@ -20,7 +20,7 @@ USERS = {"unknown": "unknown", "inactive": "inactive", "slow-30000-": "timed_out
 
 
 def records_of(seed: int) -> list[Record]:
-    """Give the load of CI as the topic has it."""
+    """Return the load of CI as the topic has it."""
     sent = list(Load(structs.replace(SIZES, seed=seed)).records())
     return [
         Record(partition_of(record.key or b"", PARTITIONS), offset, NOW_MS, record.key, record.value, record.headers)

@@ -161,7 +161,7 @@ class Verdict(Struct, frozen=True):
 
     @property
     def is_clean(self) -> bool:
-        """Tell whether there were commands and nothing was found; of an empty log nothing is proved."""
+        """Return whether there were commands and nothing was found; of an empty log nothing is proved."""
         return self.commands > 0 and not any(self.counts.values())
 
     def __str__(self) -> str:
@@ -450,7 +450,7 @@ class _Walk:
     def _followers(
         self, record: Record, command: Command, outcome: _Outcome, states: Iterable[Order | None]
     ) -> Iterator[tuple[Order | None, Order | None]]:
-        """Give each state from which the rules lead to this outcome, and the one after it."""
+        """Provide each state from which the rules lead to this outcome, and the one after it."""
         for state in states:
             if isinstance(outcome.said, Event):
                 happened = self._as_it_happened(command, state, outcome.said)
@@ -461,7 +461,7 @@ class _Walk:
                 yield state, model.after_refusal(state, command, outcome.said.reason)
 
     def _as_it_happened(self, command: Command, state: Order | None, event: Event) -> Happens | None:
-        """Give what the rules make of a command, if that is the event."""
+        """Return what the rules make of a command, if that is the event."""
         version, changed_at = (0, model.UNKNOWN_TIME) if state is None else (state.version, state.changed_at)
         # Time never runs backwards in an order, so with the time of the event before it was decided at any time before.
         now_ms = None if event.occurred_at == changed_at else event.occurred_at
@@ -484,7 +484,7 @@ class _Walk:
         )
 
     def _is_timed_out(self, record: Record, command: Command, rejection: Rejection) -> bool:
-        """Tell whether a create was refused because its user was not answered for, and that could be so."""
+        """Return whether a create was refused because its user was not answered for, and that could be so."""
         return (
             (command.type, rejection.reason) == ("CreateOrder", "user_check_timed_out")
             and rejection.rejected_at >= record.timestamp_ms + self._terms.user_deadline_s * 1000
@@ -502,7 +502,7 @@ class _Walk:
             self._timeout_head = None
 
     def _is_overtaken(self, record: Record, command: Command, state: Order | None, said: Event | Rejection) -> bool:
-        """Tell whether the order's own cancellation came first, and changed what became of a command in time."""
+        """Return whether the order's own cancellation came first, and changed what became of a command in time."""
         if not isinstance(said, Rejection) or state is None or state.head != self._timeout_head:
             return False
         due_at = self._terms.due_at(state.created_at)
@@ -611,7 +611,7 @@ def _is_too_many_waiting(outcome: _Outcome) -> bool:
 
 
 def _is_about(rejection: Rejection, command: Command) -> bool:
-    """Tell whether a rejection repeats what it must of its command."""
+    """Return whether a rejection repeats what it must of its command."""
     return (
         rejection.command_type == command.type
         and rejection.actor == command.actor
@@ -622,7 +622,7 @@ def _is_about(rejection: Rejection, command: Command) -> bool:
 
 
 def _is_pointed(rejection: Rejection, command: Command) -> bool:
-    """Tell whether an invalid_order points to a field of its command: an empty amendment and other refusals do not."""
+    """Return whether an invalid_order points to a field of its command, and any other refusal to none."""
     body = command.body
     if rejection.reason != "invalid_order" or all(value is None for value in body.values()):
         return rejection.pointer is None
@@ -632,12 +632,12 @@ def _is_pointed(rejection: Rejection, command: Command) -> bool:
 
 
 def _is_unpaid(state: Order, event: Event) -> bool:
-    """Tell whether an order can cancel itself by this event, if its payment is due."""
+    """Return whether an order can cancel itself by this event, if its payment is due."""
     return (state.status, state.version + 1) == ("created", event.version) and event.occurred_at >= state.changed_at
 
 
 def _is_chained(event: Event, before: Order | None) -> bool:
-    """Tell whether an event follows the head of an order; one that is not in the log has a head nobody knows."""
+    """Return whether an event follows the head of an order; one that is not in the log has a head nobody knows."""
     if before is None:
         return event.previous_digest is None
     return before.head in {model.UNKNOWN_DIGEST, event.previous_digest}
@@ -709,7 +709,7 @@ def _is_whole(letter: Record, record: Record, poison: Poison, terms: Terms) -> b
 
 
 def _is_kept(kept: bytes | None, whole: bytes | None, most: int, letter: Record) -> bool:
-    """Tell whether a key or value is there as it came, or cut at the most that fits and its length named."""
+    """Return whether a key or value is there as it came, or cut at the most that fits and its length named."""
     if whole is None or len(whole) <= most:
         return kept == whole
     return kept == whole[:most] and ("dl_cut", str(len(whole)).encode()) in letter.headers

@@ -67,7 +67,7 @@ class Record(Struct, frozen=True, gc=False):
     headers: tuple[tuple[str, bytes | None], ...] = ()
 
     def header(self, name: str) -> bytes | None:
-        """Give the first header of this name."""
+        """Return the first header of this name."""
         return next((value for found, value in self.headers if found == name), None)
 
     @property
@@ -149,7 +149,7 @@ def digest_of(data: bytes) -> bytes:
 
 
 def id_of(*names: str) -> str:
-    """Name what the service names: the uuid5 of the names joined by NUL."""
+    """Return the name of what the service names: the uuid5 of the names joined by NUL."""
     return str(uuid5(_NAMESPACE, "\0".join(names)))
 
 
@@ -162,7 +162,7 @@ def is_correlation_id(value: object) -> bool:
 
 
 def is_id(value: object) -> bool:
-    """Tell whether a value is an id: 1 to 64 characters, the first a letter or digit."""
+    """Return whether a value is an id: 1 to 64 characters, the first a letter or digit."""
     return isinstance(value, str) and _ID(value) is not None
 
 
@@ -239,7 +239,7 @@ _ALL_FIELDS: Final = {name: {**_EVERY, **own} for name, own in _OF_TYPE.items()}
 
 
 def _fits(given: dict[str, Any], fields: Mapping[str, Field]) -> bool:
-    """Tell whether all required fields are given, none that is unknown, and each of its type."""
+    """Return whether all required fields are given, none that is unknown, and each of its type."""
     for name, (test, default) in fields.items():
         value = given.get(name, default)
         if value is not default and not test(value):

@@ -110,7 +110,7 @@ def answer(command: Command, order: Order | None, now_ms: int | None, user: str)
 
 
 def is_repeat(command: Command, order: Order | None) -> bool:
-    """Tell whether an order remembers this very command."""
+    """Return whether an order remembers this very command."""
     known = (command.command_id, command.digest)
     return order is not None and (known in order.accepted or known in order.refused)
 
@@ -390,7 +390,7 @@ def after_refusal(order: Order | None, command: Command, reason: str) -> Order |
 
 
 def is_in_table(order: Order | None, entry: Entry | None) -> bool:
-    """Tell whether the table's record says all of an order that it must say, and nothing else."""
+    """Return whether the table's record says all of an order that it must say, and nothing else."""
     if order is None or entry is None:
         return order is None and entry is None
     return (
@@ -416,7 +416,7 @@ def _kept_of(order: Order) -> dict[str, Any]:
 
 
 def is_payment_timeout(event: Event) -> bool:
-    """Tell whether an event is the cancellation that a lane makes by itself when a payment is overdue."""
+    """Return whether an event is the cancellation that a lane makes by itself when a payment is overdue."""
     name = id_of(event.order_id, "payment_timeout")
     return (
         event.type == "OrderCancelled"

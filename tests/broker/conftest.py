@@ -7,6 +7,6 @@ from tests.support.kafka import running_broker
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory):
-    """Give a broker of its own to each file that asks for one."""
+    """Provide a broker of its own to each file that asks for one."""
     with running_broker(tmp_path_factory.mktemp("own-kafka")) as own:
         yield own

@@ -35,7 +35,7 @@ print([name for name in "{NEVER}".split(", ") if name in sys.modules])
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """Give the programs of an environment in which nothing but the project is installed, without extras."""
+    """Return the programs of an environment in which nothing but the project is installed, without extras."""
     place = tmp_path_factory.mktemp("fresh")
     for name in SOURCES:  # a copy: what is built writes beside its sources
         source = ROOT / name

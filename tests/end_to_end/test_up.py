@@ -43,7 +43,7 @@ class Up:
         return any(line.startswith("ready ") for line in self.out.read_text().splitlines())
 
     def processes(self):
-        """Give the command line of each process that it has started, and those that these have."""
+        """Return the command line of each process that it has started, and those that these have."""
         shown = subprocess.run(["ps", "-axwwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
         rows = [line.split(None, 2) for line in shown.stdout.splitlines()]
         found: dict[int, str] = {}

@@ -15,14 +15,14 @@ from order_service.views.tables import open_database, prepare
 
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory):
-    """Give the URL of a PostgreSQL of our own."""
+    """Provide the URL of a PostgreSQL of our own."""
     with running_postgresql(tmp_path_factory) as server:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
 
 
 @pytest.fixture
 def postgresql_server(tmp_path_factory):
-    """Give a PostgreSQL that a test may kill."""
+    """Provide a PostgreSQL that a test may kill."""
     with running_postgresql(tmp_path_factory) as server:
         yield server
 
@@ -40,7 +40,7 @@ def running_postgresql(tmp_path_factory):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
-    """Give the URL of a database in which nothing is."""
+    """Return the URL of a database in which nothing is."""
     if request.param == "sqlite":
         return make_url(f"sqlite:///{tmp_path}/views.db")
     url = request.getfixturevalue("postgresql")

@@ -22,12 +22,12 @@ def seens(messages, offset=0):
 
 
 def order_of(views, order_id):
-    """Give an order as it is now, None if there is none."""
+    """Return an order as it is now, None if there is none."""
     return views.orders([order_id]).get(order_id)
 
 
 def after(before, seen):
-    """Give the positions behind these."""
+    """Return the positions behind these."""
     moved = dict(before)
     for one in seen:
         moved[EVENTS if isinstance(one.message, Event) else REJECTIONS] = one.offset + 1

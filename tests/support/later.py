@@ -45,7 +45,7 @@ def release(place: Path) -> None:
 
 
 def give_id(schemas: Path, file: str, schema_id: int) -> None:
-    """Give a file of a folder an id, as its author would."""
+    """Return a file of a folder an id, as its author would."""
     entry = {"file": file, "sha256": sha256((schemas / file).read_bytes()).hexdigest()}
     add_line(schemas, f'"{schema_id}": {json.dumps(entry)}')
 
@@ -57,7 +57,7 @@ def add_line(schemas: Path, line: str) -> None:
 
 
 def check(place: Path) -> list[str]:
-    """Give what `make check` says of the released schemas of a version."""
+    """Return what `make check` says of the released schemas of a version."""
     command = [sys.executable, "-m", "order_service.wire.schemas.files"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False)
     lines = done.stderr.splitlines()

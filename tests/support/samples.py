@@ -50,7 +50,7 @@ def but(sample: _T, **changes: Any) -> _T:
 
 
 def uuid_of(*names: str) -> str:
-    """Name what has these names, as our own ids do."""
+    """Return the name of what has these names, as our own ids do."""
     return str(uuid5(NAMESPACE, "\0".join(names)))
 
 
@@ -122,7 +122,7 @@ def take(
 
 
 def entry_after(taken: Sequence[Command], entry: Entry | None = None, now: datetime = NOW) -> Entry:
-    """Give the table's entry after these commands, of which one made the order."""
+    """Return the table's entry after these commands, of which one made the order."""
     for command in taken:
         _, entry = take(command, entry, now)
     if entry is None:

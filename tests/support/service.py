@@ -91,7 +91,7 @@ class WorkerProcess:
                 self.process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=output)
 
     def is_ready(self) -> bool:
-        """Tell whether all partitions of this worker run."""
+        """Return whether all partitions of this worker run."""
         if self.process.poll() is not None:
             raise AssertionError(f"{self.name} ended with {self.process.returncode}: {self.log()[-2000:]}")
         return self.admin("/health/ready")[0] == 200
@@ -112,7 +112,7 @@ class WorkerProcess:
         return self
 
     def lanes(self, state: str = "running") -> int:
-        """Tell how many partitions it holds in this state; 0 if it does not answer."""
+        """Return how many partitions it holds in this state; 0 if it does not answer."""
         measured = re.search(rf'^orders_lanes{{state="{state}"}} (\d+)', self.admin("/metrics")[1], re.MULTILINE)
         return int(measured[1]) if measured else 0
 
@@ -123,12 +123,12 @@ class WorkerProcess:
         return self
 
     def faults(self) -> str:
-        """Give what readiness says while it is not ready, else nothing."""
+        """Return what readiness says while it is not ready, else nothing."""
         status, body = self.admin("/health/ready")
         return body if status == 503 else ""
 
     def lines(self, sentence: str) -> list[dict[str, Any]]:
-        """Give the lines of its log with this sentence."""
+        """Return the lines of its log with this sentence."""
         found = [json.loads(line) for line in self.log().splitlines() if sentence in line]
         return [line for line in found if line["event"] == sentence]
 
@@ -143,7 +143,7 @@ class WorkerProcess:
         return self.process.returncode
 
     def is_stopped(self) -> bool:
-        """Tell whether the kernel has stopped it (SIGSTOP)."""
+        """Return whether the kernel has stopped it (SIGSTOP)."""
         try:
             return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         except FileNotFoundError:  # it has ended
@@ -159,7 +159,7 @@ class WorkerProcess:
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
     def log(self) -> str:
-        """Give all that it has logged."""
+        """Return all that it has logged."""
         return self.log_path.read_text(errors="replace")
 
     def end(self) -> None:
@@ -258,7 +258,7 @@ class Service:
             future.exception(30)
 
     def settings(self) -> Settings:
-        """Give the settings that its workers have."""
+        """Return the settings that its workers have."""
         return Settings(
             kafka_bootstrap_servers=self.bootstrap_servers,
             topic_prefix=self.environment["ORDERS_TOPIC_PREFIX"],
@@ -508,12 +508,12 @@ _LIFE: list[tuple[Command, dict[str, Any]]] = [
 
 
 def vars_of(names: Any) -> dict[str, str]:
-    """Give the fields of the topic names."""
+    """Return the fields of the topic names."""
     return {field: getattr(names, field) for field in names.__struct_fields__}
 
 
 def header(message: Any, name: str) -> bytes | None:
-    """Give a header of a message."""
+    """Return a header of a message."""
     return next((value for key, value in message.headers() or [] if key == name), None)
 
 

@@ -15,7 +15,7 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 def settings(directory: Path) -> dict[str, str]:
-    """Give the settings of a server that takes our tokens."""
+    """Return the settings of a server that takes our tokens."""
     path = directory / "issuer.pem"
     path.write_bytes(KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return {
@@ -26,7 +26,7 @@ def settings(directory: Path) -> dict[str, str]:
 
 
 def bearer(subject: str, *scopes: Scope) -> str:
-    """Give the `Authorization` of a user, or of a service with these scopes."""
+    """Return the `Authorization` of a user, or of a service with these scopes."""
     now = int(time.time())
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "iat": now, "exp": now + 600, "scope": " ".join(scopes)}
     return f"Bearer {jwt.encode(claims, KEY, 'ES256')}"

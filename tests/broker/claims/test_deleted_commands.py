@@ -46,7 +46,7 @@ def ends(service):
 
 
 def resumes_at(service):
-    """Give the offsets from which the next claims go on."""
+    """Return the offsets from which the next claims go on."""
     return {partition: position.resume_at for partition, position in service.positions().items()}
 
 

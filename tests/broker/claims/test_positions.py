@@ -12,7 +12,7 @@ from tests.support.service import histories, until
 
 
 def offsets(service):
-    """Give the positions, without their owners."""
+    """Return the positions, without their owners."""
     return {partition: position.next_offset for partition, position in service.positions().items()}
 
 

@@ -39,7 +39,7 @@ def stranger(service, **settings):
 
 
 def reason(worker):
-    """Give the reason that a worker gave for its end; there is one."""
+    """Return the reason that a worker gave for its end; there is one."""
     [line] = worker.lines("This worker ends.")
     assert line["exit_code"] == GROUP_ERROR
     return line["reason"]

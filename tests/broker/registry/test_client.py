@@ -19,13 +19,13 @@ NOTE = {"name": "note", "type": ["null", "string"], "default": None}
 
 @pytest.fixture(scope="module")
 def foreign(apicurio):
-    """Give Confluent's own client of the same registry."""
+    """Provide Confluent's own client of the same registry."""
     with SchemaRegistryClient({"url": apicurio.url}) as client:
         yield client
 
 
 def changed(**changes):
-    """Give the schema of OrderPaid with other fields."""
+    """Return the schema of OrderPaid with other fields."""
     return json.dumps(PAID.avro | changes)
 
 
@@ -107,7 +107,7 @@ async def test_no_other_schema_is_ever_read_by(registry, foreign, names, text):
 
 
 def nested(depth):
-    """Give something that is so deep."""
+    """Return something that is so deep."""
     return json.loads("[" * depth + "]" * depth)
 
 

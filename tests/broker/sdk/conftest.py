@@ -11,7 +11,7 @@ __all__ = ["postgresql"]
 
 @pytest.fixture(scope="package")
 def working(bootstrap_servers, tmp_path_factory, users):
-    """Give a service whose worker runs; each test has orders of its own."""
+    """Provide a service whose worker runs; each test has orders of its own."""
     with Service(bootstrap_servers, tmp_path_factory.mktemp("sdk"), users) as made:
         made.start_worker().wait_ready()
         yield made
@@ -19,7 +19,7 @@ def working(bootstrap_servers, tmp_path_factory, users):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request, tmp_path):
-    """Give the place of a database in which nothing is."""
+    """Return the place of a database in which nothing is."""
     if request.param == "sqlite":
         return f"{tmp_path}/consumer.db"
     url = request.getfixturevalue("postgresql").set(drivername="postgresql").render_as_string(hide_password=False)
@@ -31,5 +31,5 @@ def database(request, tmp_path):
 
 @pytest.fixture
 def group(service):
-    """Give the name of a group that nobody else has."""
+    """Return the name of a group that nobody else has."""
     return f"{service.app_id}.mailer"

@@ -263,7 +263,7 @@ async def test_who_cannot_begin_says_why(bootstrap_servers):
 
 @pytest.fixture
 def leaving(tmp_path, users):
-    """Give a service with a Kafka of its own."""
+    """Provide a service with a Kafka of its own."""
     with (
         running_broker(tmp_path) as broker,
         Service(broker.bootstrap_servers, tmp_path, users, keep_topics=True) as service,

@@ -34,7 +34,7 @@ def names(happened):
 
 
 def committed(service, group):
-    """Tell how many offsets a group has committed, over all partitions."""
+    """Return how many offsets a group has committed, over all partitions."""
     consumer = Consumer({"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "group.id": group})
     places = [TopicPartition(service.names.events, partition) for partition in range(service.partitions)]
     found = consumer.committed(places, 10)
@@ -64,7 +64,7 @@ async def test_a_new_group_is_silent_about_history(service, group):
 
 @contextlib.contextmanager
 def member(service, group, topic):
-    """Give the group a member that reads something else."""
+    """Provide the group a member that reads something else."""
     consumer = Consumer(
         {
             "log_level": 0,

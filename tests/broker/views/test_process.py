@@ -25,7 +25,7 @@ def start(service, url):
 
 
 def has_read(views, order_ids, version=5):
-    """Tell whether all of these orders are in the views at this version."""
+    """Return whether all of these orders are in the views at this version."""
 
     def are_there():
         found = [order_of(views, order_id) for order_id in order_ids]

@@ -24,7 +24,7 @@ def shop(broker, tmp_path_factory, users):
 
 
 def history(http, answer):
-    """Give the events of the order that was placed."""
+    """Return the events of the order that was placed."""
     return http.get(f"/v1/orders/{answer.body['order_id']}/events").body["events"]
 
 

@@ -126,7 +126,7 @@ def is_understood(_context, response, case):
 
 
 def is_beyond_the_document(case, problem):
-    """Tell whether a request has what no schema can forbid."""
+    """Return whether a request has what no schema can forbid."""
     query, headers = case.query or {}, case.headers or {}
     is_no_place = "cursor" in query or "Last-Event-ID" in headers  # it looks like one of ours, and is none
     is_two_states = {"version", "at"} <= query.keys()

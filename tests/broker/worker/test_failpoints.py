@@ -53,7 +53,7 @@ class Estate:
         self.service.wait_outcomes(len(self.sent))
 
     def is_settled(self, zombie):
-        """Tell whether a woken worker has ended, or has lanes of its own again beside the heir's."""
+        """Return whether a woken worker has ended, or has lanes of its own again beside the heir's."""
         if zombie.process.poll() is not None:
             return True
         return zombie.is_ready() and zombie.lanes() > 0 and zombie.lanes() + self.heir.lanes() == 4

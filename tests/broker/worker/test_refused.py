@@ -37,7 +37,7 @@ def broker(tmp_path_factory):
 
 @pytest.fixture
 def apart(broker, tmp_path, users):
-    """Give a service on a broker that knows ACLs and soon forgets a transactional id."""
+    """Provide a service on a broker that knows ACLs and soon forgets a transactional id."""
     with Service(broker.bootstrap_servers, tmp_path, users) as made:
         yield made
 

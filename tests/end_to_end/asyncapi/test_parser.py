@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(400)  # the first test fetches the parser
 
 @pytest.fixture(scope="module")
 def check(tmp_path_factory):
-    """Give what reads a document with AsyncAPI's parser, fetched as its lock says."""
+    """Return what reads a document with AsyncAPI's parser, fetched as its lock says."""
     place = tmp_path_factory.mktemp("parser")
     for name in ("package.json", "package-lock.json", "check.js"):
         shutil.copy(FOLDER / name, place)

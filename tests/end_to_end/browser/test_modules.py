@@ -147,7 +147,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def modules(browser):
-    """Give one page for all tests of functions that keep nothing."""
+    """Provide one page for all tests of functions that keep nothing."""
     with running_origin() as origin, visit(browser, origin.url) as opened:
         opened.page.goto("/")
         yield opened.page
@@ -167,7 +167,7 @@ def page(visited):
 
 @pytest.fixture
 def clock(page):
-    """Give the page's clock; it stands still until a test moves it."""
+    """Return the page's clock; it stands still until a test moves it."""
     page.clock.install(time=0)
     page.clock.pause_at(1000)
     return page.clock

@@ -537,7 +537,7 @@ def test_everything_has_a_name_and_is_reached_by_tab(http, visited, view):
 
 
 def unnamed(page):
-    """Give what the browser tells assistive programs of interactive things that have no name."""
+    """Return what the browser tells assistive programs of interactive things that have no name."""
     nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     return [
         node["role"]["value"]

@@ -35,7 +35,7 @@ def place(tmp_path_factory):
 
 
 def with_note(schema):
-    """Give the next version of a schema."""
+    """Return the next version of a schema."""
     return schema.avro | {"fields": [*schema.avro["fields"], NOTE]}
 
 
@@ -120,7 +120,7 @@ def test_old_and_new_programs_share_one_log(service, place, tmp_path):
 
 
 def life(order_id):
-    """Give the commands of an order up to its shipping."""
+    """Return the commands of an order up to its shipping."""
     named = {"order_id": order_id}
     pay = but(samples.pay, command_id=f"pay-{order_id}", amount=samples.created.total, **named)
     return [
@@ -157,7 +157,7 @@ asyncio.run(main())
 
 
 def subscribed(service, root, settings):
-    """Give what the SDK of a version makes of the log: each order, and how fast it goes."""
+    """Return what the SDK of a version makes of the log: each order, and how fast it goes."""
     environment = service.environment | settings
     command = [sys.executable, "-c", SUBSCRIBER]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -215,5 +215,5 @@ def edited(place):
 
 
 def with_an_old_id(place):
-    """Give it the id of the one before."""
+    """Return it the id of the one before."""
     later.give_id(place, later.SCHEMA, 1_000_000_004)

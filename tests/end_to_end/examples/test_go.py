@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory, shop, http):
-    """Give the program, built in a copy of its folder; the first build of a machine compiles all that it needs."""
+    """Return the program, built in a copy of its folder; the first build of a machine compiles all that it needs."""
     place = tmp_path_factory.mktemp("go") / "example"
     shutil.copytree(FOLDER, place)
     subprocess.run(["go", "build", "-o", "order-events", "."], cwd=place, check=True, timeout=240)

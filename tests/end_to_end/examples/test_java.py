@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[3] / "examples" / "java"
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory, shop, http):
-    """Give the program in a copy of its folder, with its jars."""
+    """Return the program in a copy of its folder, with its jars."""
     place = tmp_path_factory.mktemp("java") / "example"
     shutil.copytree(FOLDER, place)
     fetch = [find_program("mvn") or "mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=jars"]

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[3] / "examples" / "node"
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory, shop, http):
-    """Give the program in a copy of its folder, with its packages."""
+    """Return the program in a copy of its folder, with its packages."""
     place = tmp_path_factory.mktemp("node") / "example"
     shutil.copytree(FOLDER, place, ignore=shutil.ignore_patterns("node_modules"))
     link_packages(place)

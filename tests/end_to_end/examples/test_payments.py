@@ -87,11 +87,11 @@ class Life:
             self._next += 1
 
     def held(self):
-        """Give what was charged and not given back."""
+        """Return what was charged and not given back."""
         return self._charges("NOT given_back")
 
     def charged(self):
-        """Give all that was ever charged."""
+        """Return all that was ever charged."""
         return self._charges("TRUE")
 
     def _charges(self, where):

@@ -37,7 +37,7 @@ class Program:
 
 @pytest.fixture
 def group(shop, tmp_path):
-    """Name a group that nobody else has."""
+    """Return the name of a group that nobody else has."""
     return f"{shop.service.app_id}-{tmp_path.name}"
 
 
@@ -59,7 +59,7 @@ def run(shop, group, tmp_path):
 
 
 def places_of(shop, group):
-    """Give the next offset of each partition of a group that has begun."""
+    """Return the next offset of each partition of a group that has begun."""
     asked = shop.service.kafka.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
     places = asked[group].result(10).topic_partitions
     return {one.partition: one.offset for one in places if one.topic == shop.service.names.events and one.offset >= 0}
@@ -71,7 +71,7 @@ def wait_begun(shop, group):
 
 
 def is_all_read(shop, group):
-    """Tell whether a group is done with all events."""
+    """Return whether a group is done with all events."""
     ends = {message.partition(): message.offset() + 1 for message in shop.service.read(shop.service.names.events)}
     places = places_of(shop, group)
     return all(places[partition] >= end for partition, end in ends.items())
@@ -189,7 +189,7 @@ def wait_settled(file, http, here, status):
 
 
 def charges(file, here):
-    """Give what was charged for an order, and whether it was given back."""
+    """Return what was charged for an order, and whether it was given back."""
     where = f"WHERE order_id = '{order_id_of(here)}'"
     return ledger(file, f"SELECT amount, given_back FROM charges {where} ORDER BY version")
 
@@ -200,7 +200,7 @@ def ledger(file, question):
 
 
 def guide_s(name):
-    """Give a program of the guide for subscribers."""
+    """Return a program of the guide for subscribers."""
     guide = (ROOT / "docs/guide/subscribe.md").read_text()
     [program] = re.findall(rf"`{name}`:\n```python\n(.*?)```", guide, re.DOTALL)
     return program

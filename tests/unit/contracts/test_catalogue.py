@@ -116,7 +116,7 @@ def test_all_reasons_are_listed():
 
 @pytest.fixture
 def with_a_later_version():
-    """Give the source after a second version of OrderShipped was released, with one more field."""
+    """Return the source after a second version of OrderShipped was released, with one more field."""
     first = SCHEMAS.newest[OrderShipped]
     weight = {"name": "weight_g", "type": ["null", "long"], "default": None, "doc": "What the parcel weighs: grams."}
     avro = first.avro | {"fields": [*first.avro["fields"], weight]}

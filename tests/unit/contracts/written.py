@@ -32,7 +32,7 @@ class Section(Struct):
 
 
 def sections() -> dict[str, Section]:
-    """Give the sections by their headings."""
+    """Return the sections by their headings."""
     _, *parts = re.split(r"^## ", TEXT, flags=re.MULTILINE)
     return {title: _section(text) for title, _, text in (part.partition("\n") for part in parts)}
 

@@ -44,17 +44,17 @@ def answer_to(command: Command) -> Event | Rejection:
 
 
 def fault_in(command: Command) -> str:
-    """Give the detail of the refusal: the pointer, and what the value must be."""
+    """Return the detail of the refusal: the pointer, and what the value must be."""
     return rejection_of(command).detail
 
 
 def pointer_in(command: Command) -> str | None:
-    """Give the pointer of the refusal."""
+    """Return the pointer of the refusal."""
     return rejection_of(command).pointer
 
 
 def rejection_of(command: Command) -> Rejection:
-    """Give the rejection of a command for its content."""
+    """Return the rejection of a command for its content."""
     rejection = answer_to(command)
     assert isinstance(rejection, Rejection), rejection
     assert rejection.reason == Reason.INVALID_ORDER

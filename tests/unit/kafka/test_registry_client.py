@@ -51,7 +51,7 @@ async def hang(_request):
 
 
 def quick(url, try_s=10.0, **changes):
-    """Give a client that has little patience, but for an answer that is on its way."""
+    """Return a client that has little patience, but for an answer that is on its way."""
     return SchemaRegistry(RegistryPolicy(url=url, try_s=try_s, waits_s=(0.01,), **changes))
 
 

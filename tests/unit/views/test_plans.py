@@ -21,7 +21,7 @@ IN_THE_ORDER_OF_AN_INDEX = "SCAN orders USING INDEX orders_by_time"
 
 @pytest.fixture
 def plans(tmp_path):
-    """Give the views, and a way to tell how the questions to them were answered."""
+    """Provide the views, and a way to tell how the questions to them were answered."""
     engine = open_database(make_url(f"sqlite:///{tmp_path}/views.db"), writes=True)
     prepare(engine)
     Projection(engine, topic_names()).positions(START)

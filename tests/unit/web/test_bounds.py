@@ -226,7 +226,7 @@ def test_no_documented_bound_is_forgotten():
 
 
 def bounded(fields: Any, before: str = "") -> Iterator[str]:
-    """Name the fields whose documentation has a bound."""
+    """Return the name of the fields whose documentation has a bound."""
     for field in fields:
         name = before + field["name"]
         if re.search(r"at most \d|\d to |ISO 4217|an id,|:<id>|Why:", field.get("doc", "")):

@@ -58,7 +58,7 @@ async def listening(application, **limits):
 
 @pytest.fixture
 async def server():
-    """Give a server; its runner and its port are in it."""
+    """Provide a server; its runner and its port are in it."""
     server = Busy()
     async with listening(server.application) as (server.runner, server.port):
         yield server
@@ -67,7 +67,7 @@ async def server():
 
 @pytest.fixture
 async def busy(server):
-    """Give a connection whose first request is being served."""
+    """Provide a connection whose first request is being served."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     with closing(writer):
         writer.write(post("/busy"))

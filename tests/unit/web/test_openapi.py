@@ -36,7 +36,7 @@ def resolved(schema):
 
 
 def within(node):
-    """Give all objects of the document that lie in this one."""
+    """Provide all objects of the document that lie in this one."""
     if isinstance(node, dict):
         yield node
     if isinstance(node, dict | list):

@@ -75,7 +75,7 @@ def test_it_reads_what_fastavro_writes_or_leaves_it(message):
 
 
 def with_number(message, number):
-    """Give the message with a number that may be any."""
+    """Return the message with a number that may be any."""
     name = "version" if isinstance(message, Event | Rejection) else "expected_version"
     return samples.but(message, **{name: number})
 

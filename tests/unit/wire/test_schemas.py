@@ -35,7 +35,7 @@ def test_the_released_files_are_as_they_were():
 
 @pytest.fixture
 def copy(tmp_path):
-    """Give a copy of `schemas/` to be spoilt."""
+    """Return a copy of `schemas/` to be spoilt."""
     return shutil.copytree(str(folder()), tmp_path / "schemas")
 
 
@@ -44,12 +44,12 @@ def write(place, avro):
 
 
 def paid(**changes):
-    """Give the released schema of OrderPaid with other parts."""
+    """Return the released schema of OrderPaid with other parts."""
     return SCHEMAS.of_file(PAID).avro | changes
 
 
 def with_field(field, name="currency"):
-    """Give it with another field in the place of one of its own."""
+    """Return it with another field in the place of one of its own."""
     return paid(fields=[field if one["name"] == name else one for one in paid()["fields"]])
 
 

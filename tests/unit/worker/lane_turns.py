@@ -40,7 +40,7 @@ class Written:
         return sent
 
     def facts(self, partition):
-        """Give the facts of the events of a partition."""
+        """Return the facts of the events of a partition."""
         values = [record[1] for topic, where, record in self.records if (topic, where) == (NAMES.events, partition)]
         return [type(avro.decode_event(value).fact).__name__ for value in values]
 

@@ -74,7 +74,7 @@ def kept(before, after, members):
 
 
 def is_even(shares, partitions):
-    """Tell whether each lane is assigned once, and no member has two more than another."""
+    """Return whether each lane is assigned once, and no member has two more than another."""
     sizes = sorted(len(lanes) for lanes in shares.values())
     return sum(sizes) == partitions == len(set().union(*shares.values())) and sizes[-1] - sizes[0] <= 1
 
