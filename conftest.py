@@ -97,7 +97,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
-    """Tell a process of pytest-xdist where it can ask for Kafka."""
+    """Pass a process of pytest-xdist the address at which it can ask for Kafka."""
     stash = node.config.stash
     if SHARED_KAFKA not in stash:
         stash[SHARED_KAFKA] = SharedKafka(node.config._tmp_path_factory.mktemp("kafka")).start()

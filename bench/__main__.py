@@ -66,7 +66,7 @@ LONG = {
 
 
 def main(names: list[str]) -> int:
-    """Measure; 0 whatever the figures are, 1 if an event was wrong, 2 for a name that is none."""
+    """Measure; 0 whatever the figures are, 1 if an event was wrong, 2 for an unknown name."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     if unknown := [name for name in names if name not in PARTS | LONG]:
         console.print(f"no such part: {', '.join(unknown)}; there are: {', '.join(PARTS | LONG)}")
@@ -102,7 +102,7 @@ def measured(world: World, name: str) -> list[Row]:
 
 
 def machine() -> str:
-    """Say what this runs on."""
+    """Return what this runs on."""
     scale = "" if SCALE == 1 else f", sizes x {SCALE:g}: a quick look"
     return (
         f"{_processor()}, {os.cpu_count()} cores shared with the broker; {platform.system()} {platform.release()}; "

@@ -61,7 +61,7 @@ def load(service: Service, encode: Callable[[Command], bytes]) -> None:
 
 
 def decide(service: Service, per_s: list[float], processor_us: list[float]) -> None:
-    """Let one worker decide it all; add its speed, and its processor time with that of its start."""
+    """Run one worker until it has decided the backlog; add its speed, and its processor time with that of its start."""
     ends = Ends(service.bootstrap_servers, service.names.events, service.partitions)
     worker = service.start_worker()
     try:
@@ -74,7 +74,7 @@ def decide(service: Service, per_s: list[float], processor_us: list[float]) -> N
 
 
 def peer_per_s(world: World, service: Service, consume: Work, targets: list[str]) -> float:
-    """Let a peer work through the same backlog; the first of its targets is watched."""
+    """Run a peer on the same backlog and return its records per second; the first of its targets is watched."""
     names = [f"{target}-{uuid4().hex[:10]}" for target in targets]
     with topics(world.servers, names, service.partitions):
         ends = Ends(world.servers, names[0], service.partitions)

@@ -47,7 +47,7 @@ class Question(Struct, frozen=True):
 
 
 def ask(work: Work, *arguments: Any) -> list[Took]:
-    """Let one of the functions below do its work in a process of its own; WrongResult if an answer was wrong."""
+    """Run one of the functions below in a process of its own; raise WrongResult if an answer was wrong."""
     with running(work, *arguments) as pipe:
         taken: list[Took] | WrongResult = pipe.recv()
     if isinstance(taken, WrongResult):
@@ -56,9 +56,9 @@ def ask(work: Work, *arguments: Any) -> list[Took]:
 
 
 def write(pipe: "Connection[Any, Any]", port: int, name: str, per_s: int, seconds: float) -> None:
-    """Create orders, each of another user whom nobody has seen, and pay each a second later; `per_s` of both in all.
+    """Create orders, each of another user never seen before, and pay each a second later; `per_s` of both in all.
 
-    An open loop: a request starts when it is due, however many have no answer by then.
+    An open loop: a request starts when it is due, however many have no answer at that time.
     """
     _tell(pipe, _evenly(port, 0, per_s, islice(_writes(name, round(PAID_AFTER_S * per_s / 2)), round(per_s * seconds))))
 

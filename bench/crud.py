@@ -1,4 +1,4 @@
-"""The peer: what most would write. A table of orders, an outbox for whoever wants to hear of them, one transaction.
+"""The peer: what most would write. A table of orders, an outbox for its readers, one transaction.
 
 It keeps no history, and nothing makes a repeated request safe. Its outbox is only written: somebody has yet to publish
 it. It asks the User Service as ours does, and remembers no answer.

@@ -36,9 +36,9 @@ One web process, one worker, one projector, 4 partitions, their default settings
 (aiohttp) are a process of their own. Writes: {WARM_UP_S:g} s that do not count, then {PER_S}/s for {MEASURED_S:g} s \
 after {WARM_S:g} s, evenly, open loop: half are creates, each of a user never seen before (the stub answers after \
 {USERS_LATENCY_MS} ms), half are payments of orders placed a second before. From when a request was due to its 200 or \
-201: by then the event is committed, and GET sees it, which is tried on every tenth order. "Plain CRUD" gets the same \
+201: the event is then committed, and GET sees it, which is tried on every tenth order. "Plain CRUD" gets the same \
 from aiohttp and psycopg: a row and an outbox row in one transaction of PostgreSQL, the same question to the User \
-Service; nobody reads its outbox. Reads: \
+Service; no process reads its outbox. Reads: \
 {ORDERS:,} orders, put into the table by SQL, not by way of Kafka. GET by id: {CONNECTIONS} connections, closed \
 loop, each asks again as soon as it has its answer; then for the p99 an open loop at {READS_PER_S:,}/s. Lists \
 of 50: one caller, closed loop; deep pages begin anywhere by cursor. PostgreSQL has its default settings."""

@@ -15,7 +15,7 @@ SETTLE_S = 3.0
 
 HOW = f"""\
 Processor time (user and system, /proc) of a worker over {MEASURED_S:g} s, {SETTLE_S:g} s after it has decided its \
-last command; nobody asks its admin port meanwhile."""
+last command; no process calls its admin port meanwhile."""
 
 
 def measure(world: World) -> list[Row]:

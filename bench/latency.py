@@ -50,7 +50,7 @@ def measure(world: World) -> list[Row]:
 
 
 def warm_up(world: World) -> None:
-    """Let a service work at the highest rate for as long as a figure takes: what a fresh broker shows is no figure."""
+    """Run a service at the highest rate for as long as a figure takes: a fresh broker distorts the figures."""
     with world.service() as service:
         service.start_worker().wait_lanes(service.partitions)
         paced(service, Shop("warm"), max(RATES), MEASURED_S)

@@ -71,7 +71,7 @@ def amend_address(shop: Shop, number: int) -> Command:
 
 
 def pay(shop: Shop, number: int) -> Command:
-    """Pay all of it."""
+    """Pay the whole amount."""
     return PayOrder(
         **shop.head(number, 4),
         actor="service:payments",
@@ -104,7 +104,7 @@ LIFE: tuple[Callable[[Shop, int], Command], ...] = (create, amend_lines, amend_a
 
 
 def waves(shop: Shop, orders: int, *, block: int = 5_000, steps: int = len(LIFE)) -> Iterator[Command]:
-    """Let a block of orders take one step after the other, then the next block: a backlog."""
+    """Yield one step after the other of a block of orders, then of the next block: a backlog."""
     for first in range(0, orders, block):
         for step in LIFE[:steps]:
             for number in range(first, min(first + block, orders)):

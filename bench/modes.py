@@ -23,7 +23,7 @@ MODES: Final = tuple(mode for mode in Mode if mode is not Mode.OK)
 SECONDS: Final = WARM_S + MEASURED_S
 
 HOW = f"""\
-{PER_S} commands/s of orders of 50 known users, and beside them {STRANGERS_PER_S} creates/s of users nobody knows. \
+{PER_S} commands/s of orders of 50 known users, and beside them {STRANGERS_PER_S} creates/s of unknown users. \
 After {WARM_S:g} s the stub fails in one way for {MEASURED_S:g} s, then it heals, and all that waited is decided \
 before the next. The p99 of the known users' commands, in each mode, over that of the same load without a failure."""
 
@@ -56,7 +56,7 @@ def p99_ms(service: Service, worker: WorkerProcess, mode: Mode, name: str) -> fl
 
 
 def switch(service: Service, mode: Mode) -> None:
-    """Let the stub answer in another way."""
+    """Switch the stub to another way of answering."""
     body = json.dumps({"mode": mode}).encode()
     with urllib.request.urlopen(urllib.request.Request(f"{service.users.url}/mode", body, method="PUT")):
         pass

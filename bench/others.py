@@ -1,4 +1,4 @@
-"""How much of the machine others took meanwhile: a figure that was taken beside them is none of the service's."""
+"""How much of the machine others took meanwhile: a figure taken beside them does not describe the service."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ class Others:
         self._own_s = own_s()
 
     def percent(self) -> float:
-        """Tell it for the time since the last call; 0 where there is no /proc."""
+        """Return the share since the last call, in percent; 0 where there is no /proc."""
         (all_s, busy_s), own = _all_and_busy_s(), own_s()
         took_s = (busy_s - self._last[1]) - (own - self._own_s)
         passed_s = all_s - self._last[0]

@@ -20,7 +20,7 @@ into Kafka, and a worker is started: from the start of its process to the first 
 
 
 def measure(world: World) -> list[Row]:
-    """Start the worker anew once per run."""
+    """Restart the worker once per run."""
     taken: list[float] = []
     with world.service() as service:
         worker = fill(service, ORDERS, steps=2)
@@ -48,7 +48,7 @@ def fill(service: Service, orders: int, *, steps: int = len(LIFE), instance_id: 
 
 
 def put(service: Service, shop: Shop, orders: int, *, steps: int = len(LIFE)) -> None:
-    """Let the running worker decide commands of so many orders, and wait until it has."""
+    """Send commands of so many orders, and wait until the running worker has decided them."""
     ends = Ends(service.bootstrap_servers, service.names.events, service.partitions)
     goal = ends.sum() + orders * steps
     commands = waves(shop, orders, steps=steps)

@@ -13,5 +13,5 @@ def scaled(count: int) -> int:
 
 
 def scaled_s(seconds: float) -> float:
-    """Shrink a time by BENCH_SCALE, but not below what can be measured at all."""
+    """Shrink a time by BENCH_SCALE, but not below what can be measured."""
     return max(min(seconds, 2.0), seconds * SCALE)

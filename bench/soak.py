@@ -93,7 +93,7 @@ def watch(world: World, worker: WorkerProcess, is_over: Callable[[], bool], with
 
 
 def pace(looks: list[Look]) -> float:
-    """Say how many commands were decided per second in the last third."""
+    """Return how many commands were decided per second in the last third."""
     end = looks[-1]
     begin = next(look for look in looks if look.decided >= WARMING * 2 / 3)
     if end is begin:

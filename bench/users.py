@@ -41,7 +41,7 @@ def measure(world: World) -> list[Row]:
 
 
 def creates_per_s(world: World) -> float:
-    """Let one worker decide creates of which each needs a lookup."""
+    """Run one worker on creates that each need a lookup, and return the creates per second."""
     with world.service(users_latency_ms=LATENCY_MS) as service:
         creates = waves(Shop("shop", user_count=0), USERS, steps=1)
         records = ((create.order_id, encode_json_command(create)) for create in creates)

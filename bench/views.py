@@ -58,7 +58,7 @@ def measure(world: World) -> list[Row]:
 
 
 def build(world: World, service: Service, url: str) -> tuple[float, float]:
-    """Let a projector build the views; give its events per second, and its processor time in seconds."""
+    """Build the views with a projector; return its events per second, and its processor time in seconds."""
     engine = open_database(database_of(Settings(database_url=SecretStr(url))))
     projector = service.start_worker(module=("order_service.cli", "projector"), ORDERS_DATABASE_URL=url)
     try:

@@ -48,7 +48,7 @@ class Growing(Protocol):
     """What grows until all is done."""
 
     def sum(self) -> int:
-        """Say how much is done."""
+        """Return how much is done."""
 
 
 def growth_per_s(ends: Growing, goal: int, worker: WorkerProcess | None = None, *, every_s: float = 0.03) -> float:

@@ -76,7 +76,7 @@ def new_directory() -> Path:
 
 @contextmanager
 def told_where(directory: Path) -> Iterator[None]:
-    """Say where logs and topics are when a run ends by an error."""
+    """Print where logs and topics are when a run ends by an error."""
     try:
         yield
     except Exception:
@@ -85,7 +85,7 @@ def told_where(directory: Path) -> Iterator[None]:
 
 
 def how_to_look(directory: Path) -> str:
-    """Say where logs and topics are."""
+    """Return where logs and topics are."""
     return f"Kept: {directory}. Logs: worker-*.log, load.log; topics: python -m chaos look {directory}"
 
 

@@ -219,7 +219,7 @@ class Outside:
         killed.send(signal.SIGKILL)
 
     def let_callers_end(self) -> None:
-        """Let no caller begin another request."""
+        """Stop the callers from beginning another request."""
         for caller in self._callers:
             caller.is_over.set()
 

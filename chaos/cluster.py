@@ -1,7 +1,7 @@
 """One or three Kafka nodes of our own, to be killed and started again, each with a proxy before it.
 
-A node has two listeners for clients. Whoever finds the cluster by the direct ones stays with them, and so do the nodes
-among themselves; whoever finds it by a proxy is told the proxies' addresses only, and stays behind them.
+A node has two listeners for clients. A client that finds the cluster by the direct ones stays with them, and so do the
+nodes among themselves. A client that finds it by a proxy is told the proxies' addresses only, and stays behind them.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Cluster:
         self._undo.close()
 
     def _end(self) -> None:
-        # Killed: the last one alone could not hand over anything, and nobody needs the data any more.
+        # Killed: the last one alone could not hand over anything, and the data is not needed any more.
         self.running.clear()
         self._side_by_side(lambda node: self.brokers[node].kill(), self.brokers)
 

@@ -106,7 +106,7 @@ class Fleet:
         return self._service.directory / f"clock-{number}.s"
 
     def leave(self, pick: float) -> bool:
-        """Tell one to end for good; False if it is the last one."""
+        """Stop one worker for good; return False if it is the last one."""
         if len(self._places) < 2:
             return False
         worker = self._places.pop(self._index(pick))
@@ -156,7 +156,7 @@ class Fleet:
         return Served(0.0, _partitions(r'^orders_lag_commands{partition="(\d+)"}', said) - parked, parked)
 
     def stop(self) -> None:
-        """Tell all to end, and wait until they have."""
+        """Stop all workers, and wait until they have ended."""
         workers = [*self._places, *self._leaving]
         self._places, self._leaving = [], []
         for worker in workers:

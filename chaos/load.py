@@ -231,7 +231,7 @@ class Load:
         )
 
     def _foreign(self, walk: Walk) -> Command:
-        """Let somebody act who may not: another user, a user on what is a service's, a stranger's order."""
+        """Return a command that its actor may not send: a stranger's cancellation, or a payment by the order's user."""
         stranger = f"user:eve-{walk.count % 3}"
         if self._chance.random() < 0.5:
             return CancelOrder(**walk.head(stranger), reason="customer_request")
@@ -252,7 +252,7 @@ class Load:
                 AmendOrder(**head, lines=()),
                 AmendOrder(**head, discount=2**53),
                 AmendOrder(**head),
-                CancelOrder(**head, reason="no reason of ours"),
+                CancelOrder(**head, reason="an unknown reason"),
             )
         )
 

@@ -31,7 +31,7 @@ HEALED_WITHIN_S: Final = 600.0
 
 
 def run(directory: Path, say: Callable[[str], None]) -> Verdict:
-    """Let all wait, heal, and check; says what the worker holds in memory meanwhile."""
+    """Make all commands wait, heal, and check; report what the worker holds in memory meanwhile."""
     sizes = Sizes(commands=CREATES + CREATES // AMENDED_EVERY, workers=1, faults=0, kinds=())
     deadline_s = 3600.0
     settings = {

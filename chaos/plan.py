@@ -12,7 +12,7 @@ from order_service.users.stub import Mode
 
 WORKER_FAULTS: Final = ("kill", "term", "pause", "join", "leave")
 COMMIT_FAULTS: Final = ("lose_answer END_TXN", "lose_request END_TXN", "delay_request END_TXN", "delay_answer END_TXN")
-"""Every other network fault hits the end of a transaction: a commit of which nobody knows is the worst there is."""
+"""Every other network fault hits the end of a transaction: a commit that no process knows of is the worst case."""
 NETWORK_FAULTS: Final = (
     "cut_all",
     "lose_answer PRODUCE",

@@ -1,4 +1,4 @@
-"""One run: a load goes in, faults befall whoever carries it, and when all is healed the checker reads every topic."""
+"""One run: a load goes in, faults hit the processes that carry it, and after healing the checker reads every topic."""
 
 import heapq
 import logging
@@ -57,7 +57,7 @@ COMPACTED_WITHIN_S: Final = 8.0
 RETRY_S: Final = 3.0
 """How long after it failed to happen a fault is planned again."""
 HUNG_S: Final = 20.0
-"""A worker whose event loop hangs must have ended by then."""
+"""A worker whose event loop hangs must have ended within this time."""
 PARKED_WITHIN_S: Final = 120.0
 TAIL: Final = 65_536
 """How many bytes a changelog loses with its tail: far more than the claims write that come last."""
@@ -121,13 +121,13 @@ class Sender(threading.Thread):
         )
 
     def run(self) -> None:
-        """Send all of it."""
+        """Send the whole load."""
         with closing(self._log):
             self._send()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Let nothing be on its way while the block stops the only broker in order.
+        """Keep records from being on their way while the block stops the only broker in order.
 
         A broker that stops gives up its partitions, then tells of no brokers for a moment, then closes. A producer
         whose records it refuses asks it where they belong; librdkafka (2.16, issue 5301) that is told of no brokers
@@ -230,7 +230,7 @@ class Run:
         return verdict
 
     def shortfalls(self, verdict: Verdict) -> Iterator[str]:
-        """Say what was not as planned, though it may be that nothing was lost by it."""
+        """Yield what was not as planned, though nothing may have been lost by it."""
         commands = verdict.commands - sum(found.http_commands for found in self.findings)
         if commands < self.sizes.commands:  # a producer that lost its broker may have sent one twice
             yield f"{commands:,} commands were checked, not {self.sizes.commands:,}"
@@ -254,7 +254,7 @@ class Run:
         return "tail" in self.sizes.kinds and self.sizes.brokers == 1 and self.sizes.faults > 0
 
     def _cut_tail(self) -> int:
-        """Let a table lose its tail while no worker runs, see that its lane is parked, and return its partition."""
+        """Cut off a table's tail while no worker runs, see that its lane is parked, and return its partition."""
         partition = self.sizes.seed % PARTITIONS
         [node] = self._cluster.nodes
         self._cluster.kill(node)
@@ -354,7 +354,7 @@ class Run:
         self._do_later(time.monotonic() - self._start + seconds, action)
 
     def _befall(self, fault: Fault) -> None:
-        """Let a fault happen; those that take long, or are not sure to happen, are counted when they have."""
+        """Start a fault; those that take long, or are not sure to happen, are counted when they have."""
         acts: dict[str, Callable[[Fault], int]] = {
             "kill": partial(self._signal, signal.SIGKILL),
             "term": partial(self._signal, signal.SIGTERM),
@@ -412,7 +412,7 @@ class Run:
         return 1
 
     def _shift_clock(self, fault: Fault) -> int:
-        """Let a wall clock step by two hours, and back; a worker that starts meanwhile waits until it is right."""
+        """Move a wall clock by two hours, and back; a worker that starts meanwhile waits until it is right."""
         worker = self._fleet.pick(fault.pick)
         self._fleet.set_clock(worker, int(fault.detail))
         self._do_in(CLOCK_WRONG_S, partial(self._fleet.set_clock, worker, 0))
@@ -442,7 +442,7 @@ class Run:
         return ended
 
     def _begin_aside(self, work: Callable[[Fault], int], fault: Fault) -> int:
-        """Let a fault happen that takes long, and others meanwhile; `work` returns how often it has happened."""
+        """Start a fault that takes long, beside others; `work` returns how often it has happened."""
         self._aside.append((fault, self._helpers.submit(work, fault)))
         return 0
 
@@ -475,14 +475,14 @@ class Run:
             self._say(f"{fault.kind} {fault.detail}: did not happen before all commands were sent")
 
     def _begin_again(self, fault: Fault) -> None:
-        """Begin a fault again when all lanes run: where nobody writes, nothing is compacted either."""
+        """Begin a fault again when all lanes run: without writes nothing is compacted either."""
         if self._waits_for_lanes():
             self._do_in(AGAIN_S, partial(self._begin_again, fault))
         else:
             self._befall(fault)
 
     def _when_all_run(self, work: Callable[[Fault], int], fault: Fault) -> int:
-        """Let a fault happen when all lanes run: one after the other, such faults would never let some of them run."""
+        """Start a fault when all lanes run: one after the other, such faults would never let some of them run."""
         if self._waits_for_lanes():
             self._do_in(AGAIN_S, partial(self._befall, fault))
             return 0
@@ -515,7 +515,7 @@ class Run:
         return 1
 
     def _visit(self, fault: Fault) -> int:
-        """Let a stranger into the group, who is kept out if workers are there and it has another assignor than they."""
+        """Add a stranger to the group, who is kept out if workers are there and it has another assignor than they."""
         began_s = self._watch.now_s()
         servers, topic = self._cluster.bootstrap_servers, self._service.names.commands
         is_let_in = fault.detail == STRANGERS[1]
@@ -539,7 +539,7 @@ class Run:
         self._pause.wait(STRANGER_STAYS_S)
 
     def _let_users_fail(self, fault: Fault) -> int:
-        """Let one mode come after the other, each until somebody has asked: nobody does while Kafka is away."""
+        """Set one mode after the other, each until a worker has asked: no worker asks while Kafka is away."""
         stub, mode = self._users.stub, Mode(fault.detail)
         if stub.mode is not Mode.OK:
             self._do_in(AGAIN_S, partial(self._let_users_fail, fault))
@@ -560,9 +560,9 @@ class Run:
         return 0
 
     def _silence_registry(self, fault: Fault) -> int:
-        """Let commands come by ids that no worker knows while the registry is silent, and others wait for their users.
+        """Send commands by ids that no worker knows while the registry is silent, and others that wait for their users.
 
-        It is silent until it was asked; nobody asks while Kafka is away.
+        It is silent until it was asked; no worker asks while Kafka is away.
         """
         users, registry = self._users.stub, self._registry
         if users.mode is not Mode.OK or registry.is_silent:
@@ -686,7 +686,7 @@ class Run:
         doing.result()
 
     def _heal(self) -> None:
-        """Let all go on, and wait until everything is decided."""
+        """Resume everything, and wait until all commands are decided."""
         self._users.stub.mode = Mode.OK
         for worker in self._fleet.workers:
             worker.send(signal.SIGCONT)

@@ -16,7 +16,7 @@ AGAIN_S: Final = 0.5
 
 
 async def subscribe(group: str, output: TextIO) -> None:
-    """Write down events for ever; opens anew while Kafka is away."""
+    """Write down events for ever; opens the stream again while Kafka is away."""
     while True:
         try:
             async with OrderEvents.effects(group=group) as events:

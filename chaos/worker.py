@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 from tests.support import worker
 
 HANG: Final = signal.SIGWINCH
-"""Ignored by a process that has only just begun, and used by no library of ours."""
+"""Ignored by a process that has only just begun, and used by none of our libraries."""
 
 
 def _hang(*_: object) -> NoReturn:

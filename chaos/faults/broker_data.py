@@ -122,10 +122,10 @@ def compact(
     within_s: float,
     pause: Pause,
 ) -> None:
-    """Let topics be compacted within seconds until the first was cleaned twice.
+    """Have topics compacted within seconds until the first was cleaned twice.
 
     The first cleaning keeps markers and tombstones, the second removes what is older than `delete.retention.ms`.
-    Raises TimeoutError if that takes too long: no worker starts on such topics, and what nobody writes is not cleaned.
+    Raises TimeoutError if that takes too long: no worker starts on such topics, and Kafka only cleans after writes.
     """
     places = [TopicPartition(topics[0], partition) for partition in partitions]
     nodes = list(nodes)

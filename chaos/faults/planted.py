@@ -63,7 +63,7 @@ def claim_without_its_fence() -> None:
     """Take a partition over and leave the one who had it able to write."""
 
     async def nobody(_transactional_id: str, _connection: dict[str, Any]) -> None:
-        """Fence nobody."""
+        """Fence no producer."""
 
     clients.fence = nobody
     claim_without_its_look_at_the_outcomes()
@@ -95,7 +95,7 @@ def a_lane_is_kept_whoever_had_it_meanwhile() -> None:
 
 
 def write_no_position_of_its_own() -> None:
-    """Let an idle lane write nothing: a worker that wakes up then joins again, and has no turn that is refused."""
+    """Keep an idle lane from writing: a worker that wakes up then joins again, and has no turn that is refused."""
 
     async def nothing(_self: Assignment) -> None:
         """Pass nothing on."""
@@ -144,7 +144,7 @@ def a_commit_is_sent_again_under_the_same_id() -> None:
 
 
 def the_waiting_room_is_in_memory_only() -> None:
-    """Let a create wait, but do not write it down."""
+    """Make a create wait without writing it down."""
     wait = Lane._wait
 
     def forgetful(self: Lane, *arguments: Any) -> None:

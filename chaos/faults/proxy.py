@@ -296,7 +296,7 @@ class Link:
     async def _deliver(self, late: Late) -> None:
         """Deliver a late request; it has happened when the broker has answered, and answers before it are dropped.
 
-        Closing before would let answers that nobody has read reset the connection, and the request be thrown away.
+        Closing before would let unread answers reset the connection, and the request be thrown away.
         """
         await asyncio.sleep(late.seconds)
         await self._pass(self._broker, late.request)
@@ -315,7 +315,7 @@ async def _until_it_breaks(passing: Callable[[], Coroutine[None, None, None]]) -
 class Proxy:
     """A proxy in a thread of its own, so that tests can be plain functions.
 
-    `target_port` is the broker's; while nobody listens there, clients are turned away. `listen_port` is for when a
+    `target_port` is the broker's; while no process listens there, clients are turned away. `listen_port` is for when a
     broker has to know it beforehand; 0 takes a free one, and `port` says which. Everything here may be called from any
     thread and returns at once. One fault at a time can be armed for an api key; the next one replaces it.
     """

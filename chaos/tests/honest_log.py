@@ -37,7 +37,7 @@ def milliseconds(moment: datetime) -> int:
 
 
 Sent = tuple[bytes | None, bytes | None, Any]
-"""Key, value and headers of a command, or of what is none."""
+"""Key, value and headers of a command, or of a record that is not a command."""
 
 
 # The service, in memory: a lane, its topics and a clock
@@ -108,7 +108,7 @@ class Service:
         self.topics[name].end += bool(written)  # the control record of the transaction
 
     def restart(self) -> None:
-        """Let another lane take over, which knows only what the changelogs say."""
+        """Replace the lane by another one, which knows only what the changelogs say."""
         table = {record.key or b"": record.value or b"" for record in self.topics["table"].records}
         if changelog.POSITION_KEY not in table:
             return
@@ -121,12 +121,12 @@ class Service:
         )
 
     def answer(self, user_id: str) -> None:
-        """Let the User Service answer."""
+        """Answer as the User Service."""
         self.known[user_id] = CHECKS[user_of(user_id)]
         self.lane.room.add_answer(user_id, self.known[user_id])
 
     def end(self) -> PartitionRecords:
-        """Let time pass until nothing waits any more, and give the whole log."""
+        """Advance the time until nothing waits any more, and return the whole log."""
         while len(self.lane.room):
             self.now += timedelta(seconds=1)
             self.turn()
@@ -348,7 +348,7 @@ class Load:
 
 
 def honest_log(seed: int, turns: int = 1500) -> tuple[PartitionRecords, Service]:
-    """Let the service live through a load, with answers late or never, clocks set back, and other lanes taking over."""
+    """Run the service on a load, with answers late or never, clocks set back, and other lanes taking over."""
     service = Service(seed)
     load, chance = Load(seed, service), service.random
     active = ORDERS[:6]
@@ -376,7 +376,7 @@ MAIN, SIDE, NOBODYS, UNPAID, LATE = ORDERS[:5]
 
 
 def short_log() -> PartitionRecords:
-    """Let a few orders live: one to its end, one that is amended, one refused, one never paid, one that waited."""
+    """Return a log of few orders: one to its end, one amended, one refused, one never paid, one that waited."""
     service = Service(0)
     service.known |= {"dana": UserCheck.ACTIVE, "unknown-1": UserCheck.NOT_FOUND}
     service.turn([sent(create, MAIN), sent(create, SIDE), (b"key", b"{poison}", (("trace", b"1"),))])

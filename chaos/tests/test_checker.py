@@ -242,7 +242,7 @@ def never_taken(log: PartitionRecords) -> None:
 
 
 def still_waiting(log: PartitionRecords) -> None:
-    """Let what has waited wait on: no outcome, no tombstone, no order."""
+    """Keep what has waited waiting: no outcome, no tombstone, no order."""
     for tamper in (
         dropped("events", event(LATE, 1)),
         dropped("rejections", rejection(LATE, "amend-1")),
@@ -254,7 +254,7 @@ def still_waiting(log: PartitionRecords) -> None:
 
 
 def decided_again(log: PartitionRecords) -> None:
-    """Let a worker that should be dead decide a command once more, after all the others."""
+    """Add the second outcome of a command, decided after all others by a worker that should be dead."""
     newest = decode_event(log.events[place_of(log.events, event(SIDE, 2))].value)
     doubled("events", event(SIDE, 2), event_with(event_id=id_of(SIDE, "3"), version=3))(log)
     assert newest.version == 2
@@ -381,7 +381,7 @@ TAMPERED = [
     pytest.param(
         altered("rejections", rejection(NOBODYS, "create-1"), rejection_with(reason="deadline_passed")),
         {"disorder": 1},
-        id="a deadline that nobody set has passed",
+        id="a deadline that no command set has passed",
     ),
     pytest.param(
         doubled(
@@ -396,7 +396,7 @@ TAMPERED = [
     ),
     pytest.param(altered("table", of(POSITION_KEY), moved(2)), {"state": 1}, id="the position is past the end"),
     pytest.param(altered("table", of(POSITION_KEY), moved(-1)), {"state": 1}, id="the position is behind"),
-    pytest.param(altered("table", of(POSITION_KEY), value(b"\1\x90")), {"state": 1}, id="the position is none"),
+    pytest.param(altered("table", of(POSITION_KEY), value(b"\1\x90")), {"state": 1}, id="the position is invalid"),
     pytest.param(lambda log: log.table.clear(), {"state": 5}, id="the table is empty"),
     pytest.param(altered("table", of(MAIN.encode()), value(None)), {"state": 1}, id="an order is not in the table"),
     pytest.param(altered("table", of(MAIN.encode()), value(b"\2")), {"state": 1}, id="an entry cannot be read"),
@@ -408,7 +408,7 @@ TAMPERED = [
     pytest.param(
         doubled("table", of(MAIN.encode()), lambda record: but(record, key=b"nothing")),
         {"state": 1},
-        id="an order is in the table that nobody wanted",
+        id="an order is in the table without a create",
     ),
     pytest.param(
         altered("table", of(SIDE.encode()), entry_with(head=bytes(16))), {"state": 1}, id="an entry has another head"
@@ -474,7 +474,7 @@ def test_on_other_terms_an_honest_log_is_not_right(terms, counts):
 
 
 def unpaid_log(*late: Command, payment_due_s: float = 20.0) -> PartitionRecords:
-    """Let an order cancel itself when its payment is due, and then decide what is late."""
+    """Return the log of an order that cancels itself when its payment is due; what is late is decided after that."""
     service = Service(0, but(POLICY, payment_due_s=payment_due_s))
     service.known["dana"] = UserCheck.ACTIVE
     service.turn([sent(create, UNPAID)])
@@ -484,7 +484,7 @@ def unpaid_log(*late: Command, payment_due_s: float = 20.0) -> PartitionRecords:
 
 
 def came(before_due: timedelta, log: PartitionRecords) -> PartitionRecords:
-    """Let all but the create have come so long before the payment was due, with the time that it was on its way."""
+    """Date all but the create so long before the payment was due, and earlier by the time on its way."""
     came_at = milliseconds(NOW + timedelta(seconds=20.0 - TERMS.on_its_way_s) - before_due)
     commands = [log.commands[0], *(but(record, timestamp_ms=came_at) for record in log.commands[1:])]
     return but(log, commands=commands)
@@ -514,9 +514,9 @@ JUST, NOT = timedelta(milliseconds=1), timedelta(0)
     pytest.param([pay, but(pay, command_id="pay-2")], JUST, {"disorder": 1}, id="two are no other fault"),
     pytest.param([but(pay, amount=1)], JUST, {"disorder": 1}, id="of another amount it is overtaken as well"),
     pytest.param([but(pay, expected_version=1)], JUST, {"disorder": 1}, id="or of the version that it knew"),
-    pytest.param([but(pay, expected_version=7)], JUST, {}, id="it is refused so whoever comes first"),
-    pytest.param([but(pay, actor=DANA)], JUST, {}, id="it is not allowed whoever comes first"),
-    pytest.param([but(pay, decide_by=NOW)], JUST, {}, id="it is too late whoever comes first"),
+    pytest.param([but(pay, expected_version=7)], JUST, {}, id="it is refused so in either order"),
+    pytest.param([but(pay, actor=DANA)], JUST, {}, id="it is not allowed in either order"),
+    pytest.param([but(pay, decide_by=NOW)], JUST, {}, id="it is too late in either order"),
     pytest.param([amend], JUST, {}, id="nothing is said of what is no payment"),
 ])  # fmt: skip
 def test_a_payment_that_came_before_it_was_due_is_not_overtaken(late, before_due, counts):
@@ -568,7 +568,7 @@ def test_a_copy_of_a_command_that_waits_in_a_full_room_needs_no_outcome(copied, 
     pytest.param(anybody, {}, id="when the User Service is away"),
     pytest.param(lambda user_id: user_id.startswith("never"), {}, id="who is known for it"),
     pytest.param(lambda user_id: user_id.startswith("late"), {"disorder": 1}, id="but not another one"),
-    pytest.param(nobody, {"disorder": 1}, id="but nobody else"),
+    pytest.param(nobody, {"disorder": 1}, id="but no other user"),
 ])  # fmt: skip
 def test_a_user_is_not_forgotten_until_the_deadline(may_time_out, counts):
     service = Service(0)
@@ -610,7 +610,9 @@ PROMPT_S, HELD_UP_S, BOUND_S = 0.1, 20.0, 5.0
 
 
 def watched_of(log: PartitionRecords, *, held_up_from: float = inf, touches: Sequence[Touch] = ()) -> Watched:
-    """Say when a consumer saw a log: a command a second, an outcome at once, but for 20 s none from `held_up_from` on.
+    """Return when a consumer saw a log: a command a second, each outcome at once.
+
+    From `held_up_from` on there is no outcome for 20 s.
 
     What waited for its user is seen a minute later.
     """

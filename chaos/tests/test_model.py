@@ -129,7 +129,7 @@ CREATED = after(create)
         ),
         pytest.param(but(amend, decide_by=NOW), CREATED, "Happens", id="at its deadline a command is in time"),
         pytest.param(but(pay, actor=DANA), CREATED, "not_allowed", id="a user does not pay"),
-        pytest.param(but(create, actor=EVE), None, "not_allowed", id="a user orders for nobody else"),
+        pytest.param(but(create, actor=EVE), None, "not_allowed", id="a user orders for no other user"),
         pytest.param(
             but(amend, actor="dana"), CREATED, "not_allowed", id="who is neither user nor service does nothing"
         ),
@@ -255,7 +255,7 @@ def test_whatever_bytes_are_a_command_to_one_reader_are_the_same_to_the_other(se
 
 
 def by_the_service(value: bytes) -> Any:
-    """Decode a command, or say why it is none."""
+    """Decode a command, or return why the bytes are not a command."""
     try:
         return decode_by_the_service(value)
     except DecodeError as error:

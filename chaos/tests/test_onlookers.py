@@ -22,7 +22,7 @@ KEY = "http-1"
 
 
 def log_of(*commands):
-    """Let a lane decide commands, each in a turn of its own, with the correlation id of a request."""
+    """Return the log of a lane that decides each command in a turn of its own, with the correlation id of a request."""
     service = Service(0)
     service.known["dana"] = UserCheck.ACTIVE
     for command in commands:
@@ -91,8 +91,8 @@ FIRST, SECOND, THIRD = (Shown(PARTITION, offset, order_id, version) for offset, 
 @pytest.mark.parametrize(
     ("lives", "may_repeat", "count"),
     [
-        pytest.param([[FIRST, SECOND, THIRD]], False, 0, id="all of it"),
-        pytest.param([[FIRST], [SECOND, THIRD]], False, 0, id="all of it in two lives"),
+        pytest.param([[FIRST, SECOND, THIRD]], False, 0, id="the whole stream"),
+        pytest.param([[FIRST], [SECOND, THIRD]], False, 0, id="the whole stream in two lives"),
         pytest.param([[FIRST, SECOND], [SECOND, THIRD]], True, 0, id="a repeat in a new life"),
         pytest.param([[FIRST, SECOND], [SECOND, THIRD]], False, 1, id="a repeat that may not be"),
         pytest.param([[FIRST, SECOND, SECOND, THIRD]], True, 1, id="a repeat in one life"),

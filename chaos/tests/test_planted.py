@@ -46,7 +46,7 @@ def asleep_between_two_commits(service, module):
     until(lambda: is_settled(service), "the heir has decided all")
     sleeper.send(signal.SIGCONT)
     until(has_ended_or(sleeper, lambda: sleeper.lanes() == 2), "the sleeper has ended, or is a member again")
-    service.start_worker(module=module)  # a rebalance: all read anew, also a position that the sleeper has put back
+    service.start_worker(module=module)  # a rebalance: all read again, also a position that the sleeper has put back
 
 
 def claimed_behind_an_open_transaction(service, module):

@@ -77,7 +77,7 @@ class Handler(socketserver.BaseRequestHandler):
                     body = body[:10]  # its answer is short whatever was asked
                 if api_key == FLOOD:
                     body = bytes(int(body))
-                    self.request.settimeout(1.0)  # it gives up when it cannot get rid of all of it
+                    self.request.settimeout(1.0)  # it gives up when it cannot send everything
                 answer = before + answer_frame(correlation_id, body)
                 before = answer if api_key == TOGETHER else b""
                 self.request.sendall(b"" if before else answer)

@@ -75,7 +75,7 @@ class PartitionRecords(Struct, frozen=True):
 
 
 def nobody(_user_id: str) -> bool:
-    """Say of each user that the User Service answers in time."""
+    """Return False: the User Service answers in time for each user."""
     return False
 
 
@@ -98,11 +98,11 @@ class Terms(Struct, frozen=True):
     old: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def due_at(self, created_at: int) -> int | None:
-        """Tell when an order cancels itself that is not paid; None if it never does."""
+        """Return when an unpaid order cancels itself; None if it never does."""
         return created_at + timedelta(seconds=self.payment_due_s) // MILLISECOND if self.payment_due_s else None
 
     def arrived_at(self, record: Record) -> int:
-        """Tell when a command was in the log at the latest."""
+        """Return when a command was in the log at the latest."""
         return record.timestamp_ms + timedelta(seconds=self.on_its_way_s) // MILLISECOND
 
 
@@ -170,7 +170,7 @@ class Verdict(Struct, frozen=True):
         return f"{counts} commands={self.commands} faults={self.faults} seed={self.seed}"
 
     def outcome_lines(self) -> Iterator[str]:
-        """Say what came of the commands: a line for each kind of outcome."""
+        """Yield the outcomes of the commands, a line for each kind."""
         for kind, counts in self.outcomes.items():
             yield f"{kind}: " + (" ".join(f"{name}={count}" for name, count in sorted(counts.items())) or "none")
 
@@ -408,7 +408,7 @@ class _Walk:
         self._note(command, None)
 
     def _as_ruled(self, command: Command, state: Order | None, outcome: _Outcome | None = None) -> Order | None:
-        """Say what the rules make of a command, whatever the log has; time and digest are those of the outcome."""
+        """Apply the rules to a command, whatever the log has; time and digest are those of the outcome."""
         match model.answer(command, state, None, self._user_of(command)):
             case Happens() as happened:
                 at_ms, head = model.UNKNOWN_TIME, model.UNKNOWN_DIGEST
@@ -502,7 +502,7 @@ class _Walk:
             self._timeout_head = None
 
     def _is_overtaken(self, record: Record, command: Command, state: Order | None, said: Event | Rejection) -> bool:
-        """Return whether the order's own cancellation came first, and changed what became of a command in time."""
+        """Return whether the order's own cancellation came first, and changed the outcome of a command in time."""
         if not isinstance(said, Rejection) or state is None or state.head != self._timeout_head:
             return False
         due_at = self._terms.due_at(state.created_at)
@@ -514,7 +514,7 @@ class _Walk:
     def _check_digests(
         self, command: Command, outcome: _Outcome, followers: list[tuple[Order | None, Order | None]]
     ) -> None:
-        """Go on with the states whose head the event follows; with all of them, and a finding, if there is none."""
+        """Go on with the states whose head the event follows; without any, go on with all of them, and a finding."""
         said = outcome.said
         chained = followers
         if isinstance(said, Event):
@@ -583,7 +583,7 @@ class _Walk:
         return due_at is not None and event.occurred_at >= due_at
 
     def _timed_out(self) -> list[Order | None]:
-        """Say what the order is after its own cancellation, if that can come now by its version."""
+        """Return the order after its own cancellation, if its version allows that now."""
         timeout = self._timeouts[0]
         event = timeout.event
         happened, known = Happens(event.type, event.fact), (event.command_id, event.command_digest)
@@ -637,7 +637,7 @@ def _is_unpaid(state: Order, event: Event) -> bool:
 
 
 def _is_chained(event: Event, before: Order | None) -> bool:
-    """Return whether an event follows the head of an order; one that is not in the log has a head nobody knows."""
+    """Return whether an event follows the head of an order; one that is not in the log has an unknown head."""
     if before is None:
         return event.previous_digest is None
     return before.head in {model.UNKNOWN_DIGEST, event.previous_digest}
@@ -662,7 +662,7 @@ def _adopted(command: Command, state: Order | None, outcome: _Outcome) -> Order 
 
 
 def _check_commands(records: PartitionRecords, terms: Terms, findings: Findings) -> list[tuple[Record, Command]]:
-    """Decode the commands; what is none must be a dead letter, once and whole, and no other letter be there."""
+    """Decode the commands; each other record must be a dead letter, once and whole, and no other letter be there."""
     letters: dict[int | None, list[Record]] = defaultdict(list)
     for letter in records.dead_letters:
         letters[letter.command_offset].append(letter)

@@ -72,7 +72,7 @@ class Record(Struct, frozen=True, gc=False):
 
     @property
     def command_offset(self) -> int | None:
-        """Tell which command it answers; None where it names none, or no number."""
+        """Return which command it answers; None without an offset that is a number."""
         value = self.header(COMMAND_OFFSET)
         return int(value) if value is not None and value.isdigit() else None
 
@@ -171,7 +171,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_int64(value: object) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63  # a bool is an int to Python, but to nobody else
+    return type(value) is int and -(2**63) <= value < 2**63  # only in Python a bool is an int
 
 
 def _is_text_map(value: object) -> bool:
@@ -265,7 +265,10 @@ _WRONG_PARTITION: Final = Poison(("wrong_partition",))
 
 
 def decode_command(record: Record, partition_count: int) -> Command | Poison:
-    """Decode a record of the commands topic, or say why it is none: its value, then its key, then its partition."""
+    """Decode a record of the commands topic, or return why it is not a command.
+
+    The value is checked first, then the key, then the partition.
+    """
     command = _decode_value(record.value)
     if isinstance(command, Poison):
         return command
@@ -302,7 +305,7 @@ def _decode_json(value: bytes) -> Command | Poison:
 
 
 def or_refused(command: Command | Poison, value: bytes | None) -> Command | Poison:
-    """Say what a record can be that came as JSON with a name twice in one object, and that was refused: bad_shape, too.
+    """Return what a refused record can be that came as JSON with a name twice in one object: bad_shape, too.
 
     Which of both counts is nowhere said, and each of them may be looked at for its shape.
     """
@@ -322,7 +325,7 @@ def _has_twins(value: bytes) -> bool:
 
     try:
         json.loads(value, object_pairs_hook=look)
-    except (ValueError, RecursionError):  # no JSON at all
+    except (ValueError, RecursionError):  # not JSON
         return False
     return twins
 
@@ -411,7 +414,10 @@ _DIGESTED: Final[Mapping[str, Callable[[Any], Any]]] = {"lines": _digested_lines
 
 
 def partition_of(key: bytes, partition_count: int) -> int:
-    """Tell where Kafka's own producer puts a key. Source: `Utils.murmur2` of Apache Kafka's clients."""
+    """Return the partition in which Kafka's own producer puts a key.
+
+    Source: `Utils.murmur2` of Apache Kafka's clients.
+    """
     return (_murmur2(key) & 0x7FFFFFFF) % partition_count
 
 
@@ -459,7 +465,7 @@ def _read_avro(value: bytes | None) -> tuple[str, dict[str, Any]]:
         raise Unreadable("expected byte 0 and a schema id of 4 bytes")
     name, schema = _SCHEMAS_BY_ID.get(int.from_bytes(value[1:5], "big"), ("", None))
     if schema is None:
-        raise Unreadable("the schema id is none of ours")
+        raise Unreadable("the schema id is not ours")
     body = BytesIO(value)
     body.seek(5)
     try:
@@ -535,7 +541,7 @@ def decode_position(value: bytes) -> Position:
 
 
 def waiting_offset(key: bytes) -> int | None:
-    """Tell which command a record of the waiting room keeps, by its key; None for a key of another kind."""
+    """Return which command a record of the waiting room keeps, by its key; None for a key of another kind."""
     order_id, _, offset = key.partition(b"\0")
     return int(offset) if order_id and offset.isdigit() else None
 

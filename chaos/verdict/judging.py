@@ -115,7 +115,7 @@ def check_ends(ends: Iterable[End], findings: Findings) -> None:
 
 
 def say_of(silences: list[Silence], watched: Watched, say: Callable[[str], None]) -> None:
-    """Say which silences were the longest, and what explains those that a fault explains."""
+    """Print which silences were the longest, and what explains those that a fault explains."""
     say(f"silence: at most {watched.silence_max_s:.0f} s may pass that no fault explains; the longest:")
     for silence in unexplained(silences, watched.touches)[:5]:
         say(f"  {silence}")
@@ -126,7 +126,7 @@ def say_of(silences: list[Silence], watched: Watched, say: Callable[[str], None]
 
 
 def user_of(user_id: str) -> str:
-    """Say what the stub says of a user."""
+    """Return the stub's answer for a user."""
     return next((kind for kind in ("unknown", "inactive") if user_id.startswith(kind)), "active")
 
 

@@ -90,7 +90,7 @@ REPEATED: Final = Repeated()
 
 
 def answer(command: Command, order: Order | None, now_ms: int | None, user: str) -> Answer:
-    """Say what must become of a command.
+    """Return the outcome that a command must have.
 
     `now_ms` is the time of the decision, None where it was certainly in time; `user` is what there is to say of the
     user of a create: active, unknown, inactive or timed_out.
@@ -116,7 +116,7 @@ def is_repeat(command: Command, order: Order | None) -> bool:
 
 
 def seen_by(actor: str, order: Order | None) -> tuple[str, int]:
-    """Tell status and version of an order as this actor may see it: a service or its user, and nobody else."""
+    """Return status and version of an order as this actor may see it: only services and its user may."""
     if order is None or not _may_see(actor, order):
         return "absent", 0
     return order.status, order.version
@@ -403,7 +403,7 @@ def is_in_table(order: Order | None, entry: Entry | None) -> bool:
 
 
 def _kept_of(order: Order) -> dict[str, Any]:
-    """Tell what the table keeps beside the status: all while the order can be changed, then less and less."""
+    """Return what the table keeps beside the status: all while the order can be changed, then less and less."""
     match order.status:
         case "created":
             return order.contents

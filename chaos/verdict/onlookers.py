@@ -120,7 +120,7 @@ def requests_of(records: PartitionRecords, partition_count: int, prefix: str) ->
 
 
 def why_wrong(answer: Answered, outcomes: list[Outcome]) -> str | None:
-    """Return why an answer is not what became of its command, None if it is."""
+    """Return why an answer is not the outcome of its command, None if it is."""
     events = [outcome for outcome in outcomes if isinstance(outcome, Event)]
     if answer.is_success:
         return _why_no_success(answer, events)

@@ -51,7 +51,7 @@ def running(environment, tmp_path):
         until(lambda: re.search("^ready", output.read_text(), flags=re.MULTILINE), "it says ready", within_s=90)
         yield
         os.killpg(process.pid, signal.SIGINT)
-        until(lambda: process.poll() is not None, "Ctrl-C ends all of it", within_s=15)
+        until(lambda: process.poll() is not None, "Ctrl-C ends all processes", within_s=15)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""An HTTP server whose views are empty and whose Kafka nobody asks, in a thread: for all that needs no order."""
+"""An HTTP server in a thread, with empty views and a Kafka that is never asked: for all tests that need no order."""
 
 import asyncio
 import threading

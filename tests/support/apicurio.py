@@ -54,7 +54,7 @@ class Apicurio:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Let it answer nothing while a block runs: it takes connections, and that is all."""
+        """Keep it from answering while a block runs: it only takes connections."""
         assert self._watcher is not None
         os.killpg(self._watcher.pid, signal.SIGSTOP)
         try:
@@ -79,7 +79,7 @@ class Apicurio:
 
 
 def _runner() -> Path:
-    """Fetch it, once for all runs; the folder appears whole or not at all."""
+    """Fetch it, once for all runs, and return its folder; the folder appears whole or not."""
     folder = cache_dir() / f"apicurio-{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Path(folder.parent, "apicurio.lock").open("w") as lock:

@@ -18,7 +18,7 @@ from tests.support.service import until
 
 @contextmanager
 def open_transaction(service, topic, partition):
-    """Have a stranger's transaction with a record of it open on a partition; whoever asks for it ends it."""
+    """Open a stranger's transaction with a record on a partition, and provide its producer; the caller ends it."""
     stranger = Producer(
         {
             "log_level": 0,

@@ -1,4 +1,4 @@
-"""Topics as accidents and strangers leave them: made anew, cut short, or with records that no worker has written."""
+"""Topics as accidents and strangers leave them: made again, cut short, or with records that no worker has written."""
 
 from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
@@ -29,7 +29,7 @@ def write(service, topic, records):
 
 
 def cut(service, topic, keep):
-    """Write a topic anew, with the first records of each partition only: `keep` tells how many of how many."""
+    """Rewrite a topic with the first records of each partition only: `keep` maps their count to that which stays."""
     whole = service.read(topic)
     recreate(service, topic)
     kept = []

@@ -14,13 +14,13 @@ FIRST: dict[str, list[Any]] = {
 
 
 def end(worker):
-    """Tell a worker to end."""
+    """Send SIGTERM to a worker, and wait until it has ended."""
     worker.send(signal.SIGTERM)
     assert worker.wait_ended(within_s=GRACE_S) == 0
 
 
 def decide(service, commands):
-    """Let a worker decide commands, and end."""
+    """Run a worker until it has decided the commands, and end it."""
     worker = service.start_worker().wait_lanes(4)
     service.send(commands)
     service.wait_outcomes(len(commands))

@@ -22,7 +22,7 @@ def seens(messages, offset=0):
 
 
 def order_of(views, order_id):
-    """Return an order as it is now, None if there is none."""
+    """Return an order as it is now, None if it does not exist."""
     return views.orders([order_id]).get(order_id)
 
 

@@ -26,7 +26,7 @@ TOLD, DEAF = threading.Event(), threading.Event()
 
 
 def heartbeat() -> None:
-    """Let the coordinator answer a heartbeat with an error that aiokafka does not try again."""
+    """Make the coordinator answer a heartbeat with an error that aiokafka does not try again."""
     beat = GroupCoordinator._do_heartbeat
 
     async def refused(self: GroupCoordinator) -> Any:
@@ -38,7 +38,7 @@ def heartbeat() -> None:
 
 
 def fetching() -> None:
-    """Let the task that fetches die."""
+    """Make the task that fetches die."""
     actions = Fetcher._get_actions_per_node
 
     def fail(self: Fetcher, assignment: Any) -> Any:
@@ -50,7 +50,7 @@ def fetching() -> None:
 
 
 def deaf() -> None:
-    """Let the task that fetches live on, and fetch nothing."""
+    """Make the task that fetches live on, and fetch nothing."""
     actions = Fetcher._get_actions_per_node
 
     def nothing(self: Fetcher, assignment: Any) -> Any:
@@ -71,7 +71,7 @@ def loop() -> None:
 
 
 def database() -> None:
-    """Let no question to the database come back, from the start, and lose patience soon."""
+    """Keep the database from answering, from the start, and lose patience soon."""
 
     def hang(self: Engine) -> Any:
         threading.Event().wait()

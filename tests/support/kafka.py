@@ -28,7 +28,7 @@ from tests.support.quick_kafka import quick_broker
 
 @contextmanager
 def running_kafka(directory: Path, settings: Settings | None = None) -> Iterator[str]:
-    """Provide the bootstrap servers of a Kafka for any test; one of ours runs in `directory` on a free port."""
+    """Provide the bootstrap servers of a Kafka for any test; our own one runs in `directory` on a free port."""
     match choose_kafka(settings or Settings()):
         case External(bootstrap_servers=bootstrap_servers):
             yield bootstrap_servers

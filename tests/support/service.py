@@ -1,7 +1,7 @@
 """The service as tests on a real broker see it: topics of its own, workers as processes, foreign clients around it.
 
-Commands come from librdkafka (confluent-kafka), what became of them is read by a committed consumer of the same; only
-the changelogs and events are decoded by our own code, and folded anew to be compared.
+Commands come from librdkafka (confluent-kafka), their outcomes are read by a committed consumer of the same; only
+the changelogs and events are decoded by our own code, and folded again to be compared.
 """
 
 import asyncio
@@ -154,7 +154,7 @@ class WorkerProcess:
         until(self.is_stopped, f"{self.name} is stopped")
 
     def resident_bytes(self) -> int:
-        """Tell what it holds in memory."""
+        """Return what it holds in memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
@@ -361,7 +361,7 @@ class Service:
         return {place.partition: place.offset for place in committed}
 
     def partition_of(self, order_id: str) -> int:
-        """Tell in which partition an order lies."""
+        """Return the partition of an order."""
         return partition_of(order_id.encode(), self.partitions)
 
     def events(self) -> list[Event]:
@@ -419,7 +419,7 @@ class Service:
         assert self.waiting() == {}
 
     def fold(self) -> dict[str, Entry]:
-        """Fold all events and rejections anew, in the order of the commands that they answer."""
+        """Fold all events and rejections again, in the order of the commands that they answer."""
         outcomes = [(message, True) for message in self.read(self.names.events)]
         outcomes += [(message, False) for message in self.read(self.names.rejections)]
         entries: dict[str, Entry] = {}

@@ -1,4 +1,4 @@
-"""A User Service that answers nobody for a while."""
+"""A User Service that does not answer for a while."""
 
 from contextlib import contextmanager
 
@@ -7,7 +7,7 @@ from order_service.users.stub import Mode
 
 @contextmanager
 def hanging(users):
-    """Let the User Service answer nobody."""
+    """Keep the User Service from answering."""
     users.stub.mode = Mode.HANG
     try:
         yield

@@ -81,7 +81,7 @@ def test_a_table_that_lost_its_tail_is_noticed_by_a_position_of_an_earlier_versi
 @pytest.mark.parametrize("log", FIRST)
 def test_outcomes_that_lost_their_tail_park_their_lanes(service, log):
     decide(service, FIRST[log])
-    end(service.start_worker().wait_lanes(4))  # this one has seen all of it
+    end(service.start_worker().wait_lanes(4))  # this one has seen the whole log
     topic = getattr(service.names, log.replace(" ", "_"))
     lanes = {message.partition() for message in service.read(topic)}
     cut(service, topic, lambda count: max(count - 1, 0))

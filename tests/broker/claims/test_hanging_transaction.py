@@ -49,7 +49,7 @@ def abort(broker, topic, offset):
 
 
 def open_s(worker, topic):
-    """Return the metric of the open transaction, None if there is none."""
+    """Return the metric of the open transaction, None without one."""
     found = re.search(
         rf'^orders_foreign_transaction_seconds{{partition="{PARTITION}",topic="{re.escape(topic)}"}} (\S+)$',
         worker.admin("/metrics")[1],

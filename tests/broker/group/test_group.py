@@ -206,7 +206,7 @@ def test_a_worker_that_was_killed_and_restarts_at_once_disturbs_nobody(service):
 
 
 def test_a_worker_without_an_instance_id_that_ends_by_itself_leaves_first(service):
-    """Without an admin port that is known in advance it has no stable name, and nobody waits for it."""
+    """Without an admin port that is known in advance it has no stable name, and the group does not wait for it."""
     stays = service.start_worker(**LONG_SESSION).wait_lanes(4)
     ends = service.start_worker(module=("tests.support.hindered", "fetching"), ORDERS_ADMIN_PORT="0", **LONG_SESSION)
     until(lambda: len(ends.lines("Lane started.")) == 2, "it has two lanes")

@@ -154,7 +154,7 @@ def test_a_worker_that_loses_kafka_again_and_again_while_it_begins_begins_in_the
 
 
 async def test_a_consumer_stops_where_a_fetch_has_just_failed():
-    """aiokafka's own `stop` raises CancelledError then: it would end a subscriber that nobody has told to end."""
+    """aiokafka's own `stop` raises CancelledError then: it would end a subscriber that was not told to end."""
     has_failed, is_closed = asyncio.Event(), asyncio.Event()
 
     async def fail(*_):

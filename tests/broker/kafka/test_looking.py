@@ -44,7 +44,7 @@ def topics_of(service):
 
 
 async def ask(client, topic):
-    """Let a client of aiokafka learn all it can about a topic, as it does before it reads or writes there."""
+    """Make a client of aiokafka learn all it can about a topic, as it does before it reads or writes there."""
     client.add_topic(topic)
     await client.force_metadata_update()
 

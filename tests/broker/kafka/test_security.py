@@ -1,4 +1,4 @@
-"""SASL and TLS: what the settings make of every client, and a broker that lets nobody in without a password."""
+"""SASL and TLS: what the settings make of every client, and a broker that lets no client in without a password."""
 
 import signal
 import ssl

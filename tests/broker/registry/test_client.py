@@ -88,7 +88,7 @@ async def test_an_id_of_a_schema_of_ours_is_looked_up_and_read(registry, foreign
         pytest.param(json.dumps(LIST), id="a recursive one"),
         pytest.param(json.dumps(ZEROS), id="one that a few bytes make huge"),
         pytest.param('"string"', id="no record"),
-        pytest.param(changed(name="OrderLost"), id="of no message of ours"),
+        pytest.param(changed(name="OrderLost"), id="of none of our messages"),
         pytest.param(PAID.text.replace("orders.v1", "theirs.v1"), id="of another namespace"),
         pytest.param(changed(fields=PAID.avro["fields"][:-1]), id="with a field less"),
         pytest.param(

@@ -1,4 +1,4 @@
-"""The service with a real registry: turned on later, silent at the wrong time, and asked about what is none of ours."""
+"""The service with a real registry: turned on later, silent at the wrong time, and asked about what is not ours."""
 
 import json
 import re

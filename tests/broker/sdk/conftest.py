@@ -31,5 +31,5 @@ def database(request, tmp_path):
 
 @pytest.fixture
 def group(service):
-    """Return the name of a group that nobody else has."""
+    """Return the name of a group that no other test has."""
     return f"{service.app_id}.mailer"

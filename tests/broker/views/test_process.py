@@ -1,4 +1,4 @@
-"""Projectors as processes, on a real Kafka: killed, side by side, begun anew, the views are the fold of the events."""
+"""Projectors as processes, on a real Kafka: killed, side by side, started again, the views are the fold of events."""
 
 import signal
 from collections import defaultdict
@@ -35,7 +35,7 @@ def has_read(views, order_ids, version=5):
 
 
 def told_to_end(projector):
-    """Tell a projector to end, and give its exit code."""
+    """Send SIGTERM to a projector, and return its exit code."""
     projector.send(signal.SIGTERM)
     return projector.wait_ended()
 

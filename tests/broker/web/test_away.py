@@ -33,7 +33,7 @@ def test_a_server_killed_before_it_answers_has_lost_nothing(shop, http):
     shop.projector.send(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(doomed.ask, "POST", "/v1/orders", ORDER, Idempotency_Key="killed", Prefer="wait=30")
-        until(lambda: len(shop.service.events()) == 1, "it is decided, and nobody has heard of it")
+        until(lambda: len(shop.service.events()) == 1, "it is decided, and the caller has no answer")
         process.send(signal.SIGKILL)
         shop.projector.send(signal.SIGCONT)
         assert isinstance(asking.exception(40), ConnectionError)

@@ -1,4 +1,4 @@
-"""Callers who mean harm, or know no HTTP: each gets a problem, soon, that repeats nothing; nobody else is hurt."""
+"""Callers who mean harm, or know no HTTP: each gets a problem, soon, that repeats nothing; other callers are unhurt."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def parsed(data):
 
 
 def heard(connection, *, to_end=True):
-    """Hear all until the connection ends, or else until there is a whole answer."""
+    """Read until the connection ends, or else until there is a whole answer."""
     data = b""
     with suppress(ConnectionError):
         while (to_end or parsed(data) is None) and (more := connection.recv(65536)):
@@ -116,13 +116,13 @@ def exchange_soon(http, data, **how):
 
 
 NO_HTTP = [
-    pytest.param(f"{MARK}\x00\x1b[31m\r\n\r\n".encode(), id="no HTTP at all"),
+    pytest.param(f"{MARK}\x00\x1b[31m\r\n\r\n".encode(), id="not HTTP"),
     pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + MARK.encode() + bytes(60), id="TLS"),
     pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
-    pytest.param(f"GET /{MARK} HTTP/7.7\r\nHost: shop\r\n\r\n".encode(), id="a version that is none"),
+    pytest.param(f"GET /{MARK} HTTP/7.7\r\nHost: shop\r\n\r\n".encode(), id="an unknown version"),
     pytest.param(f"GET /{MARK} HTTP/1.1\r\n\r\n".encode(), id="no Host"),
     pytest.param(f"GET /{MARK} HTTP/1.1\nHost: shop\n\n".encode(), id="lines without CR"),
-    pytest.param(request(MARK.upper(), "/v1/orders"), id="a method that nobody knows"),
+    pytest.param(request(MARK.upper(), "/v1/orders"), id="an unknown method"),
     pytest.param(get("/v1/orders", f"X-{MARK} : 1"), id="a space before the colon"),
     pytest.param(get("/v1/orders", f"X-A: {MARK}\x00"), id="NUL in a header"),
     pytest.param(get("/v1/orders", f"X-A: {MARK}\rX-B: 2"), id="a CR alone in a header"),
@@ -131,7 +131,7 @@ NO_HTTP = [
     pytest.param(get("/v1/orders", *[f"X-{n}: {MARK}" for n in range(HEADERS_MAX)]), id="one header too many"),
     pytest.param(get(f"/v1/orders?{'&'.join(f'p{n}={MARK}' for n in range(10_000))}"), id="10,000 parameters"),
     pytest.param(get(f"/v1/orders/{MARK}\xff\xfe"), id="raw bytes in a path"),
-    pytest.param(get(f"http://[{MARK}/v1/orders"), id="an address that is none"),
+    pytest.param(get(f"http://[{MARK}/v1/orders"), id="an invalid address"),
     pytest.param(post(order_with(), f"Idempotency-Key: {MARK}\x1b[31m"), id="colours in a key"),
     pytest.param(post(order_with(), f"Sec-WebSocket-Key1: {MARK}"), id="a web socket of old"),
     pytest.param(
@@ -160,7 +160,7 @@ BAD_REQUESTS = [
     pytest.param(post(order_with(), f"If-Match: {','.join([f'{MARK!r}'] * 900)}"), 400, id="If-Match without end"),
     pytest.param(get("/v1/orders/order-1/stream", f"Last-Event-ID: {MARK}"), 404, id="an id of no stream"),
     pytest.param(get("/v1/events", f"Last-Event-ID: {MARK}"), 400, id="an id of no event"),
-    pytest.param(get(f"/v1/orders?status={MARK}"), 400, id="a status that is none"),
+    pytest.param(get(f"/v1/orders?status={MARK}"), 400, id="an unknown status"),
     pytest.param(get(f"/v1/orders?user_id={MARK}%00"), 400, id="NUL in a parameter"),
     pytest.param(get(f"/v1/orders?%1b[31m%ff{MARK}=1&%1b[31m%ff{MARK}=1"), 400, id="colours in its name"),
     pytest.param(get(f"/v1/orders?{'&'.join(f'p{n}!={MARK}' for n in range(500))}"), 400, id="500 parameters"),
@@ -171,7 +171,7 @@ BAD_REQUESTS = [
     pytest.param(get(f"/v1/orders/../../../{MARK}"), 404, id="dots and slashes"),
     pytest.param(get(f"/v1/orders/{MARK}%00"), 404, id="NUL in a path"),
     pytest.param(get(f"/v1/orders/%c0%ae%c0%ae{MARK}"), 404, id="dots, encoded too long"),
-    pytest.param(get(f"/v1/orders/%zz{MARK}%"), 404, id="an encoding that is none"),
+    pytest.param(get(f"/v1/orders/%zz{MARK}%"), 404, id="an invalid encoding"),
     pytest.param(get(f"/v1/orders/{MARK * 12}"), 404, id="an id that is too long"),
     pytest.param(get(f"//{MARK}:99999/v1/orders"), 404, id="an address in a path"),
     pytest.param(get(f"/static/%2e%2e%2fserver.py?{MARK}"), 404, id="out of the files"),
@@ -344,7 +344,7 @@ class Crowd(ExitStack):
             self.all.append(caller)
 
     def hear(self, wait_s=0.0):
-        """Hear what came; True if no connection is left."""
+        """Read what came; return True if no connection is left."""
         for key, _ in self.open_ones.select(wait_s):
             data = b""
             with suppress(ConnectionError):
@@ -356,7 +356,7 @@ class Crowd(ExitStack):
         return not self.open_ones.get_map()
 
     def go_on(self):
-        """Hear, and drip once a second."""
+        """Read, and drip once a second."""
         if time.monotonic() > self.drip_at:
             self.drip_at = time.monotonic() + 1.0
             for caller in self.all:
@@ -492,7 +492,7 @@ def small(headers):
     return {name.lower(): value for name, value in headers.items()}
 
 
-# Faults of ours
+# Our faults
 
 
 @pytest.fixture

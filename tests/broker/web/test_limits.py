@@ -263,7 +263,7 @@ def test_a_busy_subject_is_told_to_wait_and_another_is_served(caller):
 
 @pytest.fixture
 def undecided(users):
-    """Let nobody hear of a user, so that no order is decided."""
+    """Keep the User Service from answering, so that no order is decided."""
     users.stub.mode = Mode.HANG
     yield
     users.stub.mode = Mode.OK
@@ -301,7 +301,7 @@ def test_a_connection_too_many_is_closed_at_once_until_another_ends(server, call
 
 @pytest.fixture
 def files_max():
-    """Let this process open few files, and give how many it may let itself open."""
+    """Limit this process to few open files, and provide how many it may allow itself."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     yield hard

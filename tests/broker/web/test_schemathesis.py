@@ -1,4 +1,4 @@
-"""The whole API against its document, with requests that nobody thought of: good ones, bad ones, one after another."""
+"""The whole API against its document, with generated requests: good ones, bad ones, one after another."""
 
 import json
 from typing import Any
@@ -74,7 +74,7 @@ FEW = settings(max_examples=20, deadline=None, derandomize=True, suppress_health
 
 @pytest.fixture(scope="module")
 def served(shop, tmp_path_factory):
-    """Serve to whoever shows a token; give the address, and the headers of one who may do everything."""
+    """Serve callers that show a token; provide the address, and the headers of a caller that may do everything."""
     http, _ = shop.serve(ORDERS_WEB_RATE_PER_S="100000", **tokens.settings(tmp_path_factory.mktemp("tokens")))
     http.headers["Authorization"] = tokens.bearer("shop", Scope.ADMIN)
     assert http.create(KEY).body["order_id"] == ORDER_ID
@@ -98,7 +98,7 @@ def test_one_operation_after_another_does_what_the_document_says(served):
         """Follows the links of answers: what it has placed it reads, pays, ships and cancels."""
 
         def before_call(self, case):
-            """Let each order be a new one: a scenario that is played again must go the same way."""
+            """Make each order a new one: a scenario that is played again must go the same way."""
             case.headers.pop("Idempotency-Key", None)
 
         def get_call_kwargs(self, case):
@@ -116,7 +116,7 @@ def patient(case, headers):
 
 
 def is_understood(_context, response, case):
-    """Whoever keeps to the document may be refused, but is never told that the request is none."""
+    """A caller that keeps to the document may be refused, but is never told that the request is invalid."""
     if case.meta is None or not case.meta.generation.mode.is_positive or response.status_code not in (400, 415, 422):
         return
     problem = response.json()
@@ -128,7 +128,7 @@ def is_understood(_context, response, case):
 def is_beyond_the_document(case, problem):
     """Return whether a request has what no schema can forbid."""
     query, headers = case.query or {}, case.headers or {}
-    is_no_place = "cursor" in query or "Last-Event-ID" in headers  # it looks like one of ours, and is none
+    is_no_place = "cursor" in query or "Last-Event-ID" in headers  # it looks like our own, and is not
     is_two_states = {"version", "at"} <= query.keys()
     is_bare = headers.get("If-Match", "").isdigit()  # Schemathesis 4.32 loses the quotes that the pattern has
     is_fraction = "Input should be a valid integer" in [fault["detail"] for fault in problem.get("errors", ())]

@@ -1,4 +1,4 @@
-"""While nobody is asked for a token, a browser on this machine must not do what a page of another site has it do."""
+"""Without tokens, a browser on this machine must not do what a page of another site has it do."""
 
 import pytest
 

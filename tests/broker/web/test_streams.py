@@ -1,4 +1,4 @@
-"""Server-sent events: each once and in order, resumed where they broke off, and nobody is buffered for ever."""
+"""Server-sent events: each once and in order, resumed where they broke off, and no reader is buffered for ever."""
 
 import json
 import signal
@@ -120,7 +120,7 @@ def test_a_quiet_stream_says_that_it_is_still_there(http, here):
 
 @pytest.fixture
 def streams(tmp_path):
-    """Streams that nobody feeds but the test."""
+    """Provide streams that only the test feeds."""
     engine = open_database(make_url(f"sqlite:///{tmp_path}/views.db"))
     return Streams(ViewPoller(Views(engine, topic_names())))
 

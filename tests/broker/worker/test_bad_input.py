@@ -48,7 +48,7 @@ BAD = [
     Bad("random bytes after an Avro prefix", "not_avro", AVRO[:5] + b"\xff" * 30 + MARKER),
     Bad("truncated Avro", "not_avro", AVRO[:-4]),
     Bad("Avro with bytes left over", "not_avro", AVRO + MARKER),
-    Bad("a schema id that nobody knows", "unknown_schema", b"\0\0\0\0\x07" + AVRO[5:]),
+    Bad("an unknown schema id", "unknown_schema", b"\0\0\0\0\x07" + AVRO[5:]),
     Bad("less than a schema id", "not_avro", AVRO[:4]),
     Bad("JSON that is cut short", "not_json", JSON[:-2]),
     Bad("JSON that is a list", "unknown_format", b"[" + JSON + b"]"),
@@ -78,7 +78,7 @@ BAD = [
 
 @pytest.fixture
 def large_producer(service):
-    """Let the service's producer send what the topic takes; librdkafka stops at 10⁶ bytes by default."""
+    """Make the service's producer send what the topic takes; librdkafka stops at 10⁶ bytes by default."""
     servers = {"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "message.max.bytes": 1024 * 1024}
     service.producer = Producer(servers | {"partitioner": "murmur2_random", "linger.ms": 0})
 
@@ -134,7 +134,7 @@ REFUSED: list[tuple[str, str, Command]] = [
     ("501 lines", "invalid_order", but(NEW, lines=(but(mugs, name=None),) * 501)),
     ("no line", "invalid_order", but(NEW, lines=())),
     ("an unknown currency", "invalid_order", but(NEW, currency="EURO")),
-    ("a user id that is none", "invalid_order", but(NEW, user_id="../admin")),
+    ("an invalid user id", "invalid_order", but(NEW, user_id="../admin")),
     ("a negative payment", "invalid_order", but(pay, order_id="mine", amount=-3800)),
     ("an order for another", "not_allowed", but(NEW, actor=EVE)),
     ("a payment by a user", "not_allowed", but(pay, order_id="mine", actor=DANA)),

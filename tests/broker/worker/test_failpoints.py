@@ -1,6 +1,6 @@
 """Workers that die, or stop past their session timeout and wake up, at every step of a turn and of a claim.
 
-At each step one worker is killed and one is stopped; the heir, which lives through all of it, takes over what they had.
+At each step one worker is killed and one is stopped; the heir, which lives throughout, takes over what they had.
 """
 
 import signal

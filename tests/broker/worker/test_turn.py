@@ -1,4 +1,4 @@
-"""A turn on a real broker: all of it is committed, or nothing, whatever becomes of its process."""
+"""A turn on a real broker: everything in it is committed, or nothing, whatever happens to its process."""
 
 import signal
 from typing import Any
@@ -48,7 +48,7 @@ def test_a_worker_told_to_end_in_the_middle_of_load_loses_nothing(service):
 
 
 def lose_the_answer_to_the_first_end(producer):
-    """Let the first EndTxn reach the broker, and its answer not reach us."""
+    """Deliver the first EndTxn to the broker, and lose its answer."""
     send = producer.client.send
     lost: list[Any] = []
 

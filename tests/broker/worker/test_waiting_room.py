@@ -1,4 +1,4 @@
-"""The waiting room on a real Kafka: a slow neighbour hurts nobody, and no question is lost."""
+"""The waiting room on a real Kafka: a slow neighbour hurts no other service, and no question is lost."""
 
 import signal
 
@@ -53,7 +53,7 @@ def test_what_waits_survives_a_kill_and_keeps_its_order(service, mode):
     commands = orders(range(3), "pat")
     worker = service.start_worker().wait_ready()
     service.send(commands)
-    until(lambda: len(service.waiting()) == len(commands), "all of it waits")
+    until(lambda: len(service.waiting()) == len(commands), "all commands wait")
     worker.send(signal.SIGKILL)
     worker.wait_ended()
     assert service.outcome_count() == 0
@@ -69,7 +69,7 @@ def test_an_outage_ends_with_everything_decided(service, mode):
     mode(Mode.HANG)
     commands = [command for number in range(30) for command in order(number, f"user-{number}")]
     service.send(commands)
-    until(lambda: len(service.waiting()) == len(commands), "all of it waits")
+    until(lambda: len(service.waiting()) == len(commands), "all commands wait")
     mode(Mode.OK)
     service.wait_outcomes(len(commands))
     service.check(commands)
@@ -109,7 +109,7 @@ def test_an_answer_may_meet_a_rebalance(service, mode):
     commands = [command for number in range(20) for command in order(number, f"member-{number}")]
     first = service.start_worker().wait_ready()
     service.send(commands)
-    until(lambda: len(service.waiting()) == len(commands), "all of it waits")
+    until(lambda: len(service.waiting()) == len(commands), "all commands wait")
     second = service.start_worker()
     until(lambda: "Partitions assigned." in second.log(), "the second is a member")
     mode(Mode.OK)

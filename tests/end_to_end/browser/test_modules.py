@@ -186,7 +186,7 @@ def wait_heard(page, *expected):
     [
         pytest.param("", [], "7", 1000, id="nothing"),
         pytest.param("data: a\n\n", [["message", "a", "7"]], "7", 1000, id="an event"),
-        pytest.param("data: a\n", [], "7", 1000, id="an event that is not whole is none"),
+        pytest.param("data: a\n", [], "7", 1000, id="half an event does not count"),
         pytest.param("id: 8\nevent: E\ndata: a\n\n", [["E", "a", "8"]], "8", 1000, id="its id and name"),
         pytest.param("id: 8\ndata: a\n", [], "7", 1000, id="the id of half an event does not count"),
         pytest.param(
@@ -197,7 +197,7 @@ def wait_heard(page, *expected):
         ),
         pytest.param("id: 8\n\n", [], "8", 1000, id="an id without an event counts"),
         pytest.param("id\ndata: a\n\n", [["message", "a", ""]], "", 1000, id="an empty id forgets"),
-        pytest.param("id: 8\0\ndata: a\n\n", [["message", "a", "7"]], "7", 1000, id="an id with NUL is none"),
+        pytest.param("id: 8\0\ndata: a\n\n", [["message", "a", "7"]], "7", 1000, id="an id with NUL does not count"),
         pytest.param(
             "data: a\ndata:b\ndata:  c\n\n", [["message", "a\nb\n c", "7"]], "7", 1000, id="lines and one blank"
         ),

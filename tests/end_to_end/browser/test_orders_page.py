@@ -101,7 +101,7 @@ def test_an_order_is_followed_from_placing_to_delivery_by_keyboard_and_live(http
     tab_to(page, "#timeline a[data-version='1']")
     page.keyboard.press("Enter")
     expect_step(page, "created")
-    assert page.evaluate("window.isStillThere"), "nothing was loaded anew"
+    assert page.evaluate("window.isStillThere"), "the page was not loaded again"
 
 
 def test_an_entry_says_what_changed_who_did_it_and_where_it_lies_in_kafka(http, page):

@@ -130,7 +130,7 @@ def test_just_what_an_order_was_paid_with_is_held(steps):
         pytest.param(["cancel"], [1250], [], id="cancelled before it was charged"),
         pytest.param(["pay"], [1250], [], id="paid by somebody else"),
         pytest.param(["pay", "cancel"], [1250], [], id="paid by somebody else, and cancelled"),
-        pytest.param(["killed before", "pay", "cancel", "again"], [1250], [], id="all of it after a kill"),
+        pytest.param(["killed before", "pay", "cancel", "again"], [1250], [], id="all steps after a kill"),
         pytest.param(["killed before", "amend"], [1250, 2500], [2500], id="amended before it was paid"),
         pytest.param(
             ["killed before", "amend the address"], [1250, 1250], [1250], id="amended, and the total is the same"

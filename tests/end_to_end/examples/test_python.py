@@ -37,7 +37,7 @@ class Program:
 
 @pytest.fixture
 def group(shop, tmp_path):
-    """Return the name of a group that nobody else has."""
+    """Return the name of a group that no other test has."""
     return f"{shop.service.app_id}-{tmp_path.name}"
 
 

@@ -1,4 +1,4 @@
-"""What `show` and `list` make of answers: of a server that is busy, and of one that is none of ours."""
+"""What `show` and `list` make of answers: of a server that is busy, and of a server that is not ours."""
 
 import json
 import threading
@@ -58,7 +58,7 @@ class Answering(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

@@ -53,9 +53,9 @@ def test_only_a_worker_imports_faust():
         pytest.param([*NEW, "--line", "mug:two:5"], "whole numbers", id="a quantity that is no number"),
         pytest.param([*NEW, "--line", "mug:1:5", "--metadata", "a"], "KEY=VALUE", id="metadata without a value"),
         pytest.param(NEW, "missing required field `lines`", id="an order without lines"),
-        pytest.param(["deliver", "a b"], "$.order_id", id="an order_id that is none"),
-        pytest.param(["deliver", "a", "--command-id", ""], "$.command_id", id="a command_id that is none"),
-        pytest.param(["deliver", "a", "--decide-by", "soon"], "$.decide_by", id="a time that is none"),
+        pytest.param(["deliver", "a b"], "$.order_id", id="an invalid order_id"),
+        pytest.param(["deliver", "a", "--command-id", ""], "$.command_id", id="an invalid command_id"),
+        pytest.param(["deliver", "a", "--decide-by", "soon"], "$.decide_by", id="an invalid time"),
         pytest.param(["deliver", "a", "--wait", "-1"], "--wait", id="a negative wait"),
         pytest.param(["pay", "a", "--amount", "1", "--currency", "EUR"], "--payment-id", id="a payment without a name"),
         pytest.param(

@@ -394,7 +394,7 @@ def test_who_is_neither_its_user_nor_a_service_sees_nothing_of_an_order(actor):
     ("command", "entry"),
     [
         pytest.param(but(create, expected_version=0), None, id="0 is a new order"),
-        pytest.param(but(amend, expected_version=1), new_order, id="1 is an order nobody changed"),
+        pytest.param(but(amend, expected_version=1), new_order, id="1 is an unchanged order"),
         pytest.param(but(pay, expected_version=2), amended_order, id="2 is an order that changed once"),
     ],
 )

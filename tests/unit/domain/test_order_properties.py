@@ -1,4 +1,4 @@
-"""What holds for every history, including those nobody thought of."""
+"""What holds for every history, including unforeseen ones."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise

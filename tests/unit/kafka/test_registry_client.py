@@ -1,4 +1,4 @@
-"""A registry that is away, hangs, refuses us, or is none: always one clear line, within the time."""
+"""A registry that is away, hangs, refuses us, or is another server: always one clear line, within the time."""
 
 import asyncio
 from base64 import b64encode

@@ -39,7 +39,7 @@ def python(name, code, **more):
 
 
 def is_alive(pid):
-    """A zombie that nobody has buried yet is dead."""
+    """Return whether a process lives; a zombie that is not yet reaped is dead."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return bool(state.stdout.strip()) and not state.stdout.strip().startswith("Z")
 

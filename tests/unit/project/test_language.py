@@ -29,6 +29,10 @@ def test_a_phrase_to_avoid_is_found_in_a_formatted_string():
     assert [(found.phrase, found.line) for found in findings_in_python("m.py", source)] == [("in vain", 1)]
 
 
+def test_a_string_of_one_word_is_a_value():
+    assert not list(findings_in_python("m.py", 'ACTOR = "nobody"\n'))
+
+
 def test_a_phrase_to_avoid_is_found_in_a_document_outside_of_code():
     text = "Read `in vain` anew.\n```sh\necho anew\n```\nBy then, at all costs."
     assert [(found.phrase, found.line) for found in findings_in_text("d.md", text)] == [("anew", 1), ("at all", 5)]

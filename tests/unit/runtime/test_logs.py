@@ -1,4 +1,4 @@
-"""Logs: what a library repeats is said once a second, and a stderr that takes nothing holds nobody up."""
+"""Logs: what a library repeats is logged once a second, and a stderr that takes nothing blocks no thread."""
 
 import io
 import json

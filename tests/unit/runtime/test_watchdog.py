@@ -80,7 +80,7 @@ def test_a_loop_that_ended_without_its_process_is_a_hang_too():
 
 @pytest.mark.parametrize("command", ["web", "projector"])
 def test_a_process_beside_the_worker_whose_loop_hangs_ends_too(tmp_path, command):
-    """Its admin port answers from a thread of its own, so nobody would start it again."""
+    """Its admin port answers from a thread of its own, so an orchestrator would not start it again."""
     environment = without_kafka(tmp_path, ORDERS_SESSION_TIMEOUT_S="2")
     process = WorkerProcess(command, environment, tmp_path, None, ("tests.support.hindered", "loop", command))
     try:

@@ -42,7 +42,7 @@ def orders():
 
 
 async def life(orders, order_id="order-1"):
-    """Let an order live its whole life."""
+    """Send the commands of an order's whole life."""
     for command in sample_commands(order_id):
         assert isinstance(await orders.commands().send(command), Accepted)
 

@@ -35,7 +35,7 @@ async def no_answer(users, user_id, **how):
         await users.check(user_id, **how)
 
 
-# What is an answer, and what is none
+# What is an answer, and what is not
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ async def test_the_cache_is_bounded_and_the_oldest_answer_leaves(open_client, cl
     clock.now += 61
     for user_id in ("a", "d"):
         await users.check(user_id)
-    assert users.known("a") is UserCheck.ACTIVE  # asked anew, so not the oldest
+    assert users.known("a") is UserCheck.ACTIVE  # asked again, so not the oldest
     assert list(users._cache) == ["c", "a", "d"]
 
 
@@ -272,7 +272,7 @@ async def test_a_lookup_that_nobody_waits_for_ends_quietly(users, stub, until, m
     await until(lambda: stub.requests)
     only.cancel()
     await until(lambda: not users._flights)
-    gc.collect()  # a result that nobody took would be reported here, and a warning fails a test
+    gc.collect()  # a result that no task took would be reported here, and a warning fails a test
     assert (users.known("slow-50-ann") is UserCheck.ACTIVE) is (mode is Mode.OK)
 
 
@@ -346,7 +346,7 @@ ANSWER = "an answer"
         pytest.param([(1, ANSWER), (2, "abcd", 2), (5.9, "e", 2)], State.CLOSED, id="but not before the last answer"),
         pytest.param([(n, "a") for n in range(100)], State.CLOSED, id="one hanging user never opens it"),
         pytest.param([(n, "abcd") for n in range(100)], State.CLOSED, id="nor do four"),
-        pytest.param([(0, "abcd"), (3, ANSWER), (6, "e")], State.CLOSED, id="an answer begins the count anew"),
+        pytest.param([(0, "abcd"), (3, ANSWER), (6, "e")], State.CLOSED, id="an answer begins the count again"),
         pytest.param([(0, ANSWER), (60, "abcde")], State.CLOSED, id="a quiet hour before is no silence"),
         pytest.param([(0, "abcde"), (5, "f"), (5.1, ANSWER)], State.CLOSED, id="a late answer closes it"),
         pytest.param([(0, "abcde"), (5, "f"), (6, "g")], State.OPEN, id="a late failure leaves it open"),

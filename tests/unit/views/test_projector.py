@@ -172,7 +172,7 @@ NINE = {EVENTS: 9, OTHER: 9, REJECTIONS: 9}
         pytest.param(
             {EVENTS: 5, OTHER: 7}, {}, {EVENTS: 3, OTHER: None}, [(EVENTS, 5)], id="one lost its end, one has no leader"
         ),
-        pytest.param({EVENTS: 5, OTHER: 7}, {}, dict.fromkeys(NINE, 3), None, id="a log made anew"),
+        pytest.param({EVENTS: 5, OTHER: 7}, {}, dict.fromkeys(NINE, 3), None, id="a log made again"),
     ],
 )
 def test_a_partition_that_lost_records_is_stopped_alone_and_another_log_is_refused(at, starts, ends, bad):
@@ -396,7 +396,7 @@ async def test_views_that_are_built_are_not_being_built_again_for_a_stopped_part
         await holds(lambda: [EVENTS in places for places in log.begun].count(True) > 3)
         assert progress.left == [0]
         with projection._engine.begin() as connection:
-            connection.execute(form.update().values(is_built=False))  # as another version does that makes them anew
+            connection.execute(form.update().values(is_built=False))  # as another version does that builds them again
         await holds(lambda: len(progress.left) > 1 and projection.is_built())
 
 

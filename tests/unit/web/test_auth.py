@@ -362,7 +362,7 @@ BAD_CLAIMS = {
     "issued in the future": lambda: bearer(iat=int(time.time()) + LEEWAY_S + 15),
     "for others": lambda: bearer(aud=HIDDEN),
     "for several others": lambda: bearer(aud=[HIDDEN, AUDIENCE.upper()]),
-    "for nobody": lambda: bearer(aud=[]),
+    "for no audience": lambda: bearer(aud=[]),
     "an audience that is no text": lambda: bearer(aud=5),
     "of another issuer": lambda: bearer(iss=f"https://{HIDDEN}"),
     "of an issuer with our issuer's name in front": lambda: bearer(iss=f"{ISSUER}.{HIDDEN}"),
@@ -481,7 +481,7 @@ SKIPPED = {
     "with an empty name": jwk(THEIRS, ""),
     "with a number for a name": jwk(THEIRS, 5),
     "without its number": jwk(THEIRS, "x", n=None),
-    "with a number that is none": jwk(THEIRS, "x", n=5),
+    "with an invalid number": jwk(THEIRS, "x", n=5),
     "with an exponent of 1": jwk(THEIRS, "x", e="AQ"),
     "off its curve": jwk(EC, "x", y="A" * 43),
     "on another curve": jwk(EC, "x", crv="P-384"),
@@ -753,7 +753,7 @@ async def test_closing_ends_the_waiting_and_the_asking(issuer):
     assert await waiting == "the service is stopping"
     assert await away(door, bearer()) == "the service is not running"
     assert issuer.asked == 1
-    gc.collect()  # a task or session that nobody closed would be reported here, and a warning fails a test
+    gc.collect()  # an unclosed task or session would be reported here, and a warning fails a test
 
 
 async def test_a_door_that_was_never_opened_knows_no_key(issuer):

@@ -1,4 +1,4 @@
-"""What a connection may hold while its request is served: whoever sends more than is served, or takes nothing, ends."""
+"""What a connection may hold while its request is served: a caller that sends too much, or takes nothing, is cut."""
 
 import asyncio
 import socket
@@ -86,7 +86,7 @@ def fields(count, size):
 
 
 async def heard(reader):
-    """Hear all until the connection ends; TimeoutError if it does not."""
+    """Read until the connection ends; TimeoutError if it does not."""
     data = b""
     async with asyncio.timeout(WITHIN_S):
         with suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""The document says what the service does, and whoever reads it, a person or a generator, gets along with it alone."""
+"""The document says what the service does, and its readers, people and generators, get along with it alone."""
 
 import json
 import re
@@ -79,7 +79,7 @@ async def test_every_route_is_in_the_document_and_every_operation_of_it_is_a_rou
     with application_alone(tmp_path) as application:
         routes = {(route.method, route.resource.canonical) for route in application.router.routes() if route.resource}
     documented = {(method.upper(), path) for method, path, _ in CALLS}
-    heads = {("HEAD", path) for method, path in documented if method == "GET"}  # whoever has GET may ask HEAD as well
+    heads = {("HEAD", path) for method, path in documented if method == "GET"}  # each path with GET has HEAD as well
     assert {route for route in routes if route[1].startswith("/v1")} - heads == documented
     assert {operation["operationId"] for _, _, operation in CALLS} == {operation.name for operation in OPERATIONS}
 

@@ -1,4 +1,4 @@
-"""A caller gets the outcome of its own copy of a command, however many copies there are and whoever has sent them."""
+"""A caller gets the outcome of its own copy of a command, however many copies there are and whose they are."""
 
 import asyncio
 from datetime import timedelta

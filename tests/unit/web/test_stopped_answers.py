@@ -33,10 +33,10 @@ async def shop(tmp_path):
         pytest.param(EVENTS, f"{HERE}/commands/unknown", 503, id="a command that may be accepted"),
         pytest.param(REJECTIONS, f"{HERE}/commands/unknown", 503, id="a command that may be refused"),
         pytest.param(REJECTIONS, f"{HERE}/commands/{create.command_id}", 200, id="a command that was accepted"),
-        pytest.param(None, f"{HERE}/commands/unknown", 404, id="a command that nobody sent"),
+        pytest.param(None, f"{HERE}/commands/unknown", 404, id="a command that was never sent"),
         pytest.param(EVENTS, f"{HERE}/commands/unknown?{COPY}", 503, id="a copy that may be accepted"),
         pytest.param(REJECTIONS, f"{HERE}/commands/unknown?{COPY}", 503, id="a copy that may be refused"),
-        pytest.param(None, f"{HERE}/commands/unknown?{COPY}", 202, id="a copy that nobody sent"),
+        pytest.param(None, f"{HERE}/commands/unknown?{COPY}", 202, id="a copy that was never sent"),
     ],
 )
 async def test_a_stopped_partition_makes_503_of_404_and_202_where_the_answer_may_be_in_it(shop, stopped, path, status):

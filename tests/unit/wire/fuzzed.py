@@ -1,7 +1,7 @@
 """Bytes that a fuzzer makes, steered by which code they reach: `make fuzz`.
 
 `python -m tests.unit.wire.fuzzed` takes libFuzzer's own options and folders; what reaches new code goes into the
-first folder. `corpus/` is what was kept, and test_hostile.py decodes all of it at every run. Atheris is no
+first folder. `corpus/` is what was kept, and test_hostile.py decodes every file at every run. Atheris is no
 dependency: some systems have no wheel of it.
 """
 
@@ -13,7 +13,7 @@ from tests.unit.wire.table import DECODERS, value_or_error
 
 
 def try_all(data: bytes) -> None:
-    """Let every decoder have the bytes."""
+    """Decode the bytes with every decoder."""
     for decode, encode in DECODERS:
         value_or_error(decode, encode, data)
 

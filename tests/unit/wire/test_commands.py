@@ -139,7 +139,7 @@ def test_a_time_comes_back_in_utc():
             deliver(head='"command_id": "hunter2!", "order_id": "order-1", "actor": "a"'),
             "bad_shape",
             "- at `$.command_id`",
-            id="a command_id that is none",
+            id="an invalid command_id",
         ),
         pytest.param(
             deliver(head='"command_id": "c", "order_id": "hunter2\\n", "actor": "a"'),

@@ -122,7 +122,7 @@ def test_a_file_with_two_ids_and_a_file_that_is_gone_are_seen(copy):
     [
         pytest.param("OrderPaid.v3.avsc", paid(), "v3.avsc follows v1: name it v2", id="a version left out"),
         pytest.param("OrderPaid.v2.avsc", paid(name="OrderLost"), "must be the record", id="another name"),
-        pytest.param("OrderLost.v1.avsc", paid(name="OrderLost"), "must be the record", id="no message of ours"),
+        pytest.param("OrderLost.v1.avsc", paid(name="OrderLost"), "must be the record", id="not one of our messages"),
         pytest.param(
             "OrderPaid.v2.avsc", paid(fields=[*paid()["fields"], NOTE | {"doc": ""}]), "describe in `doc`", id="no doc"
         ),

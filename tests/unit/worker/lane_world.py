@@ -64,7 +64,7 @@ class World:
         return changes
 
     def answers(self):
-        """Tell what came of each command, by its id: the version that it made, or why it was refused."""
+        """Return the outcome of each command, by its id: the version that it made, or why it was refused."""
         return {
             outcome.command_id: outcome.version if isinstance(outcome, Event) else outcome.reason
             for outcome in self.outcomes

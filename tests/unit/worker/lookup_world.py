@@ -15,13 +15,13 @@ class AskingWorld:
         self.now = 0.0
 
     async def at(self, now):
-        """Let it be this time."""
+        """Set the time, and wait until all tasks have gone on."""
         self.now = now
         self.asking._wake.set()
         await self.settled()
 
     async def settled(self):
-        """Let all that can go on now go on."""
+        """Wait until all tasks that can go on have gone on."""
         for _ in range(10):
             await asyncio.sleep(0)
 

@@ -256,7 +256,7 @@ async def test_a_check_of_the_group_that_is_stopped_does_not_end_the_process(app
     checking = thread._checking
     await thread.on_thread_stop()
     await asyncio.wait({checking}, timeout=DEADLINE_S)
-    await asyncio.sleep(0)  # whoever looks after the task is told
+    await asyncio.sleep(0)  # the callbacks of the task run
     assert checking.cancelled()
     assert reasons == []
 
@@ -278,7 +278,7 @@ async def reading_ends(app, monkeypatch, work):
     finally:
         await app.before_leaving()
         await app.on_before_shutdown.send()
-        await asyncio.sleep(0)  # whoever looks after the tasks is told
+        await asyncio.sleep(0)  # the callbacks of the tasks run
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_an_event_names_the_trace_of_its_command_however_long_that_waited(header
 
 
 def test_of_a_record_that_is_no_command_only_its_dead_letter_is_left():
-    """Without help of the garbage collector: what it would find can be gigabytes by then."""
+    """Without help of the garbage collector: it can come late, and find gigabytes."""
     gc.disable()
     try:
         for value in (
@@ -224,7 +224,7 @@ def test_of_a_record_that_is_no_command_only_its_dead_letter_is_left():
 
 
 def buried(value):
-    """Let a lane bury two records, received as a worker does: what was returned from can still be held by an error."""
+    """Bury two records, received as a worker does: what was returned from can still be held by an error."""
     world = World()
     received = [decode_record(world.record(value)) for _ in range(2)]
     world.lane.decide(received, NOW)
@@ -307,7 +307,7 @@ steps = st.lists(
 
 
 def told_at_once(commands):
-    """Say what each command would have come to, had every user been known from the start."""
+    """Return what each command would have come to, had every user been known from the start."""
     entries: dict[str, Entry] = {}
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     for offset, command in enumerate(commands):

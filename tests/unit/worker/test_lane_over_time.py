@@ -184,14 +184,14 @@ def test_an_answer_or_a_deadline_decides_each_command_once_and_by_the_rules(take
             case "restart":
                 lived.turn()
                 lived.restart()
-    lived.seconds += 61  # nobody answers any more, and nobody has to wait for longer than that
+    lived.seconds += 61  # no answer comes any more, and no command has to wait longer
     lived.turn()
     assert (len(lived.world.lane.room), lived.log.waiting) == (0, {})
     by_the_rules(lived)
 
 
 def by_the_rules(lived):
-    """Decide all that was sent anew, order by order, at the times at which the lane has: it says the same."""
+    """Decide all sent commands again, order by order, at the lane's times, and check that the outcomes are the same."""
     for order_id in {command.order_id for command, _ in lived.sent}:
         entry: Entry | None = None
         made = dict(lived.made[order_id])

@@ -44,7 +44,7 @@ class Group:
         self._memories: dict[str, bytes] = {}
 
     def share(self, *members, forgetful=()):
-        """Assign the lanes to these members. Who is forgetful has been started anew."""
+        """Assign the lanes to these members. A forgetful member has been started again."""
         known = {
             member: ConsumerProtocolMemberMetadata(
                 0, [TOPIC], b"" if member in forgetful else self._memories.get(member, b"")
@@ -146,7 +146,7 @@ def test_default_names_of_two_machines_with_one_host_name_are_told_apart():
 
 
 def test_a_chosen_name_goes_with_its_host_name_wherever_that_runs():
-    """A pod that is made anew replaces the one before it at once: the operator has said that there is only one."""
+    """A pod that is made again replaces the one before it at once: the operator has said that there is only one."""
     here, there = (Membership.from_settings(settings(instance_id="w-1"), "orders-0", machine) for machine in ("a", "b"))
     assert here == there
 
@@ -200,7 +200,7 @@ def _no_waiting(monkeypatch):
 @pytest.mark.parametrize(
     ("answers", "is_first", "may_join"),
     [
-        pytest.param([[]], True, True, id="nobody has its id"),
+        pytest.param([[]], True, True, id="no member has its id"),
         pytest.param([[HERE]], True, True, id="its predecessor in the same place is replaced at once"),
         pytest.param([[ELSEWHERE], [ELSEWHERE], []], True, True, id="a predecessor elsewhere is waited for"),
         pytest.param([[ELSEWHERE]], True, False, id="one elsewhere that lives on stays"),

@@ -1,4 +1,4 @@
-"""Asking again while there is little room: nobody is forgotten, nobody crowds out those who ask for the first time."""
+"""Asking again while there is little room: no question is forgotten, and none crowds out a first question."""
 
 import asyncio
 from typing import Any
@@ -137,7 +137,7 @@ async def test_an_answer_ends_the_doubling(world):
 
 async def test_a_question_that_nobody_waits_for_when_its_lookup_fails_can_be_asked_at_once(world):
     await world.ask(["dana"])
-    world.answered.append("dana")  # nobody waits any more
+    world.answered.append("dana")  # no command waits any more
     await world.fail_all()
     world.answered.clear()
     await world.ask(["dana"])

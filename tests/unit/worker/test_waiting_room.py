@@ -12,7 +12,7 @@ SECOND = timedelta(seconds=1)
 
 
 def wait(room, number, user_id="dana", now=NOW):
-    """Let a create wait, and a command behind it."""
+    """Add a create that waits, and a command behind it."""
     order_id = f"order-{number}"
     room.add(WaitingCommand(but(create, order_id=order_id, user_id=user_id), 2 * number, now, None))
     room.add(WaitingCommand(but(amend, order_id=order_id), 2 * number + 1, now, None))
