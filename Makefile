@@ -48,8 +48,8 @@ browser: ## install Chromium for the tests of the orders page, unless there is o
 test: check browser ## all checks and all tests, on a real Kafka and in a real browser
 	$(BIN)/pytest -n $(JOBS) --durations 10
 
-test-fast: setup ## the tests that need neither Kafka nor a browser: a minute
-	$(BIN)/pytest -n auto tests/unit
+test-fast: setup ## the tests that need neither Kafka nor a browser: a minute and a half
+	$(BIN)/pytest -n $(JOBS) tests/unit
 
 format: setup ## put the code into its form
 	$(BIN)/ruff format .
