@@ -83,12 +83,12 @@ def asleep_while_timers_ran_elsewhere(service, module):
 
 def refused_by_the_broker(service, module):
     worker = service.start_worker(module=module).wait_lanes(4)
-    service.configure_events("max.message.bytes", 4096)
+    service.configure(service.names.events, max_message_bytes=4096)
     large = but(create, order_id="order-2", command_id="large", metadata={f"key-{n}": "x" * 500 for n in range(20)})
     service.send([large])
     until(has_ended_or(worker, lambda: is_decided(service)), "it ends, or goes on")
     worker.end()
-    service.configure_events("max.message.bytes", 4 * 1024 * 1024)
+    service.configure(service.names.events, max_message_bytes=4 * 1024 * 1024)
     service.start_worker(module=module)
 
 

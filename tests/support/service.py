@@ -335,16 +335,25 @@ class Service:
         finally:
             consumer.close()
 
-    def configure_events(self, name: str, value: object) -> None:
-        """Change a setting of the events topic."""
-        self.configure(self.names.events, name, value)
-
-    def configure(self, topic: str, name: str, value: object) -> None:
-        """Change a setting of a topic."""
-        entry = ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    def configure(self, topic: str, **settings: object) -> None:
+        """Change settings of a topic, underscores for dots, and wait until the broker has them from its controller."""
+        entries = [
+            ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
+            for name, value in settings.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
         for future in self.kafka.incremental_alter_configs([resource]).values():
             future.result(30)
+        until(
+            lambda: all(self.config_of(topic)[entry.name].value == entry.value for entry in entries),
+            "the broker has the settings from its controller",
+        )
+
+    def config_of(self, topic: str) -> dict[str, ConfigEntry]:
+        """Return the settings of a topic, by name."""
+        [described] = self.kafka.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+        settings: dict[str, ConfigEntry] = described.result(30)
+        return settings
 
     def end_of(self, topic: str, partition: int) -> int:
         """Ask where a partition ends, control records included."""

@@ -21,7 +21,7 @@ AWAY = 0
 def take_away(cluster, service, topic):
     """Leave a partition of a topic to one node, which may acknowledge records alone; kill that node and return it."""
     node = next(node for node in cluster.nodes if node != cluster.coordinator_of_group(service.group_id))
-    service.configure(topic, "min.insync.replicas", 1)
+    service.configure(topic, min_insync_replicas=1)
     place_on(service.bootstrap_servers, topic, AWAY, [node])
     cluster.kill(node)
     return node
@@ -48,7 +48,7 @@ def test_a_lane_whose_output_has_no_leader_waits_and_the_others_go_on(cluster, s
 
 def test_a_lane_waits_for_as_many_in_sync_replicas_as_its_topic_asks_for(cluster, service):
     worker = service.start_worker(ORDERS_SESSION_TIMEOUT_S="15", TEST_TOPICS_EVERY_S="0.2").wait_lanes(4)
-    service.configure_events("min.insync.replicas", 3)
+    service.configure(service.names.events, min_insync_replicas=3)
     until(lambda: "needs all of its 3 replicas in sync" in worker.log(), "the worker knows the setting")
     node = next(node for node in cluster.nodes if node != cluster.coordinator_of_group(service.group_id))
     cluster.kill(node)
@@ -57,7 +57,7 @@ def test_a_lane_waits_for_as_many_in_sync_replicas_as_its_topic_asks_for(cluster
     commands = [but(create, order_id=f"order-{number}", command_id=f"create-{number}") for number in range(8)]
     service.send(commands)
     cluster.start(node)
-    service.configure_events("min.insync.replicas", 2)
+    service.configure(service.names.events, min_insync_replicas=2)
     service.wait_outcomes(len(commands))
     service.check(commands)
     assert worker.process.poll() is None

@@ -5,7 +5,7 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 from order_service.kafka.topics import topic_configs
 from tests.support.command_line import CommandLine
 from tests.support.service import Service, until, vars_of
-from tests.support.topic_settings import configs, run_lines, set_config
+from tests.support.topic_settings import configs, run_lines
 
 
 def test_replicas_are_as_many_as_the_cluster_can_have(cluster, users, tmp_path):
@@ -30,12 +30,12 @@ def test_replicas_are_as_many_as_the_cluster_can_have(cluster, users, tmp_path):
     assert f"the topic {service.names.table} has min.insync.replicas=1, expected 2 to 3 of 3 replicas" in told.stderr
     assert len(told.stdout.splitlines()) == 6
     for topic in vars_of(service.names).values():
-        set_config(service, topic, min_insync_replicas="2")
+        service.configure(topic, min_insync_replicas="2")
     assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
-    set_config(service, service.names.events, min_insync_replicas="3")
+    service.configure(service.names.events, min_insync_replicas="3")
     [risk] = cli("topics", "check").stderr.splitlines()
     assert f"the topic {service.names.events} needs all of its 3 replicas in sync" in risk
-    set_config(service, service.names.events, min_insync_replicas="2")
+    service.configure(service.names.events, min_insync_replicas="2")
 
     cluster.stop(3)
     until(lambda: brokers_of(service) == 2, "the cluster knows that one is away")

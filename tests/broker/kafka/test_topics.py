@@ -29,7 +29,7 @@ from tests.support.command_line import CommandLine
 from tests.support.kafka import running_broker
 from tests.support.samples import but, create
 from tests.support.service import Service, until, vars_of
-from tests.support.topic_settings import configs, run_lines, set_config
+from tests.support.topic_settings import configs, run_lines
 
 MIB = 1024 * 1024
 HOUR_MS = 3600 * 1000
@@ -93,11 +93,11 @@ def test_topics_are_created_once_and_as_the_table_says(service):
 
 def test_a_worker_accepts_topics_that_keep_more(service):
     names = service.names
-    set_config(service, names.commands, retention_ms=str(14 * DAY_MS), max_message_bytes=str(10 * MIB))
-    set_config(service, names.rejections, retention_ms="-1")
-    set_config(service, names.dead_letters, retention_ms=str(90 * DAY_MS))
-    set_config(service, names.table, delete_retention_ms=str(7 * DAY_MS), max_compaction_lag_ms="60000")
-    set_config(service, names.waiting, max_compaction_lag_ms=str(7 * DAY_MS), segment_ms="60000")
+    service.configure(names.commands, retention_ms=str(14 * DAY_MS), max_message_bytes=str(10 * MIB))
+    service.configure(names.rejections, retention_ms="-1")
+    service.configure(names.dead_letters, retention_ms=str(90 * DAY_MS))
+    service.configure(names.table, delete_retention_ms=str(7 * DAY_MS), max_compaction_lag_ms="60000")
+    service.configure(names.waiting, max_compaction_lag_ms=str(7 * DAY_MS), segment_ms="60000")
     asyncio.run(with_admin(service, check_topics))
     assert CommandLine(service.environment).json("topics", "create")[-1]["state"] == "exists"
     service.start_worker().wait_ready()
@@ -105,12 +105,12 @@ def test_a_worker_accepts_topics_that_keep_more(service):
 
 def test_less_is_refused_and_the_printed_lines_mend_it(service, tmp_path):
     names = service.names
-    set_config(service, names.commands, retention_ms="1000", max_message_bytes="1000", cleanup_policy="compact,delete")
-    set_config(service, names.events, retention_ms=str(30 * DAY_MS), retention_bytes=str(1024 * MIB))
-    set_config(service, names.rejections, unclean_leader_election_enable="true", min_insync_replicas="2")
-    set_config(service, names.dead_letters, message_timestamp_type="CreateTime")
-    set_config(service, names.table, delete_retention_ms=str(DAY_MS), max_compaction_lag_ms=str(7 * DAY_MS + 1))
-    set_config(service, names.waiting, cleanup_policy="delete", retention_bytes="1000")
+    service.configure(names.commands, retention_ms="1000", max_message_bytes="1000", cleanup_policy="compact,delete")
+    service.configure(names.events, retention_ms=str(30 * DAY_MS), retention_bytes=str(1024 * MIB))
+    service.configure(names.rejections, unclean_leader_election_enable="true", min_insync_replicas="2")
+    service.configure(names.dead_letters, message_timestamp_type="CreateTime")
+    service.configure(names.table, delete_retention_ms=str(DAY_MS), max_compaction_lag_ms=str(7 * DAY_MS + 1))
+    service.configure(names.waiting, cleanup_policy="delete", retention_bytes="1000")
     expected = [
         f"the topic {names.commands} has cleanup.policy=compact,delete, expected delete",
         f"the topic {names.commands} has max.message.bytes=1000, expected at least {MIB}",
@@ -143,7 +143,7 @@ def test_less_is_refused_and_the_printed_lines_mend_it(service, tmp_path):
 
 def test_a_worker_refuses_topics_that_are_less_than_they_must_be(service):
     names = service.names
-    set_config(service, names.events, cleanup_policy="compact")
+    service.configure(names.events, cleanup_policy="compact")
     service.kafka.create_partitions([NewPartitions(names.rejections, 5)])[names.rejections].result(30)
     until(lambda: len(service.kafka.list_topics(timeout=30).topics[names.rejections].partitions) == 5, "5 partitions")
     delete(service, names.waiting)
@@ -163,7 +163,7 @@ def test_a_worker_refuses_topics_that_are_less_than_they_must_be(service):
 
 def test_create_makes_what_is_missing_reports_the_rest_and_changes_nothing(service):
     names = service.names
-    set_config(service, names.commands, retention_ms="1000")
+    service.configure(names.commands, retention_ms="1000")
     service.kafka.create_partitions([NewPartitions(names.events, 5)])[names.events].result(30)
     delete(service, names.waiting, names.table)
     cli = CommandLine(service.environment)
@@ -183,7 +183,7 @@ def test_create_makes_what_is_missing_reports_the_rest_and_changes_nothing(servi
 def test_a_setting_that_becomes_less_shows_while_the_worker_runs(service):
     worker = service.start_worker(TEST_TOPICS_EVERY_S="0.2").wait_ready()
     topic = service.names.events
-    set_config(service, topic, retention_bytes=str(1024 * MIB))
+    service.configure(topic, retention_bytes=str(1024 * MIB))
     fault = f"the topic {topic} has retention.bytes={1024 * MIB}, expected -1"
     until(lambda: fault in worker.faults(), "readiness names the setting")
     assert "orders_topic_faults 1.0" in worker.admin("/metrics")[1]
@@ -191,7 +191,7 @@ def test_a_setting_that_becomes_less_shows_while_the_worker_runs(service):
     assert [line["fault"] for line in lines] == [fault]
     service.send([create])
     service.wait_outcomes(1)
-    set_config(service, topic, retention_bytes="-1")
+    service.configure(topic, retention_bytes="-1")
     worker.wait_ready()
     assert "orders_topic_faults 0.0" in worker.admin("/metrics")[1]
     until(lambda: worker.lines("All topics meet their required configuration again."), "the log has it")

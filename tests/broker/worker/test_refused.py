@@ -75,7 +75,7 @@ def restart(worker, service):
 def test_a_record_that_a_topic_refuses_parks_its_lane_on_every_worker_in_turn(service):
     workers = [service.start_worker(), service.start_worker()]
     until(lambda: sum(worker.lanes() for worker in workers) == 4, "both workers share the lanes")
-    service.configure_events("max.message.bytes", 3000)
+    service.configure(service.names.events, max_message_bytes=3000)
     lines = tuple(Line(line_id=f"{n}", sku="mug", name="n" * 100, quantity=1, unit_price=100) for n in range(200))
     large = creates(service, 1, partition=0, lines=lines, discount=0)
     others = creates(service, 10)
@@ -94,7 +94,7 @@ def test_a_record_that_a_topic_refuses_parks_its_lane_on_every_worker_in_turn(se
     service.send(more)
     service.wait_outcomes(len(others) + len(more))
     assert heir.process.poll() is None
-    service.configure_events("max.message.bytes", 4 * 1024 * 1024)
+    service.configure(service.names.events, max_message_bytes=4 * 1024 * 1024)
     restart(heir, service)
     service.wait_outcomes(len(others) + len(more) + 1)
     service.check([*large, *others, *more])

@@ -21,12 +21,12 @@ def test_a_record_that_the_broker_refuses_commits_nothing(service):
     service.send(first)
     service.wait_outcomes(1)
     before = service.positions()
-    service.configure_events("max.message.bytes", 4096)
+    service.configure(service.names.events, max_message_bytes=4096)
     service.send(large)
     until(lambda: "MessageSizeTooLarge" in worker.faults(), "the lane is parked")
     assert service.positions() == before
     service.check(first)
-    service.configure_events("max.message.bytes", 4 * 1024 * 1024)
+    service.configure(service.names.events, max_message_bytes=4 * 1024 * 1024)
     worker.send(signal.SIGTERM)
     assert worker.wait_ended(within_s=GRACE_S) == 0
     service.start_worker()
