@@ -1,6 +1,5 @@
 """A real schema registry that needs no Docker: Apicurio, fetched by Maven once, run by Java, in memory."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from order_service.local.broker import HOST, free_port
-from order_service.local.kafka import cache_dir, find_program
+from order_service.local.kafka import find_program
 from order_service.local.watcher import KILL_NOW, kill_group, watched
+from tests.support.made_once import made_once
 from tests.support.service import until
 
 VERSION: Final = "3.0.9"  # newer ones need Java 21; compose runs the same
@@ -79,24 +79,16 @@ class Apicurio:
 
 
 def _runner() -> Path:
-    """Fetch it, once for all runs, and return its folder; the folder appears whole or not."""
-    folder = cache_dir() / f"apicurio-{VERSION}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with Path(folder.parent, "apicurio.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            _fetch_into(folder)
-    return next(folder.glob("*-runner.jar"))
+    """Return the program, fetched once."""
+    return next(made_once(f"apicurio-{VERSION}", _fetch_into).glob("*-runner.jar"))
 
 
 def _fetch_into(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as unfinished:
+    with tempfile.TemporaryDirectory() as fetched:
         mvn = [find_program("mvn") or "mvn", "-q", "-B", GOAL, f"-Dartifact={ARTIFACT}"]
         subprocess.run(
-            [*mvn, f"-DoutputDirectory={unfinished}"], cwd=unfinished, check=True, timeout=600, stdin=subprocess.DEVNULL
+            [*mvn, f"-DoutputDirectory={fetched}"], cwd=fetched, check=True, timeout=600, stdin=subprocess.DEVNULL
         )
-        [archive] = Path(unfinished).glob("*.tar.gz")
-        whole = Path(unfinished, "whole")
+        [archive] = Path(fetched).glob("*.tar.gz")
         with tarfile.open(archive) as packed:
-            packed.extractall(whole, filter="data")
-        os.rename(whole, folder)  # noqa: PTH104 - onto nothing
+            packed.extractall(folder, filter="data")

@@ -4,7 +4,6 @@ An archive of Kafka's classes and a formatted data folder are made once for a Ja
 beside the jars. A start takes a third less processor time with the archive, and needs no second Java for the format.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from order_service.local.broker import Broker
 from order_service.local.kafka import Embedded, cache_dir, choose_kafka, embedded_broker, fetch_jars
 from order_service.settings import Settings
+from tests.support.made_once import made_once
 
 ARCHIVE = "classes.jsa"
 
@@ -49,23 +49,16 @@ def _with_option(broker: Broker, option: str) -> list[str]:
 
 
 def _ready(choice: Embedded) -> Path:
-    """Return the folder of both; of two processes at once one makes it, and the other waits."""
+    """Return the folder of both."""
     jars = fetch_jars(choice.mvn, cache_dir())
     java = hashlib.blake2b(os.fsencode(os.path.realpath(choice.java)), digest_size=4).hexdigest()
-    folder = jars.with_name(f"quick-{jars.name}-{java}")
-    with (cache_dir() / "quick.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            _make(choice, folder)
-    return folder
+    return made_once(f"quick-{jars.name}-{java}", lambda folder: _make(choice, folder))
 
 
 def _make(choice: Embedded, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".quick-") as unfinished:
-        made, node = Path(unfinished, "made"), Path(unfinished, "node")
-        broker = embedded_broker(choice, node)
-        shutil.copytree(node / "data", made / "data")
-        archiving = _with_option(broker, f"-XX:ArchiveClassesAtExit={made / ARCHIVE}")
-        with Broker(archiving, node, broker.port, stop_within_s=120.0):
+    with tempfile.TemporaryDirectory() as node:
+        broker = embedded_broker(choice, Path(node))
+        shutil.copytree(Path(node, "data"), folder / "data")
+        archiving = _with_option(broker, f"-XX:ArchiveClassesAtExit={folder / ARCHIVE}")
+        with Broker(archiving, Path(node), broker.port, stop_within_s=120.0):
             pass
-        made.rename(folder)
