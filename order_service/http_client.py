@@ -1,7 +1,7 @@
 """The one way to call another service over HTTP, bounded in time and in size.
 
-A request is sent once: `users.client` and `kafka.registry_client` have policies of their own for retries. A redirect is
-a response like any other, because its target must not get the credential. Cookies are ignored.
+A request is sent once: its callers have policies of their own for retries. A redirect is a response like any other,
+because its target must not get the credential. Cookies are ignored.
 """
 
 from __future__ import annotations

@@ -114,9 +114,7 @@ class Claimer(Struct, frozen=True):
         logs.note_position(position, log_offset)
         checks.count_never_read()
         self.failpoint("claim.named")
-        return Claimed(
-            position, log_offset, None if kept is not None else (state.entries, list(state.waiting.values()))
-        )
+        return Claimed(position, log_offset, None if kept is not None else (logs.entries, list(logs.waiting.values())))
 
     async def _fence_owners(self, lock: TurnProducer, logs: Changelogs, checks: Checks, progress: Progress) -> None:
         """Fence the owner, and any new owner that appears before the barrier.
