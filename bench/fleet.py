@@ -17,10 +17,12 @@ WORKERS = 3
 PARTITIONS = 12
 MANY_PARTITIONS = scaled(300)
 PER_S = 300
-MANY_PER_S = MANY_PARTITIONS
-"""A command a second in each. A commit writes a marker to each partition of the turn: 1,500/s need five cores, and
-have only the two that all share."""
+MANY_PER_S = MANY_PARTITIONS // 4
+"""A command every four seconds in each. Kafka reads and writes every partition by itself: a broker and three workers
+keep two cores busy with 300/s over 300 partitions, and nothing would be left for claims."""
 CALM_S = 5.0
+MANY_CALM_S = 40.0
+"""A broker that has just started needs so long until its code for hundreds of partitions is compiled."""
 STEP_S = 20.0
 MANY_STEP_S = 45.0
 """Commands are sent for so long per step: no step may take longer on average."""
@@ -30,41 +32,46 @@ HOW = f"""\
 partitions, {PER_S} commands/s in all; one worker after the other is killed (kill -9) and started again at once. The \
 longest time without a new event in any partition of the others, until {CALM_S:g} s after all partitions run again. \
 Rolling restart: {MANY_PARTITIONS} partitions, {MANY_PER_S:,} commands/s in all; one worker after the other is told to \
-stop (SIGTERM), awaited, and started again; the longest time without a new event in any partition, per worker. Both \
-beside the longest silence in {CALM_S:g} s before the first step: the pace and the load alone cause that. All events \
-are counted. Start: from the start of a worker's process until all of its {MANY_PARTITIONS} partitions run."""
+stop (SIGTERM), awaited, and started again; the longest time that a command waited for its event, per worker. Both \
+beside the same figure for {CALM_S:g} s before the first step: the pace and the load alone cause that. All events are \
+counted. Start: from the start of a worker's process until all of its {MANY_PARTITIONS} partitions run."""
 
 
 def measure(world: World) -> list[Row]:
     """Kill the workers of a service, restart those of another, and start one of a third, as often as there are runs."""
-    calm_s, at_kills = silences(world, PARTITIONS, PER_S, STEP_S, signal.SIGKILL)
-    many_calm_s, at_restarts = silences(world, MANY_PARTITIONS, MANY_PER_S, MANY_STEP_S, signal.SIGTERM)
+    calm_s, *at_kills = [silence_s(*step) for step in steps(world, PARTITIONS, PER_S, CALM_S, STEP_S, signal.SIGKILL)]
+    many = steps(world, MANY_PARTITIONS, MANY_PER_S, MANY_CALM_S, MANY_STEP_S, signal.SIGTERM)
+    many_calm_s, *at_restarts = [longest_wait_s(*step) for step in many]
     started = [many_partitions_s(world) for _ in range(RUNS)]
-    few, many = f"fleet, {PARTITIONS} partitions", f"fleet, {MANY_PARTITIONS} partitions"
+    few, large = f"fleet, {PARTITIONS} partitions", f"fleet, {MANY_PARTITIONS} partitions"
     return [
         Row(f"{few}: silence of any before the kills", "s", [calm_s]),
         Row(f"{few}: silence of the untouched at a kill", "s", at_kills, Target("<=", 1)),
-        Row(f"{many}: silence of any before the restarts", "s", [many_calm_s]),
-        Row(f"{many}: silence of any at a step of a rolling restart", "s", at_restarts, Target("<=", 5)),
-        Row(f"{many}: start of one worker", "s", started, Target("<=", 12)),
+        Row(f"{large}: longest wait before the restarts", "s", [many_calm_s]),
+        Row(f"{large}: longest wait at a step of a rolling restart", "s", at_restarts, Target("<=", 5)),
+        Row(f"{large}: start of one worker", "s", started, Target("<=", 12)),
     ]
 
 
-def silences(
-    world: World, partitions: int, per_s: int, step_s: float, signal_number: signal.Signals
-) -> tuple[float, list[float]]:
-    """End one worker after the other with a signal and start it again; return the silence before, and of each step."""
+Step = tuple[list[Seen], list[int], int, int]
+"""All events, the partitions to look at, and the start and end of the step by the monotonic clock, in nanoseconds."""
+
+
+def steps(
+    world: World, partitions: int, per_s: int, calm_s: float, step_s: float, signal_number: signal.Signals
+) -> list[Step]:
+    """End one worker after the other with a signal and start it again; return the time before, and each step."""
     with world.service(partitions=partitions) as service:
         ports = [free_port() for _ in range(WORKERS)]
         workers = [service.start_worker(ORDERS_ADMIN_PORT=str(port)) for port in ports]
         wait_shared(workers, partitions)
-        seconds = 2 * CALM_S + RUNS * step_s
+        seconds = calm_s + CALM_S + RUNS * step_s
         pace = Pace(
             service.bootstrap_servers, service.names.commands, Shop("fleet"), per_s, seconds, partitions=partitions
         )
         spans: list[tuple[int, list[int]]] = []  # from then on, until the next one, these partitions are looked at
         with under_way(service, pace) as all_seen:
-            time.sleep(CALM_S)
+            time.sleep(calm_s)
             spans.append((time.monotonic_ns(), list(range(partitions))))
             time.sleep(CALM_S)
             for ended in (run % WORKERS for run in range(RUNS)):
@@ -81,8 +88,7 @@ def silences(
             seen, _ = all_seen()
     if max(event.sent_ns for event in seen) < spans[-1][0]:
         raise WrongResult(f"the {RUNS} steps took longer than the {seconds:g} s in which commands were sent")
-    calm_s, *steps = [silence_s(seen, looked_at, since, to) for (since, looked_at), (to, _) in pairwise(spans)]
-    return calm_s, steps
+    return [(seen, looked_at, since, to) for (since, looked_at), (to, _) in pairwise(spans)]
 
 
 def wait_shared(workers: list[WorkerProcess], partitions: int) -> None:
@@ -110,6 +116,12 @@ def silence_s(seen: list[Seen], partitions: list[int], since_ns: int, until_ns: 
             longest_ns = max(longest_ns, event.seen_ns - last[event.partition])
             last[event.partition] = event.seen_ns
     return max(longest_ns, *(until_ns - at for at in last.values())) / 1e9
+
+
+def longest_wait_s(seen: list[Seen], _partitions: list[int], since_ns: int, until_ns: int) -> float:
+    """Return the longest time between a command sent in this span and its event, in seconds."""
+    waits = (event.seen_ns - event.sent_ns for event in seen if since_ns <= event.sent_ns < until_ns)
+    return max(waits) / 1e9
 
 
 def many_partitions_s(world: World) -> float:

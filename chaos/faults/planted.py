@@ -19,8 +19,9 @@ from aiokafka.structs import RecordMetadata
 from msgspec import structs
 
 from order_service.wire.changelog import POSITION_KEY
-from order_service.worker.assignment import Assignment
+from order_service.worker.assignment import Assignment, Owner
 from order_service.worker.claims import claim, clients
+from order_service.worker.claims.changelog_reader import Changelogs
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.claim import Claimer
 from order_service.worker.clock import Clock
@@ -88,10 +89,31 @@ def claim_without_its_look_at_the_outcomes() -> None:
     Checks.outcomes = believe
 
 
-def a_lane_is_kept_whoever_had_it_meanwhile() -> None:
-    """Trust what is in memory without a look at the owner in the log."""
-    claim._is_still = lambda *_: True
+def lanes_run_on_under_a_new_owner() -> None:
+    """Continue the lanes that stay after a rebalance under an owner that no claim can have fenced."""
+
+    async def renew(self: Assignment, staying: list[Lane]) -> None:
+        self.owner = Owner(self._context)
+        await self.owner.start(self._context)
+        self.turns._producer = self.owner.producer
+        for lane in staying:
+            self._spawn(self._fetch(lane, "Lane runs on."), "fetch")
+        await self.turns.run()
+
+    Assignment._continue = renew
     write_no_position_of_its_own()
+
+
+def a_release_counts_for_every_owner() -> None:
+    """Fence no owner of a partition that was released once, also not one that has claimed it since."""
+    apply = Changelogs._apply
+
+    def remember(self: Changelogs, record: Any) -> None:
+        was_released = self.state.is_released
+        apply(self, record)
+        self.state.is_released |= was_released
+
+    Changelogs._apply = remember
 
 
 def write_no_position_of_its_own() -> None:
@@ -159,10 +181,8 @@ def claim_without_its_lock() -> None:
     """Claim under an id that no other claim has, so that an unfinished one can still name itself the owner."""
     start = claim.claiming
 
-    def unlocked(
-        transactional_id: str, connection: dict[str, Any], topics: list[str]
-    ) -> AbstractAsyncContextManager[TurnProducer]:
-        return start(f"{transactional_id}-{uuid4().hex}", connection, topics)
+    def unlocked(transactional_id: str, *arguments: Any) -> AbstractAsyncContextManager[TurnProducer]:
+        return start(f"{transactional_id}-{uuid4().hex}", *arguments)
 
     claim.claiming = unlocked
     claim_without_its_look_at_the_outcomes()
@@ -246,7 +266,8 @@ PLANTED: Final[dict[str, Callable[[], None]]] = {
         claim_without_its_fence,
         claim_without_its_barrier,
         claim_without_its_look_at_the_outcomes,
-        a_lane_is_kept_whoever_had_it_meanwhile,
+        lanes_run_on_under_a_new_owner,
+        a_release_counts_for_every_owner,
         a_commit_does_not_wait_for_its_batches,
         a_commit_is_sent_again_under_the_same_id,
         the_waiting_room_is_in_memory_only,

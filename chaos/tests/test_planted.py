@@ -49,6 +49,18 @@ def asleep_between_two_commits(service, module):
     service.start_worker(module=module)  # a rebalance: all read again, also a position that the sleeper has put back
 
 
+def asleep_with_partitions_that_were_released(service, module):
+    first = service.start_worker(module=module).wait_lanes(4)
+    sleeper = service.start_worker(("turn.committed", 1, "SIGSTOP"), module=module).wait_lanes(2)
+    service.send(histories(20))
+    sleeper.wait_stopped()
+    first.wait_lanes(4)
+    until(lambda: is_settled(service), "the heir has decided all")
+    sleeper.send(signal.SIGCONT)
+    until(has_ended_or(sleeper, lambda: sleeper.lanes() == 2), "the sleeper has ended, or is a member again")
+    service.start_worker(module=module)
+
+
 def claimed_behind_an_open_transaction(service, module):
     first = service.start_worker().wait_lanes(4)
     service.send(histories(5))
@@ -77,7 +89,7 @@ def asleep_while_timers_ran_elsewhere(service, module):
     other.send(signal.SIGTERM)
     other.wait_ended()
     sleeper.send(signal.SIGCONT)
-    until(lambda: len(sleeper.lines("Lane started.")) == 8, "the sleeper has its lanes again")
+    until(lambda: len(sleeper.lines("Lane runs on.")) == 4, "the sleeper has its lanes again")
     service.send([but(pay, order_id=f"order-{n}", command_id=f"pay-{n}") for n in range(12)])
 
 
@@ -197,7 +209,8 @@ SCENARIOS = {
     "the_count_of_waiting_commands_is_forgotten": (restarted_on_a_waiting_room_that_has_lost_a_create, "lost"),
     "the_wall_clock_is_followed": (unpaid_orders_when_a_clock_steps_by_two_hours, "disorder"),
     "the_clock_is_not_compared": (unpaid_orders_when_a_clock_is_two_hours_ahead, "disorder"),
-    "a_lane_is_kept_whoever_had_it_meanwhile": (asleep_while_timers_ran_elsewhere, "duplicate"),
+    "lanes_run_on_under_a_new_owner": (asleep_while_timers_ran_elsewhere, "duplicate"),
+    "a_release_counts_for_every_owner": (asleep_with_partitions_that_were_released, "duplicate"),
     "a_commit_does_not_wait_for_its_batches": (refused_by_the_broker, "lost"),
     "the_waiting_room_is_in_memory_only": (killed_while_a_create_waits, "lost"),
     "claim_without_its_lock": (a_claim_ends_after_the_next_one, "duplicate"),

@@ -81,6 +81,13 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         super().__init__(**arguments)
         self.client.__class__ = _NoCreationClient
 
+    def start_from(self, metadata: ClusterMetadata, topics: Collection[str]) -> None:
+        """Start with the brokers and partitions that another client knows, without a request.
+
+        With hundreds of partitions, reading metadata is most of the cost of a producer that writes a few records.
+        """
+        self.client.start_from(metadata, topics)
+
 
 class Admin(AIOKafkaAdminClient):  # type: ignore[misc]
     """An admin client that creates topics only by `create_topics`."""
@@ -103,6 +110,23 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
 
     _retry: asyncio.TimerHandle | None = None
     _is_closed = False
+    _is_started = False
+    _sync_task: asyncio.Task[None] | None
+
+    def start_from(self, metadata: ClusterMetadata, topics: Collection[str]) -> None:
+        """Use this metadata instead of a request at the start, if it has any broker."""
+        own, self._topics = self.cluster, set(topics)
+        # A client replaces these as a whole, and changes none in place.
+        own._brokers, own._partitions = metadata._brokers, metadata._partitions  # noqa: SLF001
+        own._broker_partitions = metadata._broker_partitions  # noqa: SLF001
+        self._is_started = bool(own.brokers())
+
+    async def bootstrap(self) -> None:
+        """Connect to a bootstrap server and read the metadata, unless `start_from` has done that."""
+        if not self._is_started:
+            await super().bootstrap()
+        elif self._sync_task is None:
+            self._sync_task = asyncio.create_task(self._md_synchronizer(), name="metadata")
 
     async def close(self) -> None:
         """Close all connections, also one that a task of the client is opening: aiokafka 0.14 would leave it open."""

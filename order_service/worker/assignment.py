@@ -1,15 +1,14 @@
 """The assignment: the lanes that a worker holds from one rebalance to the next.
 
-Each assignment has its own owner id, producer and turn loop. Its lanes start one by one, as their claims finish. Lanes
-of the previous assignment are reused if the log shows that no other worker has written since. A claim that a rebalance
-interrupts is continued by the next assignment.
+A worker writes as one owner, from its first assignment until a turn fails. Lanes that stay with it over a rebalance run
+on. It releases those that go, and claims those that come: these start one by one, as their claims finish. A claim that
+a rebalance interrupts is continued by the next assignment.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
@@ -19,6 +18,7 @@ from aiokafka.errors import KafkaError
 from msgspec import Struct
 
 from order_service.errors import (
+    Fenced,
     OrderServiceError,
     Stuck,
     TurnRefused,
@@ -32,7 +32,7 @@ from order_service.settings import Settings
 from order_service.users.client import UserClient
 from order_service.worker import metrics
 from order_service.worker.claims.changelog_reader import ChangelogState
-from order_service.worker.claims.claim import Claimed, Claimer, HeldLane, claim_until_done
+from order_service.worker.claims.claim import RELEASE_WITHIN_S, Claimed, Claimer, claim_until_done
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
@@ -81,6 +81,12 @@ class Fetching(Protocol):
     def partition_count(self) -> int | None:
         """Return the current number of partitions, or None if it is not known."""
 
+    def announce(self, owner: str) -> None:
+        """Send this owner id to the other members of the group, with the next rebalance."""
+
+    def other_owners(self) -> frozenset[str]:
+        """Return the owner ids of the other members of the group, as of the last rebalance."""
+
 
 class Context(Struct, frozen=True):
     """The objects shared by all assignments of a worker. `in_sync` has `min.insync.replicas` by topic, as last read."""
@@ -97,8 +103,31 @@ class Context(Struct, frozen=True):
     failpoint: Callable[[str], None]
 
 
+class Owner:
+    """The transactional id of a worker, with its producer. Claims write the id into the changelogs of their partitions.
+
+    The producer is started once, before the first claim, and never again after an error.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.id = f"{context.settings.group_id}-worker-{uuid4().hex}"
+        self.producer = TurnProducer(self.id, context.connection)
+        self.named: set[int] = set()
+        """The partitions whose changelog may name this owner."""
+        context.fetching.announce(self.id)
+
+    async def start(self, context: Context) -> None:
+        """Start the producer. Raises Stuck if that takes longer than `START_DEADLINE_S`."""
+        try:
+            async with deadline(START_DEADLINE_S):
+                await self.producer.start()
+                await self.producer.follow(context.names.written, context.in_sync)
+        except TimeoutError as error:
+            raise Stuck(f"the producer {self.id} did not start within {START_DEADLINE_S:.0f} s") from error
+
+
 class Assignment:
-    """The lanes of one assignment, under an owner id that is unique to this assignment."""
+    """The lanes of one assignment. It continues the `previous` one if all turns of that are committed."""
 
     def __init__(
         self,
@@ -108,27 +137,30 @@ class Assignment:
         on_refused: Callable[["Assignment", TurnRefused], None],
         deliver: Callable[[int, Run], None],
         *,
-        held: Mapping[int, tuple[Lane, HeldLane]] = MappingProxyType({}),
-        interrupted: Mapping[int, ChangelogState] = MappingProxyType({}),
+        previous: "Assignment | None" = None,
     ) -> None:
-        self.owner = f"{context.settings.group_id}-worker-{uuid4().hex}"
         self.partitions = partitions
         self.parked: dict[int, str] = {}
         self.is_clean = False
         self._context = context
-        self._held = {partition: held[partition] for partition in partitions & held.keys()}
-        self.interrupted = {partition: interrupted[partition] for partition in partitions & interrupted.keys()}
+        self._continued = previous if previous is not None and previous.is_clean else None
+        self.owner: Owner = Owner(context) if self._continued is None else self._continued.owner
+        interrupted = {} if previous is None else previous.interrupted
+        self.interrupted: dict[int, ChangelogState] = {
+            partition: interrupted[partition] for partition in partitions & interrupted.keys()
+        }
         """What was read for each partition whose claim is not done. It outlives this assignment."""
         self._user_lookups = user_lookups
         self._on_refused = on_refused
         self._clients = ClaimClients(context.connection)
         self._claims: dict[int, Progress] = {}
-        self._producer = TurnProducer(self.owner, context.connection)
         self.inbox = Inbox(context.fetching.pause, context.fetching.resume)
         self.turns = TurnLoop(
-            self._producer,
+            self.owner.producer,
             context.names,
             self.inbox,
+            named=self.owner.named,
+            leaving=self.owner.named - partitions,
             turn_s=context.settings.turn_ms / 1000,
             clock=context.clock,
             end_of=context.fetching.end_of,
@@ -175,11 +207,24 @@ class Assignment:
         }
 
     def start(self) -> None:
-        """Start to claim the partitions that are not parked. Returns at once, since the rebalance waits for this."""
-        self._spawn(self._claim_all(), "claims")
+        """Continue the lanes that stay, and claim the other partitions that are not parked.
+
+        Returns at once, since the rebalance waits for this.
+        """
+        continued, self._continued = self._continued, None
+        if continued is None:
+            self._spawn(self._start_owner(), "start")
+            return
+        running = self.partitions - self.parked.keys()
+        staying = [lane for partition, lane in continued.lanes.items() if partition in running]
+        for lane in staying:
+            lane.restore_due_timers()
+            self._run(lane)
+        self._spawn(self._continue(staying), "turns")
+        self._start_claims()
 
     async def stop(self) -> None:
-        """Finish the turn in flight and stop. `is_clean` is True afterwards if every turn was committed."""
+        """Finish the turn in flight and stop. `is_clean` is True afterwards if the next assignment can continue."""
         self._stopping = True
         self.turns.stop()
         turn_tasks = [task for task in self._tasks if task.get_name() == "turns"]
@@ -187,16 +232,15 @@ class Assignment:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._clients.close()
-        await stop(self._producer)
-        self.is_clean = all(not task.cancelled() and task.exception() is None for task in turn_tasks)
+        self.is_clean = bool(turn_tasks) and all(
+            not task.cancelled() and task.exception() is None for task in turn_tasks
+        )
+        if not self.is_clean:
+            await self.close()
 
-    def held_lanes(self) -> dict[int, tuple[Lane, HeldLane]]:
-        """Return the lanes that match their log: those that never ran, and the others if every commit has succeeded."""
-        running = {
-            partition: (lane, HeldLane(self.owner, lane.log_offset, lane.next_offset, len(lane.room)))
-            for partition, lane in self.lanes.items()
-        }
-        return self._held | (running if self.is_clean else {})
+    async def close(self) -> None:
+        """Stop the producer of a stopped assignment that no other one continues."""
+        await stop(self.owner.producer)
 
     def park(self, partition: int, reason: str, error: Exception | None = None) -> None:
         """Stop one lane until an operator acts; the others continue. A bug is logged with its traceback."""
@@ -206,38 +250,56 @@ class Assignment:
         log.error("Lane parked.", partition=partition, reason=reason, exc_info=bug)
         self.parked[partition] = reason
         self.lanes.pop(partition, None)
-        self._forget_claim(partition)
+        self.interrupted.pop(partition, None)
         self.inbox.close(partition)
         self._context.fetching.pause(partition)
         metrics.PARKED.labels(partition).set(1)
 
-    async def _claim_all(self) -> None:
-        try:
-            async with deadline(START_DEADLINE_S):
-                await self._producer.start()
-                await self._producer.follow(self._context.names.written, self._context.in_sync)
-        except TimeoutError as error:
-            raise Stuck(f"the producer {self.owner} did not start within {START_DEADLINE_S:.0f} s") from error
+    async def _start_owner(self) -> None:
+        await self.owner.start(self._context)
         self._spawn(self.turns.run(), "turns")
+        self._start_claims()
+
+    async def _continue(self, staying: list[Lane]) -> None:
+        """Continue the lanes that stay, unless another worker has claimed one while this one was away from its group."""
+        try:
+            await self.turns.confirm()
+        except Fenced as error:
+            raise TurnRefused(f"{error} while it was away from its group", {}) from error
+        for lane in staying:
+            self._spawn(self._fetch(lane, "Lane runs on."), "fetch")
+        await self.turns.run()
+
+    def _start_claims(self) -> None:
+        """Start the claims of the partitions without a lane, and what else the lanes need."""
         self._spawn(self._payments.run(), "payments")
         self._spawn(self._write_positions(), "positions")
-        slots = ClaimSlots(MAX_CONCURRENT_CLAIMS)
-        for partition in sorted(self.partitions - self.parked.keys()):
-            self._claims[partition] = Progress(slots)
-            self._spawn(self._claim(partition, self._claims[partition]), "claim")
-
-    async def _claim(self, partition: int, progress: Progress) -> None:
         context = self._context
         claimer = Claimer(
-            context.settings.group_id, self.owner, context.names, context.connection, self._clients, context.failpoint
+            context.settings.group_id,
+            self.owner.id,
+            self.owner.named,
+            context.fetching.other_owners(),
+            asyncio.get_running_loop().time() + RELEASE_WITHIN_S,
+            context.names,
+            context.connection,
+            self.owner.producer.client.cluster,
+            self._clients,
+            context.failpoint,
         )
-        lane, held = self._held.get(partition, (None, None))
+        slots = ClaimSlots(MAX_CONCURRENT_CLAIMS)
+        for partition in self.claiming():
+            self._claims[partition] = Progress(slots)
+            self._spawn(self._claim(claimer, partition, self._claims[partition]), "claim")
+
+    async def _claim(self, claimer: Claimer, partition: int, progress: Progress) -> None:
         state = self.interrupted.setdefault(partition, ChangelogState())
         began_at = time.monotonic()
         try:
-            claimed = await claim_until_done(claimer, partition, held, state, progress)
-            lane = await self._restore_lane(partition, lane, claimed, progress)
-            await self._open(lane, claimed)
+            claimed = await claim_until_done(claimer, partition, state, progress)
+            lane = await self._restore_lane(partition, claimed, progress)
+            self._run(lane)
+            await self._fetch(lane, "Lane started.")
         except (WorkerError, KafkaError, OSError):  # not specific to this partition
             raise
         except Exception as error:  # noqa: BLE001, one partition must not end each worker that claims it
@@ -250,13 +312,10 @@ class Assignment:
         finally:
             progress.leave()
             del self._claims[partition]
-        metrics.CLAIMS.labels("kept" if claimed.state is None else "restored").inc()
+        metrics.CLAIMS.labels("restored").inc()
         metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
 
-    async def _restore_lane(self, partition: int, held: Lane | None, claimed: Claimed, progress: Progress) -> Lane:
-        if held is not None and claimed.state is None:
-            held.restore_due_timers()
-            return held
+    async def _restore_lane(self, partition: int, claimed: Claimed, progress: Progress) -> Lane:
         settings = self._context.settings
         policy = LanePolicy(
             partition_count=settings.partitions,
@@ -266,40 +325,42 @@ class Assignment:
             payment_due_s=settings.payment_due_s,
         )
         lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask)
-        entries, waiting = claimed.state or ({}, [])
-        restoring = lane.restoring(entries, waiting, claimed.position)
+        restoring = lane.restoring(claimed.entries, claimed.waiting, claimed.position)
         is_restored = False
         while not is_restored:
             async with progress.slice():
                 is_restored = next(restoring, True) is True
         return lane
 
-    async def _open(self, lane: Lane, claimed: Claimed) -> None:
-        """Start a claimed lane. From here on its runs are decided."""
-        self._forget_claim(lane.partition)
-        lane.start(claimed.position, claimed.log_offset, next(_SEEKS))
+    def _run(self, lane: Lane) -> None:
+        """Add a lane to the turns, which decide its runs from here on."""
+        self.interrupted.pop(lane.partition, None)
+        lane.follow(next(_SEEKS))
         self.inbox.open(lane.partition)
         self.lanes[lane.partition] = lane
         metrics.PARKED.labels(lane.partition).set(0)
-        await self._context.fetching.open(lane.partition, lane.resume_at, lane.seek)
+
+    async def _fetch(self, lane: Lane, message: str) -> None:
+        """Fetch the commands of a running lane, look up the users that its orders wait for, and log the message."""
+        try:
+            await self._context.fetching.open(lane.partition, lane.resume_at, lane.seek)
+        except (KafkaError, OSError):  # not specific to this partition
+            raise
+        except Exception as error:  # noqa: BLE001, one partition must not end each worker that fetches it
+            self.park(lane.partition, "its commands cannot be fetched", error)
+            return
         if self.lanes.get(lane.partition) is not lane:  # parked in the meantime
             self._context.fetching.pause(lane.partition)
             return
         log.info(
-            "Lane started.",
+            message,
             partition=lane.partition,
             offset=lane.next_offset,
             orders=len(lane.table),
             waiting=len(lane.room),
-            kept=claimed.state is None,
         )
         self._look_up_users(lane)
         self.turns.wake()
-
-    def _forget_claim(self, partition: int) -> None:
-        """Forget what only the next claim of a partition would use: its lane runs or is parked."""
-        self._held.pop(partition, None)
-        self.interrupted.pop(partition, None)
 
     def _look_up_users(self, lane: Lane) -> None:
         """Look up the users that orders wait for. An answer that came before the lane started is already cached."""
@@ -346,5 +407,5 @@ class Assignment:
             self._on_refused(self, error)
         elif error is not None:
             self._context.end_process(error)
-        elif task.get_name() in {"payments due", "schema lookup"}:
+        elif task.get_name() in {"payments due", "schema lookup", "fetch"}:
             self._tasks.discard(task)

@@ -94,7 +94,6 @@ class Lane:
         self.room = WaitingRoom(policy.user_deadline_s)
         self.next_offset = 0
         self.last_timestamp_ms: int | None = None
-        self.log_offset = 0
         self.seek = 0
         self.next_run = 0
         self.read_to = 0
@@ -117,6 +116,7 @@ class Lane:
         self.room = WaitingRoom(self.policy.user_deadline_s)
         self.next_offset, self.last_timestamp_ms = position.next_offset, position.last_timestamp_ms
         self.read_to = position.read_to
+        self.committed(position, position.ends or Ends())
         for number, command in enumerate(sorted(waiting, key=lambda command: command.offset), 1):
             self.room.add(command)
             if number % RESTORED_AT_A_TIME == 0:
@@ -136,19 +136,14 @@ class Lane:
             if entry is not None:
                 self._set_timer(order_id, entry)
 
-    def start(self, position: Position, log_offset: int, seek: int) -> None:
-        """Continue at a claimed position, whose record is at `log_offset` of the changelog, with the runs of `seek`."""
-        self.committed(position, log_offset, position.ends or Ends())
-        self.follow(seek)
-
     def follow(self, seek: int) -> None:
         """Accept only the runs that follow this seek."""
         self.seek = seek
         self.next_run = 0
 
-    def committed(self, position: Position, log_offset: int, ends: Ends) -> None:
-        """Record the position that the last transaction wrote, its offset in the changelog, and the topics' ends."""
-        self.written, self.log_offset, self.ends = position, log_offset, ends
+    def committed(self, position: Position, ends: Ends) -> None:
+        """Record the position that the last transaction wrote, and the topics' ends."""
+        self.written, self.ends = position, ends
 
     def read_up_to(self, offset: int) -> None:
         """Record that nothing before `offset` is left to decide, also past records that are not commands."""

@@ -10,13 +10,14 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyAssignorUserDataV1, StickyPartitionAssignor
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     InconsistentGroupProtocolError,
@@ -45,9 +46,51 @@ class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
 
     aiokafka 0.14 never sets its generation. Without it, the stale assignment of a member that slept counts as much as
     those of the members that hold its partitions now. `RebalanceListener` sets it.
+
+    Each member adds its owner id to what it tells the leader, and learns those of the other members with its
+    assignment: such an owner releases the partitions that it has lost. A static member that is started again gets the
+    assignment of its predecessor, so its own owner id is not among them.
     """
 
     name = "orders-sticky"
+    member_assignment: ClassVar[list[TopicPartition]] = []
+    owner: ClassVar[str] = ""
+    other_owners: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
+        """Return what this member tells the leader: the data of aiokafka's assignor, then the owner id."""
+        metadata = super().metadata(topics)
+        metadata.user_data += cls.owner.encode()
+        return metadata
+
+    @classmethod
+    def assign(
+        cls, cluster: Any, members: Mapping[str, ConsumerProtocolMemberMetadata]
+    ) -> dict[str, ConsumerProtocolMemberAssignment]:
+        """Assign the partitions to the members, and tell each the owner ids of the others, separated by spaces."""
+        owners = {member_id: _owner_of(metadata.user_data) for member_id, metadata in members.items()}
+        assignments: dict[str, ConsumerProtocolMemberAssignment] = super().assign(cluster, members)
+        for member_id, assignment in assignments.items():
+            others = [owner for other, owner in owners.items() if other != member_id]
+            assignment.user_data = " ".join(others).encode()
+        return assignments
+
+    @classmethod
+    def on_assignment(cls, assignment: ConsumerProtocolMemberAssignment) -> None:
+        """Record the assigned partitions, and the owner ids of the other members."""
+        super().on_assignment(assignment)
+        cls.other_owners = frozenset((assignment.user_data or b"").decode(errors="replace").split())
+
+
+def _owner_of(user_data: bytes | None) -> str:
+    """Return the owner id that a member has sent, or "" for a foreign program with another format."""
+    data = BytesIO(user_data or b"")
+    try:
+        StickyAssignorUserDataV1.decode(data)
+        return data.read().decode()
+    except (ValueError, TypeError):
+        return ""
 
 
 class Membership(Struct, frozen=True):

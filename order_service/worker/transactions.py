@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import (
     IllegalOperation,
     InvalidProducerIdMapping,
@@ -44,7 +45,7 @@ TRANSACTION_TIMEOUT_S: Final = 15.0
 METADATA_AGE_MS: Final = 1_000
 """Maximum time until the turn producer notices that a partition has lost its leader or too many replicas."""
 CLAIM_METADATA_AGE_MS: Final = 300_000
-"""A claim requests metadata once: with hundreds of partitions, that is most of its cost."""
+"""A claim starts with the metadata of the turn producer, and is done before they are old."""
 REFUSALS: Final = (
     InvalidTimestampError,
     InvalidTopicError,
@@ -246,17 +247,18 @@ async def started(transactional_id: str, connection: dict[str, Any]) -> AsyncIte
 
 
 @asynccontextmanager
-async def claiming(transactional_id: str, connection: dict[str, Any], topics: list[str]) -> AsyncIterator[TurnProducer]:
+async def claiming(
+    transactional_id: str, connection: dict[str, Any], metadata: ClusterMetadata, topics: list[str]
+) -> AsyncIterator[TurnProducer]:
     """Start the producer of a claim, and stop it when the block ends. After an error, abandon it.
 
     A claim has DEADLINE_S for a transaction. If Kafka refuses one after TRANSACTION_TIMEOUT_S, this process was
     suspended, and another worker may own the partition. A second attempt would fence that worker, so Fenced is raised.
 
-    The next claim starts the same id again, which aborts an open transaction of this one. The metadata of `topics` is
-    requested at once: with hundreds of partitions, that is most of the cost of a claim.
+    The next claim starts the same id again, which aborts an open transaction of this one.
     """
     producer = TurnProducer(transactional_id, connection, metadata_age_ms=CLAIM_METADATA_AGE_MS)
-    producer.client.set_topics(topics)
+    producer.start_from(metadata, topics)
     try:
         await producer.start()
         yield producer

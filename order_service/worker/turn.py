@@ -17,7 +17,7 @@ from order_service.errors import Stuck
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
 from order_service.wire import changelog
-from order_service.wire.changelog import POSITION_KEY, Ends, Position
+from order_service.wire.changelog import POSITION_KEY, RELEASE_KEY, Ends, Position
 from order_service.worker import metrics
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox, Received
@@ -36,10 +36,11 @@ AT_A_TIME: Final = 200
 
 
 class Turn(Struct, frozen=True):
-    """The changes of one turn, per lane, and its start by the monotonic clock."""
+    """The changes of one turn, per lane, the partitions that it releases, and its start by the monotonic clock."""
 
     changes: list[tuple[Lane, Changes]]
     began_at: float
+    released: frozenset[int] = frozenset()
 
     @property
     def decided(self) -> int:
@@ -55,6 +56,8 @@ class Turn(Struct, frozen=True):
 class TurnLoop:
     """Takes turns over the running lanes of one assignment, as the owner that their claims have recorded.
 
+    `named` has the partitions whose changelog may name this owner, `leaving` those of them that other workers have now.
+    The first turn that can write to one of these releases it: its next claim then need not fence this owner.
     `failpoint` gets the name of each completed step. `end_of` returns the last known end of a lane's commands. `park`
     stops a lane.
     """
@@ -65,6 +68,8 @@ class TurnLoop:
         names: TopicNames,
         inbox: Inbox,
         *,
+        named: set[int],
+        leaving: set[int],
         turn_s: float,
         clock: Clock,
         end_of: Callable[[int], int],
@@ -85,6 +90,10 @@ class TurnLoop:
         self._stopping = False
         self._commit_task: asyncio.Task[None] | None = None
         self._due: dict[int, list[str]] = {}
+        self._named = named
+        self._leaving = leaving
+        if leaving:
+            self.wake()
 
     def wake(self) -> None:
         """Start the next turn: a command arrived, a user was answered for, or an order is due."""
@@ -106,6 +115,21 @@ class TurnLoop:
         if unavailable != self.unavailable:
             self.unavailable = unavailable
             self.wake()
+        if self._leaving - reasons.keys():
+            self.wake()
+
+    async def confirm(self) -> None:
+        """Commit a transaction before lanes run on: release what goes, or else write the position of a lane.
+
+        Raises Fenced if another worker has claimed one of the partitions: the lanes may then differ from their logs.
+        """
+        self.update_unavailable()
+        released = self._take_leaving()
+        lane = next(iter(self._available()), None)
+        if released:
+            await self._commit(Turn([], time.monotonic(), released))
+        elif lane is not None:
+            await self._commit(Turn([(lane, lane.take_changes())], time.monotonic()))
 
     async def run(self) -> None:
         """Take turns until `stop` is called. Returns when the last turn is committed."""
@@ -191,10 +215,17 @@ class TurnLoop:
             for lane in lanes
             if self.lanes.get(lane.partition) is lane and (lane_changes := lane.take_changes())
         ]
-        if not changes:
+        released = self._take_leaving()
+        if not (changes or released):
             return None
         self._failpoint("turn.decided")
-        return Turn(changes, began_at)
+        return Turn(changes, began_at, released)
+
+    def _take_leaving(self) -> frozenset[int]:
+        """Take the partitions to release that can be written to."""
+        released = frozenset(self._leaving - self._producer.unavailable().keys())
+        self._leaving -= released
+        return released
 
     async def _decide_lane(self, lane: Lane, received: list[Received], due: list[str], now: datetime) -> None:
         while lane.change_bytes < MAX_BYTES and lane.settle(now):  # noqa: ASYNC110, other tasks run meanwhile
@@ -226,6 +257,9 @@ class TurnLoop:
         await self._producer.begin()
         self._failpoint("turn.begun")
         sent: list[Sent] = []
+        owner = self._producer.transactional_id.encode()
+        for partition in turn.released:
+            sent += await self._producer.send_all(self._names.table, partition, [(RELEASE_KEY, owner, [])])
         last: list[tuple[Lane, Position, dict[str, int]]] = []
         for lane, changes in turn.changes:
             position = self._position(lane, changes)
@@ -241,7 +275,8 @@ class TurnLoop:
         self._clock.compare(acknowledged[batches[self._names.table]] for _, _, batches in last)
         for lane, position, batches in last:
             offsets = {topic: acknowledged[index].offset for topic, index in batches.items()}
-            lane.committed(position, offsets[self._names.table], self._ends(lane.ends, offsets))
+            lane.committed(position, self._ends(lane.ends, offsets))
+        self._named -= turn.released
 
     def _ends(self, before: Ends, offsets: dict[str, int]) -> Ends:
         """Return lower bounds of a lane's end offsets, from the offset of the last acknowledged batch per topic."""

@@ -21,7 +21,6 @@ from order_service.errors import (
 from order_service.runtime.tasks import failure_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
-from order_service.worker.claims.claim import HeldLane
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import Lane
 from order_service.worker.monitoring.stall_watch import StallWatch
@@ -70,6 +69,8 @@ class Worker:
         """Finish the turn in flight and stop."""
         self._leaving = True
         await self.revoked()
+        if self._last is not None and self._last.is_clean:
+            await self._last.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -80,12 +81,12 @@ class Worker:
         if self._leaving:
             return
         last, self._last = self._last, None
-        self._assignment = self._new_assignment(partitions, last, {} if last is None else last.held_lanes())
-        log.info("Partitions assigned.", partitions=sorted(partitions), owner=self._assignment.owner)
+        self._assignment = self._new_assignment(partitions, last)
+        log.info("Partitions assigned.", partitions=sorted(partitions), owner=self._assignment.owner.id)
         self._assignment.start()
 
     async def revoked(self) -> None:
-        """Finish the turn in flight and release all partitions. Their lanes stay in memory in case they come back."""
+        """Finish the turn in flight and stop all lanes. Those that this worker is assigned again run on."""
         async with self._assignment_lock:  # a second call waits for the same turn in flight
             assignment, self._assignment = self._assignment, None
             if assignment is not None:
@@ -117,10 +118,10 @@ class Worker:
         task.add_done_callback(self._ended)
 
     async def _claim_again(self, refused: Assignment | None, error: TurnRefused) -> None:
-        """Claim the partitions of an assignment again, under a new owner id and without the lanes that Kafka refused.
+        """Claim the partitions of an assignment again, without the lanes that Kafka refused; None is the current one.
 
-        Memory is ahead of the log by the refused turn, so all lanes are restored; interrupted claims continue. None is
-        the current assignment.
+        After a refused turn, memory is ahead of the log: all lanes are restored, under a new owner id. Interrupted
+        claims continue.
         """
         async with self._assignment_lock:
             assignment = self._assignment
@@ -133,7 +134,7 @@ class Worker:
                 partition: reason for partition, reason in error.lanes.items() if partition in assignment.partitions
             }
             parked = assignment.parked | lanes | repeated
-            self._assignment = self._new_assignment(assignment.partitions, assignment, {})
+            self._assignment = self._new_assignment(assignment.partitions, assignment)
             for partition, reason in parked.items():
                 self._assignment.park(partition, reason)
             self._assignment.start()
@@ -149,17 +150,9 @@ class Worker:
         self._suspected_at.update(dict.fromkeys(suspects, now))
         return repeated
 
-    def _new_assignment(
-        self, partitions: set[int], previous: Assignment | None, held: dict[int, tuple[Lane, HeldLane]]
-    ) -> Assignment:
+    def _new_assignment(self, partitions: set[int], previous: Assignment | None) -> Assignment:
         return Assignment(
-            self._context,
-            partitions,
-            self._user_lookups,
-            self._on_refused,
-            self._deliver,
-            held=held,
-            interrupted={} if previous is None else previous.interrupted,
+            self._context, partitions, self._user_lookups, self._on_refused, self._deliver, previous=previous
         )
 
     def receive(self, partition: int, run: Run) -> None:

@@ -3,8 +3,9 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
+from aiokafka.cluster import ClusterMetadata
 from confluent_kafka import Producer
 
 from order_service.kafka.connection import connection
@@ -33,6 +34,28 @@ def open_transaction(service, topic, partition):
     yield stranger
 
 
+@asynccontextmanager
+async def claimer_of(service, owner, failpoint):
+    """Make claims of this owner, whose process has no other part, and waits for no other owner."""
+    arguments = connection(service.settings())
+    clients = ClaimClients(arguments)
+    try:
+        yield Claimer(
+            service.group_id,
+            owner,
+            set(),
+            frozenset(),
+            0.0,
+            service.names,
+            arguments,
+            ClusterMetadata(),
+            clients,
+            failpoint,
+        )
+    finally:
+        await clients.close()
+
+
 @contextmanager
 def claim_that_stops(service, after):
     """Claim partition 1 in a thread of the test, and stop after a step; yields what lets it go on to its end."""
@@ -44,13 +67,8 @@ def claim_that_stops(service, after):
             assert may_go_on.wait(60)
 
     async def claim() -> None:
-        arguments = connection(service.settings())
-        clients = ClaimClients(arguments)
-        claimer = Claimer(service.group_id, "late", service.names, arguments, clients, stop)
-        try:
-            await claimer.claim(1, None, ChangelogState(), Progress(ClaimSlots(1)))
-        finally:
-            await clients.close()
+        async with claimer_of(service, "late", stop) as claimer:
+            await claimer.claim(1, ChangelogState(), Progress(ClaimSlots(1)))
 
     def go_on():
         may_go_on.set()

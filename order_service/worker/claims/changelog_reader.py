@@ -18,7 +18,7 @@ from order_service.errors import HistoryError, LaneParked
 from order_service.kafka.connection import Consumer
 from order_service.kafka.topics import TopicNames
 from order_service.wire import changelog
-from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, Position, WaitingCommand
+from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, RELEASE_KEY, Position, WaitingCommand
 from order_service.worker.claims.progress import Progress
 
 LOOK_EVERY_S: Final = 1.0
@@ -136,6 +136,7 @@ class ChangelogState:
         """Forget everything."""
         self.position: Position | None = None
         self.position_offset = -1
+        self.is_released = False
         self.entries: dict[str, Entry] = {}
         self.waiting: dict[bytes, WaitingCommand] = {}
         self.undecoded: defaultdict[str, Raw] = defaultdict(dict)
@@ -150,35 +151,22 @@ class ChangelogState:
 
 
 class Changelogs:
-    """The two changelogs of a partition, read from where `state` ends.
-
-    With `held_from`, the worker still holds the lane: only the table's changelog is read, from the lane's last write.
-    """
+    """The two changelogs of a partition, read from where `state` ends."""
 
     def __init__(
-        self,
-        partition: int,
-        names: TopicNames,
-        reader: Consumer,
-        state: ChangelogState,
-        progress: Progress,
-        *,
-        held_from: int | None = None,
+        self, partition: int, names: TopicNames, reader: Consumer, state: ChangelogState, progress: Progress
     ) -> None:
         self.state = state
         self._partition = partition
         self._names = names
         self._progress = progress
-        self._is_held = held_from is not None
         topics = (names.table, names.waiting, names.events, names.rejections, names.dead_letters, names.commands)
         self.reader = PartitionReader(reader, [TopicPartition(topic, partition) for topic in topics], progress)
-        logs = (names.table,) if self._is_held else (names.table, names.waiting)
-        self.partitions = [TopicPartition(topic, partition) for topic in logs]
+        self.partitions = [TopicPartition(topic, partition) for topic in (names.table, names.waiting)]
         if state.is_too_old():
             state.clear()
         self._is_continued = bool(state.next_offsets)
-        starts = state.next_offsets if held_from is None else {names.table: held_from}
-        self.reader.read_from({partition: starts.get(partition.topic, 0) for partition in self.partitions})
+        self.reader.read_from({partition: state.next_offsets.get(partition.topic, 0) for partition in self.partitions})
 
     @property
     def position(self) -> Position | None:
@@ -197,8 +185,8 @@ class Changelogs:
 
     @property
     def owner(self) -> str | None:
-        """The owner by the newest position that was read, or None without one."""
-        return None if self.position is None else self.position.owner
+        """The owner by the newest position that was read. None without one, or if that owner has released it."""
+        return None if self.position is None or self.state.is_released else self.position.owner
 
     def is_outdated(self) -> bool:
         """Return whether another process may have written since an earlier claim began to read."""
@@ -206,7 +194,7 @@ class Changelogs:
 
     def note_position(self, position: Position, offset: int) -> None:
         """Record the position that this claim wrote."""
-        self.state.position, self.state.position_offset = position, offset
+        self.state.position, self.state.position_offset, self.state.is_released = position, offset, False
         self.state.next_offsets[self._names.table] = self.state.ends[self._names.table] = offset + 1
 
     async def read_to_end(self) -> None:
@@ -244,8 +232,10 @@ class Changelogs:
         if record.key == POSITION_KEY:
             with self._readable(record.topic, record.offset):
                 self.state.position = None if record.value is None else changelog.decode_position(record.value)
-            self.state.position_offset = record.offset
-        elif record.key != BARRIER_KEY and not self._is_held:
+            self.state.position_offset, self.state.is_released = record.offset, False
+        elif record.key == RELEASE_KEY:
+            self.state.is_released |= record.value == (self.owner or "").encode()
+        elif record.key != BARRIER_KEY:
             self.state.undecoded[record.topic][record.key] = (record.offset, record.value)
         self.state.next_offsets[record.topic] = record.offset + 1
 

@@ -4,6 +4,8 @@
 2. Read:    read and decode the changelogs; the position record names the owner, the last worker's transactional id.
             This takes most of the time; no transaction is open meanwhile. If a rebalance interrupts it and gives the
             partition to this worker again, the next claim continues; see `ChangelogState` for when it starts over.
+            An owner that is still a member of the group releases the partition: wait for that, so that the lanes that
+            it keeps run on. A released partition needs no fence.
 3. Fence:   commit a record to the table's changelog, which Kafka refuses if a newer claim has the lock; then start a
             producer under the owner's id: its open transaction is aborted, its later ones are refused. Claims of
             several partitions that name the same owner share one fence.
@@ -24,6 +26,7 @@ from uuid import uuid4
 
 import structlog
 from aiokafka import TopicPartition
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from msgspec import Struct
 
@@ -44,80 +47,86 @@ from order_service.worker.transactions import DEADLINE_S, TurnProducer, claiming
 log = structlog.get_logger()
 
 WARN_AFTER_S: Final = 10.0
-
-
-class HeldLane(Struct, frozen=True):
-    """What a worker still holds of a partition: the offset of its last write to the changelog, the id, the position."""
-
-    owner: str
-    log_offset: int
-    next_offset: int
-    waiting_count: int
+RELEASE_WITHIN_S: Final = 10.0
+"""How long after an assignment its claims wait for other owners. A turn has as long to be committed."""
+RELEASE_POLL_S: Final = 0.05
 
 
 class Claimed(Struct, frozen=True):
-    """The result of a claim: the position to continue from, and the state, or None if that in memory is the newest."""
+    """The result of a claim: the position to continue from, and the orders and waiting commands of the partition."""
 
     position: Position
-    log_offset: int
-    state: tuple[dict[str, Entry], list[WaitingCommand]] | None
+    entries: dict[str, Entry]
+    waiting: list[WaitingCommand]
 
 
 class Claimer(Struct, frozen=True):
-    """Claims partitions for one owner id. `failpoint` is called after each step: tests stop or kill workers there."""
+    """Claims partitions for one owner id.
+
+    `named` gets each partition before its changelog may name this owner. `other_owners` are those of the other members
+    of the group: until `release_by`, in seconds of the event loop's clock, a claim waits for them to release a
+    partition. `failpoint` is called after each step: tests stop or kill workers there.
+    """
 
     group_id: str
     owner: str
+    named: set[int]
+    other_owners: frozenset[str]
+    release_by: float
     names: TopicNames
     connection: dict[str, Any]
+    metadata: ClusterMetadata
     clients: ClaimClients
     failpoint: Callable[[str], None]
 
-    async def claim(self, partition: int, kept: HeldLane | None, state: ChangelogState, progress: Progress) -> Claimed:
+    async def claim(self, partition: int, state: ChangelogState, progress: Progress) -> Claimed:
         """Take over a partition. Continue from `state`, which an interrupted claim may have left.
 
         Raises LaneParked if the log does not allow the lane to continue, Fenced if another claim is newer.
         """
         lock_id = f"{self.group_id}-claim-{partition}"
         await progress.at(f"the coordinator of {lock_id}")
-        async with claiming(lock_id, self.connection, [self.names.table, self.names.waiting]) as lock:
+        async with claiming(lock_id, self.connection, self.metadata, [self.names.table, self.names.waiting]) as lock:
             self.failpoint("claim.locked")
-            if kept is not None:
-                claimed = await self._take_over(partition, lock, kept, ChangelogState(), progress)
-                if claimed is not None:
-                    return claimed
-            while (claimed := await self._take_over(partition, lock, None, state, progress)) is None:
+            while (claimed := await self._take_over(partition, lock, state, progress)) is None:
                 state.clear()  # it is empty at the second attempt, which therefore does not return None
             return claimed
 
     async def _take_over(
-        self, partition: int, lock: TurnProducer, kept: HeldLane | None, state: ChangelogState, progress: Progress
+        self, partition: int, lock: TurnProducer, state: ChangelogState, progress: Progress
     ) -> Claimed | None:
-        """Do steps 2 to 6. Return None if the kept lane or the state does not match the log."""
+        """Do steps 2 to 6. Return None if the state does not match the log."""
         await progress.at(f"the brokers of partition {partition}")
         async with self.clients.reader() as reader:
-            held_from = None if kept is None else kept.log_offset
-            logs = Changelogs(partition, self.names, reader, state, progress, held_from=held_from)
+            logs = Changelogs(partition, self.names, reader, state, progress)
             await logs.read_to_end()
+            await self._wait_for_release(logs, progress)
             self.failpoint("claim.read")
             checks = Checks(partition, self.names, self.clients, logs)
             await self._fence_owners(lock, logs, checks, progress)
-            if logs.is_outdated() or (kept is not None and not _is_still(kept, logs.position)):
+            if logs.is_outdated():
                 return None
             await progress.at(f"the ends of the commands and outcomes of partition {partition}")
-            position = await checks.position(self.owner, len(logs.waiting) if kept is None else kept.waiting_count)
-            if kept is None:
-                await checks.outcomes()
+            position = await checks.position(self.owner, len(logs.waiting))
+            await checks.outcomes()
             self.failpoint("claim.barrier")
         await progress.at(f"a commit to {self.names.table} partition {partition}")
-        log_offset = await self._name_ourselves(partition, lock, position)
-        logs.note_position(position, log_offset)
+        logs.note_position(position, await self._name_ourselves(partition, lock, position))
         checks.count_never_read()
         self.failpoint("claim.named")
-        return Claimed(position, log_offset, None if kept is not None else (logs.entries, list(logs.waiting.values())))
+        return Claimed(position, logs.entries, list(logs.waiting.values()))
+
+    async def _wait_for_release(self, logs: Changelogs, progress: Progress) -> None:
+        """Wait until an owner that is a member of the group has released the partition, or `release_by` has passed."""
+        loop = asyncio.get_running_loop()
+        if logs.owner in self.other_owners:
+            await progress.at(f"{logs.owner} to release partition {logs.partitions[0].partition}")
+        while logs.owner in self.other_owners and loop.time() < self.release_by:
+            await asyncio.sleep(RELEASE_POLL_S)
+            await logs.read_to_end()
 
     async def _fence_owners(self, lock: TurnProducer, logs: Changelogs, checks: Checks, progress: Progress) -> None:
-        """Fence the owner, and any new owner that appears before the barrier.
+        """Fence the owner unless it has released the partition, and any new owner that appears before the barrier.
 
         This worker is already the owner if an earlier claim of it failed after step 6: the lane does not run yet.
         A claim that was stopped for long may read a changelog that already names the next owner, whose lanes run: Kafka
@@ -155,6 +164,7 @@ class Claimer(Struct, frozen=True):
 
     async def _name_ourselves(self, partition: int, lock: TurnProducer, position: Position) -> int:
         records: list[Record] = [(POSITION_KEY, changelog.encode(position), [])]
+        self.named.add(partition)
         try:
             async with deadline(DEADLINE_S):
                 await lock.begin()
@@ -164,19 +174,8 @@ class Claimer(Struct, frozen=True):
         return int(arrived[0].offset)
 
 
-def _is_still(kept: HeldLane, position: Position | None) -> bool:
-    """Return whether no other process has written since `kept`: the log has the same owner and position."""
-    return position is not None and (position.owner, position.next_offset) == (kept.owner, kept.next_offset)
-
-
 async def claim_until_done(
-    claimer: Claimer,
-    partition: int,
-    kept: HeldLane | None,
-    state: ChangelogState,
-    progress: Progress,
-    *,
-    pause_s: float = 1.0,
+    claimer: Claimer, partition: int, state: ChangelogState, progress: Progress, *, pause_s: float = 1.0
 ) -> Claimed:
     """Claim a partition. Try again while Kafka cannot be read from or written to, however long that takes.
 
@@ -184,7 +183,7 @@ async def claim_until_done(
     """
     while True:
         try:
-            return await _claim_with_warnings(claimer.claim(partition, kept, state, progress), partition, progress)
+            return await _claim_with_warnings(claimer.claim(partition, state, progress), partition, progress)
         except (KafkaError, Stuck, TurnRefused) as error:
             if isinstance(error, TurnRefused) and error.lanes:
                 raise

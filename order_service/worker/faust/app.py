@@ -28,7 +28,7 @@ from order_service.users.client import CallPolicy, UserClient
 from order_service.worker.assignment import Context
 from order_service.worker.clock import Clock, wait_until_near
 from order_service.worker.faust.consumer import NoTables, RawSchema, RunApp, RunConsumer
-from order_service.worker.membership import Member, Membership
+from order_service.worker.membership import LaneAssignor, Member, Membership
 from order_service.worker.monitoring.end_offsets import End, LogEnds
 from order_service.worker.monitoring.group_watch import GroupWatch
 from order_service.worker.worker import Worker
@@ -36,6 +36,8 @@ from order_service.worker.worker import Worker
 log = structlog.get_logger()
 
 REBALANCE_TIMEOUT_S: Final = 30.0
+HEARTBEAT_S: Final = 1.0
+"""Members learn of a rebalance from the response to a heartbeat. The first ones wait for the last one."""
 
 
 class FaustFetching:
@@ -60,6 +62,8 @@ class FaustFetching:
 
     async def open(self, partition: int, offset: int, seek: int) -> None:
         """Fetch a partition from an offset on; its runs carry the number of this seek."""
+        await self._app.delivers.wait()
+        await self._app.flow_control.acquire()  # a late end of the rebalance before may have set the event
         consumer = self._consumer
         await consumer.run_in_fetch_thread(consumer.thread.open(self._topic_partition(partition), offset, seek))
 
@@ -118,6 +122,14 @@ class FaustFetching:
         """Return the current number of partitions, or None if it is not known."""
         return self._consumer.partition_count(self._topic)
 
+    def announce(self, owner: str) -> None:
+        """Send this owner id to the other members of the group, with the next rebalance."""
+        LaneAssignor.owner = owner
+
+    def other_owners(self) -> frozenset[str]:
+        """Return the owner ids of the other members of the group, as of the last rebalance."""
+        return LaneAssignor.other_owners
+
     async def close(self) -> None:
         """Close the consumer that reads end offsets, if it was opened."""
         if self._offsets is not None:
@@ -142,7 +154,7 @@ def build(
         broker=[f"kafka://{server}" for server in connection(settings)["bootstrap_servers"].split(",")],
         broker_credentials=_credentials(settings),
         broker_session_timeout=settings.session_timeout_s,
-        broker_heartbeat_interval=settings.session_timeout_s / 5,
+        broker_heartbeat_interval=min(settings.session_timeout_s / 5, HEARTBEAT_S),
         broker_request_timeout=max(30.0, settings.session_timeout_s + 5),
         broker_rebalance_timeout=REBALANCE_TIMEOUT_S,
         broker_commit_interval=1.0,
@@ -156,6 +168,7 @@ def build(
         loghandlers=[],
     )
     app.connection = connection(settings)
+    app.delivers = asyncio.Event()
     app.membership = Membership.from_settings(settings)
     app.end = lambda error: end_process(error, leave_group=app.leave_group)
     fetching = FaustFetching(app, names.commands)

@@ -523,6 +523,18 @@ class RunApp(faust.App):
     on_damaged: Callable[[int, str], None]
     before_start: Callable[[], Coroutine[Any, Any, None]]
     before_leaving: Callable[[], Coroutine[Any, Any, None]]
+    delivers: asyncio.Event
+    """Set while no rebalance is under way. Until then, Faust drops the records that it gets."""
+
+    def on_rebalance_start(self) -> None:
+        """Note that Faust drops records from now on."""
+        super().on_rebalance_start()
+        self.delivers.clear()
+
+    def on_rebalance_end(self) -> None:
+        """Note that Faust delivers records again."""
+        super().on_rebalance_end()
+        self.delivers.set()
 
     async def on_first_start(self) -> None:
         """Start the services of the stream before the first assignment, without creating Faust's own directories."""

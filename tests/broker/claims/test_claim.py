@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from aiokafka.cluster import ClusterMetadata
 
 from order_service.errors import Fenced
 from order_service.kafka.connection import connection
@@ -72,7 +73,9 @@ async def test_a_claim_that_was_stopped_inside_a_transaction_does_not_start_agai
     """It would take a new lock, read who has the partition now, and fence it."""
 
     def lock():
-        return claiming(f"{service.group_id}-claim-1", connection(service.settings()), [service.names.table])
+        return claiming(
+            f"{service.group_id}-claim-1", connection(service.settings()), ClusterMetadata(), [service.names.table]
+        )
 
     async def claim_late():
         async with lock() as late:

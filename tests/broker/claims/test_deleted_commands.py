@@ -6,12 +6,11 @@ from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from prometheus_client import REGISTRY
 
-from order_service.kafka.connection import connection
 from order_service.wire.commands import encode_json_command
 from order_service.worker.claims.changelog_reader import ChangelogState
-from order_service.worker.claims.claim import Claimer, claim_until_done
-from order_service.worker.claims.clients import ClaimClients
+from order_service.worker.claims.claim import claim_until_done
 from order_service.worker.claims.progress import ClaimSlots, Progress
+from tests.support.claiming import claimer_of
 from tests.support.deciding import decide, end
 from tests.support.service import histories, until
 
@@ -113,12 +112,7 @@ async def test_a_first_claim_that_is_tried_again_counts_deleted_commands_once(se
         return REGISTRY.get_sample_value("orders_never_read_offsets_total", {"partition": str(partition)}) or 0
 
     before = count()
-    arguments = connection(service.settings())
-    clients = ClaimClients(arguments)
-    claimer = Claimer(service.group_id, "first", service.names, arguments, clients, fail_before_naming)
-    try:
-        claimed = await claim_until_done(claimer, partition, None, ChangelogState(), Progress(ClaimSlots(1)), pause_s=0)
-    finally:
-        await clients.close()
+    async with claimer_of(service, "first", fail_before_naming) as claimer:
+        claimed = await claim_until_done(claimer, partition, ChangelogState(), Progress(ClaimSlots(1)), pause_s=0)
     assert (left, claimed.position.next_offset) == ([], deleted)
     assert count() == before + deleted

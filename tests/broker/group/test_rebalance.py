@@ -29,7 +29,7 @@ def test_whatever_happens_to_the_workers_each_command_has_one_outcome(service):
     service.check(commands)
 
 
-def test_lanes_that_stay_are_kept(service):
+def test_lanes_that_stay_run_on_without_a_claim(service):
     commands = histories(40)
     first = service.start_worker().wait_lanes(4)
     service.send(commands[:100])
@@ -38,8 +38,13 @@ def test_lanes_that_stay_are_kept(service):
         second = service.start_worker().wait_lanes(2)
         first.wait_lanes(2)
     service.wait_outcomes(len(commands))
-    assert [line["kept"] for line in first.lines("Lane started.")] == [False] * 4 + [True] * 2
-    assert [line["kept"] for line in second.lines("Lane started.")] == [False] * 2
+    started, runs_on = (
+        [line["partition"] for line in first.lines(event)] for event in ("Lane started.", "Lane runs on.")
+    )
+    assert sorted(started) == [0, 1, 2, 3]
+    assert sorted(runs_on + [line["partition"] for line in second.lines("Lane started.")]) == [0, 1, 2, 3]
+    assert second.lines("Lane runs on.") == []
+    assert len({line["owner"] for line in first.lines("Partitions assigned.")}) == 1
     service.check(commands)
 
 
@@ -52,7 +57,7 @@ def has_written_its_positions(service):
     return all(positions[partition].ends.events > max(firsts.values()) for partition, firsts in batches.items())
 
 
-def test_a_lane_that_another_worker_changed_without_moving_its_position_is_not_kept(service):
+def test_a_lane_that_another_worker_has_claimed_meanwhile_is_claimed_again(service):
     creates = [but(create, order_id=f"order-{n}", command_id=f"create-{n}", actor=SHOP) for n in range(20)]
     payments = [but(pay, order_id=f"order-{n}", command_id=f"pay-{n}") for n in range(20)]
     sleeper = service.start_worker().wait_lanes(4)
@@ -66,7 +71,8 @@ def test_a_lane_that_another_worker_changed_without_moving_its_position_is_not_k
     assert other.wait_ended(within_s=GRACE_S) == 0
     sleeper.send(signal.SIGCONT)
     until(lambda: len(sleeper.lines("Lane started.")) == 8, "the sleeper claims its lanes again")
-    assert not any(line["kept"] for line in sleeper.lines("Lane started."))
+    assert sleeper.lines("Lane runs on.") == []
+    assert len(sleeper.lines("Claiming the partitions again.")) == 1
     service.send(payments)
     service.wait_outcomes(60)
     assert [rejection.reason for rejection in service.rejections()] == ["order_cancelled"] * 20

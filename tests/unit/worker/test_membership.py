@@ -101,6 +101,26 @@ def test_no_more_lanes_move_than_must_when_one_leaves_and_when_it_is_back(size):
     assert kept(without, after, members[1:]) == 300 - len(after["new"])
 
 
+def test_each_member_learns_the_owners_of_the_others():
+    """A static member that is started again gets this assignment: its predecessor releases nothing any more."""
+
+    def owned(owner):
+        class Process(LaneAssignor):
+            pass
+
+        Process.owner = owner
+        return Process
+
+    processes = {member: owned(f"orders-worker-{member}") for member in "abc"}
+    known = {member: process.metadata([TOPIC]) for member, process in processes.items()}
+    foreign = ConsumerProtocolMemberMetadata(0, [TOPIC], b"\0\0\0\1another format")
+    assigned = LaneAssignor.assign(Group(12)._cluster, known | {"foreign": foreign})
+    for member, process in processes.items():
+        process.on_assignment(assigned[member])
+        assert process.other_owners == {f"orders-worker-{other}" for other in "abc" if other != member}
+    assert is_even({member: set(each.partitions()) for member, each in assigned.items()}, 12)
+
+
 def test_a_worker_that_joins_takes_only_its_share():
     group = Group(12)
     before = group.share("a", "b", "c")

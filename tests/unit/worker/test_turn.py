@@ -7,6 +7,7 @@ from aiokafka import ConsumerRecord
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import HistoryError
+from order_service.wire.changelog import RELEASE_KEY
 from order_service.wire.commands import encode_json_command
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox
@@ -31,13 +32,15 @@ class BrokenLane(Lane):
         raise HistoryError("version 3 of an order cannot follow on version 1")
 
 
-def turns_over(lanes, written, failpoint, park=lambda *_: None) -> tuple[TurnLoop, Inbox]:
+def turns_over(lanes, written, failpoint, park=lambda *_: None, named=(), leaving=()) -> tuple[TurnLoop, Inbox]:
     """Make what takes turns over these lanes, and the inbox that it takes from."""
     inbox = Inbox(lambda _partition: None, lambda _partition: None)
     turns = TurnLoop(
         written,
         NAMES,
         inbox,
+        named=set() if named == () else named,
+        leaving=set(leaving),
         turn_s=0.001,
         clock=Clock(60),
         end_of=lambda _partition: 0,
@@ -140,3 +143,25 @@ async def test_a_commit_does_not_count_the_time_in_which_the_loop_is_blocked(mon
     async with asyncio.timeout(30):
         await turns.run()
     assert written.facts(0) == ["OrderCreated"]
+
+
+async def test_a_partition_that_goes_is_released_when_it_can_be_written_to():
+    written: Any = Written()
+    written.away = {7: "orders.table.v1-7 has no leader"}
+    named = {0, 7, 8}
+    turns, _ = turns_over([lane_with(0, {})], written, lambda _step: None, named=named, leaving={7, 8})
+    running = asyncio.create_task(turns.run())
+    await until_equal(lambda: named, {0, 7})
+    written.away = {}
+    turns.update_unavailable()
+    await until_equal(lambda: named, {0})
+    turns.stop()
+    await running
+    released: Any = (RELEASE_KEY, written.transactional_id.encode(), [])
+    assert written.records == [(NAMES.table, 8, released), (NAMES.table, 7, released)]
+
+
+async def until_equal(value, expected):
+    async with asyncio.timeout(30):
+        while value() != expected:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)

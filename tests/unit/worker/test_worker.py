@@ -15,9 +15,9 @@ from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
-from order_service.wire.changelog import Position
-from order_service.worker.assignment import Assignment, Context
-from order_service.worker.claims.claim import Claimed, HeldLane
+from order_service.wire.changelog import RELEASE_KEY, Position
+from order_service.worker.assignment import Assignment, Context, Owner
+from order_service.worker.claims.claim import Claimed
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
@@ -38,7 +38,9 @@ def ended():
 
 @pytest.fixture
 def context(ended):
-    fetching: Any = type("Fetching", (), {"pause": print, "resume": print, "end_of": print, "end": print})()
+    unused = dict.fromkeys(("pause", "resume", "end_of", "end", "announce"), print)
+    fetching: Any = type("Fetching", (), unused)()
+    fetching.other_owners = frozenset
     servers = {"bootstrap_servers": "127.0.0.1:1"}
     users = UserClient(CallPolicy.from_settings(Settings()))
     return Context(
@@ -144,7 +146,7 @@ def claim(context, monkeypatch):
     """Claim partition 0, whose waiting room cannot be restored for this reason, if any; gives the assignment."""
 
     async def claimed(*_):
-        return Claimed(Position(0, "me", 0, None), 0, ({}, []))
+        return Claimed(Position(0, "me", 0, None), {}, [])
 
     asking: Any = SimpleNamespace(ask=print)
 
@@ -158,7 +160,7 @@ def claim(context, monkeypatch):
         monkeypatch.setattr(Lane, "restoring", restoring)
         assignment = Assignment(context, {0}, asking, UNUSED, UNUSED)
         assignment._claims[0] = Progress(ClaimSlots(1))
-        assignment._spawn(assignment._claim(0, assignment._claims[0]), "claim")
+        assignment._spawn(assignment._claim(UNUSED, 0, assignment._claims[0]), "claim")
         await asyncio.wait(assignment._tasks, timeout=10)
         await assignment.stop()
         return assignment
@@ -187,7 +189,7 @@ async def test_a_bug_at_the_start_of_fetching_parks_the_partition_and_ends_nothi
     with structlog.testing.capture_logs() as logged:
         assignment = await claim()
     assert not ended
-    assert assignment.parked == {0: "the partition cannot be claimed: TypeError"}
+    assert assignment.parked == {0: "its commands cannot be fetched: TypeError"}
     assert not assignment.lanes
     assert [line["exc_info"] for line in logged] == [error]
 
@@ -222,7 +224,7 @@ async def test_the_payments_due_of_a_large_table_are_restored_in_slices(context)
     context = replace(context, settings=Settings(payment_due_s=86_400))
     assignment = Assignment(context, {0}, SimpleNamespace(ask=print), UNUSED, UNUSED)  # type: ignore[arg-type]
     orders = CountedOrders(dict.fromkeys((f"order-{number}" for number in range(ORDERS)), entry_after([create])))
-    claimed = Claimed(Position(0, "me", 0, None), 0, (orders, []))
+    claimed = Claimed(Position(0, "me", 0, None), orders, [])
     slices: list[int] = []
 
     async def watch():
@@ -234,7 +236,7 @@ async def test_the_payments_due_of_a_large_table_are_restored_in_slices(context)
             await asyncio.sleep(0)
 
     watching = asyncio.create_task(watch())
-    lane = await assignment._restore_lane(0, None, claimed, Progress(ClaimSlots(1)))
+    lane = await assignment._restore_lane(0, claimed, Progress(ClaimSlots(1)))
     await asyncio.sleep(0)
     watching.cancel()
     await assignment.stop()
@@ -249,43 +251,86 @@ class Refusing(Written):
         raise TurnRefused("Kafka has forgotten the transactional id", {})
 
 
-@pytest.mark.parametrize(
-    ("producer", "is_kept"),
-    [pytest.param(Written, True, id="committed"), pytest.param(Refusing, False, id="refused")],
-)
-async def test_the_memory_of_a_lane_is_kept_only_if_its_last_turn_was_committed(context, producer, is_kept):
-    """An order that cancelled itself in a refused turn is not cancelled in the log, at the same position."""
+async def with_lane(context, producer=Written):
+    """Make an assignment of partitions 0 and 1 whose turns run, with a lane of one order for partition 0."""
     context.fetching.end_of = lambda _partition: 0
-    assignment = Assignment(context, {0}, UNUSED, lambda *_: None, UNUSED)
+    assignment = Assignment(context, {0, 1}, UNUSED, lambda *_: None, UNUSED)
     assignment.turns._producer = producer()
     lane = lane_with(0, {ORDER_ID: entry_after([create])})
     assignment.lanes[0] = lane
     assignment._spawn(assignment.turns.run(), "turns")
+    return assignment, lane
+
+
+@pytest.mark.parametrize(
+    ("producer", "is_continued"),
+    [pytest.param(Written, True, id="committed"), pytest.param(Refusing, False, id="refused")],
+)
+async def test_a_lane_runs_on_after_a_rebalance_only_if_its_last_turn_was_committed(
+    context, endless_claims, producer, is_continued
+):
+    """An order that cancelled itself in a refused turn is not cancelled in the log, at the same position."""
+    assignment, lane = await with_lane(context, producer)
     assignment.turns.cancel_unpaid(0, [ORDER_ID])
     async with asyncio.timeout(30):
         while type(lane.table.get(ORDER_ID).order) is not Cancelled:  # noqa: ASYNC110, what is looked at has no event
             await asyncio.sleep(0)
     await assignment.stop()
-    assert list(assignment.held_lanes()) == ([0] if is_kept else [])
+    assert assignment.is_clean is is_continued
+    after = Assignment(context, {0, 1}, UNUSED, UNUSED, UNUSED, previous=assignment)
+    assert (after.owner is assignment.owner) is is_continued
+    after.start()
+    await until_begun(endless_claims, 1 if is_continued else 2)
+    await after.stop()
+    await after.close()
+    assert sorted(partition for partition, _ in endless_claims) == ([1] if is_continued else [0, 1])
+    assert after.lanes == ({0: lane} if is_continued else {})
+
+
+async def test_an_assignment_whose_owner_has_not_started_is_not_continued(context):
+    assignment = Assignment(context, {0}, UNUSED, UNUSED, UNUSED)
+    await assignment.stop()
+    assert not assignment.is_clean
+
+
+async def test_partitions_that_go_are_released_if_their_changelog_may_name_the_owner(context, endless_claims):
+    assignment, _ = await with_lane(context)
+    assignment.owner.named |= {0, 1}
+    await assignment.stop()
+    after = Assignment(context, {1, 2}, UNUSED, UNUSED, UNUSED, previous=assignment)
+    written: Any = Written()
+    after.turns._producer = written
+    after.start()
+    await until_begun(endless_claims, 2)
+    async with asyncio.timeout(30):
+        while 0 in after.owner.named:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+    await after.stop()
+    await after.close()
+    owner = written.transactional_id.encode()
+    assert written.records == [(topic_names().table, 0, (RELEASE_KEY, owner, []))]
+    assert after.owner.named == {1}
 
 
 @pytest.fixture
 def endless_claims(context, monkeypatch):
-    """Make claims that read one entry and then wait; gives what each began with: the lane that is held, the entries."""
+    """Make claims that read one entry and then wait; gives the partition and the entries that each began with."""
     begun = []
 
-    async def claim(_claimer, partition, held, state, _progress):
-        begun.append((partition, held, dict(state.entries)))
+    async def claim(_claimer, partition, state, _progress):
+        begun.append((partition, dict(state.entries)))
         state.entries[f"read by claim {len(begun)}"] = ENTRY
         await asyncio.Event().wait()
 
-    async def claim_all(assignment):
-        for partition in assignment.partitions:
-            assignment._claims[partition] = Progress(ClaimSlots(9))
-            assignment._spawn(assignment._claim(partition, assignment._claims[partition]), "claim")
+    async def start(_owner, _context):
+        pass
 
+    async def opened(*_):
+        pass
+
+    context.fetching.open = opened
     monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claim)
-    monkeypatch.setattr(Assignment, "_claim_all", claim_all)
+    monkeypatch.setattr(Owner, "start", start)
     return begun
 
 
@@ -302,10 +347,10 @@ async def test_a_claim_continues_what_the_claim_before_the_rebalance_has_read(co
         await until_begun(endless_claims, count)
     await worker.stop()
     assert endless_claims == [
-        (0, None, {}),
-        (0, None, {"read by claim 1": ENTRY}),
-        (1, None, {}),
-        (0, None, {}),  # another worker had it in between
+        (0, {}),
+        (0, {"read by claim 1": ENTRY}),
+        (1, {}),
+        (0, {}),  # another worker had it in between
     ]
 
 
@@ -316,18 +361,7 @@ async def test_a_claim_continues_after_a_turn_of_another_lane_was_refused(contex
     await worker._claim_again(worker._assignment, TurnRefused("why", {}))
     await until_begun(endless_claims, 2)
     await worker.stop()
-    assert endless_claims[1] == (0, None, {"read by claim 1": ENTRY})
-
-
-async def test_a_lane_is_still_held_when_a_second_rebalance_interrupts_its_claim(context, endless_claims):
-    held = (lane_with(0, {ORDER_ID: ENTRY}), HeldLane("me", 7, 3, 0))
-    assignment = Assignment(context, {0}, UNUSED, UNUSED, UNUSED, held={0: held})
-    assignment.start()
-    await until_begun(endless_claims, 1)
-    await assignment.stop()
-    assignment.is_clean = False  # a turn of another lane has failed
-    assert endless_claims == [(0, held[1], {})]
-    assert assignment.held_lanes() == {0: held}
+    assert endless_claims[1] == (0, {"read by claim 1": ENTRY})
 
 
 async def test_a_lane_that_runs_is_not_claimed_with_what_its_claim_had_read(claim, context):

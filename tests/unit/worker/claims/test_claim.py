@@ -1,13 +1,16 @@
 """The steps of a claim without a broker: in which order they are done, and what their deadlines count."""
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.structs import RecordMetadata
+from msgspec import structs
 
-from order_service.wire.changelog import POSITION_KEY, encode
+from order_service.wire.changelog import POSITION_KEY, RELEASE_KEY, encode
 from order_service.worker.claims.changelog_reader import CONTINUED_FOR_S, ChangelogState
 from order_service.worker.claims.claim import Claimer
 from order_service.worker.claims.progress import ClaimSlots, Progress
@@ -15,6 +18,7 @@ from tests.support.samples import create
 from tests.unit.worker.blocking import block_loop, shorten
 from tests.unit.worker.claims.topics import BARRIER, ENTRY, EVENT, NAMES, Made, Topics, at
 
+TABLE = TopicPartition(NAMES.table, 0)
 STEPS = [
     "claim.locked",
     "read orders",
@@ -72,17 +76,26 @@ class Partition(Topics):
         self.calls.append("commit")
         return sent
 
+    def write(self, *records):
+        self._records[TABLE] = [*self._records[TABLE], *records]
+
+
+def claimer_of(partition, owner, failpoint, *, others=(), release_within_s=0.0):
+    release_by = asyncio.get_running_loop().time() + release_within_s
+    metadata = ClusterMetadata()
+    return Claimer("orders", owner, set(), frozenset(others), release_by, NAMES, {}, metadata, partition, failpoint)
+
 
 @pytest.fixture
 def claim(monkeypatch):
     """Claim a partition; gives the position from which its lane goes on."""
 
-    async def claimed(partition: Any, state=None):
+    async def claimed(partition: Any, state=None, **settings):
         monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
         progress = Progress(ClaimSlots(1))
         try:
-            claimer = Claimer("orders", "next", NAMES, {}, partition, partition.calls.append)
-            return await claimer.claim(0, None, state or ChangelogState(), progress)
+            claimer = claimer_of(partition, "next", partition.calls.append, **settings)
+            return await claimer.claim(0, state or ChangelogState(), progress)
         finally:
             progress.leave()
 
@@ -93,7 +106,7 @@ async def test_a_claim_opens_its_transaction_only_after_it_has_read_the_table(cl
     """Kafka aborts a transaction that is open for 15 s, and a large table takes longer."""
     partition = Partition()
     claimed = await claim(partition)
-    assert (claimed.position.owner, list(claimed.state[0])) == ("next", [create.order_id])
+    assert (claimed.position.owner, list(claimed.entries)) == ("next", [create.order_id])
     assert partition.calls == STEPS
 
 
@@ -135,8 +148,9 @@ class InterruptedOnce(Partition):
         self.reads += [(place.topic, record.offset) for place, records in fetched.items() for record in records]
         return fetched
 
-    def write(self, *records):
-        self._records[TABLE] = [*self._records[TABLE], *records]
+    async def begin(self):
+        await super().begin()
+        self.note(f"begin {self.calls.count('begin')}")
 
     def remove_order(self):
         """Remove the order from the changelog, and the event of its creation."""
@@ -144,7 +158,6 @@ class InterruptedOnce(Partition):
         self._records[TopicPartition(NAMES.events, 0)] = []
 
 
-TABLE = TopicPartition(NAMES.table, 0)
 STATE_OF_ORDER = {create.order_id: ENTRY}
 
 
@@ -154,7 +167,7 @@ async def interrupt(partition, monkeypatch, state=None):
     state = state or ChangelogState()
     progress = Progress(ClaimSlots(1))
     with pytest.raises(Interrupted):
-        await Claimer("orders", "first", NAMES, {}, partition, partition.note).claim(0, None, state, progress)
+        await claimer_of(partition, "first", partition.note).claim(0, state, progress)
     progress.leave()
     partition.reads.clear()
     return state
@@ -166,7 +179,7 @@ async def test_an_interrupted_claim_is_continued_without_reading_again(claim, mo
     state = await interrupt(partition, monkeypatch)
     read_to = state.next_offsets[NAMES.table]
     claimed = await claim(partition, state)
-    assert claimed.state == (STATE_OF_ORDER, [])
+    assert (claimed.entries, claimed.waiting) == (STATE_OF_ORDER, [])
     assert (claimed.position.owner, claimed.position.next_offset) == ("next", 4)
     assert all(offset >= read_to for topic, offset in partition.reads if topic == NAMES.table)
 
@@ -178,7 +191,7 @@ async def test_a_claim_that_was_interrupted_while_it_read_continues_there(claim,
     state.next_offsets, state.ends = {NAMES.table: 1}, {NAMES.table: 2}
     state.undecoded[NAMES.table][create.order_id.encode()] = (0, encode(ENTRY))
     claimed = await claim(partition, state)
-    assert claimed.state == (STATE_OF_ORDER, [])
+    assert (claimed.entries, claimed.waiting) == (STATE_OF_ORDER, [])
     assert (NAMES.table, 0) not in partition.reads
 
 
@@ -197,7 +210,7 @@ async def test_an_interrupted_claim_starts_over_if_another_process_has_written_s
         partition.step = again
         await interrupt(partition, monkeypatch, state)
     claimed = await claim(partition, state)
-    assert claimed.state == ({}, [])
+    assert (claimed.entries, claimed.waiting) == ({}, [])
 
 
 @AGAIN
@@ -210,7 +223,7 @@ async def test_an_interrupted_claim_starts_over_if_the_changelog_has_lost_its_en
         partition.step = again
         await interrupt(partition, monkeypatch, state)
     claimed = await claim(partition, state)
-    assert claimed.state == ({}, [])
+    assert (claimed.entries, claimed.waiting) == ({}, [])
 
 
 @pytest.mark.parametrize("age_s", [CONTINUED_FOR_S, -1.0])
@@ -220,4 +233,77 @@ async def test_an_interrupted_claim_starts_over_when_tombstones_may_be_gone(clai
     partition.remove_order()
     state.began_at -= age_s
     claimed = await claim(partition, state)
-    assert claimed.state == ({}, [])
+    assert (claimed.entries, claimed.waiting) == ({}, [])
+
+
+RELEASED: Made = (RELEASE_KEY, b"worker", [])
+UNFENCED = [step for step in STEPS if "fence" not in step]
+del UNFENCED[3:5]  # the transaction that comes before a fence
+
+
+async def test_a_partition_that_its_owner_has_released_needs_no_fence(claim):
+    partition = Partition()
+    partition.write(RELEASED)
+    claimed = await claim(partition, others={"worker"}, release_within_s=60)
+    assert (claimed.position.owner, list(claimed.entries)) == ("next", [create.order_id])
+    assert partition.calls == UNFENCED
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        pytest.param([(RELEASE_KEY, b"earlier", [])], id="of another owner"),
+        pytest.param([RELEASED, (POSITION_KEY, encode(at(4)), [])], id="that the owner has claimed since"),
+    ],
+)
+async def test_a_release_that_is_not_of_the_last_position_does_not_count(claim, records):
+    partition = Partition()
+    partition.write(*records)
+    await claim(partition)
+    assert "fence worker" in partition.calls
+
+
+async def test_a_release_of_another_owner_does_not_hide_that_of_the_owner(claim):
+    partition = Partition()
+    partition.write(RELEASED, (RELEASE_KEY, b"earlier", []))
+    await claim(partition)
+    assert partition.calls == UNFENCED
+
+
+class ReleasedLate(Partition):
+    """A partition whose owner releases it when a claim looks for the third time."""
+
+    looks = 0
+
+    async def end_offsets(self, places):
+        if TABLE in places:
+            self.looks += 1
+            if self.looks == 3:
+                self.write(RELEASED)
+        return await super().end_offsets(places)
+
+
+async def test_a_claim_waits_for_a_member_of_the_group_to_release_the_partition(claim):
+    partition = ReleasedLate()
+    await claim(partition, others={"worker"}, release_within_s=60)
+    assert partition.calls == UNFENCED
+
+
+@pytest.mark.parametrize("settings", [{"others": {"other"}, "release_within_s": 60}, {"others": {"worker"}}])
+async def test_an_owner_that_is_no_member_or_takes_too_long_is_fenced(claim, settings):
+    partition = ReleasedLate()
+    await claim(partition, **settings)
+    assert partition.calls == STEPS
+
+
+async def test_the_owner_is_noted_before_its_name_is_written(claim, monkeypatch):
+    """A claim that is interrupted there may have written the name."""
+    partition = InterruptedOnce("begin 3")
+    monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
+    named: set[int] = set()
+    claimer = structs.replace(claimer_of(partition, "first", partition.note), named=named)
+    progress = Progress(ClaimSlots(1))
+    with pytest.raises(Interrupted):
+        await claimer.claim(0, ChangelogState(), progress)
+    progress.leave()
+    assert named == {0}
