@@ -88,7 +88,7 @@ def show_order(
     if as_json:
         show.json_line(order)
         return
-    show.table(("field", "value"), [("", (name, _text(value))) for name, value in order.items()])
+    show.table(("field", "value"), [(name, _text(value)) for name, value in order.items()])
 
 
 def list_orders(
@@ -111,7 +111,7 @@ def list_orders(
         for order in orders:
             show.json_line(order)
         return
-    show.table(("created", "order", "user", "status", "version", "total"), [("", _row(order)) for order in orders])
+    show.table(("created", "order", "user", "status", "version", "total"), map(_row, orders))
 
 
 def _pages(settings: Settings, query: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
@@ -196,18 +196,10 @@ def _detail(reply: Reply, base: str) -> str:
     return show.safe(f"{problem.detail or problem.title}{faults}")
 
 
-def _row(order: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        order["created_at"],
-        order["order_id"],
-        order["user_id"],
-        order["status"],
-        str(order["version"]),
-        f"{order['total']} {order['currency']}",
-    )
+def _row(order: dict[str, Any]) -> show.Row:
+    names = ("created_at", "order_id", "user_id", "status", "version")
+    return (*(order[name] for name in names), f"{order['total']} {order['currency']}")
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

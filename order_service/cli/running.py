@@ -149,11 +149,7 @@ def config(as_json: AsJson = False) -> None:
     if as_json:
         show.json_line(values)
         return
-    show.table(("variable", "value"), [("", (name, _text(value))) for name, value in values.items()])
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
+    show.table(("variable", "value"), values.items())
 
 
 async def _create(settings: Settings) -> list[str]:
