@@ -4,7 +4,6 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Final, Self, TypedDict, Unpack
 from uuid import uuid4
 
@@ -65,9 +64,7 @@ class Commands(ABC):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(  # noqa: B027, nothing to close by default
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:  # noqa: B027, nothing to close by default
         pass
 
     @abstractmethod
@@ -193,10 +190,8 @@ class OrderCommands(Commands):
         await self._sender.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._sender.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._sender.__aexit__()
 
     async def send(self, command: Command, wait_s: float = WAIT_S) -> Outcome:
         """Send a command, wait up to `wait_s` seconds for its outcome (0: do not wait), and return it."""
