@@ -96,7 +96,7 @@ class Server:
             if problem := self._not_ready():
                 raise problem
             query = requests.read_query(request, operation.query)
-            response: web.StreamResponse = await handle(Call(request, caller, query))
+            response: web.StreamResponse = await handle(Call(request, operation, caller, query))
             return response
 
         return serve

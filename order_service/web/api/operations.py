@@ -5,20 +5,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from order_service.domain.messages import (
-    AmendOrder,
-    CancelOrder,
-    Command,
-    CreateOrder,
-    DeliverOrder,
-    PayOrder,
-    ShipOrder,
-)
+from order_service.domain.messages import AmendOrder, Command, CreateOrder, PayOrder
 from order_service.domain.refusals import RULES, Reason
+from order_service.web.access.auth import Scope
 from order_service.web.api.bodies import (
     AmendBody,
-    Body,
     CancelBody,
+    CommandBody,
     CommandQuery,
     CreateBody,
     DeliverBody,
@@ -36,18 +29,27 @@ ORDER: Final = "/v1/orders/{order_id}"
 
 
 class Operation(Struct, frozen=True, kw_only=True):
-    """A route: `name` is the method of `Api` that serves it, `answers` maps each success status to its schema."""
+    """A route: `name` is the method of `Api` that serves it, `answers` maps each success status to its schema.
+
+    A route with a `body` sends its command. Services need the `scope` for it; users may send it only if `users_may`.
+    """
 
     name: str
     method: str
     path: str
     summary: str
     answers: dict[int, str]
-    body: type[Body] | None = None
+    body: type[CommandBody] | None = None
     may_be_empty: bool = False
+    scope: Scope = Scope.ADMIN
+    users_may: bool = False
     query: type[Query] = NoQuery
-    command: type[Command] | None = None
     is_stream: bool = False
+
+    @property
+    def command(self) -> type[Command] | None:
+        """The type of the command that this route sends, if any."""
+        return None if self.body is None else self.body.kind
 
     @property
     def reasons(self) -> frozenset[Reason]:
@@ -72,10 +74,11 @@ def _change(
     name: str,
     path: str,
     summary: str,
-    body: type[Body],
-    command: type[Command],
+    body: type[CommandBody],
+    scope: Scope,
     *,
     method: str = "POST",
+    users_may: bool = False,
     may_be_empty: bool = False,
 ) -> Operation:
     return Operation(
@@ -84,7 +87,8 @@ def _change(
         path=ORDER + path,
         summary=summary,
         body=body,
-        command=command,
+        scope=scope,
+        users_may=users_may,
         answers={200: "Order", 202: "Undecided"},
         may_be_empty=may_be_empty,
     )
@@ -97,7 +101,8 @@ OPERATIONS: Final = (
         path="/v1/orders",
         summary="Create an order",
         body=CreateBody,
-        command=CreateOrder,
+        scope=Scope.ADMIN,
+        users_may=True,
         answers={201: "Order", 202: "Undecided"},
     ),
     Operation(
@@ -116,17 +121,19 @@ OPERATIONS: Final = (
         query=OrderQuery,
         answers={200: "Order", 304: ""},
     ),
-    _change("amend_order", "", "Change an order before it is paid", AmendBody, AmendOrder, method="PATCH"),
     _change(
-        "delete_order", "", "Cancel an order; its history is kept", CancelBody, CancelOrder, method="DELETE",
-        may_be_empty=True,
+        "amend_order", "", "Change an order before it is paid", AmendBody, Scope.ADMIN, method="PATCH", users_may=True,
     ),
-    _change("pay_order", "/pay", "Record the payment of an order", PayBody, PayOrder),
-    _change("ship_order", "/ship", "Record that an order was shipped", ShipBody, ShipOrder),
     _change(
-        "deliver_order", "/deliver", "Record that an order was delivered", DeliverBody, DeliverOrder, may_be_empty=True
+        "delete_order", "", "Cancel an order; its history is kept", CancelBody, Scope.ADMIN, method="DELETE",
+        users_may=True, may_be_empty=True,
     ),
-    _change("cancel_order", "/cancel", "Cancel an order", CancelBody, CancelOrder, may_be_empty=True),
+    _change("pay_order", "/pay", "Record the payment of an order", PayBody, Scope.PAY),
+    _change("ship_order", "/ship", "Record that an order was shipped", ShipBody, Scope.SHIP),
+    _change(
+        "deliver_order", "/deliver", "Record that an order was delivered", DeliverBody, Scope.SHIP, may_be_empty=True,
+    ),
+    _change("cancel_order", "/cancel", "Cancel an order", CancelBody, Scope.ADMIN, users_may=True, may_be_empty=True),
     Operation(
         name="get_events",
         method="GET",
