@@ -13,12 +13,11 @@ import typer
 from msgspec import Struct
 from yarl import URL
 
-from order_service import http_client
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson, At, CreatedFrom, CreatedTo
 from order_service.errors import HttpError, NoResponse
-from order_service.http_client import HttpClient
+from order_service.http_client import HttpClient, Reply
 from order_service.settings import Settings
 from order_service.web.access.local_only import is_loopback
 from order_service.web.api.bodies import Wanted
@@ -64,14 +63,6 @@ class Problem(Struct):
     title: str
     detail: str = ""
     errors: tuple[Fault, ...] = ()
-
-
-class Reply(Struct, frozen=True):
-    """A response, and the time after which the server asks for a retry."""
-
-    status: int
-    body: bytes
-    retry_after_s: float | None = None
 
 
 def show_order(
@@ -158,9 +149,10 @@ def with_retries(
     give_up_at = clock() + RETRY_WITHIN_S
     reply = send()
     for _ in range(ATTEMPTS_MAX - 1):
-        if reply.retry_after_s is None or clock() + reply.retry_after_s > give_up_at:
+        retry_after_s = _retry_after_s(reply)
+        if retry_after_s is None or clock() + retry_after_s > give_up_at:
             break
-        sleep(reply.retry_after_s)
+        sleep(retry_after_s)
         reply = send()
     return reply
 
@@ -174,13 +166,12 @@ async def _send(url: URL, authorization: str) -> Reply:
         uses_proxy=not is_loopback(url.host or ""),
     )
     try:
-        reply = await client.request("GET", url)
+        return await client.request("GET", url)
     finally:
         await client.close()
-    return Reply(reply.status, reply.body, _retry_after_s(reply))
 
 
-def _retry_after_s(reply: http_client.Reply) -> float | None:
+def _retry_after_s(reply: Reply) -> float | None:
     """Return the seconds of `Retry-After` after a retryable status. A date is ignored: the wait would be too long."""
     after = reply.retry_after
     return float(after) if reply.status in RETRYABLE and after.isdecimal() else None
