@@ -28,10 +28,10 @@ from order_service.web.http.problems import STATUS, Kind, Trouble
 ORDER: Final = "/v1/orders/{order_id}"
 
 
-class Operation(Struct, frozen=True, kw_only=True):
+class Operation(Struct, frozen=True):
     """A route: `name` is the method of `Api` that serves it, `answers` maps each success status to its schema.
 
-    A route with a `body` sends its command. Services need the `scope` for it; users may send it only if `users_may`.
+    A route with a `body` sends its command. A service needs the `scope` for it; a user may send it only if `users_may`.
     """
 
     name: str
@@ -70,100 +70,53 @@ def reasons_of(command: type[Command]) -> Iterable[Reason]:
         yield Reason.PAYMENT_MISMATCH
 
 
-def _change(
-    name: str,
-    path: str,
-    summary: str,
-    body: type[CommandBody],
-    scope: Scope,
-    *,
-    method: str = "POST",
-    users_may: bool = False,
-    may_be_empty: bool = False,
-) -> Operation:
-    return Operation(
-        name=name,
-        method=method,
-        path=ORDER + path,
-        summary=summary,
-        body=body,
-        scope=scope,
-        users_may=users_may,
-        answers={200: "Order", 202: "Undecided"},
-        may_be_empty=may_be_empty,
-    )
-
-
+CHANGED: Final = {200: "Order", 202: "Undecided"}
 OPERATIONS: Final = (
     Operation(
-        name="create_order",
-        method="POST",
-        path="/v1/orders",
-        summary="Create an order",
-        body=CreateBody,
-        scope=Scope.ADMIN,
+        "create_order", "POST", "/v1/orders", "Create an order", {201: "Order", 202: "Undecided"}, body=CreateBody,
         users_may=True,
-        answers={201: "Order", 202: "Undecided"},
     ),
+    Operation("list_orders", "GET", "/v1/orders", "List orders, newest first", {200: "OrderPage"}, query=ListQuery),
     Operation(
-        name="list_orders",
-        method="GET",
-        path="/v1/orders",
-        summary="List orders, newest first",
-        query=ListQuery,
-        answers={200: "OrderPage"},
-    ),
-    Operation(
-        name="get_order",
-        method="GET",
-        path=ORDER,
-        summary="Get an order, now or at an earlier version or time",
+        "get_order", "GET", ORDER, "Get an order, now or at an earlier version or time", {200: "Order", 304: ""},
         query=OrderQuery,
-        answers={200: "Order", 304: ""},
     ),
-    _change(
-        "amend_order", "", "Change an order before it is paid", AmendBody, Scope.ADMIN, method="PATCH", users_may=True,
-    ),
-    _change(
-        "delete_order", "", "Cancel an order; its history is kept", CancelBody, Scope.ADMIN, method="DELETE",
-        users_may=True, may_be_empty=True,
-    ),
-    _change("pay_order", "/pay", "Record the payment of an order", PayBody, Scope.PAY),
-    _change("ship_order", "/ship", "Record that an order was shipped", ShipBody, Scope.SHIP),
-    _change(
-        "deliver_order", "/deliver", "Record that an order was delivered", DeliverBody, Scope.SHIP, may_be_empty=True,
-    ),
-    _change("cancel_order", "/cancel", "Cancel an order", CancelBody, Scope.ADMIN, users_may=True, may_be_empty=True),
     Operation(
-        name="get_events",
-        method="GET",
-        path=f"{ORDER}/events",
-        summary="Get the history of an order: its audit trail",
+        "amend_order", "PATCH", ORDER, "Change an order before it is paid", CHANGED, body=AmendBody, users_may=True
+    ),
+    Operation(
+        "delete_order", "DELETE", ORDER, "Cancel an order; its history is kept", CHANGED, body=CancelBody,
+        may_be_empty=True, users_may=True,
+    ),
+    Operation(
+        "pay_order", "POST", f"{ORDER}/pay", "Record the payment of an order", CHANGED, body=PayBody, scope=Scope.PAY
+    ),
+    Operation(
+        "ship_order", "POST", f"{ORDER}/ship", "Record that an order was shipped", CHANGED, body=ShipBody,
+        scope=Scope.SHIP,
+    ),
+    Operation(
+        "deliver_order", "POST", f"{ORDER}/deliver", "Record that an order was delivered", CHANGED, body=DeliverBody,
+        may_be_empty=True, scope=Scope.SHIP,
+    ),
+    Operation(
+        "cancel_order", "POST", f"{ORDER}/cancel", "Cancel an order", CHANGED, body=CancelBody, may_be_empty=True,
+        users_may=True,
+    ),
+    Operation(
+        "get_events", "GET", f"{ORDER}/events", "Get the history of an order: its audit trail", {200: "History"},
         query=HistoryQuery,
-        answers={200: "History"},
     ),
     Operation(
-        name="stream_order",
-        method="GET",
-        path=f"{ORDER}/stream",
-        summary="Stream an order: its history, then new events",
-        answers={200: "OrderEvent"},
+        "stream_order", "GET", f"{ORDER}/stream", "Stream an order: its history, then new events", {200: "OrderEvent"},
         is_stream=True,
     ),
     Operation(
-        name="get_command",
-        method="GET",
-        path=f"{ORDER}/commands/{{command_id}}",
-        summary="Get the outcome of a command",
-        query=CommandQuery,
-        answers={200: "Outcome", 202: "Undecided"},
+        "get_command", "GET", f"{ORDER}/commands/{{command_id}}", "Get the outcome of a command",
+        {200: "Outcome", 202: "Undecided"}, query=CommandQuery,
     ),
     Operation(
-        name="stream_events",
-        method="GET",
-        path="/v1/events",
-        summary="Stream the events of all orders that you may see",
-        answers={200: "OrderEvent"},
+        "stream_events", "GET", "/v1/events", "Stream the events of all orders that you may see", {200: "OrderEvent"},
         is_stream=True,
     ),
 )  # fmt: skip
