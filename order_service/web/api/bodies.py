@@ -25,7 +25,6 @@ from order_service.domain.messages import (
 COPY_ID: Final = r"^[0-9]{1,18}-[0-9a-f]{32}$"
 DATE_TIME: Final = r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 """A time in a header. Not `format: date-time`, which client generators do not support for headers."""
-CHANGES: Final = ("lines", "discount", "tax", "shipping", "shipping_address_ref", "metadata")
 
 Id = Annotated[str, Field(pattern=ID_JSON_PATTERN)]
 Text = Annotated[str, Field(max_length=validation.MAX_TEXT)]
@@ -109,7 +108,7 @@ class AmendBody(CommandBody):
         fields = dict(self) | {"lines": None if self.lines is None else _lines(self.lines)}
         return AmendOrder(**fields, **head)
 
-    @field_validator(*CHANGES, mode="before")
+    @field_validator(*validation.CHANGES, mode="before")
     @classmethod
     def _is_something(cls, value: object) -> object:
         if value is None:
@@ -118,7 +117,7 @@ class AmendBody(CommandBody):
 
     @model_validator(mode="after")
     def _changes_something(self) -> AmendBody:
-        if all(getattr(self, name) is None for name in CHANGES):
+        if all(getattr(self, name) is None for name in validation.CHANGES):
             raise ValueError("must change at least one field")
         return self
 
