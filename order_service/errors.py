@@ -1,42 +1,7 @@
 """All exceptions of this service, as one tree. A refused command is a value, not an exception: see `domain.refusals`.
 
-* OrderServiceError
-  + HistoryError            an event that cannot follow the one before it: a bug, so the process stops
-    - HoleError               a version of an order is missing
-    - DamagedError            a batch of records is damaged on the broker's disk
-  + OvertakenError          another process has moved a position in a database first
-  + DecodeError             a record that cannot be decoded: it becomes a dead letter
-  + SchemaError             a schema is not as expected, or a schema registry refuses it
-    - NotAvro                 it is not an Avro schema, or not of a kind that we use
-  + NotThere                our schema registry does not have what a request names
-  + Unavailable             something that this service needs is away: a retry may succeed
-    - KafkaAwayError          no broker answers in time
-      = LeaderAwayError         partitions have no leader
-    - DatabaseError           the database of the views cannot be used
-      = NoViewsError            it has no views that this version reads
-    - UserServiceUnavailable  no answer about a user: the order waits
-    - RegistryAwayError       the schema registry gives no usable answer
-    - KeysAway                the keys that check tokens are unavailable: the token is neither accepted nor refused
-    - NoResponse              a call over HTTP has no usable response: the connection failed
-      = NoResponseInTime        it took too long
-      = ResponseTooLong         its body is longer than the limit
-  + TopicsError             a topic is missing or differs from the table of topics: the process refuses to run
-  + LaneParked              a lane cannot start or continue: its partition pauses, the others continue
-  + TurnRefused             Kafka refused a turn; the process survives and claims its partitions again
-  + WorkerError             this worker must end; the next claim of its partitions finds out what happened
-    - Fenced                  another worker owns a partition that this one held
-    - RunLost                 records are missing between two runs of a partition
-    - Stuck                   a commit, abort or stop is unresolved past its deadline
-    - GroupError              Kafka refuses this worker as a member or a reader, or its fetching has ended
-    - LoopHung                the event loop has run no task for too long
-    - ClockError              the clock of this machine is far from Kafka's
-  + PortTakenError          a port cannot be listened on: it has another listener, or it or its host cannot be used
-  + SetupError              settings that do not fit together: the message says what to set
-  + Unauthorized            a request without a valid token; the message is for our log, never for the caller
-  + HttpError               the HTTP server does not answer the command line, or refuses its request
-  + EmbeddedError           a part of `up` cannot start: the message says what to install or set
-
-An HTTP problem response is raised, too, but stands with the other parts of a response: `web.http.problems.Problem`.
+Each class stands below its base. An HTTP problem response is raised, too, but stands with the other parts of a
+response: `web.http.problems.Problem`.
 """
 
 import errno
@@ -48,7 +13,7 @@ class OrderServiceError(Exception):
 
 
 class HistoryError(OrderServiceError):
-    """An event that cannot follow the one before it in the history of its order."""
+    """An event that cannot follow the one before it in the history of its order: a bug, so the process stops."""
 
 
 class HoleError(HistoryError):
@@ -66,11 +31,14 @@ class DamagedError(HistoryError):
 
 
 class OvertakenError(OrderServiceError):
-    """Another process has moved a position first; the transaction of this process was rolled back."""
+    """Another process has moved a position in a database first; the transaction of this process was rolled back."""
 
 
 class DecodeError(OrderServiceError):
-    """A record that cannot be decoded. `reason` is a short constant; `detail` explains it without the bytes."""
+    """A record that cannot be decoded: it becomes a dead letter.
+
+    `reason` is a short constant; `detail` explains it without the bytes.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -95,7 +63,10 @@ class NotThere(OrderServiceError):
 
 
 class Unavailable(OrderServiceError):
-    """Something that this service needs is away; the message is one line without secrets and without values of rows."""
+    """Something that this service needs is away: a retry may succeed.
+
+    The message is one line without secrets and without values of rows.
+    """
 
 
 class KafkaAwayError(Unavailable):
@@ -123,9 +94,10 @@ class NoViewsError(DatabaseError):
 
 
 class UserServiceUnavailable(Unavailable):
-    """The User Service gave no answer about a user. `again` is whether a retry may help, or the seconds until then.
+    """The User Service gave no answer about a user: the order waits.
 
-    With `is_of_user` the service works, but its answer is unusable: lookups of other users may succeed.
+    `again` is whether a retry may help, or the seconds until then. With `is_of_user` the service works, but its answer
+    is unusable: lookups of other users may succeed.
     """
 
     def __init__(self, why: str, *, again: float | bool = False, status: int = 0, is_of_user: bool = False) -> None:
@@ -156,17 +128,17 @@ class ResponseTooLong(NoResponse):
 
 
 class TopicsError(OrderServiceError):
-    """A topic is missing, has another partition count, or has settings below the table of topics."""
+    """A topic is missing or falls short of the table of topics: the process refuses to run."""
 
     exit_code = 13
 
 
 class LaneParked(OrderServiceError):
-    """A lane cannot start or continue; its partition pauses until an operator acts."""
+    """A lane cannot start or continue: its partition pauses until an operator acts, and the others continue."""
 
 
 class TurnRefused(OrderServiceError):
-    """Kafka refused a turn, and its transaction is lost.
+    """Kafka refused a turn, and its transaction is lost; the process survives and claims its partitions again.
 
     `lanes` maps each partition that Kafka named to the reason; `suspects` are those whose refusal may be temporary.
     """
@@ -180,7 +152,10 @@ class TurnRefused(OrderServiceError):
 
 
 class WorkerError(OrderServiceError):
-    """This worker must end immediately; `exit_code` tells the operator the kind of error."""
+    """This worker must end immediately; the next claim of its partitions finds out what happened.
+
+    `exit_code` tells the operator the kind of error.
+    """
 
     exit_code = 1
 

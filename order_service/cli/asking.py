@@ -13,12 +13,11 @@ import typer
 from msgspec import Struct
 from yarl import URL
 
-from order_service import http_client
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson, At, CreatedFrom, CreatedTo
 from order_service.errors import HttpError, NoResponse
-from order_service.http_client import HttpClient
+from order_service.http_client import HttpClient, Reply
 from order_service.settings import Settings
 from order_service.web.access.local_only import is_loopback
 from order_service.web.api.bodies import Wanted
@@ -66,14 +65,6 @@ class Problem(Struct):
     errors: tuple[Fault, ...] = ()
 
 
-class Reply(Struct, frozen=True):
-    """A response, and the time after which the server asks for a retry."""
-
-    status: int
-    body: bytes
-    retry_after_s: float | None = None
-
-
 def show_order(
     order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="The order's id.")],
     version: Annotated[int | None, typer.Option(min=1, help="Show it as of this version.")] = None,
@@ -88,7 +79,7 @@ def show_order(
     if as_json:
         show.json_line(order)
         return
-    show.table(("field", "value"), [("", (name, _text(value))) for name, value in order.items()])
+    show.table(("field", "value"), [(name, _text(value)) for name, value in order.items()])
 
 
 def list_orders(
@@ -111,7 +102,7 @@ def list_orders(
         for order in orders:
             show.json_line(order)
         return
-    show.table(("created", "order", "user", "status", "version", "total"), [("", _row(order)) for order in orders])
+    show.table(("created", "order", "user", "status", "version", "total"), map(_row, orders))
 
 
 def _pages(settings: Settings, query: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
@@ -158,9 +149,10 @@ def with_retries(
     give_up_at = clock() + RETRY_WITHIN_S
     reply = send()
     for _ in range(ATTEMPTS_MAX - 1):
-        if reply.retry_after_s is None or clock() + reply.retry_after_s > give_up_at:
+        retry_after_s = _retry_after_s(reply)
+        if retry_after_s is None or clock() + retry_after_s > give_up_at:
             break
-        sleep(reply.retry_after_s)
+        sleep(retry_after_s)
         reply = send()
     return reply
 
@@ -174,13 +166,12 @@ async def _send(url: URL, authorization: str) -> Reply:
         uses_proxy=not is_loopback(url.host or ""),
     )
     try:
-        reply = await client.request("GET", url)
+        return await client.request("GET", url)
     finally:
         await client.close()
-    return Reply(reply.status, reply.body, _retry_after_s(reply))
 
 
-def _retry_after_s(reply: http_client.Reply) -> float | None:
+def _retry_after_s(reply: Reply) -> float | None:
     """Return the seconds of `Retry-After` after a retryable status. A date is ignored: the wait would be too long."""
     after = reply.retry_after
     return float(after) if reply.status in RETRYABLE and after.isdecimal() else None
@@ -196,18 +187,10 @@ def _detail(reply: Reply, base: str) -> str:
     return show.safe(f"{problem.detail or problem.title}{faults}")
 
 
-def _row(order: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        order["created_at"],
-        order["order_id"],
-        order["user_id"],
-        order["status"],
-        str(order["version"]),
-        f"{order['total']} {order['currency']}",
-    )
+def _row(order: dict[str, Any]) -> show.Row:
+    names = ("created_at", "order_id", "user_id", "status", "version")
+    return (*(order[name] for name in names), f"{order['total']} {order['currency']}")
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -12,14 +12,15 @@ import typer
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson
-from order_service.cli.sending import send
 from order_service.domain.messages import Command, Rejection
 from order_service.domain.refusals import MEANINGS, Reason
 from order_service.errors import DecodeError
 from order_service.kafka.reader import OutcomeRecord
 from order_service.sdk.outcomes import Accepted, AwaitingUser, Refused, Repeated, Undecided, Unreadable
-from order_service.sdk.sending import Sent
-from order_service.wire.commands import decode_command
+from order_service.sdk.sending import Sender, Sent
+from order_service.settings import Settings
+from order_service.wire.avro import encode_command
+from order_service.wire.commands import decode_command, encode_json_command
 
 Fields = dict[str, object]
 
@@ -65,7 +66,8 @@ def sends(kind: type[Command]) -> Callable[[Callable[..., Fields]], Callable[...
                 "correlation_id": correlation_id,
             }
             command = build_command(kind, order_id, own_fields(**own), envelope)
-            sent = asyncio.run(send(read_settings(), command, as_avro=avro, wait_s=wait))
+            encode = encode_command if avro else encode_json_command
+            sent = asyncio.run(_send(read_settings(), command, encode, wait_s=wait))
             report(command, sent, wait_s=wait, as_json=as_json)
 
         joined = _joined(inspect.signature(run), inspect.signature(own_fields))
@@ -90,6 +92,11 @@ def build_command(
         return decode_command(msgspec.json.encode(every_field))
     except DecodeError as error:
         raise typer.BadParameter(f"not a valid {kind.__name__}: {error.detail}") from error
+
+
+async def _send(settings: Settings, command: Command, encode: Callable[[Command], bytes], *, wait_s: float) -> Sent:
+    async with Sender(settings, encode=encode) as sender:
+        return await sender.send(command, wait_s)
 
 
 def report(command: Command, sent: Sent, *, wait_s: float, as_json: bool) -> None:

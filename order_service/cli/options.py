@@ -1,7 +1,7 @@
 """Options that several commands share, and the parser of times."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,19 +17,13 @@ def time_from(text: str) -> datetime:
     return moment
 
 
+def _time_option(flag: str, text: str) -> Any:
+    return typer.Option(flag, parser=time_from, metavar="TIME", help=text)
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 At = Annotated[
-    datetime | None,
-    typer.Option(
-        "--at",
-        parser=time_from,
-        metavar="TIME",
-        help="Show it as of this time: 2026-11-24T12:00:00Z, or with an offset.",
-    ),
+    datetime | None, _time_option("--at", "Show it as of this time: 2026-11-24T12:00:00Z, or with an offset.")
 ]
-CreatedFrom = Annotated[
-    datetime | None, typer.Option("--from", parser=time_from, metavar="TIME", help="Created at this time or later.")
-]
-CreatedTo = Annotated[
-    datetime | None, typer.Option("--to", parser=time_from, metavar="TIME", help="Created before this time.")
-]
+CreatedFrom = Annotated[datetime | None, _time_option("--from", "Created at this time or later.")]
+CreatedTo = Annotated[datetime | None, _time_option("--to", "Created before this time.")]

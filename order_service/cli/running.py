@@ -5,6 +5,7 @@ import time
 from typing import Annotated
 
 import typer
+from msgspec import structs
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings, redacted
@@ -32,7 +33,7 @@ def up(as_json: AsJson = False) -> None:
     def ready(running: local_run.Running) -> None:
         took_s = time.monotonic() - started_at
         if as_json:
-            show.json_line({"ready": True, "took_s": round(took_s, 1), **running.as_dict()})
+            show.json_line({"ready": True, "took_s": round(took_s, 1), **structs.asdict(running)})
         else:
             typer.echo("\n".join(local_run.ready_lines(running, took_s)))
 
@@ -149,11 +150,7 @@ def config(as_json: AsJson = False) -> None:
     if as_json:
         show.json_line(values)
         return
-    show.table(("variable", "value"), [("", (name, _text(value))) for name, value in values.items()])
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
+    show.table(("variable", "value"), values.items())
 
 
 async def _create(settings: Settings) -> list[str]:

@@ -38,7 +38,7 @@ def schemas_list(as_json: AsJson = False) -> None:
         for schema in listed:
             show.json_line(schema)
         return
-    rows = [("", (schema.file, str(schema.id), _text(schema.registry_id), schema.subject)) for schema in listed]
+    rows = [(schema.file, schema.id, schema.registry_id, schema.subject) for schema in listed]
     show.table(("file", "id", "registry id", "subject"), rows)
 
 
@@ -105,7 +105,3 @@ async def _registered(settings: Settings) -> list[ListedSchema]:
 
 def _line(names: TopicNames, schema: Schema, registry_id: int | None, compatibility: str | None) -> ListedSchema:
     return ListedSchema(schema.file, schema.id, schema.subject(names.of(schema.message)), registry_id, compatibility)
-
-
-def _text(registry_id: int | None) -> str:
-    return "" if registry_id is None else str(registry_id)

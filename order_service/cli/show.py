@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -37,8 +38,8 @@ STYLES = {
 }
 NO_WRAP = {"time", "version", "offset"}
 """Columns that do not wrap on a narrow terminal."""
-Row = tuple[str, Sequence[str]]
-"""The style of a row, and its cells."""
+Row = Sequence[object]
+"""The cells of a row; None is an empty cell."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -57,17 +58,17 @@ def json_line(value: object) -> None:
     typer.echo(msgspec.json.encode(value))
 
 
-def table(heads: Sequence[str], rows: Iterable[Row]) -> None:
-    """Print a table: with lines on a terminal, otherwise with two spaces between columns."""
-    rows = [(style, [safe(cell) for cell in cells]) for style, cells in rows]
+def table(heads: Sequence[str], rows: Iterable[Row], styles: Iterable[str] = ()) -> None:
+    """Print a table: with lines on a terminal, elsewhere with two spaces between columns. A row may have a style."""
+    texts = [["" if cell is None else safe(str(cell)) for cell in row] for row in rows]
     if console().is_terminal:
         columns = [Column(head, overflow="fold", no_wrap=head in NO_WRAP) for head in heads]
         drawing = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for style, cells in rows:
-            drawing.add_row(*[Text(cell) for cell in cells], style=style)
+        for row, style in zip_longest(texts, styles, fillvalue=""):
+            drawing.add_row(*map(Text, row), style=style)
         Console(highlight=False).print(drawing)
         return
-    lines = [list(heads), *[list(cells) for _, cells in rows]]
+    lines: list[Sequence[str]] = [heads, *texts]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for cells in lines:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())

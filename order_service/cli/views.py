@@ -44,8 +44,7 @@ def views_stopped(as_json: AsJson = False) -> None:
         for topic, partition, offset, reason in stopped:
             show.json_line({"topic": topic, "partition": partition, "offset": offset, "reason": reason})
     elif stopped:
-        rows = [("", (topic, str(partition), str(offset), reason)) for topic, partition, offset, reason in stopped]
-        show.table(("topic", "partition", "offset", "reason"), rows)
+        show.table(("topic", "partition", "offset", "reason"), stopped)
     else:
         typer.echo("no partition is stopped")
     raise typer.Exit(1 if stopped else 0)

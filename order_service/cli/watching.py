@@ -107,7 +107,8 @@ def _show_history(history: list[Step], *, as_json: bool) -> None:
         for step in history:
             show.json_line(_as_dict(step))
     elif history:
-        show.table(("time", "version", "event", "what changed", "actor", "command", "offset"), map(_row, history))
+        heads = ("time", "version", "event", "what changed", "actor", "command", "offset")
+        show.table(heads, map(_row, history), [show.name_and_style(step.outcome.message)[1] for step in history])
 
 
 def _print_verdict(
@@ -176,17 +177,15 @@ async def _counted(
 
 def _row(step: Step) -> show.Row:
     message = step.outcome.message
-    name, style = show.name_and_style(message)
-    cells = (
+    return (
         time_of(step.outcome),
-        str(message.version) if isinstance(message, Event) else "-",
-        name,
+        message.version if isinstance(message, Event) else "-",
+        show.name_and_style(message)[0],
         show.describe(message, _contents(step.before)),
         message.actor,
         message.command_id,
         f"{step.outcome.partition}:{step.outcome.offset}",
     )
-    return style, cells
 
 
 def _contents(order: Order) -> Contents | None:

@@ -48,7 +48,7 @@ def text(source: Source) -> str:
 
 def _topics(source: Source) -> list[Block]:
     rows = [
-        [f"`{topic.name}`", topic.contents, words.retention(topic), words.largest_record(topic), words.role(topic)]
+        [f"`{topic.name}`", topic.contents, words.retention(topic), words.largest_record(topic), f"{topic.action}s"]
         for topic in source.topics()
     ]
     return [

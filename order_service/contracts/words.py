@@ -117,8 +117,3 @@ def retention(topic: Topic) -> str:
 def largest_record(topic: Topic) -> str:
     """Return how large a record may be, in words."""
     return f"{int(topic.config['max.message.bytes']) // MIB} MiB"
-
-
-def role(topic: Topic) -> str:
-    """Return whether the service receives or sends the records of a topic."""
-    return f"{topic.action}s"

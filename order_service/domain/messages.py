@@ -9,7 +9,7 @@ Checks:  decoding checks the types, then `order_id`, `command_id` and `correlati
 """
 
 from datetime import datetime
-from typing import Annotated, Final, final
+from typing import Annotated, Final, final, get_args
 
 from msgspec import Meta, Struct
 
@@ -99,14 +99,7 @@ class CancelOrder(_Command, frozen=True, gc=False, tag=True, kw_only=True):
 
 
 Command = CreateOrder | AmendOrder | PayOrder | ShipOrder | DeliverOrder | CancelOrder
-COMMAND_TYPES: Final[tuple[type[Command], ...]] = (
-    CreateOrder,
-    AmendOrder,
-    PayOrder,
-    ShipOrder,
-    DeliverOrder,
-    CancelOrder,
-)
+COMMAND_TYPES: Final[tuple[type[Command], ...]] = get_args(Command)
 
 
 class Contents(Struct, frozen=True, gc=False):
@@ -165,14 +158,7 @@ class OrderCancelled(Struct, frozen=True, gc=False, tag=True):
 
 
 Fact = OrderCreated | OrderAmended | OrderPaid | OrderShipped | OrderDelivered | OrderCancelled
-FACT_TYPES: Final[tuple[type[Fact], ...]] = (
-    OrderCreated,
-    OrderAmended,
-    OrderPaid,
-    OrderShipped,
-    OrderDelivered,
-    OrderCancelled,
-)
+FACT_TYPES: Final[tuple[type[Fact], ...]] = get_args(Fact)
 
 
 @final

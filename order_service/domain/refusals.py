@@ -126,8 +126,7 @@ NEVER_REMEMBERED: Final = frozenset({Reason.DEADLINE_PASSED, Reason.USER_CHECK_T
 """Temporary refusals: an order does not remember them, so a retry is a new attempt."""
 
 _R: Final = Reason
-_COLUMNS: Final = (Status.ABSENT, Status.CREATED, Status.PAID, Status.SHIPPED, Status.DELIVERED, Status.CANCELLED)
-_ROWS: Final[dict[type[Command], tuple[type[Fact] | Reason, ...]]] = {
+_ROWS: Final[dict[type[Command], tuple[type[Fact] | Reason, ...]]] = {  # one outcome for each `Status`, in its sequence
     CreateOrder: (OrderCreated, _R.ORDER_EXISTS, _R.ORDER_EXISTS, _R.ORDER_EXISTS, _R.ORDER_EXISTS, _R.ORDER_EXISTS),
     AmendOrder: (
         _R.ORDER_NOT_FOUND, OrderAmended, _R.ALREADY_PAID, _R.ALREADY_SHIPPED, _R.ALREADY_DELIVERED, _R.ORDER_CANCELLED,
@@ -147,6 +146,6 @@ _ROWS: Final[dict[type[Command], tuple[type[Fact] | Reason, ...]]] = {
     ),
 }  # fmt: skip
 RULES: Final = {
-    (command, status): outcome for command, row in _ROWS.items() for status, outcome in zip(_COLUMNS, row, strict=True)
+    (command, status): outcome for command, row in _ROWS.items() for status, outcome in zip(Status, row, strict=True)
 }
 """The outcome of each command in each status: a fact of this type, or the reason of the refusal."""

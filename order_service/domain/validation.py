@@ -24,6 +24,8 @@ MAX_TEXT: Final = 200
 MAX_METADATA: Final = 20
 MAX_METADATA_KEY: Final = 40
 MAX_METADATA_VALUE: Final = 500
+CHANGES: Final = ("lines", "discount", "tax", "shipping", "shipping_address_ref", "metadata")
+"""The fields of an order that an amendment can change."""
 CancelReason = Literal["customer_request", "payment_failed", "payment_timeout", "out_of_stock", "fraud", "other"]
 CANCEL_REASONS: Final[tuple[str, ...]] = get_args(CancelReason)
 CURRENCIES: Final = frozenset(
@@ -97,15 +99,7 @@ def _invalid(pointer: str, must_be: str) -> Refusal:
 
 
 def _any_change(command: AmendOrder) -> Refusal | None:
-    is_changed = (
-        command.lines is not None
-        or command.discount is not None
-        or command.tax is not None
-        or command.shipping is not None
-        or command.shipping_address_ref is not None
-        or command.metadata is not None
-    )
-    if is_changed:
+    if any(getattr(command, name) is not None for name in CHANGES):
         return None
     return Refusal(Reason.INVALID_ORDER, "the command must be an amendment of at least one field")
 

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Final, Self
 
 from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
@@ -100,9 +99,7 @@ class Reader:
         await self._ids.__aenter__()
         return self
 
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._ids.__aexit__()
         await self._consumer.stop()
 

@@ -206,20 +206,17 @@ async def adopt_when_available(
     if client is None:
         return
     async with client as registry:
-        last = None
-        while (why := await _try_to_adopt(registry, topic_of)) is not None:
-            if why != last:
-                notify(why)
-            last = why
-            await asyncio.sleep(retry_s)
-
-
-async def _try_to_adopt(registry: SchemaRegistry, topic_of: TopicOf) -> str | None:
-    try:
-        await adopt(registry, topic_of)
-    except (RegistryAwayError, SchemaError) as error:
-        return str(error)
-    return None
+        last = ""
+        while True:
+            try:
+                await adopt(registry, topic_of)
+            except (RegistryAwayError, SchemaError) as error:
+                if str(error) != last:
+                    notify(str(error))
+                last = str(error)
+                await asyncio.sleep(retry_s)
+            else:
+                return
 
 
 def registry_of(settings: Settings) -> SchemaRegistry | None:

@@ -247,38 +247,46 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "order-service"
 
 
-def fetch_jars(mvn: str, cache: Path, pom: Path = POM) -> Path:
-    """Copy Kafka's jars into a folder of `cache` with Maven, once; return the folder.
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache, which `make` fills if it does not exist. It appears only when it is complete.
 
-    The folder appears only when it is complete. Its name has a digest of the pom, so other jars are in another folder.
-    Of two runs at the same time, one fetches and the other waits for it.
+    Of two runs at the same time, one makes it and the other waits for it.
     """
-    digest = hashlib.blake2b(pom.read_bytes(), digest_size=4).hexdigest()
-    folder = cache / f"kafka-{VERSION}-{digest}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with Path(cache, "fetch.lock").open("w") as lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name("fetch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, or its holder dies
         if not folder.is_dir():
-            _fetch_into(folder, mvn, pom)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as unfinished:
+                made = Path(unfinished, "made")
+                made.mkdir()
+                make(made)
+                made.rename(folder)
     return folder
 
 
-def _fetch_into(folder: Path, mvn: str, pom: Path) -> None:
-    log.info("Maven fetches Kafka once; this takes a moment.", version=VERSION, folder=str(folder))
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as unfinished:
-        jars = Path(unfinished, "jars")
-        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
+def fetch_jars(mvn: str, cache: Path, pom: Path = POM) -> Path:
+    """Copy Kafka's jars into a folder of `cache` with Maven, once; return the folder.
+
+    Its name has a digest of the pom, so other jars are in another folder.
+    """
+    digest = hashlib.blake2b(pom.read_bytes(), digest_size=4).hexdigest()
+    folder = cache / f"kafka-{VERSION}-{digest}"
+
+    def fetch(jars: Path) -> None:
+        log.info("Maven fetches Kafka once; this takes a moment.", version=VERSION, folder=str(folder))
         # Maven writes beside its pom, whose directory may be read-only.
-        own_pom = shutil.copy(pom, unfinished)
+        own_pom = shutil.copy(pom, jars.parent)
+        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
         command = [mvn, "--batch-mode", "--quiet", "--file", own_pom, *goal]
         done = subprocess.run(  # noqa: S603
-            command, cwd=unfinished, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command, cwd=jars.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode != 0 or not any(jars.glob("*.jar")):
             raise EmbeddedError(f"Maven could not fetch Kafka {VERSION}: {_first_error(done.stdout + done.stderr)}")
-        jars.rename(folder)
+
+    return made_once(folder, fetch)
 
 
 def _first_error(output: str) -> str:

@@ -11,7 +11,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,12 +116,7 @@ class Supervisor:
     ) -> None:
         width = max((len(child.name) for child in children), default=0)
         self._runners = [
-            _ChildRunner(
-                child,
-                restarts or Restarts(),
-                _ChildOutput(f"{child.name:<{width}} | ", out, err),
-                grace_s=stop_within_s,
-            )
+            _ChildRunner(child, restarts or Restarts(), f"{child.name:<{width}} | ", out, err, grace_s=stop_within_s)
             for child in children
         ]
         self._stop_within_s = stop_within_s
@@ -183,25 +178,18 @@ def _settle(result: asyncio.Future[int], task: asyncio.Task[int], *, only_errors
         result.set_exception(error)
 
 
-class _ChildOutput(Struct, frozen=True):
-    """The destination of the lines of a child, and their prefix."""
-
-    prefix: str
-    out: Write
-    err: Write
-
-    def report(self, text: str) -> None:
-        self.err(f"{self.prefix}{text}\n")
-
-
 class _ChildRunner:
-    """One child, its current process, and the count of its quick ends."""
+    """One child and its current process; `prefix` precedes each line of its output and about it."""
 
-    def __init__(self, child: Child, restarts: Restarts, output: _ChildOutput, *, grace_s: float) -> None:
+    def __init__(
+        self, child: Child, restarts: Restarts, prefix: str, out: Write, err: Write, *, grace_s: float
+    ) -> None:
         self.ready = asyncio.Event()
         self._child = child
         self._restarts = restarts
-        self._output = output
+        self._prefix = prefix
+        self._out = out
+        self._err = err
         self._grace_s = grace_s
         self._stopping = asyncio.Event()
         self._process: Process | None = None
@@ -218,7 +206,7 @@ class _ChildRunner:
             return
         _, late = await asyncio.wait([self._task], timeout=within_s)
         if late and self._process is not None:
-            self._output.report(f"did not end within {within_s:.0f} s, killing it")
+            self._report(f"did not end within {within_s:.0f} s, killing it")
             kill_group(self._process.pid)
             await asyncio.wait([self._task], timeout=RESERVE_S)
 
@@ -242,7 +230,7 @@ class _ChildRunner:
             self._close_stdin()
         try:
             async with asyncio.TaskGroup() as group:
-                for stream, write in ((process.stdout, self._output.out), (process.stderr, self._output.err)):
+                for stream, write in ((process.stdout, self._out), (process.stderr, self._err)):
                     if stream is not None:
                         group.create_task(self._copy(stream, write))
                 readiness = group.create_task(self._wait_until_ready())
@@ -254,20 +242,15 @@ class _ChildRunner:
 
     async def _spawn(self) -> Process:
         child = self._child
-        command = watched(child.command, self._grace_s)
-        if child.log_path is None:
+        with nullcontext(PIPE) if child.log_path is None else open_log(child.log_path) as output:
             return await asyncio.create_subprocess_exec(
-                *command,
+                *watched(child.command, self._grace_s),
                 cwd=child.directory,
                 env=child.env,
                 stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
-            )
-        with open_log(child.log_path) as log:
-            return await asyncio.create_subprocess_exec(
-                *command, cwd=child.directory, env=child.env, stdin=PIPE, stdout=log, stderr=log, start_new_session=True
             )
 
     def _close_stdin(self) -> None:
@@ -278,7 +261,7 @@ class _ChildRunner:
         deadline = asyncio.get_running_loop().time() + self._child.ready_within_s
         while self._child.ready is not None and not await asyncio.to_thread(self._child.ready):
             if asyncio.get_running_loop().time() > deadline:
-                self._output.report(f"was not ready within {self._child.ready_within_s:g} s, stopping it")
+                self._report(f"was not ready within {self._child.ready_within_s:g} s, stopping it")
                 self._close_stdin()
                 return
             await asyncio.sleep(POLL_S)
@@ -286,7 +269,7 @@ class _ChildRunner:
 
     async def _copy(self, stream: asyncio.StreamReader, write: Write) -> None:
         async for line in _lines(stream):
-            write(f"{self._output.prefix}{line}\n")
+            write(f"{self._prefix}{line}\n")
 
     async def _is_stopped_within(self, wait_s: float) -> bool:
         try:
@@ -298,7 +281,10 @@ class _ChildRunner:
     def _report_end(self, code: int, wait_s: float | None) -> None:
         why = f": {self._child.why()}" if self._child.why is not None else ""
         action = "not restarting it" if wait_s is None else f"restarting it in {wait_s:g} s"
-        self._output.report(f"ended with exit code {code}, {action}{why}")
+        self._report(f"ended with exit code {code}, {action}{why}")
+
+    def _report(self, text: str) -> None:
+        self._err(f"{self._prefix}{text}\n")
 
 
 async def _exit_code(process: Process) -> int:

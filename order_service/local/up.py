@@ -46,10 +46,6 @@ class Running(Struct, frozen=True):
     hints: Mapping[str, str]
     """The settings that another terminal needs to use this run."""
 
-    def as_dict(self) -> dict[str, object]:
-        """Return the addresses for JSON output."""
-        return structs.asdict(self)
-
 
 def run(settings: Settings, *, report: Report, on_ready: Callable[[Running], object]) -> int:
     """Run everything until SIGINT or SIGTERM, then stop it; return the exit code.
@@ -69,10 +65,8 @@ def run(settings: Settings, *, report: Report, on_ready: Callable[[Running], obj
     environment = _environment(settings, servers, url, is_local=not isinstance(choice, External))
     children = [] if isinstance(choice, External) else [_kafka(choice, settings, report)]
     children += [_users(settings, environment)] if has_stub else []
-    children += [_worker(settings, environment)]
-    ports = {name: free_port() for name in ("projector", "web")}
-    children += [_with_admin_port(name, port, settings, environment) for name, port in ports.items()]
-    admin_ports = {"worker": settings.admin_port, **ports}
+    admin_ports = {"worker": settings.admin_port, "projector": free_port(), "web": free_port()}
+    children += [_process(name, port, settings, environment) for name, port in admin_ports.items()]
     health = {name: f"{_url(settings.host, port)}/health/ready" for name, port in admin_ports.items()}
     running = Running(_url(settings.host, settings.http_port), servers, _without_user(url), health, hints)
     supervisor = Supervisor([_announced(child, report) for child in children])
@@ -167,28 +161,19 @@ def _users(settings: Settings, environment: Mapping[str, str]) -> Child:
         name="users",
         command=(*CLI, "users"),
         env=environment,
-        ready=lambda: _answers(settings.host, settings.users_port, "/mode"),
+        ready=lambda: _get(settings.host, settings.users_port, "/mode")[0] == HTTPStatus.OK,
     )
 
 
-def _worker(settings: Settings, environment: Mapping[str, str]) -> Child:
-    return Child(
-        name="worker",
-        command=(*CLI, "worker", "--create-topics"),
-        env=environment,
-        ready=lambda: has_started(settings.host, settings.admin_port),
-        ready_within_s=120.0,
-    )
-
-
-def _with_admin_port(name: str, port: int, settings: Settings, environment: Mapping[str, str]) -> Child:
-    """Return a child that is ready when all views are built, with an admin port of its own instead of the worker's."""
+def _process(name: str, admin_port: int, settings: Settings, environment: Mapping[str, str]) -> Child:
+    """Return a child that is ready when it does its work; those that need the views wait until all are built."""
+    is_worker = name == "worker"
     return Child(
         name=name,
-        command=(*CLI, name),
-        env={**environment, "ORDERS_ADMIN_PORT": str(port)},
-        ready=lambda: has_started(settings.host, port),
-        ready_within_s=3600.0,
+        command=(*CLI, name, *(["--create-topics"] if is_worker else [])),
+        env={**environment, "ORDERS_ADMIN_PORT": str(admin_port)},
+        ready=lambda: has_started(settings.host, admin_port),
+        ready_within_s=120.0 if is_worker else 3600.0,
     )
 
 
@@ -198,7 +183,6 @@ def _environment(settings: Settings, servers: str, user_service_url: str, *, is_
         "KAFKA_BOOTSTRAP_SERVERS": servers,
         "ORDERS_KAFKA": "",
         "ORDERS_PARTITIONS": str(settings.partitions),
-        "ORDERS_ADMIN_PORT": str(settings.admin_port),
         "ORDERS_USERS_PORT": str(settings.users_port),
         "ORDERS_HTTP_PORT": str(settings.http_port),
         "ORDERS_LOG": settings.log or ("console" if sys.stderr.isatty() else "json"),
@@ -211,27 +195,20 @@ def _environment(settings: Settings, servers: str, user_service_url: str, *, is_
 
 
 def _announced(child: Child, report: Report) -> Child:
-    return structs.replace(child, ready=_Announcer(child, report))
+    """Return the child with a readiness check that also reports when it starts and when it has started."""
+    name, is_ready = NAMES[child.name], child.ready or (lambda: True)
+    is_starting = False
 
+    def ready() -> bool:
+        nonlocal is_starting
+        if not is_starting:
+            report(f"{name} is starting ...")
+        is_starting = not is_ready()
+        if not is_starting:
+            report(f"{name} has started")
+        return not is_starting
 
-class _Announcer:
-    """A readiness check of a child that also reports when it starts and when it has started."""
-
-    def __init__(self, child: Child, report: Report) -> None:
-        self._name = NAMES[child.name]
-        self._is_ready = child.ready or (lambda: True)
-        self._report = report
-        self._is_starting = False
-
-    def __call__(self) -> bool:
-        if not self._is_starting:
-            self._is_starting = True
-            self._report(f"{self._name} is starting ...")
-        if not self._is_ready():
-            return False
-        self._is_starting = False
-        self._report(f"{self._name} has started")
-        return True
+    return structs.replace(child, ready=ready)
 
 
 def has_started(host: str, port: int) -> bool:
@@ -243,10 +220,6 @@ def has_started(host: str, port: int) -> bool:
         return json.loads(body)["starting"] is False
     except (ValueError, KeyError, TypeError):  # another program has this port
         return False
-
-
-def _answers(host: str, port: int, path: str) -> bool:
-    return _get(host, port, path)[0] == 200
 
 
 def _get(host: str, port: int, path: str) -> tuple[int, bytes]:

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
-from types import TracebackType
 from typing import Final, Self
 
 from aiohttp import web
@@ -41,9 +40,7 @@ class AdminServer:
         self._listening.result()
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop listening, and wait up to `STOP_WITHIN_S` for the thread."""
         self._loop.call_soon_threadsafe(self._stop_requested.set)
         self._thread.join(STOP_WITHIN_S)

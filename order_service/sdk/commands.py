@@ -4,7 +4,6 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Final, Self, TypedDict, Unpack
 from uuid import uuid4
 
@@ -28,16 +27,17 @@ WAIT_S: Final = 5.0
 IN_FLIGHT_MAX: Final = 1_000
 
 
-class Envelope(TypedDict, total=False):
-    """The optional fields of every command: an id for safe retries, and conditions for the decision."""
+class Options(TypedDict, total=False):
+    """The options of every command: an id for safe retries, conditions for the decision, and how long to wait."""
 
     command_id: str
     expected_version: int
     decide_by: datetime
     correlation_id: str
+    wait_s: float
 
 
-class Extras(Envelope, total=False):
+class Extras(Options, total=False):
     """The optional fields of an order. Amounts are in minor units of its currency."""
 
     discount: int
@@ -53,8 +53,8 @@ class Commands(ABC):
     `actor` identifies the caller: `service:<id>`, or `user:<id>` for that user's own orders. Amounts are integers in
     minor units.
 
-    Each method waits up to `wait_s` seconds after Kafka has acknowledged the command, and returns the `Outcome` known
-    at that point.
+    Each method waits up to `wait_s` seconds (5 by default) after Kafka has acknowledged the command, and returns the
+    `Outcome` known at that point.
     The `command_id` is random by default. To retry a command that may have arrived, pass the same `command_id` and the
     same values: it takes effect once.
     """
@@ -65,9 +65,7 @@ class Commands(ABC):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(  # noqa: B027, nothing to close by default
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:  # noqa: B027, nothing to close by default
         pass
 
     @abstractmethod
@@ -75,72 +73,40 @@ class Commands(ABC):
         """Send a command, wait up to `wait_s` seconds for its outcome (0: do not wait), and return it."""
 
     async def create(
-        self,
-        order_id: str,
-        user_id: str,
-        currency: str,
-        lines: Sequence[Line],
-        *,
-        wait_s: float = WAIT_S,
-        **extras: Unpack[Extras],
+        self, order_id: str, user_id: str, currency: str, lines: Sequence[Line], **extras: Unpack[Extras]
     ) -> Outcome:
         """Create an order for a user, who must be active."""
         fields = {"user_id": user_id, "currency": currency, "lines": tuple(lines)}
-        return await self.send(CreateOrder(**self._fields(order_id, extras, **fields)), wait_s)
+        return await self._send(CreateOrder, order_id, extras, **fields)
 
-    async def amend(
-        self, order_id: str, lines: Sequence[Line] | None = None, *, wait_s: float = WAIT_S, **extras: Unpack[Extras]
-    ) -> Outcome:
+    async def amend(self, order_id: str, lines: Sequence[Line] | None = None, **extras: Unpack[Extras]) -> Outcome:
         """Amend an order before it is paid. Pass at least one field; each one replaces its former value."""
-        fields = {"lines": None if lines is None else tuple(lines)}
-        return await self.send(AmendOrder(**self._fields(order_id, extras, **fields)), wait_s)
+        return await self._send(AmendOrder, order_id, extras, lines=None if lines is None else tuple(lines))
 
     async def pay(
-        self,
-        order_id: str,
-        payment_id: str,
-        amount: int,
-        currency: str,
-        *,
-        wait_s: float = WAIT_S,
-        **envelope: Unpack[Envelope],
+        self, order_id: str, payment_id: str, amount: int, currency: str, **options: Unpack[Options]
     ) -> Outcome:
         """Record a payment of the total of the order; partial payments are refused."""
         fields = {"payment_id": payment_id, "amount": amount, "currency": currency}
-        return await self.send(PayOrder(**self._fields(order_id, envelope, **fields)), wait_s)
+        return await self._send(PayOrder, order_id, options, **fields)
 
-    async def ship(
-        self,
-        order_id: str,
-        carrier: str,
-        tracking_number: str,
-        *,
-        wait_s: float = WAIT_S,
-        **envelope: Unpack[Envelope],
-    ) -> Outcome:
+    async def ship(self, order_id: str, carrier: str, tracking_number: str, **options: Unpack[Options]) -> Outcome:
         """Record the shipment of a paid order."""
-        fields = {"carrier": carrier, "tracking_number": tracking_number}
-        return await self.send(ShipOrder(**self._fields(order_id, envelope, **fields)), wait_s)
+        return await self._send(ShipOrder, order_id, options, carrier=carrier, tracking_number=tracking_number)
 
-    async def deliver(self, order_id: str, *, wait_s: float = WAIT_S, **envelope: Unpack[Envelope]) -> Outcome:
+    async def deliver(self, order_id: str, **options: Unpack[Options]) -> Outcome:
         """Record the delivery of a shipped order."""
-        return await self.send(DeliverOrder(**self._fields(order_id, envelope)), wait_s)
+        return await self._send(DeliverOrder, order_id, options)
 
-    async def cancel(
-        self,
-        order_id: str,
-        reason: str,
-        note: str | None = None,
-        *,
-        wait_s: float = WAIT_S,
-        **envelope: Unpack[Envelope],
-    ) -> Outcome:
+    async def cancel(self, order_id: str, reason: str, note: str | None = None, **options: Unpack[Options]) -> Outcome:
         """Cancel an order that is not shipped yet. `reason` is one of CANCEL_REASONS."""
-        return await self.send(CancelOrder(**self._fields(order_id, envelope, reason=reason, note=note)), wait_s)
+        return await self._send(CancelOrder, order_id, options, reason=reason, note=note)
 
-    def _fields(self, order_id: str, envelope: Envelope, **fields: Any) -> dict[str, Any]:
-        """Return all fields of a command."""
-        return {"command_id": str(uuid4()), "order_id": order_id, "actor": self._actor, **envelope, **fields}
+    async def _send(self, kind: type[Command], order_id: str, options: Options, **fields: Any) -> Outcome:
+        """Send a command with the fields of its kind, and wait for its outcome."""
+        wait_s = options.pop("wait_s", WAIT_S)
+        every_field: dict[str, Any] = {"command_id": str(uuid4()), "order_id": order_id, "actor": self._actor}
+        return await self.send(kind(**every_field | {**options, **fields}), wait_s)
 
 
 class OrderCommands(Commands):
@@ -193,10 +159,8 @@ class OrderCommands(Commands):
         await self._sender.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._sender.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._sender.__aexit__()
 
     async def send(self, command: Command, wait_s: float = WAIT_S) -> Outcome:
         """Send a command, wait up to `wait_s` seconds for its outcome (0: do not wait), and return it."""

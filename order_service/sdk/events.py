@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
-from types import TracebackType
 from typing import NoReturn, Self
 
 from aiokafka.structs import ConsumerRecord
@@ -166,9 +165,7 @@ class OrderEvents:
         self._is_open = True
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._mark_done()
         await self._log.close()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 from msgspec import Struct
@@ -39,9 +38,7 @@ class Sender:
         self._topic = self._new_topic()
         return self
 
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         topic, self._topic = self._topic, None
         try:
             await self._outcomes.close()

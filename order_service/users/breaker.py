@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
-from types import TracebackType
 
 from order_service.errors import UserServiceUnavailable
 
@@ -154,9 +153,7 @@ class Slots:
             await self._semaphore.acquire()  # returns at once
         self.free -= 1
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.free += 1
         self._semaphore.release()
 

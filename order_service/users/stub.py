@@ -84,6 +84,8 @@ class Stub:
         await asyncio.sleep((self.latency_ms + (int(slow[1]) if slow else 0)) / 1000)
         if self.mode in FAULTS:
             return await FAULTS[self.mode](self, request)
+        if self.mode is not Mode.OK:  # a status
+            return web.Response(status=int(self.mode))
         if user_id.startswith("unknown"):
             return web.json_response({"error": "no such user"}, status=404)
         if user_id.startswith("flaky") and count % 2:
@@ -146,20 +148,10 @@ async def _drip(_: Stub, request: web.Request) -> web.StreamResponse:
     return response
 
 
-def _status(status: int) -> Callable[[Stub, web.Request], Awaitable[web.StreamResponse]]:
-    async def answer(_: Stub, __: web.Request) -> web.StreamResponse:
-        return web.Response(status=status)
-
-    return answer
-
-
 FAULTS: dict[Mode, Callable[[Stub, web.Request], Awaitable[web.StreamResponse]]] = {
     Mode.HANG: _hang,
     Mode.RESET: _reset,
-    Mode.ERROR: _status(500),
     Mode.TOO_MANY: _too_many,
-    Mode.UNAUTHORIZED: _status(401),
-    Mode.FORBIDDEN: _status(403),
     Mode.REDIRECT: _redirect,
     Mode.GARBAGE: _garbage,
     Mode.HUGE: _huge,

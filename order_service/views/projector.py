@@ -265,78 +265,128 @@ async def follow(reader: Reader, projection: Projection, progress: Progress) -> 
     of the two was replaced. The views are rebuilt once their tables are removed.
     """
     partitions = await reader.partitions(reader.names.events, reader.names.rejections)
-    goal: dict[TopicPartition, int] = {}
-    left: int | None = None
-    stopped, completeness = Stopped(), Completeness(reader.names)
+    follower = _Follower(reader, projection, progress, partitions)
     while True:
-        if left == 0 and not await asyncio.to_thread(projection.is_built):
-            left, completeness = None, Completeness(reader.names)  # the tables were recreated
+        await follower.follow()
+
+
+class _Follower:
+    """Follows the partitions that are not stopped, and those that have a leader."""
+
+    def __init__(
+        self, reader: Reader, projection: Projection, progress: Progress, partitions: Sequence[TopicPartition]
+    ) -> None:
+        self._reader = reader
+        self._projection = projection
+        self._progress = progress
+        self._partitions = partitions
+        self._goal: dict[TopicPartition, int] = {}
+        """The end of each partition at the time when it first had a leader."""
+        self._left: int | None = None
+        """The number of offsets up to the goal, or None if unknown; once it is 0 it stays 0."""
+        self._stopped = Stopped()
+        self._completeness = Completeness(reader.names)
+
+    async def follow(self) -> None:
+        """Follow the partitions until one stops, a retry is due, or another projector is faster."""
+        if self._left == 0 and not await asyncio.to_thread(self._projection.is_built):
+            self._left, self._completeness = None, Completeness(self._reader.names)  # the tables were recreated
         try:
-            left = await _follow(reader, projection, partitions, goal, left, stopped, completeness, progress)
+            await self._follow()
         except OvertakenError as error:
             log.debug("Another projector was faster.", where=str(error))
-            completeness = Completeness(reader.names)
+            self._completeness = Completeness(self._reader.names)
         except LeaderAwayError as error:  # a partition lost its leader meanwhile; the next round leaves it out
             log.debug("A partition lost its leader.", why=str(error))
             await asyncio.sleep(LOOK_EVERY_S)
 
+    async def _follow(self) -> None:
+        reader, projection, stopped = self._reader, self._projection, self._stopped
+        at = await asyncio.to_thread(projection.positions, self._partitions)
+        _check_partitions(at, self._partitions)
+        leaderless = await reader.leaderless(self._partitions)
+        self._progress.report_leaderless(leaderless)
+        reading, resting = await self._begin(at, leaderless)  # moves `at` where records are missing
+        if not reading:
+            if not leaderless:  # all partitions are stopped, and nothing else is left
+                await self._report_left(0)
+            await asyncio.sleep(TRY_AGAIN_S)
+            return
+        begin_again_at = time.monotonic() + TRY_AGAIN_S if leaderless else math.inf
+        look_at = time.monotonic() + LOOK_EVERY_S
+        async for records, damaged in _read(reader, reading):
+            moved = _moved(records, at) | {record.topic_partition: record.offset for record in damaged}
+            bad: list[BadRecord] = []
+            if moved:
+                away = await reader.look_up(records)
+                decoded = await asyncio.to_thread(_decoded, records, reader.names, away)
+                bad = await asyncio.to_thread(projection.apply, [*decoded, *damaged], at, moved)
+                at |= moved | {record.topic_partition: record.offset for record in bad}
+                stopped.forget_passed(at)
+                stopped.add(bad)
+                self._progress.report_stopped(stopped.records)
+            elif at != await asyncio.to_thread(projection.positions):
+                raise OvertakenError(
+                    "the tables were recreated, or another projector has read records that this one has not read yet"
+                )
+            if self._left != 0:
+                await self._report_left(await self._count_left(at, leaderless))
+            if time.monotonic() >= look_at:
+                await self._report_lag(resting, leaderless)
+                look_at = time.monotonic() + LOOK_EVERY_S
+                if not bad and (complete := await self._completeness.check(reader, at)):
+                    await asyncio.to_thread(projection.complete, complete, at)
+            if bad or stopped.is_due() or time.monotonic() >= begin_again_at:
+                return
 
-async def _follow(
-    reader: Reader,
-    projection: Projection,
-    partitions: Sequence[TopicPartition],
-    goal: dict[TopicPartition, int],
-    left: int | None,
-    stopped: Stopped,
-    completeness: Completeness,
-    progress: Progress,
-) -> int | None:
-    """Follow the partitions that are not stopped. Return when one stops, or when a retry is due.
+    async def _begin(
+        self, at: dict[TopicPartition, int], leaderless: Collection[TopicPartition]
+    ) -> tuple[dict[TopicPartition, int], int]:
+        """Return the start offset of each partition to read, and the number of unread offsets in the stopped ones.
 
-    `goal` maps each partition to its end at the time when it first had a leader. `left` is the number of offsets up to
-    there, or None if unknown. The new value of `left` is returned; once it is 0 it stays 0.
-    """
-    at = await asyncio.to_thread(projection.positions, partitions)
-    _check_partitions(at, partitions)
-    leaderless = await reader.leaderless(partitions)
-    progress.report_leaderless(leaderless)
-    # `_begin` moves `at` where records are missing
-    reading, resting = await _begin(reader, projection, at, leaderless, goal, stopped, progress)
-    if not reading:
-        if not leaderless:  # all partitions are stopped, and nothing else is left
-            left = 0
-            await _report_left(left, projection, progress)
-        await asyncio.sleep(TRY_AGAIN_S)
-        return left
-    begin_again_at = time.monotonic() + TRY_AGAIN_S if leaderless else math.inf
-    look_at = time.monotonic() + LOOK_EVERY_S
-    async for records, damaged in _read(reader, reading):
-        moved = _moved(records, at) | {record.topic_partition: record.offset for record in damaged}
-        bad: list[BadRecord] = []
-        if moved:
-            away = await reader.look_up(records)
-            decoded = await asyncio.to_thread(_decoded, records, reader.names, away)
-            read = [*decoded, *damaged]
-            bad = await asyncio.to_thread(projection.apply, read, at, moved)
-            at |= moved | {record.topic_partition: record.offset for record in bad}
-            stopped.forget_passed(at)
-            stopped.add(bad)
-            progress.report_stopped(stopped.records)
-        elif at != await asyncio.to_thread(projection.positions):
-            raise OvertakenError(
-                "the tables were recreated, or another projector has read records that this one has not read yet"
-            )
-        if left != 0:
-            left = await _left(reader, goal, at, leaderless)
-            await _report_left(left, projection, progress)
-        if time.monotonic() >= look_at:
-            await _report_lag(reader, resting, leaderless, progress)
-            look_at = time.monotonic() + LOOK_EVERY_S
-            if not bad and (complete := await completeness.check(reader, at)):
-                await asyncio.to_thread(projection.complete, complete, at)
-        if bad or stopped.is_due() or time.monotonic() >= begin_again_at:
-            break
-    return left
+        Partitions without a leader are not read, and the number of offsets in them is unknown.
+        """
+        reader, projection, stopped = self._reader, self._projection, self._stopped
+        led = [partition for partition in at if partition not in leaderless]
+        starts, ends = await reader.starts(led), await reader.ends(led)
+        self._goal |= {partition: end for partition, end in ends.items() if partition not in self._goal}
+        lost = await asyncio.to_thread(projection.lost)
+        known = {record.topic_partition for record in lost}
+        unreachable = [
+            record for record in _unreachable(at, starts, ends, reader.names) if record.topic_partition not in known
+        ]
+        if unreachable:
+            await asyncio.to_thread(projection.stop_lost, unreachable, at)
+            at |= {record.topic_partition: record.offset for record in unreachable}
+        stopped.forget_passed(at)
+        stopped.add([*lost, *unreachable])
+        self._progress.report_stopped(stopped.records)
+        begin = {partition: max(at[partition], starts[partition]) for partition in led}
+        reading = {partition: begin[partition] for partition in stopped.to_read(led)}
+        left = {  # at least 0: a log that lost its end is behind the views
+            partition: max(0, ends[partition] - begin[partition]) for partition in led
+        }
+        self._progress.report_lag(sum(left.values()))
+        return reading, sum(left[partition] for partition in left.keys() - reading.keys())
+
+    async def _count_left(self, at: Mapping[TopicPartition, int], leaderless: Iterable[TopicPartition]) -> int | None:
+        """Return the offsets up to the goal, or None if only partitions that never had a leader are left."""
+        goal = self._goal
+        read = await self._reader.behind(goal)
+        left = read + sum(max(0, goal.get(partition, 0) - at[partition]) for partition in leaderless)
+        return left if left or goal.keys() == at.keys() else None
+
+    async def _report_left(self, left: int | None) -> None:
+        self._left = left
+        if left == 0:
+            await asyncio.to_thread(self._projection.mark_built)
+        if left is not None:
+            self._progress.report_left(left)
+
+    async def _report_lag(self, resting: int, leaderless: Collection[TopicPartition]) -> None:
+        lag = await self._reader.lag()
+        self._progress.report_lag(None if lag is None else lag + resting)
+        self._progress.report_leaderless({*leaderless, *self._reader.without_leader_now()})
 
 
 def _check_partitions(at: Iterable[TopicPartition], partitions: Iterable[TopicPartition]) -> None:
@@ -344,30 +394,6 @@ def _check_partitions(at: Iterable[TopicPartition], partitions: Iterable[TopicPa
     if unknown := sorted(set(at).difference(partitions)):
         name = f"{unknown[0].topic}-{unknown[0].partition}"
         raise HistoryError(f"the views have read {name}, which does not exist: {CURE}")
-
-
-async def _left(
-    reader: Reader,
-    goal: Mapping[TopicPartition, int],
-    at: Mapping[TopicPartition, int],
-    leaderless: Iterable[TopicPartition],
-) -> int | None:
-    """Return the number of offsets up to the goal, or None if only partitions that never had a leader are left."""
-    left = await reader.behind(goal) + sum(max(0, goal.get(partition, 0) - at[partition]) for partition in leaderless)
-    return left if left or goal.keys() == at.keys() else None
-
-
-async def _report_left(left: int | None, projection: Projection, progress: Progress) -> None:
-    if left == 0:
-        await asyncio.to_thread(projection.mark_built)
-    if left is not None:
-        progress.report_left(left)
-
-
-async def _report_lag(reader: Reader, resting: int, leaderless: Collection[TopicPartition], progress: Progress) -> None:
-    lag = await reader.lag()
-    progress.report_lag(None if lag is None else lag + resting)
-    progress.report_leaderless({*leaderless, *reader.without_leader_now()})
 
 
 async def _read(
@@ -380,42 +406,6 @@ async def _read(
     except DamagedError as error:
         partition = TopicPartition(*error.topic_partition)
         yield [], [bad_record(partition, error.offset, error)]
-
-
-async def _begin(
-    reader: Reader,
-    projection: Projection,
-    at: dict[TopicPartition, int],
-    leaderless: Collection[TopicPartition],
-    goal: dict[TopicPartition, int],
-    stopped: Stopped,
-    progress: Progress,
-) -> tuple[dict[TopicPartition, int], int]:
-    """Return the start offset of each partition to read, and the number of unread offsets in the stopped partitions.
-
-    Partitions without a leader are not read, and the number of offsets in them is unknown.
-    """
-    led = [partition for partition in at if partition not in leaderless]
-    starts, ends = await reader.starts(led), await reader.ends(led)
-    goal |= {partition: end for partition, end in ends.items() if partition not in goal}
-    lost = await asyncio.to_thread(projection.lost)
-    known = {record.topic_partition for record in lost}
-    unreachable = [
-        record for record in _unreachable(at, starts, ends, reader.names) if record.topic_partition not in known
-    ]
-    if unreachable:
-        await asyncio.to_thread(projection.stop_lost, unreachable, at)
-        at |= {record.topic_partition: record.offset for record in unreachable}
-    stopped.forget_passed(at)
-    stopped.add([*lost, *unreachable])
-    progress.report_stopped(stopped.records)
-    begin = {partition: max(at[partition], starts[partition]) for partition in led}
-    reading = {partition: begin[partition] for partition in stopped.to_read(led)}
-    left = {  # at least 0: a log that lost its end is behind the views
-        partition: max(0, ends[partition] - begin[partition]) for partition in led
-    }
-    progress.report_lag(sum(left.values()))
-    return reading, sum(left[partition] for partition in left.keys() - reading.keys())
 
 
 def _moved(records: Sequence[ConsumerRecord], at: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:

@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 from aiohttp import web
+from msgspec import Struct
 from prometheus_client import Gauge, Histogram
 
 from order_service.errors import Unauthorized, Unavailable
@@ -51,23 +52,15 @@ TROUBLE_OF: Final = {
 }
 
 
-class Server:
+class Server(Struct, frozen=True):
     """Builds the application. `not_ready` returns a problem while the views cannot be read."""
 
-    def __init__(
-        self,
-        api: Api,
-        authentication: Everybody | Tokens,
-        limits: Limits,
-        not_ready: Callable[[], Problem | None],
-        names: TopicNames,
-        partitions: int,
-    ) -> None:
-        self._topics = names, partitions
-        self._api = api
-        self._authentication = authentication
-        self._limits = limits
-        self._not_ready = not_ready
+    api: Api
+    authentication: Everybody | Tokens
+    limits: Limits
+    not_ready: Callable[[], Problem | None]
+    names: TopicNames
+    partitions: int
 
     def application(self) -> web.Application:
         """Return the application with all routes."""
@@ -77,26 +70,26 @@ class Server:
             if operation.method == "GET" and not operation.is_stream:
                 app.router.add_route("HEAD", operation.path, self._handler(operation))
         app.add_routes(pages.routes())
-        app.add_routes(schema_registry.routes(self._topics[0]))
-        app.add_routes(event_catalogue.routes(*self._topics))
+        app.add_routes(schema_registry.routes(self.names))
+        app.add_routes(event_catalogue.routes(self.names, self.partitions))
         app.on_response_prepare.append(_harden)
         return app
 
     def _handler(self, operation: Operation) -> Handler:
         """Return the handler of an operation, with authentication, rate limit and readiness check."""
-        handle = getattr(self._api, operation.name)
+        handle = getattr(self.api, operation.name)
 
         async def serve(request: web.Request) -> web.StreamResponse:
             request[OPERATION] = operation.name
-            caller = await self._authentication.caller(request.headers.get("Authorization"))
+            caller = await self.authentication.caller(request.headers.get("Authorization"))
             if caller is not LOCAL:
-                self._limits.take(caller.actor)
+                self.limits.take(caller.actor)
             elif not is_from_here(request.headers):
                 raise Problem(Trouble.CROSS_SITE_REQUEST)
-            if problem := self._not_ready():
+            if problem := self.not_ready():
                 raise problem
             query = requests.read_query(request, operation.query)
-            response: web.StreamResponse = await handle(Call(request, caller, query))
+            response: web.StreamResponse = await handle(Call(request, operation, caller, query))
             return response
 
         return serve

@@ -27,6 +27,7 @@ _HEADER: Final = tuple(field for field in Event.__struct_fields__ if field != "f
 _FACTS: Final = frozenset(FACT_TYPES)
 _COMMANDS: Final = frozenset(COMMAND_TYPES)
 _REJECTIONS: Final = frozenset({Rejection})
+_TIMES: Final = ("occurred_at", "rejected_at", "decide_by")
 
 
 def encode_event(event: Event) -> bytes:
@@ -50,15 +51,13 @@ def decode_event(data: bytes) -> Event:
 
     Raises DecodeError for any other bytes: truncated, not an event's schema, trailing bytes, over 4 MiB.
     """
-    schema = _schema(data, _FACTS, MAX_EVENT_BYTES)
-    event: Event = _usual(data, schema) or _any_event(data, schema)
+    event: Event = _decoded(data, _FACTS, MAX_EVENT_BYTES)
     return event
 
 
 def decode_rejection(data: bytes) -> Rejection:
     """Decode one rejection. Raises DecodeError for any other bytes."""
-    schema = _schema(data, _REJECTIONS, MAX_EVENT_BYTES)
-    rejection: Rejection = _usual(data, schema) or _any_rejection(data, schema)
+    rejection: Rejection = _decoded(data, _REJECTIONS, MAX_EVENT_BYTES)
     return rejection
 
 
@@ -67,8 +66,13 @@ def decode_avro_command(data: bytes) -> Command:
 
     Raises DecodeError for any other bytes, for more than 256 KiB, and for an invalid id (`with_ids`).
     """
-    schema = _schema(data, _COMMANDS, MAX_COMMAND_BYTES)
-    return with_ids(_usual(data, schema) or _any_command(data, schema))
+    command: Command = _decoded(data, _COMMANDS, MAX_COMMAND_BYTES)
+    return with_ids(command)
+
+
+def _decoded(data: bytes, wanted: frozenset[type[Message]], max_bytes: int) -> Any:
+    schema = _schema(data, wanted, max_bytes)
+    return _usual(data, schema) or _by_fastavro(data, schema)
 
 
 def _usual(data: bytes, schema: Schema) -> Any:
@@ -82,27 +86,15 @@ def _usual(data: bytes, schema: Schema) -> Any:
     return message if end == len(data) else None
 
 
-def _any_event(data: bytes, schema: Schema) -> Event:
+def _by_fastavro(data: bytes, schema: Schema) -> Any:
+    """Return a message of any version of its schema. Raises DecodeError."""
     flat = _fields(data, schema)
-    flat["occurred_at"] = _time(flat["occurred_at"])
-    flat["fact"] = _shaped(flat, schema.message)
-    event: Event = _shaped(flat, Event)
-    return event
-
-
-def _any_rejection(data: bytes, schema: Schema) -> Rejection:
-    flat = _fields(data, schema)
-    flat["rejected_at"] = _time(flat["rejected_at"])
-    rejection: Rejection = _shaped(flat, Rejection)
-    return rejection
-
-
-def _any_command(data: bytes, schema: Schema) -> Command:
-    flat = _fields(data, schema)
-    if flat["decide_by"] is not None:
-        flat["decide_by"] = _time(flat["decide_by"])
-    command: Command = _shaped(flat, schema.message)
-    return command
+    for name in _TIMES:
+        if flat.get(name) is not None:
+            flat[name] = _time(flat[name])
+    if schema.message not in _FACTS:
+        return _shaped(flat, schema.message)
+    return _shaped(flat | {"fact": _shaped(flat, schema.message)}, Event)
 
 
 def digest(value: bytes) -> bytes:
@@ -154,10 +146,7 @@ def _body(body: BytesIO, schema: Schema) -> dict[str, Any]:
     """Decode with the writer's schema alone: with a reader's schema, fastavro misses the end of a skipped field."""
     try:
         flat: dict[str, Any] = fastavro.schemaless_reader(body, schema.plain, None)  # type: ignore[assignment]
-    except (
-        EOFError,
-        IndexError,
-    ) as error:  # IndexError: a number is missing, or a union has no such branch
+    except (EOFError, IndexError) as error:  # IndexError: a number is missing, or a union has no such branch
         raise DecodeError(Why.NOT_AVRO, "truncated, or a union index is out of range") from error
     except UnicodeDecodeError:
         raise DecodeError(Why.NOT_AVRO, "a string is not UTF-8") from None  # its cause would hold the bytes

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from order_service.local.broker import HOST, free_port
-from order_service.local.kafka import find_program
+from order_service.local.kafka import cache_dir, find_program, made_once
 from order_service.local.watcher import KILL_NOW, kill_group, watched
-from tests.support.made_once import made_once
 from tests.support.service import until
 
 VERSION: Final = "3.0.9"  # newer ones need Java 21; compose runs the same
@@ -80,7 +79,7 @@ class Apicurio:
 
 def _runner() -> Path:
     """Return the program, fetched once."""
-    return next(made_once(f"apicurio-{VERSION}", _fetch_into).glob("*-runner.jar"))
+    return next(made_once(cache_dir() / f"apicurio-{VERSION}", _fetch_into).glob("*-runner.jar"))
 
 
 def _fetch_into(folder: Path) -> None:

@@ -5,8 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from order_service.local.kafka import find_program
-from tests.support.made_once import made_once
+from order_service.local.kafka import cache_dir, find_program, made_once
 
 LOCKED = ("package.json", "package-lock.json")
 
@@ -21,5 +20,5 @@ def link_packages(program: Path) -> None:
         fetch = [find_program("npm") or "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
         subprocess.run(fetch, cwd=folder, check=True, timeout=300)
 
-    packages = made_once(f"node-{digest}", install)
+    packages = made_once(cache_dir() / f"node-{digest}", install)
     (program / "node_modules").symlink_to(packages / "node_modules")

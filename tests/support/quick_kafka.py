@@ -11,9 +11,8 @@ import tempfile
 from pathlib import Path
 
 from order_service.local.broker import Broker
-from order_service.local.kafka import Embedded, cache_dir, choose_kafka, embedded_broker, fetch_jars
+from order_service.local.kafka import Embedded, cache_dir, choose_kafka, embedded_broker, fetch_jars, made_once
 from order_service.settings import Settings
-from tests.support.made_once import made_once
 
 ARCHIVE = "classes.jsa"
 
@@ -52,7 +51,7 @@ def _ready(choice: Embedded) -> Path:
     """Return the folder of both."""
     jars = fetch_jars(choice.mvn, cache_dir())
     java = hashlib.blake2b(os.fsencode(os.path.realpath(choice.java)), digest_size=4).hexdigest()
-    return made_once(f"quick-{jars.name}-{java}", lambda folder: _make(choice, folder))
+    return made_once(cache_dir() / f"quick-{jars.name}-{java}", lambda folder: _make(choice, folder))
 
 
 def _make(choice: Embedded, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -13,6 +13,7 @@ from order_service.domain.messages import (
     ID_JSON_PATTERN,
     AmendOrder,
     CancelOrder,
+    Command,
     CreateOrder,
     DeliverOrder,
     Line,
@@ -24,7 +25,6 @@ from order_service.domain.messages import (
 COPY_ID: Final = r"^[0-9]{1,18}-[0-9a-f]{32}$"
 DATE_TIME: Final = r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 """A time in a header. Not `format: date-time`, which client generators do not support for headers."""
-CHANGES: Final = ("lines", "discount", "tax", "shipping", "shipping_address_ref", "metadata")
 
 Id = Annotated[str, Field(pattern=ID_JSON_PATTERN)]
 Text = Annotated[str, Field(max_length=validation.MAX_TEXT)]
@@ -41,6 +41,16 @@ class Body(BaseModel):
     """A JSON object; types are not converted: a number is not accepted as text, or the reverse."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class CommandBody(Body):
+    """The body of a command."""
+
+    kind: ClassVar[type[Command]]
+
+    def command(self, **head: Any) -> Command:
+        """Return the command of this body; `head` are the fields that every command has."""
+        return self.kind(**dict(self), **head)
 
 
 class LineBody(Body):
@@ -60,8 +70,10 @@ class LineBody(Body):
 Lines = Annotated[list[LineBody], Field(min_length=1, max_length=validation.MAX_LINES)]
 
 
-class CreateBody(Body):
+class CreateBody(CommandBody):
     """A new order; without `user_id` it belongs to the caller."""
+
+    kind = CreateOrder
 
     user_id: Id | None = None
     currency: Currency
@@ -72,16 +84,17 @@ class CreateBody(Body):
     shipping_address_ref: Id | None = None
     metadata: Metadata = {}
 
-    def command(self, user_id: str, **head: Any) -> CreateOrder:
+    def command(self, *, user_id: str = "", **head: Any) -> CreateOrder:
         """Return the command, for `user_id` if the body has no user."""
         fields = dict(self) | {"user_id": self.user_id or user_id, "lines": _lines(self.lines)}
         return CreateOrder(**fields, **head)
 
 
-class AmendBody(Body):
+class AmendBody(CommandBody):
     """Changes to an order that is not paid: each field present replaces the old value; at least one field."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+    kind = AmendOrder
 
     lines: Lines | None = None
     discount: Money | None = None
@@ -95,7 +108,7 @@ class AmendBody(Body):
         fields = dict(self) | {"lines": None if self.lines is None else _lines(self.lines)}
         return AmendOrder(**fields, **head)
 
-    @field_validator(*CHANGES, mode="before")
+    @field_validator(*validation.CHANGES, mode="before")
     @classmethod
     def _is_something(cls, value: object) -> object:
         if value is None:
@@ -104,51 +117,43 @@ class AmendBody(Body):
 
     @model_validator(mode="after")
     def _changes_something(self) -> AmendBody:
-        if all(getattr(self, name) is None for name in CHANGES):
+        if all(getattr(self, name) is None for name in validation.CHANGES):
             raise ValueError("must change at least one field")
         return self
 
 
-class PayBody(Body):
+class PayBody(CommandBody):
     """A payment of the full total."""
+
+    kind = PayOrder
 
     payment_id: Id
     amount: Money
     currency: Currency
 
-    def command(self, **head: Any) -> PayOrder:
-        """Return the command of this body."""
-        return PayOrder(**dict(self), **head)
 
-
-class ShipBody(Body):
+class ShipBody(CommandBody):
     """The carrier and the tracking number of a shipment."""
+
+    kind = ShipOrder
 
     carrier: Text
     tracking_number: Text
 
-    def command(self, **head: Any) -> ShipOrder:
-        """Return the command of this body."""
-        return ShipOrder(**dict(self), **head)
 
-
-class DeliverBody(Body):
+class DeliverBody(CommandBody):
     """A delivery. It has no fields, and the body is optional."""
 
-    def command(self, **head: Any) -> DeliverOrder:
-        """Return the command of this body."""
-        return DeliverOrder(**head)
+    kind = DeliverOrder
 
 
-class CancelBody(Body):
+class CancelBody(CommandBody):
     """The reason for a cancellation. The body is optional and defaults to `customer_request`."""
+
+    kind = CancelOrder
 
     reason: validation.CancelReason = "customer_request"
     note: Text | None = None
-
-    def command(self, **head: Any) -> CancelOrder:
-        """Return the command of this body."""
-        return CancelOrder(**dict(self), **head)
 
 
 class Query(BaseModel):

@@ -5,20 +5,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from order_service.domain.messages import (
-    AmendOrder,
-    CancelOrder,
-    Command,
-    CreateOrder,
-    DeliverOrder,
-    PayOrder,
-    ShipOrder,
-)
+from order_service.domain.messages import AmendOrder, Command, CreateOrder, PayOrder
 from order_service.domain.refusals import RULES, Reason
+from order_service.web.access.auth import Scope
 from order_service.web.api.bodies import (
     AmendBody,
-    Body,
     CancelBody,
+    CommandBody,
     CommandQuery,
     CreateBody,
     DeliverBody,
@@ -35,19 +28,28 @@ from order_service.web.http.problems import STATUS, Kind, Trouble
 ORDER: Final = "/v1/orders/{order_id}"
 
 
-class Operation(Struct, frozen=True, kw_only=True):
-    """A route: `name` is the method of `Api` that serves it, `answers` maps each success status to its schema."""
+class Operation(Struct, frozen=True):
+    """A route: `name` is the method of `Api` that serves it, `answers` maps each success status to its schema.
+
+    A route with a `body` sends its command. A service needs the `scope` for it; a user may send it only if `users_may`.
+    """
 
     name: str
     method: str
     path: str
     summary: str
     answers: dict[int, str]
-    body: type[Body] | None = None
+    body: type[CommandBody] | None = None
     may_be_empty: bool = False
+    scope: Scope = Scope.ADMIN
+    users_may: bool = False
     query: type[Query] = NoQuery
-    command: type[Command] | None = None
     is_stream: bool = False
+
+    @property
+    def command(self) -> type[Command] | None:
+        """The type of the command that this route sends, if any."""
+        return None if self.body is None else self.body.kind
 
     @property
     def reasons(self) -> frozenset[Reason]:
@@ -68,95 +70,53 @@ def reasons_of(command: type[Command]) -> Iterable[Reason]:
         yield Reason.PAYMENT_MISMATCH
 
 
-def _change(
-    name: str,
-    path: str,
-    summary: str,
-    body: type[Body],
-    command: type[Command],
-    *,
-    method: str = "POST",
-    may_be_empty: bool = False,
-) -> Operation:
-    return Operation(
-        name=name,
-        method=method,
-        path=ORDER + path,
-        summary=summary,
-        body=body,
-        command=command,
-        answers={200: "Order", 202: "Undecided"},
-        may_be_empty=may_be_empty,
-    )
-
-
+CHANGED: Final = {200: "Order", 202: "Undecided"}
 OPERATIONS: Final = (
     Operation(
-        name="create_order",
-        method="POST",
-        path="/v1/orders",
-        summary="Create an order",
-        body=CreateBody,
-        command=CreateOrder,
-        answers={201: "Order", 202: "Undecided"},
+        "create_order", "POST", "/v1/orders", "Create an order", {201: "Order", 202: "Undecided"}, body=CreateBody,
+        users_may=True,
     ),
+    Operation("list_orders", "GET", "/v1/orders", "List orders, newest first", {200: "OrderPage"}, query=ListQuery),
     Operation(
-        name="list_orders",
-        method="GET",
-        path="/v1/orders",
-        summary="List orders, newest first",
-        query=ListQuery,
-        answers={200: "OrderPage"},
-    ),
-    Operation(
-        name="get_order",
-        method="GET",
-        path=ORDER,
-        summary="Get an order, now or at an earlier version or time",
+        "get_order", "GET", ORDER, "Get an order, now or at an earlier version or time", {200: "Order", 304: ""},
         query=OrderQuery,
-        answers={200: "Order", 304: ""},
     ),
-    _change("amend_order", "", "Change an order before it is paid", AmendBody, AmendOrder, method="PATCH"),
-    _change(
-        "delete_order", "", "Cancel an order; its history is kept", CancelBody, CancelOrder, method="DELETE",
-        may_be_empty=True,
-    ),
-    _change("pay_order", "/pay", "Record the payment of an order", PayBody, PayOrder),
-    _change("ship_order", "/ship", "Record that an order was shipped", ShipBody, ShipOrder),
-    _change(
-        "deliver_order", "/deliver", "Record that an order was delivered", DeliverBody, DeliverOrder, may_be_empty=True
-    ),
-    _change("cancel_order", "/cancel", "Cancel an order", CancelBody, CancelOrder, may_be_empty=True),
     Operation(
-        name="get_events",
-        method="GET",
-        path=f"{ORDER}/events",
-        summary="Get the history of an order: its audit trail",
+        "amend_order", "PATCH", ORDER, "Change an order before it is paid", CHANGED, body=AmendBody, users_may=True
+    ),
+    Operation(
+        "delete_order", "DELETE", ORDER, "Cancel an order; its history is kept", CHANGED, body=CancelBody,
+        may_be_empty=True, users_may=True,
+    ),
+    Operation(
+        "pay_order", "POST", f"{ORDER}/pay", "Record the payment of an order", CHANGED, body=PayBody, scope=Scope.PAY
+    ),
+    Operation(
+        "ship_order", "POST", f"{ORDER}/ship", "Record that an order was shipped", CHANGED, body=ShipBody,
+        scope=Scope.SHIP,
+    ),
+    Operation(
+        "deliver_order", "POST", f"{ORDER}/deliver", "Record that an order was delivered", CHANGED, body=DeliverBody,
+        may_be_empty=True, scope=Scope.SHIP,
+    ),
+    Operation(
+        "cancel_order", "POST", f"{ORDER}/cancel", "Cancel an order", CHANGED, body=CancelBody, may_be_empty=True,
+        users_may=True,
+    ),
+    Operation(
+        "get_events", "GET", f"{ORDER}/events", "Get the history of an order: its audit trail", {200: "History"},
         query=HistoryQuery,
-        answers={200: "History"},
     ),
     Operation(
-        name="stream_order",
-        method="GET",
-        path=f"{ORDER}/stream",
-        summary="Stream an order: its history, then new events",
-        answers={200: "OrderEvent"},
+        "stream_order", "GET", f"{ORDER}/stream", "Stream an order: its history, then new events", {200: "OrderEvent"},
         is_stream=True,
     ),
     Operation(
-        name="get_command",
-        method="GET",
-        path=f"{ORDER}/commands/{{command_id}}",
-        summary="Get the outcome of a command",
-        query=CommandQuery,
-        answers={200: "Outcome", 202: "Undecided"},
+        "get_command", "GET", f"{ORDER}/commands/{{command_id}}", "Get the outcome of a command",
+        {200: "Outcome", 202: "Undecided"}, query=CommandQuery,
     ),
     Operation(
-        name="stream_events",
-        method="GET",
-        path="/v1/events",
-        summary="Stream the events of all orders that you may see",
-        answers={200: "OrderEvent"},
+        "stream_events", "GET", "/v1/events", "Stream the events of all orders that you may see", {200: "OrderEvent"},
         is_stream=True,
     ),
 )  # fmt: skip

@@ -15,19 +15,8 @@ from order_service.domain.validation import is_id
 from order_service.views.order_view import OrderView
 from order_service.views.queries import Filter, Views
 from order_service.web.access.auth import Caller, Scope
-from order_service.web.api.bodies import (
-    AmendBody,
-    CancelBody,
-    CommandQuery,
-    CreateBody,
-    DeliverBody,
-    HistoryQuery,
-    ListQuery,
-    OrderQuery,
-    PayBody,
-    Query,
-    ShipBody,
-)
+from order_service.web.api.bodies import CommandBody, CommandQuery, HistoryQuery, ListQuery, OrderQuery, Query
+from order_service.web.api.operations import Operation
 from order_service.web.http import requests
 from order_service.web.http.cursors import read_copy_id, read_cursor, write_copy_id, write_cursor
 from order_service.web.http.problems import Problem, Trouble, refused
@@ -54,9 +43,10 @@ RETRY_LATER: Final = {"Retry-After": "30"}
 
 
 class Call(Struct, frozen=True):
-    """A request, its caller, and its query parameters as the model of its operation."""
+    """A request, its operation, its caller, and its query parameters as the model of the operation."""
 
     request: web.Request
+    operation: Operation
     caller: Caller
     query: Query
 
@@ -86,35 +76,17 @@ class Api:
 
     async def create_order(self, call: Call) -> web.StreamResponse:
         """Respond 201 with the order, 202 while the command is undecided, or with the problem."""
-        _check_scope(call, Scope.ADMIN, users_may=True)
-        body = await requests.read_body(call.request, CreateBody, may_be_empty=False)
+        body = await _body(call)
         order_id = requests.new_id(call.caller.actor, requests.idempotency_key(call.request.headers), "order")
-        head = _head(call, order_id)
-        return await self._command(call, body.command(call.caller.subject, **head), 201)
+        command = body.command(user_id=call.caller.subject, **_head(call, order_id))
+        return await self._command(call, command, 201)
 
-    async def amend_order(self, call: Call) -> web.StreamResponse:
-        """Respond 200 with the new state of the order."""
-        return await self._change(call, AmendBody, Scope.ADMIN, users_may=True)
+    async def change_order(self, call: Call) -> web.StreamResponse:
+        """Respond 200 with the new state of the order, 202 while the command is undecided, or with the problem."""
+        body = await _body(call)
+        return await self._command(call, body.command(**_head(call, call.order_id)), 200)
 
-    async def pay_order(self, call: Call) -> web.StreamResponse:
-        """Respond 200 with the new state of the order."""
-        return await self._change(call, PayBody, Scope.PAY)
-
-    async def ship_order(self, call: Call) -> web.StreamResponse:
-        """Respond 200 with the new state of the order."""
-        return await self._change(call, ShipBody, Scope.SHIP)
-
-    async def deliver_order(self, call: Call) -> web.StreamResponse:
-        """Respond 200 with the new state of the order."""
-        return await self._change(call, DeliverBody, Scope.SHIP, may_be_empty=True)
-
-    async def cancel_order(self, call: Call) -> web.StreamResponse:
-        """Respond 200 with the new state of the order."""
-        return await self._change(call, CancelBody, Scope.ADMIN, users_may=True, may_be_empty=True)
-
-    async def delete_order(self, call: Call) -> web.StreamResponse:
-        """Cancel the order; its history is kept."""
-        return await self.cancel_order(call)
+    amend_order = pay_order = ship_order = deliver_order = cancel_order = delete_order = change_order
 
     # Queries
 
@@ -214,14 +186,6 @@ class Api:
 
     # Helpers
 
-    async def _change(
-        self, call: Call, model: type[Any], scope: Scope, *, users_may: bool = False, may_be_empty: bool = False
-    ) -> web.StreamResponse:
-        """Read the body of a command to an existing order, and send it."""
-        _check_scope(call, scope, users_may=users_may)
-        body = await requests.read_body(call.request, model, may_be_empty=may_be_empty)
-        return await self._command(call, body.command(**_head(call, call.order_id)), 200)
-
     async def _command(self, call: Call, command: Command, status: int) -> web.StreamResponse:
         """Send a command; respond with the new state of the order, or with why the command was refused."""
         headers = call.request.headers
@@ -311,10 +275,13 @@ class Api:
         return await asyncio.to_thread(query, *args, **kwargs)
 
 
-def _check_scope(call: Call, scope: Scope, *, users_may: bool = False) -> None:
-    caller = call.caller
-    if not (caller.may(scope) if caller.is_service else users_may):
-        raise Problem(Reason.NOT_ALLOWED, f"This requires a token with the scope {scope}.")
+async def _body(call: Call) -> CommandBody:
+    """Return the body of a command. Raises Problem if the caller may not send it."""
+    caller, operation = call.caller, call.operation
+    if not (caller.may(operation.scope) if caller.is_service else operation.users_may):
+        raise Problem(Reason.NOT_ALLOWED, f"This requires a token with the scope {operation.scope}.")
+    model = cast("type[CommandBody]", operation.body)
+    return await requests.read_body(call.request, model, may_be_empty=operation.may_be_empty)
 
 
 def _head(call: Call, order_id: str) -> dict[str, Any]:

@@ -4,8 +4,6 @@ The page is built from the same blocks as `docs/events.md` and has no script. As
 compiles schemas with `new Function`, which our Content-Security-Policy forbids.
 """
 
-from collections.abc import Awaitable, Callable
-from hashlib import sha256
 from typing import Final
 
 from aiohttp import web
@@ -13,11 +11,8 @@ from aiohttp import web
 from order_service.contracts import asyncapi, blocks, catalogue, words
 from order_service.contracts.source import Source
 from order_service.kafka.topics import TopicNames
-from order_service.web.docs.pages import HEADERS, PAGE
-from order_service.web.http import requests
+from order_service.web.docs.pages import PAGE, file_handler
 from order_service.web.http.responses import JSON
-
-Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 HEAD: Final = """\
 <link rel="stylesheet" href="/static/contracts.css">
@@ -29,8 +24,8 @@ def routes(names: TopicNames, partitions: int) -> list[web.RouteDef]:
     """Return the routes of the page and of the document, built once. They need no token: they hold no order data."""
     source = Source(names, partitions)
     return [
-        web.get("/asyncapi", _handler(page(source), "text/html")),
-        web.get("/asyncapi.json", _handler(asyncapi.text(source), JSON)),
+        web.get("/asyncapi", file_handler(page(source).encode(), "text/html")),
+        web.get("/asyncapi.json", file_handler(asyncapi.text(source).encode(), JSON)),
     ]
 
 
@@ -38,18 +33,3 @@ def page(source: Source) -> str:
     """Return the HTML of the page."""
     _, *rest = catalogue.blocks(source)  # the first block is the title
     return PAGE.format(title=words.TITLE, body=HEAD + blocks.html(rest))
-
-
-def _handler(text: str, content_type: str) -> Handler:
-    body = text.encode()
-    tag = sha256(body).hexdigest()
-
-    async def serve(request: web.Request) -> web.Response:
-        if requests.etag_matches(request, tag):
-            response = web.Response(status=304, headers=HEADERS)
-        else:
-            response = web.Response(body=body, content_type=content_type, charset="utf-8", headers=HEADERS)
-        response.etag = tag
-        return response
-
-    return serve

@@ -242,115 +242,79 @@ def _problems(operation: Operation, kinds: list[Kind]) -> tuple[str, dict[str, A
 # Parameters and headers
 
 
-def _parameter(name: str, location: str, description: str, schema: Schema, example: str) -> dict[str, Any]:
+def _parameter(location: str, description: str, schema: Schema, example: str) -> dict[str, Any]:
     is_required = {"required": True} if location == "path" else {}
-    return {
-        "name": name,
-        "in": location,
-        **is_required,
-        "description": description,
-        "schema": schema,
-        "example": example,
-    }
+    return {"in": location, **is_required, "description": description, "schema": schema, "example": example}
+
+
+def _response_header(description: str, schema: Schema, *, required: bool = True) -> dict[str, Any]:
+    return {"description": description, **({"required": True} if required else {}), "schema": schema}
 
 
 def _header(name: str) -> Schema:
     return {"$ref": f"#/components/headers/{name}"}
 
 
+ID: Final[Schema] = {"type": "string", "pattern": ID_JSON_PATTERN}
 VISIBLE: Final[Schema] = {"type": "string", "pattern": "^[!-~]{1,200}$"}
 
-PARAMETERS: Final = {
-    parameter["name"]: parameter
-    for parameter in (
-        _parameter(
-            "order_id", "path", "The order id.", {"type": "string", "pattern": ID_JSON_PATTERN}, examples.ORDER_ID
-        ),
-        _parameter(
-            "command_id",
-            "path",
-            "The command id, from a 202 response or a problem.",
-            {"type": "string", "pattern": ID_JSON_PATTERN},
-            examples.COMMAND_ID,
-        ),
-        _parameter(
-            "Idempotency-Key",
-            "header",
-            "Makes repeats safe: for one order, a command with the same key of the same caller is applied once. Use a "
-            "new key for every new command.",
-            VISIBLE,
-            examples.KEY,
-        ),
-        _parameter(
-            "If-Match",
-            "header",
-            "The version that the order must have, from `ETag`; `*` matches any version.",
-            {"type": "string", "pattern": r'^(\*|"[0-9]{1,9}")$'},
-            '"1"',
-        ),
-        _parameter("If-None-Match", "header", "The versions that you already have, from `ETag`.", TEXT, '"1"'),
-        _parameter(
-            "Prefer",
-            "header",
-            "How long to wait: `wait=<seconds>`, default 5, maximum 30; `respond-async` does not wait. RFC 7240.",
-            TEXT,
-            "wait=10",
-        ),
-        _parameter(
-            "X-Decide-By",
-            "header",
-            "The deadline of a command: an RFC 3339 time with `T`, and `Z` or an offset. After it, the command is "
-            "refused with `deadline_passed`. Send it again with a later time and the same `Idempotency-Key`.",
-            {"type": "string", "pattern": DATE_TIME},
-            "2026-11-24T09:05:00Z",
-        ),
-        _parameter(
-            "X-Correlation-Id",
-            "header",
-            "A correlation id that the events of this command carry.",
-            VISIBLE,
-            samples.CORRELATION_ID,
-        ),
-        _parameter(
-            "traceparent",
-            "header",
-            "The trace context of the request; ignored if malformed. W3C Trace Context.",
-            TEXT,
-            samples.TRACEPARENT,
-        ),
-        _parameter(
-            "Last-Event-ID",
-            "header",
-            "The id of the last event received; the stream starts with the next one.",
-            TEXT,
-            "2",
-        ),
-    )
+_PARAMETERS: Final = {
+    "order_id": _parameter("path", "The order id.", ID, examples.ORDER_ID),
+    "command_id": _parameter("path", "The command id, from a 202 response or a problem.", ID, examples.COMMAND_ID),
+    "Idempotency-Key": _parameter(
+        "header",
+        "Makes repeats safe: for one order, a command with the same key of the same caller is applied once. Use a "
+        "new key for every new command.",
+        VISIBLE,
+        examples.KEY,
+    ),
+    "If-Match": _parameter(
+        "header",
+        "The version that the order must have, from `ETag`; `*` matches any version.",
+        {"type": "string", "pattern": r'^(\*|"[0-9]{1,9}")$'},
+        '"1"',
+    ),
+    "If-None-Match": _parameter("header", "The versions that you already have, from `ETag`.", TEXT, '"1"'),
+    "Prefer": _parameter(
+        "header",
+        "How long to wait: `wait=<seconds>`, default 5, maximum 30; `respond-async` does not wait. RFC 7240.",
+        TEXT,
+        "wait=10",
+    ),
+    "X-Decide-By": _parameter(
+        "header",
+        "The deadline of a command: an RFC 3339 time with `T`, and `Z` or an offset. After it, the command is "
+        "refused with `deadline_passed`. Send it again with a later time and the same `Idempotency-Key`.",
+        {"type": "string", "pattern": DATE_TIME},
+        "2026-11-24T09:05:00Z",
+    ),
+    "X-Correlation-Id": _parameter(
+        "header", "A correlation id that the events of this command carry.", VISIBLE, samples.CORRELATION_ID
+    ),
+    "traceparent": _parameter(
+        "header",
+        "The trace context of the request; ignored if malformed. W3C Trace Context.",
+        TEXT,
+        samples.TRACEPARENT,
+    ),
+    "Last-Event-ID": _parameter(
+        "header", "The id of the last event received; the stream starts with the next one.", TEXT, "2"
+    ),
 }
+PARAMETERS: Final = {name: {"name": name, **parameter} for name, parameter in _PARAMETERS.items()}
 
 HEADERS: Final = {
-    "ETag": {
-        "description": "The version of the order.",
-        "required": True,
-        "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
-    },
-    "Location": {
-        "description": "The URL of the order, or of the outcome of the command.",
-        "required": True,
-        "schema": TEXT,
-    },
-    "Retry-After": {"description": "Seconds to wait before a retry.", "required": True, "schema": INTEGER},
-    "WWW-Authenticate": {
-        "description": "The required authentication: a bearer token.",
-        "required": True,
-        "schema": TEXT,
-    },
-    "Link": {"description": 'The next page, if one exists: `<…>; rel="next"`.', "schema": TEXT},
-    "Preference-Applied": {"description": "The maximum wait that was applied, if `Prefer` was sent.", "schema": TEXT},
-    "Idempotency-Replayed": {
-        "description": "`true` if this is the response of an earlier request.",
-        "schema": {"type": "string", "const": "true"},
-    },
+    "ETag": _response_header("The version of the order.", {"type": "string", "pattern": '^"[0-9]+"$'}),
+    "Location": _response_header("The URL of the order, or of the outcome of the command.", TEXT),
+    "Retry-After": _response_header("Seconds to wait before a retry.", INTEGER),
+    "WWW-Authenticate": _response_header("The required authentication: a bearer token.", TEXT),
+    "Link": _response_header('The next page, if one exists: `<…>; rel="next"`.', TEXT, required=False),
+    "Preference-Applied": _response_header(
+        "The maximum wait that was applied, if `Prefer` was sent.", TEXT, required=False
+    ),
+    "Idempotency-Replayed": _response_header(
+        "`true` if this is the response of an earlier request.", {"type": "string", "const": "true"}, required=False
+    ),
 }
 
 

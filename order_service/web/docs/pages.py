@@ -1,6 +1,6 @@
 """HTML pages and their static files, all served from here: pages load nothing from other origins."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -12,6 +12,8 @@ from order_service.web.api.operations import OPERATIONS, problems_of
 from order_service.web.http import requests
 from order_service.web.http.problems import ALL, BASE, STATUS, Kind, title
 from order_service.web.http.responses import JSON, encode
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 STATIC: Final = Path(__file__).parent.with_name("static")
 CSP: Final = (
@@ -46,27 +48,33 @@ PAGE: Final = """\
 
 def routes() -> list[web.RouteDef]:
     """Return the routes of the pages. They need no token: their scripts call `/v1` with the token of the user."""
-    paths = [path for path in STATIC.rglob("*") if path.suffix in TYPES]
-    files = {f"/static/{path.relative_to(STATIC).as_posix()}": path.read_bytes() for path in paths}
-    files |= {short: files[f"/static/{name}"] for short, name in SHORT.items()}
-    tags = {path: sha256(content).hexdigest() for path, content in files.items()}
-
-    async def file(request: web.Request) -> web.Response:
-        path = request.path
-        if requests.etag_matches(request, tags[path]):
-            response = web.Response(status=304, headers=HEADERS)
-        else:
-            content_type, body = TYPES[Path(SHORT.get(path, path)).suffix], files[path]
-            headers = HEADERS | {"Content-Length": str(len(body))}
-            response = web.Response(body=_pieces(body), content_type=content_type, charset="utf-8", headers=headers)
-        response.etag = tags[path]
-        return response
-
+    files = [path for path in STATIC.rglob("*") if path.suffix in TYPES]
+    handlers = {
+        f"/static/{path.relative_to(STATIC).as_posix()}": file_handler(path.read_bytes(), TYPES[path.suffix])
+        for path in files
+    }
+    handlers |= {short: handlers[f"/static/{name}"] for short, name in SHORT.items()}
     return [
-        *(web.get(path, file) for path in sorted(files)),
+        *(web.get(path, handler) for path, handler in sorted(handlers.items())),
         web.get("/problems", problems),
         web.get("/problems/{kind}", problem),
     ]
+
+
+def file_handler(content: bytes, content_type: str) -> Handler:
+    """Return the handler that serves a file; its ETag is a digest of the content."""
+    tag = sha256(content).hexdigest()
+    headers = HEADERS | {"Content-Length": str(len(content))}
+
+    async def file(request: web.Request) -> web.Response:
+        if requests.etag_matches(request, tag):
+            response = web.Response(status=304, headers=HEADERS)
+        else:
+            response = web.Response(body=_pieces(content), content_type=content_type, charset="utf-8", headers=headers)
+        response.etag = tag
+        return response
+
+    return file
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:

@@ -38,10 +38,6 @@ class Registry:
         self._names = names
         self._by_id = catalogue.by_id
 
-    def root(self, _: Mapping[str, str]) -> dict[str, str]:
-        """Return the empty object by which clients detect a registry."""
-        return {}
-
     def subjects(self, _: Mapping[str, str]) -> list[str]:
         """Return all subjects."""
         return sorted(self._subjects())
@@ -83,19 +79,11 @@ class Registry:
         """Return the subjects of an id."""
         return [version["subject"] for version in self.subject_versions(path)]
 
-    def types(self, _: Mapping[str, str]) -> list[str]:
-        """Return the supported schema types."""
-        return ["AVRO"]
-
     def config(self, path: Mapping[str, str]) -> dict[str, str]:
         """Return the compatibility level, of a subject or of all."""
         if "subject" in path:
             self._of_subject(path)
         return {"compatibilityLevel": COMPATIBILITY}
-
-    def mode(self, _: Mapping[str, str]) -> dict[str, str]:
-        """Return the mode: read-only, nothing can be registered."""
-        return {"mode": "READONLY"}
 
     def _subjects(self) -> dict[str, dict[int, Schema]]:
         subjects: defaultdict[str, dict[int, Schema]] = defaultdict(dict)
@@ -128,7 +116,7 @@ class Registry:
 
 
 FINDS: Final[dict[str, Find]] = {
-    "/": Registry.root,
+    "/": lambda *_: {},  # by which clients detect a registry
     "/subjects": Registry.subjects,
     "/subjects/{subject}/versions": Registry.versions,
     "/subjects/{subject}/versions/{version}": Registry.version,
@@ -137,19 +125,25 @@ FINDS: Final[dict[str, Find]] = {
     "/schemas/ids/{id}/schema": Registry.schema_alone,
     "/schemas/ids/{id}/versions": Registry.subject_versions,
     "/schemas/ids/{id}/subjects": Registry.subjects_of,
-    "/schemas/types": Registry.types,
+    "/schemas/types": lambda *_: ["AVRO"],
     "/config": Registry.config,
     "/config/{subject}": Registry.config,
-    "/mode": Registry.mode,
+    "/mode": lambda *_: {"mode": "READONLY"},  # nothing can be registered
 }
 
 
 def routes(names: TopicNames) -> list[web.RouteDef]:
     """Return the routes of a registry that serves the released schemas."""
     registry = Registry(names, SCHEMAS)
-    reads = [web.get(f"{ADDRESS}{path}", _read_handler(find, registry)) for path, find in FINDS.items()]
-    lookup = web.post(f"{ADDRESS}/subjects/{{subject}}", _lookup_handler(registry))
-    return [*reads, lookup, web.route("*", f"{ADDRESS}/{{rest:.*}}", _not_served)]
+
+    async def lookup(request: web.Request) -> Any:
+        return registry.lookup(request.match_info, _schema_in(await request.read()))
+
+    return [
+        *(web.get(f"{ADDRESS}{path}", _read_handler(find, registry)) for path, find in FINDS.items()),
+        web.post(f"{ADDRESS}/subjects/{{subject}}", _handler(lookup)),
+        web.route("*", f"{ADDRESS}/{{rest:.*}}", _not_served),
+    ]
 
 
 def _read_handler(find: Find, registry: Registry) -> Handler:
@@ -157,13 +151,6 @@ def _read_handler(find: Find, registry: Registry) -> Handler:
         return find(registry, request.match_info)
 
     return _handler(read)
-
-
-def _lookup_handler(registry: Registry) -> Handler:
-    async def lookup(request: web.Request) -> Any:
-        return registry.lookup(request.match_info, _schema_in(await request.read()))
-
-    return _handler(lookup)
 
 
 def _handler(find: Callable[[web.Request], Awaitable[Any]]) -> Handler:

@@ -48,6 +48,7 @@ class PendingCommand:
     """A command whose outcome this process awaits: `sent` is done once it is in Kafka, then `decided`."""
 
     def __init__(self, command: Command, digest: bytes) -> None:
+        self.order_id = command.order_id
         self.key = command.order_id, command.command_id
         self.digest = digest
         self.actor = command.actor
@@ -102,8 +103,8 @@ class CommandResults:
         self._waiting_max = waiting_max
         self._held: Counter[str] = Counter()
         self._pending: OrderedDict[tuple[str, str], PendingCommand] = OrderedDict()
-        self._in_doubt: dict[str, dict[str, PendingCommand]] = {}
-        """By order and command: another copy has an outcome, and the outcome of our copy is unknown."""
+        self._in_doubt: dict[str, set[PendingCommand]] = {}
+        """By order: another copy has an outcome, and the outcome of our copy is unknown."""
         self._sending: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -205,13 +206,13 @@ class CommandResults:
 
     def _settle_order(self, order_id: str) -> None:
         """Query the views again for the commands of an order that are in doubt: the order has a new outcome."""
-        for command_id, pending in self._in_doubt.get(order_id, {}).items():
+        for pending in self._in_doubt.get(order_id, ()):
             pending.has_changes = True
             if not pending.is_settling:
                 pending.is_settling = True
-                self._start(self._settle(order_id, command_id, pending), self._settling)
+                self._start(self._settle(pending), self._settling)
 
-    async def _settle(self, order_id: str, command_id: str, pending: PendingCommand) -> None:
+    async def _settle(self, pending: PendingCommand) -> None:
         """Find out whether the outcome of another copy is also ours.
 
         The rejection of an earlier copy may be: a remembered command gets no new record. The event of a later copy is
@@ -221,17 +222,17 @@ class CommandResults:
             while self._is_in_doubt(pending) and (pending.has_changes or pending.later_event is not None):
                 pending.has_changes = False
                 await asyncio.sleep(GRACE_S)  # each partition gets the marker of one transaction separately
-                await self._query_views(order_id, command_id, pending)
+                await self._query_views(pending)
         except SQLAlchemyError as error:
             log.warning("Views cannot be read; a repeated command stays undecided.", error=type(error).__name__)
         finally:
             pending.is_settling = False
 
-    async def _query_views(self, order_id: str, command_id: str, pending: PendingCommand) -> None:
+    async def _query_views(self, pending: PendingCommand) -> None:
         """Decide by the outcome of our copy in the views, if it is there. Raises SQLAlchemyError."""
         if (offset := pending.offset) is None:
             return
-        decided = await asyncio.to_thread(self._views.outcome, order_id, command_id, pending.digest, offset)
+        decided = await asyncio.to_thread(self._views.outcome, *pending.key, pending.digest, offset)
         if decided is not None and pending.offset == offset:
             self._decide(pending, decided, is_replayed=True)
 
@@ -241,7 +242,7 @@ class CommandResults:
         A worker drops a copy of a command that waits in a full waiting room. If the waiting command is refused and its
         order does not remember it, our copy has no record: then a new copy gets an outcome, which is ours as well.
         """
-        await self._query_views(command.order_id, command.command_id, pending)
+        await self._query_views(pending)
         if self._is_in_doubt(pending) and not pending.is_settling and pending.offset is not None:
             # Other requests may wait with a later `decide_by` than this one.
             self._send_again(pending, structs.replace(command, decide_by=pending.decide_by), headers)
@@ -259,20 +260,17 @@ class CommandResults:
         self._start(self._send(command, headers, pending, is_new=True), self._sending)
 
     def _mark_in_doubt(self, pending: PendingCommand) -> None:
-        order_id, command_id = pending.key
         if self._pending.get(pending.key) is pending:
-            self._in_doubt.setdefault(order_id, {})[command_id] = pending
+            self._in_doubt.setdefault(pending.order_id, set()).add(pending)
 
     def _is_in_doubt(self, pending: PendingCommand) -> bool:
-        order_id, command_id = pending.key
-        return self._in_doubt.get(order_id, {}).get(command_id) is pending
+        return pending in self._in_doubt.get(pending.order_id, ())
 
     def _clear_doubt(self, pending: PendingCommand) -> None:
-        order_id, command_id = pending.key
-        of_order = self._in_doubt.get(order_id, {})
-        of_order.pop(command_id, None)
+        of_order = self._in_doubt.get(pending.order_id, set())
+        of_order.discard(pending)
         if not of_order:
-            self._in_doubt.pop(order_id, None)
+            self._in_doubt.pop(pending.order_id, None)
 
     def _forget(self, pending: PendingCommand) -> None:
         """Forget a command, unless it was forgotten and another caller awaits the same one."""

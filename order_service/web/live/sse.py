@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from aiohttp import web
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,23 +32,6 @@ LIFE_S: Final = 3600.0
 PAGE: Final = 100
 USERS_SHARE: Final = 0.01
 """The share of all streams that one user may open."""
-
-
-class StreamPosition(Protocol):
-    """The position of a reader in its stream."""
-
-    @property
-    def id(self) -> str:
-        """The `Last-Event-ID` that resumes here."""
-
-    async def page(self) -> Sequence[StoredEvent]:
-        """Return the next events from the views, or an empty sequence at the end."""
-
-    def advance(self, recorded: StoredEvent) -> bool:
-        """Move past an event; return False if the position is already past it."""
-
-    def advance_to(self, offsets: Offsets) -> None:
-        """Move to `offsets`: up to there, no event is left for this reader."""
 
 
 class OrderPosition:
@@ -114,6 +97,10 @@ class LogPosition:
         for topic_partition, offset in offsets.items():
             if topic_partition[0] == self._topic:
                 self._offsets[topic_partition] = max(offset, self._offsets.get(topic_partition, 0))
+
+
+StreamPosition = OrderPosition | LogPosition
+"""The position of a reader in its stream; its id is the `Last-Event-ID` that resumes there."""
 
 
 class Live:

@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
-from order_service.cli.asking import ATTEMPTS_MAX, Reply, with_retries
+from order_service.cli.asking import ATTEMPTS_MAX, with_retries
 from order_service.domain.refusals import Status
+from order_service.http_client import Reply
 from order_service.web.api.bodies import Wanted
 from tests.support.command_line import CommandLine
 
@@ -22,8 +23,8 @@ ORDER = {
     "currency": "EUR",
     "payment": None,
 }
-BUSY = Reply(429, b"{}", retry_after_s=1.0)
-DONE = Reply(200, b"{}")
+BUSY = Reply(429, b"{}", retry_after="1")
+DONE = Reply(200, b"{}", retry_after="")
 
 
 class Server(ThreadingHTTPServer):
@@ -97,18 +98,18 @@ def test_nobody_asks_again_who_was_not_told_when(server, status, headers):
 
 
 @pytest.mark.parametrize(
-    ("retry_after_s", "waits"),
-    [pytest.param(1.0, 9, id="ten times"), pytest.param(25.0, 2, id="a minute"), pytest.param(61.0, 0, id="at once")],
+    ("retry_after", "waits"),
+    [pytest.param("1", 9, id="ten times"), pytest.param("25", 2, id="a minute"), pytest.param("61", 0, id="at once")],
 )
-def test_patience_has_an_end(clock, retry_after_s, waits):
+def test_patience_has_an_end(clock, retry_after, waits):
     def sleep(seconds):
         clock.now += seconds
         slept.append(seconds)
 
     slept: list[float] = []
-    busy = Reply(429, b"{}", retry_after_s)
+    busy = Reply(429, b"{}", retry_after)
     assert with_retries(lambda: busy, sleep, clock) == busy
-    assert slept == [retry_after_s] * waits
+    assert slept == [float(retry_after)] * waits
 
 
 def test_patience_ends_with_an_answer(clock):

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from order_service.web.api.bodies import CHANGES, AmendBody, OrderQuery
+from order_service.domain.validation import CHANGES
+from order_service.web.api.bodies import AmendBody, OrderQuery
 
 
 @pytest.mark.parametrize("name", CHANGES)
