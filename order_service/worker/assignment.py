@@ -261,7 +261,7 @@ class Assignment:
         self._start_claims()
 
     async def _continue(self, staying: list[Lane]) -> None:
-        """Continue the lanes that stay, unless another worker has claimed one while this one was away from its group."""
+        """Continue the lanes that stay, unless another worker has claimed one while this one was away."""
         try:
             await self.turns.confirm()
         except Fenced as error:
