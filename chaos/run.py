@@ -292,7 +292,7 @@ class Run:
         lanes = [lane for worker in self._service.workers for lane in worker.lines("Lane started.")]
         counts = {
             "static": self._fleet.static_starts,
-            "large-table": sum(not lane["kept"] and lane["orders"] >= least for lane in lanes),
+            "large-table": sum(lane["orders"] >= least for lane in lanes),
         }
         return {kind: n for kind, n in counts.items() if kind in self.sizes.kinds}
 

@@ -32,7 +32,7 @@ from order_service.settings import Settings
 from order_service.users.client import UserClient
 from order_service.worker import metrics
 from order_service.worker.claims.changelog_reader import ChangelogState
-from order_service.worker.claims.claim import RELEASE_WITHIN_S, Claimed, Claimer, claim_until_done
+from order_service.worker.claims.claim import Claimed, Claimer, claim_until_done
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
@@ -84,7 +84,7 @@ class Fetching(Protocol):
     def announce(self, owner: str) -> None:
         """Send this owner id to the other members of the group, with the next rebalance."""
 
-    def other_owners(self) -> frozenset[str]:
+    def releasing_owners(self) -> frozenset[str]:
         """Return the owner ids of the other members of the group, as of the last rebalance."""
 
 
@@ -152,7 +152,7 @@ class Assignment:
         """What was read for each partition whose claim is not done. It outlives this assignment."""
         self._user_lookups = user_lookups
         self._on_refused = on_refused
-        self._clients = ClaimClients(context.connection)
+        self._clients = ClaimClients(context.connection, set() if previous is None else previous.fenced)
         self._claims: dict[int, Progress] = {}
         self.inbox = Inbox(context.fetching.pause, context.fetching.resume)
         self.turns = TurnLoop(
@@ -184,6 +184,11 @@ class Assignment:
     def lanes(self) -> dict[int, Lane]:
         """The running lanes, by partition."""
         return self.turns.lanes
+
+    @property
+    def fenced(self) -> set[str]:
+        """The owners that claims of this worker have fenced: a fence is final."""
+        return self._clients.fenced
 
     def claiming(self) -> list[int]:
         """Return the partitions that are being claimed."""
@@ -236,6 +241,7 @@ class Assignment:
             not task.cancelled() and task.exception() is None for task in turn_tasks
         )
         if not self.is_clean:
+            self._context.fetching.announce("")  # this owner releases nothing more
             await self.close()
 
     async def close(self) -> None:
@@ -261,14 +267,21 @@ class Assignment:
         self._start_claims()
 
     async def _continue(self, staying: list[Lane]) -> None:
-        """Continue the lanes that stay, unless another worker has claimed one while this one was away."""
+        """Continue the lanes that stay.
+
+        Raises TurnRefused if another worker has fenced this owner, because this worker was away from its group or has
+        not released a partition in time.
+        """
+        is_confirmed = False
         try:
-            await self.turns.confirm()
+            is_confirmed = await self.turns.confirm()
+            for lane in staying:
+                self._spawn(self._fetch(lane, "Lane runs on."), "fetch")
+            await self.turns.run()
         except Fenced as error:
-            raise TurnRefused(f"{error} while it was away from its group", {}) from error
-        for lane in staying:
-            self._spawn(self._fetch(lane, "Lane runs on."), "fetch")
-        await self.turns.run()
+            if is_confirmed and self.owner.named <= self.partitions:
+                raise
+            raise TurnRefused(f"{error}: it was away from its group, or slow to release a partition", {}) from error
 
     def _start_claims(self) -> None:
         """Start the claims of the partitions without a lane, and what else the lanes need."""
@@ -279,8 +292,7 @@ class Assignment:
             context.settings.group_id,
             self.owner.id,
             self.owner.named,
-            context.fetching.other_owners(),
-            asyncio.get_running_loop().time() + RELEASE_WITHIN_S,
+            context.fetching.releasing_owners(),
             context.names,
             context.connection,
             self.owner.producer.client.cluster,

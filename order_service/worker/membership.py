@@ -47,15 +47,15 @@ class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
     aiokafka 0.14 never sets its generation. Without it, the stale assignment of a member that slept counts as much as
     those of the members that hold its partitions now. `RebalanceListener` sets it.
 
-    Each member adds its owner id to what it tells the leader, and learns those of the other members with its
-    assignment: such an owner releases the partitions that it has lost. A static member that is started again gets the
-    assignment of its predecessor, so its own owner id is not among them.
+    Each member sends the leader its owner id, too. With its assignment it gets those of the other members that have had
+    any of its partitions: such an owner releases them. A static member that is started again gets the assignment of its
+    predecessor, whose owner id is not in it.
     """
 
     name = "orders-sticky"
-    member_assignment: ClassVar[list[TopicPartition]] = []
+    member_assignment: ClassVar[list[TopicPartition]] = []  # with None, aiokafka sends no data
     owner: ClassVar[str] = ""
-    other_owners: ClassVar[frozenset[str]] = frozenset()
+    releasing_owners: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
@@ -68,19 +68,21 @@ class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
     def assign(
         cls, cluster: Any, members: Mapping[str, ConsumerProtocolMemberMetadata]
     ) -> dict[str, ConsumerProtocolMemberAssignment]:
-        """Assign the partitions to the members, and tell each the owner ids of the others, separated by spaces."""
+        """Assign the partitions to the members, each with the owner ids of those that have had its partitions."""
         owners = {member_id: _owner_of(metadata.user_data) for member_id, metadata in members.items()}
+        had = {member_id: cls.parse_member_metadata(metadata).partitions for member_id, metadata in members.items()}
         assignments: dict[str, ConsumerProtocolMemberAssignment] = super().assign(cluster, members)
         for member_id, assignment in assignments.items():
-            others = [owner for other, owner in owners.items() if other != member_id]
+            taken = set(assignment.partitions())
+            others = [owner for other, owner in owners.items() if other != member_id and taken.intersection(had[other])]
             assignment.user_data = " ".join(others).encode()
         return assignments
 
     @classmethod
     def on_assignment(cls, assignment: ConsumerProtocolMemberAssignment) -> None:
-        """Record the assigned partitions, and the owner ids of the other members."""
+        """Record the assigned partitions, and the owner ids of the members that have had them."""
         super().on_assignment(assignment)
-        cls.other_owners = frozenset((assignment.user_data or b"").decode(errors="replace").split())
+        cls.releasing_owners = frozenset((assignment.user_data or b"").decode(errors="replace").split())
 
 
 def _owner_of(user_data: bytes | None) -> str:

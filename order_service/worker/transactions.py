@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from aiokafka import TopicPartition
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import (
     IllegalOperation,
@@ -45,7 +46,7 @@ TRANSACTION_TIMEOUT_S: Final = 15.0
 METADATA_AGE_MS: Final = 1_000
 """Maximum time until the turn producer notices that a partition has lost its leader or too many replicas."""
 CLAIM_METADATA_AGE_MS: Final = 300_000
-"""A claim starts with the metadata of the turn producer, and is done before they are old."""
+"""A claim starts with the metadata of the turn producer. An error makes it ask for newer ones."""
 REFUSALS: Final = (
     InvalidTimestampError,
     InvalidTopicError,
@@ -90,7 +91,7 @@ class TurnProducer(Producer):
         self._followed: list[str] = []
         self._in_sync: Mapping[str, int] = {}
         self._metadata_seen: object = None
-        self._unavailable: dict[int, str] = {}
+        self._unavailable: dict[TopicPartition, str] = {}
         self._send_end_txn = self._sender._do_txn_commit  # noqa: SLF001, the only method that sends EndTxn
         self._sender._do_txn_commit = self._end  # noqa: SLF001
 
@@ -197,18 +198,18 @@ class TurnProducer(Producer):
                 reasons[batch.partition] = f"Kafka refuses a record for {batch.topic}-{batch.partition}: {kind}"
         return reasons
 
-    def unavailable(self) -> dict[int, str]:
-        """Return the partitions that cannot be written to, by the latest metadata of the followed topics, and why."""
+    def unavailable(self, only: str | None = None) -> dict[int, str]:
+        """Return the partitions that cannot be written to in any followed topic, or only in this one, and why."""
         metadata = self.client.cluster._partitions  # noqa: SLF001, replaced as a whole whenever it changes
         if metadata is not self._metadata_seen:
             self._metadata_seen = metadata
             self._unavailable = {
-                partition: reason
+                TopicPartition(topic, partition): reason
                 for topic in self._followed
                 for partition, details in metadata.get(topic, {}).items()
                 if (reason := _unwritable_reason(details, self._in_sync[topic])) is not None
             }
-        return self._unavailable
+        return {partition: reason for (topic, partition), reason in self._unavailable.items() if only in {None, topic}}
 
     def open_s(self) -> float:
         """Return for how many seconds a transaction has been open, or 0 if none is."""

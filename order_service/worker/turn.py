@@ -115,13 +115,14 @@ class TurnLoop:
         if unavailable != self.unavailable:
             self.unavailable = unavailable
             self.wake()
-        if self._leaving - reasons.keys():
+        if self._leaving - self._producer.unavailable(self._names.table).keys():
             self.wake()
 
-    async def confirm(self) -> None:
+    async def confirm(self) -> bool:
         """Commit a transaction before lanes run on: release what goes, or else write the position of a lane.
 
-        Raises Fenced if another worker has claimed one of the partitions: the lanes may then differ from their logs.
+        Returns False if there is neither, or none that can be written to. Raises Fenced if another worker has claimed
+        one of the partitions: the lanes may then differ from their logs.
         """
         self.update_unavailable()
         released = self._take_leaving()
@@ -130,6 +131,7 @@ class TurnLoop:
             await self._commit(Turn([], time.monotonic(), released))
         elif lane is not None:
             await self._commit(Turn([(lane, lane.take_changes())], time.monotonic()))
+        return bool(released) or lane is not None
 
     async def run(self) -> None:
         """Take turns until `stop` is called. Returns when the last turn is committed."""
@@ -223,7 +225,7 @@ class TurnLoop:
 
     def _take_leaving(self) -> frozenset[int]:
         """Take the partitions to release that can be written to."""
-        released = frozenset(self._leaving - self._producer.unavailable().keys())
+        released = frozenset(self._leaving - self._producer.unavailable(self._names.table).keys())
         self._leaving -= released
         return released
 

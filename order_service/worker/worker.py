@@ -70,7 +70,10 @@ class Worker:
         self._leaving = True
         await self.revoked()
         if self._last is not None and self._last.is_clean:
-            await self._last.close()
+            try:
+                await self._last.close()
+            except WorkerError as error:  # not through Faust, which does not know our exit codes
+                self._context.end_process(error)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -99,7 +102,7 @@ class Worker:
                 metrics.PARKED.clear()
 
     def damaged(self, partition: int, reason: str) -> None:
-        """Park the lane of a partition with a damaged batch. The other partitions are claimed and fetched again."""
+        """Park the lane of a partition with a damaged batch. The other partitions are fetched again."""
         message = f"a batch of {self._context.names.commands}-{partition} is damaged: {reason}"
         self._start(self._claim_again(None, TurnRefused(message, {partition: message})))
 
@@ -108,7 +111,6 @@ class Worker:
         if not (error.lanes or error.suspects) and now - self._restarted_at < RESTART_INTERVAL_S:
             self._context.end_process(error)
             return
-        self._restarted_at = now
         self._start(self._claim_again(assignment, error))
 
     def _start(self, restart: Coroutine[Any, Any, None]) -> None:
@@ -127,8 +129,13 @@ class Worker:
             assignment = self._assignment
             if assignment is None or refused not in {None, assignment}:  # revoked: the next owner will find out
                 return
-            log.warning("Claiming the partitions again.", reason=str(error))
+            if refused is not None:
+                self._restarted_at = time.monotonic()
             await assignment.stop()
+            log.warning(
+                "Fetching the partitions again." if assignment.is_clean else "Claiming the partitions again.",
+                reason=str(error),
+            )
             repeated = self._suspected_again(error.suspects)
             lanes = {
                 partition: reason for partition, reason in error.lanes.items() if partition in assignment.partitions

@@ -38,14 +38,13 @@ def open_transaction(service, topic, partition):
 async def claimer_of(service, owner, failpoint):
     """Make claims of this owner, whose process has no other part, and waits for no other owner."""
     arguments = connection(service.settings())
-    clients = ClaimClients(arguments)
+    clients = ClaimClients(arguments, set())
     try:
         yield Claimer(
             service.group_id,
             owner,
             set(),
             frozenset(),
-            0.0,
             service.names,
             arguments,
             ClusterMetadata(),

@@ -48,8 +48,8 @@ log = structlog.get_logger()
 
 WARN_AFTER_S: Final = 10.0
 RELEASE_WITHIN_S: Final = 10.0
-"""How long after an assignment its claims wait for other owners. A turn has as long to be committed."""
-RELEASE_POLL_S: Final = 0.05
+"""How long a claim waits for a release, unless another claim has fenced the owner. A turn may take as long."""
+RELEASE_POLL_S: Final = 0.2
 
 
 class Claimed(Struct, frozen=True):
@@ -63,16 +63,14 @@ class Claimed(Struct, frozen=True):
 class Claimer(Struct, frozen=True):
     """Claims partitions for one owner id.
 
-    `named` gets each partition before its changelog may name this owner. `other_owners` are those of the other members
-    of the group: until `release_by`, in seconds of the event loop's clock, a claim waits for them to release a
-    partition. `failpoint` is called after each step: tests stop or kill workers there.
+    `named` gets each partition before its changelog may name this owner. `releasing_owners` are members of the group
+    that release the partitions that they lose. `failpoint` is called after each step: tests stop or kill workers there.
     """
 
     group_id: str
     owner: str
     named: set[int]
-    other_owners: frozenset[str]
-    release_by: float
+    releasing_owners: frozenset[str]
     names: TopicNames
     connection: dict[str, Any]
     metadata: ClusterMetadata
@@ -117,11 +115,14 @@ class Claimer(Struct, frozen=True):
         return Claimed(position, logs.entries, list(logs.waiting.values()))
 
     async def _wait_for_release(self, logs: Changelogs, progress: Progress) -> None:
-        """Wait until an owner that is a member of the group has released the partition, or `release_by` has passed."""
+        """Wait until an owner that is a member of the group has released the partition, or `RELEASE_WITHIN_S`."""
         loop = asyncio.get_running_loop()
-        if logs.owner in self.other_owners:
+        give_up_at = loop.time() + RELEASE_WITHIN_S
+        if logs.owner in self.releasing_owners:
             await progress.at(f"{logs.owner} to release partition {logs.partitions[0].partition}")
-        while logs.owner in self.other_owners and loop.time() < self.release_by:
+        while (owner := logs.owner) in self.releasing_owners and loop.time() < give_up_at:
+            if owner in self.clients.fenced:
+                return
             await asyncio.sleep(RELEASE_POLL_S)
             await logs.read_to_end()
 

@@ -19,14 +19,15 @@ _SHARED: Final = {"enable_auto_commit": False, "auto_offset_reset": "earliest", 
 
 
 class ClaimClients:
-    """The readers, offset client and fences that the claims of one assignment share."""
+    """The readers, offset client and fences that the claims of one assignment share. `fenced` has the fenced owners."""
 
-    def __init__(self, connection: dict[str, Any]) -> None:
+    def __init__(self, connection: dict[str, Any], fenced: set[str]) -> None:
         self._connection = connection
         self._idle: list[Consumer] = []
         self._offsets: Consumer | None = None
         self._starting = asyncio.Lock()
         self._fences: dict[str, asyncio.Task[None]] = {}
+        self.fenced = fenced
 
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[Consumer]:
@@ -54,10 +55,13 @@ class ClaimClients:
         An owner's producer is started once, before any claim names it, and never again. So one fence is final: it holds
         for every partition in which a claim reads this owner, however long ago the fence was.
         """
+        if owner in self.fenced:
+            return
         fencing = self._fences.get(owner)
-        if fencing is None or (fencing.done() and (fencing.cancelled() or fencing.exception() is not None)):
+        if fencing is None or fencing.done():
             fencing = self._fences[owner] = asyncio.create_task(fence(owner, self._connection), name=f"fence {owner}")
         await asyncio.shield(fencing)
+        self.fenced.add(owner)
 
     async def close(self) -> None:
         """Close all clients; all claims must have ended."""

@@ -126,9 +126,9 @@ class FaustFetching:
         """Send this owner id to the other members of the group, with the next rebalance."""
         LaneAssignor.owner = owner
 
-    def other_owners(self) -> frozenset[str]:
+    def releasing_owners(self) -> frozenset[str]:
         """Return the owner ids of the other members of the group, as of the last rebalance."""
-        return LaneAssignor.other_owners
+        return LaneAssignor.releasing_owners
 
     async def close(self) -> None:
         """Close the consumer that reads end offsets, if it was opened."""

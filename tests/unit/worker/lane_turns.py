@@ -22,8 +22,8 @@ class Written:
         self.records = []
         self.away = {}
 
-    def unavailable(self):
-        return self.away
+    def unavailable(self, only=None):
+        return {partition: topic for partition, topic in self.away.items() if only in {None, topic.partition("-")[0]}}
 
     async def begin(self):
         pass

@@ -101,8 +101,8 @@ def test_no_more_lanes_move_than_must_when_one_leaves_and_when_it_is_back(size):
     assert kept(without, after, members[1:]) == 300 - len(after["new"])
 
 
-def test_each_member_learns_the_owners_of_the_others():
-    """A static member that is started again gets this assignment: its predecessor releases nothing any more."""
+def test_a_member_learns_the_owners_that_have_had_its_partitions():
+    """Its own is not among them: a static member that is started again gets the assignment of its predecessor."""
 
     def owned(owner):
         class Process(LaneAssignor):
@@ -112,13 +112,24 @@ def test_each_member_learns_the_owners_of_the_others():
         return Process
 
     processes = {member: owned(f"orders-worker-{member}") for member in "abc"}
-    known = {member: process.metadata([TOPIC]) for member, process in processes.items()}
+
+    def share(*members):
+        known = {member: processes[member].metadata([TOPIC]) for member in members}
+        assigned = LaneAssignor.assign(Group(12)._cluster, known)
+        for member in members:
+            processes[member].on_assignment(assigned[member])
+        return {member: processes[member].releasing_owners for member in members}
+
+    assert share("a", "b") == {"a": frozenset(), "b": frozenset()}
+    assert share("a", "b", "c") == {"a": frozenset(), "b": frozenset(), "c": {"orders-worker-a", "orders-worker-b"}}
+    assert share("a", "b", "c") == dict.fromkeys("abc", frozenset())
+
+
+def test_a_member_whose_data_have_another_format_gets_its_share():
     foreign = ConsumerProtocolMemberMetadata(0, [TOPIC], b"\0\0\0\1another format")
-    assigned = LaneAssignor.assign(Group(12)._cluster, known | {"foreign": foreign})
-    for member, process in processes.items():
-        process.on_assignment(assigned[member])
-        assert process.other_owners == {f"orders-worker-{other}" for other in "abc" if other != member}
-    assert is_even({member: set(each.partitions()) for member, each in assigned.items()}, 12)
+    known = {"foreign": foreign, "own": LaneAssignor.metadata([TOPIC])}
+    assigned = LaneAssignor.assign(Group(12)._cluster, known)
+    assert [len(assigned[member].partitions()) for member in known] == [6, 6]
 
 
 def test_a_worker_that_joins_takes_only_its_share():

@@ -40,7 +40,7 @@ def ended():
 def context(ended):
     unused = dict.fromkeys(("pause", "resume", "end_of", "end", "announce"), print)
     fetching: Any = type("Fetching", (), unused)()
-    fetching.other_owners = frozenset
+    fetching.releasing_owners = frozenset
     servers = {"bootstrap_servers": "127.0.0.1:1"}
     users = UserClient(CallPolicy.from_settings(Settings()))
     return Context(
@@ -310,6 +310,47 @@ async def test_partitions_that_go_are_released_if_their_changelog_may_name_the_o
     owner = written.transactional_id.encode()
     assert written.records == [(topic_names().table, 0, (RELEASE_KEY, owner, []))]
     assert after.owner.named == {1}
+
+
+class FencedLater(Written):
+    """A producer that another worker fences after some transactions."""
+
+    left = 0
+
+    async def begin(self):
+        self.left -= 1
+        if self.left < 0:
+            raise Fenced("another worker has fenced it")
+
+
+@pytest.mark.parametrize(
+    ("commits", "away", "expected"),
+    [
+        pytest.param(0, {}, TurnRefused, id="while it was away from its group"),
+        pytest.param(1, {}, Fenced, id="later"),
+        pytest.param(
+            1, {2: "orders.table.v1-2 has no leader"}, TurnRefused, id="since it could not release a partition"
+        ),
+    ],
+)
+async def test_a_worker_that_is_fenced_after_a_rebalance_claims_its_partitions_again(
+    context, ended, endless_claims, commits, away, expected
+):
+    assignment, _ = await with_lane(context)
+    assignment.owner.named |= {0, 1, 2, 3}
+    await assignment.stop()
+    refused: list[Exception] = []
+    after = Assignment(context, {0, 1}, UNUSED, lambda _, error: refused.append(error), UNUSED, previous=assignment)
+    producer: Any = FencedLater()
+    producer.left, producer.away = commits, away
+    after.turns._producer = producer
+    after.start()
+    async with asyncio.timeout(30):
+        while not refused + ended:
+            after.turns.cancel_unpaid(0, [ORDER_ID])
+            await asyncio.sleep(0)
+    await after.stop()
+    assert [type(error) for error in refused + ended] == [expected]
 
 
 @pytest.fixture

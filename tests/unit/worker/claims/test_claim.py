@@ -1,6 +1,5 @@
 """The steps of a claim without a broker: in which order they are done, and what their deadlines count."""
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,6 +44,7 @@ class Partition(Topics):
         commands, events = [BARRIER] * 10, [EVENT]
         super().__init__({NAMES.table: table, NAMES.waiting: [BARRIER], NAMES.commands: commands, NAMES.events: events})
         self.calls = []
+        self.fenced = set()
 
     @asynccontextmanager
     async def reader(self):
@@ -80,10 +80,9 @@ class Partition(Topics):
         self._records[TABLE] = [*self._records[TABLE], *records]
 
 
-def claimer_of(partition, owner, failpoint, *, others=(), release_within_s=0.0):
-    release_by = asyncio.get_running_loop().time() + release_within_s
+def claimer_of(partition, owner, failpoint, *, others=()):
     metadata = ClusterMetadata()
-    return Claimer("orders", owner, set(), frozenset(others), release_by, NAMES, {}, metadata, partition, failpoint)
+    return Claimer("orders", owner, set(), frozenset(others), NAMES, {}, metadata, partition, failpoint)
 
 
 @pytest.fixture
@@ -244,7 +243,7 @@ del UNFENCED[3:5]  # the transaction that comes before a fence
 async def test_a_partition_that_its_owner_has_released_needs_no_fence(claim):
     partition = Partition()
     partition.write(RELEASED)
-    claimed = await claim(partition, others={"worker"}, release_within_s=60)
+    claimed = await claim(partition, others={"worker"})
     assert (claimed.position.owner, list(claimed.entries)) == ("next", [create.order_id])
     assert partition.calls == UNFENCED
 
@@ -285,14 +284,27 @@ class ReleasedLate(Partition):
 
 async def test_a_claim_waits_for_a_member_of_the_group_to_release_the_partition(claim):
     partition = ReleasedLate()
-    await claim(partition, others={"worker"}, release_within_s=60)
+    await claim(partition, others={"worker"})
     assert partition.calls == UNFENCED
 
 
-@pytest.mark.parametrize("settings", [{"others": {"other"}, "release_within_s": 60}, {"others": {"worker"}}])
-async def test_an_owner_that_is_no_member_or_takes_too_long_is_fenced(claim, settings):
+async def test_an_owner_that_is_no_member_is_fenced_at_once(claim):
     partition = ReleasedLate()
-    await claim(partition, **settings)
+    await claim(partition, others={"other"})
+    assert partition.calls == STEPS
+
+
+async def test_a_member_that_takes_too_long_to_release_a_partition_is_fenced(claim, monkeypatch):
+    monkeypatch.setattr("order_service.worker.claims.claim.RELEASE_WITHIN_S", 0.0)
+    partition = ReleasedLate()
+    await claim(partition, others={"worker"})
+    assert partition.calls == STEPS
+
+
+async def test_a_claim_does_not_wait_for_an_owner_that_another_claim_has_fenced(claim):
+    partition = ReleasedLate()
+    partition.fenced.add("worker")
+    await claim(partition, others={"worker"})
     assert partition.calls == STEPS
 
 

@@ -40,7 +40,7 @@ def fences(monkeypatch):
 
 @pytest.fixture
 async def clients():
-    made = ClaimClients(CONNECTION)
+    made = ClaimClients(CONNECTION, set())
     yield made
     await made.close()
 
