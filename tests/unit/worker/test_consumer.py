@@ -64,6 +64,14 @@ async def give_up(_request):
     raise asyncio.CancelledError
 
 
+async def test_records_are_delivered_between_the_end_of_a_rebalance_and_the_next_start(app):
+    delivers = [app.delivers.is_set()]
+    for step in (app.on_rebalance_start, app.on_rebalance_end, app.on_rebalance_start):
+        step()
+        delivers.append(app.delivers.is_set())
+    assert delivers == [False, False, True, False]
+
+
 class Draining:
     """An aiokafka consumer that drains ten records of a partition, and then fails with an error or hands them on.
 
