@@ -15,6 +15,7 @@ from order_service.kafka.reader import Reader
 from order_service.operations import verify as verification
 from order_service.operations.findings import Report
 from order_service.operations.verify import Wanted
+from order_service.runtime.garbage_collector import collect_less_often
 from order_service.settings import Settings
 
 UNAVAILABLE = 4
@@ -37,6 +38,7 @@ def verify(
     if a topic is missing.
     """
     settings, began_at = read_settings(), time.monotonic()
+    collect_less_often()
     try:
         report = asyncio.run(_verify(settings, Wanted(older_than, mirrored, limit)))
     except Unavailable as error:

@@ -276,7 +276,11 @@ class Reader:
 
         Raises KafkaAwayError after 30 s without progress.
         """
-        self.begin({partition: start for partition, start in starts.items() if start < ends[partition]})
+        unread = {partition: start for partition, start in starts.items() if start < ends[partition]}
+        if not unread:  # aiokafka's `stop` does not return after an empty assignment
+            return
+        self.begin(unread)
+        limits = {(topic, partition): end for (topic, partition), end in ends.items()}  # fast to look up
         give_up_at, last = time.monotonic() + STALLED_S, -1
         while (behind := await self.behind(ends)) > 0:
             if behind != last:
@@ -285,7 +289,7 @@ class Reader:
                 idle = f"has returned no records for {STALLED_S:.0f} s"
                 raise KafkaAwayError(f"Kafka at {self._servers} {idle}; {behind} offsets remain")
             records = await self.poll()
-            yield [record for record in records if record.offset < ends[TopicPartition(record.topic, record.partition)]]
+            yield [record for record in records if record.offset < limits[record.topic, record.partition]]
 
     async def behind(self, ends: Mapping[TopicPartition, int]) -> int:
         """Return the number of offsets between the positions and these ends."""

@@ -1,7 +1,7 @@
 """Folds the events of one partition, and checks each against the one before it.
 
 Per order it keeps a small state of fixed size: the contents of an unpaid order and the commands of an order are kept
-as digests only.
+as hashes only.
 """
 
 from collections import Counter
@@ -15,7 +15,6 @@ from msgspec import Struct, structs
 
 from order_service.domain.decision import SERVICE_ACTOR
 from order_service.domain.entry import Entry, Known
-from order_service.domain.identity import blake2b_128
 from order_service.domain.messages import Event, Fact, OrderAmended, OrderCancelled, OrderCreated, OrderPaid
 from order_service.domain.order import ABSENT, Created, Order, Paid, evolve
 from order_service.errors import HistoryError
@@ -31,13 +30,13 @@ HEAD: Final = "the digest of the newest event"
 
 _encode: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _NO_METADATA: Final[dict[str, str]] = {}
-_NO_COMMANDS: Final = bytes(16)
+_NO_COMMANDS: Final = 0
 
 
 class Fold(Struct, gc=False):
     """The state of one order after the events so far. None means unknown: an earlier event is missing or unreadable.
 
-    `contents` is the digest of the contents of an unpaid order, `accepted` that of the accepted commands, `offset` that
+    `contents` is the hash of the contents of an unpaid order, `accepted` that of the accepted commands, `offset` that
     of the newest event, and `unread` the number of unreadable records after it. `entry_offset` and `entry_version` are
     those of the newest entry in the table (-1 without one), and `entry_faults` are the parts of it that differ.
     """
@@ -46,8 +45,8 @@ class Fold(Struct, gc=False):
     offset: int
     order: Order | None = None
     head: bytes | None = None
-    contents: bytes | None = None
-    accepted: bytes | None = None
+    contents: int | None = None
+    accepted: int | None = None
     currency: str | None = None
     created_at: datetime | None = None
     changed_at: datetime | None = None
@@ -184,7 +183,7 @@ def entry_faults(fold: Fold, entry: Entry) -> Iterator[str]:
         yield "the accepted commands"
 
 
-def _order_faults(order: Order, contents: bytes | None, in_table: Order) -> Iterator[str]:
+def _order_faults(order: Order, contents: int | None, in_table: Order) -> Iterator[str]:
     slim, contents_in_table = _condensed(in_table)
     if slim.status is not order.status:
         yield f"the status ({slim.status}, not {order.status})"
@@ -218,15 +217,14 @@ def _wrong_amount(order: Order, fact: Fact) -> str:
     return ""
 
 
-def _condensed(order: Order) -> tuple[Order, bytes | None]:
-    """Return an order without the contents of an unpaid one, and their digest."""
+def _condensed(order: Order) -> tuple[Order, int | None]:
+    """Return an order without the contents of an unpaid one, and their hash."""
     if type(order) is not Created:
         return order, None
     slim = Created(order.user_id, order.currency, (), 0, 0, 0, order.total, None, _NO_METADATA)
-    return slim, blake2b_128(_encode(order))
+    return slim, hash(_encode(order))
 
 
-def _with_known(digest: bytes, known: Known) -> bytes:
-    """Return the digest of a sequence of commands with one more."""
-    command_id, command_digest = known
-    return blake2b_128(digest + command_digest + command_id.encode())
+def _with_known(accepted: int, known: Known) -> int:
+    """Return the hash of a sequence of commands with one more. Python's own hash takes a tenth of a digest's time."""
+    return hash((accepted, known))

@@ -59,7 +59,11 @@ def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_o
 
 def command_offset_of(headers: ReadHeaders) -> int | None:
     """Return the offset of the command that a record answers, or None if its header is missing or is not an offset."""
-    value = dict(headers).get(COMMAND_OFFSET)
+    for name, value in reversed(headers):  # the last one counts; it is near the end of ours
+        if name == COMMAND_OFFSET:
+            break
+    else:
+        return None
     if value is None or not value.isdigit() or len(value) > _OFFSET_DIGITS:
         return None
     offset = int(value)

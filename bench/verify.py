@@ -1,0 +1,70 @@
+"""Verify: how fast `order-service verify` checks all topics, on one core.
+
+Not part of the whole bench: `python -m bench verify`. VERIFY_EVENTS sets the number of events, a million by default.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from typing import Final
+
+from bench.load import LIFE, Shop
+from bench.restore import put
+from bench.sizes import RUNS, scaled
+from bench.table import Row, Target
+from bench.watching import WrongResult
+from bench.world import World
+from tests.support.service import ROOT, Service
+
+ORDERS: Final = int(os.environ.get("VERIFY_EVENTS", scaled(1_000_000))) // len(LIFE)
+EVENTS: Final = ORDERS * len(LIFE)
+
+HOW: Final = f"""\
+{EVENTS:,} events of {ORDERS:,} orders (created to delivered), decided by a worker from as many commands, in 4 \
+partitions; then the worker ends, and `order-service verify --json` runs as a process on one core. It reads all six \
+topics: one command, one event and at most one table entry a step. The rate is all events by the time that `verify` \
+reports; processor time and peak memory are the process's own, with its start."""
+
+
+def measure(world: World) -> list[Row]:
+    """Verify the same topics once per run."""
+    per_s, processor_us, peak_mib = [], [], []
+    with world.service() as service:
+        worker = service.start_worker().wait_lanes(service.partitions)
+        put(service, Shop("shop"), ORDERS)
+        worker.end()
+        for run in range(1, RUNS + 1):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took_s = verified_in_s(service)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            processor_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            per_s.append(EVENTS / took_s)
+            processor_us.append(processor_s / EVENTS * 1e6)
+            peak_mib.append(after.ru_maxrss / 1024)
+            world.say(f"verify {run}: {per_s[-1]:,.0f} events/s, {processor_us[-1]:.1f} us of processor time each")
+    return [
+        Row("verify, all topics", "events/s", per_s, Target(">=", 30_000)),
+        Row("its processor time per event", "us", processor_us),
+        Row("its peak memory", "MiB", peak_mib),
+    ]
+
+
+def verified_in_s(service: Service) -> float:
+    """Run `verify` on one core, check its totals, and return the seconds that it reports."""
+    core = min(os.sched_getaffinity(0))
+    process = subprocess.run(
+        [sys.executable, "-m", "order_service.cli", "verify", "--json"],
+        cwd=ROOT,
+        env=service.environment,
+        stdout=subprocess.PIPE,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    document = json.loads(process.stdout)
+    totals = document["totals"]
+    if not document["ok"] or (totals["events"], totals["orders"]) != (EVENTS, {"delivered": ORDERS}):
+        raise WrongResult(f"verify: {document}")
+    took_s: float = document["took_s"]
+    return took_s
