@@ -99,9 +99,9 @@ def _print(report: Report, took_s: float) -> None:
         ]
         show.table(("kind", "topic", "partition", "offset", "finding"), rows)
     if report.count > len(report.findings):
-        typer.echo(f"{report.count - len(report.findings)} more findings are not shown: see --limit")
+        typer.echo(f"{report.count - len(report.findings)} more are not shown: see --limit")
     by_kind = f" ({_counts(report.counts)})" if report.count else ""
-    typer.echo(f"{report.partitions} partitions verified in {took_s:.1f} s, {report.count} findings{by_kind}")
+    typer.echo(f"{report.partitions} partitions verified in {took_s:.1f} s; findings: {report.count}{by_kind}")
 
 
 def _counts(counts: Any) -> str:

@@ -87,7 +87,7 @@ def test_the_text_for_people_has_the_same_totals_and_no_progress_bar(service):
     assert lines[0] == f"orders        {ORDERS} delivered"
     assert f"paid          {ORDERS * 3800} EUR" in lines
     assert lines[-1].startswith("4 partitions verified in ")
-    assert lines[-1].endswith(" s, 0 findings")
+    assert lines[-1].endswith(" s; findings: 0")
 
 
 def test_a_copy_with_other_offsets_has_no_findings_as_a_mirror(service, copy):
