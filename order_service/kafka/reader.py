@@ -277,7 +277,7 @@ class Reader:
         Raises KafkaAwayError after 30 s without progress.
         """
         unread = {partition: start for partition, start in starts.items() if start < ends[partition]}
-        if not unread:  # aiokafka's `stop` does not return after an empty assignment
+        if not unread:  # aiokafka's `stop` can hang once an assignment was replaced by an empty one
             return
         self.begin(unread)
         limits = {(topic, partition): end for (topic, partition), end in ends.items()}  # fast to look up

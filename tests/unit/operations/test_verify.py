@@ -123,6 +123,16 @@ def test_the_newest_event_that_is_changed_is_found_by_the_digest_in_the_table(to
     assert found(verified(topics)) == [("chain", EVENTS, record.offset)]
 
 
+def test_a_first_event_with_the_digest_of_another_one_is_found():
+    topics = Topics()
+    topics.send(named(create, "o-1"))
+    value = altered(topics.records[EVENTS][0], lambda event: structs.replace(event, previous_digest=bytes(16)))
+    topics.replace(EVENTS, 0, value=value)
+    index, entry = topics.entry("o-1")
+    topics.replace(TABLE, index, value=changelog.encode(structs.replace(entry, head=avro.digest(value))))
+    assert found(verified(topics)) == [("chain", EVENTS, 0)]
+
+
 def test_a_changed_amount_is_against_the_rules(topics):
     index = topics.index(EVENTS, b"o-1", 2)
     value = altered(
