@@ -89,7 +89,7 @@ def _print(report: Report, took_s: float) -> None:
         ("paid", _counts(totals.paid) or "0"),
         ("refunds due", _counts(totals.refunds_due) or "0"),
     ):
-        typer.echo(f"{name:<12}  {value}")
+        typer.echo(f"{name:<12}  {show.safe(str(value))}")
     for line in report.not_checked:
         typer.echo(line)
     if report.findings:

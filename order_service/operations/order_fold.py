@@ -94,13 +94,11 @@ class OrderFolds:
     def accepted_of(self, order_id: str, entry: Entry) -> tuple[Known, ...]:
         """Return the accepted commands of an entry that have an event, readable or not.
 
-        After damage that is reported, it is unknown which have: then all count.
+        If an order is incomplete, which is reported, it is unknown which have: then all count.
         """
         fold = self.orders.get(order_id)
         if fold is None or fold.accepted is None:
             return entry.accepted
-        if reduce(_with_known, entry.accepted[: fold.version], _NO_COMMANDS) != fold.accepted:
-            return ()
         return entry.accepted[: fold.version + fold.unread]
 
     def lost_heads(self, start: int) -> Iterator[tuple[int, str]]:

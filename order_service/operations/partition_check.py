@@ -153,17 +153,22 @@ class PartitionCheck:
 
     def _take_rejection(self, record: ConsumerRecord) -> None:
         self._report.totals.rejections += 1
+        if not self._is_intact_rejection(record):
+            self._has_damaged_rejections = True
+        self._add_outcome(record, command_offset_of(record.headers), REJECTION)
+
+    def _is_intact_rejection(self, record: ConsumerRecord) -> bool:
+        """Return whether a rejection, its id and its key are intact; report it if not."""
         try:
             rejection = avro.decode_rejection(record.value or b"")
         except DecodeError as error:
-            self._has_damaged_rejections = True
             self._damaged(record, str(error))
-        else:
-            names = (rejection.order_id, rejection.command_id, rejection.command_digest.hex())
-            if self._has_key(record, rejection.order_id) and rejection.rejection_id != name_uuid(*names):
-                self._has_damaged_rejections = True
-                self._damaged(record, "its rejection_id is not that of its order and command")
-        self._add_outcome(record, command_offset_of(record.headers), REJECTION)
+            return False
+        names = (rejection.order_id, rejection.command_id, rejection.command_digest.hex())
+        if rejection.rejection_id != name_uuid(*names):
+            self._damaged(record, "its rejection_id is not that of its order and command")
+            return False
+        return self._has_key(record, rejection.order_id)
 
     def _take_dead_letter(self, record: ConsumerRecord) -> None:
         self._report.totals.dead_letters += 1

@@ -1,7 +1,9 @@
 """`verify` on a real Kafka: it finds nothing in real topics, and damage in a copy of them where it is."""
 
 import asyncio
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +14,11 @@ from tests.support.command_line import CommandLine
 from tests.support.damaged_topics import write
 from tests.support.deciding import FIRST, decide
 from tests.support.kafka import running_broker
-from tests.support.samples import but, cancel, create
+from tests.support.samples import but, cancel, create, pay, ship
 from tests.support.service import Service, StubThread, histories, until, vars_of
 from tests.support.users import hanging
 
+PAGE = Path(__file__).parents[3] / "docs" / "operations" / "verify.md"
 ORDERS = 12
 COMMANDS = 5 * ORDERS + ORDERS + 20 + 2
 WAITING = but(create, order_id="order-late", command_id="create-late", actor="service:shop", user_id="late")
@@ -154,6 +157,39 @@ def _is_first(record):
     return dict(record[3])["ce_type"].endswith(b"OrderCreated")
 
 
+def test_the_page_shows_what_verify_prints(bootstrap_servers, tmp_path, copy, users):
+    page = re.findall(r"```console\n\$ order-service (.+)\n((?:.+\n)+)```", PAGE.read_text())
+    assert [words for words, _ in page] == ["verify", "verify --mirrored"]
+    create_1 = but(create, order_id="order-1", actor="service:cli", discount=0, tax=0, shipping=0)
+    pay_1 = but(pay, order_id="order-1", amount=3400)
+    commands = [
+        create_1,
+        pay_1,
+        but(pay_1, command_id="pay-2", payment_id="payment-2"),
+        but(ship, order_id="order-1"),
+        but(create_1, order_id="order-2", command_id="create-2", user_id="unknown-1"),
+        but(create_1, order_id="order-3", command_id="create-3"),
+        but(cancel, order_id="order-3", actor="service:cli"),
+    ]
+    with Service(bootstrap_servers, tmp_path, users) as made:
+        decide(made, commands)
+        copy_topics(made, copy, "events", lambda records: [_with_payment_0(each) for each in records])
+        for shown, (words, expected) in zip((made, copy), page, strict=True):
+            prefix = shown.environment["ORDERS_TOPIC_PREFIX"]
+            printed = CommandLine(shown.environment)(*words.split(), code=shown is copy).stdout
+            assert _normal(printed.replace(prefix, "")) == _normal(expected)
+
+
+def _with_payment_0(record):
+    partition, key, value, headers = record
+    return partition, key, value.replace(b"payment-1", b"payment-0"), headers
+
+
+def _normal(text):
+    """Return the text without the time that it took, and with one space between columns."""
+    return re.sub(r" +", " ", re.sub(r"in \d+\.\d s", "in 0.7 s", text))
+
+
 def test_commands_that_no_worker_decides_are_found_after_their_time(bootstrap_servers, tmp_path, users):
     with Service(bootstrap_servers, tmp_path, users) as made:
         decide(made, histories(4))
@@ -205,3 +241,28 @@ def test_a_kafka_that_goes_away_meanwhile_is_one_line(tmp_path, users):
         with pytest.raises(KafkaAwayError) as raised:
             asyncio.run(verify_without_kafka())
         assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_batch_that_a_disk_has_damaged_is_found_and_the_other_partitions_are_verified(broker, tmp_path, users):
+    with Service(broker.bootstrap_servers, tmp_path, users) as made:
+        decide(made, histories(ORDERS))
+        partition = made.partition_of("order-5")
+        first = next(each for each in made.read(made.names.events) if each.key() == b"order-5")
+        broker.stop()
+        log = broker.directory / "data" / f"{made.names.events}-{partition}" / "00000000000000000000.log"
+        data = bytearray(log.read_bytes())
+        data[data.index(b"order-5")] ^= 1
+        log.write_bytes(data)
+        broker.start()
+        document = verified(made, code=1)
+        [finding] = document["findings"]
+        assert (finding["kind"], finding["topic"], finding["partition"]) == (
+            "unreadable",
+            made.names.events,
+            partition,
+        )
+        assert finding["offset"] <= first.offset()
+        [line] = document["not_checked"]
+        assert line.startswith(f"The topics of partition {partition} are not compared: {made.names.events} cannot be")
+        elsewhere = sum(made.partition_of(f"order-{n}") != partition for n in range(1, ORDERS + 1))
+        assert document["totals"]["orders"] == {"delivered": elsewhere}

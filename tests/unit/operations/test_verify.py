@@ -229,6 +229,11 @@ def test_a_rejection_that_cannot_be_decoded_is_found(topics):
     assert found(verified(topics)) == [("unreadable", REJECTIONS, record.offset)]
 
 
+def test_a_rejection_under_another_key_is_found(topics):
+    record = topics.replace(REJECTIONS, 0, key=b"o-2")
+    assert found(verified(topics)) == [("wrong_key", REJECTIONS, record.offset)]
+
+
 def test_two_outcomes_of_a_command_are_a_duplicate(topics):
     event = topics.records[EVENTS][0]
     letter = topics.append(DEAD_LETTERS, b"o-1", b"x", [("command_offset", dict(event.headers)["command_offset"])])
@@ -316,6 +321,13 @@ def test_an_entry_of_an_order_without_events_is_found(topics):
     _, entry = topics.entry("o-2")
     record = topics.append(TABLE, b"o-99", changelog.encode(entry))
     assert found(verified(topics)) == [("table", TABLE, record.offset)]
+
+
+def test_an_entry_of_an_order_without_events_that_was_deleted_is_none(topics):
+    _, entry = topics.entry("o-2")
+    topics.append(TABLE, b"o-99", changelog.encode(entry))
+    topics.append(TABLE, b"o-99", None)
+    assert verified(topics).count == 0
 
 
 def test_a_partition_with_outcomes_but_without_a_position_is_found(topics):
@@ -423,6 +435,21 @@ def test_a_transaction_that_is_visible_in_one_topic_first_is_no_finding():
     topics.ends = shown | {EVENTS: full[EVENTS]}
     reader = MemoryReader(topics, lambda: topics.ends.update(full))
     assert verified(topics, reader=reader).count == 0
+
+
+@pytest.mark.parametrize("first", [EVENTS, TABLE])
+@pytest.mark.parametrize("command", [named(pay, "o-2"), named(create, "o-3")], ids=["a change", "a new order"])
+def test_a_transaction_that_is_still_visible_in_one_topic_only_is_no_finding(first, command):
+    topics = Topics()
+    topics.send(named(create, "o-1"), named(create, "o-2"))
+    shown = dict(topics.ends)
+    topics.send(named(pay, "o-1"))
+    middle = dict(topics.ends)
+    topics.send(command)
+    full = dict(topics.ends)
+    topics.ends = shown | {EVENTS: middle[EVENTS]}
+    reader = MemoryReader(topics, lambda: topics.ends.update(middle | {first: full[first]}))
+    assert verified(topics, reader=reader).findings == []
 
 
 def test_a_difference_that_stays_is_found_although_other_orders_change():
