@@ -8,10 +8,10 @@ from msgspec import structs
 
 from order_service.domain.messages import OrderPaid
 from order_service.domain.order import Delivered
-from order_service.errors import DamagedError
+from order_service.errors import DamagedError, TopicsError
 from order_service.wire import avro, changelog
 from order_service.wire.changelog import POSITION_KEY, Ends
-from tests.support.samples import NOW, create, pay
+from tests.support.samples import NOW, amend, create, pay, ship
 from tests.unit.operations.topics_in_memory import (
     COMMANDS,
     DEAD_LETTERS,
@@ -426,6 +426,61 @@ def test_what_is_not_a_repeat_has_no_outcome(topics):
     assert (found(report), report.totals.repeats) == ([("no_outcome", COMMANDS, record.offset)], 1)
 
 
+def test_a_copy_of_a_waiting_command_that_a_full_room_dropped_is_a_repeat():
+    topics = Topics()
+    waiting = [named(create, "o-1", user_id="sam"), *[named(amend, "o-1", command_id=f"a-{n}") for n in range(31)]]
+    topics.send(*waiting, waiting[-1])
+    report = verified(topics)
+    assert (report.findings, report.totals.waiting, report.totals.repeats) == ([], 32, 1)
+
+
+def test_a_command_that_was_refused_for_a_time_only_has_an_outcome_each_time_it_is_sent():
+    topics = Topics()
+    late = named(create, "o-1", decide_by=NOW - timedelta(hours=1))
+    topics.send(late)
+    topics.send(late)
+    topics.drop(REJECTIONS, 1)
+    report = verified(topics)
+    assert (found(report), report.totals.repeats) == ([("no_outcome", COMMANDS, 1)], 0)
+
+
+def test_a_command_that_is_decided_meanwhile_is_not_undecided():
+    topics = Topics()
+    topics.send(named(create, "o-1"))
+    shown = dict(topics.ends)
+    topics.send(named(pay, "o-1"))
+    full = dict(topics.ends)
+    topics.ends = shown | {EVENTS: full[EVENTS], COMMANDS: full[COMMANDS]}
+    reader = MemoryReader(topics, lambda: topics.ends.update(full))
+    assert verified(topics, now=LATER, reader=reader).findings == []
+
+
+def test_an_intact_log_is_not_read_on(topics):
+    async def fail(_seconds):
+        pytest.fail("it waits")
+
+    assert verified(topics, sleep=fail).count == 0
+
+
+def test_a_repeat_of_a_command_whose_rejection_is_visible_later_is_no_finding():
+    topics = Topics()
+    topics.send(named(create, "o-1"))
+    shown = topics.ends[REJECTIONS]
+    topics.send(named(ship, "o-1"), named(ship, "o-1"))
+    full = dict(topics.ends)
+    topics.ends = full | {REJECTIONS: shown}
+    reader = MemoryReader(topics, lambda: topics.ends.update(full))
+    report = verified(topics, reader=reader)
+    assert (report.findings, report.totals.repeats) == ([], 1)
+
+
+def test_topics_with_different_partition_counts_are_not_verified(topics):
+    reader = MemoryReader(topics)
+    reader.partition_counts[TABLE] = 2
+    with pytest.raises(TopicsError, match=f"the same number of partitions: .*{TABLE} has 2"):
+        verified(topics, reader=reader)
+
+
 def test_a_transaction_that_is_visible_in_one_topic_first_is_no_finding():
     topics = Topics()
     topics.send(named(create, "o-1"))
@@ -477,7 +532,7 @@ def test_in_a_mirror_the_offsets_of_commands_are_not_compared(topics):
         topics.starts[topic], topics.ends[topic] = 1000, topics.ends[topic] + 1000
     topics.starts[EVENTS] = 0
     assert verified(topics).count > 0
-    report = verified(topics, is_mirror=True)
+    report = verified(topics, now=LATER + timedelta(hours=1), is_mirror=True)
     assert report.findings == []
     assert len(report.not_checked) == 1
 

@@ -119,10 +119,11 @@ class MemoryReader:
     def __init__(self, topics, written_meanwhile=lambda: None):
         self.topics = topics
         self.error = None
+        self.partition_counts = dict.fromkeys(topics.records, 1)
         self._hooks = [written_meanwhile, lambda: None]
 
     async def partitions(self, *names):
-        return [TopicPartition(name, 0) for name in names]
+        return [TopicPartition(name, number) for name in names for number in range(self.partition_counts[name])]
 
     async def starts(self, partitions):
         return {partition: self.topics.starts[partition.topic] for partition in partitions}
@@ -153,16 +154,16 @@ class Bar:
         self.done += count
 
 
-def verified(topics, *, now=NOW, reader=None, bar=None, **wanted):
+async def no_sleep(_seconds):
+    """Return at once."""
+
+
+def verified(topics, *, now=NOW, reader=None, bar=None, sleep=no_sleep, **wanted):
     """Verify the topics, at this time; return the report."""
     bar = bar or Bar()
     progress = Progress(bar.start, bar.advance)
     reader = reader or MemoryReader(topics)
-    return asyncio.run(verify(reader, Wanted(**wanted), progress, now=now.timestamp, sleep=_no_sleep))
-
-
-async def _no_sleep(_seconds):
-    pass
+    return asyncio.run(verify(reader, Wanted(**wanted), progress, now=now.timestamp, sleep=sleep))
 
 
 def found(report):
