@@ -9,6 +9,7 @@ from msgspec import structs
 from order_service.domain.messages import OrderPaid
 from order_service.domain.order import Delivered
 from order_service.errors import DamagedError, TopicsError
+from order_service.operations.verify import SETTLED_S
 from order_service.wire import avro, changelog
 from order_service.wire.changelog import POSITION_KEY, Ends
 from tests.support.samples import NOW, amend, create, pay, ship
@@ -446,9 +447,10 @@ def test_a_command_that_was_refused_for_a_time_only_has_an_outcome_each_time_it_
 
 def test_a_command_that_is_decided_meanwhile_is_not_undecided():
     topics = Topics()
-    topics.send(named(create, "o-1"))
+    topics.send(named(create, "o-1"), named(create, "o-2"))
     shown = dict(topics.ends)
-    topics.send(named(pay, "o-1"))
+    topics.send(named(pay, "o-2"))
+    topics.send(named(ship, "o-1"))
     full = dict(topics.ends)
     topics.ends = shown | {EVENTS: full[EVENTS], COMMANDS: full[COMMANDS]}
     reader = MemoryReader(topics, lambda: topics.ends.update(full))
@@ -489,7 +491,13 @@ def test_a_transaction_that_is_visible_in_one_topic_first_is_no_finding():
     full = dict(topics.ends)
     topics.ends = shown | {EVENTS: full[EVENTS]}
     reader = MemoryReader(topics, lambda: topics.ends.update(full))
-    assert verified(topics, reader=reader).count == 0
+    waited_s = []
+
+    async def sleep(seconds):
+        waited_s.append(seconds)
+
+    assert verified(topics, reader=reader, sleep=sleep).count == 0
+    assert waited_s == [SETTLED_S], "so long until the transaction is visible in all of them"
 
 
 @pytest.mark.parametrize("first", [EVENTS, TABLE])
