@@ -72,13 +72,26 @@ class PartitionCheck:
             names.commands: self._take_command,
         }
 
-    def take(self, topic: str, records: Iterable[ConsumerRecord]) -> None:
+    def take(self, topic: str, records: list[ConsumerRecord]) -> None:
         """Take the next records of a topic."""
-        take = self._take[topic]
-        for record in records:
+        take, changelogs = self._take[topic], (self._names.table, self._names.waiting)
+        newest = {record.key: record for record in records}.values() if topic in changelogs else records
+        for record in newest:
             take(record)
+        self._count(topic, len(records))
 
-    def take_again(self, topic: str, records: Iterable[ConsumerRecord], *, are_old_deleted: bool) -> None:
+    def _count(self, topic: str, count: int) -> None:
+        names, totals = self._names, self._report.totals
+        if topic == names.commands:
+            totals.commands += count
+        elif topic == names.events:
+            totals.events += count
+        elif topic == names.rejections:
+            totals.rejections += count
+        elif topic == names.dead_letters:
+            totals.dead_letters += count
+
+    def take_again(self, topic: str, records: list[ConsumerRecord], *, are_old_deleted: bool) -> None:
         """Take records of the table or the rejections again, to find out which unanswered commands are repeats.
 
         `are_old_deleted` is whether the oldest rejections were deleted.
@@ -135,7 +148,6 @@ class PartitionCheck:
         self._add_totals()
 
     def _take_event(self, record: ConsumerRecord) -> None:
-        self._report.totals.events += 1
         value, command_offset = record.value or b"", command_offset_of(record.headers)
         try:
             event = avro.decode_event(value)
@@ -152,7 +164,6 @@ class PartitionCheck:
         self._add_outcome(record, command_offset, EVENT)
 
     def _take_rejection(self, record: ConsumerRecord) -> None:
-        self._report.totals.rejections += 1
         if not self._is_intact_rejection(record):
             self._has_damaged_rejections = True
         self._add_outcome(record, command_offset_of(record.headers), REJECTION)
@@ -171,7 +182,6 @@ class PartitionCheck:
         return self._has_key(record, rejection.order_id)
 
     def _take_dead_letter(self, record: ConsumerRecord) -> None:
-        self._report.totals.dead_letters += 1
         self._add_outcome(record, command_offset_of(record.headers), DEAD_LETTER)
 
     def _add_outcome(self, record: ConsumerRecord, command_offset: int | None, outcome: int) -> None:
@@ -215,7 +225,6 @@ class PartitionCheck:
             fold.entry_faults = tuple(entry_faults(fold, entry))
 
     def _take_command(self, record: ConsumerRecord) -> None:
-        self._report.totals.commands += 1
         if not self._terms.is_mirror:
             self._outcomes.take_command(record, self._newest_position(), self._terms.undecided_before_ms)
 

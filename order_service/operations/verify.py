@@ -121,9 +121,7 @@ class _PartitionReader:
             await self._read(topic, bounds.ends[topic], ends[topic], check.take)
         return Bounds(bounds.starts, ends)
 
-    async def _read(
-        self, topic: str, start: int, end: int, take: Callable[[str, Iterable[ConsumerRecord]], None]
-    ) -> None:
+    async def _read(self, topic: str, start: int, end: int, take: Callable[[str, list[ConsumerRecord]], None]) -> None:
         partition = TopicPartition(topic, self._partition)
         position = start
         async for records in self._reader.between({partition: start}, {partition: end}):
