@@ -20,7 +20,7 @@ from order_service.operations.findings import Finding, Kind, Report
 from order_service.operations.partition_check import PartitionCheck, Terms
 from order_service.operations.position_check import Bounds
 
-SETTLED_S: Final = 1.0
+SETTLED_S: Final = 3.0
 """The time after which a transaction that is visible in one topic is visible in all of them."""
 MIRROR: Final = (
     "Not compared in a mirror: whether each command has an outcome, how old undecided commands are, and the ends of the"
