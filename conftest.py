@@ -54,6 +54,7 @@ LONG = (
     "tests/broker/claims/test_claim.py",
     "tests/broker/web/test_hostile.py",
     "tests/broker/views/test_process.py",
+    "tests/broker/operations/",
     "chaos/tests/test_cluster.py",
 )
 """The files and folders that take longest begin first, and unit tests last: else one long file ends alone."""

@@ -27,6 +27,7 @@ from bench import (
     streams,
     takeover,
     users,
+    verify,
     views,
 )
 from bench.others import Others
@@ -57,6 +58,7 @@ LONG = {
     "http": Part(http.HOW, http.measure),
     "views": Part(views.HOW, views.measure),
     "streams": Part(streams.HOW, streams.measure),
+    "verify": Part(verify.HOW, verify.measure),
     "modes": Part(modes.HOW, modes.measure),
     "large": Part(large.HOW, large.measure),
     "fleet": Part(fleet.HOW, fleet.measure),

@@ -21,7 +21,7 @@ MANY_PER_S = MANY_PARTITIONS // 4
 """A command every four seconds in each. Kafka reads and writes every partition by itself: a broker and three workers
 keep two cores busy with 300/s over 300 partitions, and nothing would be left for claims."""
 CALM_S = 5.0
-MANY_CALM_S = 40.0
+MANY_CALM_S = 90.0
 """A broker that has just started needs so long until its code for hundreds of partitions is compiled."""
 STEP_S = 20.0
 MANY_STEP_S = 45.0
@@ -32,7 +32,8 @@ HOW = f"""\
 partitions, {PER_S} commands/s in all; one worker after the other is killed (kill -9) and started again at once. The \
 longest time without a new event in any partition of the others, until {CALM_S:g} s after all partitions run again. \
 Rolling restart: {MANY_PARTITIONS} partitions, {MANY_PER_S:,} commands/s in all; one worker after the other is told to \
-stop (SIGTERM), awaited, and started again; the longest time that a command waited for its event, per worker. Both \
+stop (SIGTERM), awaited, and started again; with its default name it leaves the group, with ORDERS_INSTANCE_ID it \
+stays a member; the longest time that a command waited for its event, per worker. Both \
 beside the same figure for {CALM_S:g} s before the first step: the pace and the load alone cause that. All events are \
 counted. Start: from the start of a worker's process until all of its {MANY_PARTITIONS} partitions run."""
 
@@ -43,12 +44,15 @@ def measure(world: World) -> list[Row]:
     many = steps(world, MANY_PARTITIONS, MANY_PER_S, MANY_CALM_S, MANY_STEP_S, signal.SIGTERM)
     many_calm_s, *at_restarts = [longest_wait_s(*step) for step in many]
     started = [many_partitions_s(world) for _ in range(RUNS)]
+    named = steps(world, MANY_PARTITIONS, MANY_PER_S, MANY_CALM_S, MANY_STEP_S, signal.SIGTERM, is_named=True)
+    at_named_restarts = [longest_wait_s(*step) for step in named[1:]]
     few, large = f"fleet, {PARTITIONS} partitions", f"fleet, {MANY_PARTITIONS} partitions"
     return [
         Row(f"{few}: silence of any before the kills", "s", [calm_s]),
         Row(f"{few}: silence of the untouched at a kill", "s", at_kills, Target("<=", 1)),
         Row(f"{large}: longest wait before the restarts", "s", [many_calm_s]),
         Row(f"{large}: longest wait at a step of a rolling restart", "s", at_restarts, Target("<=", 5)),
+        Row(f"{large}: the same with ORDERS_INSTANCE_ID", "s", at_named_restarts, Target("<=", 5)),
         Row(f"{large}: start of one worker", "s", started, Target("<=", 12)),
     ]
 
@@ -58,12 +62,27 @@ Step = tuple[list[Seen], list[int], int, int]
 
 
 def steps(
-    world: World, partitions: int, per_s: int, calm_s: float, step_s: float, signal_number: signal.Signals
+    world: World,
+    partitions: int,
+    per_s: int,
+    calm_s: float,
+    step_s: float,
+    signal_number: signal.Signals,
+    *,
+    is_named: bool = False,
 ) -> list[Step]:
-    """End one worker after the other with a signal and start it again; return the time before, and each step."""
+    """End one worker after the other with a signal and start it again; return the time before, and each step.
+
+    A worker that `is_named` stays a member of the group after a SIGTERM.
+    """
     with world.service(partitions=partitions) as service:
-        ports = [free_port() for _ in range(WORKERS)]
-        workers = [service.start_worker(ORDERS_ADMIN_PORT=str(port)) for port in ports]
+        ports = [str(free_port()) for _ in range(WORKERS)]
+        ids = [f"worker-{number}" if is_named else "" for number in range(WORKERS)]
+
+        def start(number: int) -> WorkerProcess:
+            return service.start_worker(ORDERS_ADMIN_PORT=ports[number], ORDERS_INSTANCE_ID=ids[number])
+
+        workers = [start(number) for number in range(WORKERS)]
         wait_shared(workers, partitions)
         seconds = calm_s + CALM_S + RUNS * step_s
         pace = Pace(
@@ -79,7 +98,7 @@ def steps(
                 spans.append((time.monotonic_ns(), looked_at))
                 workers[ended].send(signal_number)
                 workers[ended].wait_ended()
-                workers[ended] = service.start_worker(ORDERS_ADMIN_PORT=str(ports[ended]))
+                workers[ended] = start(ended)
                 wait_shared(workers, partitions)
                 took_s = (time.monotonic_ns() - spans[-1][0]) / 1e9
                 world.say(f"fleet: all {partitions} partitions run {took_s:.1f} s after {signal_number.name}")

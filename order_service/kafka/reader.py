@@ -262,8 +262,22 @@ class Reader:
 
     async def until(self, ends: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
         """Yield all records before these ends. Raises KafkaAwayError after 30 s without progress."""
-        starts = await self.starts(list(ends))
-        self.begin({partition: start for partition, start in starts.items() if start < ends[partition]})
+        async for records in self.between(await self.starts(list(ends)), ends):
+            for record in records:
+                yield record
+
+    async def between(
+        self, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
+    ) -> AsyncIterator[list[ConsumerRecord]]:
+        """Yield the records from these starts to before these ends, in lists as `poll` returns them.
+
+        Raises KafkaAwayError after 30 s without progress.
+        """
+        unread = {partition: start for partition, start in starts.items() if start < ends[partition]}
+        if not unread:  # aiokafka's `stop` can hang once an assignment was replaced by an empty one
+            return
+        self.begin(unread)
+        limits = {(topic, partition): end for (topic, partition), end in ends.items()}  # fast to look up
         give_up_at, last = time.monotonic() + STALLED_S, -1
         while (behind := await self.behind(ends)) > 0:
             if behind != last:
@@ -271,9 +285,8 @@ class Reader:
             elif time.monotonic() > give_up_at:
                 idle = f"has returned no records for {STALLED_S:.0f} s"
                 raise KafkaAwayError(f"Kafka at {self._servers} {idle}; {behind} offsets remain")
-            for record in await self.poll():
-                if record.offset < ends[TopicPartition(record.topic, record.partition)]:
-                    yield record
+            records = await self.poll()
+            yield [record for record in records if record.offset < limits[record.topic, record.partition]]
 
     async def behind(self, ends: Mapping[TopicPartition, int]) -> int:
         """Return the number of offsets between the positions and these ends."""

@@ -29,8 +29,15 @@ Read = Callable[[bytes, int], tuple[Any, int]]
 UNREAD: Final = (IndexError, ValueError, OverflowError)
 """A reader's exceptions: truncated; not UTF-8, no such branch, a number over 63 bits; a time out of range."""
 
-_NUMBER: Final = ["number = data[at]", "at += 1", "if number > 0x7F: number, at = zigzag(data, at - 1)"]
-"""The lines that read a number, still in zigzag encoding; most numbers have one byte."""
+_NUMBER: Final = [
+    "number = data[at]",
+    "at += 1",
+    "if number > 0x7F:",
+    "    second = data[at]",
+    "    if second > 0x7F: number, at = zigzag(data, at - 1)",
+    "    else: number, at = number - 0x80 + (second << 7), at + 1",
+]
+"""The lines that read a number, still in zigzag encoding; lengths have one byte, most prices two."""
 _SIGNED: Final = "(number >> 1) ^ -(number & 1)"
 
 
@@ -213,7 +220,7 @@ def _read_zigzag(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _read_length(data: bytes, at: int) -> tuple[int, int]:
-    number, at = _read_zigzag(data, at)
+    number, at = (data[at], at + 1) if data[at] < 0x80 else _read_zigzag(data, at)
     if number & 1:
         raise ValueError("a negative length: before a block it means that the block size follows")
     return number >> 1, at

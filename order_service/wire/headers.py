@@ -59,8 +59,14 @@ def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_o
 
 def command_offset_of(headers: ReadHeaders) -> int | None:
     """Return the offset of the command that a record answers, or None if its header is missing or is not an offset."""
-    value = dict(headers).get(COMMAND_OFFSET)
-    if value is None or not value.isdigit() or len(value) > _OFFSET_DIGITS:
+    for name, value in reversed(headers):  # the last one counts, and it is near the end
+        if name == COMMAND_OFFSET:
+            return None if value is None else _offset_from(value)
+    return None
+
+
+def _offset_from(value: bytes) -> int | None:
+    if not value.isdigit() or len(value) > _OFFSET_DIGITS:
         return None
     offset = int(value)
     return offset if offset < 2**63 else None

@@ -14,7 +14,7 @@ from tests.support.command_line import CommandLine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-RUN = ["up", "worker", "users", "topics", "views", "config"]
+RUN = ["up", "worker", "users", "topics", "views", "config", "verify"]
 ORDER = ["create", "amend", "pay", "ship", "deliver", "cancel"]
 ALL = [*RUN, *ORDER, "tail", "timeline"]
 CONTENTS = {"user_id": "dana", "currency": "EUR", "lines": [{"sku": "a", "quantity": 1, "unit_price": 1}]}
@@ -57,6 +57,8 @@ def test_only_a_worker_imports_faust():
         pytest.param(["deliver", "a", "--command-id", ""], "$.command_id", id="an invalid command_id"),
         pytest.param(["deliver", "a", "--decide-by", "soon"], "$.decide_by", id="an invalid time"),
         pytest.param(["deliver", "a", "--wait", "-1"], "--wait", id="a negative wait"),
+        pytest.param(["verify", "--older-than", "soon"], "--older-than", id="an age that is not a number"),
+        pytest.param(["verify", "--limit", "-1"], "--limit", id="a negative limit"),
         pytest.param(["pay", "a", "--amount", "1", "--currency", "EUR"], "--payment-id", id="a payment without a name"),
         pytest.param(
             ["create", "a", "--body", "/nowhere.json"],
@@ -148,6 +150,12 @@ def test_the_partition_count_goes_by_the_kafka_in_use(environment, partitions):
 )
 def test_without_a_kafka_there_is_one_line(arguments):
     said = run(*arguments, code=1, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}").stderr
+    assert said.startswith("order-service: no Kafka answers at 127.0.0.1:")
+    assert len(said.splitlines()) == 1
+
+
+def test_without_a_kafka_verify_ends_with_a_status_of_its_own():
+    said = run("verify", code=4, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}").stderr
     assert said.startswith("order-service: no Kafka answers at 127.0.0.1:")
     assert len(said.splitlines()) == 1
 

@@ -1,0 +1,68 @@
+"""Verify: how fast `order-service verify` checks all topics, on one core.
+
+Not part of the whole bench: `python -m bench verify`. VERIFY_EVENTS sets the number of events, a million by default.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from typing import Final
+
+from bench.load import LIFE, Shop
+from bench.restore import put
+from bench.sizes import RUNS, scaled
+from bench.table import Row, Target
+from bench.watching import WrongResult
+from bench.world import World
+from tests.support.service import ROOT, Service
+
+ORDERS: Final = int(os.environ.get("VERIFY_EVENTS", scaled(1_000_000))) // len(LIFE)
+EVENTS: Final = ORDERS * len(LIFE)
+
+HOW: Final = f"""\
+{EVENTS:,} events of {ORDERS:,} orders (created to delivered), decided by a worker from as many commands, in 4 \
+partitions; then the worker ends, and `order-service verify --json` runs as a process on one core. It reads all six \
+topics: one command, one event and at most one table entry a step. The rate is all events by the time that `verify` \
+reports; processor time and peak memory are the process's own, with its start."""
+
+ON_ONE_CORE: Final = """\
+import os
+from order_service.cli import main
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+main()
+"""
+
+
+def measure(world: World) -> list[Row]:
+    """Verify the same topics once per run."""
+    per_s, processor_us, peak_mib = [], [], []
+    with world.service() as service:
+        worker = service.start_worker().wait_lanes(service.partitions)
+        put(service, Shop("shop"), ORDERS)
+        worker.end()
+        for run in range(1, RUNS + 1):
+            took_s, usage = verified(service)
+            per_s.append(EVENTS / took_s)
+            processor_us.append((usage.ru_utime + usage.ru_stime) / EVENTS * 1e6)
+            peak_mib.append(usage.ru_maxrss / 1024)
+            world.say(f"verify {run}: {per_s[-1]:,.0f} events/s, {processor_us[-1]:.1f} us of processor time each")
+    return [
+        Row("verify, all topics", "events/s", per_s, Target(">=", 30_000)),
+        Row("its processor time per event", "us", processor_us),
+        Row("its peak memory", "MiB", peak_mib),
+    ]
+
+
+def verified(service: Service) -> tuple[float, resource.struct_rusage]:
+    """Run `verify` on one core, check its totals, and return the seconds that it reports, and what the process used."""
+    command = [sys.executable, "-c", ON_ONE_CORE, "verify", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, env=service.environment, stdout=subprocess.PIPE) as process:
+        output = process.stdout.read() if process.stdout else b""
+        _, process.returncode, usage = os.wait4(process.pid, 0)
+    document = json.loads(output)
+    totals = document["totals"]
+    if not document["ok"] or (totals["events"], totals["orders"]) != (EVENTS, {"delivered": ORDERS}):
+        raise WrongResult(f"verify: {document}")
+    return document["took_s"], usage
