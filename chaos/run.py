@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -39,6 +39,7 @@ from chaos.plan import (
 from chaos.verdict.checker import Findings, Verdict, verdict_of
 from chaos.verdict.judging import PARTITIONS, PAYMENT_DUE_S, SHOWN, USER_DEADLINE_S, Kept, check, keep
 from chaos.verdict.liveness import Served, Watched
+from chaos.verdict.verifying import problems_of_verify
 from chaos.verdict.watching import Watch
 from chaos.worker import HANG
 from order_service.users.stub import Mode, Stub
@@ -223,6 +224,7 @@ class Run:
             self.ends = self._fleet.ends
             self.problems += self._watch.problems[:3]
             self.findings = check(kept, cluster.bootstrap_servers, self._say, self._watched, self._outside)
+            self.problems += islice(problems_of_verify(service.environment, kept), SHOWN)
             faults = self.happened.total()
             self.happened.update(self._standing())
         verdict = verdict_of(self.findings, faults=faults, seed=self.sizes.seed)

@@ -93,11 +93,8 @@ def _print(report: Report, took_s: float) -> None:
     for line in report.not_checked:
         typer.echo(line)
     if report.findings:
-        rows = [
-            ("red", (found.kind, found.topic, str(found.partition), str(found.offset), found.text))
-            for found in report.findings
-        ]
-        show.table(("kind", "topic", "partition", "offset", "finding"), rows)
+        rows = [(found.kind, found.topic, found.partition, found.offset, found.text) for found in report.findings]
+        show.table(("kind", "topic", "partition", "offset", "finding"), rows, ["red"] * len(rows))
     if report.count > len(report.findings):
         typer.echo(f"{report.count - len(report.findings)} more are not shown: see --limit")
     by_kind = f" ({_counts(report.counts)})" if report.count else ""
