@@ -248,6 +248,10 @@ class Reader:
         self._away_at = time.monotonic()
         return self._away
 
+    async def learn(self, records: Iterable[ConsumerRecord]) -> None:
+        """Look up the schema ids of these records, whatever their topic. Raises RegistryAwayError."""
+        await self._ids.learn(record.value for record in records)
+
     def _decoded(self, records: Iterable[ConsumerRecord]) -> Iterator[bytes | None]:
         decoded = (self.names.events, self.names.rejections)  # other topics may hold anything
         return (record.value for record in records if record.topic in decoded)

@@ -99,6 +99,10 @@ class PartitionCheck:
         has_all_rejections = not (are_old_deleted or self._has_damaged_rejections)
         self._outcomes.settle_repeats(topic, records, KnownCommands(self._folds.accepted_of, has_all_rejections))
 
+    def without_outcome(self, records: Iterable[ConsumerRecord]) -> list[ConsumerRecord]:
+        """Return the commands that have no outcome among the records that were taken."""
+        return [record for record in records if record.offset not in self._outcomes]
+
     def has_unanswered(self) -> bool:
         """Return whether commands before the position have no outcome, and do not wait."""
         self._outcomes.settle_waiting(waiting_commands(self._waiting))

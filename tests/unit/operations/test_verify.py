@@ -427,6 +427,13 @@ def test_what_is_not_a_repeat_has_no_outcome(topics):
     assert (found(report), report.totals.repeats) == ([("no_outcome", COMMANDS, record.offset)], 1)
 
 
+def test_the_schemas_of_commands_without_an_outcome_are_looked_up(topics):
+    """Perhaps only a registry knows them, and without its schema a repeat is not recognized."""
+    reader = MemoryReader(topics)
+    totals = verified(topics, reader=reader).totals
+    assert len(reader.learned) == totals.repeats + totals.waiting > 0
+
+
 def test_a_copy_of_a_waiting_command_that_a_full_room_dropped_is_a_repeat():
     topics = Topics()
     waiting = [named(create, "o-1", user_id="sam"), *[named(amend, "o-1", command_id=f"a-{n}") for n in range(31)]]

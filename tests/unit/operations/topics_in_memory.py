@@ -120,6 +120,7 @@ class MemoryReader:
         self.topics = topics
         self.error = None
         self.partition_counts = dict.fromkeys(topics.records, 1)
+        self.learned = []
         self._hooks = [written_meanwhile, lambda: None]
 
     async def partitions(self, *names):
@@ -139,6 +140,9 @@ class MemoryReader:
             if self.error is not None and self.error.topic_partition == partition:
                 raise self.error
             yield [record for record in records if start <= record.offset < ends[partition]]
+
+    async def learn(self, records):
+        self.learned += [record.offset for record in records]
 
 
 class Bar:
