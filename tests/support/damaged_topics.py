@@ -17,7 +17,8 @@ def recreate(service, topic, seen=lambda: True):
     def is_created():
         return service.kafka.create_topics([new])[topic].exception(30) is None
 
-    until(is_created, f"{topic} is there again")
+    until(is_created, f"{topic} is created again")
+    until(lambda: topic in service.kafka.list_topics(timeout=30).topics, f"the broker has {topic} from its controller")
 
 
 def write(service, topic, records):
