@@ -42,10 +42,10 @@ def measure(world: World) -> list[Row]:
     """Kill the workers of a service, restart those of another, and start one of a third, as often as there are runs."""
     calm_s, *at_kills = [silence_s(*step) for step in steps(world, PARTITIONS, PER_S, CALM_S, STEP_S, signal.SIGKILL)]
     many = steps(world, MANY_PARTITIONS, MANY_PER_S, MANY_CALM_S, MANY_STEP_S, signal.SIGTERM)
-    many_calm_s, *at_restarts = [longest_wait_s(*step) for step in many]
+    many_calm_s, *at_restarts = [longest_wait_s(seen, since, to) for seen, _, since, to in many]
     started = [many_partitions_s(world) for _ in range(RUNS)]
     named = steps(world, MANY_PARTITIONS, MANY_PER_S, MANY_CALM_S, MANY_STEP_S, signal.SIGTERM, is_named=True)
-    at_named_restarts = [longest_wait_s(*step) for step in named[1:]]
+    at_named_restarts = [longest_wait_s(seen, since, to) for seen, _, since, to in named[1:]]
     few, large = f"fleet, {PARTITIONS} partitions", f"fleet, {MANY_PARTITIONS} partitions"
     return [
         Row(f"{few}: silence of any before the kills", "s", [calm_s]),
@@ -137,8 +137,11 @@ def silence_s(seen: list[Seen], partitions: list[int], since_ns: int, until_ns: 
     return max(longest_ns, *(until_ns - at for at in last.values())) / 1e9
 
 
-def longest_wait_s(seen: list[Seen], _partitions: list[int], since_ns: int, until_ns: int) -> float:
-    """Return the longest time between a command sent in this span and its event, in seconds."""
+def longest_wait_s(seen: list[Seen], since_ns: int, until_ns: int) -> float:
+    """Return the longest time between a command sent in this span and its event, in seconds.
+
+    A partition may stand still for longer: by the time between two commands to it.
+    """
     waits = (event.seen_ns - event.sent_ns for event in seen if since_ns <= event.sent_ns < until_ns)
     return max(waits) / 1e9
 

@@ -126,12 +126,11 @@ class TurnLoop:
         """
         self.update_unavailable()
         released = self._take_leaving()
-        lane = next(iter(self._available()), None)
-        if released:
-            await self._commit(Turn([], time.monotonic(), released))
-        elif lane is not None:
-            await self._commit(Turn([(lane, lane.take_changes())], time.monotonic()))
-        return bool(released) or lane is not None
+        lanes = [] if released else self._available()[:1]
+        if not (released or lanes):
+            return False
+        await self._commit(Turn([(lane, lane.take_changes()) for lane in lanes], time.monotonic(), released))
+        return True
 
     async def run(self) -> None:
         """Take turns until `stop` is called. Returns when the last turn is committed."""

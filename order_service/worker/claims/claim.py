@@ -120,9 +120,7 @@ class Claimer(Struct, frozen=True):
         give_up_at = loop.time() + RELEASE_WITHIN_S
         if logs.owner in self.releasing_owners:
             await progress.at(f"{logs.owner} to release partition {logs.partitions[0].partition}")
-        while (owner := logs.owner) in self.releasing_owners and loop.time() < give_up_at:
-            if owner in self.clients.fenced:
-                return
+        while logs.owner in self.releasing_owners - self.clients.fenced and loop.time() < give_up_at:
             await asyncio.sleep(RELEASE_POLL_S)
             await logs.read_to_end()
 
