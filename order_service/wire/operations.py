@@ -78,7 +78,7 @@ class DeadLettersDiscarded(Act, frozen=True, kw_only=True, tag_field="operation"
 Operation = LaneResumed | PartitionRebuilt | DeadLettersPlanned | DeadLettersApplied | DeadLettersDiscarded
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Operation).decode
+_decoder: Final[msgspec.json.Decoder[Operation]] = msgspec.json.Decoder(Operation)
 
 
 def encode(operation: Operation) -> bytes:
@@ -89,6 +89,6 @@ def encode(operation: Operation) -> bytes:
 def decode(value: bytes | None) -> Operation:
     """Decode an operation. Raises DecodeError for anything else; unknown fields are ignored."""
     try:
-        return _decode(value or b"")
+        return _decoder.decode(value or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DecodeError("bad_operation", str(error)) from error
