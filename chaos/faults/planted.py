@@ -2,7 +2,7 @@
 
 Each removes one safeguard. The checker must find what happens without it (`test_planted`).
 A claim's look at the outcomes would notice what five of them do, and park the lane. Those five remove it too: the
-position in the transaction, the fence, the barrier, the waiting room's changelog and the lock.
+position in the transaction, the fence, the ends of the changelogs, the waiting room's changelog and the lock.
 """
 
 import asyncio
@@ -70,14 +70,26 @@ def claim_without_its_fence() -> None:
     claim_without_its_look_at_the_outcomes()
 
 
-def claim_without_its_barrier() -> None:
-    """Take the end that a committed reader is told for the end."""
+def claim_without_the_ends_of_its_changelogs() -> None:
+    """Take the end that a committed reader is told for the end, and write the position behind whatever is there."""
+    take_ends = Checks.take_ends
 
-    async def no_barrier(_self: Claimer, _lock: TurnProducer, _partitions: list[Any]) -> dict[Any, int]:
-        return {}
+    async def stable_ends(self: Checks) -> dict[Any, int]:
+        await take_ends(self)
+        return self._logs.read_to
 
-    Claimer._barrier = no_barrier
+    Checks.take_ends = stable_ends
+    position_behind_anything()
     claim_without_its_look_at_the_outcomes()
+
+
+def position_behind_anything() -> None:
+    """Write the position of a claim behind records that it has not read."""
+
+    def accept(_self: Changelogs, _offsets: list[int]) -> None:
+        """Compare nothing."""
+
+    Changelogs.check_end = accept
 
 
 def claim_without_its_look_at_the_outcomes() -> None:
@@ -264,7 +276,7 @@ PLANTED: Final[dict[str, Callable[[], None]]] = {
     for fault in (
         position_outside_the_transaction,
         claim_without_its_fence,
-        claim_without_its_barrier,
+        claim_without_the_ends_of_its_changelogs,
         claim_without_its_look_at_the_outcomes,
         lanes_run_on_under_a_new_owner,
         a_release_counts_for_every_owner,

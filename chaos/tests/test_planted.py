@@ -38,7 +38,7 @@ def killed_with_a_turn_produced(service, module):
 
 
 def asleep_between_two_commits(service, module):
-    """Stop a worker when no transaction of it is open (the barrier would wait for one), and more is to be decided."""
+    """Stop a worker when no transaction of it is open (the claim would wait for one), and more is to be decided."""
     sleeper = service.start_worker(("turn.committed", 1, "SIGSTOP"), module=module).wait_lanes(4)
     service.send(histories(20))
     sleeper.wait_stopped()
@@ -117,7 +117,7 @@ def a_claim_ends_after_the_next_one(service, module):
     start, look = vars(claim)["claiming"], Checks.outcomes
     PLANTED[module[1]]()
     try:
-        with claim_that_stops(service, after="claim.barrier") as go_on:
+        with claim_that_stops(service, after="claim.checked") as go_on:
             heir = service.start_worker(module=module).wait_lanes(4)
             nobodys = [but(pay, order_id=f"nobodys-{n}", command_id=f"pay-{n}") for n in range(20)]
             service.send([*histories(5), *nobodys])  # of an order that is not there, no repeat is remembered
@@ -203,7 +203,7 @@ def unpaid_orders_when_a_clock_is_two_hours_ahead(service, module):
 SCENARIOS = {
     "position_outside_the_transaction": (killed_with_a_turn_produced, "lost"),
     "claim_without_its_fence": (asleep_between_two_commits, "duplicate"),
-    "claim_without_its_barrier": (claimed_behind_an_open_transaction, "duplicate"),
+    "claim_without_the_ends_of_its_changelogs": (claimed_behind_an_open_transaction, "duplicate"),
     "claim_without_its_look_at_the_outcomes": (restarted_on_a_table_that_has_lost_its_tail, "duplicate"),
     "the_ends_of_the_outcomes_are_forgotten": (restarted_on_events_that_have_lost_their_tail, "lost"),
     "the_count_of_waiting_commands_is_forgotten": (restarted_on_a_waiting_room_that_has_lost_a_create, "lost"),

@@ -14,7 +14,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
 from order_service.domain.entry import Entry
-from order_service.errors import HistoryError, LaneParked
+from order_service.errors import HistoryError, LaneParked, Stuck
 from order_service.kafka.connection import Consumer
 from order_service.kafka.topics import TopicNames
 from order_service.wire import changelog
@@ -165,6 +165,8 @@ class Changelogs:
         self.partitions = [TopicPartition(topic, partition) for topic in (names.table, names.waiting)]
         if state.is_too_old():
             state.clear()
+        self.read_to: dict[TopicPartition, int] = {}
+        """The offsets up to which everything was read."""
         self._is_continued = bool(state.next_offsets)
         self.reader.read_from({partition: state.next_offsets.get(partition.topic, 0) for partition in self.partitions})
 
@@ -209,14 +211,23 @@ class Changelogs:
             self.reader.read_from(dict.fromkeys(self.partitions, 0))
         for partition, end in ends.items():
             self.state.ends.setdefault(partition.topic, end)
-        await self.read_past({partition: end - 1 for partition, end in ends.items()})
+        await self.read(ends)
 
     def _known_end(self, topic: str) -> int:
         return max(self.state.next_offsets.get(topic, 0), self.state.ends.get(topic, 0))
 
-    async def read_past(self, last: dict[TopicPartition, int]) -> None:
-        """Read until past these offsets, and decode the new records."""
-        await self.reader.read_past(last, self._apply)
+    def check_end(self, offsets: list[int]) -> None:
+        """Check that new records of both changelogs have these offsets: that nothing is between them and what was read.
+
+        Raises Stuck otherwise.
+        """
+        if offsets != [self.read_to[partition] for partition in self.partitions]:
+            ends = {partition.topic: end for partition, end in self.read_to.items()}
+            raise Stuck(f"partition {self._partition} was read up to {ends}, and the next records are at {offsets}")
+
+    async def read(self, ends: dict[TopicPartition, int]) -> None:
+        """Read everything before these ends, and decode the new records."""
+        await self.reader.read_past({partition: end - 1 for partition, end in ends.items()}, self._apply)
         while raw := self.state.undecoded[self._names.table]:
             async with self._progress.slice():
                 for _ in range(min(len(raw), DECODED_AT_A_TIME)):
@@ -227,6 +238,7 @@ class Changelogs:
                 for _ in range(min(len(raw), DECODED_AT_A_TIME // 10)):
                     self._decode_waiting(*raw.popitem())
             await self._progress.moved()
+        self.read_to = ends
 
     def _apply(self, record: "ConsumerRecord[bytes, bytes]") -> None:
         if record.key == POSITION_KEY:

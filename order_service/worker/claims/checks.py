@@ -41,12 +41,16 @@ class Checks:
         self._unknown = 0
         self._never_read = 0
 
-    async def take_ends(self) -> None:
-        """Read the end offsets of all topics. Call this after the fence, and before the barrier adds records.
+    async def take_ends(self) -> dict[TopicPartition, int]:
+        """Read the end offsets of all topics, uncommitted records included, and return those of the changelogs.
 
-        Raises LaneParked if one ends before its recorded end: it has lost records.
+        Call this after the fence. Raises LaneParked if one ends before its recorded end: it has lost records.
         """
-        self._ends = await self._clients.ends([self._commands, *self._outcomes, self._waiting_log])
+        self._ends = await self._clients.ends([self._commands, *self._outcomes, *self._logs.partitions])
+        self._check_ends()
+        return {partition: self._ends[partition] for partition in self._logs.partitions}
+
+    def _check_ends(self) -> None:
         position = self._logs.position
         if position is None:
             return

@@ -9,14 +9,15 @@
 3. Fence:   commit a record to the table's changelog, which Kafka refuses if a newer claim has the lock; then start a
             producer under the owner's id: its open transaction is aborted, its later ones are refused. Claims of
             several partitions that name the same owner share one fence.
-4. Barrier: commit a record to both changelogs and read until past it. A read_committed reader gets the last stable
-            offset as the end: a foreign open transaction hides records after it, and the barrier waits for them.
+4. End:     read both changelogs up to their ends, uncommitted records included. A read_committed reader gets the last
+            stable offset as the end: a foreign open transaction hides records after it, and the claim waits for them.
             If another owner appears, fence it too and repeat.
 5. Check:   compare the position with the commands, and the table with the outcomes that were written last.
-6. Name:    write the position record that names this worker. From here the lane runs.
+6. Name:    write the position record that names this worker, and a record to the other changelog, in one transaction.
+            It is committed only if both stand directly after what was read. From here the lane runs.
 
 Only the newest claim of a partition can write an owner, and every worker writes under an id that a claim has named.
-So the records up to the barrier are all that any earlier worker has written or will ever write.
+So the records before the new position are all that any earlier worker has written or will ever write.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from msgspec import Struct
 
 from order_service.domain.entry import Entry
-from order_service.errors import Stuck, TurnRefused
+from order_service.errors import LaneParked, Stuck, TurnRefused
 from order_service.kafka.connection import missing_right
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
@@ -41,7 +42,6 @@ from order_service.worker.claims.changelog_reader import Changelogs, ChangelogSt
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import Progress
-from order_service.worker.records import Record
 from order_service.worker.transactions import DEADLINE_S, TurnProducer, claiming
 
 log = structlog.get_logger()
@@ -101,15 +101,14 @@ class Claimer(Struct, frozen=True):
             await self._wait_for_release(logs, progress)
             self.failpoint("claim.read")
             checks = Checks(partition, self.names, self.clients, logs)
-            await self._fence_owners(lock, logs, checks, progress)
+            await self._read_all(lock, logs, checks, progress)
             if logs.is_outdated():
                 return None
             await progress.at(f"the ends of the commands and outcomes of partition {partition}")
-            position = await checks.position(self.owner, len(logs.waiting))
-            await checks.outcomes()
-            self.failpoint("claim.barrier")
-        await progress.at(f"a commit to {self.names.table} partition {partition}")
-        logs.note_position(position, await self._name_ourselves(partition, lock, position))
+            position = await self._checked_position(lock, logs, checks)
+            self.failpoint("claim.checked")
+        await progress.at(f"a commit to the changelogs of partition {partition}")
+        logs.note_position(position, await self._name_ourselves(lock, logs, position))
         checks.count_never_read()
         self.failpoint("claim.named")
         return Claimed(position, logs.entries, list(logs.waiting.values()))
@@ -124,53 +123,74 @@ class Claimer(Struct, frozen=True):
             await asyncio.sleep(RELEASE_POLL_S)
             await logs.read_to_end()
 
-    async def _fence_owners(self, lock: TurnProducer, logs: Changelogs, checks: Checks, progress: Progress) -> None:
-        """Fence the owner unless it has released the partition, and any new owner that appears before the barrier.
+    async def _read_all(self, lock: TurnProducer, logs: Changelogs, checks: Checks, progress: Progress) -> None:
+        """Read the changelogs up to their ends. Fence each owner that they name, unless it has released the partition.
 
         This worker is already the owner if an earlier claim of it failed after step 6: the lane does not run yet.
         A claim that was stopped for long may read a changelog that already names the next owner, whose lanes run: Kafka
         refuses the record that comes before the fence, and that owner continues.
         """
-        fenced = None
+        fenced = {self.owner}
         while True:
             owner = logs.owner
-            if owner is not None and owner not in {fenced, self.owner}:
+            if owner is not None and owner not in fenced:
                 await progress.at(f"a commit to {self.names.table} partition {logs.partitions[0].partition}")
-                # Not to the waiting room: an empty changelog means a lost one.
-                await self._barrier(lock, logs.partitions[:1])
+                await self._confirm_lock(lock, logs.partitions[0])
                 await progress.at(f"the transactions of {owner} to end")
                 await self.clients.fence(owner)
+                fenced.add(owner)
                 self.failpoint("claim.fenced")
-            await checks.take_ends()
             await progress.at(f"the brokers of the changelogs of partition {logs.partitions[0].partition}")
-            await logs.read_past(await self._barrier(lock, logs.partitions))
-            if logs.owner == owner:
+            ends = await checks.take_ends()
+            if ends == logs.read_to:  # no record was hidden, and none has arrived since
                 return
-            fenced = owner
+            await logs.read(ends)
 
-    async def _barrier(self, lock: TurnProducer, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
-        nonce = uuid4().bytes
+    async def _checked_position(self, lock: TurnProducer, logs: Changelogs, checks: Checks) -> Position:
+        """Return the position from which this worker continues. Raises LaneParked if a check fails.
+
+        Only the newest claim may park the lane: the next owner may have written to the topics while this one read them.
+        """
+        try:
+            position = await checks.position(self.owner, len(logs.waiting))
+            await checks.outcomes()
+        except LaneParked:
+            await self._confirm_lock(lock, logs.partitions[0])
+            raise
+        return position
+
+    async def _confirm_lock(self, lock: TurnProducer, table: TopicPartition) -> None:
+        """Commit a record to the table's changelog: Kafka refuses it if a newer claim has the lock."""
         try:
             async with deadline(DEADLINE_S):
                 await lock.begin()
-                sent = []
-                for topic, partition in partitions:
-                    sent += await lock.send_all(topic, partition, [(BARRIER_KEY, nonce, [])])
-                arrived = await lock.commit(sent)
+                await lock.commit(await lock.send_all(table.topic, table.partition, [(BARRIER_KEY, uuid4().bytes, [])]))
         except TimeoutError as error:
-            raise Stuck(f"a barrier in {partitions} is not committed within {DEADLINE_S:.0f} s") from error
-        return {partition: metadata.offset for partition, metadata in zip(partitions, arrived, strict=True)}
+            raise Stuck(f"a record to {table} is not committed within {DEADLINE_S:.0f} s") from error
 
-    async def _name_ourselves(self, partition: int, lock: TurnProducer, position: Position) -> int:
-        records: list[Record] = [(POSITION_KEY, changelog.encode(position), [])]
-        self.named.add(partition)
+    async def _name_ourselves(self, lock: TurnProducer, logs: Changelogs, position: Position) -> int:
+        """Write the position to the table's changelog, and a record to the other one. Return the position's offset.
+
+        Raises Stuck if one of the two does not stand directly after what was read: a broker that did not know its
+        successor returned an old end. The other changelog is never empty then, so an empty one is a lost one.
+        """
+        table, waiting = logs.partitions
+        self.named.add(table.partition)
         try:
             async with deadline(DEADLINE_S):
                 await lock.begin()
-                arrived = await lock.commit(await lock.send_all(self.names.table, partition, records))
+                sent = await lock.send_all(
+                    table.topic, table.partition, [(POSITION_KEY, changelog.encode(position), [])]
+                )
+                sent += await lock.send_all(waiting.topic, waiting.partition, [(BARRIER_KEY, uuid4().bytes, [])])
+                offsets = [metadata.offset for metadata in await lock.wait_for_acks(sent)]
+                logs.check_end(offsets)
+                await lock.commit(sent)
         except TimeoutError as error:
-            raise Stuck(f"the position of partition {partition} is not committed within {DEADLINE_S:.0f} s") from error
-        return int(arrived[0].offset)
+            raise Stuck(
+                f"the position of partition {table.partition} is not committed within {DEADLINE_S:.0f} s"
+            ) from error
+        return int(offsets[0])
 
 
 async def claim_until_done(

@@ -105,7 +105,7 @@ async def test_a_first_claim_that_is_tried_again_counts_deleted_commands_once(se
     left = [KafkaConnectionError(), KafkaConnectionError()]
 
     def fail_before_naming(step):
-        if step == "claim.barrier" and left:
+        if step == "claim.checked" and left:
             raise left.pop()
 
     def count():

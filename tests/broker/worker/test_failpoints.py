@@ -18,7 +18,7 @@ STEPS = {
     "claim.locked": 1,
     "claim.read": 1,
     "claim.fenced": 1,
-    "claim.barrier": 1,
+    "claim.checked": 1,
     "claim.named": 1,
 }
 ENDS = {0, 10, 12}

@@ -9,6 +9,7 @@ from aiokafka.cluster import ClusterMetadata
 from aiokafka.structs import RecordMetadata
 from msgspec import structs
 
+from order_service.errors import Fenced, LaneParked, Stuck
 from order_service.wire.changelog import POSITION_KEY, RELEASE_KEY, encode
 from order_service.worker.claims.changelog_reader import CONTINUED_FOR_S, ChangelogState
 from order_service.worker.claims.claim import Claimer
@@ -26,9 +27,7 @@ STEPS = [
     "commit",
     "fence worker",
     "claim.fenced",
-    "begin",
-    "commit",
-    "claim.barrier",
+    "claim.checked",
     "begin",
     "commit",
     "claim.named",
@@ -72,12 +71,16 @@ class Partition(Topics):
         self._records[place] = [*self._records[place], *records]
         return [RecordMetadata(topic, partition, place, offset, 0, 0, 0)]
 
+    async def wait_for_acks(self, sent):
+        return sent
+
     async def commit(self, sent):
         self.calls.append("commit")
         return sent
 
-    def write(self, *records):
-        self._records[TABLE] = [*self._records[TABLE], *records]
+    def write(self, *records, topic=NAMES.table):
+        place = TopicPartition(topic, 0)
+        self._records[place] = [*self._records[place], *records]
 
 
 def claimer_of(partition, owner, failpoint, *, others=()):
@@ -89,11 +92,11 @@ def claimer_of(partition, owner, failpoint, *, others=()):
 def claim(monkeypatch):
     """Claim a partition; gives the position from which its lane goes on."""
 
-    async def claimed(partition: Any, state=None, **settings):
+    async def claimed(partition: Any, state=None, failpoint=None, **settings):
         monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
         progress = Progress(ClaimSlots(1))
         try:
-            claimer = claimer_of(partition, "next", partition.calls.append, **settings)
+            claimer = claimer_of(partition, "next", failpoint or partition.calls.append, **settings)
             return await claimer.claim(0, state or ChangelogState(), progress)
         finally:
             progress.leave()
@@ -172,7 +175,7 @@ async def interrupt(partition, monkeypatch, state=None):
     return state
 
 
-@pytest.mark.parametrize("step", ["claim.read", "claim.fenced", "claim.barrier", "claim.named"])
+@pytest.mark.parametrize("step", ["claim.read", "claim.fenced", "claim.checked", "claim.named"])
 async def test_an_interrupted_claim_is_continued_without_reading_again(claim, monkeypatch, step):
     partition = InterruptedOnce(step)
     state = await interrupt(partition, monkeypatch)
@@ -194,7 +197,7 @@ async def test_a_claim_that_was_interrupted_while_it_read_continues_there(claim,
     assert (NAMES.table, 0) not in partition.reads
 
 
-AGAIN = pytest.mark.parametrize("again", [None, "claim.read", "claim.fenced", "claim.barrier"])
+AGAIN = pytest.mark.parametrize("again", [None, "claim.read", "claim.fenced", "claim.checked"])
 """The step at which the second claim is interrupted, too."""
 
 
@@ -310,7 +313,7 @@ async def test_a_claim_does_not_wait_for_an_owner_that_another_claim_has_fenced(
 
 async def test_the_owner_is_noted_before_its_name_is_written(claim, monkeypatch):
     """A claim that is interrupted there may have written the name."""
-    partition = InterruptedOnce("begin 3")
+    partition = InterruptedOnce("begin 2")
     monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
     named: set[int] = set()
     claimer = structs.replace(claimer_of(partition, "first", partition.note), named=named)
@@ -319,3 +322,71 @@ async def test_the_owner_is_noted_before_its_name_is_written(claim, monkeypatch)
         await claimer.claim(0, ChangelogState(), progress)
     progress.leave()
     assert named == {0}
+
+
+class Hiding(Partition):
+    """A partition whose last record is hidden until the claim has asked for the ends. Then one more record comes."""
+
+    looks = 0
+
+    async def end_offsets(self, places):
+        return {place: end - (place == TABLE) for place, end in (await super().end_offsets(places)).items()}
+
+    async def getmany(self, *places, timeout_ms, max_records):
+        if self.looks or TABLE not in places:
+            return await super().getmany(*places, timeout_ms=timeout_ms, max_records=max_records)
+        records = self._records[TABLE]
+        self._records[TABLE] = records[:-1]
+        fetched = await super().getmany(*places, timeout_ms=timeout_ms, max_records=max_records)
+        self._records[TABLE] = records
+        return fetched
+
+    async def ends(self, places):
+        self.looks += 1
+        if self.looks == 2:
+            self.write(BARRIER)
+        return await Topics.end_offsets(self, places)
+
+
+async def test_a_claim_reads_what_an_open_transaction_hides_and_what_comes_after_it(claim):
+    partition = Hiding()
+    partition.write((POSITION_KEY, encode(at(5)), []), RELEASED, (POSITION_KEY, encode(at(6)), []))
+    claimed = await claim(partition)
+    assert claimed.position.next_offset == 6
+    assert partition.looks == 3, "for the hidden record, after the fence, and because one more came"
+    assert "fence worker" in partition.calls
+
+
+@pytest.mark.parametrize("topic", [NAMES.table, NAMES.waiting])
+async def test_a_position_is_not_committed_behind_a_record_that_was_not_read(claim, topic):
+    partition = Partition()
+    partition.write(RELEASED)
+
+    def add(step):
+        if step == "claim.checked":
+            partition.write(BARRIER, topic=topic)
+
+    with pytest.raises(Stuck, match="was read up to"):
+        await claim(partition, failpoint=add)
+    assert "commit" not in partition.calls
+
+
+class Unmatched(Partition):
+    """A partition with an outcome that its table lacks, and (`is_newest` False) another claim with a newer lock."""
+
+    def __init__(self, *, is_newest):
+        super().__init__()
+        self.write(RELEASED)
+        self._records[TABLE] = self._records[TABLE][1:]
+        self.is_newest = is_newest
+
+    async def commit(self, sent):
+        if not self.is_newest:
+            raise Fenced("another claim")
+        return await super().commit(sent)
+
+
+@pytest.mark.parametrize(("is_newest", "error"), [(True, LaneParked), (False, Fenced)])
+async def test_only_the_newest_claim_parks_its_lane(claim, is_newest, error):
+    with pytest.raises(error):
+        await claim(Unmatched(is_newest=is_newest))

@@ -140,7 +140,7 @@ async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_e
     progress = Progress(ClaimSlots(1))
     await progress.at("the brokers")
     logs = Changelogs(0, NAMES, log, ChangelogState(), progress)
-    reading = asyncio.create_task(logs.read_past({place: 4 for place in logs.partitions if place.topic == NAMES.table}))
+    reading = asyncio.create_task(logs.read({place: 5 for place in logs.partitions if place.topic == NAMES.table}))
     async with asyncio.timeout(30):
         while log.asked < 10:  # noqa: ASYNC110, what is looked at has no event
             await asyncio.sleep(0)
