@@ -23,7 +23,6 @@ from order_service.worker.assignment import Assignment, Owner
 from order_service.worker.claims import claim, clients
 from order_service.worker.claims.changelog_reader import Changelogs
 from order_service.worker.claims.checks import Checks
-from order_service.worker.claims.claim import Claimer
 from order_service.worker.clock import Clock
 from order_service.worker.faust.consumer import FetchThread
 from order_service.worker.inbox import Run
