@@ -139,14 +139,16 @@ def write_no_position_of_its_own() -> None:
 def a_commit_does_not_wait_for_its_batches() -> None:
     """Commit what has arrived until now, and think of the rest as arrived, too."""
 
-    async def commit(self: TurnProducer, sent: list[Any]) -> list[Any]:
+    async def wait_for_acks(_self: TurnProducer, sent: list[Any]) -> list[Any]:
         futures = [batch.future for batch in sent]
-        await asyncio.wait(futures)
-        await self.commit_transaction()
+        if futures:
+            await asyncio.wait(futures)
         return [future.result() if future.exception() is None else _Nowhere for future in futures]
 
-    async def wait_for_acks(_self: TurnProducer, _sent: list[Any]) -> list[Any]:
-        return []
+    async def commit(self: TurnProducer, sent: list[Any]) -> list[Any]:
+        acknowledged = await self.wait_for_acks(sent)
+        await self.commit_transaction()
+        return acknowledged
 
     TurnProducer.commit = commit
     TurnProducer.wait_for_acks = wait_for_acks
@@ -196,6 +198,7 @@ def claim_without_its_lock() -> None:
         return start(f"{transactional_id}-{uuid4().hex}", *arguments)
 
     claim.claiming = unlocked
+    position_behind_anything()
     claim_without_its_look_at_the_outcomes()
 
 

@@ -15,6 +15,7 @@ from chaos.tests.checked_service import found, is_decided, is_settled
 from order_service.errors import ClockError
 from order_service.wire.changelog import BARRIER_KEY
 from order_service.worker.claims import claim
+from order_service.worker.claims.changelog_reader import Changelogs
 from order_service.worker.claims.checks import Checks
 from tests.support.claiming import claim_that_stops, open_transaction
 from tests.support.damaged_topics import cut, recreate, write
@@ -114,7 +115,7 @@ def killed_while_a_create_waits(service, module):
 
 
 def a_claim_ends_after_the_next_one(service, module):
-    start, look = vars(claim)["claiming"], Checks.outcomes
+    start, look, compare = vars(claim)["claiming"], Checks.outcomes, Changelogs.check_end
     PLANTED[module[1]]()
     try:
         with claim_that_stops(service, after="claim.checked") as go_on:
@@ -126,6 +127,7 @@ def a_claim_ends_after_the_next_one(service, module):
             heir.end()  # killed, so that it writes no position over the one that was put back
     finally:
         claim.claiming, Checks.outcomes = start, look  # type: ignore[attr-defined, method-assign]
+        Changelogs.check_end = compare  # type: ignore[method-assign]
     service.start_worker(module=module)
 
 

@@ -21,7 +21,7 @@ def test_replicas_are_as_many_as_the_cluster_can_have(cluster, users, tmp_path):
     told = cli("topics", "create", code=13)
     [warning, *said] = told.stderr.splitlines()
     assert "the topics have two replicas" in warning
-    assert [line.partition(" has ")[2] for line in said] == ["2 replicas, expected at least 3 with 3 brokers"] * 6
+    assert [line.partition(" has ")[2] for line in said] == ["2 replicas, expected at least 3 with 3 brokers"] * 7
     lines = [line for line in told.stdout.splitlines() if line.startswith("kafka-")]
     assert len(lines) == 1, "one plan for all topics, since Kafka takes one at a time"
     run_lines(lines, tmp_path)
