@@ -28,7 +28,7 @@ def test_replicas_are_as_many_as_the_cluster_can_have(cluster, users, tmp_path):
     until(lambda: {count for count, _ in replication(service)} == {3}, "all have three replicas")
     told = cli("topics", "check", code=13)
     assert f"the topic {service.names.table} has min.insync.replicas=1, expected 2 to 3 of 3 replicas" in told.stderr
-    assert len(told.stdout.splitlines()) == 6
+    assert len(told.stdout.splitlines()) == 7
     for topic in vars_of(service.names).values():
         service.configure(topic, min_insync_replicas="2")
     assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
