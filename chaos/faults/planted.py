@@ -70,7 +70,7 @@ def claim_without_its_fence() -> None:
 
 
 def claim_without_the_ends_of_its_changelogs() -> None:
-    """Take the end that a committed reader is told for the end, and write the position behind whatever is there."""
+    """Take the end that a committed reader is told for the end, and write the position after whatever is there."""
     take_ends = Checks.take_ends
 
     async def stable_ends(self: Checks) -> dict[Any, int]:
@@ -78,14 +78,14 @@ def claim_without_the_ends_of_its_changelogs() -> None:
         return self._logs.read_to
 
     Checks.take_ends = stable_ends
-    position_behind_anything()
+    position_after_anything()
     claim_without_its_look_at_the_outcomes()
 
 
-def position_behind_anything() -> None:
-    """Write the position of a claim behind records that it has not read."""
+def position_after_anything() -> None:
+    """Write the position of a claim after records that it has not read."""
 
-    def accept(_self: Changelogs, _offsets: list[int]) -> None:
+    def accept(_self: Changelogs, _offsets: dict[Any, int]) -> None:
         """Compare nothing."""
 
     Changelogs.check_end = accept
@@ -198,7 +198,7 @@ def claim_without_its_lock() -> None:
         return start(f"{transactional_id}-{uuid4().hex}", *arguments)
 
     claim.claiming = unlocked
-    position_behind_anything()
+    position_after_anything()
     claim_without_its_look_at_the_outcomes()
 
 

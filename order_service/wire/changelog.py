@@ -1,8 +1,8 @@
 """The records of the changelogs: one format byte, then MessagePack.
 
 Keys:    an order's table record has the order's id; a waiting command has `<order_id> NUL <offset>`;
-         the position of a partition, its release and the barrier of a claim have constant keys, which are not valid
-         ids. The value of a release is the owner that writes no more to the partition.
+         the position of a partition, its release and a claim's barrier (which has no meaning) have constant keys,
+         which are not valid ids. The value of a release is the owner that writes no more to the partition.
 Raises:  HistoryError for an unknown format byte or shape: a worker must stop rather than decide on data that cannot be
          read.
 """

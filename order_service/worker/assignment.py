@@ -228,10 +228,13 @@ class Assignment:
         self._spawn(self._continue(staying), "turns")
         self._start_claims()
 
-    async def stop(self) -> None:
-        """Finish the turn in flight and stop. `is_clean` is True afterwards if the next assignment can continue."""
+    async def stop(self, *, leaves: bool = False) -> None:
+        """Finish the turn in flight and stop. `is_clean` is True afterwards if the next assignment can continue.
+
+        If the worker `leaves` its group, there is no next one: all partitions are released.
+        """
         self._stopping = True
-        self.turns.stop()
+        self.turns.stop(leaves=leaves)
         turn_tasks = [task for task in self._tasks if task.get_name() == "turns"]
         for task in self._tasks.difference(turn_tasks):
             task.cancel()

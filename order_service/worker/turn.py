@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 from msgspec import Struct
 
-from order_service.errors import Stuck
+from order_service.errors import Stuck, TurnRefused, WorkerError
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
 from order_service.wire import changelog
@@ -31,6 +31,8 @@ MAX_COMMANDS: Final = 2_000
 """Commands in one turn: about 50 ms of deciding, so that new commands do not wait long behind a backlog."""
 MAX_BYTES: Final = 4 * 1024 * 1024
 """Bytes of outcomes per turn and lane after which no more waiting orders are released: a commit has a deadline."""
+RELEASE_ALL_WITHIN_S: Final = 5.0
+"""How long a worker that leaves its group tries to release its partitions."""
 AT_A_TIME: Final = 200
 """Commands decided before control returns to the event loop: about 5 ms."""
 
@@ -88,6 +90,7 @@ class TurnLoop:
         self._failpoint = failpoint
         self._wake = asyncio.Event()
         self._stopping = False
+        self._is_leaving_all = False
         self._commit_task: asyncio.Task[None] | None = None
         self._due: dict[int, list[str]] = {}
         self._named = named
@@ -144,6 +147,8 @@ class TurnLoop:
                 await asyncio.sleep(max(0.0, began_at + self._pace(turn) - time.monotonic()))
         await self._wait_for_commit()
         await self._write_last_positions()
+        if self._is_leaving_all:
+            await self._release_all()
 
     def _pace(self, turn: Turn) -> float:
         """Return the minimum time in seconds between the starts of this turn and the next.
@@ -153,9 +158,10 @@ class TurnLoop:
         """
         return self._turn_s if turn.decided + turn.queued > 1 else self._turn_s / 4
 
-    def stop(self) -> None:
-        """Make `run` return after the turn in flight."""
+    def stop(self, *, leaves: bool = False) -> None:
+        """Make `run` return after the turn in flight. If the worker `leaves`, release all of its partitions then."""
         self._stopping = True
+        self._is_leaving_all = leaves
         self._wake.set()
 
     async def _write_last_positions(self) -> None:
@@ -165,6 +171,18 @@ class TurnLoop:
         ]
         if ahead:
             await self._commit(Turn([(lane, lane.take_changes()) for lane in ahead], time.monotonic()))
+
+    async def _release_all(self) -> None:
+        """Release all partitions, so that their next claims need not fence this owner. They do if this fails."""
+        released = frozenset(self._named - self._producer.unavailable(self._names.table).keys())
+        if not released:
+            return
+        try:
+            async with deadline(RELEASE_ALL_WITHIN_S):
+                await self._write(Turn([], time.monotonic(), released))
+        except (TimeoutError, TurnRefused, WorkerError) as error:
+            await self._producer.abandon()
+            log.warning("The partitions could not be released; the next claims fence this worker.", error=repr(error))
 
     async def _wait_for_commit(self) -> None:
         """Wait for the commit in flight. Raises its error."""

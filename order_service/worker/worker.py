@@ -66,7 +66,7 @@ class Worker:
             task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
-        """Finish the turn in flight and stop."""
+        """Finish the turn in flight, release all partitions, and stop."""
         self._leaving = True
         await self.revoked()
         if self._last is not None and self._last.is_clean:
@@ -94,7 +94,7 @@ class Worker:
             assignment, self._assignment = self._assignment, None
             if assignment is not None:
                 try:
-                    await assignment.stop()
+                    await assignment.stop(leaves=self._leaving)
                 except WorkerError as error:  # not through Faust, which does not know our exit codes
                     self._context.end_process(error)
                 self._last = assignment

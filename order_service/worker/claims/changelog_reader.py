@@ -24,6 +24,8 @@ from order_service.worker.claims.progress import Progress
 LOOK_EVERY_S: Final = 1.0
 """A reader that fetches nothing costs 1 % of a processor, and hundreds may wait."""
 FRESH_S: Final = 3.0
+WAIT_MS: Final = 50
+"""The marker of a transaction does not end a wait for records."""
 READ_AT_A_TIME: Final = 500
 DECODED_AT_A_TIME: Final = 500
 """The number of records between two yields to the event loop: some 2 ms each time."""
@@ -66,17 +68,20 @@ class PartitionReader:
         Raises LaneParked for a damaged record, KafkaError if Kafka is unavailable.
         """
         partitions = list(last)
-        while behind := [
-            partition for partition, offset in last.items() if await self._reader.position(partition) <= offset
-        ]:
+        while behind := await self._behind(last):
             try:
-                if not (await self._read_fetched(partitions, apply) or await self._wait_for_record(partitions, apply)):
+                if await self._read_fetched(partitions, apply) or await self._behind(last) != behind:
+                    continue  # a marker at the end is no record
+                if not await self._wait_for_record(partitions, apply):
                     self._progress.open_transactions = self._open_transactions(behind)
             except CorruptRecordException as error:
                 positions = [f"{partition.topic} at {await self._reader.position(partition)}" for partition in last]
                 raise LaneParked(
                     f"a record cannot be read ({error}), in {' or '.join(positions)}. {RESTORE}"
                 ) from error
+
+    async def _behind(self, last: dict[TopicPartition, int]) -> list[TopicPartition]:
+        return [partition for partition, offset in last.items() if await self._reader.position(partition) <= offset]
 
     async def _read_fetched(self, partitions: list[TopicPartition], apply: Apply) -> bool:
         """Apply fetched records, at most `READ_AT_A_TIME`. Return whether there were any."""
@@ -96,7 +101,7 @@ class PartitionReader:
             self._reader.pause(*partitions)
             await asyncio.sleep(LOOK_EVERY_S)
             self._reader.resume(*partitions)
-        fetched = await self._reader.getmany(*partitions, timeout_ms=200, max_records=1)
+        fetched = await self._reader.getmany(*partitions, timeout_ms=WAIT_MS, max_records=1)
         _apply_all(fetched, apply)
         if fetched:
             await self._progress.moved()
@@ -216,14 +221,17 @@ class Changelogs:
     def _known_end(self, topic: str) -> int:
         return max(self.state.next_offsets.get(topic, 0), self.state.ends.get(topic, 0))
 
-    def check_end(self, offsets: list[int]) -> None:
-        """Check that new records of both changelogs have these offsets: that nothing is between them and what was read.
+    def check_end(self, offsets: dict[TopicPartition, int]) -> None:
+        """Check that new records have these offsets: that nothing is between them and what was read.
 
         Raises Stuck otherwise.
         """
-        if offsets != [self.read_to[partition] for partition in self.partitions]:
-            ends = {partition.topic: end for partition, end in self.read_to.items()}
-            raise Stuck(f"partition {self._partition} was read up to {ends}, and the next records are at {offsets}")
+        for (topic, partition), offset in offsets.items():
+            if offset != (end := self.read_to[TopicPartition(topic, partition)]):
+                raise Stuck(
+                    f"{topic} partition {partition} was read up to {end}, and a new record is at {offset}: another"
+                    " program has written there, or a broker has returned an old end"
+                )
 
     async def read(self, ends: dict[TopicPartition, int]) -> None:
         """Read everything before these ends, and decode the new records."""

@@ -9,21 +9,20 @@
 3. Fence:   commit a record to the table's changelog, which Kafka refuses if a newer claim has the lock; then start a
             producer under the owner's id: its open transaction is aborted, its later ones are refused. Claims of
             several partitions that name the same owner share one fence.
-4. End:     read both changelogs up to their ends, uncommitted records included. A read_committed reader gets the last
+4. Catch up: read both changelogs up to their ends, uncommitted records included. A read_committed reader gets the last
             stable offset as the end: a foreign open transaction hides records after it, and the claim waits for them.
             If another owner appears, fence it too and repeat.
 5. Check:   compare the position with the commands, and the table with the outcomes that were written last.
 6. Name:    write the position record that names this worker, and a record to the other changelog, in one transaction.
             It is committed only if both stand directly after what was read. From here the lane runs.
 
-Only the newest claim of a partition can write an owner, and every worker writes under an id that a claim has named.
+Only the newest claim of a partition can write an owner, and every worker decides under an id that a claim has named.
 So the records before the new position are all that any earlier worker has written or will ever write.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
-from uuid import uuid4
 
 import structlog
 from aiokafka import TopicPartition
@@ -42,7 +41,7 @@ from order_service.worker.claims.changelog_reader import Changelogs, ChangelogSt
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import Progress
-from order_service.worker.transactions import DEADLINE_S, TurnProducer, claiming
+from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer, claiming
 
 log = structlog.get_logger()
 
@@ -50,6 +49,8 @@ WARN_AFTER_S: Final = 10.0
 RELEASE_WITHIN_S: Final = 10.0
 """How long a claim waits for a release, unless another claim has fenced the owner. A turn may take as long."""
 RELEASE_POLL_S: Final = 0.2
+_BARRIER: Final = BARRIER_KEY, b""
+"""A record without a meaning: that it can be written, or where, is what a claim wants to know."""
 
 
 class Claimed(Struct, frozen=True):
@@ -107,8 +108,8 @@ class Claimer(Struct, frozen=True):
             await progress.at(f"the ends of the commands and outcomes of partition {partition}")
             position = await self._checked_position(lock, logs, checks)
             self.failpoint("claim.checked")
-        await progress.at(f"a commit to the changelogs of partition {partition}")
-        logs.note_position(position, await self._name_ourselves(lock, logs, position))
+            await progress.at(f"a commit to the changelogs of partition {partition}")
+            logs.note_position(position, await self._name_ourselves(lock, logs, position))
         checks.count_never_read()
         self.failpoint("claim.named")
         return Claimed(position, logs.entries, list(logs.waiting.values()))
@@ -149,48 +150,63 @@ class Claimer(Struct, frozen=True):
     async def _checked_position(self, lock: TurnProducer, logs: Changelogs, checks: Checks) -> Position:
         """Return the position from which this worker continues. Raises LaneParked if a check fails.
 
-        Only the newest claim may park the lane: the next owner may have written to the topics while this one read them.
+        Only the newest claim parks the lane, and only if the changelogs were read completely: the next owner may have
+        written to the topics meanwhile, or a broker may have returned an old end.
         """
         try:
             position = await checks.position(self.owner, len(logs.waiting))
             await checks.outcomes()
         except LaneParked:
-            await self._confirm_lock(lock, logs.partitions[0])
+            table, waiting = logs.partitions
+            is_lost = logs.read_to[waiting] == 0  # an empty one stays empty, since that shows the loss
+            await self._write_at_end(lock, logs, dict.fromkeys([table] if is_lost else [table, waiting], _BARRIER))
             raise
         return position
 
     async def _confirm_lock(self, lock: TurnProducer, table: TopicPartition) -> None:
         """Commit a record to the table's changelog: Kafka refuses it if a newer claim has the lock."""
-        try:
-            async with deadline(DEADLINE_S):
-                await lock.begin()
-                await lock.commit(await lock.send_all(table.topic, table.partition, [(BARRIER_KEY, uuid4().bytes, [])]))
-        except TimeoutError as error:
-            raise Stuck(f"a record to {table} is not committed within {DEADLINE_S:.0f} s") from error
+        await _write(lock, {table: _BARRIER}, lambda _offsets: None)
 
     async def _name_ourselves(self, lock: TurnProducer, logs: Changelogs, position: Position) -> int:
         """Write the position to the table's changelog, and a record to the other one. Return the position's offset.
 
-        Raises Stuck if one of the two does not stand directly after what was read: a broker that did not know its
-        successor returned an old end. The other changelog is never empty then, so an empty one is a lost one.
+        So once a partition has a position, its other changelog is not empty: an empty one was lost.
         """
         table, waiting = logs.partitions
         self.named.add(table.partition)
-        try:
-            async with deadline(DEADLINE_S):
-                await lock.begin()
-                sent = await lock.send_all(
-                    table.topic, table.partition, [(POSITION_KEY, changelog.encode(position), [])]
-                )
-                sent += await lock.send_all(waiting.topic, waiting.partition, [(BARRIER_KEY, uuid4().bytes, [])])
-                offsets = [metadata.offset for metadata in await lock.wait_for_acks(sent)]
-                logs.check_end(offsets)
-                await lock.commit(sent)
-        except TimeoutError as error:
-            raise Stuck(
-                f"the position of partition {table.partition} is not committed within {DEADLINE_S:.0f} s"
-            ) from error
-        return int(offsets[0])
+        records = {table: (POSITION_KEY, changelog.encode(position)), waiting: _BARRIER}
+        return (await self._write_at_end(lock, logs, records))[table]
+
+    async def _write_at_end(
+        self, lock: TurnProducer, logs: Changelogs, records: dict[TopicPartition, tuple[bytes, bytes]]
+    ) -> dict[TopicPartition, int]:
+        """Write a record to each changelog, directly after what was read. Return the offsets.
+
+        Raises Stuck if other records come before one of them: another program has written there, such as a worker that
+        compares its clock, or a broker that did not know its successor has returned an old end. The claim starts again.
+        """
+        return await _write(lock, records, logs.check_end)
+
+
+async def _write(
+    lock: TurnProducer,
+    records: dict[TopicPartition, tuple[bytes, bytes]],
+    check: Callable[[dict[TopicPartition, int]], None],
+) -> dict[TopicPartition, int]:
+    """Write a record to each partition in one transaction, and commit it if `check` accepts their offsets."""
+    try:
+        async with deadline(DEADLINE_S):
+            await lock.begin()
+            sent: list[Sent] = []
+            for (topic, partition), (key, value) in records.items():
+                sent += await lock.send_all(topic, partition, [(key, value, [])])
+            acknowledged = await lock.wait_for_acks(sent)
+            offsets = {at: metadata.offset for at, metadata in zip(records, acknowledged, strict=True)}
+            check(offsets)
+            await lock.commit(sent)
+    except TimeoutError as error:
+        raise Stuck(f"records to {list(records)} are not committed within {DEADLINE_S:.0f} s") from error
+    return offsets
 
 
 async def claim_until_done(

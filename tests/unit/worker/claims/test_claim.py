@@ -12,7 +12,7 @@ from msgspec import structs
 from order_service.errors import Fenced, LaneParked, Stuck
 from order_service.wire.changelog import POSITION_KEY, RELEASE_KEY, encode
 from order_service.worker.claims.changelog_reader import CONTINUED_FOR_S, ChangelogState
-from order_service.worker.claims.claim import Claimer
+from order_service.worker.claims.claim import Claimer, claim_until_done
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.samples import create
 from tests.unit.worker.blocking import block_loop, shorten
@@ -44,6 +44,7 @@ class Partition(Topics):
         super().__init__({NAMES.table: table, NAMES.waiting: [BARRIER], NAMES.commands: commands, NAMES.events: events})
         self.calls = []
         self.fenced = set()
+        self.open = []
 
     @asynccontextmanager
     async def reader(self):
@@ -51,7 +52,11 @@ class Partition(Topics):
 
     @asynccontextmanager
     async def claiming(self, *_):
-        yield self
+        try:
+            yield self
+        finally:
+            for place, offset in self.open:  # aborted
+                self._records[place] = [*self._records[place][:offset], BARRIER, *self._records[place][offset + 1 :]]
 
     async def getmany(self, *places, timeout_ms, max_records):
         fetched = await super().getmany(*places, timeout_ms=timeout_ms, max_records=max_records)
@@ -69,6 +74,7 @@ class Partition(Topics):
         place = TopicPartition(topic, partition)
         offset = len(self._records[place])
         self._records[place] = [*self._records[place], *records]
+        self.open.append((place, offset))
         return [RecordMetadata(topic, partition, place, offset, 0, 0, 0)]
 
     async def wait_for_acks(self, sent):
@@ -76,6 +82,7 @@ class Partition(Topics):
 
     async def commit(self, sent):
         self.calls.append("commit")
+        self.open = []
         return sent
 
     def write(self, *records, topic=NAMES.table):
@@ -358,7 +365,7 @@ async def test_a_claim_reads_what_an_open_transaction_hides_and_what_comes_after
 
 
 @pytest.mark.parametrize("topic", [NAMES.table, NAMES.waiting])
-async def test_a_position_is_not_committed_behind_a_record_that_was_not_read(claim, topic):
+async def test_a_position_is_not_committed_after_a_record_that_was_not_read(claim, topic):
     partition = Partition()
     partition.write(RELEASED)
 
@@ -366,7 +373,7 @@ async def test_a_position_is_not_committed_behind_a_record_that_was_not_read(cla
         if step == "claim.checked":
             partition.write(BARRIER, topic=topic)
 
-    with pytest.raises(Stuck, match="was read up to"):
+    with pytest.raises(Stuck, match="a new record is at"):
         await claim(partition, failpoint=add)
     assert "commit" not in partition.calls
 
@@ -390,3 +397,37 @@ class Unmatched(Partition):
 async def test_only_the_newest_claim_parks_its_lane(claim, is_newest, error):
     with pytest.raises(error):
         await claim(Unmatched(is_newest=is_newest))
+
+
+async def test_a_claim_that_did_not_read_all_is_tried_again(monkeypatch):
+    partition = Partition()
+    monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
+
+    def add_once(step):
+        if step == "claim.checked" and "claim.checked" not in partition.calls:
+            partition.write((POSITION_KEY, encode(at(6)), []))
+        partition.calls.append(step)
+
+    claimer = claimer_of(partition, "next", add_once)
+    claimed = await claim_until_done(claimer, 0, ChangelogState(), Progress(ClaimSlots(1)), pause_s=0)
+    assert (claimed.position.owner, claimed.position.next_offset) == ("next", 6)
+
+
+class Stale(Partition):
+    """A partition whose table is read from a broker that was cut off: it does not know the last records."""
+
+    def __init__(self):
+        super().__init__()
+        self.write(RELEASED)
+        self._records[TABLE] = self._records[TABLE][1:]
+
+    async def send_all(self, topic, partition, records):
+        sent = await super().send_all(topic, partition, records)
+        return [metadata._replace(offset=50) for metadata in sent]
+
+
+async def test_a_lane_does_not_park_because_of_records_that_were_not_read(claim):
+    partition = Stale()
+    with pytest.raises(Stuck, match="a new record is at 50"):
+        await claim(partition)
+    assert "commit" not in partition.calls
