@@ -2,6 +2,7 @@
 
 import signal
 
+from tests.support.deciding import end
 from tests.support.samples import SHOP, but, create, pay
 from tests.support.service import GRACE_S, histories, until
 from tests.support.users import hanging
@@ -55,6 +56,18 @@ def has_written_its_positions(service):
         batches.setdefault(event.partition(), {}).setdefault(event.timestamp()[1], event.offset())
     positions = service.positions()
     return all(positions[partition].ends.events > max(firsts.values()) for partition, firsts in batches.items())
+
+
+def test_the_partitions_of_a_worker_that_was_stopped_are_claimed_without_a_fence(service):
+    first = service.start_worker().wait_lanes(4)
+    commands = histories(10)
+    service.send(commands[:25])
+    service.wait_outcomes(25)
+    end(first)
+    service.start_worker(("claim.fenced", 1, "SIGKILL")).wait_lanes(4)
+    service.send(commands[25:])
+    service.wait_outcomes(len(commands))
+    service.check(commands)
 
 
 def test_a_lane_that_another_worker_has_claimed_meanwhile_is_claimed_again(service):

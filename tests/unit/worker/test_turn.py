@@ -3,10 +3,12 @@
 import asyncio
 from typing import Any
 
+import pytest
 from aiokafka import ConsumerRecord
+from structlog.testing import capture_logs
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import HistoryError
+from order_service.errors import Fenced, HistoryError, Stuck, TurnRefused
 from order_service.wire.changelog import RELEASE_KEY
 from order_service.wire.commands import encode_json_command
 from order_service.worker.clock import Clock
@@ -159,6 +161,49 @@ async def test_a_partition_that_goes_is_released_when_it_can_be_written_to():
     await running
     released: Any = (RELEASE_KEY, written.transactional_id.encode(), [])
     assert written.records == [(NAMES.table, 8, released), (NAMES.table, 7, released)]
+
+
+async def test_a_worker_that_leaves_releases_all_partitions_that_can_be_written_to():
+    written: Any = Written()
+    written.away = {7: "orders.table.v1-7 has no leader"}
+    named = {0, 7, 8}
+    turns, _ = turns_over([lane_with(0, {})], written, lambda _step: None, named=named)
+    turns.stop(leaves=True)
+    await turns.run()
+    assert sorted(written.records) == [
+        (NAMES.table, partition, (RELEASE_KEY, written.transactional_id.encode(), [])) for partition in (0, 8)
+    ]
+    assert named == {7}
+
+
+class Failing(Written):
+    """A producer whose transactions fail, or (without an error) do not end."""
+
+    error: Exception | None = None
+    is_abandoned = False
+
+    async def begin(self):
+        if self.error is not None:
+            raise self.error
+        await asyncio.get_running_loop().create_future()
+
+    async def abandon(self):
+        self.is_abandoned = True
+
+
+@pytest.mark.parametrize("error", [None, Fenced("another worker"), Stuck("it failed"), TurnRefused("forgotten", {})])
+async def test_a_release_that_fails_does_not_keep_a_worker_from_leaving(monkeypatch, error):
+    monkeypatch.setattr("order_service.worker.turn.RELEASE_ALL_WITHIN_S", 0.01)
+    written: Any = Failing()
+    written.error = error
+    turns, _ = turns_over([lane_with(0, {})], written, lambda _step: None, named={0})
+    turns.stop(leaves=True)
+    with capture_logs() as logs:
+        await turns.run()
+    assert [entry["event"] for entry in logs] == [
+        "The partitions could not be released; the next claims fence this worker."
+    ]
+    assert written.is_abandoned
 
 
 async def until_equal(value, expected):
