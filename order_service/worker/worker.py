@@ -13,6 +13,8 @@ from order_service.domain.decision import UserCheck
 from order_service.domain.messages import CreateOrder
 from order_service.domain.validation import is_id
 from order_service.errors import (
+    LaneParked,
+    ParkingReason,
     RunLost,
     TopicsError,
     TurnRefused,
@@ -104,7 +106,9 @@ class Worker:
     def damaged(self, partition: int, reason: str) -> None:
         """Park the lane of a partition with a damaged batch. The other partitions are fetched again."""
         message = f"a batch of {self._context.names.commands}-{partition} is damaged: {reason}"
-        self._start(self._claim_again(None, TurnRefused(message, {partition: message})))
+        self._start(
+            self._claim_again(None, TurnRefused(message, {partition: message}), reason=ParkingReason.DAMAGED_BATCH)
+        )
 
     def _on_refused(self, assignment: Assignment, error: TurnRefused) -> None:
         now = time.monotonic()
@@ -119,7 +123,13 @@ class Worker:
         task.add_done_callback(self._restarts.discard)
         task.add_done_callback(self._ended)
 
-    async def _claim_again(self, refused: Assignment | None, error: TurnRefused) -> None:
+    async def _claim_again(
+        self,
+        refused: Assignment | None,
+        error: TurnRefused,
+        *,
+        reason: ParkingReason = ParkingReason.REFUSED_BY_KAFKA,
+    ) -> None:
         """Claim the partitions of an assignment again, without the lanes that Kafka refused; None is the current one.
 
         After a refused turn, memory is ahead of the log: all lanes are restored, under a new owner id. Interrupted
@@ -136,14 +146,15 @@ class Worker:
                 "Fetching the partitions again." if assignment.is_clean else "Claiming the partitions again.",
                 reason=str(error),
             )
-            repeated = self._suspected_again(error.suspects)
-            lanes = {
-                partition: reason for partition, reason in error.lanes.items() if partition in assignment.partitions
+            refusals = error.lanes | self._suspected_again(error.suspects)
+            parked = assignment.parked | {
+                partition: LaneParked(reason, detail)
+                for partition, detail in refusals.items()
+                if partition in assignment.partitions
             }
-            parked = assignment.parked | lanes | repeated
             self._assignment = self._new_assignment(assignment.partitions, assignment)
-            for partition, reason in parked.items():
-                self._assignment.park(partition, reason)
+            for partition, why in parked.items():
+                self._assignment.park(partition, why.reason, why.detail)
             self._assignment.start()
 
     def _suspected_again(self, suspects: dict[int, str]) -> dict[int, str]:
@@ -176,7 +187,8 @@ class Worker:
         try:
             received = [decode_record(record) for record in run.records]
         except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
-            assignment.park(partition, f"the records from offset {run.records[0].offset} on cannot be decoded", error)
+            detail = f"the records from offset {run.records[0].offset} on cannot be decoded"
+            assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
             return
         for _, command in received:
             if type(command) is CreateOrder and is_id(command.user_id):  # other ids need no user check
@@ -194,7 +206,7 @@ class Worker:
     def unreadable(self, partition: int, reason: str) -> None:
         """Park a running lane whose commands cannot be fetched. A report for any other lane is outdated."""
         if self._assignment is not None and partition in self._assignment.lanes:
-            self._assignment.park(partition, reason)
+            self._assignment.park(partition, ParkingReason.COMMANDS_OUT_OF_RANGE, reason)
 
     def positions(self) -> dict[int, int]:
         """Return the next offset of each running lane, to commit to the group."""
@@ -214,9 +226,7 @@ class Worker:
             return ["no partitions are assigned yet"]
         if self._context.fetching.partition_count() is None:
             return [f"the topic {self._context.names.commands} does not exist"]
-        faults = [
-            f"partition {partition} is parked: {reason}" for partition, reason in sorted(assignment.parked.items())
-        ]
+        faults = [f"partition {partition} is parked: {why}" for partition, why in sorted(assignment.parked.items())]
         faults += assignment.claims()
         faults += [
             f"partition {partition} waits for Kafka: {reason}"
