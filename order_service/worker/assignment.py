@@ -29,6 +29,7 @@ from order_service.errors import (
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
 from order_service.settings import Settings
 from order_service.users.client import UserClient
@@ -196,13 +197,15 @@ class Assignment:
         """Return the partitions that are being claimed."""
         return sorted(self.partitions - self.lanes.keys() - self.parked.keys())
 
-    def claims(self) -> list[str]:
-        """Return a line for each open claim, with what it waits for."""
+    def claims(self) -> list[ReadinessFault]:
+        """Return a fault for each open claim, with what it waits for."""
         lines = []
         for partition in self.claiming():
             progress = self._claims.get(partition)
             waits_for = "" if progress is None else progress.waits_for()
-            lines.append(f"partition {partition} is being claimed" + (f": {waits_for}" if waits_for else ""))
+            lines.append(
+                NotReady.LANE_CLAIMED.fault(partition=partition, progress=f": {waits_for}" if waits_for else "")
+            )
         return lines
 
     def open_transactions(self) -> dict[TopicPartition, float]:

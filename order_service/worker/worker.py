@@ -20,6 +20,7 @@ from order_service.errors import (
     TurnRefused,
     WorkerError,
 )
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
@@ -219,23 +220,29 @@ class Worker:
         assignment = self._assignment
         return assignment is None or bool(assignment.claiming())
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[ReadinessFault]:
         """Return the reasons why this worker is not ready, empty if it is."""
         assignment = self._assignment
         if assignment is None:
-            return ["no partitions are assigned yet"]
+            return [NotReady.NO_ASSIGNMENT.fault()]
         if self._context.fetching.partition_count() is None:
-            return [f"the topic {self._context.names.commands} does not exist"]
-        faults = [f"partition {partition} is parked: {why}" for partition, why in sorted(assignment.parked.items())]
+            return [NotReady.NO_COMMANDS_TOPIC.fault(topic=self._context.names.commands)]
+        faults = [
+            NotReady.LANE_PARKED.fault(partition=partition, why=why)
+            for partition, why in sorted(assignment.parked.items())
+        ]
         faults += assignment.claims()
         faults += [
-            f"partition {partition} waits for Kafka: {reason}"
-            for partition, reason in sorted(assignment.turns.unavailable.items())
+            NotReady.LANE_WAITS_FOR_KAFKA.fault(partition=partition, why=why)
+            for partition, why in sorted(assignment.turns.unavailable.items())
         ]
-        faults += [f"partition {partition} waits for the schema registry" for partition in assignment.lookups.waiting]
+        faults += [
+            NotReady.LANE_WAITS_FOR_REGISTRY.fault(partition=partition) for partition in assignment.lookups.waiting
+        ]
         faults += self._stalls.faults()
         faults += self._topics.faults
-        return faults + ([self._context.users.problem] if self._context.users.problem else [])
+        refusal = self._context.users.problem
+        return faults + ([] if refusal is None else [NotReady.CREDENTIAL_REFUSED.fault(why=refusal)])
 
     def _is_awaited(self, user_id: str) -> bool:
         return self._assignment is not None and any(
