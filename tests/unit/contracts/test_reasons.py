@@ -14,7 +14,6 @@ from order_service.runtime.readiness import NotReady
 from order_service.settings import Settings, variable
 from order_service.wire.dead_letters import DeadLetterReason
 
-PAGE = reasons_page.text()
 METRICS_OF = (order_service.views.process, order_service.worker.metrics)
 """The modules whose import registers the metrics that the page names."""
 
@@ -47,20 +46,20 @@ def test_the_exit_codes_are_those_of_all_exceptions_at_any_depth(monkeypatch):
 
 
 def test_each_lane_reason_is_a_heading_that_a_link_can_name():
-    assert re.findall(r"^### `(\w+)`$", PAGE, flags=re.MULTILINE) == list(ParkingReason)
+    assert re.findall(r"^### `(\w+)`$", reasons_page.text(), flags=re.MULTILINE) == list(ParkingReason)
 
 
 def test_a_not_ready_text_is_shown_as_readiness_shows_it_without_its_values():
     assert (
         NotReady.LANE_PARKED.fault(partition=3, why="table_lost: it is") == "partition 3 is parked: table_lost: it is"
     )
-    assert "| `partition ... is parked: ...` |" in PAGE
+    assert "| `partition ... is parked: ...` |" in reasons_page.text()
 
 
 def test_each_setting_and_metric_that_the_page_names_exists():
     settings = {variable(field) for field in Settings.model_fields}
-    assert set(re.findall(r"`((?:ORDERS|KAFKA|SCHEMA|USER)_\w+)", PAGE)) <= settings
+    assert set(re.findall(r"`((?:ORDERS|KAFKA|SCHEMA|USER)_\w+)", reasons_page.text())) <= settings
     metrics = {name for family in REGISTRY.collect() for name in (family.name, f"{family.name}_total")}
-    named = set(re.findall(r"`(orders_\w+)`", PAGE))
+    named = set(re.findall(r"`(orders_\w+)`", reasons_page.text()))
     assert len(named) > 5
     assert named <= metrics
