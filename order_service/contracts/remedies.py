@@ -241,8 +241,8 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
     ),
     NotReady.CLOCK_COMPARED: Remedy(
         "The worker compares its clock with Kafka's before it joins.",
-        "If it stays, the log has the error of Kafka.",
-        "Nothing, or let the worker write to `orders.table.v1`.",
+        "The log has an error of Kafka, if there is one.",
+        "Nothing: it takes seconds.",
         _READY,
     ),
     NotReady.CLOCK_WRONG: Remedy(
@@ -272,7 +272,7 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
     NotReady.NO_COMMANDS_TOPIC: Remedy(
         "The commands topic does not exist: it was deleted while the worker runs.",
         "`order-service topics check`",
-        "Restore the topic, or run `order-service topics create`. The lanes then park with `commands_truncated`.",
+        "Restore the topic, or run `order-service topics create`. The lanes then park.",
         _READY,
     ),
     NotReady.LANE_PARKED: Remedy(
