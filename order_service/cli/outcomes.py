@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Final
 
 from aiokafka.structs import ConsumerRecord, TopicPartition
@@ -28,33 +29,41 @@ Parts = list[tuple[str, str]]
 """A line, as `show.line` takes it: texts with their styles."""
 
 
-async def show_outcomes(settings: Settings) -> None:
-    """Show outcomes from now on, until cancelled. While Kafka cannot be read, say why once, and try again."""
+async def show_outcomes(settings: Settings, on_begun: Callable[[], object]) -> None:
+    """Show outcomes until cancelled: all those that come after `on_begun` is called, which is once.
+
+    While Kafka cannot be read, say why once, and try again.
+    """
     lines = Lines()
     positions: dict[TopicPartition, int] = {}
     last_reason = ""
+    begin = cache(on_begun)  # calls it once
     while True:
         try:
-            await _follow(settings, positions, lines)
+            async with Reader(settings) as reader:
+                positions = positions or await _ends(reader)
+                begin()
+                await _follow(reader, positions, lines)
         except OrderServiceError as error:
             if str(error) != last_reason:
                 last_reason = str(error)
                 _print([("not shown for now: ", "yellow"), (last_reason, "")])
+        begin()
         await asyncio.sleep(TRY_AGAIN_S)
 
 
-async def _follow(settings: Settings, positions: dict[TopicPartition, int], lines: "Lines") -> None:
-    """Show the records from these positions, or from the ends without any, and keep the positions up to date."""
-    async with Reader(settings) as reader:
-        names = reader.names
-        if not positions:
-            topics = (names.events, names.rejections, names.dead_letters)
-            positions |= await reader.ends(await reader.partitions(*topics))
-        async for records in reader.follow_many(positions):
-            for record in records:
-                positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
-                lines.add(record, names)
-            lines.count_hidden()
+async def _ends(reader: Reader) -> dict[TopicPartition, int]:
+    names = reader.names
+    return await reader.ends(await reader.partitions(names.events, names.rejections, names.dead_letters))
+
+
+async def _follow(reader: Reader, positions: dict[TopicPartition, int], lines: "Lines") -> None:
+    """Show the records from these positions on, and keep the positions up to date."""
+    async for records in reader.follow_many(positions):
+        for record in records:
+            positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
+            lines.add(record, reader.names)
+        lines.count_hidden()
 
 
 def _print(parts: Parts) -> None:

@@ -53,12 +53,13 @@ def run(
     *,
     report: Report,
     on_ready: Callable[[Running], object],
-    beside: Callable[[Settings], Awaitable[object]] | None = None,
+    beside: Callable[[Settings, Callable[[], object]], Awaitable[object]] | None = None,
 ) -> int:
     """Run everything until SIGINT or SIGTERM, then stop it; return the exit code.
 
-    `report` gets a line for each step, `on_ready` once the addresses. `beside` runs in this process while all is ready,
-    with the settings to reach Kafka. Raises EmbeddedError or PortTakenError with one line if the run cannot start.
+    `report` gets a line for each step, `on_ready` once the addresses. `beside` runs in this process from when all is
+    ready, with the settings to reach Kafka; `on_ready` then waits until it has begun. Raises EmbeddedError or
+    PortTakenError with one line if the run cannot start.
     """
     # Until the supervisor takes over, SIGTERM must stop a running Maven, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -104,18 +104,18 @@ def test_a_text_of_any_length_and_of_any_bytes_is_one_short_line(capsys):
 
 async def test_while_kafka_is_away_the_reason_is_shown_once_and_the_run_goes_on(capsys, monkeypatch):
     monkeypatch.setattr("order_service.cli.outcomes.TRY_AGAIN_S", 0.0)
-    servers, attempts = f"127.0.0.1:{free_port()}", []
+    servers, attempts, begun = f"127.0.0.1:{free_port()}", [], []
 
     def reader(settings):
         attempts.append(settings)
         return Reader(settings)
 
     monkeypatch.setattr("order_service.cli.outcomes.Reader", reader)
-    task = asyncio.create_task(show_outcomes(Settings(kafka_bootstrap_servers=servers)))
+    task = asyncio.create_task(show_outcomes(Settings(kafka_bootstrap_servers=servers), lambda: begun.append(1)))
     async with asyncio.timeout(60):
         while len(attempts) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-    assert not task.done()
+    assert (task.done(), begun) == (False, [1])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

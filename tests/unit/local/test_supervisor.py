@@ -179,8 +179,9 @@ async def test_the_next_child_starts_when_the_one_before_is_ready(tmp_path):
 async def test_what_runs_beside_begins_when_all_are_ready_and_ends_before_the_children():
     lines = Lines()
 
-    async def beside():
+    async def beside(on_ready):
         lines.write("beside | begins")
+        on_ready()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -189,21 +190,18 @@ async def test_what_runs_beside_begins_when_all_are_ready_and_ends_before_the_ch
     ends = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('child ends', flush=True)));"
     child = python("worker", f"{ends} {OBEYS}")
     task = asyncio.create_task(run(child, lines=lines, on_ready=lambda: lines.write("run | ready"), beside=beside))
-    await lines.until("beside | begins")
+    await lines.until("run | ready")
     await lines.pids(1)
     assert await stop(task) == 0
-    assert [line for line in lines if not line.startswith("worker")] == [
-        "run | ready",
-        "beside | begins",
-        "beside | ends",
-    ]
+    others = [line for line in lines if not line.startswith("worker")]
+    assert others == ["beside | begins", "run | ready", "beside | ends"]
     assert lines.index("beside | ends") < lines.index("worker | child ends\n")
 
 
 async def test_a_bug_in_what_runs_beside_ends_the_run():
     lines = Lines()
 
-    async def beside():
+    async def beside(_on_ready):
         await lines.pids(1)
         raise TypeError("a bug")
 
