@@ -6,6 +6,7 @@ response: `web.http.problems.Problem`.
 
 import errno
 from collections.abc import Iterable
+from enum import StrEnum
 
 
 class OrderServiceError(Exception):
@@ -133,8 +134,38 @@ class TopicsError(OrderServiceError):
     exit_code = 13
 
 
+class ParkingReason(StrEnum):
+    """Every reason for which a lane parks: a closed set, for the log, readiness and the documents."""
+
+    COMMANDS_DELETED = "commands_deleted"
+    COMMANDS_TRUNCATED = "commands_truncated"
+    COMMANDS_RECREATED = "commands_recreated"
+    COMMANDS_OUT_OF_RANGE = "commands_out_of_range"
+    TABLE_LOST = "table_lost"
+    TABLE_LOST_TAIL = "table_lost_tail"
+    WAITING_LOST = "waiting_lost"
+    WAITING_LOST_TAIL = "waiting_lost_tail"
+    WAITING_DIFFERS = "waiting_differs"
+    OUTCOMES_LOST_TAIL = "outcomes_lost_tail"
+    CHANGELOG_UNREADABLE = "changelog_unreadable"
+    DAMAGED_BATCH = "damaged_batch"
+    REFUSED_BY_KAFKA = "refused_by_kafka"
+    CANNOT_CLAIM = "cannot_claim"
+    CANNOT_FETCH = "cannot_fetch"
+    CANNOT_DECODE = "cannot_decode"
+    CANNOT_DECIDE = "cannot_decide"
+
+
 class LaneParked(OrderServiceError):
-    """A lane cannot start or continue: its partition pauses until an operator acts, and the others continue."""
+    """A lane cannot start or continue: its partition pauses until an operator acts, and the others continue.
+
+    `reason` is its name in docs/operations/reasons.md; `detail` says what is wrong in this partition.
+    """
+
+    def __init__(self, reason: ParkingReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
 
 
 class TurnRefused(OrderServiceError):

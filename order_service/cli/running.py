@@ -1,6 +1,7 @@
 """The commands that run everything at once (`up`) or its parts, and those for their topics and settings."""
 
 import asyncio
+import logging
 import time
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from msgspec import structs
 from order_service.cli import show
 from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
+from order_service.cli.outcomes import show_outcomes
 from order_service.errors import cannot_listen
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import Comparison, compare_topics, create_topics, fix_lines, topic_configs, topic_names
@@ -18,16 +20,18 @@ from order_service.runtime.signals import exit_on_signal, run_until_signal
 from order_service.settings import Settings
 
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, like ORDERS_LOG=json.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not show the outcomes of commands. --json implies it.")]
 
 topics = typer.Typer(no_args_is_help=True, help="Create the topics, or check their configuration.")
 
 
-def up(as_json: AsJson = False) -> None:
+def up(quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Run everything on this machine: Kafka, User Service stub, worker, projector, HTTP. Ctrl-C stops it."""
     from order_service.local import up as local_run  # noqa: PLC0415 - other commands start without it
 
     settings = read_settings()
     logs.configure("json" if as_json else settings.log or "console")
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # our line about Kafka has what matters
     started_at = time.monotonic()
 
     def ready(running: local_run.Running) -> None:
@@ -37,7 +41,9 @@ def up(as_json: AsJson = False) -> None:
         else:
             typer.echo("\n".join(local_run.ready_lines(running, took_s)))
 
-    raise typer.Exit(local_run.run(settings, report=lambda line: typer.echo(line, err=True), on_ready=ready))
+    beside = None if quiet or as_json else show_outcomes
+    code = local_run.run(settings, report=lambda line: typer.echo(line, err=True), on_ready=ready, beside=beside)
+    raise typer.Exit(code)
 
 
 def worker(

@@ -10,7 +10,7 @@ import fcntl
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +21,8 @@ from order_service.errors import EmbeddedError, TopicsError
 from order_service.local.watcher import kill_group, watched
 
 Write = Callable[[str], object]
+Beside = Callable[[Callable[[], object]], Awaitable[object]]
+"""Work in this process, beside the children; it gets what to call when it has begun."""
 
 POLL_S = 0.05
 """How often to check whether a child is ready, and whether it has ended."""
@@ -121,14 +123,15 @@ class Supervisor:
         ]
         self._stop_within_s = stop_within_s
 
-    async def run(self, on_ready: Callable[[], object] = lambda: None) -> int:
+    async def run(self, on_ready: Callable[[], object] = lambda: None, beside: Beside | None = None) -> int:
         """Run until SIGINT or SIGTERM (0) or until a child is given up (its exit code), then stop all.
 
-        `on_ready` is called once, when every child has been ready.
+        `on_ready` is called once, when every child has been ready. `beside` runs from then on, and is cancelled first;
+        it calls `on_ready` itself, when it has begun.
         """
         result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         with _signals(lambda: _finish(result, 0)):
-            starting = asyncio.create_task(self._start_all(result, on_ready))
+            starting = asyncio.create_task(self._start_all(on_ready, beside, result))
             starting.add_done_callback(lambda task: _settle(result, task, only_errors=True))
             try:
                 return await result
@@ -136,11 +139,16 @@ class Supervisor:
                 starting.cancel()
                 await self._stop_all()
 
-    async def _start_all(self, result: asyncio.Future[int], on_ready: Callable[[], object]) -> int:
+    async def _start_all(
+        self, on_ready: Callable[[], object], beside: Beside | None, result: asyncio.Future[int]
+    ) -> int:
         for runner in self._runners:
             runner.start().add_done_callback(lambda task: _settle(result, task))
             await runner.ready.wait()
-        on_ready()
+        if beside is None:
+            on_ready()
+        else:
+            await beside(on_ready)
         return 0
 
     async def _stop_all(self) -> None:

@@ -8,7 +8,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -47,11 +48,18 @@ class Running(Struct, frozen=True):
     """The settings that another terminal needs to use this run."""
 
 
-def run(settings: Settings, *, report: Report, on_ready: Callable[[Running], object]) -> int:
+def run(
+    settings: Settings,
+    *,
+    report: Report,
+    on_ready: Callable[[Running], object],
+    beside: Callable[[Settings, Callable[[], object]], Awaitable[object]] | None = None,
+) -> int:
     """Run everything until SIGINT or SIGTERM, then stop it; return the exit code.
 
-    `report` gets a line for each step, `on_ready` once the addresses. Raises EmbeddedError or PortTakenError with one
-    line if the run cannot start.
+    `report` gets a line for each step, `on_ready` once the addresses. `beside` runs in this process from when all is
+    ready, with the settings to reach Kafka; `on_ready` then waits until it has begun. Raises EmbeddedError or
+    PortTakenError with one line if the run cannot start.
     """
     # Until the supervisor takes over, SIGTERM must stop a running Maven, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -70,7 +78,9 @@ def run(settings: Settings, *, report: Report, on_ready: Callable[[Running], obj
     health = {name: f"{_url(settings.host, port)}/health/ready" for name, port in admin_ports.items()}
     running = Running(_url(settings.host, settings.http_port), servers, _without_user(url), health, hints)
     supervisor = Supervisor([_announced(child, report) for child in children])
-    code = asyncio.run(supervisor.run(lambda: on_ready(running)))
+    reachable = settings.model_copy(update={"kafka_bootstrap_servers": servers})
+    watching = None if beside is None else partial(beside, reachable)
+    code = asyncio.run(supervisor.run(lambda: on_ready(running), watching))
     report("everything has stopped")
     return code
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from order_service.errors import cannot_listen
+from order_service.runtime.readiness import ReadinessFault
 
 STOP_WITHIN_S: Final = 5.0
 
@@ -24,7 +25,7 @@ class AdminServer:
     process may work and have faults. Both may be replaced at any time, and are called from another thread.
     """
 
-    def __init__(self, host: str, port: int, faults: Callable[[], list[str]]) -> None:
+    def __init__(self, host: str, port: int, faults: Callable[[], list[ReadinessFault]]) -> None:
         self.faults = faults
         self.is_starting: Callable[[], bool] = lambda: True
         self._host = host

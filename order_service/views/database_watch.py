@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from order_service.runtime.readiness import NotReady, ReadinessFault
+
 SILENT_AFTER_S: Final = 15.0
 """The limit for one query; longer than a statement waits for another writing process (`tables.BUSY_S`)."""
 
@@ -29,8 +31,8 @@ class DatabaseWatch:
         finally:
             self._started_at = None
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[ReadinessFault]:
         """Return a fault if the database has not answered for too long. The admin server's thread calls this."""
         started_at = self._started_at
         silent_s = 0.0 if started_at is None else self._clock() - started_at
-        return [f"the database has not answered for {silent_s:.0f} s"] if silent_s > SILENT_AFTER_S else []
+        return [NotReady.DATABASE_SILENT.fault(seconds=round(silent_s))] if silent_s > SILENT_AFTER_S else []

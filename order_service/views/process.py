@@ -14,6 +14,7 @@ from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
 from order_service.runtime.admin import AdminServer
 from order_service.runtime.garbage_collector import collect_less_often
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
 from order_service.views.projector import Projection, follow
@@ -23,7 +24,6 @@ from order_service.views.tables import database_of, open_database, prepare, tran
 log = structlog.get_logger()
 
 LOG_EVERY_S: Final = 5.0
-HELP: Final = "to continue, see `order-service views --help`"
 STOPPED: Final = Gauge(
     "orders_views_stopped",
     "1 for each partition that is stopped at a bad record.",
@@ -86,23 +86,26 @@ class BuildProgress:
             log.info("A partition has a leader again.", topic=topic, partition=partition)
         self._leaderless = now
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[ReadinessFault]:
         """Return why the views should not be read yet, and which partitions are stopped or have no leader."""
-        stopped = [f"{record.text} ({HELP})" for record in self._bad.values()]
+        stopped = [
+            NotReady.VIEWS_STOPPED.fault(partition=partition, topic=topic, offset=record.offset, why=record.reason)
+            for (topic, partition), record in self._bad.items()
+        ]
         leaderless = [
-            f"partition {partition} of {topic} has no leader: its views are not updated"
+            NotReady.VIEWS_LEADERLESS.fault(partition=partition, topic=topic)
             for topic, partition in sorted(self._leaderless)
         ]
         return self._faults() + stopped + leaderless
 
-    def _faults(self) -> list[str]:
+    def _faults(self) -> list[ReadinessFault]:
         match self._left:
             case None:
-                return ["the views are being opened"]
+                return [NotReady.VIEWS_OPENED.fault()]
             case 0:
-                return [] if self._lag is not None else ["Kafka does not answer: the views are not updated"]
+                return [] if self._lag is not None else [NotReady.VIEWS_WAIT_FOR_KAFKA.fault()]
             case left:
-                return [f"the views are being built: {left:,} offsets are left"]
+                return [NotReady.VIEWS_BUILT_BY_THIS_PROCESS.fault(offsets=f"{left:,}")]
 
 
 async def run(settings: Settings) -> NoReturn:
@@ -114,7 +117,7 @@ async def run(settings: Settings) -> NoReturn:
     progress = BuildProgress()
     engine = open_database(database_of(settings), writes=True)
     projection = Projection(engine, topic_names(settings.topic_prefix))
-    waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
+    waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
     watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
     watchdog.start()
     starting = AdminServer(settings.host, settings.admin_port, lambda: projection.database.faults() or [waiting])

@@ -15,6 +15,7 @@ from order_service.domain.entry import MAX_REFUSED
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
 from order_service.domain.refusals import NEVER_REMEMBERED, Status
 from order_service.kafka.topics import TopicNames
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.views import order_view
 from order_service.views.order_view import OrderView
 from order_service.views.tables import (
@@ -106,7 +107,7 @@ class Views:
         self._engine = engine
         self._names = names
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[ReadinessFault]:
         """Return why the views should not be read yet."""
         return self._run(_faults)
 
@@ -339,13 +340,13 @@ class Views:
                 raise
 
 
-def _faults(connection: Connection) -> list[str]:
+def _faults(connection: Connection) -> list[ReadinessFault]:
     if not inspect(connection).has_table(form.name):
-        return ["there are no views yet: no projector has created them"]
+        return [NotReady.VIEWS_MISSING.fault()]
     actual = form_of(connection)
     if actual != FORM:
-        return [f"the views have schema version {actual}, this program supports {FORM}"]
-    return [] if connection.scalar(_IS_BUILT) else ["the views are being built"]
+        return [NotReady.VIEWS_OF_ANOTHER_VERSION.fault(actual=actual, expected=FORM)]
+    return [] if connection.scalar(_IS_BUILT) else [NotReady.VIEWS_BUILT.fault()]
 
 
 def _event_of(order_id: str, command_id: str) -> Select[Any]:

@@ -22,7 +22,7 @@ class BadRecord(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The fault that readiness reports: the position of the record, and the reason."""
+        """The position of the record, and the reason."""
         topic, partition = self.topic_partition
         return f"partition {partition} of {topic} is stopped at offset {self.offset}: {self.reason}"
 

@@ -18,6 +18,7 @@ from order_service.kafka.registry_client import adopt_when_available
 from order_service.kafka.topics import topic_names
 from order_service.runtime.admin import AdminServer
 from order_service.runtime.garbage_collector import freeze_objects
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.signals import force_exit_after
 from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
@@ -49,11 +50,11 @@ class Readiness:
     def __init__(self, views: Views, clock: Callable[[], float] = time.monotonic) -> None:
         self._views = views
         self._database = DatabaseWatch(clock)
-        self._faults = ["the views are being opened"]
-        self._database_faults: list[str] = []
+        self._faults = [NotReady.VIEWS_OPENED.fault()]
+        self._database_faults: list[ReadinessFault] = []
         self._thread = ThreadPoolExecutor(1, "readiness")  # its own: it must report when callers' queries hang
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[ReadinessFault]:
         """Return why the views cannot be read, or an empty list."""
         return self._unavailable() or self._faults
 
@@ -70,7 +71,7 @@ class Readiness:
                 self._faults = await asyncio.get_running_loop().run_in_executor(self._thread, self._views.faults)
             self._database_faults = []
         except SQLAlchemyError as error:
-            self._database_faults = [f"the database is unavailable: {type(error).__name__}"]
+            self._database_faults = [NotReady.DATABASE_AWAY.fault(error=type(error).__name__)]
 
     async def run(self) -> NoReturn:
         """Check regularly until cancelled."""
@@ -78,11 +79,11 @@ class Readiness:
             await self.check()
             await asyncio.sleep(CHECK_INTERVAL_S)
 
-    def _unavailable(self) -> list[str]:
+    def _unavailable(self) -> list[ReadinessFault]:
         return self._database.faults() or self._database_faults
 
 
-def _problem(kind: Trouble, faults: list[str]) -> Problem:
+def _problem(kind: Trouble, faults: list[ReadinessFault]) -> Problem:
     text = faults[0]
     return Problem(kind, f"{text[:1].upper()}{text[1:]}.", headers={"Retry-After": "5"})
 
@@ -101,7 +102,7 @@ async def run(settings: Settings) -> None:
         watchdog.start()
         undo.callback(watchdog.stop)
         undo.callback(engine.dispose)
-        starting = ["the HTTP server does not listen yet"]
+        starting = [NotReady.NOT_LISTENING.fault()]
         admin = AdminServer(settings.host, settings.admin_port, lambda: [*readiness.faults(), *starting])
         undo.enter_context(admin)
         undo.push_async_callback(topic.stop)

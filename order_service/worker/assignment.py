@@ -19,7 +19,9 @@ from msgspec import Struct
 
 from order_service.errors import (
     Fenced,
+    LaneParked,
     OrderServiceError,
+    ParkingReason,
     Stuck,
     TurnRefused,
     WorkerError,
@@ -27,6 +29,7 @@ from order_service.errors import (
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
 from order_service.settings import Settings
 from order_service.users.client import UserClient
@@ -140,7 +143,7 @@ class Assignment:
         previous: "Assignment | None" = None,
     ) -> None:
         self.partitions = partitions
-        self.parked: dict[int, str] = {}
+        self.parked: dict[int, LaneParked] = {}
         self.is_clean = False
         self._context = context
         self._continued = previous if previous is not None and previous.is_clean else None
@@ -164,7 +167,7 @@ class Assignment:
             turn_s=context.settings.turn_ms / 1000,
             clock=context.clock,
             end_of=context.fetching.end_of,
-            park=self.park,
+            park=lambda partition, text, error: self.park(partition, ParkingReason.CANNOT_DECIDE, text, error),
             failpoint=context.failpoint,
         )
         self.lookups = SchemaLookups(context.ids, self.inbox, deliver, lambda work: self._spawn(work, "schema lookup"))
@@ -194,13 +197,15 @@ class Assignment:
         """Return the partitions that are being claimed."""
         return sorted(self.partitions - self.lanes.keys() - self.parked.keys())
 
-    def claims(self) -> list[str]:
-        """Return a line for each open claim, with what it waits for."""
+    def claims(self) -> list[ReadinessFault]:
+        """Return a fault for each open claim, with what it waits for."""
         lines = []
         for partition in self.claiming():
             progress = self._claims.get(partition)
             waits_for = "" if progress is None else progress.waits_for()
-            lines.append(f"partition {partition} is being claimed" + (f": {waits_for}" if waits_for else ""))
+            lines.append(
+                NotReady.LANE_CLAIMED.fault(partition=partition, progress=f": {waits_for}" if waits_for else "")
+            )
         return lines
 
     def open_transactions(self) -> dict[TopicPartition, float]:
@@ -251,13 +256,13 @@ class Assignment:
         """Stop the producer of a stopped assignment that no other one continues."""
         await stop(self.owner.producer)
 
-    def park(self, partition: int, reason: str, error: Exception | None = None) -> None:
+    def park(self, partition: int, reason: ParkingReason, detail: str, error: Exception | None = None) -> None:
         """Stop one lane until an operator acts; the others continue. A bug is logged with its traceback."""
         if error is not None:
-            reason = f"{reason}: {error if isinstance(error, OrderServiceError) else type(error).__name__}"
+            detail = f"{detail}: {error if isinstance(error, OrderServiceError) else type(error).__name__}"
         bug = None if isinstance(error, OrderServiceError) else error
-        log.error("Lane parked.", partition=partition, reason=reason, exc_info=bug)
-        self.parked[partition] = reason
+        log.error("Lane parked.", partition=partition, reason=reason, detail=detail, exc_info=bug)
+        self.parked[partition] = LaneParked(reason, detail)
         self.lanes.pop(partition, None)
         self.interrupted.pop(partition, None)
         self.inbox.close(partition)
@@ -319,10 +324,12 @@ class Assignment:
             raise
         except Exception as error:  # noqa: BLE001, one partition must not end each worker that claims it
             metrics.CLAIMS.labels("parked").inc()
-            if isinstance(error, OrderServiceError):
-                self.park(partition, str(error))
+            if isinstance(error, LaneParked):
+                self.park(partition, error.reason, error.detail)
+            elif isinstance(error, TurnRefused):
+                self.park(partition, ParkingReason.REFUSED_BY_KAFKA, str(error))
             else:
-                self.park(partition, "the partition cannot be claimed", error)
+                self.park(partition, ParkingReason.CANNOT_CLAIM, "the partition cannot be claimed", error)
             return
         finally:
             progress.leave()
@@ -362,7 +369,7 @@ class Assignment:
         except (KafkaError, OSError):  # not specific to this partition
             raise
         except Exception as error:  # noqa: BLE001, one partition must not end each worker that fetches it
-            self.park(lane.partition, "its commands cannot be fetched", error)
+            self.park(lane.partition, ParkingReason.CANNOT_FETCH, "its commands cannot be fetched", error)
             return
         if self.lanes.get(lane.partition) is not lane:  # parked in the meantime
             self._context.fetching.pause(lane.partition)

@@ -13,11 +13,14 @@ from order_service.domain.decision import UserCheck
 from order_service.domain.messages import CreateOrder
 from order_service.domain.validation import is_id
 from order_service.errors import (
+    LaneParked,
+    ParkingReason,
     RunLost,
     TopicsError,
     TurnRefused,
     WorkerError,
 )
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
@@ -104,7 +107,9 @@ class Worker:
     def damaged(self, partition: int, reason: str) -> None:
         """Park the lane of a partition with a damaged batch. The other partitions are fetched again."""
         message = f"a batch of {self._context.names.commands}-{partition} is damaged: {reason}"
-        self._start(self._claim_again(None, TurnRefused(message, {partition: message})))
+        self._start(
+            self._claim_again(None, TurnRefused(message, {partition: message}), reason=ParkingReason.DAMAGED_BATCH)
+        )
 
     def _on_refused(self, assignment: Assignment, error: TurnRefused) -> None:
         now = time.monotonic()
@@ -119,7 +124,13 @@ class Worker:
         task.add_done_callback(self._restarts.discard)
         task.add_done_callback(self._ended)
 
-    async def _claim_again(self, refused: Assignment | None, error: TurnRefused) -> None:
+    async def _claim_again(
+        self,
+        refused: Assignment | None,
+        error: TurnRefused,
+        *,
+        reason: ParkingReason = ParkingReason.REFUSED_BY_KAFKA,
+    ) -> None:
         """Claim the partitions of an assignment again, without the lanes that Kafka refused; None is the current one.
 
         After a refused turn, memory is ahead of the log: all lanes are restored, under a new owner id. Interrupted
@@ -136,14 +147,15 @@ class Worker:
                 "Fetching the partitions again." if assignment.is_clean else "Claiming the partitions again.",
                 reason=str(error),
             )
-            repeated = self._suspected_again(error.suspects)
-            lanes = {
-                partition: reason for partition, reason in error.lanes.items() if partition in assignment.partitions
+            refusals = error.lanes | self._suspected_again(error.suspects)
+            parked = assignment.parked | {
+                partition: LaneParked(reason, detail)
+                for partition, detail in refusals.items()
+                if partition in assignment.partitions
             }
-            parked = assignment.parked | lanes | repeated
             self._assignment = self._new_assignment(assignment.partitions, assignment)
-            for partition, reason in parked.items():
-                self._assignment.park(partition, reason)
+            for partition, why in parked.items():
+                self._assignment.park(partition, why.reason, why.detail)
             self._assignment.start()
 
     def _suspected_again(self, suspects: dict[int, str]) -> dict[int, str]:
@@ -176,7 +188,8 @@ class Worker:
         try:
             received = [decode_record(record) for record in run.records]
         except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
-            assignment.park(partition, f"the records from offset {run.records[0].offset} on cannot be decoded", error)
+            detail = f"the records from offset {run.records[0].offset} on cannot be decoded"
+            assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
             return
         for _, command in received:
             if type(command) is CreateOrder and is_id(command.user_id):  # other ids need no user check
@@ -194,7 +207,7 @@ class Worker:
     def unreadable(self, partition: int, reason: str) -> None:
         """Park a running lane whose commands cannot be fetched. A report for any other lane is outdated."""
         if self._assignment is not None and partition in self._assignment.lanes:
-            self._assignment.park(partition, reason)
+            self._assignment.park(partition, ParkingReason.COMMANDS_OUT_OF_RANGE, reason)
 
     def positions(self) -> dict[int, int]:
         """Return the next offset of each running lane, to commit to the group."""
@@ -207,25 +220,29 @@ class Worker:
         assignment = self._assignment
         return assignment is None or bool(assignment.claiming())
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[ReadinessFault]:
         """Return the reasons why this worker is not ready, empty if it is."""
         assignment = self._assignment
         if assignment is None:
-            return ["no partitions are assigned yet"]
+            return [NotReady.NO_ASSIGNMENT.fault()]
         if self._context.fetching.partition_count() is None:
-            return [f"the topic {self._context.names.commands} does not exist"]
+            return [NotReady.NO_COMMANDS_TOPIC.fault(topic=self._context.names.commands)]
         faults = [
-            f"partition {partition} is parked: {reason}" for partition, reason in sorted(assignment.parked.items())
+            NotReady.LANE_PARKED.fault(partition=partition, why=why)
+            for partition, why in sorted(assignment.parked.items())
         ]
         faults += assignment.claims()
         faults += [
-            f"partition {partition} waits for Kafka: {reason}"
-            for partition, reason in sorted(assignment.turns.unavailable.items())
+            NotReady.LANE_WAITS_FOR_KAFKA.fault(partition=partition, why=why)
+            for partition, why in sorted(assignment.turns.unavailable.items())
         ]
-        faults += [f"partition {partition} waits for the schema registry" for partition in assignment.lookups.waiting]
+        faults += [
+            NotReady.LANE_WAITS_FOR_REGISTRY.fault(partition=partition) for partition in assignment.lookups.waiting
+        ]
         faults += self._stalls.faults()
         faults += self._topics.faults
-        return faults + ([self._context.users.problem] if self._context.users.problem else [])
+        refusal = self._context.users.problem
+        return faults + ([] if refusal is None else [NotReady.CREDENTIAL_REFUSED.fault(why=refusal)])
 
     def _is_awaited(self, user_id: str) -> bool:
         return self._assignment is not None and any(

@@ -1,4 +1,7 @@
-"""The consoles of the README and the HTTP reference: each line that begins with `$` prints what is shown under it."""
+"""The consoles of the README and the HTTP reference: each line that begins with `$` prints what is shown under it.
+
+Of `make run`, the README shows what it prints of the commands in these consoles.
+"""
 
 import os
 import re
@@ -49,7 +52,7 @@ def running(environment, tmp_path):
         )
     try:
         until(lambda: re.search("^ready", output.read_text(), flags=re.MULTILINE), "it says ready", within_s=90)
-        yield
+        yield output
         os.killpg(process.pid, signal.SIGINT)
         until(lambda: process.poll() is not None, "Ctrl-C ends all processes", within_s=15)
     finally:
@@ -84,15 +87,26 @@ def output_of(arguments, environment):
                 process.kill()
 
 
-@pytest.mark.usefixtures("running")
+def outcomes(text):
+    """Return the lines about outcomes in what `make run` has printed, or in what the README shows of that."""
+    return sorted(line for line in text.splitlines() if line.startswith("outcome "))
+
+
+def wait_shown(output, expected):
+    until(lambda: len(outcomes(output.read_text())) >= len(expected), "it has shown the outcomes")
+    assert outcomes(output.read_text()) == expected
+
+
 @pytest.mark.parametrize(
     ("document", "counts"),
     [pytest.param(README, {"Quickstart": 7, "HTTP": 2}, id="README"), pytest.param(HTTP, {"Example": 8}, id="http")],
 )
-def test_what_a_document_shows_is_what_comes(environment, document, counts):
+def test_what_a_document_shows_is_what_comes(environment, running, document, counts):
     here = f"127.0.0.1:{environment['ORDERS_HTTP_PORT']}"
     for section, count in counts.items():
         assert len(steps(document, section)) == count
         for command, shown in steps(document, section):
             arguments = shlex.split(command.replace("127.0.0.1:8080", here))
             assert_shown(output_of(arguments, environment), shown, command)
+        if section == "Quickstart":
+            wait_shown(running, outcomes(block(document, section, "text")))

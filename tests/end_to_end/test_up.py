@@ -1,5 +1,6 @@
 """`order-service up` as people run it: a process with its own Kafka, ports and folder."""
 
+import json
 import os
 import re
 import signal
@@ -7,11 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytest
+from confluent_kafka import Producer
 
 from order_service.local.broker import free_port
+from order_service.wire.commands import partition_of
 from tests.support.command_line import CommandLine
 from tests.support.quick_kafka import java_options
 from tests.support.service import until
@@ -33,14 +37,23 @@ def environment(tmp_path):
 class Up:
     """A run; what it says goes to files."""
 
-    def __init__(self, environment, directory):
+    def __init__(self, environment, directory, *options):
         self.out, self.err = directory / "out", directory / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.process = subprocess.Popen(UP, env=environment, cwd=directory, stdout=out, stderr=err)
+            self.process = subprocess.Popen([*UP, *options], env=environment, cwd=directory, stdout=out, stderr=err)
 
     def is_ready(self):
         assert self.process.poll() is None, self.err.read_text()
         return any(line.startswith("ready ") for line in self.out.read_text().splitlines())
+
+    def outcomes(self):
+        """Return the outcomes that it has shown."""
+        shown = [line.partition(" | ") for line in self.out.read_text().splitlines()]
+        return [text for name, _, text in shown if name.strip() == "outcome"]
+
+    def ends_by_ctrl_c(self):
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(20) == 0
 
     def processes(self):
         """Return the command line of each process that it has started, and those that these have."""
@@ -91,6 +104,9 @@ def test_a_run_from_ready_to_ctrl_c(environment, tmp_path):
         told = dict(re.findall(r"(worker|projector|web) (http:\S+/health/ready)", up.out.read_text()))
         assert len(told) == 3
         until(lambda: all(map(answers, told.values())), "all health addresses that it says are ready")
+        [created, refused] = until(lambda: up.outcomes()[:2] * (len(up.outcomes()) >= 5), "it shows each outcome")
+        assert re.fullmatch(r"accepted: CreateOrder, order-1: OrderCreated, version 1 \(command \d:0\)", created)
+        assert re.match(r"refused: CreateOrder, order-2: user_not_found: .* \(command \d:\d\)", refused)
         processes = up.processes()
         assert any("kafka.Kafka" in args or "docker" in args for args in processes.values())
         began_at = time.monotonic()
@@ -104,6 +120,53 @@ def test_a_run_from_ready_to_ctrl_c(environment, tmp_path):
     said = up.err.read_text()
     assert "Traceback" not in said
     assert said.index("Kafka is starting ...") < said.index("the worker is starting ...")
+
+
+@pytest.fixture
+def shared(bootstrap_servers, environment, tmp_path):
+    """The environment of a run on the Kafka of all tests, with topics of its own of two partitions."""
+    kafka = {"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "ORDERS_PARTITIONS": "2"}
+    found = environment | kafka | {"ORDERS_TOPIC_PREFIX": f"up{tmp_path.name}."}
+    CommandLine(found)("topics", "create")
+    return found
+
+
+def write(environment, topic, partition, key, value):
+    producer = Producer({"bootstrap.servers": environment["KAFKA_BOOTSTRAP_SERVERS"]})
+    producer.produce(environment["ORDERS_TOPIC_PREFIX"] + topic, value, key, partition)
+    assert producer.flush(30) == 0
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("option", ["", "--quiet"])
+def test_a_parked_lane_holds_nothing_else_up_and_a_first_mistake_is_shown(shared, tmp_path, option):
+    orders = [next(f"order-{n}" for n in range(99) if partition_of(b"order-%d" % n, 2) == where) for where in (0, 1)]
+    write(shared, "orders.table.v1", 0, orders[0].encode(), b"a record of no version")
+    up = Up(shared, tmp_path, *filter(None, [option]))
+    try:
+        until(up.is_ready, "it is ready, with a parked lane", within_s=180)
+        cli = CommandLine(shared)
+        details = ("--user", "dana", "--currency", "EUR", "--line", "mug-blue:2:1250")
+        cli("create", orders[0], *details, "--wait", "0")
+        write(shared, "orders.commands.v1", 1, orders[1].encode(), b"{}")
+        cli("create", orders[1], *details)
+        until(lambda: cli.json("show", orders[1])[0]["status"] == "created", "the views go on")
+        [worker] = re.findall(r"worker (http:\S+/health/ready)", up.out.read_text())
+        with pytest.raises(urllib.error.HTTPError) as unready:
+            urllib.request.urlopen(worker, timeout=5)
+        fault = json.loads(unready.value.read())["faults"][0]
+        assert fault.startswith("partition 0 is parked: changelog_unreadable: ")
+        if not option:
+            until(lambda: len(up.outcomes()) >= 2, "it shows both outcomes of the other partition")
+            mistake = f"dead letter: key {orders[1]}: bad_shape: "
+            assert [line[: len(mistake)] for line in up.outcomes()[:1]] == [mistake]
+            accepted = f"accepted: CreateOrder, {orders[1]}: OrderCreated, version 1 (command 1:1)"
+            assert up.outcomes()[1:] == [accepted]
+        assert up.ends_by_ctrl_c()
+        assert bool(up.outcomes()) != bool(option)
+    finally:
+        up.process.kill()
+        up.process.wait()
 
 
 @pytest.mark.parametrize("name", PORTS)

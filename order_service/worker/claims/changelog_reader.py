@@ -14,7 +14,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
 from order_service.domain.entry import Entry
-from order_service.errors import HistoryError, LaneParked, Stuck
+from order_service.errors import HistoryError, LaneParked, ParkingReason, Stuck
 from order_service.kafka.connection import Consumer
 from order_service.kafka.topics import TopicNames
 from order_service.wire import changelog
@@ -77,7 +77,8 @@ class PartitionReader:
             except CorruptRecordException as error:
                 positions = [f"{partition.topic} at {await self._reader.position(partition)}" for partition in last]
                 raise LaneParked(
-                    f"a record cannot be read ({error}), in {' or '.join(positions)}. {RESTORE}"
+                    ParkingReason.DAMAGED_BATCH,
+                    f"a record cannot be read ({error}), in {' or '.join(positions)}. {RESTORE}",
                 ) from error
 
     async def _behind(self, last: dict[TopicPartition, int]) -> list[TopicPartition]:
@@ -282,4 +283,6 @@ class Changelogs:
             yield
         except (HistoryError, UnicodeDecodeError) as error:
             record = f"{topic} partition {self._partition} offset {offset}"
-            raise LaneParked(f"{record} cannot be read: {error}. {UNREADABLE}") from error
+            raise LaneParked(
+                ParkingReason.CHANGELOG_UNREADABLE, f"{record} cannot be read: {error}. {UNREADABLE}"
+            ) from error

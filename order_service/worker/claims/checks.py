@@ -9,7 +9,7 @@ import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
 from order_service.domain.messages import Event
-from order_service.errors import DecodeError, LaneParked
+from order_service.errors import DecodeError, LaneParked, ParkingReason
 from order_service.kafka.topics import TopicNames
 from order_service.wire import avro
 from order_service.wire.changelog import Ends, Position
@@ -56,14 +56,17 @@ class Checks:
             return
         if self._ends[self._waiting_log] == 0:
             raise LaneParked(
+                ParkingReason.WAITING_LOST,
                 f"the changelog of the waiting room is lost: the commands that waited in {self._names.waiting}"
-                f" partition {self._partition} have no outcome"
+                f" partition {self._partition} have no outcome",
             )
         for partition, known in self._known_ends(position.ends or Ends()).items():
             if self._ends[partition] < known:
+                is_waiting = partition == self._waiting_log
                 raise LaneParked(
+                    ParkingReason.WAITING_LOST_TAIL if is_waiting else ParkingReason.OUTCOMES_LOST_TAIL,
                     f"{partition.topic} partition {partition.partition} ends at {self._ends[partition]}, it ended at"
-                    f" {known}: its last records are lost. {RESTORE}"
+                    f" {known}: its last records are lost. {RESTORE}",
                 )
 
     async def position(self, owner: str, waiting_count: int) -> Position:
@@ -81,18 +84,21 @@ class Checks:
             return Position(start, owner, end, None, start, ends, waiting_count)
         if last.resume_at < start:
             raise LaneParked(
+                ParkingReason.COMMANDS_DELETED,
                 f"commands from {last.resume_at} to {start} are deleted and were never decided, in"
-                f" {self._names.commands} partition {self._partition}. Their senders must send them again."
+                f" {self._names.commands} partition {self._partition}. Their senders must send them again.",
             )
         if max(last.resume_at, last.end_offset) > end:
             raise LaneParked(
+                ParkingReason.COMMANDS_TRUNCATED,
                 f"the commands end at {end}, they ended at {max(last.resume_at, last.end_offset)}:"
-                f" {self._names.commands} partition {self._partition} was truncated or recreated"
+                f" {self._names.commands} partition {self._partition} was truncated or recreated",
             )
         if start < last.next_offset and not await self._is_same_topic(last) and await self._start() < last.next_offset:
             raise LaneParked(
+                ParkingReason.COMMANDS_RECREATED,
                 f"command {last.next_offset - 1} of {self._names.commands} partition {self._partition} has a different"
-                f" timestamp than the decided one: the topic was recreated. {RESTORE}"
+                f" timestamp than the decided one: the topic was recreated. {RESTORE}",
             )
         return Position(last.next_offset, owner, end, last.last_timestamp_ms, last.read_to, ends, waiting_count)
 
@@ -117,8 +123,9 @@ class Checks:
         expected = position.waiting_count
         if expected is not None and expected != len(self._logs.waiting):
             raise LaneParked(
+                ParkingReason.WAITING_DIFFERS,
                 f"{self._names.waiting} partition {self._partition} holds {len(self._logs.waiting)} waiting commands,"
-                f" the position in {self._names.table} counts {expected}: one of the two has lost its last records."
+                f" the position in {self._names.table} counts {expected}: one of the two has lost its last records.",
             )
 
     async def _read_outcomes(self, position: Position) -> None:
@@ -152,8 +159,9 @@ class Checks:
         """Check a partition that does not have a position yet: it must have no outcomes either."""
         if self._logs.waiting or any(self._ends[partition] > 0 for partition in self._outcomes):
             raise LaneParked(
+                ParkingReason.TABLE_LOST,
                 f"there are outcomes but no position: the changelog {self._names.table} partition {self._partition} is"
-                f" lost. {RESTORE}"
+                f" lost. {RESTORE}",
             )
         if start > 0:
             self._never_read = start
@@ -218,6 +226,7 @@ class Checks:
 
     def _lost(self, record: "ConsumerRecord[bytes, bytes]", why: str) -> LaneParked:
         return LaneParked(
+            ParkingReason.TABLE_LOST_TAIL,
             f"the changelog {self._names.table} partition {self._partition} has lost its last records: {record.topic}"
-            f" offset {record.offset}: {why}. {RESTORE}"
+            f" offset {record.offset}: {why}. {RESTORE}",
         )

@@ -20,6 +20,7 @@ from order_service.kafka.registry_client import Ids, adopt_when_available, regis
 from order_service.kafka.topics import check_topics, create_topics, topic_names
 from order_service.runtime.admin import AdminServer
 from order_service.runtime.garbage_collector import collect_less_often
+from order_service.runtime.readiness import NotReady
 from order_service.runtime.signals import run_until_signal
 from order_service.runtime.tasks import failure_of
 from order_service.runtime.watchdog import Watchdog, end_after, silence_limit_s
@@ -291,7 +292,7 @@ def run(
     failpoint: Callable[[str], None] = lambda _step: None,
 ) -> NoReturn:
     """Run a worker until SIGTERM or SIGINT. Raises TopicsError or KafkaAwayError if it cannot start."""
-    waiting = f"waiting for Kafka at {connection(settings)['bootstrap_servers']}"
+    waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
     with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving:
         preparing = ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics))
         in_sync = run_until_signal(preparing)
@@ -315,21 +316,21 @@ async def _prepare_topics(admin: Admin, settings: Settings, *, make_topics: bool
 
 async def _wait_for_clock(settings: Settings, clock: Clock, serving: AdminServer) -> None:
     """Wait until the clock is near Kafka's. The worker is not ready meanwhile."""
-    serving.faults = lambda: ["the clock is being compared with Kafka's"]
+    serving.faults = lambda: [NotReady.CLOCK_COMPARED.fault()]
 
     def report(why: str) -> None:
         log.error("This worker does not join its group: its clock is wrong.", why=why)
-        serving.faults = lambda: [why]
+        serving.faults = lambda: [NotReady.CLOCK_WRONG.fault(why=why)]
 
     await wait_until_near(clock, settings, topic_names(settings.topic_prefix).table, report)
 
 
 async def _adopt_ids(settings: Settings, serving: AdminServer) -> None:
     """Wait for the ids that the schema registry gives our schemas. The worker is not ready meanwhile."""
-    serving.faults = lambda: ["the schema ids are being read from the schema registry"]
+    serving.faults = lambda: [NotReady.SCHEMA_IDS_READ.fault()]
 
     def report(why: str) -> None:
         log.error("Waiting for the schema registry.", why=why)
-        serving.faults = lambda: [why]
+        serving.faults = lambda: [NotReady.REGISTRY_AWAY.fault(why=why)]
 
     await adopt_when_available(settings, topic_names(settings.topic_prefix).of, report)

@@ -12,6 +12,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.worker import metrics
 
 log = structlog.get_logger()
@@ -101,27 +102,24 @@ class LogEnds:
         for partition in ends:
             metrics.FOREIGN_TRANSACTION.labels(self._topic, partition).set(ages.get(partition, 0.0))
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[ReadinessFault]:
         """Return why commands wait, and which ends Kafka has stopped reporting; empty without a fault.
 
         The thread of the admin server calls this, while `take` may replace the recorded ends.
         """
         held = self._seen
         faults = [
-            f"partition {partition}: a transaction of another program is open on {self._topic} "
-            f"from offset {held[partition].end.stable} for {age_s:.0f} s; the commands behind it wait"
+            NotReady.OPEN_TRANSACTION.fault(
+                partition=partition, topic=self._topic, offset=held[partition].end.stable, seconds=round(age_s)
+            )
             for partition, age_s in sorted(_open_for(held).items())
         ]
         now = self._clock()
         if now - self._read_at > OLD_AFTER_S:
-            silent_s = now - self._read_at
-            faults.append(
-                f"Kafka has not reported the ends of {self._topic} for {silent_s:.0f} s: the lag is out of date"
-            )
+            faults.append(NotReady.ENDS_UNKNOWN.fault(topic=self._topic, seconds=round(now - self._read_at)))
             return faults
         return faults + [
-            f"Kafka has not reported the end of {self._topic} partition {partition} for {now - seen.at:.0f} s:"
-            " it has no leader, its lag is out of date"
+            NotReady.END_UNKNOWN.fault(topic=self._topic, partition=partition, seconds=round(now - seen.at))
             for partition, seen in sorted(held.items())
             if now - seen.at > OLD_AFTER_S
         ]

@@ -8,6 +8,7 @@ from typing import Final, NoReturn
 import structlog
 from aiokafka.errors import KafkaError
 
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.worker import metrics
 from order_service.worker.membership import Member, describe_strangers, strangers_of
 
@@ -33,7 +34,7 @@ class GroupWatch:
         every_s: float = LOOK_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.faults: list[str] = []
+        self.faults: list[ReadinessFault] = []
         self._group_id = group_id
         self._read = read
         self._every_s = every_s
@@ -61,9 +62,10 @@ class GroupWatch:
         strangers = sorted(strangers_of(members), key=lambda stranger: stranger.member_id)
         self._seen_at = {stranger.member_id: self._seen_at.get(stranger.member_id, now) for stranger in strangers}
         seen_s = {member_id: now - seen_at for member_id, seen_at in self._seen_at.items()}
-        self.faults = [describe_strangers(self._group_id, strangers, seen_s)] if strangers else []
+        who = describe_strangers(self._group_id, strangers, seen_s)
+        self.faults = [NotReady.STRANGERS.fault(who=who)] if strangers else []
         if strangers and strangers != self._strangers:
-            log.error("Another program is in the group.", reason=self.faults[0])
+            log.error("Another program is in the group.", reason=who)
         if self._strangers and not strangers:
             log.info("No other program is in the group any more.")
         self._strangers = strangers

@@ -7,6 +7,7 @@ from typing import Final
 import structlog
 from msgspec import Struct
 
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.worker import metrics
 
 log = structlog.get_logger()
@@ -49,12 +50,16 @@ class StallWatch:
         self._stalled &= partitions
         metrics.LANES.labels("stalled").set(len(self._stalled))
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[ReadinessFault]:
         """Return which lanes are stalled. The thread of the admin server calls this."""
         now, seen = self._clock(), self._seen
         return [
-            f"partition {partition}: no command is fetched from {self._topic} from offset {seen[partition].offset} on, "
-            f"for {now - seen[partition].since_s:.0f} s"
+            NotReady.NOT_FETCHED.fault(
+                partition=partition,
+                topic=self._topic,
+                offset=seen[partition].offset,
+                seconds=round(now - seen[partition].since_s),
+            )
             for partition in sorted(self._stalled)
             if partition in seen
         ]

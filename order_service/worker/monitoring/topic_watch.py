@@ -7,6 +7,7 @@ import structlog
 from order_service.errors import KafkaAwayError
 from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import FIX_HINT, compare_topics
+from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.settings import Settings
 from order_service.worker import metrics
 
@@ -23,7 +24,7 @@ class TopicWatch:
     """
 
     def __init__(self, settings: Settings, in_sync: dict[str, int]) -> None:
-        self.faults: list[str] = []
+        self.faults: list[ReadinessFault] = []
         self._risks: list[str] | None = None
         self._in_sync = in_sync
         self._settings = settings
@@ -47,10 +48,10 @@ class TopicWatch:
             return
         self._is_comparing = True
         self._in_sync.update(compared.in_sync)
-        faults = [fault.text for fault in compared.faults]
-        for fault in faults:
-            if fault not in self.faults:
-                log.error("A topic is below its required configuration.", fault=fault, cure=FIX_HINT)
+        faults = [NotReady.TOPIC_WEAKENED.fault(fault=fault.text) for fault in compared.faults]
+        for text, fault in zip(faults, compared.faults, strict=True):
+            if text not in self.faults:
+                log.error("A topic is below its required configuration.", fault=fault.text, cure=FIX_HINT)
         if self.faults and not faults:
             log.info("All topics meet their required configuration again.")
         for risk in compared.risks:

@@ -102,7 +102,9 @@ def test_a_lost_table_parks_its_lanes_and_nothing_is_decided_anew(service, first
     worker = service.start_worker()
     until(lambda: worker.lanes("parked") + worker.lanes() == 4, "all lanes are claimed")
     lanes = {message.partition() for message in service.read(service.names.commands)}
-    assert all(f"partition {n} is parked: there are outcomes but no position" in worker.faults() for n in lanes)
+    assert all(
+        f"partition {n} is parked: table_lost: there are outcomes but no position" in worker.faults() for n in lanes
+    )
     assert service.outcome_count() == len(commands)
     end(worker)
 
@@ -117,5 +119,5 @@ def test_a_lost_waiting_room_parks_its_lanes(service, users):
     for _ in range(2):  # a restart is no cure
         worker = service.start_worker()
         until_parked(worker)
-        assert "the changelog of the waiting room is lost" in worker.faults()
+        assert "is parked: waiting_lost: the changelog of the waiting room is lost" in worker.faults()
         end(worker)

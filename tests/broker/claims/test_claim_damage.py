@@ -43,7 +43,8 @@ def test_a_record_that_cannot_be_read_parks_its_lane_and_no_other(service, name)
     write(service, topic, [(2, key, value, None)])
     worker = service.start_worker()
     faults = parked(worker, 1)
-    assert re.search(f"partition 2 is parked: {re.escape(topic)} partition 2 offset \\d+ cannot be read: ", faults)
+    unreadable = f"{re.escape(topic)} partition 2 offset \\d+ cannot be read: "
+    assert re.search(f"partition 2 is parked: changelog_unreadable: {unreadable}", faults)
     assert why in faults.replace("\\\\", "\\")
     service.send(histories(20, first=21))
     elsewhere = sum(message.partition() != 2 for message in service.read(service.names.commands))
@@ -87,7 +88,7 @@ def test_outcomes_that_lost_their_tail_park_their_lanes(service, log):
     cut(service, topic, lambda count: max(count - 1, 0))
     faults = parked(service.start_worker(), len(lanes))
     for partition in lanes:
-        assert f"partition {partition} is parked: {topic} partition {partition}" in faults
+        assert f"partition {partition} is parked: outcomes_lost_tail: {topic} partition {partition}" in faults
     assert faults.count("its last records are lost") == len(lanes)
 
 

@@ -37,8 +37,8 @@ def length_of_the_first(log):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (content, "partition {} is parked: a batch of {}-{} is damaged"),
-        (length_of_the_second, "partition {} is parked: a batch of {}-{} is damaged"),
+        (content, "partition {} is parked: damaged_batch: a batch of {}-{} is damaged"),
+        (length_of_the_second, "partition {} is parked: damaged_batch: a batch of {}-{} is damaged"),
         (length_of_the_first, "partition {}: no command is fetched from {} from offset 0 on"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -61,7 +61,8 @@ def test_a_recreated_commands_topic_parks_its_lanes(service):
     recreate(service, service.names.commands)
     worker = service.start_worker()
     until(lambda: worker.lanes("parked") == 4, "all lanes are parked")
-    assert all(f"partition {n} is parked: the commands end at 0" in worker.faults() for n in range(4))
+    why = "commands_truncated: the commands end at 0"
+    assert all(f"partition {n} is parked: {why}" in worker.faults() for n in range(4))
     service.send(histories(1, first=21))
     end(worker)
     service.check(commands)
@@ -74,6 +75,7 @@ def test_a_recreated_commands_topic_that_has_as_many_commands_again_parks_its_la
     service.send(histories(20))
     worker = service.start_worker()
     until(lambda: worker.lanes("parked") == 4, "all lanes are parked")
+    assert worker.faults().count("is parked: commands_recreated: ") == 4
     assert worker.faults().count("has a different timestamp than the decided one") == 4
     end(worker)
     service.check(commands)
@@ -102,7 +104,7 @@ def test_commands_that_were_deleted_undecided_park_their_lane_and_no_other(servi
         future.result(30)
     worker = service.start_worker()
     until(lambda: worker.lanes("running") == 3, "three lanes run")
-    fault = f"partition 2 is parked: commands from {before[2]} to {before[2] + 1} are deleted"
+    fault = f"partition 2 is parked: commands_deleted: commands from {before[2]} to {before[2] + 1} are deleted"
     until(lambda: fault in worker.faults(), "one does not")
     elsewhere = [message for message in service.read(service.names.commands) if message.partition() != 2]
     service.wait_outcomes(before[2] + len(elsewhere))

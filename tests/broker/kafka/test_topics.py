@@ -23,6 +23,7 @@ from order_service.kafka.topics import (
     replicas_for,
 )
 from order_service.local.broker import free_port
+from order_service.runtime.readiness import NotReady
 from order_service.settings import Settings
 from order_service.worker.monitoring.topic_watch import TopicWatch
 from tests.support.command_line import CommandLine
@@ -203,9 +204,10 @@ def test_a_setting_that_becomes_less_shows_while_the_worker_runs(service):
 
 async def test_what_was_found_stands_while_kafka_is_away():
     watch = TopicWatch(Settings(kafka_bootstrap_servers=f"127.0.0.1:{free_port()}"), {})
-    watch.faults = ["the topic a is missing"]
+    last = [NotReady.TOPIC_WEAKENED.fault(fault="the topic a is missing")]
+    watch.faults = last
     await watch.compare()
-    assert watch.faults == ["the topic a is missing"]
+    assert watch.faults == last
 
 
 @pytest.mark.parametrize(("brokers", "replicas", "in_sync"), [(1, 1, 1), (2, 2, 1), (3, 3, 2), (7, 3, 2)], ids=str)

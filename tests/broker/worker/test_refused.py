@@ -83,8 +83,8 @@ def test_a_record_that_a_topic_refuses_parks_its_lane_on_every_worker_in_turn(se
     service.wait_outcomes(len(others))
     until(lambda: any("is parked" in worker.faults() for worker in workers), "a lane is parked")
     [first] = [worker for worker in workers if "is parked" in worker.faults()]
-    refused = f"partition 0 is parked: Kafka refuses a record for {service.names.events}-0: MessageSizeTooLargeError"
-    assert refused in first.faults()
+    refused = f"refused_by_kafka: Kafka refuses a record for {service.names.events}-0: MessageSizeTooLargeError"
+    assert f"partition 0 is parked: {refused}" in first.faults()
     [heir] = [worker for worker in workers if worker is not first]
     assert first.process.poll() is None
     first.send(signal.SIGKILL)
@@ -108,7 +108,7 @@ def test_a_topic_that_a_worker_may_not_write_to_parks_the_lanes_that_need_it(apa
     others = creates(apart, 10)
     apart.send([*refused, but(accepted, command_id="again"), *others])
     apart.wait_outcomes(len(others))
-    reason = f"Kafka refuses a record for {apart.names.rejections}-0: TopicAuthorizationFailedError"
+    reason = f"refused_by_kafka: Kafka refuses a record for {apart.names.rejections}-0: TopicAuthorizationFailedError"
     until(lambda: f"partition 0 is parked: {reason}" in worker.faults(), "the lane is parked")
     assert worker.process.poll() is None
     delete_acls(apart, acls)

@@ -79,10 +79,10 @@ class Lines(list[str]):
                 await self._news.wait()
 
 
-async def run(*children, lines, restarts=QUICK, stop_within_s=6.0, on_ready=lambda: None):
+async def run(*children, lines, restarts=QUICK, stop_within_s=6.0, on_ready=lambda: None, beside=None):
     supervisor = Supervisor(children, restarts=restarts, stop_within_s=stop_within_s, out=lines.write, err=lines.write)
     async with asyncio.timeout(DEADLINE_S):
-        return await supervisor.run(on_ready)
+        return await supervisor.run(on_ready, beside)
 
 
 async def stop(task):
@@ -174,6 +174,40 @@ async def test_the_next_child_starts_when_the_one_before_is_ready(tmp_path):
     await lines.until("ready | ")
     assert await lines.until("second | ") == "second | True\n"
     assert await stop(task) == 0
+
+
+async def test_what_runs_beside_begins_when_all_are_ready_and_ends_before_the_children():
+    lines = Lines()
+
+    async def beside(on_ready):
+        lines.write("beside | begins")
+        on_ready()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            lines.write("beside | ends")
+
+    ends = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('child ends', flush=True)));"
+    child = python("worker", f"{ends} {OBEYS}")
+    task = asyncio.create_task(run(child, lines=lines, on_ready=lambda: lines.write("run | ready"), beside=beside))
+    await lines.until("run | ready")
+    await lines.pids(1)
+    assert await stop(task) == 0
+    others = [line for line in lines if not line.startswith("worker")]
+    assert others == ["beside | begins", "run | ready", "beside | ends"]
+    assert lines.index("beside | ends") < lines.index("worker | child ends\n")
+
+
+async def test_a_bug_in_what_runs_beside_ends_the_run():
+    lines = Lines()
+
+    async def beside(_on_ready):
+        await lines.pids(1)
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        await run(python("worker", OBEYS), lines=lines, beside=beside)
+    wait_until_gone(await lines.pids(1))
 
 
 async def test_a_child_that_never_gets_ready_is_ended():

@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
 from order_service.domain.order import Cancelled
-from order_service.errors import Fenced, HistoryError, LaneParked, TurnRefused
+from order_service.errors import Fenced, HistoryError, LaneParked, ParkingReason, TurnRefused
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
@@ -20,6 +20,7 @@ from order_service.worker.assignment import Assignment, Context, Owner
 from order_service.worker.claims.claim import Claimed
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
+from order_service.worker.inbox import Run
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
 from order_service.worker.worker import SUSPECT_S, Worker
 from tests.support.samples import ORDER_ID, create, entry_after
@@ -110,8 +111,45 @@ async def test_a_worker_has_started_when_each_of_its_partitions_runs_or_is_parke
     assert Worker(context).is_starting()
     for partition in (0, 1, 2):
         assert worker.is_starting()
-        worker._assignment.park(partition, "damaged")
+        worker._assignment.park(partition, ParkingReason.DAMAGED_BATCH, "why")
     assert not worker.is_starting()
+
+
+def reasons(assignment):
+    """Return why each partition is parked, as readiness shows it."""
+    return {partition: str(why) for partition, why in assignment.parked.items()}
+
+
+async def until_claimed_again(worker):
+    await asyncio.wait_for(asyncio.gather(*worker._restarts), 30)
+
+
+async def test_each_way_to_park_names_its_reason(context, worker):
+    context.fetching.partition_count = lambda: 3
+    worker._assignment.lanes.update({partition: SimpleNamespace(accept=lambda _run: True) for partition in (0, 1)})
+    unusable: Any = SimpleNamespace(offset=7)
+    worker._deliver(0, Run(0, 0, [unusable]))
+    worker.unreadable(1, "OffsetOutOfRangeError")
+    worker.damaged(2, "the CRC is wrong")
+    await until_claimed_again(worker)
+    assert worker.faults()[:3] == [
+        "partition 0 is parked: cannot_decode: the records from offset 7 on cannot be decoded: AttributeError",
+        "partition 1 is parked: commands_out_of_range: OffsetOutOfRangeError",
+        "partition 2 is parked: damaged_batch: a batch of orders.commands.v1-2 is damaged: the CRC is wrong",
+    ]
+
+
+async def test_a_lane_that_kafka_refuses_stays_parked_for_the_reason_over_further_claims(worker):
+    for partition in (0, 2):
+        worker._on_refused(worker._assignment, TurnRefused("why", {partition: "too large"}))
+        await until_claimed_again(worker)
+    assert reasons(worker._assignment) == {0: "refused_by_kafka: too large", 2: "refused_by_kafka: too large"}
+
+
+async def test_a_lane_whose_commands_cannot_be_decided_is_parked_for_that(worker):
+    worker._assignment.turns._park(1, "the commands from offset 3 on cannot be decided", HistoryError("version 2"))
+    parked = "cannot_decide: the commands from offset 3 on cannot be decided: version 2"
+    assert reasons(worker._assignment) == {1: parked}
 
 
 async def parked_after(worker, *suspects):
@@ -174,7 +212,7 @@ async def test_a_partition_that_cannot_be_restored_for_a_bug_is_parked_and_nothi
     with structlog.testing.capture_logs() as logged:
         assignment = await claim(error)
     assert not ended
-    assert assignment.parked == {0: "the partition cannot be claimed: TypeError"}
+    assert reasons(assignment) == {0: "cannot_claim: the partition cannot be claimed: TypeError"}
     assert assignment.claiming() == []
     assert [line["exc_info"] for line in logged] == [error]
 
@@ -189,17 +227,24 @@ async def test_a_bug_at_the_start_of_fetching_parks_the_partition_and_ends_nothi
     with structlog.testing.capture_logs() as logged:
         assignment = await claim()
     assert not ended
-    assert assignment.parked == {0: "its commands cannot be fetched: TypeError"}
+    assert reasons(assignment) == {0: "cannot_fetch: its commands cannot be fetched: TypeError"}
     assert not assignment.lanes
     assert [line["exc_info"] for line in logged] == [error]
 
 
-@pytest.mark.parametrize("error", [LaneParked("it is damaged"), HistoryError("it is damaged")])
-async def test_a_partition_whose_log_does_not_allow_a_claim_is_parked_without_a_traceback(claim, error):
+@pytest.mark.parametrize(
+    ("error", "reason", "detail"),
+    [
+        (LaneParked(ParkingReason.TABLE_LOST, "it is lost"), "table_lost", "it is lost"),
+        (TurnRefused("too large", {0: "too large"}), "refused_by_kafka", "too large"),
+        (HistoryError("it is damaged"), "cannot_claim", "the partition cannot be claimed: it is damaged"),
+    ],
+)
+async def test_a_partition_whose_log_does_not_allow_a_claim_is_parked_without_a_traceback(claim, error, reason, detail):
     with structlog.testing.capture_logs() as logged:
         assignment = await claim(error)
-    assert assignment.parked == {0: "it is damaged"}
-    assert [line["exc_info"] for line in logged] == [None]
+    assert reasons(assignment) == {0: f"{reason}: {detail}"}
+    assert [(line["reason"], line["detail"], line["exc_info"]) for line in logged] == [(reason, detail, None)]
 
 
 @pytest.mark.parametrize("error", [Fenced("by another"), KafkaError(), OSError()])

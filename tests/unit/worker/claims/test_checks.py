@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from order_service.errors import LaneParked
 from order_service.wire import avro
@@ -26,7 +27,7 @@ DEAD_LETTER = (
 
 
 async def check(
-    position: Position, outcomes: Mapping[str, list[Made]], *, entry: Any = ENTRY, waits: bool = False
+    position: Position, outcomes: Mapping[str, list[Made]], *, entry: Any = ENTRY, waits: bool = False, deleted: int = 0
 ) -> None:
     """Restore a partition with this position, table and waiting room, and compare it as a claim does."""
     table: list[Made] = [] if entry is None else [(create.order_id.encode(), encode(entry), [])]
@@ -39,6 +40,7 @@ async def check(
             **outcomes,
         }
     )
+    topics.first_offsets[NAMES.commands] = deleted
     progress = Progress(ClaimSlots(1))
     logs = Changelogs(0, NAMES, topics, ChangelogState(), progress)
     await logs.read_to_end()
@@ -71,7 +73,7 @@ async def test_a_partition_whose_topics_agree_with_its_position_passes():
     ],
 )
 async def test_an_outcome_of_a_command_that_is_not_decided_parks_the_lane(topic, outcome, position, waits, why):
-    with pytest.raises(LaneParked, match=f"{topic} offset 0: {why}"):
+    with pytest.raises(LaneParked, match=f"^table_lost_tail: .*{topic} offset 0: {why}"):
         await check(position, {topic: [outcome]}, waits=waits)
 
 
@@ -91,8 +93,30 @@ async def test_an_outcome_of_a_command_that_is_not_decided_parks_the_lane(topic,
     ],
 )
 async def test_an_event_that_is_not_in_the_table_parks_the_lane(entry, event, why):
-    with pytest.raises(LaneParked, match=f"{NAMES.events} offset 0: {why}"):
+    with pytest.raises(LaneParked, match=f"^table_lost_tail: .*{NAMES.events} offset 0: {why}"):
         await check(at(4), {NAMES.events: [(b"order", event, EVENT[2])]}, entry=entry)
+
+
+@pytest.mark.parametrize(
+    ("position", "topics", "deleted", "reason"),
+    [
+        pytest.param(at(4), {}, 5, "commands_deleted: commands from 4 to 5", id="deleted commands"),
+        pytest.param(at(11), {}, 0, "commands_truncated: the commands end at 10", id="fewer commands"),
+        pytest.param(replace(at(4), last_timestamp_ms=1), {}, 0, "commands_recreated: command 3 ", id="other commands"),
+        pytest.param(at(4), {NAMES.table: [], NAMES.events: [EVENT]}, 0, "table_lost: ", id="no position"),
+        pytest.param(at(4), {NAMES.waiting: []}, 0, "waiting_lost: ", id="no waiting room"),
+        pytest.param(
+            at(4),
+            {NAMES.table: [(b"order", b"\x09", [])]},
+            0,
+            f"changelog_unreadable: {NAMES.table} partition 0 offset 0 ",
+            id="a record of a later version",
+        ),
+    ],
+)
+async def test_topics_that_do_not_match_the_position_park_the_lane(position, topics, deleted, reason):
+    with pytest.raises(LaneParked, match=f"^{reason}"):
+        await check(position, topics, deleted=deleted)
 
 
 async def test_an_event_of_an_earlier_version_than_the_table_has_passes():
@@ -109,7 +133,9 @@ async def test_a_topic_that_ends_before_its_recorded_end_parks_the_lane(log):
     whole = {NAMES.events: [EVENT], NAMES.rejections: [REJECTION], NAMES.dead_letters: [DEAD_LETTER]}
     await check(at(4, ends=Ends(1, 1, 1, 1)), whole)
     recorded = Ends(**{"events": 1, "rejections": 1, "dead_letters": 1, "waiting": 1, log: 2})
-    with pytest.raises(LaneParked, match=f"{topic} partition 0 ends at 1, it ended at 2: its last records are lost"):
+    reason = "waiting_lost_tail" if log == "waiting" else "outcomes_lost_tail"
+    why = f"^{reason}: {topic} partition 0 ends at 1, it ended at 2: its last records are lost"
+    with pytest.raises(LaneParked, match=why):
         await check(at(4, ends=recorded), whole)
 
 
@@ -119,7 +145,8 @@ async def test_a_topic_that_ends_before_its_recorded_end_parks_the_lane(log):
 )
 async def test_another_number_of_waiting_commands_than_the_position_says_parks_the_lane(expected, waits, actual):
     why = (
-        f"{NAMES.waiting} partition 0 holds {actual} waiting commands, the position in {NAMES.table} counts {expected}"
+        f"^waiting_differs: {NAMES.waiting} partition 0 holds {actual} waiting commands,"
+        f" the position in {NAMES.table} counts {expected}"
     )
     with pytest.raises(LaneParked, match=why):
         await check(at(4, waiting_count=expected), {}, entry=None, waits=waits)

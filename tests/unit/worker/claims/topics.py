@@ -25,6 +25,7 @@ class Topics:
     def __init__(self, topics: Mapping[str, list[Made]]) -> None:
         self._records = {TopicPartition(topic, 0): records for topic, records in topics.items()}
         self._at: dict[TopicPartition, int] = {}
+        self.first_offsets: dict[str, int] = {}
 
     def assign(self, places):
         self._at = dict.fromkeys(places, 0)
@@ -60,7 +61,7 @@ class Topics:
         return {place: records for place, records in fetched.items() if records}
 
     async def starts(self, places):
-        return dict.fromkeys(places, 0)
+        return {place: self.first_offsets.get(place.topic, 0) for place in places}
 
     async def ends(self, places):
         return await self.end_offsets(places)
