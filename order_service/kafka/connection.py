@@ -216,7 +216,8 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
             if isinstance(error, KafkaError) and not error.retriable:
                 raise KafkaAwayError(f"Kafka at {servers} refuses the request: {error!r}") from error
             if time.monotonic() > give_up_at:
-                raise KafkaAwayError(f"no Kafka answers at {servers} within {patience_s:.0f} s: {error!r}") from error
+                within = f" within {patience_s:.0f} s" if patience_s else ""
+                raise KafkaAwayError(f"no Kafka answers at {servers}{within}: {error!r}") from error
             log.warning("Kafka does not answer yet; trying again.", servers=servers)
         finally:
             await admin.close()

@@ -64,7 +64,7 @@ def checks_of(settings: Settings) -> list[Check]:
         of_kafka("transactions", transactions.check_transactions),
         of_service("lanes", readiness.check_readiness, "Read /health/ready of each worker."),
         of_kafka("waiting_room", waiting.check_waiting),
-        of_service("user_service", user_service.check_user_service, "Start the User Service."),
+        of_service("user_service", user_service.check_user_service, user_service.FIX),
         of_service("schema_registry", registry.check_registry, "Start the schema registry, or correct its settings."),
         of_service("clock", clocks.check_clock, clocks.SET_CLOCK),
         of_kafka("broker_clock", clocks.check_broker_clock),

@@ -26,10 +26,10 @@ class Result(Struct, frozen=True):
     `check` is the name of the check; `doctor` sets it.
     """
 
-    status: Status
-    text: str
-    fix: str = ""
     check: str = ""
+    status: Status = Status.OK
+    text: str = ""
+    fix: str = ""
 
 
 class Check(Struct, frozen=True):
@@ -56,22 +56,22 @@ class Diagnosis(Struct, frozen=True):
 
 def ok(text: str) -> Result:
     """Return a result without a finding."""
-    return Result(Status.OK, text)
+    return Result(text=text)
 
 
 def warning(text: str, fix: str) -> Result:
     """Return a finding about something that works now."""
-    return Result(Status.WARNING, text, fix)
+    return Result(status=Status.WARNING, text=text, fix=fix)
 
 
 def problem(text: str, fix: str) -> Result:
     """Return a finding about something that does not work."""
-    return Result(Status.PROBLEM, text, fix)
+    return Result(status=Status.PROBLEM, text=text, fix=fix)
 
 
 def not_checked(text: str, fix: str = "") -> Result:
     """Return that nothing could be checked, and why. It is not a finding."""
-    return Result(Status.NOT_CHECKED, text, fix)
+    return Result(status=Status.NOT_CHECKED, text=text, fix=fix)
 
 
 def sentence(text: str) -> str:

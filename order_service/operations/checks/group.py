@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from aiokafka.errors import for_code
 from aiokafka.structs import TopicPartition
 
-from order_service.kafka.connection import Admin, ask_admin
+from order_service.errors import TopicsError
+from order_service.kafka.connection import UNKNOWN_TOPIC, Admin, ask_admin
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
 from order_service.operations.checks.backlog import Backlog, backlogs_of
@@ -34,6 +36,10 @@ async def check_group(settings: Settings) -> list[Result]:
 
     async def ask(admin: Admin) -> list[Result]:
         [described] = await admin.describe_topics([topic])
+        if described["error_code"] == UNKNOWN_TOPIC:
+            raise TopicsError(f"the topic {topic} is missing")
+        if described["error_code"]:
+            raise for_code(described["error_code"])
         count = len(described["partitions"])
         group = await _group_of(admin, settings.group_id)
         give_up_at = time.monotonic() + SETTLES_WITHIN_S
@@ -69,10 +75,10 @@ def judge_group(group_id: str, group: Group, partitions: Iterable[TopicPartition
         text = f"No member of the group {group_id} holds {numbers(missing)}."
         results.append(problem(text, "Restart the workers one after the other; their log has what they wait for."))
     workers = counted(len(group.members), "worker")
-    return results or [ok(f"{workers} in the group {group_id}; every one of {len(partitions)} partitions is held.")]
+    return results or [ok(f"All {len(partitions)} partitions are held by {workers} of the group {group_id}.")]
 
 
-async def check_lag(settings: Settings) -> list[Result]:
+async def check_lag(settings: Settings, now: Callable[[], float] = time.time) -> list[Result]:
     """Check that commands are decided: those behind the committed positions of the group must be young."""
     async with Reader(settings) as reader:
         partitions = await reader.partitions(reader.names.commands)
@@ -86,9 +92,7 @@ async def check_lag(settings: Settings) -> list[Result]:
             partition: max(starts[partition], committed[partition].offset if partition in committed else 0)
             for partition in led
         }
-        return judge_lag(
-            {key.partition: each for key, each in (await backlogs_of(reader, positions, time.time())).items()}
-        )
+        return judge_lag({key.partition: each for key, each in (await backlogs_of(reader, positions, now())).items()})
 
 
 def judge_lag(backlogs: dict[int, Backlog]) -> list[Result]:

@@ -49,10 +49,10 @@ def judge_rights(settings: Settings, names: TopicNames, topics: Mapping[str, Rig
             topic for topic in sorted(topics) if needs(operation, topic, names) and topics[topic].lacks(operation)
         ]
         if lacking:
-            text = f"{principal} may not {operation} {', '.join(lacking)}; a worker needs it."
+            text = f"{principal} lacks {operation} on {', '.join(lacking)}; a worker needs it."
             results.append(problem(text, _grant(settings, operation, "--topic", lacking)))
     if group.lacks("Read"):
-        text = f"{principal} may not Read as group {settings.group_id}; a worker needs it."
+        text = f"{principal} lacks Read on the group {settings.group_id}; a worker needs it."
         results.append(problem(text, _grant(settings, "Read", "--group", [settings.group_id])))
     return results or [ok(f"{principal} may do what a worker needs with the topics and the group. {NOT_VISIBLE}")]
 

@@ -39,7 +39,7 @@ async def check_transactions(settings: Settings) -> list[Result]:
 async def _open_for(
     reader: Reader, uncommitted: Consumer, partitions: Sequence[TopicPartition]
 ) -> dict[TopicPartition, int]:
-    """Return where transactions were open during all of `OPEN_AFTER_S`, as soon as there is none left."""
+    """Return where transactions were open during all of `OPEN_AFTER_S`, or nothing as soon as all have ended."""
 
     async def read() -> dict[TopicPartition, End]:
         stable, ends = await reader.ends(partitions), await uncommitted.end_offsets(partitions)
@@ -47,21 +47,19 @@ async def _open_for(
 
     give_up_at = time.monotonic() + OPEN_AFTER_S
     first = await read()
-    remaining = still_open(first, first)
-    while remaining and time.monotonic() < give_up_at:
+    open_from = still_open(first, first)
+    while open_from and time.monotonic() < give_up_at:
         await asyncio.sleep(LOOK_EVERY_S)
-        remaining = {
-            partition: offset for partition, offset in still_open(first, await read()).items() if partition in remaining
-        }
-    return remaining
+        open_from = still_open(first, await read())
+    return open_from
 
 
 def still_open(before: Mapping[TopicPartition, End], now: Mapping[TopicPartition, End]) -> dict[TopicPartition, int]:
-    """Return the offset of each transaction that was open before, and still is."""
+    """Return the first offset of each transaction that was open before, and still is."""
     return {
-        partition: end.stable
-        for partition, end in now.items()
-        if end.stable < end.end and before[partition] == End(before[partition].end, end.stable)
+        partition: first.stable
+        for partition, first in before.items()
+        if first.stable < first.end and now[partition].stable == first.stable
     }
 
 

@@ -1,23 +1,31 @@
-"""The check of the User Service: one lookup, as the workers make it."""
+"""The check of the User Service: one request, as the workers send it."""
 
 from http import HTTPStatus
 from typing import Final
 
-from order_service.errors import UserServiceUnavailable
-from order_service.operations.checks.check import Result, address_of, ok, problem, sentence
+from msgspec import structs
+
+from order_service.errors import SetupError, UserServiceUnavailable
+from order_service.operations.checks.check import Result, address_of, ok, problem
 from order_service.settings import Settings
 from order_service.users.client import CREDENTIAL_REFUSED, CallPolicy, UserApi
 
+FIX: Final = "Correct USER_SERVICE_URL and the ORDERS_USER_SERVICE_… settings."
 USER_ID: Final = "order-service-doctor"
 """The user that the User Service is asked about. It need not exist: any answer about it will do."""
 
 
-async def check_user_service(settings: Settings) -> list[Result]:
-    """Look up a user as the workers do."""
+def user_api(settings: Settings) -> UserApi:
+    """Return the client of the workers, without its retries. Raises SetupError if its settings are invalid."""
     try:
-        api = UserApi(CallPolicy.from_settings(settings))
+        return UserApi(structs.replace(CallPolicy.from_settings(settings), attempts=1))
     except ValueError as error:
-        return [problem(sentence(str(error)), "Correct ORDERS_USER_SERVICE_TOKEN and USER_SERVICE_URL.")]
+        raise SetupError(f"the settings of the User Service are invalid: {error}") from error
+
+
+async def check_user_service(settings: Settings) -> list[Result]:
+    """Look up a user as the workers do. Raises SetupError if the settings of the User Service are invalid."""
+    api = user_api(settings)
     try:
         await api.ask(USER_ID)
     except UserServiceUnavailable as error:

@@ -1,7 +1,7 @@
 """Checks of the views: the database and its schema version, and how far the projector is behind."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aiokafka.structs import TopicPartition
@@ -46,7 +46,7 @@ def judge_views(state: State) -> list[Result]:
     return results or [ok(f"The database answers; the views have schema version {FORM}.")]
 
 
-async def check_projector(settings: Settings) -> list[Result]:
+async def check_projector(settings: Settings, now: Callable[[], float] = time.time) -> list[Result]:
     """Check that a projector reads the events and rejections. Raises DatabaseError."""
     state = await _state_of(settings)
     if state is None:
@@ -58,7 +58,7 @@ async def check_projector(settings: Settings) -> list[Result]:
         starts = await reader.starts(led)
         positions = {partition: max(starts[partition], state.positions.get(partition, 0)) for partition in led}
         stopped = {(topic, partition) for topic, partition, _, _ in state.stopped}
-        backlogs = await backlogs_of(reader, positions, time.time())
+        backlogs = await backlogs_of(reader, positions, now())
         return judge_backlogs({key: each for key, each in backlogs.items() if key not in stopped})
 
 

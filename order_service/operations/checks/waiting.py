@@ -1,8 +1,9 @@
 """The check of the waiting room: the commands that wait for the User Service, from their changelog."""
 
 import asyncio
-from collections.abc import Iterable
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Final
 
 from msgspec import Struct
@@ -11,8 +12,8 @@ from order_service.domain.messages import CreateOrder
 from order_service.errors import UserServiceUnavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.checks.check import Result, counted, not_checked, ok, warning
+from order_service.operations.checks.user_service import user_api
 from order_service.settings import Settings
-from order_service.users.client import CallPolicy, UserApi
 from order_service.wire.changelog import WaitingCommand, decode_waiting
 
 READ_WITHIN_S: Final = 12.0
@@ -29,7 +30,7 @@ class Waiting(Struct, frozen=True):
     user_ids: tuple[str, ...] = ()
 
 
-async def check_waiting(settings: Settings) -> list[Result]:
+async def check_waiting(settings: Settings, now: Callable[[], float] = time.time) -> list[Result]:
     """Check that no command waits for long. For the user that is waited for longest, ask the User Service."""
     try:
         async with asyncio.timeout(READ_WITHIN_S), Reader(settings) as reader:
@@ -39,7 +40,7 @@ async def check_waiting(settings: Settings) -> list[Result]:
         return [not_checked(text, "See `orders_waiting_commands` and `orders_waiting_oldest_seconds` of the workers.")]
     if waiting.oldest_at is None:
         return [ok("No command waits.")]
-    waited_s = (datetime.now(UTC) - waiting.oldest_at).total_seconds()
+    waited_s = now() - waiting.oldest_at.timestamp()
     reason = await _reason(settings, waiting.user_ids[0]) if waiting.user_ids and waited_s > LONG_AFTER_S else ""
     return [judge_waiting(settings, waiting, waited_s, reason)]
 
@@ -81,7 +82,7 @@ def count_waiting(commands: Iterable[WaitingCommand]) -> Waiting:
 
 
 async def _reason(settings: Settings, user_id: str) -> str:
-    api = UserApi(CallPolicy.from_settings(settings))
+    api = user_api(settings)
     try:
         return f" About {user_id}, it answers now: {await api.ask(user_id)}."
     except UserServiceUnavailable as error:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from order_service.errors import KeysAway
+from order_service.errors import KeysAway, NoResponse
 from order_service.http_client import HttpClient
 from order_service.operations.checks.check import Result, address_of, counted, not_checked, ok, warning
 from order_service.settings import Settings
@@ -16,7 +16,7 @@ FIX = "Correct the ORDERS_JWT_… settings, or start the issuer of the tokens."
 
 
 async def check_keys(settings: Settings) -> list[Result]:
-    """Check the key file, or fetch the JWKS. Raises SetupError, KeysAway or NoResponse if no key is usable."""
+    """Check the key file, or fetch the JWKS. Raises SetupError or KeysAway if no key is usable."""
     if not settings.jwt_jwks_url and settings.jwt_key_file is None:
         return [not_checked("Authentication is off: neither ORDERS_JWT_JWKS_URL nor ORDERS_JWT_KEY_FILE is set.")]
     authentication(settings)
@@ -25,6 +25,8 @@ async def check_keys(settings: Settings) -> list[Result]:
     http = HttpClient(timeout_s=POLICY.timeout_s, body_max_bytes=KEYS_MAX, keeps_alive=False)
     try:
         reply = await http.request("GET", settings.jwt_jwks_url)
+    except NoResponse as error:
+        raise KeysAway(f"{address_of(settings.jwt_jwks_url)} returns no keys: {error}") from error
     finally:
         await http.close()
     if reply.status != HTTPStatus.OK:
@@ -39,5 +41,5 @@ def judge_keys(body: bytes, settings: Settings, now_s: float) -> Result:
     expired = sum(isinstance(expiry, int | float) and expiry < now_s for expiry in expiries)
     address = address_of(settings.jwt_jwks_url)
     if expired:
-        return warning(f"{counted(expired, 'key')} of {address} has expired.", "Let the issuer publish new keys.")
+        return warning(f"{counted(expired, 'key')} of {address} expired.", "Let the issuer publish new keys.")
     return ok(f"{address} publishes {counted(len(keys.by_id), 'usable key')}.")
