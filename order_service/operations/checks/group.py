@@ -16,6 +16,7 @@ from order_service.operations.checks.backlog import Backlog, backlogs_of
 from order_service.operations.checks.brokers import RETRY_S
 from order_service.operations.checks.check import Result, counted, numbers, ok, problem, sentence, warning
 from order_service.settings import Settings
+from order_service.wire.changelog import POSITION_KEY, decode_position
 from order_service.worker.membership import STRANGERS_FIX, Group, group_of, list_strangers, strangers_of
 
 SETTLES_WITHIN_S: Final = 5.0
@@ -23,6 +24,8 @@ LOOK_EVERY_S: Final = 0.5
 STABLE: Final = "Stable"
 EMPTY: Final = frozenset({"Empty", "Dead"})
 """The states of a group without members. A group that never had one is reported as dead."""
+TAIL_OFFSETS: Final = 5_000
+"""How much of a changelog's end is read: a turn has up to 2,000 commands, each with one entry."""
 START: Final = "Start a worker: `order-service worker`."
 WORKER_READINESS: Final = (
     "Read /health/ready of the worker that holds the partition: it names a parked lane or a claim that waits."
@@ -79,7 +82,11 @@ def judge_group(group_id: str, group: Group, partitions: Iterable[TopicPartition
 
 
 async def check_lag(settings: Settings, now: Callable[[], float] = time.time) -> list[Result]:
-    """Check that commands are decided: those behind the committed positions of the group must be young."""
+    """Check that commands are decided: those behind the positions of the workers must be young.
+
+    A worker commits its positions to the group every few seconds, and a killed one does not. So where they are late,
+    the table's changelog has the position.
+    """
     async with Reader(settings) as reader:
         partitions = await reader.partitions(reader.names.commands)
         leaderless = await reader.leaderless(partitions)  # the check of the topics reports them
@@ -92,7 +99,25 @@ async def check_lag(settings: Settings, now: Callable[[], float] = time.time) ->
             partition: max(starts[partition], committed[partition].offset if partition in committed else 0)
             for partition in led
         }
-        return judge_lag({key.partition: each for key, each in (await backlogs_of(reader, positions, now())).items()})
+        backlogs = await backlogs_of(reader, positions, now())
+        if late := [partition for partition, backlog in backlogs.items() if backlog.is_late]:
+            written = await _written_positions(reader, [partition.partition for partition in late])
+            positions |= {partition: written.get(partition.partition, positions[partition]) for partition in late}
+            backlogs = await backlogs_of(reader, positions, now())
+    return judge_lag({partition.partition: backlog for partition, backlog in backlogs.items()})
+
+
+async def _written_positions(reader: Reader, partitions: Iterable[int]) -> dict[int, int]:
+    """Return the positions at the end of the table's changelog. Each turn writes that of each of its partitions."""
+    tables = [TopicPartition(reader.names.table, partition) for partition in partitions]
+    starts, ends = await reader.starts(tables), await reader.ends(tables)
+    tails = {table: max(starts[table], ends[table] - TAIL_OFFSETS) for table in tables}
+    positions = {}
+    async for records in reader.between(tails, ends):
+        for record in records:
+            if record.key == POSITION_KEY and record.value:
+                positions[record.partition] = decode_position(record.value).resume_at
+    return positions
 
 
 def judge_lag(backlogs: dict[int, Backlog]) -> list[Result]:

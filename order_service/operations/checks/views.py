@@ -7,6 +7,7 @@ from pathlib import Path
 from aiokafka.structs import TopicPartition
 from msgspec import Struct
 
+from order_service.errors import DatabaseError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
 from order_service.operations.checks.backlog import Backlog, backlogs_of
@@ -47,8 +48,11 @@ def judge_views(state: State) -> list[Result]:
 
 
 async def check_projector(settings: Settings, now: Callable[[], float] = time.time) -> list[Result]:
-    """Check that a projector reads the events and rejections. Raises DatabaseError."""
-    state = await _state_of(settings)
+    """Check that a projector reads the events and rejections."""
+    try:
+        state = await _state_of(settings)
+    except DatabaseError:
+        return [not_checked("The views cannot be read.", "Fix what `views` reports first.")]
     if state is None:
         return [_unset()]
     async with Reader(settings) as reader:
