@@ -1,4 +1,4 @@
-"""The six topics: one table has their settings. `create` applies it, and `check` refuses to run with less."""
+"""The seven topics: one table has their settings. `create` applies it, and `check` refuses to run with less."""
 
 import asyncio
 import json
@@ -100,6 +100,7 @@ class TopicNames(Struct, frozen=True):
     dead_letters: str
     table: str
     waiting: str
+    operations: str
 
     @property
     def written(self) -> list[str]:
@@ -122,6 +123,7 @@ def topic_names(prefix: str = "") -> TopicNames:
         dead_letters=f"{prefix}orders.dead-letters.v1",
         table=f"{prefix}orders.table.v1",
         waiting=f"{prefix}orders.waiting.v1",
+        operations=f"{prefix}orders.operations.v1",
     )
 
 
@@ -134,6 +136,7 @@ def topic_configs(names: TopicNames) -> dict[str, dict[str, str]]:
         names.dead_letters: _DELETE | {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(4 * MIB)},
         names.table: dict(_CHANGELOG),
         names.waiting: dict(_CHANGELOG),
+        names.operations: _DELETE | {"retention.ms": "-1", "max.message.bytes": str(4 * MIB)},
     }
 
 

@@ -58,8 +58,8 @@ def judge_rights(settings: Settings, names: TopicNames, topics: Mapping[str, Rig
 
 
 def needs(operation: str, topic: str, names: TopicNames) -> bool:
-    """Return whether a worker needs an operation on a topic: it only reads the commands."""
-    return operation != "Write" or topic != names.commands
+    """Return whether a worker needs an operation on a topic: it only reads the commands and the operations."""
+    return operation != "Write" or topic in names.written
 
 
 def principal_of(settings: Settings) -> str:

@@ -9,6 +9,7 @@ from aiokafka.structs import TopicPartition
 
 from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
+from order_service.kafka.topics import topic_configs
 from order_service.operations.checks.brokers import RUNBOOK
 from order_service.operations.checks.check import Result, ok, problem
 from order_service.settings import Settings
@@ -27,7 +28,7 @@ async def check_transactions(settings: Settings) -> list[Result]:
         try:
             with kafka_answers(servers):
                 await uncommitted.start()
-                partitions = await reader.partitions(reader.names.commands, *reader.names.written)
+                partitions = await reader.partitions(*topic_configs(reader.names))
                 leaderless = await reader.leaderless(partitions)  # the check of the topics reports them
                 return judge_transactions(
                     await _open_for(reader, uncommitted, [each for each in partitions if each not in leaderless])

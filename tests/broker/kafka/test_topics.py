@@ -56,6 +56,7 @@ TABLE = {
     "dead_letters": LOG | {"retention.ms": str(30 * DAY_MS)},
     "table": CHANGELOG,
     "waiting": CHANGELOG,
+    "operations": LOG | {"retention.ms": "-1"},
 }
 """The settings of each topic on one broker."""
 
@@ -111,6 +112,7 @@ def test_less_is_refused_and_the_printed_lines_mend_it(service, tmp_path):
     service.configure(names.dead_letters, message_timestamp_type="CreateTime")
     service.configure(names.table, delete_retention_ms=str(DAY_MS), max_compaction_lag_ms=str(7 * DAY_MS + 1))
     service.configure(names.waiting, cleanup_policy="delete", retention_bytes="1000")
+    service.configure(names.operations, retention_ms="1000")
     expected = [
         f"the topic {names.commands} has cleanup.policy=compact,delete, expected delete",
         f"the topic {names.commands} has max.message.bytes=1000, expected at least {MIB}",
@@ -118,6 +120,7 @@ def test_less_is_refused_and_the_printed_lines_mend_it(service, tmp_path):
         f"the topic {names.dead_letters} has message.timestamp.type=CreateTime, expected LogAppendTime",
         f"the topic {names.events} has retention.bytes={1024 * MIB}, expected -1",
         f"the topic {names.events} has retention.ms={30 * DAY_MS}, expected -1",
+        f"the topic {names.operations} has retention.ms=1000, expected -1",
         f"the topic {names.rejections} has min.insync.replicas=2, expected 1 of 1 replicas",
         f"the topic {names.rejections} has unclean.leader.election.enable=true, expected false",
         f"the topic {names.table} has delete.retention.ms={DAY_MS}, expected at least {25 * HOUR_MS}",
@@ -130,7 +133,7 @@ def test_less_is_refused_and_the_printed_lines_mend_it(service, tmp_path):
     told = cli("topics", "check", code=13)
     assert told.stderr.splitlines() == [f"order-service: {fault}" for fault in expected]
     lines = told.stdout.splitlines()
-    assert len(lines) == 6, "one line for each topic"
+    assert len(lines) == 7, "one line for each topic"
     assert cli.json("topics", "check", code=13) == [{"ok": False, "faults": expected, "fix": lines, "risks": []}]
     run_lines(lines, tmp_path)
 

@@ -134,7 +134,7 @@ def test_an_open_transaction_is_found_with_partition_and_offset(shop):
 def test_missing_topics_are_the_findings_of_one_check(shop):
     results = examined(shop, code=1, ORDERS_TOPIC_PREFIX="missing.")
     assert {(name, status) for name, status, _ in findings(results)} == {("topics", "problem")}
-    assert len(findings(results)) == 6
+    assert len(findings(results)) == 7
     not_checked = {each["check"] for each in results if each["status"] == "not_checked"}
     assert {"group", "lag", "transactions", "waiting_room", "broker_clock", "projector"} <= not_checked
 

@@ -276,8 +276,8 @@ def test_a_principal_that_may_do_everything_is_fine():
     assert "transactional ids are not visible" in result.text
 
 
-def test_a_worker_writes_no_commands():
-    assert statuses(judged({NAMES.commands: without("Write")})) == ["ok"]
+def test_a_worker_writes_neither_commands_nor_operations():
+    assert statuses(judged({NAMES.commands: without("Write"), NAMES.operations: without("Write")})) == ["ok"]
 
 
 def test_missing_operations_are_named_with_the_line_that_grants_them():

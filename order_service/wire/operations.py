@@ -1,0 +1,94 @@
+"""The records of what operators did to a partition: JSON, in a topic that is kept for ever.
+
+A record is in the partition that it is about. Its key is the id of the operation, which is the same in every partition
+that one call changed.
+"""
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from order_service.errors import DecodeError
+
+
+class Act(Struct, frozen=True, kw_only=True):
+    """Who did something, when, and why. `actor` is `TYPE:ID` as in commands."""
+
+    id: str
+    at: datetime
+    actor: str
+    reason: str
+
+
+class LaneResumed(Act, frozen=True, kw_only=True, tag_field="operation", tag="lane_resumed"):
+    """A parked lane may go on, from `position` (None: where it was, or nothing was known).
+
+    Commands from `previous_position` on were skipped if it moved forwards, and are decided again if it moved back.
+    `lost` has the topics that ended before their recorded end: the actual and the recorded one.
+    """
+
+    previous_position: int | None = None
+    position: int | None = None
+    skipped_order_ids: tuple[str, ...] = ()
+    lost: dict[str, tuple[int, int]] = {}
+
+
+class PartitionRebuilt(Act, frozen=True, kw_only=True, tag_field="operation", tag="partition_rebuilt"):
+    """The changelogs of a partition were written again: the numbers of records that were changed or removed."""
+
+    position: int
+    orders: int
+    waiting: int
+    changed: int
+    removed: int
+
+
+class PlannedCommand(Struct, frozen=True, kw_only=True):
+    """A dead letter of a plan: what its command would result in, and the version that its order has now."""
+
+    offset: int
+    order_id: str
+    command_id: str
+    version: int
+    result: str
+
+
+class DeadLettersPlanned(Act, frozen=True, kw_only=True, tag_field="operation", tag="dead_letters_planned"):
+    """A plan was made for dead letters of this partition. The id of the operation is the id of the plan."""
+
+    commands: tuple[PlannedCommand, ...]
+
+
+class DeadLettersApplied(Act, frozen=True, kw_only=True, tag_field="operation", tag="dead_letters_applied"):
+    """Commands of a plan were sent again: the offset of each dead letter, with the offset of the new command."""
+
+    plan_id: str
+    sent: dict[int, int]
+    order_ids: tuple[str, ...]
+
+
+class DeadLettersDiscarded(Act, frozen=True, kw_only=True, tag_field="operation", tag="dead_letters_discarded"):
+    """An operator decided that these dead letters need no further action."""
+
+    offsets: tuple[int, ...]
+
+
+Operation = LaneResumed | PartitionRebuilt | DeadLettersPlanned | DeadLettersApplied | DeadLettersDiscarded
+
+_encode: Final = msgspec.json.Encoder().encode
+_decoder: Final[msgspec.json.Decoder[Operation]] = msgspec.json.Decoder(Operation)
+
+
+def encode(operation: Operation) -> bytes:
+    """Encode an operation as JSON. Times are RFC 3339 in UTC."""
+    return _encode(operation)
+
+
+def decode(value: bytes | None) -> Operation:
+    """Decode an operation. Raises DecodeError for anything else; unknown fields are ignored."""
+    try:
+        return _decoder.decode(value or b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DecodeError("bad_operation", str(error)) from error
