@@ -29,7 +29,7 @@ from order_service.kafka.connection import Admin
 OPERATIONS: Final = {"Read": 3, "Write": 4, "Describe": 8, "DescribeConfigs": 10}
 """The bits of the operations that this service needs. Source: Kafka's `AclOperation`."""
 NOT_REPORTED: Final = -(2**31)
-"""What a broker returns instead of operations if it does not report them."""
+"""What a broker returns if it does not report the operations: its highest bit alone is set."""
 AUTHORIZATION_FAILED: Final = frozenset({TopicAuthorizationFailedError.errno, GroupAuthorizationFailedError.errno})
 SUPPORTED_FEATURES: Final = 0
 """The tag of the supported features in a response."""
@@ -155,7 +155,7 @@ class Rights(Struct, frozen=True):
 
     def lacks(self, operation: str) -> bool:
         """Return whether the principal may not do an operation of `OPERATIONS`."""
-        return self.error_code in AUTHORIZATION_FAILED or not self.operations >> OPERATIONS[operation] & 1
+        return not self.operations >> OPERATIONS[operation] & 1
 
 
 async def metadata_version(admin: Admin) -> int | None:

@@ -132,4 +132,5 @@ def judge_lag(backlogs: dict[int, Backlog]) -> list[Result]:
         if backlog.is_late
     ]
     behind = sum(backlog.offset_count for backlog in backlogs.values())
-    return results or [ok(f"The workers are {counted(behind, 'offset')} behind, and decide in time.")]
+    text = f"The workers are {counted(behind, 'offset')} behind." if behind else "All commands are decided."
+    return results or [ok(text)]

@@ -73,7 +73,7 @@ def judge_backlogs(backlogs: Mapping[TopicPartition, Backlog]) -> list[Result]:
     if late:
         text = f"The views are {counted(behind, 'offset')} behind; what they lack first is {max(late):.0f} s old."
         return [problem(text, PROJECTOR)]
-    return [ok(f"The views are {counted(behind, 'offset')} behind.")]
+    return [ok(f"The views are {counted(behind, 'offset')} behind." if behind else "The views have all records.")]
 
 
 def _unset() -> Result:
