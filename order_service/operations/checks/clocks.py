@@ -85,18 +85,15 @@ async def check_broker_clock(settings: Settings) -> list[Result]:
     """Check that no record has a time in the future: the brokers' clocks would be ahead of this machine's."""
     ahead_s = settings.clock_skew_max_s
     async with Reader(settings) as reader:
-        partitions = await reader.partitions(*reader.names.written)
-        leaderless = await reader.leaderless(partitions)  # the check of the topics reports them
-        future = await _records_after(
-            settings, [each for each in partitions if each not in leaderless], time.time() + ahead_s
-        )
+        partitions = await reader.led_partitions(*reader.names.written)
+        future = await _topics_after(settings, partitions, time.time() + ahead_s)
     if future:
         text = f"Records of {', '.join(future)} have times over {ahead_s:g} s ahead of this machine's clock."
         return [problem(text, SET_CLOCK)]
     return [ok(f"No record has a time over {ahead_s:g} s ahead of this machine's clock.")]
 
 
-async def _records_after(settings: Settings, partitions: list[TopicPartition], time_s: float) -> list[str]:
+async def _topics_after(settings: Settings, partitions: list[TopicPartition], time_s: float) -> list[str]:
     """Return the topics that have records after a time."""
     consumer = Consumer(**connection(settings), enable_auto_commit=False)
     try:

@@ -88,9 +88,7 @@ async def check_lag(settings: Settings, now: Callable[[], float] = time.time) ->
     the table's changelog has the position.
     """
     async with Reader(settings) as reader:
-        partitions = await reader.partitions(reader.names.commands)
-        leaderless = await reader.leaderless(partitions)  # the check of the topics reports them
-        led = [partition for partition in partitions if partition not in leaderless]
+        led = await reader.led_partitions(reader.names.commands)
         committed = await ask_admin(
             settings, lambda admin: admin.list_consumer_group_offsets(settings.group_id), patience_s=RETRY_S
         )

@@ -28,11 +28,8 @@ async def check_transactions(settings: Settings) -> list[Result]:
         try:
             with kafka_answers(servers):
                 await uncommitted.start()
-                partitions = await reader.partitions(*topic_configs(reader.names))
-                leaderless = await reader.leaderless(partitions)  # the check of the topics reports them
-                return judge_transactions(
-                    await _open_for(reader, uncommitted, [each for each in partitions if each not in leaderless])
-                )
+                partitions = await reader.led_partitions(*topic_configs(reader.names))
+                return judge_transactions(await _open_for(reader, uncommitted, partitions))
         finally:
             await uncommitted.stop()
 

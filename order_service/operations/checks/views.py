@@ -56,9 +56,7 @@ async def check_projector(settings: Settings, now: Callable[[], float] = time.ti
     if state is None:
         return [_unset()]
     async with Reader(settings) as reader:
-        partitions = await reader.partitions(reader.names.events, reader.names.rejections)
-        leaderless = await reader.leaderless(partitions)  # the check of the topics reports them
-        led = [partition for partition in partitions if partition not in leaderless]
+        led = await reader.led_partitions(reader.names.events, reader.names.rejections)
         starts = await reader.starts(led)
         positions = {partition: max(starts[partition], state.positions.get(partition, 0)) for partition in led}
         stopped = {(topic, partition) for topic, partition, _, _ in state.stopped}

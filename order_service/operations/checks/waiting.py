@@ -62,7 +62,7 @@ def judge_waiting(settings: Settings, waiting: Waiting, waited_s: float, reason:
 
 async def _read(reader: Reader) -> Iterable[WaitingCommand]:
     """Return the commands that wait now. Raises HistoryError for one that cannot be decoded."""
-    partitions = await reader.partitions(reader.names.waiting)
+    partitions = await reader.led_partitions(reader.names.waiting)
     starts, ends = await reader.starts(partitions), await reader.ends(partitions)
     newest: dict[bytes, bytes] = {}
     async for records in reader.between(starts, ends):
