@@ -20,11 +20,12 @@ HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "
 
 
 class Reply(Struct, frozen=True):
-    """A response. `body` is empty if it was not read, `retry_after` if the header is missing."""
+    """A response. `body` is empty if it was not read, `retry_after` and `date` if the header is missing."""
 
     status: int
     body: bytes
     retry_after: str
+    date: str = ""
 
 
 class HttpClient:
@@ -75,7 +76,8 @@ class HttpClient:
             async with self._session.request(method, url, data=data, allow_redirects=False) as response:
                 is_read = response.status == HTTPStatus.OK or self._reads_errors
                 body = await self._body(response) if is_read else b""
-                return Reply(response.status, body, response.headers.get("Retry-After", ""))
+                headers = response.headers
+                return Reply(response.status, body, headers.get("Retry-After", ""), headers.get("Date", ""))
         except TimeoutError as error:
             raise NoResponseInTime(f"no response within {self._timeout_s} s") from error
         except (aiohttp.ClientError, OSError) as error:

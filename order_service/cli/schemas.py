@@ -3,31 +3,21 @@
 import asyncio
 
 import typer
-from msgspec import Struct
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson
 from order_service.errors import SetupError
 from order_service.kafka.registry_client import COMPATIBILITY, register, registry_of
-from order_service.kafka.topics import TopicNames, topic_names
+from order_service.kafka.topics import topic_names
+from order_service.operations.checks.registry import RegisteredSchema, registered_schemas
 from order_service.settings import Settings
 from order_service.wire.schemas import files
-from order_service.wire.schemas.catalogue import SCHEMAS, Schema
+from order_service.wire.schemas.catalogue import SCHEMAS
 
 schemas = typer.Typer(
     no_args_is_help=True, help="List the Avro schemas, check them, or register them in SCHEMA_REGISTRY_URL."
 )
-
-
-class ListedSchema(Struct, frozen=True):
-    """A schema with its own id, and its id in a registry if one is set and has the schema."""
-
-    file: str
-    id: int
-    subject: str
-    registry_id: int | None
-    compatibility: str | None
 
 
 @schemas.command("list")
@@ -48,7 +38,7 @@ def schemas_check(as_json: AsJson = False) -> None:
     settings = read_settings()
     faults = files.faults(files.folder())
     if settings.schema_registry_url and not faults:
-        faults = [fault for schema in asyncio.run(_listed(settings)) for fault in _faults(schema)]
+        faults = [fault for schema in asyncio.run(_listed(settings)) for fault in schema.faults()]
     if as_json:
         show.json_line({"ok": not faults, "faults": faults})
     elif faults:
@@ -70,38 +60,22 @@ def schemas_register(as_json: AsJson = False) -> None:
             typer.echo(f"{schema.registry_id:>10} {schema.subject} version {files.name_and_version(schema.file)[1]}")
 
 
-def _faults(schema: ListedSchema) -> list[str]:
-    if schema.registry_id is None:
-        return [f"the schema registry lacks {schema.file} in {schema.subject}: run `order-service schemas register`"]
-    if schema.compatibility != COMPATIBILITY:
-        level = f"the compatibility {schema.compatibility}, not {COMPATIBILITY}"
-        return [f"{schema.subject} has {level}: run `schemas register`"]
-    return []
-
-
-async def _listed(settings: Settings) -> list[ListedSchema]:
+async def _listed(settings: Settings) -> list[RegisteredSchema]:
     names = topic_names(settings.topic_prefix)
     registry = registry_of(settings)
     if registry is None:
-        return [_line(names, schema, None, None) for schema in SCHEMAS.released]
+        return [RegisteredSchema.of(names, schema, None, None) for schema in SCHEMAS.released]
     async with registry:
-        return [
-            _line(names, schema, await registry.id_of(subject, schema.text), await registry.compatibility(subject))
-            for schema, subject in ((schema, schema.subject(names.of(schema.message))) for schema in SCHEMAS.released)
-        ]
+        return await registered_schemas(registry, names)
 
 
-async def _registered(settings: Settings) -> list[ListedSchema]:
+async def _registered(settings: Settings) -> list[RegisteredSchema]:
     names = topic_names(settings.topic_prefix)
     registry = registry_of(settings)
     if registry is None:
         raise SetupError("no schema registry is set: set SCHEMA_REGISTRY_URL")
     async with registry:
         return [
-            _line(names, schema, await register(registry, schema, names.of), COMPATIBILITY)
+            RegisteredSchema.of(names, schema, await register(registry, schema, names.of), COMPATIBILITY)
             for schema in SCHEMAS.released
         ]
-
-
-def _line(names: TopicNames, schema: Schema, registry_id: int | None, compatibility: str | None) -> ListedSchema:
-    return ListedSchema(schema.file, schema.id, schema.subject(names.of(schema.message)), registry_id, compatibility)

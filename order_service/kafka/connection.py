@@ -15,6 +15,7 @@ from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
+    KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
@@ -216,7 +217,9 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
             if isinstance(error, KafkaError) and not error.retriable:
                 raise KafkaAwayError(f"Kafka at {servers} refuses the request: {error!r}") from error
             if time.monotonic() > give_up_at:
-                raise KafkaAwayError(f"no Kafka answers at {servers} within {patience_s:.0f} s: {error!r}") from error
+                within = f" within {patience_s:.0f} s" if patience_s else ""
+                why = "" if isinstance(error, KafkaConnectionError) else f": {error!r}"  # its text has addresses only
+                raise KafkaAwayError(f"no Kafka answers at {servers}{within}{why}") from error
             log.warning("Kafka does not answer yet; trying again.", servers=servers)
         finally:
             await admin.close()

@@ -120,6 +120,12 @@ class Reader:
         with kafka_answers(self._servers):
             return await leaderless(self._consumer, partitions)
 
+    async def led_partitions(self, *topics: str) -> list[TopicPartition]:
+        """Return the partitions of these topics that have a leader. Raises TopicsError if a topic is missing."""
+        partitions = await self.partitions(*topics)
+        leaderless = await self.leaderless(partitions)
+        return [partition for partition in partitions if partition not in leaderless]
+
     def without_leader_now(self) -> list[TopicPartition]:
         """Return the assigned partitions that have no leader according to the client. Kafka is not asked."""
         leader_of = self._consumer._client.cluster.leader_for_partition  # noqa: SLF001

@@ -259,15 +259,15 @@ def fix_lines(faults: Iterable[Fault], settings: Settings) -> list[str]:
     if moves := [move for fault in faults for move in fault.moves]:  # Kafka accepts one plan at a time
         plan = json.dumps({"version": 1, "partitions": moves}, separators=(",", ":"))
         execute = f"--execute --reassignment-json-file <(echo '{plan}')"
-        lines.append(f"kafka-reassign-partitions {_servers(settings)} {execute}")
+        lines.append(f"kafka-reassign-partitions {servers_option(settings)} {execute}")
     for topic, topic_faults in groupby(faults, lambda fault: fault.topic):
         if changes := ",".join(fault.change for fault in topic_faults if fault.change):
             alter = f"--alter --entity-type topics --entity-name {topic} --add-config {changes}"
-            lines.append(f"kafka-configs {_servers(settings)} {alter}")
+            lines.append(f"kafka-configs {servers_option(settings)} {alter}")
     return lines
 
 
-def _servers(settings: Settings) -> str:
+def servers_option(settings: Settings) -> str:
     """Return the options that Kafka's own tools need to reach the cluster."""
     command_config = "" if settings.kafka_security_protocol == "PLAINTEXT" else " --command-config client.properties"
     return f"--bootstrap-server {connection(settings)['bootstrap_servers']}{command_config}"
@@ -281,7 +281,7 @@ def _partition_faults(topic: Described, settings: Settings) -> list[Fault]:
     count = len(topic.replicas)
     if count == settings.partitions:
         return []
-    delete = f"kafka-topics {_servers(settings)} --delete --topic {topic.name}"
+    delete = f"kafka-topics {servers_option(settings)} --delete --topic {topic.name}"
     return [
         Fault(
             topic.name,

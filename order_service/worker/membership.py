@@ -169,19 +169,32 @@ class Member(Struct, frozen=True):
         return f"{self.client_id} at {self.host.lstrip('/')}"
 
 
+class Group(Struct, frozen=True):
+    """A consumer group as its coordinator describes it. With members, it is `Stable` unless it rebalances."""
+
+    state: str
+    members: list[Member]
+
+
 Send = Callable[[Any], Awaitable[Any]]
 """A function that sends a request to the group coordinator and returns the response."""
 
 
-async def members_of(group_id: str, send: Send) -> list[Member]:
-    """Return the members of a group. Raises KafkaError if the coordinator does not answer or refuses."""
+async def group_of(group_id: str, send: Send) -> Group:
+    """Return the state and the members of a group. Raises KafkaError if the coordinator does not answer or refuses."""
     response = await send(DescribeGroupsRequest(groups=[group_id], include_authorized_operations=False))
-    [(error, _group, _state, _type, _protocol, members, *_)] = response.groups
+    [(error, _group, state, _type, _protocol, members, *_)] = response.groups
     if error:
         raise for_code(error)
-    return [
+    described = [
         Member(member_id, client_id, host, assignment) for member_id, client_id, host, _metadata, assignment in members
     ]
+    return Group(state, described)
+
+
+async def members_of(group_id: str, send: Send) -> list[Member]:
+    """Return the members of a group. Raises the errors of `group_of`."""
+    return (await group_of(group_id, send)).members
 
 
 async def twin_of(membership: Membership, send: Send, *, is_first: bool, own_member_id: str = "") -> str | None:
@@ -250,15 +263,20 @@ def describe_strangers(group_id: str, strangers: Iterable[Member], seen_s: Mappi
 
     `seen_s` maps member ids to the seconds since each was first seen.
     """
+    return f"{list_strangers(group_id, strangers, seen_s)}; {STRANGERS_FIX}"
+
+
+STRANGERS_FIX: Final = "end them, give them another group, or set ORDERS_APP_ID"
+
+
+def list_strangers(group_id: str, strangers: Iterable[Member], seen_s: Mapping[str, float] | None = None) -> str:
+    """Return the message of `describe_strangers` without the remedy."""
     described = []
     for stranger in strangers:
         held = ", ".join(f"{topic}-{partition}" for topic, partition in stranger.partitions())
         seen = "" if seen_s is None else f", seen for {seen_s[stranger.member_id]:.0f} s"
         described.append(f"{stranger} (holds {held or 'no partitions'}{seen})")
-    return (
-        f"consumers of another program or version are in the group {group_id}: {_listed(described)}; "
-        "end them, give them another group, or set ORDERS_APP_ID"
-    )
+    return f"consumers of another program or version are in the group {group_id}: {_listed(described)}"
 
 
 def _describe_twins(membership: Membership, twins: Iterable[Member]) -> str:

@@ -14,7 +14,7 @@ from tests.support.command_line import CommandLine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-RUN = ["up", "worker", "users", "topics", "views", "config", "verify"]
+RUN = ["up", "worker", "users", "topics", "views", "config", "verify", "doctor"]
 ORDER = ["create", "amend", "pay", "ship", "deliver", "cancel"]
 ALL = [*RUN, *ORDER, "tail", "timeline"]
 CONTENTS = {"user_id": "dana", "currency": "EUR", "lines": [{"sku": "a", "quantity": 1, "unit_price": 1}]}

@@ -23,6 +23,7 @@ from order_service.errors import KeysAway, SetupError, Unauthorized
 from order_service.settings import SIGNATURES, Settings
 from order_service.web.access.auth import LEEWAY_S, LOCAL, TOKEN_MAX, Caller, Everybody, Scope, Tokens, authentication
 from order_service.web.access.jwks import KEYS_MAX, JwksPolicy, KeyFile, KeyServer, read_jwks, read_pem
+from order_service.web.access.keys_check import check_keys
 
 ISSUER = "https://issuer.test"
 AUDIENCE = "orders"
@@ -895,3 +896,36 @@ def test_settings_come_from_the_environment(monkeypatch):
     settings = Settings()
     assert settings.jwt_algorithms == "PS256,EdDSA"
     assert settings.jwt_key_file is None
+
+
+# What `doctor` says about the keys
+
+
+async def test_the_keys_of_an_issuer_are_counted_and_those_that_expired_are_a_warning(issuer, settings):
+    [result] = await check_keys(settings(jwt_jwks_url=issuer.url))
+    assert (result.status, result.text) == ("ok", f"{issuer.url.removesuffix('/jwks')} publishes 2 usable keys.")
+    issuer.keys = [jwk(RSA, "rsa-1", exp=int(time.time()) - 60), jwk(EC, "ec-1", exp=int(time.time()) + 600)]
+    [result] = await check_keys(settings(jwt_jwks_url=issuer.url))
+    assert result.status == "warning"
+    assert "1 key of" in result.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (status(500), "returns status 500 for the keys"),
+        (body(b"{}"), "not a JWKS document"),
+        (reset, "returns no keys"),
+    ],
+)
+async def test_an_issuer_without_usable_keys_is_an_error(issuer, settings, answer, why):
+    issuer.answer = answer
+    with pytest.raises(KeysAway, match=why):
+        await check_keys(settings(jwt_jwks_url=issuer.url))
+
+
+async def test_a_key_file_is_read_and_without_keys_nothing_is_checked(settings, key_file, tmp_path):
+    assert [result.status for result in await check_keys(settings(jwt_key_file=key_file))] == ["ok"]
+    assert [result.status for result in await check_keys(Settings())] == ["not_checked"]
+    with pytest.raises(SetupError, match="cannot be read"):
+        await check_keys(settings(jwt_key_file=tmp_path / "missing"))

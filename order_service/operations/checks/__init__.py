@@ -1,0 +1,1 @@
+"""The checks of `doctor`: one module for each dependency, or for the state of the service in Kafka."""
