@@ -76,7 +76,7 @@ def resume_lane(
     yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only show what would happen.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a parked lane go on. Without --yes, only read, and show what would happen.
+    """Resume a parked lane. Without --yes, only read, and show what would happen.
 
     Exits with 0, with 1 if it is refused and nothing was changed, with 4 if Kafka is away, and with 13 if a topic is
     missing.
