@@ -100,7 +100,12 @@ async def _resume(
 ) -> tuple[Preview, LaneResumed | None]:
     workers = await ask_workers(addresses)
     address, lane = workers.states.get(partition, ("", None))
-    if lane is not None and lane.state != "parked":
+    if lane is None:
+        note = "; ".join(workers.notes) or "no worker that was asked has the partition"
+        typer.echo(f"order-service: it is unknown whether the lane is parked: {note}", err=True)
+    elif lane.state == "parked":
+        typer.echo(f"parked since {lane.since} in the worker at {address}: {show.safe(lane.reason)}", err=True)
+    else:
         raise OperationRefused(f"partition {partition} is {lane.state} in the worker at {address}: it is not parked")
     async with Reader(settings) as reader:
         count = len(await reader.partitions(reader.names.commands))

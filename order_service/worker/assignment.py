@@ -8,7 +8,7 @@ a rebalance interrupts is continued by the next assignment.
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -72,9 +72,6 @@ class Fetching(Protocol):
 
     async def end(self, partition: int) -> int:
         """Ask the broker for the end offset of a partition, including uncommitted records."""
-
-    async def end_offsets(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """Ask the broker for the end offsets of partitions of any topic."""
 
     def end_of(self, partition: int) -> int:
         """Return the last known end offset."""

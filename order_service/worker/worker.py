@@ -24,7 +24,7 @@ from order_service.worker.assignment import Assignment, Context
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import Lane
 from order_service.worker.lane_states import LaneState
-from order_service.worker.monitoring.resume_watch import ResumeWatch
+from order_service.worker.monitoring.resume_watch import CommittedEnds, ResumeWatch
 from order_service.worker.monitoring.stall_watch import StallWatch
 from order_service.worker.monitoring.topic_watch import TopicWatch
 from order_service.worker.user_lookups import UserLookups
@@ -55,7 +55,8 @@ class Worker:
         self._suspected_at: dict[int, float] = {}
         self._topics = TopicWatch(context.settings, context.in_sync)
         self._stalls = StallWatch(context.names.commands)
-        self._resumes = ResumeWatch(context.names.operations, context.fetching.end_offsets)
+        self._operations = CommittedEnds(context.connection)
+        self._resumes = ResumeWatch(context.names.operations, self._operations.read)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -81,6 +82,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._operations.close()
 
     async def assigned(self, partitions: set[int]) -> None:
         """Start to claim partitions. Returns before the claims are done. A worker that is stopping claims nothing."""

@@ -83,10 +83,9 @@ class FaustFetching:
     async def end(self, partition: int) -> int:
         """Return the end of a partition as the broker reports it now, uncommitted records included."""
         topic_partition = self._topic_partition(partition)
-        return (await self.end_offsets([topic_partition]))[topic_partition]
+        return (await self._end_offsets([topic_partition]))[topic_partition]
 
-    async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the ends of partitions of any topic as the broker reports them now."""
+    async def _end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         async with self._starting:  # several lanes may call this at once
             if self._offsets is None:
                 offsets = Consumer(**self._app.connection, enable_auto_commit=False)
@@ -101,7 +100,7 @@ class FaustFetching:
     async def _read_ends(self) -> dict[int, End | None]:
         stable = await self._consumer.stable_ends()
         led = [topic_partition for topic_partition, offset in stable.items() if offset is not None]
-        ends = await self.end_offsets(led) if led else {}
+        ends = await self._end_offsets(led) if led else {}
         return {
             topic_partition.partition: End(ends[topic_partition], offset) if offset is not None else None
             for topic_partition, offset in stable.items()

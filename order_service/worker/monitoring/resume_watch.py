@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
+
+from order_service.kafka.connection import Consumer
 
 log = structlog.get_logger()
 
@@ -15,6 +17,34 @@ LOOK_EVERY_S: Final = 2.0
 ANSWER_WITHIN_S: Final = 10.0
 
 ReadEnds = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
+
+
+class CommittedEnds:
+    """Reads last stable offsets, with a client that starts when it is first needed.
+
+    A worker that claimed a lane for a record that is not committed yet would fence the operator who writes it.
+    """
+
+    def __init__(self, connection: dict[str, Any]) -> None:
+        self._connection = connection
+        self._client: Consumer | None = None
+
+    async def read(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Return the last stable offsets. Raises KafkaError. After an error, the next call starts another client."""
+        try:
+            if self._client is None:
+                self._client = Consumer(**self._connection, enable_auto_commit=False, isolation_level="read_committed")
+                await self._client.start()
+            return dict(await self._client.end_offsets(partitions))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop the client, if there is one."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.stop()
 
 
 class ResumeWatch:

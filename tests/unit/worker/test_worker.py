@@ -38,7 +38,7 @@ def ended():
 
 @pytest.fixture
 def context(ended):
-    unused = dict.fromkeys(("pause", "resume", "end_of", "end", "end_offsets", "announce"), print)
+    unused = dict.fromkeys(("pause", "resume", "end_of", "end", "announce"), print)
     fetching: Any = type("Fetching", (), unused)()
     fetching.releasing_owners = frozenset
     servers = {"bootstrap_servers": "127.0.0.1:1"}
