@@ -18,7 +18,7 @@ from order_service.settings import Settings
 from order_service.worker.lane_states import LaneState, LaneStates
 from order_service.worker.membership import Member, members_of
 
-ANSWER_WITHIN_S: Final = 3.0
+ANSWER_WITHIN_S: Final = 10.0
 BODY_MAX_BYTES: Final = 4 * 1024 * 1024
 UNKNOWN: Final = "unknown"
 NOT_ASSIGNED: Final = "not assigned"
