@@ -43,6 +43,14 @@ def test_a_lane_is_resumed_by_a_record_that_comes_after_it_was_parked():
     assert operations.look(1, 2) == [1]
 
 
+def test_a_record_that_came_while_the_lane_was_claimed_again_counts():
+    operations = Operations()
+    operations.look(1)
+    operations.look(claiming=[1])
+    operations.ends[1] = 1
+    assert operations.look(1) == [1], "the claim that it came too late for has parked the lane again"
+
+
 def test_a_record_that_came_while_the_lane_ran_does_not_count():
     operations = Operations()
     operations.look(1)
