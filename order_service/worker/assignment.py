@@ -267,6 +267,7 @@ class Assignment:
         self.parked[partition] = reason
         self.parked_at.setdefault(partition, self._context.clock.now())
         self.lanes.pop(partition, None)
+        self.turns.forget(partition)
         self.interrupted.pop(partition, None)
         self.inbox.close(partition)
         self._context.fetching.pause(partition)

@@ -21,6 +21,7 @@ from order_service.worker.claims.claim import Claimed
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
+from order_service.worker.payment_deadlines import PaymentDeadlines
 from order_service.worker.worker import SUSPECT_S, Worker
 from tests.support.samples import ORDER_ID, create, entry_after
 from tests.unit.worker.ended_tasks import cancelled_from_within, until_told
@@ -432,6 +433,29 @@ async def test_a_resumed_lane_is_claimed_again_after_its_release_and_the_other_l
     assert assignment.parked_at == {1: since}, "it has not run since"
     await assignment.stop()
     await assignment.close()
+
+
+async def test_a_lane_that_parks_cancels_no_order_after_its_next_claim(context, endless_claims):
+    """The new lane has not read the payments yet that came in time."""
+    assignment, lane = await with_lane(context)
+    cancelled: list[Any] = []
+    payments = PaymentDeadlines(
+        assignment.lanes, 60.0, context.clock, end=UNUSED, read_to=UNUSED, cancel=print, spawn=UNUSED
+    )
+    payments._end = ended_of_zero
+    payments._cancel = lambda partition, order_ids: cancelled.append((partition, order_ids))
+    await payments._cancel_once_read(lane, [ORDER_ID])
+    assert cancelled == [(0, [ORDER_ID])]
+    assignment.turns.cancel_unpaid(0, [ORDER_ID])
+    assignment.park(0, "damaged")
+    await payments._cancel_once_read(lane, [ORDER_ID])
+    assert (len(cancelled), assignment.turns._due) == (1, {})
+    await assignment.stop()
+    await assignment.close()
+
+
+async def ended_of_zero(_partition):
+    return 0
 
 
 async def test_a_worker_names_the_state_of_each_of_its_lanes(context, worker):
