@@ -16,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from order_service.domain.messages import Line
 from order_service.operations.takeover import taken_over
 from order_service.wire import operations
-from tests.broker.worker.test_refused import PROPERTIES, create_acls, creates, delete_acls, denying
+from tests.broker.worker.test_refused import create_acls, creates, delete_acls, denying
 from tests.support.command_line import CommandLine
 from tests.support.damaged_topics import cut, recreate
 from tests.support.deciding import FIRST, decide, end
@@ -26,12 +26,16 @@ from tests.support.service import Service, histories, until, vars_of
 
 LENGTH_AT = 8
 TAKEN_OVER = "order_service.operations.resume.taken_over"
+WITH_ACLS = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
 REASON = ("--reason", "the disk was replaced", "--actor", "user:alice")
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory):
-    with running_broker(tmp_path_factory.mktemp("own-kafka"), PROPERTIES) as own:
+    with running_broker(tmp_path_factory.mktemp("own-kafka"), WITH_ACLS) as own:
         yield own
 
 
