@@ -227,6 +227,10 @@ class ClockError(WorkerError):
     exit_code = 16
 
 
+class OperationRefused(OrderServiceError):
+    """An operator's change that is not made; the message says why, and what to do instead."""
+
+
 class PortTakenError(OrderServiceError):
     """A port that has another listener or cannot be used; the message names the setting that changes it."""
 

@@ -1,7 +1,7 @@
 """Checks of the views: the database and its schema version, and how far the projector is behind."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from aiokafka.structs import TopicPartition
@@ -23,7 +23,7 @@ PROJECTOR = "Start a projector (`order-service projector`), or read its log and 
 class State(Struct, frozen=True):
     """What the database says about the views."""
 
-    faults: list[str]
+    faults: Sequence[str]
     stopped: list[tuple[str, int, int, str]]
     positions: Mapping[tuple[str, int], int]
 
