@@ -133,6 +133,12 @@ class TopicsError(OrderServiceError):
     exit_code = 13
 
 
+class OperationRefused(OrderServiceError):
+    """A change that an operator asked for and that was not made; the message is one line that says what to do."""
+
+    exit_code = 1
+
+
 class LaneParked(OrderServiceError):
     """A lane cannot start or continue: its partition pauses until an operator acts, and the others continue."""
 
