@@ -173,7 +173,7 @@ def apply(
 
     count = _run(applying.apply(settings, act, plan_id, terms, on_outcome))
     if not as_json:
-        typer.echo(f"plan {plan_id}: {count} commands sent; outcomes that are not as planned: {len(differing)}")
+        typer.echo(f"plan {plan_id}: commands sent: {count}; outcomes that differ from the plan: {len(differing)}")
     raise typer.Exit(1 if differing else 0)
 
 
@@ -204,7 +204,7 @@ def discard(
     if letters and not yes:
         show.table(HEADS, [_row(letter, past) for letter in letters])
     more = f"; {count - len(letters)} more are selected: see --limit" if count > len(letters) else ""
-    typer.echo(f"{len(letters)} dead letters {'discarded' if yes else 'would be discarded: add --yes'}{more}")
+    typer.echo(f"dead letters {'discarded' if yes else 'that --yes would discard'}: {len(letters)}{more}")
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
@@ -419,7 +419,7 @@ def _print_preview(commands: list[ToSend], *, as_json: bool) -> None:
             show.json_line({"dead_letter": name_of(each.letter.id), **msgspec.to_builtins(each.planned)})
         return
     show.table(PLAN_HEADS, map(_planned_row, commands))
-    typer.echo(f"{len(commands)} commands would be sent: add --yes")
+    typer.echo(f"commands that --yes would send: {len(commands)}")
 
 
 def _decision_row(decision: Decision) -> show.Row:
