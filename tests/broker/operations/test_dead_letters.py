@@ -210,7 +210,8 @@ def test_of_two_operators_one_is_refused_and_every_command_is_sent_once(service)
     plan, _ = planned(CommandLine(service.environment))
     counts: list[int] = []
 
-    async def second(_seconds):
+    async def second(seconds):
+        assert 0 <= seconds <= 1, "one command a second"
         if not counts:
             counts.append(0)
             counts[0] = await run_apply(service, plan)
