@@ -43,6 +43,7 @@ async def operator_producer(settings: Settings) -> AsyncIterator[TurnProducer]:
         await stop(producer)
     except Fenced as error:
         await producer.abandon()
+        _mark_retrieved(producer)
         raise OperationRefused(
             f"another operator has started a tool that writes ({transactional_id}): the transaction of this one was"
             " aborted; see what the other one did, then start again"
@@ -76,6 +77,15 @@ async def send_operations(producer: TurnProducer, topic: str, operations: Mappin
     for partition, operation in operations.items():
         sent += await producer.send_all(topic, partition, [(operation.id.encode(), encode(operation), [])])
     return sent
+
+
+def _mark_retrieved(producer: TurnProducer) -> None:
+    """Mark the errors of a fenced producer as retrieved, or asyncio would print them with a traceback."""
+    batches = producer._message_accumulator._batches.values()  # noqa: SLF001
+    waiters = [batch._drain_waiter for of_partition in batches for batch in of_partition]  # noqa: SLF001
+    for waiter in (*waiters, producer._txn_manager._transaction_waiter):  # noqa: SLF001
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
 
 
 def _translated(error: Exception, transactional_id: str, servers: str) -> OperationRefused | KafkaAwayError:
