@@ -93,6 +93,7 @@ def run_apply(service, plan, **changes):
     return applying.apply(service.settings(), act, plan, terms, lambda _applied: None, **changes)
 
 
+@pytest.mark.timeout(300)  # with the start of the shared broker, on a busy machine
 def test_commands_with_a_schema_that_is_known_later_are_planned_and_applied_once(service, registry):
     stranger = but(CREATE, order_id="order-2", command_id="create-2", user_id="unknown-1")
     last = but(SHIP, expected_version=2)
