@@ -8,11 +8,22 @@ import typer
 from typer.core import TyperGroup
 
 from order_service import __version__
-from order_service.cli import asking, doctor, lanes, operations, ordering, running, schemas, views, watching
+from order_service.cli import (
+    asking,
+    dead_letters,
+    doctor,
+    lanes,
+    operations,
+    ordering,
+    running,
+    schemas,
+    views,
+    watching,
+)
 from order_service.errors import OrderServiceError
 from order_service.runtime import logs
 
-OWN_CODES = frozenset({"up", "worker", "topics", "verify", "lanes", "views"})
+OWN_CODES = frozenset({"up", "worker", "topics", "verify", "lanes", "views", "dead-letters"})
 """Commands with exit codes of their own, by which an operator can tell failures apart."""
 
 
@@ -71,6 +82,7 @@ app.command("config", rich_help_panel="Run")(running.config)
 app.command("verify", rich_help_panel="Run")(operations.verify)
 app.command("doctor", rich_help_panel="Run")(doctor.doctor)
 app.add_typer(lanes.lanes, name="lanes", rich_help_panel="Run")
+app.add_typer(dead_letters.dead_letters, name="dead-letters", rich_help_panel="Run")
 for command in (ordering.create, ordering.amend, ordering.pay, ordering.ship, ordering.deliver, ordering.cancel):
     app.command(command.__name__, rich_help_panel="Order")(command)
 app.command("show", rich_help_panel="Read")(asking.show_order)

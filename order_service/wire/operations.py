@@ -46,23 +46,36 @@ class PartitionRebuilt(Act, frozen=True, kw_only=True, tag_field="operation", ta
 
 
 class PlannedCommand(Struct, frozen=True, kw_only=True):
-    """A dead letter of a plan: what its command would result in, and the version that its order has now."""
+    """A dead letter of a plan: what its command would result in, and the version that its order has before it.
+
+    The command is sent with `expected_version`; None: as it is. If `asks_user`, the result depends on a user who could
+    not be checked.
+    """
 
     offset: int
     order_id: str
     command_id: str
     version: int
     result: str
+    expected_version: int | None = None
+    asks_user: bool = False
 
 
 class DeadLettersPlanned(Act, frozen=True, kw_only=True, tag_field="operation", tag="dead_letters_planned"):
-    """A plan was made for dead letters of this partition. The id of the operation is the id of the plan."""
+    """A plan was made for dead letters of this partition. The id of the operation is the id of the plan.
+
+    `partitions` are all that the plan has a record in.
+    """
 
     commands: tuple[PlannedCommand, ...]
+    partitions: tuple[int, ...] = ()
 
 
 class DeadLettersApplied(Act, frozen=True, kw_only=True, tag_field="operation", tag="dead_letters_applied"):
-    """Commands of a plan were sent again: the offset of each dead letter, with the offset of the new command."""
+    """Commands of a plan were sent again: the offset of each dead letter, with the offset of the new command.
+
+    `order_ids` are their orders in the same sequence; the new commands are in the partitions of these.
+    """
 
     plan_id: str
     sent: dict[int, int]
