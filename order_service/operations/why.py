@@ -126,7 +126,7 @@ async def why(
         orders=orders,
         has_more=finder.has_more,
         searched=finder.searched(),
-        damaged=finder.damaged,
+        damaged=sorted(finder.damaged, key=lambda batch: (batch.topic, batch.partition)),
     )
 
 
@@ -144,7 +144,7 @@ class _Finder:
     ) -> None:
         self.matches: dict[tuple[OrderKey, IdKind], IdMatch] = {}
         self.has_more = False
-        self.damaged: list[DamagedBatch] = []
+        self.damaged: set[DamagedBatch] = set()
         self._reader = reader
         self._names = reader.names
         self._search = search
@@ -222,34 +222,42 @@ class _Finder:
         ends: Mapping[TopicPartition, int],
         take: Callable[[ConsumerRecord], None],
     ) -> None:
-        """Read partitions one after the other. A damaged batch ends the reading of its partition."""
-        partitions = list(partitions)
-        self._progress.start(sum(max(0, ends[partition] - starts[partition]) for partition in partitions))
-        for partition in partitions:
-            if partition not in self._kept_since_s:
-                self._kept_since_s[partition] = self._now() if starts[partition] > 0 else None
+        """Read these partitions together. A damaged batch ends the reading of its partition."""
+        positions = {partition: starts[partition] for partition in partitions}
+        self._progress.start(sum(max(0, ends[partition] - start) for partition, start in positions.items()))
+        for partition, start in positions.items():
+            self._kept_since_s.setdefault(partition, self._now() if start > 0 else None)
+        while positions:
             try:
-                await self._read_one(partition, starts[partition], ends[partition], take)
+                async for records in self._reader.between(dict(positions), ends):
+                    await self._take(records, take, positions)
             except DamagedError as error:
-                batch = DamagedBatch(partition.topic, partition.partition, error.offset)
-                self.damaged += [] if batch in self.damaged else [batch]
+                partition = TopicPartition(*error.topic_partition)
+                del positions[partition]
+                self.damaged.add(DamagedBatch(partition.topic, partition.partition, error.offset))
+            else:
+                for partition, position in positions.items():
+                    self._progress.advance(max(0, ends[partition] - position))
+                return
 
-    async def _read_one(
-        self, partition: TopicPartition, start: int, end: int, take: Callable[[ConsumerRecord], None]
+    async def _take(
+        self,
+        records: list[ConsumerRecord],
+        take: Callable[[ConsumerRecord], None],
+        positions: dict[TopicPartition, int],
     ) -> None:
-        position = start
-        async for records in self._reader.between({partition: start}, {partition: end}):
-            if partition.topic == self._names.commands:
-                await self._reader.learn(records)
-            for number, record in enumerate(records, 1):
-                take(record)
-                if number % SLICE == 0:
-                    await asyncio.sleep(0)
-            if records:
-                self._note_time(partition, records[0].timestamp / 1000)
-                self._progress.advance(records[-1].offset + 1 - position)
-                position = records[-1].offset + 1
-        self._progress.advance(max(0, end - position))
+        """Take records, in slices, and note the position after each partition's last one."""
+        await self._reader.learn([record for record in records if record.topic == self._names.commands])
+        for number, record in enumerate(records, 1):
+            take(record)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+        for partition, of_partition in groupby(records, key=_partition_of):
+            in_sequence = list(of_partition)
+            self._note_time(partition, in_sequence[0].timestamp / 1000)
+            last = in_sequence[-1]
+            self._progress.advance(last.offset + 1 - positions[partition])
+            positions[partition] = last.offset + 1
 
     def _note_time(self, partition: TopicPartition, time_s: float) -> None:
         """Note the time of a record, which is the oldest one if it was read first."""
@@ -316,6 +324,10 @@ class _PartitionRecords:
 
 def _searched(names: TopicNames) -> tuple[str, ...]:
     return names.commands, names.waiting, names.events, names.rejections, names.dead_letters
+
+
+def _partition_of(record: ConsumerRecord) -> TopicPartition:
+    return TopicPartition(record.topic, record.partition)
 
 
 def _position(record: ConsumerRecord) -> tuple[int, Position] | None:
