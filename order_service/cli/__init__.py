@@ -19,11 +19,12 @@ from order_service.cli import (
     schemas,
     views,
     watching,
+    why,
 )
 from order_service.errors import OrderServiceError
 from order_service.runtime import logs
 
-OWN_CODES = frozenset({"up", "worker", "topics", "verify", "lanes", "views", "dead-letters"})
+OWN_CODES = frozenset({"up", "worker", "topics", "verify", "lanes", "views", "dead-letters", "why"})
 """Commands with exit codes of their own, by which an operator can tell failures apart."""
 
 
@@ -83,6 +84,7 @@ app.command("verify", rich_help_panel="Run")(operations.verify)
 app.command("doctor", rich_help_panel="Run")(doctor.doctor)
 app.add_typer(lanes.lanes, name="lanes", rich_help_panel="Run")
 app.add_typer(dead_letters.dead_letters, name="dead-letters", rich_help_panel="Run")
+app.command("why", rich_help_panel="Run")(why.why_id)
 for command in (ordering.create, ordering.amend, ordering.pay, ordering.ship, ordering.deliver, ordering.cancel):
     app.command(command.__name__, rich_help_panel="Order")(command)
 app.command("show", rich_help_panel="Read")(asking.show_order)

@@ -2,7 +2,7 @@
 
 from hashlib import blake2b, sha1
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import msgspec
 from msgspec import structs
@@ -10,6 +10,8 @@ from msgspec import structs
 from order_service.domain.messages import Command
 
 _NAMESPACE: Final = sha1(UUID("6d3a1f0e-6f2b-5d7e-9f5a-0f3c5f1d2b4a").bytes, usedforsecurity=False)
+_KEYED_IDS: Final = UUID("0c8f7c1e-54f1-5b0e-8d54-3b6a5f0f9f5e")
+"""The namespace of ids from idempotency keys. Never change it: keys that were used before would be unknown."""
 _VARIANTS: Final = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 _BLANK: Final = blake2b(digest_size=16)
 _encode_deterministic: Final = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -36,6 +38,11 @@ def command_digest(command: Command) -> bytes:
 def event_id(order_id: str, version: int) -> str:
     """Return the id of an event: the uuid5 of its order and version, so the same event has the same id in every run."""
     return name_uuid(order_id, str(version))
+
+
+def keyed_id(actor: str, use: str, key: str) -> str:
+    """Return the id that the `Idempotency-Key` of a caller over HTTP results in; `use` is `command` or `order`."""
+    return str(uuid5(_KEYED_IDS, f"{actor}\0{use}\0{key}"))
 
 
 def name_uuid(*names: str) -> str:

@@ -93,7 +93,7 @@ class Reader:
         try:
             with kafka_answers(self._servers):
                 await self._consumer.start()
-        except KafkaAwayError:
+        except BaseException:  # also if the caller is cancelled, or its deadline passes
             await self._consumer.stop()
             raise
         await self._ids.__aenter__()

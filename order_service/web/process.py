@@ -27,6 +27,7 @@ from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database
 from order_service.web.access.auth import authentication
 from order_service.web.access.rate_limit import Limits
+from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.routes import Api
 from order_service.web.http.connections import connections_possible, listen
 from order_service.web.http.problems import Problem, Trouble
@@ -109,7 +110,7 @@ async def run(settings: Settings) -> None:
         authenticator = authentication(settings)
         await undo.enter_async_context(authenticator)
         await readiness.check()
-        api = Api(views, poller, outcomes, streams, live)
+        api = Api(views, poller, outcomes, streams, live, IdSearches(settings))
         limits = Limits(settings.web_rate_per_s)
         server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions)
         # A caller that hangs up ends its request; its command is still sent, by a separate task.

@@ -16,6 +16,7 @@ from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database, prepare
 from order_service.web.access.auth import Everybody
 from order_service.web.access.rate_limit import Limits
+from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.routes import Api
 from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
@@ -61,7 +62,8 @@ def application_alone(directory: Path) -> Iterator[web.Application]:
         poller = ViewPoller(views)
         streams = Streams(poller)
         outcomes = CommandResults(views, poller, CommandsTopic(settings), waiting_max=10)
-        api = Api(views, poller, outcomes, streams, Live(views, poller, streams, names.events, streams_max=10))
+        live = Live(views, poller, streams, names.events, streams_max=10)
+        api = Api(views, poller, outcomes, streams, live, IdSearches(settings))
         yield Server(api, Everybody(), Limits(50), not_ready=lambda: None, names=names, partitions=4).application()
     finally:
         engine.dispose()

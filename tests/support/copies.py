@@ -19,12 +19,14 @@ from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import KafkaAwayError
 from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
+from order_service.settings import Settings
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.stopped import BadRecord
 from order_service.views.tables import open_database, prepare
 from order_service.web.access.auth import Everybody
 from order_service.web.access.rate_limit import Limits
+from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.routes import Api
 from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
@@ -155,7 +157,7 @@ class World:
         streams = Streams(poller)
         outcomes = CommandResults(self.views, poller, topic, waiting_max=100)
         live = Live(self.views, poller, streams, topic_names().events, streams_max=10)
-        api = Api(self.views, poller, outcomes, streams, live)
+        api = Api(self.views, poller, outcomes, streams, live, IdSearches(Settings()))
         server = Server(api, Everybody(), Limits(1000), not_ready=lambda: None, names=topic_names(), partitions=1)
         running = asyncio.create_task(poller.run())
         async with TestClient(TestServer(server.application())) as client:

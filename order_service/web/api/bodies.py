@@ -223,5 +223,13 @@ class HistoryQuery(Query):
     include_refused: bool = Field(False, description="Also return the refused commands, as `rejections`.")
 
 
+class WhyQuery(Query):
+    """How much of the topics to search."""
+
+    all_partitions: bool = Field(
+        False, description="Search all partitions, also if an order or a command with this id is found in its own."
+    )
+
+
 def _lines(lines: list[LineBody]) -> tuple[Line, ...]:
     return tuple(line.line() for line in lines)

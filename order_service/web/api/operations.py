@@ -22,6 +22,7 @@ from order_service.web.api.bodies import (
     PayBody,
     Query,
     ShipBody,
+    WhyQuery,
 )
 from order_service.web.http.problems import STATUS, Kind, Trouble
 
@@ -119,6 +120,10 @@ OPERATIONS: Final = (
         "stream_events", "GET", "/v1/events", "Stream the events of all orders that you may see", {200: "OrderEvent"},
         is_stream=True,
     ),
+    Operation(
+        "why", "GET", "/v1/operations/why/{id}", "Find out where an order or a command is now", {200: "Why"},
+        query=WhyQuery,
+    ),
 )  # fmt: skip
 """All routes under `/v1`."""
 
@@ -140,10 +145,10 @@ def problems_of(operation: Operation) -> list[Kind]:
     kinds: set[Kind] = {*TROUBLES_OF_ALL, *operation.reasons}
     if "{order_id}" in operation.path:
         kinds.add(Reason.ORDER_NOT_FOUND)
-    if "{command_id}" in operation.path:
+    if "{command_id}" in operation.path or "{id}" in operation.path:
         kinds.add(Trouble.NOT_FOUND)
     if operation.body is not None:
         kinds |= {Trouble.INVALID_BODY, Trouble.UNSUPPORTED_MEDIA_TYPE, Trouble.TOO_LARGE, Trouble.TOO_SLOW}
-    if operation.name in {"list_orders", "stream_events"}:
+    if operation.name in {"list_orders", "stream_events", "why"}:
         kinds.add(Reason.NOT_ALLOWED)
     return [kind for kind in STATUS if kind in kinds]

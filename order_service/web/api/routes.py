@@ -15,7 +15,16 @@ from order_service.domain.validation import is_id
 from order_service.views.order_view import OrderView
 from order_service.views.queries import Filter, Views
 from order_service.web.access.auth import Caller, Scope
-from order_service.web.api.bodies import CommandBody, CommandQuery, HistoryQuery, ListQuery, OrderQuery, Query
+from order_service.web.api.bodies import (
+    CommandBody,
+    CommandQuery,
+    HistoryQuery,
+    ListQuery,
+    OrderQuery,
+    Query,
+    WhyQuery,
+)
+from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.operations import Operation
 from order_service.web.http import requests
 from order_service.web.http.cursors import read_copy_id, read_cursor, write_copy_id, write_cursor
@@ -63,7 +72,13 @@ class Api:
     """All routes under `/v1`; each method has the name of its operation."""
 
     def __init__(
-        self, views: Views, poller: ViewPoller, outcomes: CommandResults, streams: Streams, live: Live
+        self,
+        views: Views,
+        poller: ViewPoller,
+        outcomes: CommandResults,
+        streams: Streams,
+        live: Live,
+        id_searches: IdSearches,
     ) -> None:
         self._views = views
         self._loader = OrderLoader(views)
@@ -71,6 +86,7 @@ class Api:
         self._outcomes = outcomes
         self._streams = streams
         self._live = live
+        self._id_searches = id_searches
 
     # Commands
 
@@ -183,6 +199,16 @@ class Api:
         if call.caller.is_service and not call.caller.may(Scope.READ):
             raise Problem(Reason.NOT_ALLOWED, "This requires a token with the scope orders:read.")
         return await self._live.stream_events(call.request, call.caller)
+
+    # Operations
+
+    async def why(self, call: Call) -> web.StreamResponse:
+        """Respond 200 with everything that the topics know about an id, 404 if that is nothing."""
+        if not call.caller.may(Scope.ADMIN):
+            raise Problem(Reason.NOT_ALLOWED, "This requires a token with the scope orders:admin.")
+        query = cast("WhyQuery", call.query)
+        answer = await self._id_searches.why(call.request.match_info["id"], all_partitions=query.all_partitions)
+        return json_response(answer)
 
     # Helpers
 

@@ -20,6 +20,18 @@ from order_service.domain.messages import (
     ShipOrder,
 )
 from order_service.domain.refusals import RULES, Reason, Refusal, Status
+from order_service.kafka.topics import topic_names
+from order_service.operations.id_search import IdKind
+from order_service.operations.order_story import (
+    CommandState,
+    CommandStory,
+    FoundCommand,
+    FoundOutcome,
+    FoundRecord,
+    Lane,
+    OrderStory,
+)
+from order_service.operations.why import IdMatch, SearchedTopic, Why
 from order_service.sdk.testing import samples
 from order_service.sdk.testing.samples import BEGIN, DANA, SHOP, USER_ID
 from order_service.views import order_view
@@ -100,6 +112,7 @@ def successes() -> dict[str, Any]:
         "History": {"events": events, "next_after_version": None},
         "Outcome": responses.outcome_json(steps[1][0]),
         "Undecided": responses.undecided_json(ORDER_ID, COMMAND_ID, write_copy_id(steps[0][0].command_digest, 2071)),
+        "Why": _why(steps[0][0]),
         "OrderEvent": "".join(["retry: 1000\n\n", *map(_frame, events[:2]), ": still here\n\n"]),
     }
     plain: dict[str, Any] = json.loads(responses.encode(responses_by_schema))
@@ -129,6 +142,47 @@ def command_problem(kind: Kind) -> Any:
 def problem(kind: Kind) -> Any:
     """Return an example of a problem without a command."""
     return _body(Problem(kind, errors=FAULTS.get(kind, ())))
+
+
+def _why(event: Event) -> Why:
+    """Return what is known about the idempotency key of the create."""
+    names = topic_names()
+    origin: dict[str, Any] = {"partition": 3, "at": event.occurred_at}
+    command = FoundCommand(
+        topic=names.commands, offset=2071, type="CreateOrder", command_id=event.command_id, actor=event.actor, **origin
+    )
+    outcome = FoundOutcome(
+        topic=names.events,
+        offset=1840,
+        type="OrderCreated",
+        command_offset=command.offset,
+        command_id=event.command_id,
+        actor=event.actor,
+        version=event.version,
+        **origin,
+    )
+    first = FoundRecord(topic=names.commands, offset=command.offset, **origin)
+    story = CommandStory(state=CommandState.ACCEPTED, is_before_position=True, command=command, outcome=outcome)
+    order = OrderStory(
+        order_id=event.order_id,
+        status=Status.CREATED,
+        version=event.version,
+        table=FoundRecord(topic=names.table, offset=3911, **origin),
+        table_version=event.version,
+        lane=Lane(partition=3, position=2072, position_offset=3912, start=0, end=2072, lag=0),
+        commands=[story],
+        omitted=0,
+    )
+    return Why(
+        id=KEY,
+        is_known=True,
+        all_partitions=True,
+        matches=[IdMatch(IdKind.IDEMPOTENCY_KEY, event.order_id, first)],
+        orders=[order],
+        has_more=False,
+        searched=[SearchedTopic(names.commands, 12, None)],
+        damaged=[],
+    )
 
 
 def _body(error: Problem) -> Any:

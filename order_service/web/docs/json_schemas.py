@@ -1,5 +1,6 @@
 """JSON Schemas of all requests and responses, generated from the types that read and write them."""
 
+from inspect import cleandoc
 from typing import Any, Final, get_args
 
 import msgspec
@@ -7,6 +8,7 @@ import msgspec
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, Rejection
 from order_service.domain.refusals import Reason, Status
 from order_service.domain.validation import CANCEL_REASONS
+from order_service.operations.why import Why
 from order_service.views.order_view import OrderView
 from order_service.web.api.bodies import (
     COPY_ID,
@@ -36,7 +38,7 @@ def ref(name: str) -> Schema:
 
 def schemas() -> dict[str, Schema]:
     """Return all schemas by name."""
-    return _bodies() | _orders() | _events() | _outcomes() | _problems()
+    return _bodies() | _orders() | _events() | _outcomes() | _searches() | _problems()
 
 
 def problem_name(kind: Kind) -> str:
@@ -154,6 +156,16 @@ def _outcomes() -> dict[str, Schema]:
             copy_id={"type": "string", "pattern": COPY_ID, "description": "The copy of the command that was sent."},
         ),
     }
+
+
+def _searches() -> dict[str, Schema]:
+    """Return the schemas of the result of a search. All members are present; those without a value are null."""
+    made = _of(Why)
+    for schema in made.values():
+        if "properties" in schema:
+            schema["required"] = list(schema["properties"])
+            schema["description"] = cleandoc(schema["description"])
+    return {name: schema for name, schema in made.items() if name != "Status"}  # it is one of `_orders`
 
 
 def _problems() -> dict[str, Schema]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from order_service import __version__
 from order_service.domain.messages import ID_JSON_PATTERN, CreateOrder
 from order_service.domain.refusals import Reason
+from order_service.operations.id_search import MAX_CHARACTERS
 from order_service.sdk.testing import samples
 from order_service.web.api.bodies import DATE_TIME, Query
 from order_service.web.api.operations import OPERATIONS, Operation, problems_of
@@ -57,7 +58,7 @@ change only their own orders; orders of other users are reported as missing. Wit
 | `orders:read` | reading all orders |
 | `orders:pay` | recording payments |
 | `orders:ship` | recording shipments and deliveries |
-| `orders:admin` | everything, including creating, changing and cancelling orders for users |
+| `orders:admin` | everything, including creating, changing and cancelling orders for users, and searching the topics |
 
 On loopback, the server can run without authentication: then every process on its machine has full access, but pages of
 other sites have none.
@@ -70,6 +71,7 @@ ANSWERS: Final = {
     "History": "The history of the order.",
     "Outcome": "The outcome of the command.",
     "Undecided": "The command is in Kafka and is not decided yet. Poll `Location` for its outcome.",
+    "Why": "Everything that the topics know about the id.",
     "OrderEvent": (
         "An endless stream of server-sent events. The data of each is an `OrderEvent` as JSON, its name is the `type` "
         "of that event, and its id resumes the stream as `Last-Event-ID`. A comment every 15 seconds shows that the "
@@ -147,7 +149,7 @@ def _body(operation: Operation) -> dict[str, Any]:
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
-    names = [name for name in ("order_id", "command_id") if f"{{{name}}}" in operation.path]
+    names = [name for name in ("order_id", "command_id", "id") if f"{{{name}}}" in operation.path]
     if operation.command is not None:
         names += ["Idempotency-Key", "If-Match", "Prefer", "X-Decide-By", "X-Correlation-Id", "traceparent"]
     if operation.name == "get_order":
@@ -261,6 +263,13 @@ VISIBLE: Final[Schema] = {"type": "string", "pattern": "^[!-~]{1,200}$"}
 _PARAMETERS: Final = {
     "order_id": _parameter("path", "The order id.", ID, examples.ORDER_ID),
     "command_id": _parameter("path", "The command id, from a 202 response or a problem.", ID, examples.COMMAND_ID),
+    "id": _parameter(
+        "path",
+        "An order id, command id, payment id, tracking number or `Idempotency-Key`; or the partition and offset of a "
+        "command, as `partition:offset`.",
+        {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS},
+        examples.KEY,
+    ),
     "Idempotency-Key": _parameter(
         "header",
         "Makes repeats safe: for one order, a command with the same key of the same caller is applied once. Use a "

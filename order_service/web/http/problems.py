@@ -93,7 +93,8 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
     Trouble.TOO_LARGE: Meaning("The body is larger than 64 KiB.", "Reduce the body to 64 KiB or less."),
     Trouble.TOO_SLOW: Meaning("The body was not received within 15 s.", "Send the complete body within 15 s."),
     Trouble.TOO_MANY_REQUESTS: Meaning(
-        "The rate limit is exceeded, too many requests are waiting, or too many event streams are open.",
+        "The rate limit is exceeded, too many requests are waiting, too many event streams are open, or another search "
+        "of the topics is running.",
         "Retry after `Retry-After` seconds.",
     ),
     Trouble.BAD_REQUEST: Meaning(
@@ -104,8 +105,8 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
         "Retry after `Retry-After` seconds.",
     ),
     Trouble.SERVICE_UNAVAILABLE: Meaning(
-        "Kafka, the database or the token keys are unavailable, or the server is shutting down. The command may "
-        "nevertheless have reached Kafka.",
+        "Kafka, the database or the token keys are unavailable, a search of the topics took too long, or the server is "
+        "shutting down. The command may nevertheless have reached Kafka.",
         "Retry after `Retry-After` seconds. Repeat a command with the same `Idempotency-Key`, so that it applies once.",
     ),
     Trouble.INTERNAL: Meaning("Internal error.", "Retry later; report the error if it persists."),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
-from uuid import UUID, uuid4, uuid5
+from uuid import uuid4
 
 import msgspec
 from aiohttp import ETag, web
@@ -14,6 +14,7 @@ from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 from msgspec import Meta, Struct
 from pydantic import ValidationError
 
+from order_service.domain.identity import keyed_id
 from order_service.domain.messages import UtcTime
 from order_service.web.api.bodies import DATE_TIME, Body, Query
 from order_service.web.http.problems import Fault, Problem, Trouble
@@ -24,8 +25,6 @@ DEFAULT_WAIT_S: Final = 5
 MAX_WAIT_S: Final = 30
 CLOSE: Final = {"Connection": "close"}
 
-_IDS: Final = UUID("0c8f7c1e-54f1-5b0e-8d54-3b6a5f0f9f5e")
-"""The namespace of generated ids. Never change it: keys that were used before would be unknown."""
 _WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re.IGNORECASE)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -140,7 +139,7 @@ def bad_last_event_id() -> Problem:
 
 def new_id(actor: str, key: str | None, use: str) -> str:
     """Return an id: derived from actor, key and use, or random if there is no key."""
-    return str(uuid4() if key is None else uuid5(_IDS, f"{actor}\0{use}\0{key}"))
+    return str(uuid4()) if key is None else keyed_id(actor, use, key)
 
 
 async def _data(request: web.Request) -> bytes:

@@ -472,7 +472,7 @@ def test_every_answer_is_made_harmless(http, order, method, path, status, header
 @pytest.mark.parametrize("path", sorted({operation.path for operation in OPERATIONS} | {"/"}))
 def test_no_other_origin_is_let_in(http, path):
     asked = {"Origin": "https://evil.test", "Access-Control-Request-Method": "POST"}
-    answer = http.ask("OPTIONS", path.format(order_id="order-1", command_id="command-1"), **asked)
+    answer = http.ask("OPTIONS", path.format(order_id="order-1", command_id="command-1", id="order-1"), **asked)
     assert answer.status == 405
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
@@ -485,7 +485,7 @@ def test_what_the_admin_port_tells_is_not_told_to_callers(http, process, path):
 
 @pytest.mark.parametrize("path", sorted({operation.path for operation in OPERATIONS} | {"/", "/docs", "/openapi.json"}))
 def test_the_admin_port_serves_no_callers(process, path):
-    assert process.admin(path.format(order_id="order-1", command_id="command-1"))[0] == 404
+    assert process.admin(path.format(order_id="order-1", command_id="command-1", id="order-1"))[0] == 404
 
 
 def small(headers):

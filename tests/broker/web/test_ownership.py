@@ -54,6 +54,7 @@ CASES = {
     "stream_order": Case({READ, ADMIN}, refused=404),
     "get_command": Case({READ, ADMIN}, refused=404),
     "stream_events": Case({READ, ADMIN}),
+    "why": Case({ADMIN}, users=False),
 }
 """A service that may not see orders hears of one what it would hear if there were none: 404."""
 ROUTES = [pytest.param(one, CASES[one.name], id=one.name) for one in OPERATIONS]
@@ -116,7 +117,7 @@ def opened(http, method, path, body=None, **headers):
 
 def asked(http, operation, case, placed, query="", **headers):
     """Send the request of a route; of a stream that begins take the head alone."""
-    path = operation.path.format(**placed._asdict()) + query
+    path = operation.path.format(**placed._asdict(), id=placed.order_id) + query
     with opened(http, operation.method, path, case.body, **headers) as response:
         begins = operation.is_stream and response.status == 200
         return Answer(response.status, dict(response.getheaders()), b"" if begins else response.read())

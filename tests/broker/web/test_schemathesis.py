@@ -55,6 +55,15 @@ def api(**parameters):
         "operations": [
             # A stream does not end: what has come after a second is looked at.
             {"include-tag": "Streams", "request-timeout": 1.0},
+            # It reads topics, and may take as long as its deadline.
+            {
+                "include-operation-id": "why",
+                "request-timeout": 40.0,
+                "checks": {
+                    "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", 503]},
+                    "positive_data_acceptance": {"expected-statuses": ["2xx", "3xx", 404, 503]},
+                },
+            },
             # It can be asked for a version that never comes.
             {
                 "include-operation-id": "get_order",

@@ -82,7 +82,8 @@ def refused(answer):
 @pytest.mark.parametrize("headers", [CROSS, {"Sec_Fetch_Site": "cross-site"}, {"Origin": "null"}, {"Host": EVIL}])
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_no_operation_serves_another_site(http, order, operation, headers):
-    path = operation.path.format(order_id=order.rpartition("/")[2], command_id="command-1")
+    order_id = order.rpartition("/")[2]
+    path = operation.path.format(order_id=order_id, command_id="command-1", id=order_id)
     assert refused(http.ask(operation.method, path, **headers))
 
 
