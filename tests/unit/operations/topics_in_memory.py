@@ -27,7 +27,9 @@ class Topics:
     """The records of each topic, and a lane that writes them, a transaction for each call of `send`."""
 
     def __init__(self):
-        self.records: dict[str, list[ConsumerRecord]] = {topic: [] for topic in (*NAMES.written, COMMANDS)}
+        self.records: dict[str, list[ConsumerRecord]] = {
+            topic: [] for topic in (*NAMES.written, COMMANDS, NAMES.operations)
+        }
         self.starts = dict.fromkeys(self.records, 0)
         self.ends = dict.fromkeys(self.records, 0)
         self.lane = Lane(0, POLICY, KNOWN.get, lambda _user_id: None)
@@ -137,7 +139,7 @@ class MemoryReader:
     async def between(self, starts, ends):
         for partition, start in starts.items():
             records = self.topics.records[partition.topic]
-            if self.error is not None and self.error.topic_partition == partition:
+            if self.error is not None and self.error.topic_partition == partition and start <= self.error.offset:
                 raise self.error
             yield [record for record in records if start <= record.offset < ends[partition]]
 
