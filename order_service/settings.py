@@ -239,8 +239,8 @@ class Settings(BaseSettings):
     admin_port: Port = _setting(
         9100,
         SERVED,
-        "The port of `/health/live`, `/health/ready` and `/metrics`. It is not for callers. With `up` it is the "
-        "worker's; `projector` and `web` then get free ports.",
+        "The port of `/health/live`, `/health/ready` and `/metrics`, and of a worker's `/lanes`. It is not for callers."
+        " With `up` it is the worker's; `projector` and `web` then get free ports.",
     )
     users_port: Port = _setting(8090, "`up` and `users`", "The port of the User Service stub.")
     kafka_port: Port = _setting(9092, EVERY_PROCESS, "The port of the local Kafka.")

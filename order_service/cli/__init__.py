@@ -8,11 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from order_service import __version__
-from order_service.cli import asking, operations, ordering, rebuild, running, schemas, views, watching
+from order_service.cli import asking, lanes, operations, ordering, rebuild, running, schemas, views, watching
 from order_service.errors import OrderServiceError
 from order_service.runtime import logs
 
-OWN_CODES = frozenset({"up", "worker", "topics", "verify", "rebuild", "views"})
+OWN_CODES = frozenset({"up", "worker", "topics", "verify", "rebuild", "lanes", "views"})
 """Commands with exit codes of their own, by which an operator can tell failures apart."""
 
 
@@ -70,6 +70,7 @@ app.add_typer(views.views, name="views", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)
 app.command("verify", rich_help_panel="Run")(operations.verify)
 app.command("rebuild", rich_help_panel="Run")(rebuild.rebuild)
+app.add_typer(lanes.lanes, name="lanes", rich_help_panel="Run")
 for command in (ordering.create, ordering.amend, ordering.pay, ordering.ship, ordering.deliver, ordering.cancel):
     app.command(command.__name__, rich_help_panel="Order")(command)
 app.command("show", rich_help_panel="Read")(asking.show_order)

@@ -74,6 +74,7 @@ def _as_json(report: Report, took_s: float) -> dict[str, Any]:
         "finding_counts": report.counts,
         "findings": report.findings,
         "not_checked": report.not_checked,
+        "operations": report.operations,
     }
 
 
@@ -90,8 +91,8 @@ def _print(report: Report, took_s: float) -> None:
         ("refunds due", _counts(totals.refunds_due) or "0"),
     ):
         typer.echo(f"{name:<12}  {show.safe(str(value))}")
-    for line in report.not_checked:
-        typer.echo(line)
+    for line in (*report.not_checked, *report.operations):
+        typer.echo(show.safe(line))
     if report.findings:
         rows = [(found.kind, found.topic, found.partition, found.offset, found.text) for found in report.findings]
         show.table(("kind", "topic", "partition", "offset", "finding"), rows, ["red"] * len(rows))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from rich.progress import Progress
@@ -15,9 +16,11 @@ from order_service.cli.history import Chain, Step, moment_of, steps, time_of
 from order_service.cli.options import AsJson, At
 from order_service.domain.messages import Contents, Event
 from order_service.domain.order import ABSENT, Order
-from order_service.errors import HistoryError
+from order_service.errors import DecodeError, HistoryError
 from order_service.kafka.reader import OutcomeRecord, Reader, decode
 from order_service.settings import Settings
+from order_service.wire.operations import Operation, order_ids_of
+from order_service.wire.operations import decode as decode_operation
 
 
 def tail(
@@ -92,9 +95,11 @@ async def _timeline(settings: Settings, order_id: str, at: datetime | None, *, f
         partitions = await reader.partitions_of(order_id, reader.names.events, reader.names.rejections)
         ends = await reader.ends(partitions)
         outcomes = await _outcomes(reader, ends, order_id)
+        operations = await _operations(reader, order_id)
         chain = Chain()
         history = steps([outcome for outcome in outcomes if at is None or moment_of(outcome) <= at], chain)
         _show_history(history, as_json=as_json)
+        _show_operations([each for each in operations if at is None or each.at <= at], as_json=as_json)
         is_valid = _print_verdict(order_id, outcomes, history, chain, as_json=as_json)
         if follow:
             await _follow(reader, ends, order_id, lambda outcome: _show_next(order_id, outcome, chain, as_json=as_json))
@@ -109,6 +114,18 @@ def _show_history(history: list[Step], *, as_json: bool) -> None:
     elif history:
         heads = ("time", "version", "event", "what changed", "actor", "command", "offset")
         show.table(heads, map(_row, history), [show.name_and_style(step.outcome.message)[1] for step in history])
+
+
+def _show_operations(operations: list[Operation], *, as_json: bool) -> None:
+    """Show what operators did to commands of the order."""
+    for operation in operations:
+        fields = {"type": type(operation).__name__, **msgspec.to_builtins(operation)}
+        if as_json:
+            show.json_line(fields)
+        else:
+            time = operation.at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            who = f"{operation.actor}: {operation.reason}"
+            show.line((f"{time}  ", "dim"), (fields["type"], "yellow"), (f" by {who} (operation {operation.id})", ""))
 
 
 def _print_verdict(
@@ -159,6 +176,20 @@ async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id
         task = progress.add_task("reading", total=sum(ends.values()) - sum(starts.values()))
         records = _counted(reader.until(ends), starts, lambda done: progress.update(task, completed=done))
         return [decode(record, reader.names) async for record in records if record.key == order_id.encode()]
+
+
+async def _operations(reader: Reader, order_id: str) -> list[Operation]:
+    """Read the operations that name an order. Records that cannot be decoded are left to `verify`."""
+    partitions = await reader.partitions_of(order_id, reader.names.operations)
+    named = []
+    async for record in reader.until(await reader.ends(partitions)):
+        try:
+            operation = decode_operation(record.value)
+        except DecodeError:
+            continue
+        if order_id in order_ids_of(operation):
+            named.append(operation)
+    return named
 
 
 async def _counted(

@@ -80,6 +80,8 @@ class Report(Struct):
     counts: Counter[Kind] = field(default_factory=Counter)
     not_checked: list[str] = field(default_factory=list)
     """What could not be compared, one line each."""
+    operations: list[str] = field(default_factory=list)
+    """What operators did that explains missing outcomes, one line each."""
 
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it if it is one of the first."""

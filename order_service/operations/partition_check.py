@@ -1,7 +1,8 @@
 """Checks the topics of one partition against each other, from their records alone.
 
-The records come in lists, topic by topic: first the events, then the rejections, dead letters, waiting room, table and
-commands. On a live cluster the records that were written meanwhile follow, in the same sequence without the commands.
+The records come in lists, topic by topic: first what operators did, then the events, rejections, dead letters, waiting
+room, table and commands. On a live cluster the records that were written meanwhile follow, in the same sequence without
+the commands.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +26,8 @@ from order_service.operations.position_check import (
     waiting_commands,
     waiting_findings,
 )
-from order_service.wire import avro, changelog
+from order_service.operations.recorded import RecordedOperations
+from order_service.wire import avro, changelog, operations
 from order_service.wire.changelog import POSITION_KEY, Position
 from order_service.wire.headers import command_offset_of
 
@@ -63,7 +65,9 @@ class PartitionCheck:
         self._decoded: tuple[ConsumerRecord | None, Position | None] = (None, None)
         self._unknown_entries: dict[str, int] = {}
         """The offset of each entry whose order has no event."""
+        self._operations = RecordedOperations()
         self._take = {
+            names.operations: self._take_operation,
             names.events: self._take_event,
             names.rejections: self._take_rejection,
             names.dead_letters: self._take_dead_letter,
@@ -149,7 +153,14 @@ class PartitionCheck:
             self._find(Kind.NO_OUTCOME, names.commands, offset, text)
         if undecided := self._outcomes.undecided(self._newest_position()):
             self._find(Kind.UNDECIDED, names.commands, *undecided)
+        self._report.operations += self._operations.lines
         self._add_totals()
+
+    def _take_operation(self, record: ConsumerRecord) -> None:
+        try:
+            self._operations.add(operations.decode(record.value), record.timestamp, self._partition)
+        except DecodeError as error:
+            self._damaged(record, str(error))
 
     def _take_event(self, record: ConsumerRecord) -> None:
         value, command_offset = record.value or b"", command_offset_of(record.headers)
@@ -192,7 +203,7 @@ class PartitionCheck:
         if command_offset is None:
             text = "The header command_offset is missing, or is not an offset."
             self._find(Kind.NO_COMMAND, record.topic, record.offset, text)
-        else:
+        elif record.timestamp > self._operations.moved_back_ms:  # else the offset is of the previous topic
             self._outcomes.add(record, command_offset, outcome)
 
     def _take_waiting(self, record: ConsumerRecord) -> None:
@@ -229,7 +240,7 @@ class PartitionCheck:
             fold.entry_faults = tuple(entry_faults(fold, entry))
 
     def _take_command(self, record: ConsumerRecord) -> None:
-        if not self._terms.is_mirror:
+        if not self._terms.is_mirror and not self._operations.has_skipped(record.offset):
             self._outcomes.take_command(record, self._newest_position(), self._terms.undecided_before_ms)
 
     def _newest_position(self) -> Position | None:

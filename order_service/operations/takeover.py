@@ -166,7 +166,7 @@ def explained(partition: int) -> Iterator[None]:
         if isinstance(error, KafkaAwayError):
             raise
         reason = str(error).strip() or type(error).__name__
-        raise KafkaAwayError(f"Kafka did not confirm a change of partition {partition}: {reason}") from error
+        raise KafkaAwayError(f"Kafka does not answer as expected for partition {partition}: {reason}") from error
 
 
 def _missing_right(error: Exception) -> str:

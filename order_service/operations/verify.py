@@ -146,7 +146,8 @@ class _PartitionReader:
 
 def _sequence(names: TopicNames) -> tuple[str, ...]:
     """Return the topics in the sequence in which they are read, the commands last."""
-    return names.events, names.rejections, names.dead_letters, names.waiting, names.table, names.commands
+    outcomes = (names.events, names.rejections, names.dead_letters)
+    return names.operations, *outcomes, names.waiting, names.table, names.commands
 
 
 def _partition_count(partitions: Iterable[TopicPartition]) -> int:

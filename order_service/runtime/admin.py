@@ -4,12 +4,14 @@ It has its own thread and event loop, so it answers before Kafka is up, and whil
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from threading import Thread
 from typing import Final, Self
 
+import msgspec
 from aiohttp import web
+from msgspec import Struct
 from prometheus_client import generate_latest
 
 from order_service.errors import cannot_listen
@@ -18,15 +20,17 @@ STOP_WITHIN_S: Final = 5.0
 
 
 class AdminServer:
-    """Serves `/health/live`, `/health/ready` and `/metrics`; used with `with`.
+    """Serves `/health/live`, `/health/ready` and `/metrics`, and a worker's `/lanes`; used with `with`.
 
     `faults` returns why the process is not ready. `is_starting` returns whether it has not begun its work yet: a
-    process may work and have faults. Both may be replaced at any time, and are called from another thread.
+    process may work and have faults. `lanes` returns the state of each lane, and only workers have it. All of them may
+    be replaced at any time, and are called from another thread.
     """
 
     def __init__(self, host: str, port: int, faults: Callable[[], list[str]]) -> None:
         self.faults = faults
         self.is_starting: Callable[[], bool] = lambda: True
+        self.lanes: Callable[[], Sequence[Struct]] | None = None
         self._host = host
         self._port = port
         self._loop = asyncio.new_event_loop()
@@ -56,6 +60,7 @@ class AdminServer:
                 web.get("/health/live", self._live),
                 web.get("/health/ready", self._ready),
                 web.get("/metrics", self._metrics),
+                web.get("/lanes", self._lanes),
             ]
         )
         runner = web.AppRunner(app, keepalive_timeout=5, access_log=None)
@@ -83,6 +88,11 @@ class AdminServer:
         faults = self.faults()
         body = {"ready": not faults, "starting": bool(faults) and self.is_starting(), "faults": faults}
         return web.json_response(body, status=503 if faults else 200)
+
+    async def _lanes(self, _request: web.Request) -> web.Response:
+        if self.lanes is None:
+            raise web.HTTPNotFound
+        return web.Response(body=msgspec.json.encode({"lanes": self.lanes()}), content_type="application/json")
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(

@@ -77,6 +77,18 @@ class DeadLettersDiscarded(Act, frozen=True, kw_only=True, tag_field="operation"
 
 Operation = LaneResumed | PartitionRebuilt | DeadLettersPlanned | DeadLettersApplied | DeadLettersDiscarded
 
+
+def order_ids_of(operation: Operation) -> tuple[str, ...]:
+    """Return the orders that an operation names."""
+    if isinstance(operation, LaneResumed):
+        return operation.skipped_order_ids
+    if isinstance(operation, DeadLettersPlanned):
+        return tuple(command.order_id for command in operation.commands)
+    if isinstance(operation, DeadLettersApplied):
+        return operation.order_ids
+    return ()
+
+
 _encode: Final = msgspec.json.Encoder().encode
 _decoder: Final[msgspec.json.Decoder[Operation]] = msgspec.json.Decoder(Operation)
 

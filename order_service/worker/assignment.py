@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
@@ -32,7 +33,7 @@ from order_service.settings import Settings
 from order_service.users.client import UserClient
 from order_service.worker import metrics
 from order_service.worker.claims.changelog_reader import ChangelogState
-from order_service.worker.claims.claim import Claimed, Claimer, claim_until_done
+from order_service.worker.claims.claim import RELEASE_POLL_S, Claimed, Claimer, claim_until_done
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
@@ -141,6 +142,8 @@ class Assignment:
     ) -> None:
         self.partitions = partitions
         self.parked: dict[int, str] = {}
+        self.parked_at: dict[int, datetime] = {}
+        """Since when each lane has been parked, also while a claim tries again to start it."""
         self.is_clean = False
         self._context = context
         self._continued = previous if previous is not None and previous.is_clean else None
@@ -150,6 +153,13 @@ class Assignment:
             partition: interrupted[partition] for partition in partitions & interrupted.keys()
         }
         """What was read for each partition whose claim is not done. It outlives this assignment."""
+        if previous is not None:
+            self.parked_at |= {p: at for p, at in previous.parked_at.items() if p in partitions}
+        self._leaving = self.owner.named - partitions
+        self._releasing: set[int] = set()
+        """The parked lanes whose release a turn writes."""
+        self._claimer: Claimer | None = None
+        self._slots = ClaimSlots(MAX_CONCURRENT_CLAIMS)
         self._user_lookups = user_lookups
         self._on_refused = on_refused
         self._clients = ClaimClients(context.connection, set() if previous is None else previous.fenced)
@@ -160,7 +170,7 @@ class Assignment:
             context.names,
             self.inbox,
             named=self.owner.named,
-            leaving=self.owner.named - partitions,
+            leaving=self._leaving,
             turn_s=context.settings.turn_ms / 1000,
             clock=context.clock,
             end_of=context.fetching.end_of,
@@ -255,11 +265,23 @@ class Assignment:
         bug = None if isinstance(error, OrderServiceError) else error
         log.error("Lane parked.", partition=partition, reason=reason, exc_info=bug)
         self.parked[partition] = reason
+        self.parked_at.setdefault(partition, self._context.clock.now())
         self.lanes.pop(partition, None)
+        self.turns.forget(partition)
         self.interrupted.pop(partition, None)
         self.inbox.close(partition)
         self._context.fetching.pause(partition)
         metrics.PARKED.labels(partition).set(1)
+        if partition in self.owner.named:  # then an operator need not fence this owner, which has other lanes
+            self._releasing.add(partition)
+            self._leaving.add(partition)
+            self.turns.wake()
+
+    def claim_again(self, partition: int) -> None:
+        """Claim a parked partition again, because an operator has resumed it. The other lanes run on."""
+        del self.parked[partition]
+        if self._claimer is not None:  # else the claims have not begun yet
+            self._start_claim(self._claimer, partition, "Lane claimed again.")
 
     async def _start_owner(self) -> None:
         await self.owner.start(self._context)
@@ -288,7 +310,7 @@ class Assignment:
         self._spawn(self._payments.run(), "payments")
         self._spawn(self._write_positions(), "positions")
         context = self._context
-        claimer = Claimer(
+        claimer = self._claimer = Claimer(
             context.settings.group_id,
             self.owner.id,
             self.owner.named,
@@ -299,19 +321,25 @@ class Assignment:
             self._clients,
             context.failpoint,
         )
-        slots = ClaimSlots(MAX_CONCURRENT_CLAIMS)
         for partition in self.claiming():
-            self._claims[partition] = Progress(slots)
-            self._spawn(self._claim(claimer, partition, self._claims[partition]), "claim")
+            self._start_claim(claimer, partition)
 
-    async def _claim(self, claimer: Claimer, partition: int, progress: Progress) -> None:
+    def _start_claim(self, claimer: Claimer, partition: int, message: str = "Lane started.") -> None:
+        progress = self._claims[partition] = Progress(self._slots)
+        self._spawn(self._claim(claimer, partition, progress, message), "claim")
+
+    async def _claim(
+        self, claimer: Claimer, partition: int, progress: Progress, message: str = "Lane started."
+    ) -> None:
+        """Claim a partition, start its lane and log the message; or park it."""
+        await self._until_released(partition)
         state = self.interrupted.setdefault(partition, ChangelogState())
         began_at = time.monotonic()
         try:
             claimed = await claim_until_done(claimer, partition, state, progress)
             lane = await self._restore_lane(partition, claimed, progress)
             self._run(lane)
-            await self._fetch(lane, "Lane started.")
+            await self._fetch(lane, message)
         except (WorkerError, KafkaError, OSError):  # not specific to this partition
             raise
         except Exception as error:  # noqa: BLE001, one partition must not end each worker that claims it
@@ -326,6 +354,12 @@ class Assignment:
             del self._claims[partition]
         metrics.CLAIMS.labels("restored").inc()
         metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
+
+    async def _until_released(self, partition: int) -> None:
+        """Wait until the release of a parked lane is written. After our next position, it would release that one."""
+        while partition in self._releasing & self.owner.named:  # noqa: ASYNC110, a turn removes it from both
+            await asyncio.sleep(RELEASE_POLL_S)
+        self._releasing.discard(partition)
 
     async def _restore_lane(self, partition: int, claimed: Claimed, progress: Progress) -> Lane:
         settings = self._context.settings
@@ -350,6 +384,7 @@ class Assignment:
         lane.follow(next(_SEEKS))
         self.inbox.open(lane.partition)
         self.lanes[lane.partition] = lane
+        self.parked_at.pop(lane.partition, None)
         metrics.PARKED.labels(lane.partition).set(0)
 
     async def _fetch(self, lane: Lane, message: str) -> None:

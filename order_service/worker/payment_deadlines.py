@@ -67,7 +67,8 @@ class PaymentDeadlines:
             log.warning("Cannot read the end offset; payment timeouts are delayed.", error=repr(error))
             lane.restore_due_timers()
         else:
-            self._cancel(lane.partition, order_ids)
+            if self._lanes.get(lane.partition) is lane:
+                self._cancel(lane.partition, order_ids)
         finally:
             self._cancelling.discard(lane.partition)
 

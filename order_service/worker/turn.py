@@ -104,6 +104,10 @@ class TurnLoop:
         self._due.setdefault(partition, []).extend(order_ids)
         self.wake()
 
+    def forget(self, partition: int) -> None:
+        """Drop the orders to cancel of a lane that parks: the next claim sets their timers again."""
+        self._due.pop(partition, None)
+
     def update_unavailable(self) -> None:
         """Update the lanes whose topics cannot be written now. Turns skip them: one would block all others."""
         reasons = self._producer.unavailable()

@@ -23,6 +23,8 @@ from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import Lane
+from order_service.worker.lane_states import LaneState
+from order_service.worker.monitoring.resume_watch import CommittedEnds, ResumeWatch
 from order_service.worker.monitoring.stall_watch import StallWatch
 from order_service.worker.monitoring.topic_watch import TopicWatch
 from order_service.worker.user_lookups import UserLookups
@@ -53,6 +55,8 @@ class Worker:
         self._suspected_at: dict[int, float] = {}
         self._topics = TopicWatch(context.settings, context.in_sync)
         self._stalls = StallWatch(context.names.commands)
+        self._operations = CommittedEnds(context.connection)
+        self._resumes = ResumeWatch(context.names.operations, self._operations.read)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -61,6 +65,7 @@ class Worker:
             asyncio.create_task(self._user_lookups.run(), name="user lookups"),
             asyncio.create_task(self._watch(), name="watch"),
             asyncio.create_task(self._topics.run(), name="topics"),
+            asyncio.create_task(self._resume_lanes(), name="operations"),
         ]
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -77,6 +82,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._operations.close()
 
     async def assigned(self, partitions: set[int]) -> None:
         """Start to claim partitions. Returns before the claims are done. A worker that is stopping claims nothing."""
@@ -226,6 +232,33 @@ class Worker:
         faults += self._stalls.faults()
         faults += self._topics.faults
         return faults + ([self._context.users.problem] if self._context.users.problem else [])
+
+    def lanes(self) -> list[LaneState]:
+        """Return the state of each lane that this worker holds. The thread of the admin server calls this."""
+        assignment = self._assignment
+        if assignment is None:
+            return []
+        unavailable, claiming = dict(assignment.turns.unavailable), set(assignment.claiming())
+        states = [
+            LaneState(partition, "running", None, unavailable.get(partition, "")) for partition in assignment.lanes
+        ]
+        states += [LaneState(partition, "claiming", assignment.parked_at.get(partition)) for partition in claiming]
+        states += [
+            LaneState(partition, "parked", assignment.parked_at.get(partition), str(why))
+            for partition, why in assignment.parked.items()
+        ]
+        return sorted(states, key=lambda lane: lane.partition)
+
+    async def _resume_lanes(self) -> None:
+        """Claim parked lanes again that an operator has resumed."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            assignment = self._assignment
+            if assignment is None:
+                continue
+            for partition in await self._resumes.resumed(assignment.parked.keys(), assignment.claiming()):
+                if self._assignment is assignment and partition in assignment.parked:
+                    assignment.claim_again(partition)
 
     def _is_awaited(self, user_id: str) -> bool:
         return self._assignment is not None and any(

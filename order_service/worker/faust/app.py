@@ -234,6 +234,7 @@ def _serve(
         for task in tasks:
             task.add_done_callback(ended)
         serving.is_starting = worker.is_starting
+        serving.lanes = worker.lanes
         serving.faults = lambda: worker.faults() + fetching.ends.faults() + group.faults
 
     async def on_shutdown(_app: Any, *_: Any, **__: Any) -> None:

@@ -14,7 +14,7 @@ from tests.support.command_line import CommandLine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-RUN = ["up", "worker", "users", "topics", "views", "config", "verify"]
+RUN = ["up", "worker", "users", "topics", "views", "config", "verify", "lanes"]
 ORDER = ["create", "amend", "pay", "ship", "deliver", "cancel"]
 ALL = [*RUN, *ORDER, "tail", "timeline"]
 CONTENTS = {"user_id": "dana", "currency": "EUR", "lines": [{"sku": "a", "quantity": 1, "unit_price": 1}]}
@@ -59,6 +59,8 @@ def test_only_a_worker_imports_faust():
         pytest.param(["deliver", "a", "--wait", "-1"], "--wait", id="a negative wait"),
         pytest.param(["verify", "--older-than", "soon"], "--older-than", id="an age that is not a number"),
         pytest.param(["verify", "--limit", "-1"], "--limit", id="a negative limit"),
+        pytest.param(["lanes", "resume", "1", "--yes"], "--yes needs --reason", id="a resume without a reason"),
+        pytest.param(["lanes", "resume", "1", "--actor", "alice"], "user:NAME", id="an actor without a type"),
         pytest.param(["pay", "a", "--amount", "1", "--currency", "EUR"], "--payment-id", id="a payment without a name"),
         pytest.param(
             ["create", "a", "--body", "/nowhere.json"],
@@ -154,10 +156,17 @@ def test_without_a_kafka_there_is_one_line(arguments):
     assert len(said.splitlines()) == 1
 
 
-def test_without_a_kafka_verify_ends_with_a_status_of_its_own():
-    said = run("verify", code=4, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}").stderr
+@pytest.mark.parametrize("command", ["verify", "lanes"])
+def test_without_a_kafka_verify_and_lanes_end_with_a_status_of_their_own(command):
+    said = run(command, code=4, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}").stderr
     assert said.startswith("order-service: no Kafka answers at 127.0.0.1:")
     assert len(said.splitlines()) == 1
+
+
+def test_without_a_kafka_no_lane_is_resumed():
+    servers = f"127.0.0.1:{free_port()}"
+    said = run("lanes", "resume", "1", "--reason", "why", "--yes", code=4, KAFKA_BOOTSTRAP_SERVERS=servers).stderr
+    assert f"order-service: no Kafka answers at {servers}" in said
 
 
 def test_values_cannot_steer_a_terminal():

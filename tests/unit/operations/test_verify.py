@@ -10,14 +10,16 @@ from order_service.domain.messages import OrderPaid
 from order_service.domain.order import Delivered
 from order_service.errors import DamagedError, TopicsError
 from order_service.operations.verify import SETTLED_S
-from order_service.wire import avro, changelog
+from order_service.wire import avro, changelog, operations
 from order_service.wire.changelog import POSITION_KEY, Ends
+from order_service.wire.operations import LaneResumed
 from tests.support.samples import NOW, amend, create, pay, ship
 from tests.unit.operations.topics_in_memory import (
     COMMANDS,
     DEAD_LETTERS,
     EVENTS,
     LATER,
+    OPERATIONS,
     REJECTIONS,
     TABLE,
     WAITING,
@@ -558,3 +560,59 @@ def test_only_the_first_findings_are_kept_and_all_are_counted():
     topics.records[TABLE] = [record for record in topics.records[TABLE] if record.key == POSITION_KEY]
     report = verified(topics, limit=4)
     assert (len(report.findings), report.count, report.counts) == (4, 9, {"table": 9})
+
+
+def operated(topics, at=NOW, **fields):
+    """Record that an operator resumed the lane."""
+    act = LaneResumed(id="op-1", at=at, actor="user:alice", reason="disk", **fields)
+    return topics.append(OPERATIONS, b"op-1", operations.encode(act), at=at)
+
+
+def skip_last(topics):
+    """Send two commands that no lane decides, and move the position behind them."""
+    first = topics.append(COMMANDS, b"o-9", b"damaged").offset
+    topics.append(COMMANDS, b"o-9", b"damaged")
+    index, position = topics.position()
+    moved_to = structs.replace(position, next_offset=first + 2, read_to=first + 2, end_offset=first + 2)
+    topics.replace(TABLE, index, value=changelog.encode(moved_to))
+    return first
+
+
+def test_commands_that_an_operator_has_skipped_need_no_outcome(topics):
+    first = skip_last(topics)
+    places = [("no_outcome", COMMANDS, first), ("no_outcome", COMMANDS, first + 1)]
+    assert found(verified(topics, now=LATER)) == places
+    operated(topics, previous_position=first, position=first + 1)
+    report = verified(topics, now=LATER)
+    assert found(report) == places[1:]
+    [line] = report.operations
+    assert f"skipped the commands from offset {first} to {first} (user:alice, " in line
+
+
+def test_outcomes_before_the_position_moved_back_have_offsets_of_the_previous_topic(topics):
+    assert verified(topics, now=LATER).count == 0
+    index, position = topics.position()
+    topics.records[COMMANDS].clear()
+    topics.starts[COMMANDS] = 0
+    topics.ends[COMMANDS] = 0
+    topics.records[WAITING].clear()
+    topics.replace(
+        TABLE, index, value=changelog.encode(structs.replace(position, next_offset=0, end_offset=0, waiting_count=0))
+    )
+    kinds = verified(topics, now=LATER).counts
+    assert set(kinds) == {"position"}
+    operated(topics, at=LATER, previous_position=position.next_offset, position=0)
+    report = verified(topics, now=LATER)
+    assert report.count == 0
+    assert "position moved back" in report.operations[0]
+
+
+def test_an_accepted_loss_is_listed(topics):
+    operated(topics, previous_position=1, position=1, lost={EVENTS: (3, 5)})
+    [line] = verified(topics, now=LATER).operations
+    assert f"accepted a loss: {EVENTS} had 3, recorded were 5" in line
+
+
+def test_an_operation_that_cannot_be_decoded_is_a_finding(topics):
+    record = topics.append(OPERATIONS, b"op-1", b"{}")
+    assert found(verified(topics, now=LATER)) == [("unreadable", OPERATIONS, record.offset)]

@@ -17,7 +17,7 @@ from tests.support.samples import NOW, amend, but, cancel, create, deliver, pay,
 
 NAMES = topic_names()
 EVENTS, REJECTIONS, DEAD_LETTERS = NAMES.events, NAMES.rejections, NAMES.dead_letters
-TABLE, WAITING, COMMANDS = NAMES.table, NAMES.waiting, NAMES.commands
+TABLE, WAITING, COMMANDS, OPERATIONS = NAMES.table, NAMES.waiting, NAMES.commands, NAMES.operations
 POLICY = LanePolicy(partition_count=1, commands_topic=COMMANDS, payment_due_s=3600.0)
 LATER = NOW + timedelta(hours=2)
 KNOWN = {"dana": UserCheck.ACTIVE}
@@ -27,9 +27,7 @@ class Topics:
     """The records of each topic, and a lane that writes them, a transaction for each call of `send`."""
 
     def __init__(self):
-        self.records: dict[str, list[ConsumerRecord]] = {
-            topic: [] for topic in (*NAMES.written, COMMANDS, NAMES.operations)
-        }
+        self.records: dict[str, list[ConsumerRecord]] = {topic: [] for topic in (*NAMES.written, COMMANDS, OPERATIONS)}
         self.starts = dict.fromkeys(self.records, 0)
         self.ends = dict.fromkeys(self.records, 0)
         self.lane = Lane(0, POLICY, KNOWN.get, lambda _user_id: None)

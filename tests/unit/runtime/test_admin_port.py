@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import Future
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -19,6 +20,8 @@ from order_service.local.up import has_started
 from order_service.runtime.admin import AdminServer
 from order_service.settings import Settings
 from order_service.web.process import _listen
+from order_service.worker.lane_states import LaneState, LaneStates
+from tests.support.samples import NOW
 from tests.support.service import WorkerProcess, until
 
 
@@ -138,3 +141,15 @@ def test_a_process_that_does_not_answer_has_not_started():
 def test_another_program_on_the_port_has_not_started(body, monkeypatch):
     monkeypatch.setattr(up, "_get", lambda *_: (503, body))
     assert not has_started("127.0.0.1", 9100)
+
+
+def test_only_a_worker_has_lanes():
+    port = free_port()
+    with AdminServer("127.0.0.1", port, list) as serving:
+        url = f"http://127.0.0.1:{port}/lanes"
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(url)
+        serving.lanes = lambda: [LaneState(1, "parked", NOW, "damaged")]
+        with urllib.request.urlopen(url) as response:
+            lanes = msgspec.json.decode(response.read(), type=LaneStates)
+    assert lanes.lanes == [LaneState(1, "parked", NOW, "damaged")]

@@ -42,6 +42,12 @@ def test_each_operation_is_decoded_as_it_was_encoded(operation: Operation) -> No
     assert b'"at":"2026-11-30T12:00:00Z"' in value
 
 
+def test_the_orders_that_an_operation_names() -> None:
+    assert operations.order_ids_of(LaneResumed(**ACT, skipped_order_ids=("order-1",))) == ("order-1",)
+    assert operations.order_ids_of(DeadLettersPlanned(**ACT, commands=(PLANNED,))) == ("order-1",)
+    assert operations.order_ids_of(DeadLettersDiscarded(**ACT, offsets=(4,))) == ()
+
+
 @pytest.mark.parametrize("value", [None, b"", b"\xff", b"{}", b'{"operation":"other"}', b"[1]"])
 def test_other_values_are_refused(value: bytes | None) -> None:
     with pytest.raises(DecodeError, match="bad_operation"):

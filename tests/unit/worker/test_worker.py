@@ -21,6 +21,7 @@ from order_service.worker.claims.claim import Claimed
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
+from order_service.worker.payment_deadlines import PaymentDeadlines
 from order_service.worker.worker import SUSPECT_S, Worker
 from tests.support.samples import ORDER_ID, create, entry_after
 from tests.unit.worker.ended_tasks import cancelled_from_within, until_told
@@ -413,3 +414,75 @@ async def test_a_lane_that_runs_is_not_claimed_with_what_its_claim_had_read(clai
     assignment = await claim()
     assert assignment.lanes
     assert not assignment.interrupted
+
+
+async def test_a_resumed_lane_is_claimed_again_after_its_release_and_the_other_lanes_run_on(context, endless_claims):
+    assignment, lane = await with_lane(context)
+    assignment.owner.named |= {0, 1}
+    written: Any = assignment.turns._producer
+    claimer: Any = object()
+    assignment._claimer = claimer
+    assignment.park(1, "damaged")
+    since = assignment.parked_at[1]
+    assignment.claim_again(1)
+    assert (endless_claims, assignment.claiming()) == ([], [1]), "the release comes first"
+    await until_begun(endless_claims, 1)
+    assert written.records == [(topic_names().table, 1, (RELEASE_KEY, written.transactional_id.encode(), []))]
+    assert endless_claims == [(1, {})]
+    assert assignment.lanes == {0: lane}
+    assert assignment.parked_at == {1: since}, "it has not run since"
+    await assignment.stop()
+    await assignment.close()
+
+
+async def test_a_lane_that_parks_cancels_no_order_after_its_next_claim(context, endless_claims):
+    """The new lane has not read the payments yet that came in time."""
+    assignment, lane = await with_lane(context)
+    cancelled: list[Any] = []
+    payments = PaymentDeadlines(
+        assignment.lanes, 60.0, context.clock, end=UNUSED, read_to=UNUSED, cancel=print, spawn=UNUSED
+    )
+    payments._end = ended_of_zero
+    payments._cancel = lambda partition, order_ids: cancelled.append((partition, order_ids))
+    await payments._cancel_once_read(lane, [ORDER_ID])
+    assert cancelled == [(0, [ORDER_ID])]
+    assignment.turns.cancel_unpaid(0, [ORDER_ID])
+    assignment.park(0, "damaged")
+    await payments._cancel_once_read(lane, [ORDER_ID])
+    assert (len(cancelled), assignment.turns._due) == (1, {})
+    await assignment.stop()
+    await assignment.close()
+
+
+async def ended_of_zero(_partition):
+    return 0
+
+
+async def test_a_worker_names_the_state_of_each_of_its_lanes(context, worker):
+    assignment = worker._assignment
+    assignment.lanes[0] = lane_with(0, {})
+    assignment.turns.unavailable = {0: "it has no leader"}
+    assignment.park(2, "damaged")
+    states = [(lane.partition, lane.state, lane.reason) for lane in worker.lanes()]
+    assert states == [(0, "running", "it has no leader"), (1, "claiming", ""), (2, "parked", "damaged")]
+    since = worker.lanes()[2].since
+    await worker._claim_again(None, TurnRefused("why", {}))
+    assert worker.lanes()[2].since == since, "a lane that stays parked keeps its time"
+
+
+async def test_a_record_of_an_operator_resumes_a_parked_lane(context, worker, monkeypatch):
+    monkeypatch.setattr("order_service.worker.worker.WATCH_EVERY_S", 0)
+    monkeypatch.setattr("order_service.worker.monitoring.resume_watch.LOOK_EVERY_S", 0)
+    ends = [0, 0, 1]
+    worker._resumes._read_ends = lambda partitions: ended_at(partitions, ends.pop(0) if len(ends) > 1 else ends[0])
+    worker._assignment.park(2, "damaged")
+    resuming = asyncio.create_task(worker._resume_lanes())
+    async with asyncio.timeout(30):
+        while worker._assignment.parked:  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+    assert worker._assignment.claiming() == [0, 1, 2]
+    resuming.cancel()
+
+
+async def ended_at(partitions, end):
+    return dict.fromkeys(partitions, end)

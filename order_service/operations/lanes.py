@@ -1,0 +1,139 @@
+"""Lists the lanes: what Kafka tells about each partition, and what the workers that answer tell about their lanes."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from aiokafka.structs import TopicPartition
+from msgspec import Struct
+
+from order_service.errors import KafkaAwayError, NoResponse
+from order_service.http_client import HttpClient
+from order_service.kafka.connection import Admin, ask_admin
+from order_service.kafka.reader import Reader
+from order_service.operations.positions import NewestPosition, newest_positions
+from order_service.settings import Settings
+from order_service.worker.lane_states import LaneState, LaneStates
+from order_service.worker.membership import Member, members_of
+
+ANSWER_WITHIN_S: Final = 10.0
+BODY_MAX_BYTES: Final = 4 * 1024 * 1024
+UNKNOWN: Final = "unknown"
+NOT_ASSIGNED: Final = "not assigned"
+
+
+class LaneRow(Struct, frozen=True):
+    """One partition. `worker` is the address that answered, or else the member of the group that has the partition."""
+
+    partition: int
+    state: str
+    since: datetime | None
+    reason: str
+    worker: str | None
+    owner: str | None
+    position: int | None
+    lag: int | None
+    waiting: int | None
+
+
+class Lanes(Struct, frozen=True):
+    """All partitions, and what could not be read."""
+
+    rows: list[LaneRow]
+    notes: list[str]
+
+
+class Workers(Struct, frozen=True):
+    """The states that workers reported, each with the address of its worker, and the addresses that did not answer."""
+
+    states: dict[int, tuple[str, LaneState]]
+    notes: list[str]
+
+
+async def list_lanes(settings: Settings, reader: Reader, addresses: Sequence[str]) -> Lanes:
+    """Return all partitions. Raises KafkaAwayError if Kafka does not answer, TopicsError if a topic is missing."""
+    commands = await reader.partitions(reader.names.commands)
+    ends = await reader.ends(commands)
+    newest = await newest_positions(reader, [partition for _, partition in commands])
+    workers = await ask_workers(addresses)
+    notes = list(workers.notes)
+    members: dict[int, Member] | None = None
+    try:
+        members = await ask_admin(
+            settings, lambda admin: _members(admin, settings.group_id, reader.names.commands), patience_s=5.0
+        )
+    except KafkaAwayError as error:
+        notes.append(f"the members of the group {settings.group_id} are unknown: {error}")
+    return Lanes(rows_of(newest, ends, workers.states, members), notes)
+
+
+def rows_of(
+    newest: Mapping[int, NewestPosition],
+    ends: Mapping[TopicPartition, int],
+    states: Mapping[int, tuple[str, LaneState]],
+    members: Mapping[int, Member] | None,
+) -> list[LaneRow]:
+    """Return one row for each partition. `members` has the member for each assigned partition; None if unknown."""
+    rows = []
+    for (_, partition), end in sorted(ends.items()):
+        found = newest[partition]
+        position = found.position
+        address, lane = states.get(partition, (None, None))
+        member = None if members is None else members.get(partition)
+        rows.append(
+            LaneRow(
+                partition,
+                lane.state if lane else UNKNOWN if member or members is None else NOT_ASSIGNED,
+                lane.since if lane else None,
+                lane.reason if lane else found.fault,
+                address or (str(member) if member else None),
+                found.owner,
+                None if position is None else position.resume_at,
+                None if position is None else max(0, end - position.resume_at),
+                None if position is None else position.waiting_count,
+            )
+        )
+    return rows
+
+
+async def ask_workers(addresses: Iterable[str]) -> Workers:
+    """Ask the admin ports of workers for their lanes."""
+    client = HttpClient(timeout_s=ANSWER_WITHIN_S, body_max_bytes=BODY_MAX_BYTES)
+    try:
+        addresses = list(addresses)
+        answers = await asyncio.gather(*(_ask(client, address) for address in addresses))
+    finally:
+        await client.close()
+    states: dict[int, tuple[str, LaneState]] = {}
+    notes = []
+    for address, answer in zip(addresses, answers, strict=True):
+        if isinstance(answer, str):
+            notes.append(f"no worker answers at {address}: {answer}")
+        else:
+            states |= {lane.partition: (address, lane) for lane in answer.lanes}
+    return Workers(states, notes)
+
+
+async def _ask(client: HttpClient, address: str) -> LaneStates | str:
+    try:
+        reply = await client.request("GET", f"http://{address}/lanes")
+    except NoResponse as error:
+        return str(error)
+    if reply.status != 200:
+        return f"status {reply.status}"
+    try:
+        return msgspec.json.decode(reply.body, type=LaneStates)
+    except msgspec.MsgspecError as error:
+        return f"another program has this port ({error})"
+
+
+async def _members(admin: Admin, group_id: str, topic: str) -> dict[int, Member]:
+    coordinator = await admin.find_coordinator(group_id)
+
+    async def send(request: Any) -> Any:
+        return await admin._send_request(request, coordinator)  # noqa: SLF001, its own method returns less
+
+    members = await members_of(group_id, send)
+    return {partition: member for member in members for name, partition in member.partitions() if name == topic}

@@ -1,0 +1,86 @@
+"""Watches the operations topic while lanes are parked: an operator resumes a lane by a record in its partition."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, Final
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from order_service.kafka.connection import Consumer
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S: Final = 2.0
+ANSWER_WITHIN_S: Final = 10.0
+
+ReadEnds = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
+
+
+class CommittedEnds:
+    """Reads last stable offsets, with a client that starts when it is first needed.
+
+    A worker that claimed a lane for a record that is not committed yet would fence the operator who writes it.
+    """
+
+    def __init__(self, connection: dict[str, Any]) -> None:
+        self._connection = connection
+        self._client: Consumer | None = None
+
+    async def read(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Return the last stable offsets. Raises KafkaError. After an error, the next call starts another client."""
+        try:
+            if self._client is None:
+                self._client = Consumer(**self._connection, enable_auto_commit=False, isolation_level="read_committed")
+                await self._client.start()
+            return dict(await self._client.end_offsets(partitions))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop the client, if there is one."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.stop()
+
+
+class ResumeWatch:
+    """Compares the ends of the operations topic with those at the time when lanes were parked.
+
+    `read_ends` asks the broker, with one request for all lanes. The first failure of several is logged.
+    """
+
+    def __init__(self, topic: str, read_ends: ReadEnds, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._topic = topic
+        self._read_ends = read_ends
+        self._clock = clock
+        self._ends: dict[int, int] = {}
+        self._look_at = 0.0
+        self._is_readable = True
+
+    async def resumed(self, parked: Collection[int], claiming: Collection[int]) -> list[int]:
+        """Return the parked lanes for which an operation was recorded since they were parked.
+
+        A lane that was just parked is looked at immediately, the others every `LOOK_EVERY_S`. The end that is known for
+        a lane stays valid while it is claimed again, because the claim may park it again.
+        """
+        self._ends = {partition: end for partition, end in self._ends.items() if partition in {*parked, *claiming}}
+        now = self._clock()
+        if not parked or (now < self._look_at and self._ends.keys() >= set(parked)):
+            return []
+        self._look_at = now + LOOK_EVERY_S
+        partitions = [TopicPartition(self._topic, partition) for partition in sorted(parked)]
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                ends = await self._read_ends(partitions)
+        except (KafkaError, TimeoutError) as error:
+            if self._is_readable:
+                log.warning("Resumed lanes are not noticed: the operations cannot be read.", why=repr(error))
+            self._is_readable = False
+            return []
+        self._is_readable = True
+        before, self._ends = self._ends, self._ends | {partition: end for (_, partition), end in ends.items()}
+        return [partition for _, partition in partitions if self._ends[partition] > before.get(partition, 2**63)]

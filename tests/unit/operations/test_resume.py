@@ -1,0 +1,97 @@
+"""What a resume may change: the plan for what was found, or the line of a refusal."""
+
+import pytest
+from aiokafka.structs import TopicPartition
+from msgspec.structs import replace
+
+from order_service.errors import OperationRefused
+from order_service.kafka.topics import topic_names
+from order_service.operations.examination import WAITING_COUNT, Examination, lost_tails
+from order_service.operations.lanes import rows_of
+from order_service.operations.positions import NewestPosition
+from order_service.operations.resume import Plan, Wanted, plan_of
+from order_service.wire.changelog import Ends, Position
+from order_service.worker.lane_states import LaneState
+from order_service.worker.membership import Member
+from tests.support.samples import NOW
+
+NAMES = topic_names()
+POSITION = Position(40, "one", 50, 1, 42, Ends(10, 5, 3, 7), 2)
+FOUND = Examination(POSITION, 99, None, 2, 5, 60, Ends(10, 5, 3, 7))
+CUT = replace(FOUND, commands_fault="the commands end at 60, they ended at 80", waiting_count=0)
+LOST = replace(FOUND, loss_fault="its last records are lost.", lost={NAMES.events: (9, 10)})
+
+
+def refused(found, wanted):
+    """Return the line of the refusal."""
+    with pytest.raises(OperationRefused) as error:
+        plan_of(3, found, wanted)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "plan"),
+    [
+        pytest.param(FOUND, Wanted(), Plan(42), id="a plain resume changes no position"),
+        pytest.param(FOUND, Wanted(50), Plan(42, 50), id="skips commands"),
+        pytest.param(FOUND, Wanted(60), Plan(42, 60), id="skips all commands"),
+        pytest.param(FOUND, Wanted(42), Plan(42, 42), id="stays at its position"),
+        pytest.param(CUT, Wanted(5), Plan(42, 5), id="moves back after the topic was cut"),
+        pytest.param(LOST, Wanted(None, True), Plan(42, 42, LOST.lost), id="accepts a loss"),
+        pytest.param(LOST, Wanted(50, True), Plan(42, 50, LOST.lost), id="accepts a loss and skips commands"),
+        pytest.param(replace(FOUND, position=None), Wanted(), Plan(None), id="has no position yet"),
+    ],
+)
+def test_the_plan_of_a_resume(found, wanted, plan):
+    assert plan_of(3, found, wanted) == plan
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "line"),
+    [
+        pytest.param(
+            replace(FOUND, changelog_fault="damaged."), Wanted(), "damaged. Only new changelogs help", id="table"
+        ),
+        pytest.param(replace(FOUND, changelog_fault="damaged."), Wanted(50, True), "rebuild 3", id="table, any option"),
+        pytest.param(LOST, Wanted(), "--accept-loss", id="a loss that is not accepted"),
+        pytest.param(LOST, Wanted(50), "--accept-loss", id="a loss that is not accepted, with an offset"),
+        pytest.param(FOUND, Wanted(None, True), "no loss is to be accepted", id="no loss"),
+        pytest.param(CUT, Wanted(), "Choose with --from where to continue", id="the commands do not match"),
+        pytest.param(FOUND, Wanted(4), "must be from 5 to 60", id="before the start"),
+        pytest.param(FOUND, Wanted(61), "must be from 5 to 60", id="after the end"),
+        pytest.param(FOUND, Wanted(41), "are decided already", id="back in an intact topic"),
+        pytest.param(replace(CUT, waiting_count=1), Wanted(5), "1 commands wait", id="back while commands wait"),
+        pytest.param(replace(FOUND, position=None), Wanted(5), "no position yet", id="no position to move"),
+    ],
+)
+def test_a_resume_that_cannot_help_is_refused(found, wanted, line):
+    assert line in refused(found, wanted)
+
+
+def test_offsets_that_are_skipped_or_decided_again():
+    assert (list(Plan(3, 5).skipped), list(Plan(3, 5).repeated)) == ([3, 4], [])
+    assert (list(Plan(5, 3).skipped), list(Plan(5, 3).repeated)) == ([], [3, 4])
+    assert (list(Plan(5).skipped), list(Plan(5).repeated)) == ([], [])
+
+
+def test_what_was_lost_has_the_actual_and_the_recorded_number():
+    assert lost_tails(FOUND, NAMES) == {}
+    ends = Ends(9, 5, 0, 8)
+    assert lost_tails(replace(FOUND, ends=ends), NAMES) == {NAMES.events: (9, 10), NAMES.dead_letters: (0, 3)}
+    assert lost_tails(replace(FOUND, waiting_count=1), NAMES) == {WAITING_COUNT: (1, 2)}
+    unknown = replace(POSITION, ends=None, waiting_count=None)
+    assert lost_tails(replace(FOUND, position=unknown, waiting_count=1), NAMES) == {}
+
+
+def test_a_row_has_what_its_worker_tells_or_else_what_kafka_tells():
+    ends = {TopicPartition(NAMES.commands, partition): 50 for partition in range(4)}
+    newest = dict.fromkeys(range(3), NewestPosition(9, POSITION)) | {3: NewestPosition(fault="damaged")}
+    parked = LaneState(1, "parked", NOW, "a batch is damaged")
+    member = Member("id", "orders-worker-host", "/10.0.0.1")
+    rows = rows_of(newest, ends, {1: ("host:9100", parked)}, {0: member, 1: member, 3: member})
+    assert [row.state for row in rows] == ["unknown", "parked", "not assigned", "unknown"]
+    assert [row.worker for row in rows] == [str(member), "host:9100", None, str(member)]
+    assert [row.reason for row in rows] == ["", "a batch is damaged", "", "damaged"]
+    assert (rows[1].since, rows[1].owner, rows[1].position, rows[1].lag, rows[1].waiting) == (NOW, "one", 42, 8, 2)
+    assert (rows[3].owner, rows[3].position, rows[3].lag) == (None, None, None)
+    assert {row.state for row in rows_of(newest, ends, {}, None)} == {"unknown"}, "the group cannot be read"

@@ -1,0 +1,52 @@
+"""The line that an operator reads when Kafka refuses or does not answer."""
+
+import pytest
+from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed
+
+from order_service.errors import Fenced, KafkaAwayError, OperationRefused, Stuck, TurnRefused
+from order_service.operations.takeover import explained
+
+
+def caused(error, cause):
+    """Return an error with its cause, as our producers raise it."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "line"),
+    [
+        pytest.param(
+            Fenced("fenced"), OperationRefused, "another operator has taken over partition 3", id="another was faster"
+        ),
+        pytest.param(
+            caused(Stuck("a transaction of orders-claim-3 failed"), TransactionalIdAuthorizationFailed()),
+            OperationRefused,
+            "orders-claim-3 failed): grant this principal Write and Describe on that transactional id",
+            id="no right to the lock",
+        ),
+        pytest.param(
+            caused(TurnRefused("orders.table.v1-3", {3: "why"}), TopicAuthorizationFailedError("orders.table.v1")),
+            OperationRefused,
+            "orders.table.v1-3): grant this principal Write on that topic",
+            id="no right to write",
+        ),
+        pytest.param(
+            caused(KafkaAwayError("a request failed"), TopicAuthorizationFailedError("orders.table.v1")),
+            OperationRefused,
+            "grant this principal Read on that topic",
+            id="no right to read",
+        ),
+        pytest.param(
+            TurnRefused("too large", {3: "why"}), OperationRefused, "nothing was changed: too large", id="size"
+        ),
+        pytest.param(Stuck("no answer within 10 s"), KafkaAwayError, "no answer within 10 s", id="no answer"),
+        pytest.param(KafkaConnectionError(), KafkaAwayError, "KafkaConnectionError", id="no connection"),
+        pytest.param(KafkaAwayError("no Kafka answers"), KafkaAwayError, "no Kafka answers", id="Kafka is away"),
+    ],
+)
+def test_an_error_of_kafka_is_one_line_that_says_what_to_do(error, kind, line):
+    with pytest.raises(kind) as raised, explained(3):
+        raise error
+    assert line in str(raised.value)
+    assert type(raised.value) is kind
