@@ -8,7 +8,7 @@ import os
 import resource
 import subprocess
 import sys
-from typing import Final
+from typing import Any, Final
 
 from bench.load import LIFE, Shop
 from bench.restore import put
@@ -57,12 +57,17 @@ def measure(world: World) -> list[Row]:
 
 def verified(service: Service) -> tuple[float, resource.struct_rusage]:
     """Run `verify` on one core, check its totals, and return the seconds that it reports, and what the process used."""
-    command = [sys.executable, "-c", ON_ONE_CORE, "verify", "--json"]
-    with subprocess.Popen(command, cwd=ROOT, env=service.environment, stdout=subprocess.PIPE) as process:
-        output = process.stdout.read() if process.stdout else b""
-        _, process.returncode, usage = os.wait4(process.pid, 0)
-    document = json.loads(output)
+    document, usage = on_one_core(service, "verify", "--json")
     totals = document["totals"]
     if not document["ok"] or (totals["events"], totals["orders"]) != (EVENTS, {"delivered": ORDERS}):
         raise WrongResult(f"verify: {document}")
     return document["took_s"], usage
+
+
+def on_one_core(service: Service, *arguments: str) -> tuple[dict[str, Any], resource.struct_rusage]:
+    """Run `order-service` on one core; return the document that it prints, and what the process used."""
+    command = [sys.executable, "-c", ON_ONE_CORE, *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=service.environment, stdout=subprocess.PIPE) as process:
+        output = process.stdout.read() if process.stdout else b""
+        _, process.returncode, usage = os.wait4(process.pid, 0)
+    return json.loads(output), usage

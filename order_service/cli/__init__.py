@@ -15,6 +15,7 @@ from order_service.cli import (
     lanes,
     operations,
     ordering,
+    rebuild,
     running,
     schemas,
     views,
@@ -24,7 +25,7 @@ from order_service.cli import (
 from order_service.errors import OrderServiceError
 from order_service.runtime import logs
 
-OWN_CODES = frozenset({"up", "worker", "topics", "verify", "lanes", "views", "dead-letters", "why"})
+OWN_CODES = frozenset({"up", "worker", "topics", "verify", "rebuild", "lanes", "views", "dead-letters", "why"})
 """Commands with exit codes of their own, by which an operator can tell failures apart."""
 
 
@@ -82,6 +83,7 @@ app.add_typer(views.views, name="views", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)
 app.command("verify", rich_help_panel="Run")(operations.verify)
 app.command("doctor", rich_help_panel="Run")(doctor.doctor)
+app.command("rebuild", rich_help_panel="Run")(rebuild.rebuild)
 app.add_typer(lanes.lanes, name="lanes", rich_help_panel="Run")
 app.add_typer(dead_letters.dead_letters, name="dead-letters", rich_help_panel="Run")
 app.command("why", rich_help_panel="Run")(why.why_id)

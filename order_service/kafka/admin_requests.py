@@ -1,15 +1,14 @@
-"""Requests that aiokafka 0.14 lacks: the features of a broker, and what our principal may do.
+"""Two requests to Kafka that aiokafka 0.14 does not have: ListTransactions, and IncrementalAlterConfigs.
 
-Source: Kafka's message definitions, `ApiVersionsRequest.json` (version 3), `MetadataRequest.json` (version 8) and
-`DescribeGroupsRequest.json` (version 3).
+Source: Kafka protocol guide; KIP-664 (transactions), KIP-339 (incremental changes of settings).
 """
 
-from io import BytesIO
+from collections.abc import Mapping
 from typing import Any, Final
 
-from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
-from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
-from aiokafka.protocol.api import Request, RequestStruct, Response, ResponseHeader_v0
+from aiokafka.admin.config_resource import ConfigResourceType
+from aiokafka.errors import for_code
+from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
     Array,
     Boolean,
@@ -18,168 +17,124 @@ from aiokafka.protocol.types import (
     Int8,
     Int16,
     Int32,
+    Int64,
     Schema,
     String,
     TaggedFields,
 )
-from msgspec import Struct
 
 from order_service.kafka.connection import Admin
 
-OPERATIONS: Final = {"Read": 3, "Write": 4, "Describe": 8, "DescribeConfigs": 10}
-"""The bits of the operations that this service needs. Source: Kafka's `AclOperation`."""
-NOT_REPORTED: Final = -(2**31)
-"""What a broker returns if it does not report the operations: its highest bit alone is set."""
-AUTHORIZATION_FAILED: Final = frozenset({TopicAuthorizationFailedError.errno, GroupAuthorizationFailedError.errno})
-SUPPORTED_FEATURES: Final = 0
-"""The tag of the supported features in a response."""
-METADATA_VERSION: Final = "metadata.version"
-
-_Features: Final = CompactArray(
-    ("name", CompactString("utf-8")), ("min_version", Int16), ("max_version", Int16), ("tags", TaggedFields)
-)
+_SET: Final = 0
+_DELETE: Final = 1
 
 
-class _FeaturesResponse(Response):  # type: ignore[misc] # aiokafka has no types
-    API_KEY = 18
-    API_VERSION = 3
+class _ListTransactionsResponse(Response):  # type: ignore[misc] # aiokafka has no types
+    API_KEY = 66
+    API_VERSION = 0
     SCHEMA = Schema(
-        ("error_code", Int16),
-        (
-            "api_versions",
-            CompactArray(("api_key", Int16), ("min_version", Int16), ("max_version", Int16), ("tags", TaggedFields)),
-        ),
         ("throttle_time_ms", Int32),
+        ("error_code", Int16),
+        ("unknown_state_filters", CompactArray(CompactString("utf-8"))),
+        (
+            "transactions",
+            CompactArray(
+                ("transactional_id", CompactString("utf-8")),
+                ("producer_id", Int64),
+                ("state", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
         ("tags", TaggedFields),
     )
 
 
-class _FeaturesRequestV3(RequestStruct):  # type: ignore[misc]
+class _ListTransactionsRequest(RequestStruct):  # type: ignore[misc]
     FLEXIBLE_VERSION = True
-    API_KEY = 18
-    API_VERSION = 3
-    RESPONSE_TYPE = _FeaturesResponse
+    API_KEY = 66
+    API_VERSION = 0
+    RESPONSE_TYPE = _ListTransactionsResponse
     SCHEMA = Schema(
-        ("software_name", CompactString("utf-8")), ("software_version", CompactString("utf-8")), ("tags", TaggedFields)
+        ("state_filters", CompactArray(CompactString("utf-8"))),
+        ("producer_id_filters", CompactArray(Int64)),
+        ("tags", TaggedFields),
     )
 
-    def parse_response_header(self, read_buffer: BytesIO | bytes) -> Any:
-        """Return the header, which has no tags in a response to this request, whatever its version."""
-        return ResponseHeader_v0.decode(read_buffer)
+
+class _ListTransactions(Request[_ListTransactionsRequest]):  # type: ignore[misc]
+    API_KEY = 66
+
+    def build(self, request_struct_class: Any) -> Any:
+        return request_struct_class([], [], {})
 
 
-class _FeaturesRequest(Request[_FeaturesRequestV3]):  # type: ignore[misc]
-    API_KEY = 18
-
-    def build(self, request_struct_class: type[_FeaturesRequestV3]) -> _FeaturesRequestV3:
-        return request_struct_class("order-service", "1", {})
-
-
-class _RightsResponse(Response):  # type: ignore[misc]
-    API_KEY = 3
-    API_VERSION = 8
+class _AlterConfigsResponse(Response):  # type: ignore[misc]
+    API_KEY = 44
+    API_VERSION = 0
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
         (
-            "brokers",
-            Array(("node_id", Int32), ("host", String("utf-8")), ("port", Int32), ("rack", String("utf-8"))),
-        ),
-        ("cluster_id", String("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
+            "resources",
             Array(
                 ("error_code", Int16),
-                ("topic", String("utf-8")),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    Array(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", Array(Int32)),
-                        ("isr", Array(Int32)),
-                        ("offline_replicas", Array(Int32)),
-                    ),
-                ),
-                ("operations", Int32),
+                ("error_message", String("utf-8")),
+                ("resource_type", Int8),
+                ("resource_name", String("utf-8")),
             ),
         ),
-        ("cluster_operations", Int32),
     )
 
 
-class _RightsRequestV8(RequestStruct):  # type: ignore[misc]
-    API_KEY = 3
-    API_VERSION = 8
-    RESPONSE_TYPE = _RightsResponse
+class _AlterConfigsRequest(RequestStruct):  # type: ignore[misc]
+    API_KEY = 44
+    API_VERSION = 0
+    RESPONSE_TYPE = _AlterConfigsResponse
     SCHEMA = Schema(
-        ("topics", Array(String("utf-8"))),
-        ("allow_auto_topic_creation", Int8),
-        ("include_cluster_operations", Int8),
-        ("include_topic_operations", Int8),
+        (
+            "resources",
+            Array(
+                ("resource_type", Int8),
+                ("resource_name", String("utf-8")),
+                ("configs", Array(("name", String("utf-8")), ("operation", Int8), ("value", String("utf-8")))),
+            ),
+        ),
+        ("validate_only", Boolean),
     )
 
 
-class _RightsRequest(Request[_RightsRequestV8]):  # type: ignore[misc]
-    API_KEY = 3
+class _AlterConfigs(Request[_AlterConfigsRequest]):  # type: ignore[misc]
+    API_KEY = 44
 
-    def __init__(self, topics: list[str]) -> None:
-        self._topics = topics
+    def __init__(self, topic: str, values: Mapping[str, str | None]) -> None:
+        self._topic = topic
+        self._values = values
 
-    def build(self, request_struct_class: type[_RightsRequestV8]) -> _RightsRequestV8:
-        return request_struct_class(self._topics, 0, 0, 1)
-
-
-class _GroupRightsRequestV3(DescribeGroupsRequest_v3):  # type: ignore[misc]
-    RESPONSE_TYPE = DescribeGroupsResponse_v3  # aiokafka decodes the response to its own request without the rights
+    def build(self, request_struct_class: Any) -> Any:
+        changes = [(name, _DELETE if value is None else _SET, value) for name, value in self._values.items()]
+        return request_struct_class([(ConfigResourceType.TOPIC, self._topic, changes)], False)
 
 
-class _GroupRightsRequest(Request[_GroupRightsRequestV3]):  # type: ignore[misc]
-    API_KEY = 15
+async def transactional_ids(admin: Admin, prefix: str) -> list[str]:
+    """Return the transactional ids with this prefix that Kafka knows, of all coordinators.
 
-    def __init__(self, group_id: str) -> None:
-        self._group_id = group_id
-
-    def build(self, request_struct_class: type[_GroupRightsRequestV3]) -> _GroupRightsRequestV3:
-        return request_struct_class([self._group_id], True)
-
-
-class Rights(Struct, frozen=True):
-    """What our principal may do with a topic or a group, or the error code of a resource that it may not see."""
-
-    error_code: int
-    operations: int
-
-    def lacks(self, operation: str) -> bool:
-        """Return whether the principal may not do an operation of `OPERATIONS`."""
-        return not self.operations >> OPERATIONS[operation] & 1
+    No other id can write: Kafka forgets an id that was idle for `transactional.id.expiration.ms`, and refuses its
+    producer. Ids that this principal may not describe are left out.
+    """
+    ids = set()
+    for broker in (await admin.describe_cluster())["brokers"]:
+        response = await admin._send_request(_ListTransactions(), broker["node_id"])  # noqa: SLF001
+        _raise_for(response.error_code)
+        ids |= {transactional_id for transactional_id, *_ in response.transactions}
+    return sorted(each for each in ids if each.startswith(prefix))
 
 
-async def metadata_version(admin: Admin) -> int | None:
-    """Return the highest `metadata.version` that a broker supports, or None if it reports none."""
-    response = await _send(admin, _FeaturesRequest())
-    features = _Features.decode(BytesIO(response.tags.get(SUPPORTED_FEATURES, b"\x00"))) or []
-    return next((newest for name, _, newest, _ in features if name == METADATA_VERSION), None)
+async def alter_topic(admin: Admin, topic: str, values: Mapping[str, str | None]) -> None:
+    """Change these settings of a topic, and no others. None removes a setting, so that the broker's default applies."""
+    response = await admin._send_request(_AlterConfigs(topic, values))  # noqa: SLF001
+    for code, *_ in response.resources:
+        _raise_for(code)
 
 
-async def topic_rights(admin: Admin, topics: list[str]) -> dict[str, Rights]:
-    """Return what our principal may do with each topic. A topic need not exist."""
-    response = await _send(admin, _RightsRequest(topics))
-    return {topic: Rights(code, operations) for code, topic, _, _, operations in response.topics}
-
-
-async def group_rights(admin: Admin, group_id: str) -> Rights:
-    """Return what our principal may do with a consumer group. Raises KafkaError if the coordinator is away."""
-    try:
-        coordinator = await admin.find_coordinator(group_id)
-    except GroupAuthorizationFailedError:
-        return Rights(GroupAuthorizationFailedError.errno, 0)
-    [(code, *_, operations)] = (await _send(admin, _GroupRightsRequest(group_id), coordinator)).groups
-    return Rights(code, operations)
-
-
-async def _send(admin: Admin, request: Any, node: int | None = None) -> Any:
-    return await admin._send_request(request, node)  # noqa: SLF001, aiokafka has no method for these requests
+def _raise_for(code: int) -> None:
+    if code:
+        raise for_code(code)

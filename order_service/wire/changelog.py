@@ -20,6 +20,8 @@ from order_service.errors import HistoryError
 POSITION_KEY: Final = b"\0position"
 BARRIER_KEY: Final = b"\0barrier"
 RELEASE_KEY: Final = b"\0released"
+REBUILDING: Final = -1
+"""The `waiting_count` of a position while a rebuild writes the changelogs: no waiting room has it, so claims park."""
 _FORM: Final = b"\x01"
 _WAITING_FORM: Final = b"\x02"
 _T = TypeVar("_T")

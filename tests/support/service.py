@@ -399,7 +399,9 @@ class Service:
         """Read the table's changelog: the newest entry of each order."""
         newest = {message.key(): message.value() for message in self.read(self.names.table)}
         return {
-            key.decode(): changelog.decode_entry(value) for key, value in newest.items() if not key.startswith(b"\0")
+            key.decode(): changelog.decode_entry(value)
+            for key, value in newest.items()
+            if value is not None and not key.startswith(b"\0")
         }
 
     def positions(self) -> dict[int, changelog.Position]:

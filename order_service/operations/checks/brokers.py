@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from order_service.kafka.admin_requests import metadata_version
 from order_service.kafka.connection import NO_LEADER, Admin, ask_admin, connection
+from order_service.kafka.rights_requests import metadata_version
 from order_service.kafka.topics import Fault, compare_topics, fix_lines
 from order_service.operations.checks.check import Result, counted, numbers, ok, problem, sentence, warning
 from order_service.settings import Settings

@@ -7,7 +7,8 @@ may do with transactional ids.
 from collections.abc import Mapping
 from typing import Final
 
-from order_service.kafka.admin_requests import (
+from order_service.kafka.connection import Admin, ask_admin
+from order_service.kafka.rights_requests import (
     AUTHORIZATION_FAILED,
     NOT_REPORTED,
     OPERATIONS,
@@ -15,7 +16,6 @@ from order_service.kafka.admin_requests import (
     group_rights,
     topic_rights,
 )
-from order_service.kafka.connection import Admin, ask_admin
 from order_service.kafka.topics import TopicNames, servers_option, topic_configs, topic_names
 from order_service.operations.checks.brokers import RETRY_S
 from order_service.operations.checks.check import Result, not_checked, ok, problem

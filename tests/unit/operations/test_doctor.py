@@ -12,8 +12,8 @@ from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFai
 from aiokafka.structs import TopicPartition
 
 from order_service.errors import DatabaseError, KafkaAwayError, TopicsError, UserServiceUnavailable
-from order_service.kafka.admin_requests import NOT_REPORTED, OPERATIONS, Rights
 from order_service.kafka.connection import NO_LEADER
+from order_service.kafka.rights_requests import NOT_REPORTED, OPERATIONS, Rights
 from order_service.kafka.topics import Fault, topic_configs, topic_names
 from order_service.local.broker import free_port
 from order_service.local.kafka import Docker, Embedded, choose_kafka

@@ -137,7 +137,7 @@ class MemoryReader:
     async def between(self, starts, ends):
         for partition, start in starts.items():
             records = self.topics.records[partition.topic]
-            if self.error is not None and self.error.topic_partition == partition:
+            if self.error is not None and self.error.topic_partition == partition and start <= self.error.offset:
                 raise self.error
             yield [record for record in records if start <= record.offset < ends[partition]]
 

@@ -1,0 +1,102 @@
+"""The command `rebuild`: writes lost or damaged changelogs again."""
+
+import asyncio
+import getpass
+import re
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from order_service.cli import show
+from order_service.cli.environment import read_settings
+from order_service.cli.operations import UNAVAILABLE
+from order_service.errors import Unavailable
+from order_service.kafka.reader import Reader
+from order_service.operations import rebuild as rebuilding
+from order_service.operations.rebuild import Result, Wanted
+from order_service.operations.rebuild_plan import Progress as Reading
+from order_service.runtime.garbage_collector import collect_less_often
+from order_service.settings import Settings
+
+ACTOR = re.compile(r"(user|service):.+")
+
+
+def rebuild(
+    partitions: Annotated[list[int] | None, typer.Argument(metavar="PARTITION…", show_default=False)] = None,
+    all_partitions: Annotated[bool, typer.Option("--all", help="All partitions.")] = False,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is recorded. Required with --yes.")] = "",
+    actor: Annotated[str, typer.Option(metavar="user:NAME", help="Who does this; it is recorded.")] = "",
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on although events or other outcomes have lost records.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Write. Without it, this only compares.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write the changelogs of partitions again from events, rejections, dead letters and commands.
+
+    Without --yes it prints what would be written, and changes nothing. Exits with 0 if nothing is (or is left) to do,
+    with 1 if a partition differs or is refused, with 4 if Kafka or the schema registry is away, and with 13 if a topic
+    is missing.
+    """
+    if bool(partitions) == all_partitions:
+        raise typer.BadParameter("name partitions, or else --all")
+    if yes and not reason.strip():
+        raise typer.BadParameter("--yes needs --reason: it is recorded")
+    actor = actor or f"user:{getpass.getuser()}"
+    if not ACTOR.fullmatch(actor):
+        raise typer.BadParameter("an actor is written as user:NAME or service:NAME", param_hint="--actor")
+    wanted, began_at = Wanted(actor, reason, yes, accept_loss), time.monotonic()
+    collect_less_often()
+    try:
+        results = asyncio.run(_rebuild(read_settings(), sorted(set(partitions)) if partitions else None, wanted))
+    except Unavailable as error:
+        typer.echo(f"order-service: {error}; what was written is kept: run this again", err=True)
+        raise typer.Exit(UNAVAILABLE) from error
+    is_done = all(result.is_intact or result.is_written for result in results)
+    if as_json:
+        took_s = round(time.monotonic() - began_at, 1)
+        show.json_line({"ok": is_done, "took_s": took_s, "partitions": msgspec.to_builtins(results)})
+    else:
+        for result in results:
+            _print(result)
+        if not yes and not is_done:
+            typer.echo("nothing was changed: add --yes and --reason to write this")
+    raise typer.Exit(0 if is_done else 1)
+
+
+async def _rebuild(settings: Settings, partitions: list[int] | None, wanted: Wanted) -> list[Result]:
+    console = show.console(stderr=True)
+    columns = (TextColumn("reading"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=0)
+        progress = Reading(
+            extend=lambda count: bar.update(task, total=(bar.tasks[0].total or 0) + count),
+            advance=lambda count: bar.advance(task, count),
+        )
+        async with Reader(settings) as reader:
+            return await rebuilding.rebuild(reader, settings, partitions, wanted, progress)
+
+
+def _print(result: Result) -> None:
+    name = f"partition {result.partition}"
+    if result.refusal:
+        typer.echo(show.safe(f"{name}: refused: {result.refusal}"))
+    elif result.is_intact:
+        typer.echo(f"{name}: intact, {result.orders} orders, {result.waiting} waiting, position {result.position}")
+    else:
+        typer.echo(show.safe(f"{name}: {'written' if result.is_written else 'differs'}: {_differences(result)}"))
+    for line in (*result.unreadable.values(), *result.notes):
+        typer.echo(show.safe(f"  {line}"))
+    if result.foreign:
+        typer.echo(f"  {result.foreign} records of other programs in the outcome topics were ignored")
+
+
+def _differences(result: Result) -> str:
+    before = "unknown" if result.previous_position is None else result.previous_position
+    orders = f"{result.missing} missing, {result.different} different, {result.superfluous} superfluous"
+    waiting = f"{result.waiting_added} missing, {result.waiting_removed} superfluous"
+    counts = f"{result.orders} orders ({orders}), {result.waiting} waiting ({waiting})"
+    return f"{counts}, position {result.position} (it was {before})"

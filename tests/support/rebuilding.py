@@ -1,0 +1,13 @@
+"""`order-service rebuild` that kills itself: `python -m tests.support.rebuilding STEP COUNT ARGUMENTS…`."""
+
+import sys
+from functools import partial
+
+from order_service.cli import app
+from order_service.operations import rebuild
+from tests.support.worker import Failpoint
+
+if __name__ == "__main__":
+    step, count, *arguments = sys.argv[1:]
+    rebuild.rebuild = partial(rebuild.rebuild, failpoint=Failpoint(step, count, "SIGKILL"))
+    app(arguments)
