@@ -146,6 +146,7 @@ class ParkingReason(StrEnum):
     WAITING_LOST = "waiting_lost"
     WAITING_LOST_TAIL = "waiting_lost_tail"
     WAITING_DIFFERS = "waiting_differs"
+    REBUILD_UNFINISHED = "rebuild_unfinished"
     OUTCOMES_LOST_TAIL = "outcomes_lost_tail"
     CHANGELOG_UNREADABLE = "changelog_unreadable"
     DAMAGED_BATCH = "damaged_batch"

@@ -56,7 +56,7 @@ def text(source: Source) -> str:
 
 def _info(source: Source) -> Node:
     names = words.NAMES.format(partitions=source.partitions)
-    private = words.PRIVATE.format(table=source.names.table, waiting=source.names.waiting)
+    private = words.private(source.names)
     guarantees = "\n".join(f"* **{guarantee.name}.** {guarantee.text}" for guarantee in GUARANTEES)
     return {
         "title": "Order Service",

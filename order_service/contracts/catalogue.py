@@ -54,7 +54,7 @@ def _topics(source: Source) -> list[Block]:
     return [
         Table(["Topic", "Contents", "Kept", "Largest record", "The service"], rows),
         Text(words.NAMES.format(partitions=source.partitions)),
-        Text(words.PRIVATE.format(table=source.names.table, waiting=source.names.waiting)),
+        Text(words.private(source.names)),
     ]
 
 

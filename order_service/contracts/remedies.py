@@ -107,6 +107,12 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
         f"{_REBUILD} writes both changelogs again.",
         _INTACT,
     ),
+    ParkingReason.REBUILD_UNFINISHED: Remedy(
+        "`order-service rebuild` was interrupted: the changelogs are only partly written.",
+        "`order-service rebuild PARTITION` prints what is still missing.",
+        f"{_REBUILD} continues where it stopped.",
+        _INTACT,
+    ),
     ParkingReason.OUTCOMES_LOST_TAIL: Remedy(
         "Events, rejections or dead letters end before the end that the position recorded: their last records are "
         "lost.",

@@ -10,8 +10,8 @@ from order_service.settings import Settings
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Schema
 
 PARTITIONS: Final[int] = Settings.model_fields["partitions"].default
-PRIVATE: Final = ("table", "waiting")
-"""The changelogs: their format may change with every release, so they are part of no contract."""
+PRIVATE: Final = ("table", "waiting", "operations")
+"""The topics whose format may change with every release, so they are part of no contract."""
 
 
 class Topic(Struct, frozen=True):

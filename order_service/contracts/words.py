@@ -6,7 +6,7 @@ from typing import Final
 from order_service.contracts.meanings import causes
 from order_service.contracts.source import Topic
 from order_service.domain.messages import Rejection
-from order_service.kafka.topics import DAY_MS, MIB
+from order_service.kafka.topics import DAY_MS, MIB, TopicNames
 from order_service.wire.avro import MAX_COMMAND_BYTES
 from order_service.wire.schemas.catalogue import Message
 
@@ -24,10 +24,6 @@ NAMES: Final = (
     "partitions, unless `ORDERS_PARTITIONS` sets another number. With three brokers or more it has three replicas, and "
     "a record is committed once two of them have it. The partition is chosen by the murmur2 hash of the key, as "
     "in Kafka's own producer; librdkafka needs `partitioner=murmur2_random`."
-)
-PRIVATE: Final = (
-    "Two more topics, `{table}` and `{waiting}`, are the service's own changelogs. They are private and part of no "
-    "contract: their format changes without notice."
 )
 WIRE: Final = (
     "The key is the `order_id` in UTF-8. The value of an event or a rejection is Avro in the Confluent wire format. "
@@ -117,3 +113,12 @@ def retention(topic: Topic) -> str:
 def largest_record(topic: Topic) -> str:
     """Return how large a record may be, in words."""
     return f"{int(topic.config['max.message.bytes']) // MIB} MiB"
+
+
+def private(names: TopicNames) -> str:
+    """Return which topics are part of no contract."""
+    return (
+        f"Three more topics belong to the service: its changelogs `{names.table}` and `{names.waiting}`, and "
+        f"`{names.operations}`, which keeps what operators did. They are private and part of no contract: their format "
+        "changes without notice."
+    )

@@ -13,9 +13,9 @@ from order_service.kafka.connection import connection
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.operations.takeover import explained
 from order_service.settings import Settings
-from order_service.wire.changelog import Ends, Position
+from order_service.wire.changelog import REBUILDING, Ends, Position
 from order_service.worker.claims.changelog_reader import Changelogs, ChangelogState
-from order_service.worker.claims.checks import Checks
+from order_service.worker.claims.checks import Checks, unfinished_rebuild
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
 
@@ -92,12 +92,17 @@ async def _examine(clients: ClaimClients, names: TopicNames, partition: int, pro
             ends=Ends(*(ends[TopicPartition(topic, partition)] for topic in logged)),
             changelog_fault=changelog_fault,
         )
-        return found if changelog_fault else await _checked(found, checks, state, names)
+        return found if changelog_fault else await _checked(partition, found, checks, state, names)
 
 
-async def _checked(found: Examination, checks: Checks, state: ChangelogState, names: TopicNames) -> Examination:
+async def _checked(
+    partition: int, found: Examination, checks: Checks, state: ChangelogState, names: TopicNames
+) -> Examination:
     """Add what the checks of a claim find."""
-    position, lost = found.position, lost_tails(found, names)
+    position = found.position
+    if position is not None and position.waiting_count == REBUILDING:
+        return replace(found, changelog_fault=unfinished_rebuild(partition))
+    lost = lost_tails(found, names)
     ends_fault = await _fault_of(checks.take_ends())
     commands_fault = await _fault_of(checks.position("", found.waiting_count))
     if position is None:

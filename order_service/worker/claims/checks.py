@@ -12,7 +12,7 @@ from order_service.domain.messages import Event
 from order_service.errors import DecodeError, LaneParked, ParkingReason
 from order_service.kafka.topics import TopicNames
 from order_service.wire import avro
-from order_service.wire.changelog import Ends, Position
+from order_service.wire.changelog import REBUILDING, Ends, Position
 from order_service.wire.headers import command_offset_of
 from order_service.worker import metrics
 from order_service.worker.claims.changelog_reader import RESTORE, Changelogs
@@ -82,6 +82,8 @@ class Checks:
         if last is None:
             self._check_first(start)
             return Position(start, owner, end, None, start, ends, waiting_count)
+        if last.waiting_count == REBUILDING:
+            raise LaneParked(ParkingReason.REBUILD_UNFINISHED, unfinished_rebuild(self._partition))
         if last.resume_at < start:
             raise LaneParked(
                 ParkingReason.COMMANDS_DELETED,
@@ -230,3 +232,8 @@ class Checks:
             f"the changelog {self._names.table} partition {self._partition} has lost its last records: {record.topic}"
             f" offset {record.offset}: {why}. {RESTORE}",
         )
+
+
+def unfinished_rebuild(partition: int) -> str:
+    """Return what to do about a partition whose rebuild was interrupted."""
+    return f"a rebuild was interrupted: run `order-service rebuild {partition} --yes` again"

@@ -467,7 +467,7 @@ async def test_a_resumed_lane_is_claimed_again_after_its_release_and_the_other_l
     written: Any = assignment.turns._producer
     claimer: Any = object()
     assignment._claimer = claimer
-    assignment.park(1, "damaged")
+    assignment.park(1, ParkingReason.DAMAGED_BATCH, "damaged")
     since = assignment.parked_at[1]
     assignment.claim_again(1)
     assert (endless_claims, assignment.claiming()) == ([], [1]), "the release comes first"
@@ -492,7 +492,7 @@ async def test_a_lane_that_parks_cancels_no_order_after_its_next_claim(context, 
     await payments._cancel_once_read(lane, [ORDER_ID])
     assert cancelled == [(0, [ORDER_ID])]
     assignment.turns.cancel_unpaid(0, [ORDER_ID])
-    assignment.park(0, "damaged")
+    assignment.park(0, ParkingReason.DAMAGED_BATCH, "damaged")
     await payments._cancel_once_read(lane, [ORDER_ID])
     assert (len(cancelled), assignment.turns._due) == (1, {})
     await assignment.stop()
@@ -507,9 +507,9 @@ async def test_a_worker_names_the_state_of_each_of_its_lanes(context, worker):
     assignment = worker._assignment
     assignment.lanes[0] = lane_with(0, {})
     assignment.turns.unavailable = {0: "it has no leader"}
-    assignment.park(2, "damaged")
+    assignment.park(2, ParkingReason.DAMAGED_BATCH, "damaged")
     states = [(lane.partition, lane.state, lane.reason) for lane in worker.lanes()]
-    assert states == [(0, "running", "it has no leader"), (1, "claiming", ""), (2, "parked", "damaged")]
+    assert states == [(0, "running", "it has no leader"), (1, "claiming", ""), (2, "parked", "damaged_batch: damaged")]
     since = worker.lanes()[2].since
     await worker._claim_again(None, TurnRefused("why", {}))
     assert worker.lanes()[2].since == since, "a lane that stays parked keeps its time"
@@ -520,7 +520,7 @@ async def test_a_record_of_an_operator_resumes_a_parked_lane(context, worker, mo
     monkeypatch.setattr("order_service.worker.monitoring.resume_watch.LOOK_EVERY_S", 0)
     ends = [0, 0, 1]
     worker._resumes._read_ends = lambda partitions: ended_at(partitions, ends.pop(0) if len(ends) > 1 else ends[0])
-    worker._assignment.park(2, "damaged")
+    worker._assignment.park(2, ParkingReason.DAMAGED_BATCH, "damaged")
     resuming = asyncio.create_task(worker._resume_lanes())
     async with asyncio.timeout(30):
         while worker._assignment.parked:  # noqa: ASYNC110, what is looked at has no event

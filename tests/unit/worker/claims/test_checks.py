@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from order_service.errors import LaneParked
 from order_service.wire import avro
-from order_service.wire.changelog import POSITION_KEY, Ends, Position, WaitingCommand, encode, waiting_key
+from order_service.wire.changelog import POSITION_KEY, REBUILDING, Ends, Position, WaitingCommand, encode, waiting_key
 from order_service.wire.headers import rejection_headers
 from order_service.worker.claims.changelog_reader import Changelogs, ChangelogState
 from order_service.worker.claims.checks import Checks
@@ -137,6 +137,11 @@ async def test_a_topic_that_ends_before_its_recorded_end_parks_the_lane(log):
     why = f"^{reason}: {topic} partition 0 ends at 1, it ended at 2: its last records are lost"
     with pytest.raises(LaneParked, match=why):
         await check(at(4, ends=recorded), whole)
+
+
+async def test_a_partition_whose_rebuild_was_interrupted_parks_the_lane():
+    with pytest.raises(LaneParked, match=r"^rebuild_unfinished: a rebuild was interrupted"):
+        await check(at(4, waiting_count=REBUILDING), {})
 
 
 @pytest.mark.parametrize(
