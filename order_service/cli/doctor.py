@@ -10,7 +10,7 @@ from msgspec import to_builtins
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.operations.checks.check import FINDINGS, Check, Diagnosis, Status
+from order_service.operations.doctor.checks.check import FINDINGS, Check, Diagnosis, Status
 from order_service.settings import Settings
 
 UNAVAILABLE = 4
@@ -53,7 +53,7 @@ def doctor(
 
 def _diagnose(settings: Settings, *, local: bool) -> Diagnosis:
     from order_service.local.programs_check import check_programs  # noqa: PLC0415 - other commands start without these
-    from order_service.operations.doctor import checks_of, examine, kafka_check  # noqa: PLC0415
+    from order_service.operations.doctor.doctor import checks_of, examine, kafka_check  # noqa: PLC0415
     from order_service.web.access.keys_check import FIX, check_keys  # noqa: PLC0415
 
     checks = [*checks_of(settings), Check("token_keys", partial(check_keys, settings), FIX)]

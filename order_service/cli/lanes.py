@@ -14,8 +14,8 @@ from order_service.cli.environment import read_settings
 from order_service.cli.operations import UNAVAILABLE
 from order_service.errors import OperationRefused, Unavailable
 from order_service.kafka.reader import Reader
-from order_service.operations.lanes import Lanes, ask_workers, list_lanes
-from order_service.operations.resume import Preview, Wanted, preview, resume
+from order_service.operations.lanes.lanes import Lanes, ask_workers, list_lanes
+from order_service.operations.lanes.resume import Preview, Wanted, preview, resume
 from order_service.settings import Settings
 from order_service.wire.operations import LaneResumed
 

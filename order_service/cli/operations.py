@@ -12,9 +12,9 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.errors import Unavailable
 from order_service.kafka.reader import Reader
-from order_service.operations import verify as verification
-from order_service.operations.findings import Report
-from order_service.operations.verify import Wanted
+from order_service.operations.verify import verify as verification
+from order_service.operations.verify.findings import Report
+from order_service.operations.verify.verify import Wanted
 from order_service.runtime.garbage_collector import collect_less_often
 from order_service.settings import Settings
 

@@ -15,9 +15,9 @@ from order_service.cli.environment import read_settings
 from order_service.cli.operations import UNAVAILABLE
 from order_service.errors import Unavailable
 from order_service.kafka.reader import Reader
-from order_service.operations import rebuild as rebuilding
-from order_service.operations.rebuild import Result, Wanted
-from order_service.operations.rebuild_plan import Progress as Reading
+from order_service.operations.rebuild import rebuild as rebuilding
+from order_service.operations.rebuild.rebuild import Result, Wanted
+from order_service.operations.rebuild.rebuild_plan import Progress as Reading
 from order_service.runtime.garbage_collector import collect_less_often
 from order_service.settings import Settings
 

@@ -10,7 +10,7 @@ from order_service.cli.options import AsJson
 from order_service.errors import SetupError
 from order_service.kafka.registry_client import COMPATIBILITY, register, registry_of
 from order_service.kafka.topics import topic_names
-from order_service.operations.checks.registry import RegisteredSchema, registered_schemas
+from order_service.operations.doctor.checks.registry import RegisteredSchema, registered_schemas
 from order_service.settings import Settings
 from order_service.wire.schemas import files
 from order_service.wire.schemas.catalogue import SCHEMAS

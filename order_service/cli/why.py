@@ -13,10 +13,11 @@ from order_service.cli.environment import read_settings
 from order_service.cli.operations import UNAVAILABLE
 from order_service.errors import Unavailable
 from order_service.kafka.reader import Reader
-from order_service.operations import verify, why
-from order_service.operations.id_search import MUST_BE, Search, search_for
-from order_service.operations.order_story import CommandState, CommandStory, FoundOutcome, FoundRecord, OrderStory
-from order_service.operations.why import Why
+from order_service.operations.verify import verify
+from order_service.operations.why import why
+from order_service.operations.why.id_search import MUST_BE, Search, search_for
+from order_service.operations.why.order_story import CommandState, CommandStory, FoundOutcome, FoundRecord, OrderStory
+from order_service.operations.why.why import Why
 from order_service.settings import Settings
 
 UNKNOWN = 1

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from order_service.errors import EmbeddedError
 from order_service.local.kafka import JAVA_MIN, VERSION, Choice, Docker, Embedded, choose_kafka
-from order_service.operations.checks.check import Result, ok, problem, sentence
+from order_service.operations.doctor.checks.check import Result, ok, problem, sentence
 from order_service.runtime.daemon_thread import in_daemon_thread
 from order_service.settings import Settings
 

@@ -1,1 +1,1 @@
-"""Tools of an operator: they read the topics and say what is damaged. The command line shows them."""
+"""The tools of an operator, each in its own package, and what they share. The command line shows them."""

@@ -4,7 +4,7 @@ import sys
 from functools import partial
 
 from order_service.cli import app
-from order_service.operations import rebuild
+from order_service.operations.rebuild import rebuild
 from tests.support.worker import Failpoint
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import msgspec
 
 from order_service.errors import KeysAway, NoResponse
 from order_service.http_client import HttpClient
-from order_service.operations.checks.check import Result, address_of, counted, not_checked, ok, warning
+from order_service.operations.doctor.checks.check import Result, address_of, counted, not_checked, ok, warning
 from order_service.settings import Settings
 from order_service.web.access.auth import authentication
 from order_service.web.access.jwks import KEYS_MAX, POLICY, Jwks, read_jwks

@@ -5,9 +5,9 @@ from typing import Final
 
 from order_service.errors import TopicsError
 from order_service.kafka.reader import Reader
-from order_service.operations.id_search import MUST_BE, search_for
-from order_service.operations.verify import Progress
-from order_service.operations.why import Why, why
+from order_service.operations.verify.verify import Progress
+from order_service.operations.why.id_search import MUST_BE, search_for
+from order_service.operations.why.why import Why, why
 from order_service.settings import Settings
 from order_service.web.http.problems import Fault, Problem, Trouble
 

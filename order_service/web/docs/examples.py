@@ -21,8 +21,8 @@ from order_service.domain.messages import (
 )
 from order_service.domain.refusals import RULES, Reason, Refusal, Status
 from order_service.kafka.topics import topic_names
-from order_service.operations.id_search import IdKind
-from order_service.operations.order_story import (
+from order_service.operations.why.id_search import IdKind
+from order_service.operations.why.order_story import (
     CommandState,
     CommandStory,
     FoundCommand,
@@ -31,7 +31,7 @@ from order_service.operations.order_story import (
     Lane,
     OrderStory,
 )
-from order_service.operations.why import IdMatch, SearchedTopic, Why
+from order_service.operations.why.why import IdMatch, SearchedTopic, Why
 from order_service.sdk.testing import samples
 from order_service.sdk.testing.samples import BEGIN, DANA, SHOP, USER_ID
 from order_service.views import order_view

@@ -8,7 +8,7 @@ import msgspec
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, Rejection
 from order_service.domain.refusals import Reason, Status
 from order_service.domain.validation import CANCEL_REASONS
-from order_service.operations.why import Why
+from order_service.operations.why.why import Why
 from order_service.views.order_view import OrderView
 from order_service.web.api.bodies import (
     COPY_ID,

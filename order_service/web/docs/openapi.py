@@ -8,7 +8,7 @@ from typing import Any, Final
 from order_service import __version__
 from order_service.domain.messages import ID_JSON_PATTERN, CreateOrder
 from order_service.domain.refusals import Reason
-from order_service.operations.id_search import MAX_CHARACTERS
+from order_service.operations.why.id_search import MAX_CHARACTERS
 from order_service.sdk.testing import samples
 from order_service.web.api.bodies import DATE_TIME, Query
 from order_service.web.api.operations import OPERATIONS, Operation, problems_of

@@ -18,9 +18,9 @@ from pydantic import SecretStr
 
 from chaos.faults.strangers import visit_group
 from order_service.local.broker import free_port
-from order_service.operations.checks.group import check_lag
-from order_service.operations.checks.views import check_projector
-from order_service.operations.checks.waiting import check_waiting
+from order_service.operations.doctor.checks.group import check_lag
+from order_service.operations.doctor.checks.views import check_projector
+from order_service.operations.doctor.checks.waiting import check_waiting
 from order_service.users.stub import Mode
 from order_service.worker.membership import LaneAssignor
 from tests.support.claiming import open_transaction

@@ -22,8 +22,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from order_service.errors import KafkaAwayError
 from order_service.kafka.connection import connection
 from order_service.kafka.reader import Reader
-from order_service.operations.rebuild import Wanted, rebuild
-from order_service.operations.rebuild_plan import Progress
+from order_service.operations.rebuild.rebuild import Wanted, rebuild
+from order_service.operations.rebuild.rebuild_plan import Progress
 from order_service.wire import operations
 from order_service.wire.changelog import POSITION_KEY
 from order_service.worker.transactions import fence

@@ -25,7 +25,7 @@ from tests.support.samples import but, create
 from tests.support.service import Service, histories, until, vars_of
 
 LENGTH_AT = 8
-TAKEN_OVER = "order_service.operations.resume.taken_over"
+TAKEN_OVER = "order_service.operations.lanes.resume.taken_over"
 WITH_ACLS = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
     "allow.everyone.if.no.acl.found": "true",

@@ -9,7 +9,7 @@ import pytest
 
 from order_service.errors import KafkaAwayError
 from order_service.kafka.reader import Reader
-from order_service.operations.verify import Progress, Wanted, verify
+from order_service.operations.verify.verify import Progress, Wanted, verify
 from tests.support.command_line import CommandLine
 from tests.support.damaged_topics import write
 from tests.support.deciding import FIRST, decide

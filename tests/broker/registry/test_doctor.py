@@ -3,7 +3,7 @@
 import asyncio
 from uuid import uuid4
 
-from order_service.operations.checks.registry import check_registry
+from order_service.operations.doctor.checks.registry import check_registry
 from order_service.settings import Settings
 from tests.support.command_line import CommandLine
 

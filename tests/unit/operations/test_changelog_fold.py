@@ -12,7 +12,7 @@ from msgspec import structs
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import DamagedError, OperationRefused
-from order_service.operations.rebuild_plan import PartitionLook, Progress
+from order_service.operations.rebuild.rebuild_plan import PartitionLook, Progress
 from order_service.wire import changelog, operations
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, REBUILDING, Ends, waiting_key
 from order_service.wire.commands import encode_json_command

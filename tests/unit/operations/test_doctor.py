@@ -18,18 +18,18 @@ from order_service.kafka.topics import Fault, topic_configs, topic_names
 from order_service.local.broker import free_port
 from order_service.local.kafka import Docker, Embedded, choose_kafka
 from order_service.local.programs_check import check_programs
-from order_service.operations.checks.backlog import Backlog
-from order_service.operations.checks.brokers import fix_of, judge_brokers, judge_replicas
-from order_service.operations.checks.check import Check, address_of, ok, warning
-from order_service.operations.checks.clocks import judge_clock, skew_from
-from order_service.operations.checks.group import judge_group, judge_lag
-from order_service.operations.checks.readiness import Readiness, admin_address, judge_readiness
-from order_service.operations.checks.rights import judge_rights
-from order_service.operations.checks.transactions import still_open
-from order_service.operations.checks.user_service import check_user_service, judge_no_answer
-from order_service.operations.checks.views import State, check_views, judge_backlogs, judge_views
-from order_service.operations.checks.waiting import Waiting, count_waiting, judge_waiting
-from order_service.operations.doctor import checks_of, examine
+from order_service.operations.doctor.checks.backlog import Backlog
+from order_service.operations.doctor.checks.brokers import fix_of, judge_brokers, judge_replicas
+from order_service.operations.doctor.checks.check import Check, address_of, ok, warning
+from order_service.operations.doctor.checks.clocks import judge_clock, skew_from
+from order_service.operations.doctor.checks.group import judge_group, judge_lag
+from order_service.operations.doctor.checks.readiness import Readiness, admin_address, judge_readiness
+from order_service.operations.doctor.checks.rights import judge_rights
+from order_service.operations.doctor.checks.transactions import still_open
+from order_service.operations.doctor.checks.user_service import check_user_service, judge_no_answer
+from order_service.operations.doctor.checks.views import State, check_views, judge_backlogs, judge_views
+from order_service.operations.doctor.checks.waiting import Waiting, count_waiting, judge_waiting
+from order_service.operations.doctor.doctor import checks_of, examine
 from order_service.settings import Settings
 from order_service.wire.changelog import WaitingCommand
 from order_service.worker.membership import CLIENT_PREFIX, Group, Member

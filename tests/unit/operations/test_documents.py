@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from order_service.operations.findings import KINDS, Kind
-from order_service.operations.order_story import STATES, CommandState
+from order_service.operations.verify.findings import KINDS, Kind
+from order_service.operations.why.order_story import STATES, CommandState
 
 PAGES = Path(__file__).parents[3] / "docs" / "operations"
 

@@ -5,7 +5,7 @@ import pytest
 from order_service.domain.decision import reject
 from order_service.domain.identity import keyed_id
 from order_service.domain.refusals import Reason, Refusal
-from order_service.operations.id_search import IdKind, search_for
+from order_service.operations.why.id_search import IdKind, search_for
 from order_service.sdk.testing.samples import decided
 from order_service.web.http.requests import new_id
 from tests.support.samples import DANA, NOW, ORDER_ID, SHOP, but, create, pay, ship

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from order_service.operations.order_story import (
+from order_service.operations.why.order_story import (
     DEAD_LETTER,
     CommandState,
     Evidence,

@@ -6,10 +6,10 @@ from msgspec.structs import replace
 
 from order_service.errors import OperationRefused
 from order_service.kafka.topics import topic_names
-from order_service.operations.examination import WAITING_COUNT, Examination, lost_tails
-from order_service.operations.lanes import rows_of
+from order_service.operations.lanes.examination import WAITING_COUNT, Examination, lost_tails
+from order_service.operations.lanes.lanes import rows_of
+from order_service.operations.lanes.resume import Plan, Wanted, plan_of
 from order_service.operations.positions import NewestPosition
-from order_service.operations.resume import Plan, Wanted, plan_of
 from order_service.wire.changelog import Ends, Position
 from order_service.worker.lane_states import LaneState
 from order_service.worker.membership import Member

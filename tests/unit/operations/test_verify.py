@@ -9,7 +9,7 @@ from msgspec import structs
 from order_service.domain.messages import OrderPaid
 from order_service.domain.order import Delivered
 from order_service.errors import DamagedError, TopicsError
-from order_service.operations.verify import SETTLED_S
+from order_service.operations.verify.verify import SETTLED_S
 from order_service.wire import avro, changelog, operations
 from order_service.wire.changelog import POSITION_KEY, Ends
 from order_service.wire.operations import LaneResumed

@@ -9,10 +9,10 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from order_service.errors import DamagedError
-from order_service.operations import order_records
-from order_service.operations.id_search import search_for
-from order_service.operations.verify import SETTLED_S, Progress
-from order_service.operations.why import MAX_ORDERS, why
+from order_service.operations.verify.verify import SETTLED_S, Progress
+from order_service.operations.why import order_records
+from order_service.operations.why.id_search import search_for
+from order_service.operations.why.why import MAX_ORDERS, why
 from order_service.wire.changelog import POSITION_KEY
 from order_service.wire.commands import encode_json_command
 from tests.support.samples import amend, create, pay

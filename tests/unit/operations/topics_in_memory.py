@@ -7,7 +7,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.decision import UserCheck
 from order_service.kafka.topics import topic_names
-from order_service.operations.verify import Progress, Wanted, verify
+from order_service.operations.verify.verify import Progress, Wanted, verify
 from order_service.wire import changelog
 from order_service.wire.changelog import Ends, Position
 from order_service.wire.commands import encode_json_command

@@ -27,9 +27,9 @@ from order_service.errors import DamagedError, Fenced, OperationRefused, TurnRef
 from order_service.kafka.admin_requests import transactional_ids
 from order_service.kafka.connection import ask_admin, connection
 from order_service.kafka.reader import Reader
-from order_service.operations.changelog_fold import RESTORE
-from order_service.operations.log_deletion import delete_before, restore_policy
-from order_service.operations.rebuild_plan import Offsets, PartitionLook, Plan, Progress
+from order_service.operations.rebuild.changelog_fold import RESTORE
+from order_service.operations.rebuild.log_deletion import delete_before, restore_policy
+from order_service.operations.rebuild.rebuild_plan import Offsets, PartitionLook, Plan, Progress
 from order_service.operations.takeover import Takeover, taken_over
 from order_service.settings import Settings
 from order_service.wire import changelog

@@ -10,8 +10,8 @@ from aiokafka.structs import TopicPartition
 from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
 from order_service.kafka.topics import topic_configs
-from order_service.operations.checks.brokers import RUNBOOK
-from order_service.operations.checks.check import Result, ok, problem
+from order_service.operations.doctor.checks.brokers import RUNBOOK
+from order_service.operations.doctor.checks.check import Result, ok, problem
 from order_service.settings import Settings
 from order_service.worker.monitoring.end_offsets import End
 

@@ -17,8 +17,9 @@ from msgspec import Struct
 from order_service.errors import DamagedError, HistoryError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import TopicNames
-from order_service.operations.id_search import IdKind, Search
-from order_service.operations.order_records import (
+from order_service.operations.verify.verify import SETTLED_S, Progress
+from order_service.operations.why.id_search import IdKind, Search
+from order_service.operations.why.order_records import (
     OrderRecords,
     command_offset_in,
     found_record,
@@ -26,8 +27,7 @@ from order_service.operations.order_records import (
     message_in,
     order_key_in,
 )
-from order_service.operations.order_story import CommandState, FoundRecord, OrderStory, lane_of
-from order_service.operations.verify import SETTLED_S, Progress
+from order_service.operations.why.order_story import CommandState, FoundRecord, OrderStory, lane_of
 from order_service.wire import changelog
 from order_service.wire.changelog import POSITION_KEY, Position
 

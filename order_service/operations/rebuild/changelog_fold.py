@@ -17,7 +17,7 @@ from order_service.domain.entry import MAX_REFUSED, Entry, Known, after_event, a
 from order_service.domain.messages import CreateOrder
 from order_service.errors import DecodeError, HistoryError, OperationRefused
 from order_service.kafka.topics import TopicNames
-from order_service.operations.command_outcomes import DEAD_LETTER, EVENT, REJECTION, CommandOutcomes
+from order_service.operations.verify.command_outcomes import DEAD_LETTER, EVENT, REJECTION, CommandOutcomes
 from order_service.wire import avro, changelog, operations
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, RELEASE_KEY, Ends, Position, WaitingCommand
 from order_service.wire.commands import check_key

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from order_service.kafka.registry_client import COMPATIBILITY, SchemaRegistry, registry_of
 from order_service.kafka.topics import TopicNames, topic_names
-from order_service.operations.checks.check import Result, address_of, not_checked, ok, problem, sentence
+from order_service.operations.doctor.checks.check import Result, address_of, not_checked, ok, problem, sentence
 from order_service.settings import Settings
 from order_service.wire.schemas.catalogue import SCHEMAS, Schema
 

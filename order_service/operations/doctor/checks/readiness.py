@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from order_service.errors import NoResponse
 from order_service.http_client import HttpClient, Reply
-from order_service.operations.checks.check import Result, not_checked, ok, problem, warning
+from order_service.operations.doctor.checks.check import Result, not_checked, ok, problem, warning
 from order_service.settings import Settings
 
 ANSWER_WITHIN_S: Final = 5.0

@@ -16,9 +16,9 @@ from msgspec import Struct
 from order_service.errors import DamagedError, TopicsError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import TopicNames
-from order_service.operations.findings import Finding, Kind, Report
-from order_service.operations.partition_check import PartitionCheck, Terms
-from order_service.operations.position_check import Bounds
+from order_service.operations.verify.findings import Finding, Kind, Report
+from order_service.operations.verify.partition_check import PartitionCheck, Terms
+from order_service.operations.verify.position_check import Bounds
 
 SETTLED_S: Final = 3.0
 """The time after which a transaction that is visible in one topic is visible in all of them."""

@@ -6,7 +6,7 @@ from typing import Final
 from msgspec import structs
 
 from order_service.errors import SetupError, UserServiceUnavailable
-from order_service.operations.checks.check import Result, address_of, ok, problem
+from order_service.operations.doctor.checks.check import Result, address_of, ok, problem
 from order_service.settings import Settings
 from order_service.users.client import CREDENTIAL_REFUSED, CallPolicy, UserApi
 

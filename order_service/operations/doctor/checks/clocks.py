@@ -14,8 +14,8 @@ from aiokafka.structs import TopicPartition
 from order_service.errors import NoResponse
 from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
-from order_service.operations.checks.check import Result, not_checked, ok, problem
-from order_service.operations.checks.readiness import admin_address, get
+from order_service.operations.doctor.checks.check import Result, not_checked, ok, problem
+from order_service.operations.doctor.checks.readiness import admin_address, get
 from order_service.settings import Settings
 
 SKEW_METRIC: Final = re.compile(r"^orders_clock_skew_seconds (\S+)$", re.MULTILINE)

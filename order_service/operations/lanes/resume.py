@@ -15,7 +15,7 @@ from msgspec import Struct
 from order_service.errors import DamagedError, DecodeError, OperationRefused
 from order_service.kafka.connection import Producer, connection
 from order_service.kafka.reader import Reader
-from order_service.operations.examination import Examination, examine
+from order_service.operations.lanes.examination import Examination, examine
 from order_service.operations.takeover import explained, taken_over
 from order_service.settings import Settings
 from order_service.wire import operations

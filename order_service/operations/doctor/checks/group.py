@@ -12,9 +12,9 @@ from order_service.errors import TopicsError
 from order_service.kafka.connection import UNKNOWN_TOPIC, Admin, ask_admin
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
-from order_service.operations.checks.backlog import Backlog, backlogs_of
-from order_service.operations.checks.brokers import RETRY_S
-from order_service.operations.checks.check import Result, counted, numbers, ok, problem, sentence, warning
+from order_service.operations.doctor.checks.backlog import Backlog, backlogs_of
+from order_service.operations.doctor.checks.brokers import RETRY_S
+from order_service.operations.doctor.checks.check import Result, counted, numbers, ok, problem, sentence, warning
 from order_service.settings import Settings
 from order_service.wire.changelog import POSITION_KEY, decode_position
 from order_service.worker.membership import STRANGERS_FIX, Group, group_of, list_strangers, strangers_of

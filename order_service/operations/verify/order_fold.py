@@ -18,7 +18,7 @@ from order_service.domain.entry import Entry, Known
 from order_service.domain.messages import Event, Fact, OrderAmended, OrderCancelled, OrderCreated, OrderPaid
 from order_service.domain.order import ABSENT, Created, Order, Paid, evolve
 from order_service.errors import HistoryError
-from order_service.operations.findings import Kind
+from order_service.operations.verify.findings import Kind
 
 Found = Callable[[Kind, int, str], None]
 """Called with the kind, the offset in the events topic and the text of each finding."""

@@ -17,8 +17,8 @@ from order_service.kafka.rights_requests import (
     topic_rights,
 )
 from order_service.kafka.topics import TopicNames, servers_option, topic_configs, topic_names
-from order_service.operations.checks.brokers import RETRY_S
-from order_service.operations.checks.check import Result, not_checked, ok, problem
+from order_service.operations.doctor.checks.brokers import RETRY_S
+from order_service.operations.doctor.checks.check import Result, not_checked, ok, problem
 from order_service.settings import Settings
 
 NOT_VISIBLE: Final = "Its rights on transactional ids are not visible."

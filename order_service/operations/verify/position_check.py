@@ -7,8 +7,8 @@ from msgspec import Struct
 from order_service.domain.messages import Command
 from order_service.errors import HistoryError
 from order_service.kafka.topics import TopicNames
-from order_service.operations.command_outcomes import CommandOutcomes
-from order_service.operations.findings import Kind
+from order_service.operations.verify.command_outcomes import CommandOutcomes
+from order_service.operations.verify.findings import Kind
 from order_service.wire import changelog
 from order_service.wire.changelog import Position, WaitingCommand
 

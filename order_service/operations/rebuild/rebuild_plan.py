@@ -10,7 +10,8 @@ from msgspec import Struct
 from order_service.errors import DamagedError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_configs
-from order_service.operations.changelog_fold import (
+from order_service.operations.positions import newest_positions
+from order_service.operations.rebuild.changelog_fold import (
     Changelogs,
     Difference,
     Moves,
@@ -20,7 +21,6 @@ from order_service.operations.changelog_fold import (
     lost_tails,
     position_of,
 )
-from order_service.operations.positions import newest_positions
 from order_service.wire.changelog import POSITION_KEY, REBUILDING, Ends, Position, WaitingCommand
 
 NEVER: Final = 2**63 - 1

@@ -10,8 +10,8 @@ from msgspec import Struct
 from order_service.errors import DatabaseError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
-from order_service.operations.checks.backlog import Backlog, backlogs_of
-from order_service.operations.checks.check import Result, counted, not_checked, ok, problem, sentence, warning
+from order_service.operations.doctor.checks.backlog import Backlog, backlogs_of
+from order_service.operations.doctor.checks.check import Result, counted, not_checked, ok, problem, sentence, warning
 from order_service.runtime.daemon_thread import in_daemon_thread
 from order_service.settings import Settings
 from order_service.views.queries import Views

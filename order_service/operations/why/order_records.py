@@ -26,7 +26,7 @@ from order_service.domain.messages import (
 from order_service.domain.refusals import NEVER_REMEMBERED, Status
 from order_service.errors import DecodeError, HistoryError
 from order_service.kafka.topics import TopicNames
-from order_service.operations.order_story import (
+from order_service.operations.why.order_story import (
     DEAD_LETTER,
     UNREADABLE,
     CommandStory,

@@ -7,7 +7,7 @@ from typing import Any, Final
 from order_service.kafka.connection import NO_LEADER, Admin, ask_admin, connection
 from order_service.kafka.rights_requests import metadata_version
 from order_service.kafka.topics import Fault, compare_topics, fix_lines
-from order_service.operations.checks.check import Result, counted, numbers, ok, problem, sentence, warning
+from order_service.operations.doctor.checks.check import Result, counted, numbers, ok, problem, sentence, warning
 from order_service.settings import Settings
 
 RELEASES: Final = ((30, "4.3 or newer"), (28, "4.2"), (26, "4.1"), (22, "4.0"), (21, "3.9"), (1, "3.8 or older"))

@@ -16,7 +16,7 @@ from order_service.domain.messages import Command
 from order_service.domain.refusals import NEVER_REMEMBERED
 from order_service.errors import DecodeError, HistoryError
 from order_service.kafka.topics import TopicNames
-from order_service.operations.findings import Kind
+from order_service.operations.verify.findings import Kind
 from order_service.wire import avro, changelog
 from order_service.wire.changelog import Position
 from order_service.wire.commands import decode_command

@@ -11,8 +11,8 @@ from msgspec import Struct
 from order_service.domain.messages import CreateOrder
 from order_service.errors import UserServiceUnavailable
 from order_service.kafka.reader import Reader
-from order_service.operations.checks.check import Result, counted, not_checked, ok, warning
-from order_service.operations.checks.user_service import user_api
+from order_service.operations.doctor.checks.check import Result, counted, not_checked, ok, warning
+from order_service.operations.doctor.checks.user_service import user_api
 from order_service.settings import Settings
 from order_service.wire.changelog import WaitingCommand, decode_waiting
 

@@ -14,10 +14,17 @@ from msgspec import Struct
 from order_service.domain.identity import name_uuid
 from order_service.errors import DecodeError, HistoryError
 from order_service.kafka.topics import TopicNames
-from order_service.operations.command_outcomes import DEAD_LETTER, EVENT, REJECTION, CommandOutcomes, KnownCommands
-from order_service.operations.findings import Finding, Kind, Report
-from order_service.operations.order_fold import HEAD, MANY, Fold, OrderFolds, entry_faults, is_own_cancellation
-from order_service.operations.position_check import (
+from order_service.operations.recorded import RecordedOperations
+from order_service.operations.verify.command_outcomes import (
+    DEAD_LETTER,
+    EVENT,
+    REJECTION,
+    CommandOutcomes,
+    KnownCommands,
+)
+from order_service.operations.verify.findings import Finding, Kind, Report
+from order_service.operations.verify.order_fold import HEAD, MANY, Fold, OrderFolds, entry_faults, is_own_cancellation
+from order_service.operations.verify.position_check import (
     Bounds,
     Difference,
     WaitingRecords,
@@ -26,7 +33,6 @@ from order_service.operations.position_check import (
     waiting_commands,
     waiting_findings,
 )
-from order_service.operations.recorded import RecordedOperations
 from order_service.wire import avro, changelog, operations
 from order_service.wire.changelog import POSITION_KEY, Position
 from order_service.wire.headers import command_offset_of

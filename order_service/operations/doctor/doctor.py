@@ -18,7 +18,7 @@ from aiokafka.errors import (
 from msgspec import structs
 
 from order_service.errors import OrderServiceError, TopicsError
-from order_service.operations.checks import (
+from order_service.operations.doctor.checks import (
     brokers,
     clocks,
     group,
@@ -30,7 +30,15 @@ from order_service.operations.checks import (
     views,
     waiting,
 )
-from order_service.operations.checks.check import Check, Diagnosis, Result, Status, not_checked, problem, sentence
+from order_service.operations.doctor.checks.check import (
+    Check,
+    Diagnosis,
+    Result,
+    Status,
+    not_checked,
+    problem,
+    sentence,
+)
 from order_service.settings import Settings
 
 NOT_ALLOWED: Final = (

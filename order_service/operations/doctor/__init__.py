@@ -1,0 +1,1 @@
+"""Doctor: check every dependency from outside."""

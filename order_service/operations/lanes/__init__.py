@@ -1,0 +1,1 @@
+"""Lanes: list them, and let a parked one go on."""

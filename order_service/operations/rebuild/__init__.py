@@ -1,0 +1,1 @@
+"""Rebuild: write the changelogs of a partition again."""
