@@ -277,7 +277,13 @@ class _Finder:
             return
         for kind in sorted(kinds):
             match = IdMatch(kind, key_text(key), found_record(record))
-            self.matches.setdefault((order_key, kind), match)
+            known = self.matches.setdefault((order_key, kind), match)
+            if self._rank(match) < self._rank(known):  # partitions are read together
+                self.matches[order_key, kind] = match
+
+    def _rank(self, match: IdMatch) -> tuple[int, int]:
+        """Return where a match stands: commands come before what they result in."""
+        return _searched(self._names).index(match.record.topic), match.record.offset
 
     def _kinds_in(self, record: ConsumerRecord) -> Iterator[IdKind]:
         names, search = self._names, self._search

@@ -237,7 +237,8 @@ def test_the_page_shows_what_why_prints(bootstrap_servers, tmp_path, users):
 
 
 def _normal(text):
-    """Return the text without times, and with one space between columns."""
+    """Return the text without times and offsets of the table (turns differ), and with one space between columns."""
+    text = re.sub(r"(?<=orders\.table\.v1 partition 2 offset )\d+|(?<=at offset )\d+(?= of the table)", "N", text)
     return re.sub(r" +", " ", re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", text)).strip()
 
 
