@@ -283,7 +283,8 @@ class _Finder:
 
     def _rank(self, match: IdMatch) -> tuple[int, int]:
         """Return where a match stands: commands come before what they result in."""
-        return _searched(self._names).index(match.record.topic), match.record.offset
+        topics = (*_searched(self._names), self._names.table)
+        return topics.index(match.record.topic), match.record.offset
 
     def _kinds_in(self, record: ConsumerRecord) -> Iterator[IdKind]:
         names, search = self._names, self._search
