@@ -12,7 +12,7 @@ from msgspec import structs
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import DamagedError, OperationRefused
-from order_service.operations.rebuild.rebuild_plan import PartitionLook, Progress
+from order_service.operations.rebuild.rebuild_plan import CLOCKS_DIFFER_MS, MISSING_COMMAND, PartitionLook, Progress
 from order_service.wire import changelog, operations
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, REBUILDING, Ends, waiting_key
 from order_service.wire.commands import encode_json_command
@@ -237,6 +237,32 @@ def test_a_position_that_a_rebuild_has_begun_with_is_not_intact_and_has_no_owner
     assert not plan.is_intact
     assert plan.is_owner_known
     assert_rebuilt(topics, plan)
+
+
+def test_a_command_that_is_younger_than_its_outcome_is_of_a_recreated_topic(topics):
+    lose(topics, TABLE)
+    offset = plan_of(topics).outcomes.next_offset - 1
+    [outcome] = [
+        record
+        for topic in (EVENTS, REJECTIONS, DEAD_LETTERS)
+        for record in topics.records[topic]
+        if command_offset_of(record.headers) == offset
+    ]
+    lose(topics, WAITING)
+    del topics.records[COMMANDS][offset + 1 :]
+    topics.ends[COMMANDS] = offset + 1
+    topics.replace(COMMANDS, offset, timestamp=outcome.timestamp + CLOCKS_DIFFER_MS)
+    assert plan_of(topics).position.last_timestamp_ms == outcome.timestamp + CLOCKS_DIFFER_MS
+    topics.replace(COMMANDS, offset, timestamp=outcome.timestamp + CLOCKS_DIFFER_MS + 1)
+    with pytest.raises(OperationRefused, match=f"topic was recreated: {COMMANDS} partition 0 offset {offset} is"):
+        plan_of(topics)
+
+
+def test_a_position_after_the_end_of_the_commands_matches_no_later_command(topics):
+    lose(topics, TABLE, COMMANDS)
+    plan = plan_of(topics)
+    assert plan.position.next_offset > 0
+    assert plan.position.last_timestamp_ms == MISSING_COMMAND
 
 
 # What operators did
