@@ -110,6 +110,7 @@ class PartitionLook:
             is_consistent(outcomes, last, waiting.values(), next_offset)
             and names.waiting not in unreadable
             and ends[names.waiting] > 0
+            and ends[names.waiting] >= _recorded(last).waiting
         ) or _is_new(outcomes, logs)
         if not is_room_kept:
             waiting, notes = await self._waiting(logs, next_offset, starts, ends)
@@ -274,6 +275,11 @@ def _newest(records: list[ConsumerRecord]) -> list[ConsumerRecord]:
     """Return the newest record of each key, and all positions: a claim decodes each of these."""
     newest = {(record.key, record.offset if record.key == POSITION_KEY else None): record for record in records}
     return list(newest.values())
+
+
+def _recorded(last: Position | None) -> Ends:
+    """Return the ends that a position recorded, zeros without one."""
+    return (last.ends if last is not None else None) or Ends()
 
 
 def _is_new(outcomes: Outcomes, logs: Changelogs) -> bool:

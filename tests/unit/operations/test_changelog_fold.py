@@ -412,6 +412,18 @@ def test_an_outcome_topic_that_ends_before_its_recorded_end_is_a_loss(topics, to
     assert plan.losses == [f"{topic} ends at offset {topics.ends[topic]}, it ended at 10000"]
 
 
+def test_a_waiting_room_that_ends_before_its_recorded_end_gets_a_position_with_the_present_end(topics):
+    """Its count can be right: the lost records can be those of commands that no longer waited."""
+    index, position = topics.position()
+    ends = structs.replace(position.ends, waiting=10_000)
+    topics.replace(TABLE, index, value=changelog.encode(structs.replace(position, ends=ends)))
+    plan = plan_of(topics)
+    assert not plan.is_intact
+    assert plan.losses == []
+    assert plan.position.ends.waiting == topics.ends[WAITING]
+    assert_rebuilt(topics, plan)
+
+
 # Changelogs that cannot be read
 
 
