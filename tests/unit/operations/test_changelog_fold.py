@@ -12,6 +12,7 @@ from msgspec import structs
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import DamagedError, OperationRefused
+from order_service.operations.rebuild.rebuild import LOSSES_MAX, recorded_losses
 from order_service.operations.rebuild.rebuild_plan import CLOCKS_DIFFER_MS, MISSING_COMMAND, PartitionLook, Progress
 from order_service.wire import changelog, operations
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, REBUILDING, Ends, waiting_key
@@ -410,6 +411,12 @@ def test_an_outcome_topic_that_ends_before_its_recorded_end_is_a_loss(topics, to
     plan = plan_of(topics)
     assert not plan.is_intact
     assert plan.losses == [f"{topic} ends at offset {topics.ends[topic]}, it ended at 10000"]
+
+
+def test_the_record_of_a_rebuild_has_the_first_losses_and_the_number_of_the_others():
+    assert recorded_losses(["one", "two"]) == ("one", "two")
+    many = [f"order {number}" for number in range(LOSSES_MAX + 2)]
+    assert recorded_losses(many) == (*many[:LOSSES_MAX], "2 more")
 
 
 def test_a_waiting_room_that_ends_before_its_recorded_end_gets_a_position_with_the_present_end(topics):
