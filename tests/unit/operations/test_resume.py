@@ -10,7 +10,7 @@ from order_service.operations.lanes.examination import WAITING_COUNT, Examinatio
 from order_service.operations.lanes.lanes import rows_of
 from order_service.operations.lanes.resume import Plan, Wanted, plan_of, position_of
 from order_service.operations.positions import NewestPosition
-from order_service.wire.changelog import Ends, Position
+from order_service.wire.changelog import REBUILDING, Ends, Position
 from order_service.worker.lane_states import LaneState
 from order_service.worker.membership import Member
 from tests.support.samples import NOW
@@ -122,3 +122,9 @@ def test_a_row_has_what_its_worker_tells_or_else_what_kafka_tells():
     assert (rows[1].since, rows[1].owner, rows[1].position, rows[1].lag, rows[1].waiting) == (NOW, "one", 42, 8, 2)
     assert (rows[3].owner, rows[3].position, rows[3].lag) == (None, None, None)
     assert {row.state for row in rows_of(newest, ends, {}, None)} == {"unknown"}, "the group cannot be read"
+
+
+def test_a_row_of_an_unfinished_rebuild_has_no_number_of_waiting_commands():
+    newest = {0: NewestPosition(9, replace(POSITION, waiting_count=REBUILDING))}
+    [row] = rows_of(newest, {TopicPartition(NAMES.commands, 0): 50}, {}, {})
+    assert (row.waiting, row.position) == (None, 42)
