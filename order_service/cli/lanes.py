@@ -69,7 +69,7 @@ def resume_lane(
         int | None, typer.Option("--from", min=0, metavar="OFFSET", help="Continue at this command.")
     ] = None,
     accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Accept that outcomes or waiting commands are lost.")
+        bool, typer.Option("--accept-loss", help="Accept that rejections or dead letters are lost.")
     ] = False,
     actor: Annotated[str, typer.Option(metavar="user:NAME", help="Who does this; it is recorded.")] = "",
     worker: WorkerAddresses = None,

@@ -117,9 +117,10 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
         "Events, rejections or dead letters end before the end that the position recorded: their last records are "
         "lost.",
         "The text has the topic and both ends. Look for an unclean leader election in the log of the brokers.",
-        f"{_RESTORE} {_RESUME}. If they are lost, {_ACCEPT_LOSS} takes the present ends as the truth: "
-        "consumers that read the lost records know more than the topic.",
-        f"{_RUNS} After `--accept-loss`, `order-service verify` has findings for the orders that lost events.",
+        f"{_RESTORE} {_RESUME}. If rejections or dead letters are lost, {_ACCEPT_LOSS} takes the present ends as the "
+        f"truth. If events are lost, {_REBUILD} with `--accept-loss` sets their orders back: "
+        "docs/operations/rebuild.md says what consumers must do.",
+        f"{_RUNS} After an accepted loss, `order-service verify` has findings for commands that lost their outcome.",
     ),
     ParkingReason.CHANGELOG_UNREADABLE: Remedy(
         "A record of a changelog is damaged, or has a form that this version does not know.",

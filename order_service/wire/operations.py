@@ -36,13 +36,17 @@ class LaneResumed(Act, frozen=True, kw_only=True, tag_field="operation", tag="la
 
 
 class PartitionRebuilt(Act, frozen=True, kw_only=True, tag_field="operation", tag="partition_rebuilt"):
-    """The changelogs of a partition were written again: the numbers of records that were changed or removed."""
+    """The changelogs of a partition were written again: the numbers of records that were changed or removed.
+
+    `lost` has a line for each loss that was accepted: a topic or an order that shows it.
+    """
 
     position: int
     orders: int
     waiting: int
     changed: int
     removed: int
+    lost: tuple[str, ...] = ()
 
 
 class PlannedCommand(Struct, frozen=True, kw_only=True):

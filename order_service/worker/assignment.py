@@ -340,7 +340,7 @@ class Assignment:
         self, claimer: Claimer, partition: int, progress: Progress, message: str = "Lane started."
     ) -> None:
         """Claim a partition, start its lane and log the message; or park it."""
-        await self._until_released(partition)
+        await self._until_released(partition, progress)
         state = self.interrupted.setdefault(partition, ChangelogState())
         began_at = time.monotonic()
         try:
@@ -361,14 +361,17 @@ class Assignment:
             return
         finally:
             progress.leave()
-            del self._claims[partition]
+            if self._claims.get(partition) is progress:  # else the partition parked, and a new claim has begun
+                del self._claims[partition]
         metrics.CLAIMS.labels("restored").inc()
         metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
 
-    async def _until_released(self, partition: int) -> None:
+    async def _until_released(self, partition: int, progress: Progress) -> None:
         """Wait until the release of a parked lane is written. After our next position, it would release that one."""
+        step, progress.step = progress.step, "the release of the parked lane"
         while partition in self._releasing & self.owner.named:  # noqa: ASYNC110, a turn removes it from both
             await asyncio.sleep(RELEASE_POLL_S)
+        progress.step = step
         self._releasing.discard(partition)
 
     async def _restore_lane(self, partition: int, claimed: Claimed, progress: Progress) -> Lane:
@@ -406,8 +409,9 @@ class Assignment:
         except Exception as error:  # noqa: BLE001, one partition must not end each worker that fetches it
             self.park(lane.partition, ParkingReason.CANNOT_FETCH, "its commands cannot be fetched", error)
             return
-        if self.lanes.get(lane.partition) is not lane:  # parked in the meantime
-            self._context.fetching.pause(lane.partition)
+        if self.lanes.get(lane.partition) is not lane:  # parked in the meantime, and perhaps claimed again
+            if lane.partition not in self.lanes:
+                self._context.fetching.pause(lane.partition)
             return
         log.info(
             message,

@@ -15,6 +15,7 @@ from order_service.kafka.connection import Admin, ask_admin
 from order_service.kafka.reader import Reader
 from order_service.operations.positions import NewestPosition, newest_positions
 from order_service.settings import Settings
+from order_service.wire.changelog import REBUILDING
 from order_service.worker.lane_states import LaneState, LaneStates
 from order_service.worker.membership import Member, members_of
 
@@ -92,7 +93,7 @@ def rows_of(
                 found.owner,
                 None if position is None else position.resume_at,
                 None if position is None else max(0, end - position.resume_at),
-                None if position is None else position.waiting_count,
+                None if position is None or position.waiting_count == REBUILDING else position.waiting_count,
             )
         )
     return rows

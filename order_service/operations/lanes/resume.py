@@ -11,11 +11,13 @@ from uuid import uuid4
 
 from aiokafka.structs import TopicPartition
 from msgspec import Struct
+from msgspec.structs import replace
 
 from order_service.errors import DamagedError, DecodeError, OperationRefused
 from order_service.kafka.connection import Producer, connection
 from order_service.kafka.reader import Reader
-from order_service.operations.lanes.examination import Examination, examine
+from order_service.kafka.topics import TopicNames
+from order_service.operations.lanes.examination import WAITING_COUNT, Examination, examine
 from order_service.operations.takeover import explained, taken_over
 from order_service.settings import Settings
 from order_service.wire import operations
@@ -68,14 +70,14 @@ class Preview(Struct, frozen=True):
     skipped: Skipped
 
 
-def plan_of(partition: int, found: Examination, wanted: Wanted) -> Plan:
+def plan_of(partition: int, found: Examination, wanted: Wanted, names: TopicNames) -> Plan:
     """Return what to change. Raises OperationRefused if that cannot help, or is more than the lane needs."""
     if found.changelog_fault:
         raise OperationRefused(
             f"{found.changelog_fault} Only new changelogs help: see `order-service rebuild {partition}`."
         )
-    if found.loss_fault and not wanted.accepts_loss:
-        raise OperationRefused(f"{found.loss_fault} If they cannot be restored, accept the loss with --accept-loss.")
+    if found.loss_fault:
+        _check_loss(partition, found, wanted, names)
     if wanted.accepts_loss and not found.loss_fault:
         raise OperationRefused("no loss is to be accepted: no topic ends before its recorded end; omit --accept-loss")
     if found.commands_fault and wanted.from_offset is None:
@@ -90,6 +92,21 @@ def plan_of(partition: int, found: Examination, wanted: Wanted) -> Plan:
     target = found.resume_at if wanted.from_offset is None else wanted.from_offset
     _check_target(found, found.resume_at, target)
     return Plan(found.resume_at, target, found.lost)
+
+
+def _check_loss(partition: int, found: Examination, wanted: Wanted, names: TopicNames) -> None:
+    rebuild = f"`order-service rebuild {partition}`"
+    if names.events in found.lost:
+        raise OperationRefused(
+            f"{found.loss_fault} Lost events cannot be accepted here: they would leave a hole in the versions, at which"
+            f" consumers and the projector stop. Restore the events, or run {rebuild} with --accept-loss."
+        )
+    if not found.lost or found.lost.keys() & {names.waiting, WAITING_COUNT}:
+        raise OperationRefused(
+            f"{found.loss_fault} Run {rebuild}, which derives the waiting commands from the commands."
+        )
+    if not wanted.accepts_loss:
+        raise OperationRefused(f"{found.loss_fault} If they cannot be restored, accept the loss with --accept-loss.")
 
 
 def _check_target(found: Examination, resume_at: int, target: int) -> None:
@@ -113,7 +130,7 @@ def _check_target(found: Examination, resume_at: int, target: int) -> None:
 async def preview(settings: Settings, reader: Reader, partition: int, wanted: Wanted) -> Preview:
     """Return what a resume would change. It only reads. Raises OperationRefused for a resume that is not possible."""
     found = await examine(settings, partition)
-    plan = plan_of(partition, found, wanted)
+    plan = plan_of(partition, found, wanted, reader.names)
     return Preview(found, plan, await _read_skipped(reader, partition, plan.skipped))
 
 
@@ -165,15 +182,7 @@ async def resume(
     async with taken_over(settings, reader, partition) as takeover:
         if takeover.newest.offset != found.position_offset:
             raise OperationRefused(f"partition {partition} has moved meanwhile: nothing was changed; look again")
-        position = Position(
-            next_offset=plan.position,
-            owner=takeover.owner,
-            end_offset=found.commands_end,
-            last_timestamp_ms=None,
-            read_to=plan.position,
-            ends=found.ends,
-            waiting_count=found.waiting_count,
-        )
+        position = position_of(plan.position, found, takeover.owner)
         await takeover.commit(
             [
                 (reader.names.table, takeover.position_records(position)),
@@ -181,6 +190,15 @@ async def resume(
             ]
         )
     return operation
+
+
+def position_of(next_offset: int, found: Examination, owner: str) -> Position:
+    """Return the position to write. The command before a new one is not compared by the next claim."""
+    last = found.position
+    position = Position(next_offset, owner, found.commands_end, None, next_offset, found.ends, found.waiting_count)
+    if last is None or last.resume_at != next_offset or found.commands_fault:
+        return position
+    return replace(position, next_offset=last.next_offset, last_timestamp_ms=last.last_timestamp_ms)
 
 
 async def _record(settings: Settings, topic: str, partition: int, operation: LaneResumed) -> None:

@@ -122,6 +122,8 @@ class Outcomes:
         self._names = names
         self._partition = partition
         self._answered = CommandOutcomes(names, lambda *_: None)
+        self._newest = -1, 0
+        """The highest command offset that an outcome has, and the timestamp of that outcome."""
         self._created: dict[str, int] = {}
         self._with_refused: set[str] = set()
         self._since: Mapping[str, int] = {}
@@ -142,6 +144,11 @@ class Outcomes:
     def next_offset(self) -> int:
         """The offset after the last command that has an outcome."""
         return max((highest for highest, _ in self._answered.highest.values()), default=-1) + 1
+
+    def decided_ms(self, command_offset: int) -> int | None:
+        """Return the timestamp of the outcome of this command, if it is the last command that has one."""
+        newest, timestamp = self._newest
+        return timestamp if newest == command_offset >= 0 else None
 
     def valid(self, last: Position | None, timestamp: int) -> Position | None:
         """Return a position with this record timestamp, or None if an operator has moved the position back since."""
@@ -208,6 +215,7 @@ class Outcomes:
         offset = command_offset_of(record.headers)
         if offset is not None and not self.moves.is_void(offset, record.timestamp):
             self._answered.add(record, offset, outcome)
+            self._newest = max(self._newest, (offset, record.timestamp))
         return offset
 
 

@@ -47,6 +47,8 @@ ATTEMPTS: Final = 3
 RECORDS_AT_ONCE: Final = 1_000
 BYTES_AT_ONCE: Final = 2 * 1024 * 1024
 """The most that one transaction writes: it must be committed within seconds."""
+LOSSES_MAX: Final = 1_000
+"""How many accepted losses are recorded. The others are counted."""
 Sleep = Callable[[float], Awaitable[object]]
 KEPT: Final = "What was written is kept, and the lane stays parked: run this again."
 
@@ -331,6 +333,7 @@ class _Rebuilding:
             waiting=result.waiting,
             changed=result.missing + result.different + result.waiting_added,
             removed=result.superfluous + result.waiting_removed,
+            lost=recorded_losses(plan.losses),
         )
         position = structs.replace(plan.position, owner=takeover.owner)
         await takeover.commit(
@@ -339,6 +342,12 @@ class _Rebuilding:
                 (self._names.operations, [takeover.operation_record(rebuilt)]),
             ]
         )
+
+
+def recorded_losses(losses: Sequence[str]) -> tuple[str, ...]:
+    """Return the first losses and the number of the others: one record must have them all."""
+    more = len(losses) - LOSSES_MAX
+    return (*losses[:LOSSES_MAX], *([f"{more} more"] if more > 0 else []))
 
 
 def _table_records(plan: Plan, written: Iterable[str], removed: Iterable[str]) -> Iterator[Record]:

@@ -7,11 +7,12 @@ from typing import Final
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from msgspec import Struct
 
-from order_service.errors import DamagedError
+from order_service.errors import DamagedError, OperationRefused
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_configs
 from order_service.operations.positions import newest_positions
 from order_service.operations.rebuild.changelog_fold import (
+    RESTORE,
     Changelogs,
     Difference,
     Moves,
@@ -24,6 +25,10 @@ from order_service.operations.rebuild.changelog_fold import (
 from order_service.wire.changelog import POSITION_KEY, REBUILDING, Ends, Position, WaitingCommand
 
 NEVER: Final = 2**63 - 1
+CLOCKS_DIFFER_MS: Final = 60_000
+"""How far the clocks of two brokers may differ: each sets the timestamps of the partitions that it leads."""
+MISSING_COMMAND: Final = 0
+"""The timestamp for a last command after the end of its topic. No command has it, so that a claim parks."""
 Offsets = Mapping[str, int]
 """An offset of each topic of the partition."""
 
@@ -105,6 +110,7 @@ class PartitionLook:
             is_consistent(outcomes, last, waiting.values(), next_offset)
             and names.waiting not in unreadable
             and ends[names.waiting] > 0
+            and ends[names.waiting] >= _recorded(last).waiting
         ) or _is_new(outcomes, logs)
         if not is_room_kept:
             waiting, notes = await self._waiting(logs, next_offset, starts, ends)
@@ -209,12 +215,25 @@ class PartitionLook:
         )
 
     async def _timestamp(self, offset: int, starts: Offsets, ends: Offsets) -> int | None:
-        """Return the timestamp of a command, or None if it is not there any more."""
+        """Return the timestamp of the last decided command, or None if it is deleted.
+
+        Raises OperationRefused if the command is younger than its outcome: then it is another one.
+        """
         commands = self._names.commands
+        if offset >= ends[commands]:
+            return MISSING_COMMAND
         found: list[ConsumerRecord] = []
-        if starts[commands] <= offset < ends[commands]:
+        if starts[commands] <= offset:
             await self._read(commands, offset, {commands: offset + 1}, found.append)
-        return found[0].timestamp if found else None
+        if not found:
+            return None
+        timestamp, decided_ms = int(found[0].timestamp), self._outcomes.decided_ms(offset)
+        if decided_ms is not None and timestamp > decided_ms + CLOCKS_DIFFER_MS:
+            raise OperationRefused(
+                f"the commands topic was recreated: {commands} partition {self._partition} offset {offset} is younger"
+                f" than its outcome by {(timestamp - decided_ms) // 1000} s. {RESTORE}"
+            )
+        return timestamp
 
     def _notes(self, next_offset: int, starts: Offsets, ends: Offsets) -> list[str]:
         commands = f"{self._names.commands} partition {self._partition}"
@@ -256,6 +275,11 @@ def _newest(records: list[ConsumerRecord]) -> list[ConsumerRecord]:
     """Return the newest record of each key, and all positions: a claim decodes each of these."""
     newest = {(record.key, record.offset if record.key == POSITION_KEY else None): record for record in records}
     return list(newest.values())
+
+
+def _recorded(last: Position | None) -> Ends:
+    """Return the ends that a position recorded, zeros without one."""
+    return (last.ends if last is not None else None) or Ends()
 
 
 def _is_new(outcomes: Outcomes, logs: Changelogs) -> bool:

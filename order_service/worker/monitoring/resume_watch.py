@@ -48,7 +48,7 @@ class CommittedEnds:
 
 
 class ResumeWatch:
-    """Compares the ends of the operations topic with those at the time when lanes were parked.
+    """Compares the ends of the operations topic with those at the time when lanes were parked, or first claimed.
 
     `read_ends` asks the broker, with one request for all lanes. The first failure of several is logged.
     """
@@ -64,15 +64,17 @@ class ResumeWatch:
     async def resumed(self, parked: Collection[int], claiming: Collection[int]) -> list[int]:
         """Return the parked lanes for which an operation was recorded since they were parked.
 
-        A lane that was just parked is looked at immediately, the others every `LOOK_EVERY_S`. The end that is known for
-        a lane stays valid while it is claimed again, because the claim may park it again.
+        A lane that was just parked is looked at immediately, the others every `LOOK_EVERY_S`. The end of a lane that is
+        claimed is read once, and stays valid if the claim parks it: an operation may be newer than what was claimed.
         """
-        self._ends = {partition: end for partition, end in self._ends.items() if partition in {*parked, *claiming}}
+        parked, claiming = set(parked), set(claiming)  # both may change while the broker is asked
+        self._ends = {partition: end for partition, end in self._ends.items() if partition in parked | claiming}
         now = self._clock()
-        if not parked or (now < self._look_at and self._ends.keys() >= set(parked)):
+        asked = parked | (claiming - self._ends.keys())
+        if not asked or (now < self._look_at and self._ends.keys() >= asked):
             return []
         self._look_at = now + LOOK_EVERY_S
-        partitions = [TopicPartition(self._topic, partition) for partition in sorted(parked)]
+        partitions = [TopicPartition(self._topic, partition) for partition in sorted(asked)]
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 ends = await self._read_ends(partitions)
@@ -83,4 +85,4 @@ class ResumeWatch:
             return []
         self._is_readable = True
         before, self._ends = self._ends, self._ends | {partition: end for (_, partition), end in ends.items()}
-        return [partition for _, partition in partitions if self._ends[partition] > before.get(partition, 2**63)]
+        return [partition for partition in sorted(parked) if self._ends[partition] > before.get(partition, 2**63)]

@@ -307,6 +307,9 @@ def test_events_that_lost_their_tail_are_refused_unless_the_loss_is_accepted(dec
     found = rebuilt(service, partition, *YES, "--accept-loss")
     assert found[partition]["superfluous"] == 1
     assert "order-5" not in service.table()
+    [message] = service.read(service.names.operations)
+    act: Any = operations.decode(message.value())
+    assert any("order-5" in line for line in act.lost)
 
 
 def test_a_wrong_call_is_2_a_missing_partition_1_and_a_missing_topic_13(service):

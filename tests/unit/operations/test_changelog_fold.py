@@ -12,7 +12,8 @@ from msgspec import structs
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import DamagedError, OperationRefused
-from order_service.operations.rebuild.rebuild_plan import PartitionLook, Progress
+from order_service.operations.rebuild.rebuild import LOSSES_MAX, recorded_losses
+from order_service.operations.rebuild.rebuild_plan import CLOCKS_DIFFER_MS, MISSING_COMMAND, PartitionLook, Progress
 from order_service.wire import changelog, operations
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, REBUILDING, Ends, waiting_key
 from order_service.wire.commands import encode_json_command
@@ -239,6 +240,32 @@ def test_a_position_that_a_rebuild_has_begun_with_is_not_intact_and_has_no_owner
     assert_rebuilt(topics, plan)
 
 
+def test_a_command_that_is_younger_than_its_outcome_is_of_a_recreated_topic(topics):
+    lose(topics, TABLE)
+    offset = plan_of(topics).outcomes.next_offset - 1
+    [outcome] = [
+        record
+        for topic in (EVENTS, REJECTIONS, DEAD_LETTERS)
+        for record in topics.records[topic]
+        if command_offset_of(record.headers) == offset
+    ]
+    lose(topics, WAITING)
+    del topics.records[COMMANDS][offset + 1 :]
+    topics.ends[COMMANDS] = offset + 1
+    topics.replace(COMMANDS, offset, timestamp=outcome.timestamp + CLOCKS_DIFFER_MS)
+    assert plan_of(topics).position.last_timestamp_ms == outcome.timestamp + CLOCKS_DIFFER_MS
+    topics.replace(COMMANDS, offset, timestamp=outcome.timestamp + CLOCKS_DIFFER_MS + 1)
+    with pytest.raises(OperationRefused, match=f"topic was recreated: {COMMANDS} partition 0 offset {offset} is"):
+        plan_of(topics)
+
+
+def test_a_position_after_the_end_of_the_commands_matches_no_later_command(topics):
+    lose(topics, TABLE, COMMANDS)
+    plan = plan_of(topics)
+    assert plan.position.next_offset > 0
+    assert plan.position.last_timestamp_ms == MISSING_COMMAND
+
+
 # What operators did
 
 
@@ -384,6 +411,24 @@ def test_an_outcome_topic_that_ends_before_its_recorded_end_is_a_loss(topics, to
     plan = plan_of(topics)
     assert not plan.is_intact
     assert plan.losses == [f"{topic} ends at offset {topics.ends[topic]}, it ended at 10000"]
+
+
+def test_the_record_of_a_rebuild_has_the_first_losses_and_the_number_of_the_others():
+    assert recorded_losses(["one", "two"]) == ("one", "two")
+    many = [f"order {number}" for number in range(LOSSES_MAX + 2)]
+    assert recorded_losses(many) == (*many[:LOSSES_MAX], "2 more")
+
+
+def test_a_waiting_room_that_ends_before_its_recorded_end_gets_a_position_with_the_present_end(topics):
+    """Its count can be right: the lost records can be those of commands that no longer waited."""
+    index, position = topics.position()
+    ends = structs.replace(position.ends, waiting=10_000)
+    topics.replace(TABLE, index, value=changelog.encode(structs.replace(position, ends=ends)))
+    plan = plan_of(topics)
+    assert not plan.is_intact
+    assert plan.losses == []
+    assert plan.position.ends.waiting == topics.ends[WAITING]
+    assert_rebuilt(topics, plan)
 
 
 # Changelogs that cannot be read

@@ -8,9 +8,9 @@ from order_service.errors import OperationRefused
 from order_service.kafka.topics import topic_names
 from order_service.operations.lanes.examination import WAITING_COUNT, Examination, lost_tails
 from order_service.operations.lanes.lanes import rows_of
-from order_service.operations.lanes.resume import Plan, Wanted, plan_of
+from order_service.operations.lanes.resume import Plan, Wanted, plan_of, position_of
 from order_service.operations.positions import NewestPosition
-from order_service.wire.changelog import Ends, Position
+from order_service.wire.changelog import REBUILDING, Ends, Position
 from order_service.worker.lane_states import LaneState
 from order_service.worker.membership import Member
 from tests.support.samples import NOW
@@ -19,13 +19,15 @@ NAMES = topic_names()
 POSITION = Position(40, "one", 50, 1, 42, Ends(10, 5, 3, 7), 2)
 FOUND = Examination(POSITION, 99, None, 2, 5, 60, Ends(10, 5, 3, 7))
 CUT = replace(FOUND, commands_fault="the commands end at 60, they ended at 80", waiting_count=0)
-LOST = replace(FOUND, loss_fault="its last records are lost.", lost={NAMES.events: (9, 10)})
+LOST = replace(FOUND, loss_fault="its last records are lost.", lost={NAMES.rejections: (4, 5)})
+DERIVED = "Run `order-service rebuild 3`, which derives the waiting commands from the commands"
+HOLE = replace(LOST, lost={NAMES.events: (9, 10)})
 
 
 def refused(found, wanted):
     """Return the line of the refusal."""
     with pytest.raises(OperationRefused) as error:
-        plan_of(3, found, wanted)
+        plan_of(3, found, wanted, NAMES)
     return str(error.value)
 
 
@@ -43,7 +45,7 @@ def refused(found, wanted):
     ],
 )
 def test_the_plan_of_a_resume(found, wanted, plan):
-    assert plan_of(3, found, wanted) == plan
+    assert plan_of(3, found, wanted, NAMES) == plan
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,12 @@ def test_the_plan_of_a_resume(found, wanted, plan):
         pytest.param(replace(FOUND, changelog_fault="damaged."), Wanted(50, True), "rebuild 3", id="table, any option"),
         pytest.param(LOST, Wanted(), "--accept-loss", id="a loss that is not accepted"),
         pytest.param(LOST, Wanted(50), "--accept-loss", id="a loss that is not accepted, with an offset"),
+        pytest.param(HOLE, Wanted(), "Restore the events, or run `order-service rebuild 3`", id="events"),
+        pytest.param(HOLE, Wanted(None, True), "a hole in the versions", id="events, accepted"),
+        pytest.param(replace(LOST, lost={NAMES.waiting: (6, 7)}), Wanted(None, True), DERIVED, id="waiting room"),
+        pytest.param(replace(LOST, lost={WAITING_COUNT: (1, 2)}), Wanted(None, True), DERIVED, id="waiting commands"),
+        pytest.param(replace(LOST, lost=LOST.lost | {NAMES.waiting: (6, 7)}), Wanted(50, True), DERIVED, id="two"),
+        pytest.param(replace(LOST, lost={}), Wanted(), DERIVED, id="an empty waiting room"),
         pytest.param(FOUND, Wanted(None, True), "no loss is to be accepted", id="no loss"),
         pytest.param(CUT, Wanted(), "Choose with --from where to continue", id="the commands do not match"),
         pytest.param(FOUND, Wanted(4), "must be from 5 to 60", id="before the start"),
@@ -72,6 +80,25 @@ def test_offsets_that_are_skipped_or_decided_again():
     assert (list(Plan(3, 5).skipped), list(Plan(3, 5).repeated)) == ([3, 4], [])
     assert (list(Plan(5, 3).skipped), list(Plan(5, 3).repeated)) == ([], [3, 4])
     assert (list(Plan(5).skipped), list(Plan(5).repeated)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("found", "next_offset", "position"),
+    [
+        pytest.param(FOUND, 50, (50, None, 50), id="moved"),
+        pytest.param(LOST, 42, (40, 1, 42), id="not moved: the last command is compared by the next claim"),
+        pytest.param(CUT, 42, (42, None, 42), id="not moved, in a recreated topic"),
+    ],
+)
+def test_the_position_that_a_resume_writes(found, next_offset, position):
+    written = position_of(next_offset, found, "me")
+    assert (written.next_offset, written.last_timestamp_ms, written.read_to) == position
+    assert (written.owner, written.end_offset, written.ends, written.waiting_count) == (
+        "me",
+        found.commands_end,
+        found.ends,
+        found.waiting_count,
+    )
 
 
 def test_what_was_lost_has_the_actual_and_the_recorded_number():
@@ -95,3 +122,9 @@ def test_a_row_has_what_its_worker_tells_or_else_what_kafka_tells():
     assert (rows[1].since, rows[1].owner, rows[1].position, rows[1].lag, rows[1].waiting) == (NOW, "one", 42, 8, 2)
     assert (rows[3].owner, rows[3].position, rows[3].lag) == (None, None, None)
     assert {row.state for row in rows_of(newest, ends, {}, None)} == {"unknown"}, "the group cannot be read"
+
+
+def test_a_row_of_an_unfinished_rebuild_has_no_number_of_waiting_commands():
+    newest = {0: NewestPosition(9, replace(POSITION, waiting_count=REBUILDING))}
+    [row] = rows_of(newest, {TopicPartition(NAMES.commands, 0): 50}, {}, {})
+    assert (row.waiting, row.position) == (None, 42)

@@ -61,17 +61,17 @@ class Topics:
             (REJECTIONS, changes.rejections),
             (DEAD_LETTERS, changes.dead_letters),
         ):
-            self._write(topic, written)
-        self._write(WAITING, [(key, value, ()) for key, value in changes.waiting.items()])
+            self._write(topic, written, now)
+        self._write(WAITING, [(key, value, ()) for key, value in changes.waiting.items()], now)
         table = [(order_id.encode(), changelog.encode(entry), ()) for order_id, entry in changes.table.items()]
         position = Position(
             changes.next_offset, "owner", self.ends[COMMANDS], changes.last_timestamp_ms, 0, known, len(lane.room)
         )
-        self._write(TABLE, [*table, (changelog.POSITION_KEY, changelog.encode(position), ())])
+        self._write(TABLE, [*table, (changelog.POSITION_KEY, changelog.encode(position), ())], now)
 
-    def _write(self, topic, written):
+    def _write(self, topic, written, now):
         for key, value, headers in written:
-            self.append(topic, key, value, headers)
+            self.append(topic, key, value, headers, now)
         self.ends[topic] += bool(written)  # the marker of the transaction
 
     def replace(self, topic, index, **changes):

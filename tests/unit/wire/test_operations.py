@@ -31,6 +31,7 @@ PLANNED = PlannedCommand(offset=3, order_id="order-1", command_id="command-1", v
     [
         LaneResumed(**ACT, previous_position=5, position=7, skipped_order_ids=("order-1",), lost={"events": (1, 2)}),
         PartitionRebuilt(**ACT, position=7, orders=2, waiting=1, changed=3, removed=0),
+        PartitionRebuilt(**ACT, position=7, orders=2, waiting=1, changed=3, removed=1, lost=("events: 1",)),
         DeadLettersPlanned(**ACT, commands=(PLANNED,)),
         DeadLettersApplied(**ACT, plan_id="op-0", sent={3: 9}, order_ids=("order-1",)),
         DeadLettersDiscarded(**ACT, offsets=(4, 5)),

@@ -471,6 +471,8 @@ async def test_a_resumed_lane_is_claimed_again_after_its_release_and_the_other_l
     since = assignment.parked_at[1]
     assignment.claim_again(1)
     assert (endless_claims, assignment.claiming()) == ([], [1]), "the release comes first"
+    await asyncio.sleep(0)
+    assert assignment._claims[1].step == "the release of the parked lane"
     await until_begun(endless_claims, 1)
     assert written.records == [(topic_names().table, 1, (RELEASE_KEY, written.transactional_id.encode(), []))]
     assert endless_claims == [(1, {})]
@@ -478,6 +480,39 @@ async def test_a_resumed_lane_is_claimed_again_after_its_release_and_the_other_l
     assert assignment.parked_at == {1: since}, "it has not run since"
     await assignment.stop()
     await assignment.close()
+
+
+async def test_a_claim_whose_fetching_opens_late_does_not_touch_the_claim_after_it(context, monkeypatch):
+    begun, opened = [asyncio.Event(), asyncio.Event()], [asyncio.Event(), asyncio.Event()]
+    calls = iter((0, 1))
+    paused: list[int] = []
+    asking: Any = SimpleNamespace(ask=print)
+
+    async def claimed(*_):
+        return Claimed(Position(0, "me", 0, None), {}, [])
+
+    async def open_late(*_):
+        call = next(calls)
+        begun[call].set()
+        await opened[call].wait()
+
+    context.fetching.open = open_late
+    context.fetching.pause = paused.append
+    monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claimed)
+    assignment = Assignment(context, {0}, asking, UNUSED, UNUSED)
+    assignment._claimer = asking
+    assignment._start_claim(asking, 0)
+    [late] = assignment._tasks
+    await begun[0].wait()
+    assignment.park(0, ParkingReason.DAMAGED_BATCH, "damaged")
+    assignment.claim_again(0)
+    await begun[1].wait()
+    paused.clear()
+    opened[0].set()
+    await asyncio.wait_for(late, 30)
+    assert list(assignment._claims) == [0], "the second claim is still open"
+    assert paused == [], "the commands of the second lane are fetched"
+    await assignment.stop()
 
 
 async def test_a_lane_that_parks_cancels_no_order_after_its_next_claim(context, endless_claims):

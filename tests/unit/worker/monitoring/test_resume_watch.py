@@ -51,6 +51,15 @@ def test_a_record_that_came_while_the_lane_was_claimed_again_counts():
     assert operations.look(1) == [1], "the claim that it came too late for has parked the lane again"
 
 
+def test_a_record_that_came_before_the_first_claim_parked_the_lane_counts():
+    operations = Operations()
+    assert operations.look(claiming=[1]) == []
+    operations.look(claiming=[1])
+    assert operations.asked == [[1]], "the end of a lane that is claimed is read once"
+    operations.ends[1] = 1
+    assert operations.look(1) == [1], "the claim may have read the topics before"
+
+
 def test_a_record_that_came_while_the_lane_ran_does_not_count():
     operations = Operations()
     operations.look(1)
