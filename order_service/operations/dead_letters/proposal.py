@@ -59,7 +59,7 @@ async def propose(
             settled += 1
             continue
         count += 1
-        letters.append(letter.without_bytes() if isinstance(letter.command, DecodeError) else letter)
+        letters.append(letter.without_bytes())
         if len(letters) >= 2 * limit:
             letters = in_sequence(letters)[:limit]
     if scan.registry_error is not None:
