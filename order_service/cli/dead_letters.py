@@ -43,8 +43,8 @@ dead_letters = typer.Typer(
 
     `plan` decides the commands of dead letters against the present state, and `apply` sends exactly those of a plan.
 
-    Each command exits with 1 if it is refused and nothing was changed, with 4 if Kafka or the schema registry is away,
-    and with 13 if a topic is missing.
+    Each command exits with 1 if it is refused, with 4 if Kafka or the schema registry is away, and with 13 if a topic
+    is missing. What `apply` had sent before is recorded.
     """,
 )
 

@@ -9,7 +9,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from order_service.domain.decision import Repeat, UserCheck, answer
 from order_service.domain.entry import after_event
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import DecodeError, OperationRefused
+from order_service.errors import DecodeError, KafkaAwayError, OperationRefused
 from order_service.kafka.topics import topic_names
 from order_service.operations.dead_letters import applying, planning
 from order_service.operations.dead_letters.applying import ToSend, moved_orders
@@ -420,6 +420,15 @@ def test_the_original_bytes_are_sent_unless_the_plan_adds_a_version():
 def test_another_record_than_that_of_the_plan_is_not_sent(letter, why):
     with pytest.raises(OperationRefused, match=f"nothing was sent: dead letter 0:0 {why}"):
         applying._to_send(letter, PLANNED)
+
+
+@pytest.mark.parametrize("kind", [OperationRefused, KafkaAwayError])
+def test_an_apply_that_ends_early_says_how_many_commands_it_has_sent(kind):
+    error = applying._after_some(kind("another operator has started a tool"), 3)
+    assert type(error) is kind
+    assert str(error) == (
+        "another operator has started a tool; commands sent before: 3; apply the plan again for the rest"
+    )
 
 
 def test_the_batches_have_every_command_once_in_sequence():
