@@ -9,13 +9,13 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from order_service.domain.decision import Repeat, UserCheck, answer
 from order_service.domain.entry import after_event
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import DecodeError, KafkaAwayError, OperationRefused
+from order_service.errors import DecodeError, KafkaAwayError, OperationRefused, SetupError
 from order_service.kafka.topics import topic_names
 from order_service.operations.dead_letters import applying, planning
 from order_service.operations.dead_letters.applying import ToSend, moved_orders
 from order_service.operations.dead_letters.letter import Selection, in_sequence, letter_of, name_of
 from order_service.operations.dead_letters.past_operations import PastOperations
-from order_service.operations.dead_letters.proposal import propose
+from order_service.operations.dead_letters.proposal import check_users, propose
 from order_service.operations.dead_letters.scan import LetterScan
 from order_service.settings import Settings
 from order_service.wire.avro import MAX_COMMAND_BYTES
@@ -177,6 +177,12 @@ def test_a_user_who_may_not_order_is_a_rejection():
     users = {CREATE.user_id: UserCheck.NOT_ACTIVE}
     assert results(decided([CREATE, PAY], users=users)) == ["rejected: user_not_active", "rejected: order_not_found"]
     assert planning.users_of([dead(CREATE), dead(PAY, 1)]) == {CREATE.user_id}
+
+
+async def test_invalid_settings_of_the_user_service_are_named():
+    settings = Settings(user_service_url="http://127.0.0.1:1", user_service_token="t\u00f6ken")
+    with pytest.raises(SetupError, match="the settings of the User Service are invalid"):
+        await check_users(settings, ["dana"])
 
 
 def test_a_command_that_would_become_too_large_is_not_sent():
