@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import math
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
@@ -14,7 +15,7 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.hex_dump import hex_lines
 from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import AsJson, time_from
+from order_service.cli.options import AsJson, require_reason, time_from
 from order_service.domain.validation import is_id
 from order_service.errors import DecodeError, OrderServiceError, Unavailable
 from order_service.kafka.reader import Reader
@@ -43,8 +44,8 @@ dead_letters = typer.Typer(
 
     `plan` decides the commands of dead letters against the present state, and `apply` sends exactly those of a plan.
 
-    Each command exits with 1 if it is refused and nothing was changed, with 4 if Kafka or the schema registry is away,
-    and with 13 if a topic is missing.
+    Each command exits with 1 if it is refused, with 4 if Kafka or the schema registry is away, and with 13 if a topic
+    is missing. What `apply` had sent before is recorded.
     """,
 )
 
@@ -62,7 +63,7 @@ Limit = Annotated[int, typer.Option(min=1, max=5_000, help="At most so many; the
 Actor = Annotated[
     str, typer.Option(help="Who does it: user:<id> or service:<id>; it is recorded.", show_default="the login name")
 ]
-Why = Annotated[str, typer.Option("--why", "--reason-text", metavar="TEXT", help="Why you do it: it is recorded.")]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why you do it: it is recorded.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without it, only show what would happen.")]
 HEADS = ("dead letter", "time", "reason", "order", "command", "state")
 PLAN_HEADS = ("dead letter", "order", "command", "result")
@@ -142,9 +143,11 @@ def plan(
 @dead_letters.command("apply")
 def apply(
     plan_id: Annotated[str, typer.Argument(metavar="PLAN", help="The id that `plan` has printed.")],
-    why: Annotated[str, typer.Option("--why", "--reason", metavar="TEXT", help="Why you do it: it is recorded.")],
+    why: Why,
     per_second: Annotated[int, typer.Option(min=1, help="How many commands to send a second.")] = 50,
-    max_age: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Refuse a plan that is older.")] = 24.0,
+    max_age: Annotated[
+        float, typer.Option(min=0, max=720, metavar="HOURS", help="Refuse a plan that is older.")
+    ] = 24.0,
     wait: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for outcomes after the last command.")
     ] = 30.0,
@@ -158,6 +161,8 @@ def apply(
     interruption, apply the plan again: it continues with the commands that were not sent.
     Exits with 1 also if an outcome is not as planned, or not known in time.
     """
+    if math.isnan(max_age):
+        raise typer.BadParameter("it must be a number of hours", param_hint="--max-age")
     settings, act, oldest = read_settings(), _act(actor, why), timedelta(hours=max_age)
     if not yes:
         _print_preview(_run(_prepare(settings, plan_id, oldest, act.at)), as_json=as_json)
@@ -310,8 +315,7 @@ def _act(actor: str, why: str) -> Act:
     kind, _, actor_id = actor.partition(":")
     if kind not in {"user", "service"} or not is_id(actor_id):
         raise typer.BadParameter("--actor is user:<id> or service:<id>")
-    if not why.strip():
-        raise typer.BadParameter("--why must say why")
+    require_reason(why, "--why")
     now = datetime.now(UTC)
     return Act(id=uuid4().hex[:12], at=now.replace(microsecond=now.microsecond // 1000 * 1000), actor=actor, reason=why)
 

@@ -12,6 +12,7 @@ import typer
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.operations import UNAVAILABLE
+from order_service.cli.options import require_reason
 from order_service.errors import OperationRefused, Unavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.lanes.lanes import Lanes, ask_workers, list_lanes
@@ -83,6 +84,8 @@ def resume_lane(
     """
     if yes and not reason.strip():
         raise typer.BadParameter("--yes needs --reason: it is recorded")
+    if reason:
+        require_reason(reason, "--reason")
     actor = actor or f"user:{getpass.getuser()}"
     if not ACTOR.fullmatch(actor):
         raise typer.BadParameter("an actor is written as user:NAME or service:NAME", param_hint="--actor")

@@ -1,9 +1,12 @@
 """Options that several commands share, and the parser of times."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
+
+REASON_MAX: Final = 1_000
+"""The most characters of the reason of an operation, which is kept for ever."""
 
 
 def time_from(text: str) -> datetime:
@@ -15,6 +18,19 @@ def time_from(text: str) -> datetime:
     if moment.tzinfo is None:
         raise typer.BadParameter("a time needs an offset from UTC, or Z")
     return moment
+
+
+def require_reason(text: str, option: str) -> None:
+    """Raise BadParameter for a text that cannot be recorded as the reason of an operation."""
+    problem = ""
+    if not text.strip():
+        problem = "it must not be empty: it is recorded"
+    elif len(text) > REASON_MAX:
+        problem = f"it must have at most {REASON_MAX:,} characters: it is recorded"
+    elif any("\ud800" <= char <= "\udfff" for char in text):  # from bytes that are not UTF-8
+        problem = "it must be UTF-8: it is recorded"
+    if problem:
+        raise typer.BadParameter(problem, param_hint=option)
 
 
 def _time_option(flag: str, text: str) -> Any:

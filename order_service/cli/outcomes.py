@@ -32,18 +32,31 @@ Parts = list[tuple[str, str]]
 async def show_outcomes(settings: Settings, on_begun: Callable[[], object]) -> None:
     """Show outcomes until cancelled: all those that come after `on_begun` is called, which is once.
 
-    While Kafka cannot be read, say why once, and try again.
+    While Kafka cannot be read, say why once, and try again. After any other error, say that no more are shown, and end.
     """
+    begin = cache(on_begun)  # calls it once
+    try:
+        await _show_outcomes(settings, begin)
+    except Exception as error:  # noqa: BLE001, `up` must run on without these lines
+        _print([("outcomes are no longer shown: ", "yellow"), (type(error).__name__, "")])
+        begin()
+
+
+async def _show_outcomes(settings: Settings, begin: Callable[[], object]) -> None:
     lines = Lines()
     positions: dict[TopicPartition, int] = {}
     last_reason = ""
-    begin = cache(on_begun)  # calls it once
+
+    def forget_reason() -> None:
+        nonlocal last_reason
+        last_reason = ""
+
     while True:
         try:
             async with Reader(settings) as reader:
                 positions = positions or await _ends(reader)
                 begin()
-                await _follow(reader, positions, lines)
+                await _follow(reader, positions, lines, forget_reason)
         except OrderServiceError as error:
             if str(error) != last_reason:
                 last_reason = str(error)
@@ -57,9 +70,12 @@ async def _ends(reader: Reader) -> dict[TopicPartition, int]:
     return await reader.ends(await reader.partitions(names.events, names.rejections, names.dead_letters))
 
 
-async def _follow(reader: Reader, positions: dict[TopicPartition, int], lines: "Lines") -> None:
+async def _follow(
+    reader: Reader, positions: dict[TopicPartition, int], lines: "Lines", on_polled: Callable[[], object]
+) -> None:
     """Show the records from these positions on, and keep the positions up to date."""
     async for records in reader.follow_many(positions):
+        on_polled()
         for record in records:
             positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
             lines.add(record, reader.names)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.operations import UNAVAILABLE
+from order_service.cli.options import require_reason
 from order_service.errors import Unavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.rebuild import rebuild as rebuilding
@@ -45,6 +46,8 @@ def rebuild(
         raise typer.BadParameter("name partitions, or else --all")
     if yes and not reason.strip():
         raise typer.BadParameter("--yes needs --reason: it is recorded")
+    if reason:
+        require_reason(reason, "--reason")
     actor = actor or f"user:{getpass.getuser()}"
     if not ACTOR.fullmatch(actor):
         raise typer.BadParameter("an actor is written as user:NAME or service:NAME", param_hint="--actor")

@@ -462,7 +462,8 @@ DEAD_LETTERS: Final[dict[DeadLetterReason, Remedy]] = {
     DeadLetterReason.BAD_SHAPE: Remedy(
         "A field is missing, unknown, of another type, or out of range.",
         f"{_SHOW} `dl_detail` names the field. [Events](../events.md) lists the fields of each command.",
-        "Correct the producer. Then `order-service dead-letters plan` and `apply`, with the corrected command.",
+        "If the producer has a later version, upgrade the workers. Then `order-service dead-letters plan` and `apply`. "
+        "If it has a bug, it sends a corrected command. Then `order-service dead-letters discard`.",
         _SENT_AGAIN,
     ),
     DeadLetterReason.KEY_MISSING: Remedy(

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from aiokafka.errors import TransactionalIdAuthorizationFailed
 
@@ -50,11 +50,9 @@ async def operator_producer(settings: Settings) -> AsyncIterator[TurnProducer]:
         ) from error
     except TurnRefused as error:
         await producer.abandon()
-        await fence(transactional_id, arguments)  # ends the open transaction at once
+        ending = await _end_transaction(transactional_id, arguments)
         reasons = "; ".join(dict.fromkeys((error.lanes | error.suspects).values())) or str(error)
-        raise OperationRefused(
-            f"Kafka refused a transaction, which was aborted and has changed nothing: {reasons}"
-        ) from error
+        raise OperationRefused(f"Kafka refused a transaction, which {ending}: {reasons}") from error
     except (Stuck, TimeoutError) as error:
         await producer.abandon()
         raise _translated(error, transactional_id, arguments["bootstrap_servers"]) from error
@@ -77,6 +75,16 @@ async def send_operations(producer: TurnProducer, topic: str, operations: Mappin
     for partition, operation in operations.items():
         sent += await producer.send_all(topic, partition, [(operation.id.encode(), encode(operation), [])])
     return sent
+
+
+async def _end_transaction(transactional_id: str, arguments: dict[str, Any]) -> str:
+    """Abort the open transaction at once, if Kafka answers. Return how it ends, in words."""
+    try:
+        async with deadline(START_WITHIN_S):
+            await fence(transactional_id, arguments)
+    except (Fenced, Stuck, TimeoutError):
+        return f"is aborted by Kafka within {TRANSACTION_TIMEOUT_S:.0f} s and changes nothing"
+    return "was aborted and has changed nothing"
 
 
 def _mark_retrieved(producer: TurnProducer) -> None:

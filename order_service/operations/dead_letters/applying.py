@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from order_service.domain.entry import Entry
 from order_service.domain.messages import Command
-from order_service.errors import DecodeError, OperationRefused, OrderServiceError, Unavailable
+from order_service.errors import DecodeError, KafkaAwayError, OperationRefused, OrderServiceError, Unavailable
 from order_service.kafka.command_producer import WITHIN_S
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import TopicNames
@@ -195,8 +195,14 @@ async def apply(
             outcome = await _outcome(one, give_up_at - time.monotonic())
             on_outcome(Applied(each, one.partition, offset, outcome))
     if failure is not None:
-        raise failure
+        raise _after_some(failure, len(sent)) from failure
     return len(sent)
+
+
+def _after_some(failure: OrderServiceError, count: int) -> OperationRefused | KafkaAwayError:
+    """Return the error of an `apply` that has sent some commands, with what to do about the rest."""
+    text = f"{failure}; commands sent before: {count}; apply the plan again for the rest"
+    return OperationRefused(text) if isinstance(failure, OperationRefused) else KafkaAwayError(text)
 
 
 async def _outcome(awaited: AwaitedOutcome, wait_s: float) -> Outcome | OrderServiceError:

@@ -24,6 +24,7 @@ class DeadLetter(Struct, frozen=True):
     """A record of the dead-letter topic. `command` is the error if it still cannot be decoded.
 
     `origin` is the topic, partition and offset of the original record; `sent_ms` is when that arrived.
+    A scan raises it to that of earlier dead letters of the partition, because the clock of a broker may step back.
     """
 
     id: LetterId
@@ -65,7 +66,6 @@ def name_of(letter_id: LetterId) -> str:
 def letter_of(record: ConsumerRecord) -> DeadLetter:
     """Return the dead letter in a record. It is decoded with the schemas that are known now."""
     texts = {name: (value or b"").decode(errors="backslashreplace") for name, value in record.headers}
-    sent_ms = texts.get("dl_timestamp", "")
     return DeadLetter(
         id=(record.partition, record.offset),
         at=datetime.fromtimestamp(record.timestamp / 1000, UTC),
@@ -75,9 +75,15 @@ def letter_of(record: ConsumerRecord) -> DeadLetter:
         reason=texts.get("dl_reason", ""),
         detail=texts.get("dl_detail", ""),
         origin=(texts.get("dl_topic", ""), texts.get("dl_partition", ""), texts.get("dl_offset", "")),
-        sent_ms=int(sent_ms) if sent_ms.isdecimal() and len(sent_ms) < 19 else record.timestamp,
+        sent_ms=sent_ms_of(record),
         command=_command_of(record.key, record.value),
     )
+
+
+def sent_ms_of(record: ConsumerRecord) -> int:
+    """Return when the original record of a dead letter arrived, in milliseconds."""
+    text = (dict(record.headers).get("dl_timestamp") or b"").decode(errors="backslashreplace")
+    return int(text) if text.isdecimal() and len(text) < 19 else int(record.timestamp)
 
 
 def _command_of(key: bytes | None, value: bytes | None) -> Command | DecodeError:
@@ -115,16 +121,9 @@ class Selection(Struct, frozen=True, kw_only=True):
 
 
 def in_sequence(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
-    """Return dead letters in the sequence in which their commands were sent.
+    """Return dead letters of a scan in the sequence in which their commands were sent.
 
     That is the offset within a partition, and the time across partitions: the commands of an order can be in several
     if a producer has chosen wrong ones.
     """
-    latest: dict[int, int] = {}
-    keys: dict[LetterId, tuple[int, LetterId]] = {}
-    by_offset = sorted(letters, key=lambda letter: letter.id)
-    for letter in by_offset:
-        partition = letter.id[0]
-        latest[partition] = max(latest.get(partition, 0), letter.sent_ms)  # a broker's clock may step back
-        keys[letter.id] = (latest[partition], letter.id)
-    return sorted(by_offset, key=lambda letter: keys[letter.id])
+    return sorted(letters, key=lambda letter: (letter.sent_ms, letter.id))

@@ -7,7 +7,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import DecodeError, UserServiceUnavailable
+from order_service.errors import DecodeError, SetupError, UserServiceUnavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.dead_letters.letter import DeadLetter, Selection, in_sequence
 from order_service.operations.dead_letters.past_operations import PastOperations
@@ -59,7 +59,7 @@ async def propose(
             settled += 1
             continue
         count += 1
-        letters.append(letter.without_bytes() if isinstance(letter.command, DecodeError) else letter)
+        letters.append(letter.without_bytes())
         if len(letters) >= 2 * limit:
             letters = in_sequence(letters)[:limit]
     if scan.registry_error is not None:
@@ -72,10 +72,17 @@ async def propose(
 
 
 async def check_users(settings: Settings, user_ids: Iterable[str]) -> dict[str, UserCheck]:
-    """Return the checks of these users. Users without an answer are left out: all of them without USER_SERVICE_URL."""
+    """Return the checks of these users. Users without an answer are left out: all of them without USER_SERVICE_URL.
+
+    Raises SetupError if the settings of the User Service are invalid.
+    """
     if "user_service_url" not in settings.model_fields_set:
         return {}
-    async with UserClient(CallPolicy.from_settings(settings)) as client:
+    try:
+        users = UserClient(CallPolicy.from_settings(settings))
+    except ValueError as error:
+        raise SetupError(f"the settings of the User Service are invalid: {error}") from error
+    async with users as client:
 
         async def check(user_id: str) -> tuple[str, UserCheck] | None:
             try:

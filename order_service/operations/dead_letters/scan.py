@@ -4,11 +4,19 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 
 from aiokafka.structs import ConsumerRecord, TopicPartition
+from msgspec import structs
 
 from order_service.domain.entry import Entry
 from order_service.errors import OperationRefused, RegistryAwayError
 from order_service.kafka.reader import Reader
-from order_service.operations.dead_letters.letter import DeadLetter, Selection, letter_of, name_of
+from order_service.operations.dead_letters.letter import (
+    DeadLetter,
+    LetterId,
+    Selection,
+    letter_of,
+    name_of,
+    sent_ms_of,
+)
 from order_service.operations.dead_letters.past_operations import PastOperations
 from order_service.wire import changelog
 from order_service.wire.commands import partition_of
@@ -17,6 +25,7 @@ from order_service.wire.commands import partition_of
 class LetterScan:
     """Reads the selected dead letters, in the sequence of each partition.
 
+    It reads a partition from its start: `sent_ms` never falls in it, and is the same for `plan` and for `apply`.
     Unknown schema ids are looked up. If that fails, the rest is decoded without: `registry_error` says why.
     """
 
@@ -29,10 +38,14 @@ class LetterScan:
         """Yield the selected dead letters. Raises OperationRefused if one with a given id does not exist."""
         ids = self._selection.ids
         missing = set(ids)
+        latest: dict[int, int] = {}
         async for records in self._reader.between(*await self._bounds()):
-            wanted = [record for record in records if not ids or (record.partition, record.offset) in ids]
-            await self._learn(wanted)
-            for letter in map(letter_of, wanted):
+            await self._learn([record for record in records if _is_one_of(record, ids)])
+            for record in records:
+                sent_ms = latest[record.partition] = max(latest.get(record.partition, 0), sent_ms_of(record))
+                if not _is_one_of(record, ids):
+                    continue
+                letter = structs.replace(letter_of(record), sent_ms=sent_ms)
                 missing.discard(letter.id)
                 if self._selection.has(letter):
                     yield letter
@@ -48,7 +61,7 @@ class LetterScan:
                 self.registry_error = error
 
     async def _bounds(self) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
-        """Return from where to where to read: all partitions, or only around the given ids."""
+        """Return from where to where to read: all partitions, or only up to the given ids."""
         partitions = await self._reader.partitions(self._reader.names.dead_letters)
         offsets = defaultdict(list)
         for number, offset in self._selection.ids:
@@ -57,9 +70,12 @@ class LetterScan:
             partitions = [each for each in partitions if each.partition in offsets]
         starts, ends = await self._reader.starts(partitions), await self._reader.ends(partitions)
         if offsets:
-            starts = {each: max(start, min(offsets[each.partition])) for each, start in starts.items()}
             ends = {each: min(end, max(offsets[each.partition]) + 1) for each, end in ends.items()}
         return starts, ends
+
+
+def _is_one_of(record: ConsumerRecord, ids: Collection[LetterId]) -> bool:
+    return not ids or (record.partition, record.offset) in ids
 
 
 async def read_operations(reader: Reader) -> PastOperations:

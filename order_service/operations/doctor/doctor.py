@@ -17,7 +17,7 @@ from aiokafka.errors import (
 )
 from msgspec import structs
 
-from order_service.errors import OrderServiceError, TopicsError
+from order_service.errors import HistoryError, OrderServiceError, TopicsError
 from order_service.operations.doctor.checks import (
     brokers,
     clocks,
@@ -48,6 +48,7 @@ NOT_ALLOWED: Final = (
 )
 START_KAFKA: Final = "Start the brokers, or correct KAFKA_BOOTSTRAP_SERVERS and the ORDERS_KAFKA_… settings."
 SEE_KAFKA: Final = "Check the brokers and the network between them and this machine."
+SEE_REASONS: Final = "Run `order-service verify`, and look up the text in docs/operations/reasons.md."
 
 
 def kafka_check(settings: Settings) -> Check:
@@ -106,6 +107,8 @@ async def _results_of(check: Check) -> list[Result]:
         results = [problem(f"The check had no result within {check.within_s:g} s.", check.fix)]
     except (OrderServiceError, KafkaError) as error:
         results = [_as_result(error, check.fix)]
+    except Exception as error:  # noqa: BLE001, one check must not end the others
+        results = [problem(f"The check itself failed ({type(error).__name__}).", check.fix)]
     return [structs.replace(result, check=check.name) for result in results]
 
 
@@ -119,4 +122,6 @@ def _as_result(error: BaseException, fix: str) -> Result:
         return not_checked(text, "Grant what `acls` reports, and run `doctor` again.")
     if isinstance(error, TopicsError):
         return not_checked(sentence(str(error)), "Fix what `topics` and `acls` report first.")
+    if isinstance(error, HistoryError):
+        return problem(sentence(str(error)), SEE_REASONS)
     return problem(sentence(str(error) or repr(error)), fix)

@@ -36,9 +36,11 @@ class IdSearches:
                 answer = await why(reader, search, NO_PROGRESS, all_partitions=all_partitions)
         except TimeoutError:
             text = f"The search took longer than {self._deadline_s:.0f} s: use `order-service why`, which has no limit."
-            raise _busy(Trouble.SERVICE_UNAVAILABLE, text) from None
+            raise Problem(Trouble.SERVICE_UNAVAILABLE, text) from None
         except TopicsError as error:
             raise _busy(Trouble.SERVICE_UNAVAILABLE, f"The topics cannot be searched: {error}.") from error
+        if not answer.is_known and answer.damaged:
+            raise Problem(Trouble.SERVICE_UNAVAILABLE, _unread(answer))
         if not answer.is_known:
             raise Problem(Trouble.NOT_FOUND, _nothing_known(answer))
         return answer
@@ -48,6 +50,13 @@ def _busy(kind: Trouble, detail: str) -> Problem:
     return Problem(kind, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
+def _unread(answer: Why) -> str:
+    batches = ", ".join(
+        f"{each.topic} partition {each.partition} from offset {each.offset} on" for each in answer.damaged
+    )
+    return f"Nothing was found, but not all records can be read: {batches}. Run `order-service verify`."
+
+
 def _nothing_known(answer: Why) -> str:
     topics = ", ".join(topic.topic for topic in answer.searched)
     deleted = [
@@ -55,4 +64,4 @@ def _nothing_known(answer: Why) -> str:
         for topic in answer.searched
         if topic.since is not None
     ]
-    return f"Nothing is known about this id in all partitions of {topics}.{''.join(deleted)}"
+    return f"Nothing is known about this id in any partition of {topics}.{''.join(deleted)}"

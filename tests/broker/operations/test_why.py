@@ -265,7 +265,7 @@ def test_over_http_what_is_unknown_is_404_and_other_scopes_get_403(shop):
     unknown = http.ask("GET", path, Authorization=tokens.bearer("desk", Scope.ADMIN))
     assert (unknown.status, unknown.body["type"]) == (404, "/problems/not_found")
     assert unknown.body["detail"].startswith(
-        f"Nothing is known about this id in all partitions of {shop.service.names.commands}"
+        f"Nothing is known about this id in any partition of {shop.service.names.commands}"
     )
     for scopes in ((), (Scope.READ, Scope.PAY, Scope.SHIP)):
         refused = http.ask("GET", path, Authorization=tokens.bearer("desk", *scopes))

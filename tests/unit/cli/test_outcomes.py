@@ -5,10 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.cli.outcomes import LINES_PER_S, TEXT_MAX, Lines, line_of, show_outcomes
-from order_service.errors import DecodeError
+from order_service.errors import DecodeError, KafkaAwayError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
 from order_service.local.broker import free_port
@@ -121,6 +121,62 @@ async def test_while_kafka_is_away_the_reason_is_shown_once_and_the_run_goes_on(
         await task
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith(f"outcome   | not shown for now: no Kafka answers at {servers}")
+
+
+class ScriptedReader:
+    """A reader whose polls are given: each returns no records or raises an error. After the last one it blocks."""
+
+    names = NAMES
+
+    def __init__(self, polls):
+        self.polls = polls
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+    async def partitions(self, *topics):
+        return [TopicPartition(topic, 0) for topic in topics]
+
+    async def ends(self, partitions):
+        return dict.fromkeys(partitions, 0)
+
+    async def follow_many(self, _positions):
+        while self.polls:
+            poll = self.polls.pop(0)
+            if isinstance(poll, Exception):
+                raise poll
+            yield poll
+        await asyncio.Event().wait()
+
+
+async def shown_after(monkeypatch, *polls):
+    """Show the outcomes of these polls; return the calls of `on_begun`, and whether the showing has ended."""
+    monkeypatch.setattr("order_service.cli.outcomes.TRY_AGAIN_S", 0.0)
+    left, begun = list(polls), []
+    monkeypatch.setattr("order_service.cli.outcomes.Reader", lambda _settings: ScriptedReader(left))
+    task = asyncio.create_task(show_outcomes(Settings(), lambda: begun.append(1)))
+    async with asyncio.timeout(30):
+        while left:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.wait([task], timeout=0.5)
+    has_ended = task.done()
+    task.cancel()
+    await asyncio.wait([task])
+    return begun, has_ended
+
+
+async def test_a_reason_is_shown_again_if_kafka_was_read_meanwhile(capsys, monkeypatch):
+    away = KafkaAwayError("no Kafka answers")
+    assert await shown_after(monkeypatch, away, away, [], away) == ([1], False)
+    assert capsys.readouterr().out.splitlines() == ["outcome   | not shown for now: no Kafka answers"] * 2
+
+
+async def test_an_unexpected_error_ends_the_lines_and_not_the_run(capsys, monkeypatch):
+    assert await shown_after(monkeypatch, [], ValueError("x")) == ([1], True)
+    assert capsys.readouterr().out.splitlines() == ["outcome   | outcomes are no longer shown: ValueError"]
 
 
 def test_more_outcomes_than_a_terminal_can_take_are_counted():

@@ -4,16 +4,20 @@ from datetime import UTC, timedelta
 from typing import Any
 
 import pytest
-from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.decision import Repeat, UserCheck, answer
 from order_service.domain.entry import after_event
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import DecodeError, OperationRefused
+from order_service.errors import DecodeError, KafkaAwayError, OperationRefused, SetupError
+from order_service.kafka.topics import topic_names
 from order_service.operations.dead_letters import applying, planning
 from order_service.operations.dead_letters.applying import ToSend, moved_orders
 from order_service.operations.dead_letters.letter import Selection, in_sequence, letter_of, name_of
 from order_service.operations.dead_letters.past_operations import PastOperations
+from order_service.operations.dead_letters.proposal import check_users, propose
+from order_service.operations.dead_letters.scan import LetterScan
+from order_service.settings import Settings
 from order_service.wire.avro import MAX_COMMAND_BYTES
 from order_service.wire.commands import decode_command, encode_json_command
 from order_service.wire.headers import dead_letter_headers
@@ -39,14 +43,19 @@ def record(topic, partition, offset, key, value, headers=(), at=NOW):
     return ConsumerRecord(topic, partition, offset, round(at.timestamp() * 1000), 0, key, value, None, 0, 0, headers)
 
 
-def dead(command, offset=0, *, key=b"", partition=0, sent=NOW, reason="unknown_schema", headers=()):
-    """Return a dead letter of a command, or of bytes; its key is that of the order by default."""
+def dead(*arguments, **named):
+    """Return a dead letter, as `dead_record` has it."""
+    return letter_of(dead_record(*arguments, **named))
+
+
+def dead_record(command, offset=0, *, key=b"", partition=0, sent=NOW, reason="unknown_schema", headers=()):
+    """Return the record of a dead letter of a command, or of bytes; its key is that of the order by default."""
     value = command if isinstance(command, bytes) else encode_json_command(command)
     key = key if key != b"" or isinstance(command, bytes) else command.order_id.encode()
     error = DecodeError(reason, "of a test")
     ms = round(sent.timestamp() * 1000)
     headers = dead_letter_headers(error, "orders.commands.v1", partition, 100 + offset, ms, headers)
-    return letter_of(record("orders.dead-letters.v1", partition, offset, key, value, headers))
+    return record("orders.dead-letters.v1", partition, offset, key, value, headers)
 
 
 def entry_of(*commands):
@@ -170,6 +179,12 @@ def test_a_user_who_may_not_order_is_a_rejection():
     assert planning.users_of([dead(CREATE), dead(PAY, 1)]) == {CREATE.user_id}
 
 
+async def test_invalid_settings_of_the_user_service_are_named():
+    settings = Settings(user_service_url="http://127.0.0.1:1", user_service_token="t\u00f6ken")
+    with pytest.raises(SetupError, match="the settings of the User Service are invalid"):
+        await check_users(settings, ["dana"])
+
+
 def test_a_command_that_would_become_too_large_is_not_sent():
     room = MAX_COMMAND_BYTES - len(encode_json_command(but(CREATE, metadata={"key": ""})))
     large = but(CREATE, metadata={"key": "v" * room})
@@ -212,15 +227,65 @@ def test_headers_that_are_damaged_do_not_stop_the_reading(value):
     assert letter.reason == ""
 
 
-def test_dead_letters_are_in_the_sequence_of_their_commands_also_across_partitions():
-    late, early = NOW + SECOND, NOW - SECOND
-    letters = [
-        dead(SHIP, 0, partition=1, sent=late),
-        dead(PAY, 0, partition=2, sent=NOW),
-        dead(CREATE, 5, partition=1, sent=early),  # the broker's clock has stepped back: it is after offset 0
-        dead(CREATE, 9, partition=0, sent=early),
-    ]
-    assert [letter.id for letter in in_sequence(letters)] == [(0, 9), (2, 0), (1, 0), (1, 5)]
+class LetterReader:
+    """Reads records of the dead-letter topic from memory; all other topics are empty."""
+
+    names = topic_names()
+
+    def __init__(self, *sent):
+        """Keep dead letters, each given by its partition, its offset and the second in which its command was sent."""
+        self.records = [
+            dead_record(
+                but(PAY, command_id=f"pay-{partition}-{offset}"), offset, partition=partition, sent=NOW + s * SECOND
+            )
+            for partition, offset, s in sent
+        ]
+
+    async def partitions(self, *topics):
+        return [TopicPartition(topic, number) for topic in topics for number in range(3)]
+
+    async def starts(self, partitions):
+        return dict.fromkeys(partitions, 0)
+
+    async def ends(self, partitions):
+        return dict.fromkeys(partitions, 10)
+
+    async def between(self, starts, ends):
+        for partition, start in starts.items():
+            yield [
+                record
+                for record in self.records
+                if TopicPartition(record.topic, record.partition) == partition
+                and start <= record.offset < ends[partition]
+            ]
+
+    async def learn(self, records):
+        pass
+
+
+STEPPED_BACK = ((0, 0, 100), (0, 1, 50), (1, 0, 60), (1, 1, 61))
+"""The clock of a broker has stepped back between the first two: 0:1 was sent after 0:0."""
+
+
+async def scanned(reader, selection):
+    return [letter.id for letter in in_sequence([letter async for letter in LetterScan(reader, selection).letters()])]
+
+
+async def test_dead_letters_are_in_the_sequence_of_their_commands_also_across_partitions():
+    reader = LetterReader(*STEPPED_BACK, (2, 9, 40))
+    assert await scanned(reader, Selection()) == [(2, 9), (1, 0), (1, 1), (0, 0), (0, 1)]
+    ids = frozenset({(0, 1), (1, 1)})
+    assert await scanned(reader, Selection(ids=ids)) == [(1, 1), (0, 1)], "as the plan that has them among others"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+async def test_a_limited_plan_has_the_earliest_commands_of_an_order(limit):
+    reader: Any = LetterReader(*STEPPED_BACK)
+    proposal = await propose(reader, Settings(), PastOperations(), Selection(), limit=limit, now=NOW)
+    decided_ids = [decision.letter.id for decision in proposal.decisions]
+    assert decided_ids == [(1, 0), (1, 1), (0, 0), (0, 1)][:limit]
+    assert all(decision.letter.value is None for decision in proposal.decisions)
+    assert proposal.left == 4 - limit
 
 
 @pytest.mark.parametrize(
@@ -361,6 +426,15 @@ def test_the_original_bytes_are_sent_unless_the_plan_adds_a_version():
 def test_another_record_than_that_of_the_plan_is_not_sent(letter, why):
     with pytest.raises(OperationRefused, match=f"nothing was sent: dead letter 0:0 {why}"):
         applying._to_send(letter, PLANNED)
+
+
+@pytest.mark.parametrize("kind", [OperationRefused, KafkaAwayError])
+def test_an_apply_that_ends_early_says_how_many_commands_it_has_sent(kind):
+    error = applying._after_some(kind("another operator has started a tool"), 3)
+    assert type(error) is kind
+    assert str(error) == (
+        "another operator has started a tool; commands sent before: 3; apply the plan again for the rest"
+    )
 
 
 def test_the_batches_have_every_command_once_in_sequence():

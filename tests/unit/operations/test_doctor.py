@@ -11,17 +11,25 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
 from aiokafka.structs import TopicPartition
 
-from order_service.errors import DatabaseError, KafkaAwayError, TopicsError, UserServiceUnavailable
+from order_service.errors import (
+    DamagedError,
+    DatabaseError,
+    HistoryError,
+    KafkaAwayError,
+    TopicsError,
+    UserServiceUnavailable,
+)
 from order_service.kafka.connection import NO_LEADER
 from order_service.kafka.rights_requests import NOT_REPORTED, OPERATIONS, Rights
 from order_service.kafka.topics import Fault, topic_configs, topic_names
 from order_service.local.broker import free_port
 from order_service.local.kafka import Docker, Embedded, choose_kafka
 from order_service.local.programs_check import check_programs
+from order_service.operations.doctor import doctor
 from order_service.operations.doctor.checks.backlog import Backlog
 from order_service.operations.doctor.checks.brokers import fix_of, judge_brokers, judge_replicas
 from order_service.operations.doctor.checks.check import Check, address_of, ok, warning
-from order_service.operations.doctor.checks.clocks import judge_clock, skew_from
+from order_service.operations.doctor.checks.clocks import judge_clock, measured_skew, skew_from
 from order_service.operations.doctor.checks.group import judge_group, judge_lag
 from order_service.operations.doctor.checks.readiness import Readiness, admin_address, judge_readiness
 from order_service.operations.doctor.checks.rights import judge_rights
@@ -71,6 +79,32 @@ async def test_a_check_that_fails_is_a_finding_and_the_others_go_on():
         ("clock", "ok", "Same.", ""),
     ]
     assert (found.finding_count, found.is_kafka_reachable) == (1, True)
+
+
+async def test_an_unexpected_error_of_a_check_is_a_finding_and_the_others_go_on():
+    found = await examine(
+        check("kafka", ok("Here.")), [check("views", error=ValueError("x")), check("clock", ok("Same."))]
+    )
+    assert shown(found)[1:] == [
+        ("views", "problem", "The check itself failed (ValueError).", "Do this."),
+        ("clock", "ok", "Same.", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [HistoryError("a position cannot be decoded"), DamagedError(("orders.table.v1", 3), 7)]
+)
+async def test_damaged_data_is_looked_up_by_its_text(error):
+    [_, found] = shown(await examine(check("kafka", ok("Here.")), [check("lag", error=error)]))
+    assert found[1:] == ("problem", f"A{str(error)[1:]}.", doctor.SEE_REASONS)
+
+
+@pytest.mark.parametrize(
+    ("value", "skew_s"),
+    [("0.25", 0.25), ("-3.0", -3.0), ("1.5e-05", 1.5e-05), ("NaN", None), ("+Inf", None), ("x", None), ("1.0 2", None)],
+)
+def test_the_skew_of_a_worker_is_a_number_or_unknown(value, skew_s):
+    assert measured_skew(f"# HELP\norders_clock_skew_seconds {value}\nother 1.0\n") == skew_s
 
 
 async def test_without_kafka_only_the_checks_that_need_it_are_left_out():

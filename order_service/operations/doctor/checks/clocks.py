@@ -18,7 +18,7 @@ from order_service.operations.doctor.checks.check import Result, not_checked, ok
 from order_service.operations.doctor.checks.readiness import admin_address, get
 from order_service.settings import Settings
 
-SKEW_METRIC: Final = re.compile(r"^orders_clock_skew_seconds (\S+)$", re.MULTILINE)
+SKEW_METRIC: Final = re.compile(r"^orders_clock_skew_seconds (-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)$", re.MULTILINE)
 SET_CLOCK: Final = "Set the clock of this machine or of the other one; a time service such as chrony keeps it."
 
 
@@ -77,7 +77,12 @@ async def _skew_of_worker(settings: Settings) -> float | None:
         reply = await get(f"{admin_address(settings)}/metrics")
     except NoResponse:
         return None
-    found = SKEW_METRIC.search(reply.body.decode(errors="replace"))
+    return measured_skew(reply.body.decode(errors="replace"))
+
+
+def measured_skew(metrics: str) -> float | None:
+    """Return the skew in the metrics of a worker; None if it has not measured one."""
+    found = SKEW_METRIC.search(metrics)
     return float(found[1]) if found else None
 
 

@@ -29,7 +29,7 @@ TAIL_OFFSETS: Final = 5_000
 START: Final = "Start a worker: `order-service worker`."
 WORKER_READINESS: Final = (
     "Read /health/ready of the worker that holds the partition: it names a parked lane or a claim that waits."
-    " docs/reliability.md has what to do for each text."
+    " docs/operations/reasons.md has what to do for each text."
 )
 
 

@@ -44,7 +44,7 @@ async def check_readiness(settings: Settings) -> list[Result]:
 def judge_readiness(address: str, readiness: Readiness) -> list[Result]:
     """Return why a process is not ready. One that still starts gives warnings."""
     judge = warning if readiness.starting else problem
-    fix = 'docs/reliability.md has what to do for each text: "Find a fault by its text".'
+    fix = 'docs/operations/reasons.md has what to do for each text: "Why a process is not ready".'
     results = [judge(f"The process at {address} is not ready: {fault}.", fix) for fault in readiness.faults]
     return results or [ok(f"The process at {address} is ready.")]
 
