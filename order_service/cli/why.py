@@ -29,6 +29,7 @@ STYLES = {
     CommandState.DEAD_LETTER: "red",
     CommandState.WAITING: "yellow",
     CommandState.UNDECIDED: "yellow",
+    CommandState.SKIPPED: "yellow",
     CommandState.NO_OUTCOME: "bold red",
 }
 """The colour of a command and its outcome, by state."""
@@ -117,6 +118,9 @@ def _print_order(order: OrderStory) -> None:
     lines = [(row, STYLES.get(story.state, "")) for story in order.commands for row in _rows(story)]
     if lines:
         show.table(HEADS, [row for row, _ in lines], [style for _, style in lines])
+    for operation in order.operations:
+        what = f"{operation.kind} {operation.operation_id} by {operation.actor}"
+        _echo(f"operation  {_time(operation.at)}  {what}: {_at(operation)}")
     if order.omitted:
         _echo(f"{order.omitted} older records are not shown.")
 
@@ -147,6 +151,8 @@ def _state(story: CommandStory) -> str:
             return f"undecided, {story.offsets_before} offsets before it"
         case CommandState.OUTCOME_DELETED:
             return "refused; its rejection is deleted"
+        case CommandState.SKIPPED:
+            return "skipped by an operator"
         case CommandState.NO_OUTCOME:
             return "no outcome: run `order-service verify`"
         case state:

@@ -106,6 +106,15 @@ def order_ids_of(operation: Operation) -> tuple[str, ...]:
     return ()
 
 
+def letter_offsets_of(operation: Operation) -> tuple[int, ...]:
+    """Return the offsets of the dead letters that an operation is about."""
+    if isinstance(operation, DeadLettersPlanned):
+        return tuple(command.offset for command in operation.commands)
+    if isinstance(operation, DeadLettersApplied):
+        return tuple(operation.sent)
+    return operation.offsets if isinstance(operation, DeadLettersDiscarded) else ()
+
+
 _encode: Final = msgspec.json.Encoder().encode
 _decoder: Final[msgspec.json.Decoder[Operation]] = msgspec.json.Decoder(Operation)
 

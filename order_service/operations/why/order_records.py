@@ -26,12 +26,14 @@ from order_service.domain.messages import (
 from order_service.domain.refusals import NEVER_REMEMBERED, Status
 from order_service.errors import DecodeError, HistoryError
 from order_service.kafka.topics import TopicNames
+from order_service.operations.recorded import RecordedOperations
 from order_service.operations.why.order_story import (
     DEAD_LETTER,
     UNREADABLE,
     CommandStory,
     Evidence,
     FoundCommand,
+    FoundOperation,
     FoundOutcome,
     FoundRecord,
     FoundWaiting,
@@ -43,6 +45,7 @@ from order_service.operations.why.order_story import (
 from order_service.wire import avro, changelog
 from order_service.wire.commands import decode_command
 from order_service.wire.headers import command_offset_of
+from order_service.wire.operations import LaneResumed, Operation, letter_offsets_of, order_ids_of
 
 MAX_RECORDS: Final = 1_000
 """How many of the newest records of each topic are kept for one order."""
@@ -79,6 +82,8 @@ class OrderRecords:
         self._waiting: dict[int, tuple[FoundWaiting, Known]] = {}
         self._table: FoundRecord | None = None
         self._entry: Entry | None = None
+        self._recorded = RecordedOperations()
+        self._operations: deque[FoundOperation] = deque(maxlen=MAX_RECORDS)
 
     def take(self, record: ConsumerRecord) -> None:
         """Take a record of this key; a waiting command has its offset after the key."""
@@ -93,6 +98,25 @@ class OrderRecords:
             self._take_command(record)
         else:
             self._take_outcome(record)
+
+    def take_operation(self, record: ConsumerRecord, operation: Operation) -> None:
+        """Take an operation on the partition. It is compared with the records that were taken before."""
+        self._recorded.add(operation, record.timestamp, record.partition)
+        if self._is_concerned_by(operation):
+            kind, actor = str(operation.__struct_config__.tag), _short(operation.actor)
+            found = FoundOperation(**_origin(record), kind=kind, actor=actor, operation_id=_short(operation.id))
+            self._operations.append(found)
+
+    def _is_concerned_by(self, operation: Operation) -> bool:
+        if key_text(self._key) in order_ids_of(operation):
+            return True
+        if isinstance(operation, LaneResumed):
+            before, after = operation.previous_position, operation.position
+            if before is None or after is None:
+                return False
+            return any(before <= command.offset < after for command, _ in self._commands)
+        letters = {letter.offset for letter, _ in self._outcomes[self._names.dead_letters]}
+        return not letters.isdisjoint(letter_offsets_of(operation))
 
     @property
     def is_empty(self) -> bool:
@@ -112,6 +136,7 @@ class OrderRecords:
             table_version=None if self._entry is None else self._entry.version,
             lane=lane,
             commands=self._stories(evidence),
+            operations=list(self._operations),
             omitted=self._command_count + self._outcome_count - kept,
         )
 
@@ -155,6 +180,7 @@ class OrderRecords:
             answered={known: outcome for outcome, known in (*refused, *events) if known is not None},
             waiting_copies={known: found for found, known in reversed(in_sequence)},
             refused_before=frozenset(refused_before),
+            skipped=self._recorded.skipped,
         )
 
     def _take_command(self, record: ConsumerRecord) -> None:

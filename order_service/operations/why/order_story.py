@@ -3,7 +3,7 @@
 Ids, states, reasons and offsets are shown, and no text that a sender can choose freely, such as names and notes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
@@ -30,6 +30,7 @@ class CommandState(StrEnum):
     WAITING = "waiting"
     UNDECIDED = "undecided"
     OUTCOME_DELETED = "outcome_deleted"
+    SKIPPED = "skipped"
     NO_OUTCOME = "no_outcome"
 
 
@@ -41,6 +42,7 @@ STATES: Final[dict[CommandState, str]] = {
     CommandState.WAITING: "The command waits for the User Service.",
     CommandState.UNDECIDED: "The command is at or after the position: no worker has decided it yet.",
     CommandState.OUTCOME_DELETED: "The order remembers that it refused the command, but the rejection was deleted.",
+    CommandState.SKIPPED: "An operator has resumed the partition after this command: it is never decided.",
     CommandState.NO_OUTCOME: "The command is before the position, but nothing shows its outcome.",
 }
 """The meaning of each state."""
@@ -92,6 +94,14 @@ class FoundWaiting(FoundRecord, frozen=True, kw_only=True):
     user_id: str | None
 
 
+class FoundOperation(FoundRecord, frozen=True, kw_only=True):
+    """What an operator did. The reason is not shown, because it is a free text."""
+
+    kind: str
+    actor: str
+    operation_id: str
+
+
 class CommandStory(Struct, frozen=True, kw_only=True):
     """One command, and where it is now.
 
@@ -127,7 +137,8 @@ class OrderStory(Struct, frozen=True, kw_only=True):
     """Everything that is known about an order. `order_id` is the key of the records, which may be no valid id.
 
     Status and version are those after the newest event; `table` is the newest entry of the table, `table_version` its
-    version. `omitted` is the number of older records that are not shown.
+    version. `operations` are those that name the order, one of its dead letters, or a range with one of its commands.
+    `omitted` is the number of older records that are not shown.
     """
 
     order_id: str
@@ -137,6 +148,7 @@ class OrderStory(Struct, frozen=True, kw_only=True):
     table_version: int | None
     lane: Lane
     commands: list[CommandStory]
+    operations: list[FoundOperation]
     omitted: int
 
 
@@ -145,6 +157,7 @@ class Evidence(Struct, frozen=True):
 
     `outcomes` and `waiting` are by command offset. The others are by the id and the digest of a command: `answered` and
     `waiting_copies` show which commands are repeats, `refused_before` those whose rejection was deleted.
+    `skipped` are the offsets of commands that operators have skipped.
     """
 
     resume_at: int
@@ -153,6 +166,7 @@ class Evidence(Struct, frozen=True):
     answered: Mapping[Known, FoundOutcome] = {}
     waiting_copies: Mapping[Known, FoundWaiting] = {}
     refused_before: frozenset[Known] = frozenset()
+    skipped: Sequence[range] = ()
 
 
 def story_of(command: FoundCommand, known: Known | None, evidence: Evidence) -> CommandStory:
@@ -164,6 +178,8 @@ def story_of(command: FoundCommand, known: Known | None, evidence: Evidence) -> 
         return story(state=CommandState.WAITING, waiting=waiting)
     if command.offset >= evidence.resume_at:
         return story(state=CommandState.UNDECIDED, offsets_before=command.offset - evidence.resume_at)
+    if any(command.offset in skipped for skipped in evidence.skipped):
+        return story(state=CommandState.SKIPPED)
     if known is None:
         return story(state=CommandState.NO_OUTCOME)
     if (outcome := evidence.answered.get(known)) is not None:

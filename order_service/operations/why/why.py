@@ -14,7 +14,7 @@ from typing import Final
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from msgspec import Struct
 
-from order_service.errors import DamagedError, HistoryError
+from order_service.errors import DamagedError, DecodeError, HistoryError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import TopicNames
 from order_service.operations.verify.verify import SETTLED_S, Progress
@@ -30,6 +30,7 @@ from order_service.operations.why.order_records import (
 from order_service.operations.why.order_story import CommandState, FoundRecord, OrderStory, lane_of
 from order_service.wire import changelog
 from order_service.wire.changelog import POSITION_KEY, Position
+from order_service.wire.operations import decode as decode_operation
 
 MAX_ORDERS: Final = 20
 """How many orders are shown. An idempotency key or a tracking number can belong to more."""
@@ -108,7 +109,7 @@ async def why(
 ) -> Why:
     """Return what is known about an id. Raises Unavailable if Kafka goes away, TopicsError if a topic is missing."""
     finder = _Finder(reader, search, progress, now=now, sleep=sleep)
-    partitions = await reader.partitions(reader.names.commands, *reader.names.written)
+    partitions = await reader.partitions(reader.names.commands, *reader.names.written, reader.names.operations)
     unread = [partition for topic, partition in partitions if topic == reader.names.commands]
     first = search.partition(len(unread))
     if first is not None:
@@ -206,6 +207,9 @@ class _Finder:
         ends = await self._reader.ends(others)
         ends |= await self._reader.ends([commands])  # afterwards: each outcome then has its command
         await self._read([*others, commands], starts, ends, take)
+        operations = [TopicPartition(names.operations, partition)]  # last: they are compared with the other records
+        operation_starts, operation_ends = await self._reader.starts(operations), await self._reader.ends(operations)
+        await self._read(operations, operation_starts, operation_ends, records.take_operation)
         bounds = KeptRange(starts[commands], ends[commands], has_all_rejections=starts[rejections] == 0)
         stories = records.stories(bounds)
         if any(command.state is CommandState.NO_OUTCOME for story in stories.values() for command in story.commands):
@@ -224,7 +228,8 @@ class _Finder:
     ) -> None:
         """Read these partitions together. A damaged batch ends the reading of its partition."""
         positions = {partition: starts[partition] for partition in partitions}
-        self._progress.start(sum(max(0, ends[partition] - start) for partition, start in positions.items()))
+        if total := sum(max(0, ends[partition] - start) for partition, start in positions.items()):
+            self._progress.start(total)
         for partition, start in positions.items():
             self._kept_since_s.setdefault(partition, self._now() if start > 0 else None)
         while positions:
@@ -316,6 +321,15 @@ class _PartitionRecords:
             self._position = _position(record)
         for records in self._by_key.get(order_key_in(record, self._names), ()):
             records.take(record)
+
+    def take_operation(self, record: ConsumerRecord) -> None:
+        """Take a record of the operations topic."""
+        try:
+            operation = decode_operation(record.value)
+        except DecodeError:  # `verify` reports it
+            return
+        for records in self._orders.values():
+            records.take_operation(record, operation)
 
     def stories(self, bounds: KeptRange) -> dict[OrderKey, OrderStory]:
         """Return what is known under each key."""

@@ -171,6 +171,7 @@ def _why(event: Event) -> Why:
         table_version=event.version,
         lane=Lane(partition=3, position=2072, position_offset=3912, start=0, end=2072, lag=0),
         commands=[story],
+        operations=[],
         omitted=0,
     )
     return Why(

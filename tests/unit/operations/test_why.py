@@ -13,14 +13,24 @@ from order_service.operations.verify.verify import SETTLED_S, Progress
 from order_service.operations.why import order_records
 from order_service.operations.why.id_search import search_for
 from order_service.operations.why.why import MAX_ORDERS, why
+from order_service.wire import changelog
 from order_service.wire.changelog import POSITION_KEY
 from order_service.wire.commands import encode_json_command
-from tests.support.samples import amend, create, pay
+from order_service.wire.operations import (
+    DeadLettersApplied,
+    DeadLettersDiscarded,
+    DeadLettersPlanned,
+    LaneResumed,
+    PlannedCommand,
+    encode,
+)
+from tests.support.samples import amend, but, create, pay
 from tests.unit.operations.topics_in_memory import (
     COMMANDS,
     DEAD_LETTERS,
     EVENTS,
     LATER,
+    OPERATIONS,
     REJECTIONS,
     TABLE,
     WAITING,
@@ -286,6 +296,48 @@ def test_records_that_are_damaged_are_shown_without_their_contents(topics):
 def test_a_damaged_position_is_like_none(topics):
     topics.replace(TABLE, topics.index(TABLE, POSITION_KEY), value=b"damaged")
     assert only_order(topics, "o-2").lane.position is None
+
+
+ACT: dict[str, Any] = {"at": LATER, "actor": "user:dana", "reason": "a free text"}
+RESUMED = LaneResumed(id="resumed", previous_position=21, position=23, **ACT)
+PLANNED = PlannedCommand(offset=0, order_id="", command_id="c", version=1, result="repeat")
+
+
+def operations_of(order):
+    return [(each.kind, each.operation_id, each.actor, each.offset) for each in order.operations]
+
+
+def test_a_skipped_command_is_not_without_outcome_and_the_operation_is_named(topics):
+    key, value = b"o-1", encode_json_command(named(pay, "o-1", command_id="skipped"))
+    topics.append(COMMANDS, key, value, at=LATER)
+    topics.append(COMMANDS, key, b"not a command", at=LATER)
+    topics.append(OPERATIONS, b"broken", b"{}")
+    topics.append(OPERATIONS, b"resumed", encode(RESUMED))
+    topics.append(OPERATIONS, b"o-1", encode(but(RESUMED, id="o-1", previous_position=23, position=24)))
+    index, position = topics.position()
+    topics.replace(TABLE, index, value=changelog.encode(but(position, next_offset=23)))
+    order = only_order(topics, "o-1")
+    assert short(order)[-2:] == [(21, "skipped", None), (22, "skipped", None)]
+    assert operations_of(order) == [("lane_resumed", "resumed", "user:dana", 1)]
+    assert operations_of(only_order(topics, "o-2")) == [], "none of its commands was skipped"
+    assert b"free text" not in msgspec.json.encode(answer(topics, "o-1"))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        DeadLettersDiscarded(id="x", offsets=(0,), **ACT),
+        DeadLettersApplied(id="x", plan_id="p", sent={0: 21}, order_ids=("",), **ACT),
+        DeadLettersPlanned(id="x", commands=(PLANNED,), **ACT),
+        LaneResumed(id="x", skipped_order_ids=("o-1",), **ACT),
+    ],
+    ids=lambda operation: type(operation).__name__,
+)
+def test_an_operation_is_shown_with_the_order_of_its_dead_letter(topics, operation):
+    assert topics.records[DEAD_LETTERS][0].key == b"o-1"
+    topics.append(OPERATIONS, b"x", encode(operation))
+    assert [each[1] for each in operations_of(only_order(topics, "o-1"))] == ["x"]
+    assert operations_of(only_order(topics, "o-2")) == []
 
 
 def test_memory_is_bounded_however_many_records_an_order_has(topics, monkeypatch):
