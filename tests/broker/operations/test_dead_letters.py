@@ -313,7 +313,7 @@ def test_a_principal_that_may_only_read_gets_one_line_and_changes_nothing(guarde
         (("show", "first"), 2, "'first' is not PARTITION:OFFSET, as `list` prints it"),
         (("discard", *WHY), 2, "name the dead letters, or give a filter"),
         (("plan", "0:0", "--order", "o", *WHY), 2, "name the dead letters, or give filters, not both"),
-        (("plan", "--why", " "), 2, "--why must say why"),
+        (("plan", "--why", " "), 2, "Invalid value for --why: it must not be empty"),
         (("plan", "--actor", "me", *WHY), 2, "--actor is user:<id> or service:<id>"),
     ],
 )
