@@ -1,7 +1,6 @@
 """The commands for dead letters: list and show them, plan and apply what their commands result in now, discard them."""
 
 import asyncio
-import getpass
 import math
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.hex_dump import hex_lines
 from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import AsJson, require_reason, time_from
+from order_service.cli.options import AsJson, login_name, require_reason, time_from
 from order_service.domain.validation import is_id
 from order_service.errors import DecodeError, OrderServiceError, Unavailable
 from order_service.kafka.reader import Reader
@@ -311,21 +310,13 @@ def _ids(names: list[str]) -> frozenset[LetterId]:
 
 def _act(actor: str, why: str) -> Act:
     """Return who does something now, and why, with a new id."""
-    actor = actor or f"user:{_login_name()}"
+    actor = actor or f"user:{login_name()}"
     kind, _, actor_id = actor.partition(":")
     if kind not in {"user", "service"} or not is_id(actor_id):
         raise typer.BadParameter("--actor is user:<id> or service:<id>")
     require_reason(why, "--why")
     now = datetime.now(UTC)
     return Act(id=uuid4().hex[:12], at=now.replace(microsecond=now.microsecond // 1000 * 1000), actor=actor, reason=why)
-
-
-def _login_name() -> str:
-    """Return the name of the user who runs this process, or an empty text in a container without one."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # KeyError before Python 3.13
-        return ""
 
 
 # Output

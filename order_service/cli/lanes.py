@@ -1,8 +1,6 @@
 """The lanes: what each partition does, and how an operator resumes a parked one."""
 
 import asyncio
-import getpass
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,7 +10,7 @@ import typer
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import require_reason
+from order_service.cli.options import operator_of
 from order_service.errors import OperationRefused, Unavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.lanes.lanes import Lanes, ask_workers, list_lanes
@@ -22,7 +20,6 @@ from order_service.wire.operations import LaneResumed
 
 lanes = typer.Typer(invoke_without_command=True, help="List all lanes, or resume a parked one.")
 
-ACTOR = re.compile(r"(user|service):.+")
 SHOWN_IDS = 20
 WorkerAddresses = Annotated[
     list[str] | None,
@@ -82,13 +79,7 @@ def resume_lane(
     Exits with 0, with 1 if it is refused and nothing was changed, with 4 if Kafka is away, and with 13 if a topic is
     missing.
     """
-    if yes and not reason.strip():
-        raise typer.BadParameter("--yes needs --reason: it is recorded")
-    if reason:
-        require_reason(reason, "--reason")
-    actor = actor or f"user:{getpass.getuser()}"
-    if not ACTOR.fullmatch(actor):
-        raise typer.BadParameter("an actor is written as user:NAME or service:NAME", param_hint="--actor")
+    actor = operator_of(actor, reason, yes=yes)
     settings = read_settings()
     wanted = Wanted(from_offset, accept_loss)
     previewed, done = _run(_resume(settings, partition, wanted, _addresses(settings, worker), (actor, reason), yes=yes))

@@ -1,9 +1,13 @@
 """Options that several commands share, and the parser of times."""
 
+import getpass
+import re
 from datetime import datetime
 from typing import Annotated, Any, Final
 
 import typer
+
+ACTOR: Final = re.compile(r"(user|service):.+")
 
 REASON_MAX: Final = 1_000
 """The most characters of the reason of an operation, which is kept for ever."""
@@ -31,6 +35,26 @@ def require_reason(text: str, option: str) -> None:
         problem = "it must be UTF-8: it is recorded"
     if problem:
         raise typer.BadParameter(problem, param_hint=option)
+
+
+def operator_of(actor: str, reason: str, *, yes: bool) -> str:
+    """Return the actor of an operation, by default the login name. Raises BadParameter for an actor or a reason."""
+    if yes and not reason.strip():
+        raise typer.BadParameter("--yes needs --reason: it is recorded")
+    if reason:
+        require_reason(reason, "--reason")
+    actor = actor or f"user:{login_name()}"
+    if not ACTOR.fullmatch(actor):
+        raise typer.BadParameter("an actor is written as user:NAME or service:NAME", param_hint="--actor")
+    return actor
+
+
+def login_name() -> str:
+    """Return the name of the user who runs this process, or an empty text in a container without one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError before Python 3.13
+        return ""
 
 
 def _time_option(flag: str, text: str) -> Any:

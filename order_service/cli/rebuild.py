@@ -1,8 +1,6 @@
 """The command `rebuild`: writes lost or damaged changelogs again."""
 
 import asyncio
-import getpass
-import re
 import time
 from typing import Annotated
 
@@ -13,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import require_reason
+from order_service.cli.options import operator_of
 from order_service.errors import Unavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.rebuild import rebuild as rebuilding
@@ -21,8 +19,6 @@ from order_service.operations.rebuild.rebuild import Result, Wanted
 from order_service.operations.rebuild.rebuild_plan import Progress as Reading
 from order_service.runtime.garbage_collector import collect_less_often
 from order_service.settings import Settings
-
-ACTOR = re.compile(r"(user|service):.+")
 
 
 def rebuild(
@@ -44,13 +40,7 @@ def rebuild(
     """
     if bool(partitions) == all_partitions:
         raise typer.BadParameter("name partitions, or else --all")
-    if yes and not reason.strip():
-        raise typer.BadParameter("--yes needs --reason: it is recorded")
-    if reason:
-        require_reason(reason, "--reason")
-    actor = actor or f"user:{getpass.getuser()}"
-    if not ACTOR.fullmatch(actor):
-        raise typer.BadParameter("an actor is written as user:NAME or service:NAME", param_hint="--actor")
+    actor = operator_of(actor, reason, yes=yes)
     wanted, began_at = Wanted(actor, reason, yes, accept_loss), time.monotonic()
     collect_less_often()
     try:
