@@ -51,7 +51,8 @@ class Subscription:
     async def next(self, within_s: float) -> StoredEvent | None:
         """Return the next event, or None if none arrives within `within_s` seconds."""
         try:
-            return await asyncio.wait_for(self._queue.get(), within_s)
+            async with asyncio.timeout(within_s):
+                return await self._queue.get()
         except TimeoutError:
             return None
 

@@ -7,6 +7,7 @@ and what was decided while this process was away is found in the same way.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -79,10 +80,9 @@ class ViewPoller:
         return min((interval_s for interval_s in intervals if interval_s is not None), default=None)
 
     async def _sleep(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._is_due.wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._is_due.wait()
 
     async def _poll(self) -> None:
         if self._offsets is None:
