@@ -296,7 +296,14 @@ class Reader:
                 idle = f"has returned no records for {STALLED_S:.0f} s"
                 raise KafkaAwayError(f"Kafka at {self._servers} {idle}; {behind} offsets remain")
             records = await self.poll()
+            await self._pause_at(ends)
             yield [record for record in records if record.offset < limits[record.topic, record.partition]]
+
+    async def _pause_at(self, ends: Mapping[TopicPartition, int]) -> None:
+        """Pause what was read to the end: Kafka would hold a fetch of it, and every request behind that."""
+        for partition in self._consumer.assignment():
+            if await self._consumer.position(partition) >= ends[partition]:
+                self._consumer.pause(partition)
 
     async def behind(self, ends: Mapping[TopicPartition, int]) -> int:
         """Return the number of offsets between the positions and these ends."""

@@ -255,3 +255,48 @@ async def test_a_wall_clock_that_steps_is_not_taken_for_a_silent_kafka(reader, p
     assert await reader.lag() is None  # the other one is still silent
     played.told[AWAY] += 1
     assert await reader.lag() == 4
+
+
+class Ending(Played):
+    """A consumer of two partitions that returns one record of each partition that is not paused, and then no more."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = {}
+        self.fetched = []
+        self.paused = set()
+
+    def assign(self, partitions):
+        self.paused = set()
+        self.positions = dict.fromkeys(partitions, 0)
+
+    def seek(self, partition, offset):
+        self.positions[partition] = offset
+
+    def assignment(self):
+        return set(self.positions)
+
+    async def position(self, partition):
+        return self.positions[partition]
+
+    def pause(self, *partitions):
+        self.paused |= set(partitions)
+
+    async def getmany(self, **_):
+        self.fetched.append(self.positions.keys() - self.paused)
+        fetched = {
+            partition: [SimpleNamespace(**partition._asdict(), offset=self.positions[partition], value=None)]
+            for partition in self.fetched[-1]
+        }
+        for partition in fetched:
+            self.positions[partition] += 1
+        return fetched
+
+
+async def test_partitions_that_are_read_to_the_end_are_fetched_no_more(reader):
+    reader._consumer = ending = Ending()
+    ends = {LED: 1, AWAY: 3}
+    records = [record async for records in reader.between(dict.fromkeys(ends, 0), ends) for record in records]
+    assert len(records) == 4
+    assert ending.fetched == [{LED, AWAY}, {AWAY}, {AWAY}]
+    assert ending.paused == {LED, AWAY}
