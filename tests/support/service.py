@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, IsolationLevel, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -394,6 +394,20 @@ class Service:
     def wait_outcomes(self, count: int, *, within_s: float = PATIENCE_S) -> None:
         """Wait until there are so many outcomes."""
         until(lambda: self.outcome_count() >= count, f"{count} outcomes", within_s=within_s)
+
+    def wait_visible(self) -> None:
+        """Wait until no transaction is open: Kafka ends it in one partition after the other."""
+        places = [TopicPartition(topic, number) for topic in self.names.written for number in range(self.partitions)]
+
+        def ends(isolation_level: IsolationLevel) -> list[int]:
+            answers = self.kafka.list_offsets(
+                dict.fromkeys(places, OffsetSpec.latest()), isolation_level=isolation_level
+            )
+            return [answers[place].result(PATIENCE_S).offset for place in places]
+
+        until(
+            lambda: ends(IsolationLevel.READ_COMMITTED) == ends(IsolationLevel.READ_UNCOMMITTED), "all ends are visible"
+        )
 
     def table(self) -> dict[str, Entry]:
         """Read the table's changelog: the newest entry of each order."""

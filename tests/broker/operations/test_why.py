@@ -54,6 +54,7 @@ def take(service, commands):
         lambda: sum(position.next_offset for position in service.positions().values()) == before + len(commands),
         "all commands are taken",
     )
+    service.wait_visible()
 
 
 @pytest.fixture(scope="module")
