@@ -319,7 +319,7 @@ async def test_asking_again_takes_a_quarter_of_the_slots_and_leaves_the_rest(ope
 
 
 async def test_a_few_users_that_hang_delay_nobody_else(open_client, stub):
-    users = await open_client(concurrency=32, total_s=10.0, probe_every_s=11.0)
+    users = await open_client(concurrency=32, total_s=4.0, probe_every_s=5.0)
     hanging = [asyncio.create_task(users.check(f"slow-60000-{n}")) for n in range(10)]
     checks = await asyncio.gather(*(users.check(f"u{n}") for n in range(500)))
     assert set(checks) == {UserCheck.ACTIVE}

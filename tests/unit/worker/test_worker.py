@@ -325,6 +325,8 @@ async def test_a_lane_runs_on_after_a_rebalance_only_if_its_last_turn_was_commit
     assert assignment.is_clean is is_continued
     after = Assignment(context, {0, 1}, UNUSED, UNUSED, UNUSED, previous=assignment)
     assert (after.owner is assignment.owner) is is_continued
+    written: Any = Written()
+    after.turns._producer = written
     after.start()
     await until_begun(endless_claims, 1 if is_continued else 2)
     await after.stop()
