@@ -231,7 +231,8 @@ def test_of_two_operators_one_is_refused_and_every_command_is_sent_once(service,
     assert len(service.events()) == 3
 
 
-def test_a_kafka_that_goes_away_between_two_batches_leaves_a_plan_that_is_continued(tmp_path, users):
+def test_a_kafka_that_goes_away_between_two_batches_leaves_a_plan_that_is_continued(tmp_path, users, monkeypatch):
+    monkeypatch.setattr("order_service.operations.dead_letters.applying.DEADLINE_S", 3.0)
     with (
         running_broker(tmp_path / "kafka") as broker,
         Service(broker.bootstrap_servers, tmp_path, users, keep_topics=True) as service,

@@ -227,7 +227,8 @@ def test_a_missing_topic_is_one_line_and_13(service):
     assert "missing.orders." in result.stderr
 
 
-def test_a_kafka_that_goes_away_meanwhile_is_one_line(tmp_path, users):
+def test_a_kafka_that_goes_away_meanwhile_is_one_line(tmp_path, users, monkeypatch):
+    monkeypatch.setattr("order_service.kafka.reader.STALLED_S", 3.0)
     with (
         running_broker(tmp_path / "kafka") as broker,
         Service(broker.bootstrap_servers, tmp_path, users, keep_topics=True) as made,
