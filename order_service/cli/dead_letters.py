@@ -1,7 +1,6 @@
 """The commands for dead letters: list and show them, plan and apply what their commands result in now, discard them."""
 
 import asyncio
-import math
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
@@ -14,7 +13,7 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.hex_dump import hex_lines
 from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import AsJson, login_name, require_reason, time_from
+from order_service.cli.options import WAIT_MAX_S, AsJson, login_name, require_reason, time_from
 from order_service.domain.validation import is_id
 from order_service.errors import DecodeError, OrderServiceError, Unavailable
 from order_service.kafka.reader import Reader
@@ -148,7 +147,10 @@ def apply(
         float, typer.Option(min=0, max=720, metavar="HOURS", help="Refuse a plan that is older.")
     ] = 24.0,
     wait: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for outcomes after the last command.")
+        float,
+        typer.Option(
+            min=0, max=WAIT_MAX_S, metavar="SECONDS", help="How long to wait for outcomes after the last command."
+        ),
     ] = 30.0,
     actor: Actor = "",
     yes: Yes = False,
@@ -160,8 +162,6 @@ def apply(
     interruption, apply the plan again: it continues with the commands that were not sent.
     Exits with 1 also if an outcome is not as planned, or not known in time.
     """
-    if math.isnan(max_age):
-        raise typer.BadParameter("it must be a number of hours", param_hint="--max-age")
     settings, act, oldest = read_settings(), _act(actor, why), timedelta(hours=max_age)
     if not yes:
         _print_preview(_run(_prepare(settings, plan_id, oldest, act.at)), as_json=as_json)

@@ -16,7 +16,7 @@ from order_service.operations.verify import verify as verification
 from order_service.operations.verify.findings import Report
 from order_service.operations.verify.verify import Wanted
 from order_service.runtime.garbage_collector import collect_less_often
-from order_service.settings import Settings
+from order_service.settings import GREATEST, Settings
 
 UNAVAILABLE = 4
 """The exit status if Kafka or the schema registry is away, so nothing is known about the topics."""
@@ -24,7 +24,10 @@ UNAVAILABLE = 4
 
 def verify(
     older_than: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Report commands that are older than this and undecided.")
+        float,
+        typer.Option(
+            min=0, max=GREATEST, metavar="SECONDS", help="Report commands that are older than this and undecided."
+        ),
     ] = 60.0,
     mirrored: Annotated[
         bool, typer.Option("--mirrored", help="The topics are a copy whose offsets differ: do not compare those.")

@@ -9,6 +9,9 @@ import typer
 
 ACTOR: Final = re.compile(r"(user|service):.+")
 
+WAIT_MAX_S: Final = 86_400
+"""The longest wait of a command for outcomes."""
+
 REASON_MAX: Final = 1_000
 """The most characters of the reason of an operation, which is kept for ever."""
 

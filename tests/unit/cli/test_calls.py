@@ -9,6 +9,7 @@ from order_service.cli.envelope import build_command
 from order_service.cli.show import describe, safe
 from order_service.domain.messages import CreateOrder
 from order_service.local.broker import free_port
+from order_service.settings import Settings, variable
 from tests.support import samples
 from tests.support.command_line import CommandLine
 
@@ -117,6 +118,14 @@ def test_a_wrong_setting_is_one_line_with_its_variable_and_without_its_value(var
     assert said.startswith(f"{variable}: ")
     assert len(said.splitlines()) == 1
     assert "hidden" not in said
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "1e300"])
+def test_no_number_of_a_setting_is_infinite_or_nan(number):
+    fields = {name for name, field in Settings.model_fields.items() if isinstance(field.default, float)}
+    wrong = {variable(name): number for name in fields | {"payment_due_s"}}
+    said = run("config", code=2, **wrong).stderr
+    assert {line.partition(":")[0] for line in said.splitlines()} == wrong.keys()
 
 
 def test_every_wrong_setting_has_a_line():
