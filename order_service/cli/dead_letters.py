@@ -13,8 +13,7 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.hex_dump import hex_lines
 from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import WAIT_MAX_S, AsJson, login_name, require_reason, time_from
-from order_service.domain.validation import is_id
+from order_service.cli.options import WAIT_MAX_S, Actor, AsJson, operator_of, time_from
 from order_service.errors import DecodeError, OrderServiceError, Unavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.dead_letters import applying
@@ -58,9 +57,6 @@ Since = Annotated[
 ]
 Until = Annotated[datetime | None, typer.Option("--until", parser=time_from, metavar="TIME", help="Only before it.")]
 Limit = Annotated[int, typer.Option(min=1, max=5_000, help="At most so many; the oldest ones come first.")]
-Actor = Annotated[
-    str, typer.Option(help="Who does it: user:<id> or service:<id>; it is recorded.", show_default="the login name")
-]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why you do it: it is recorded.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without it, only show what would happen.")]
 HEADS = ("dead letter", "time", "reason", "order", "command", "state")
@@ -310,12 +306,7 @@ def _ids(names: list[str]) -> frozenset[LetterId]:
 
 def _act(actor: str, why: str) -> Act:
     """Return who does something now, and why, with a new id."""
-    actor = actor or f"user:{login_name()}"
-    kind, _, actor_id = actor.partition(":")
-    if kind not in {"user", "service"} or not is_id(actor_id):
-        raise typer.BadParameter("--actor is user:<id> or service:<id>")
-    require_reason(why, "--why")
-    now = datetime.now(UTC)
+    actor, now = operator_of(actor, why, "--why"), datetime.now(UTC)
     return Act(id=uuid4().hex[:12], at=now.replace(microsecond=now.microsecond // 1000 * 1000), actor=actor, reason=why)
 
 

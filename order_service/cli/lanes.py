@@ -10,7 +10,7 @@ import typer
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import operator_of
+from order_service.cli.options import Actor, Reason, operator_of
 from order_service.errors import OperationRefused, Unavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.lanes.lanes import Lanes, ask_workers, list_lanes
@@ -62,14 +62,14 @@ async def _list(settings: Settings, addresses: Sequence[str]) -> Lanes:
 @lanes.command("resume")
 def resume_lane(
     partition: Annotated[int, typer.Argument(min=0, metavar="PARTITION", help="The partition of the parked lane.")],
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is recorded. Required with --yes.")] = "",
+    reason: Reason = "",
     from_offset: Annotated[
         int | None, typer.Option("--from", min=0, metavar="OFFSET", help="Continue at this command.")
     ] = None,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Accept that rejections or dead letters are lost.")
     ] = False,
-    actor: Annotated[str, typer.Option(metavar="user:NAME", help="Who does this; it is recorded.")] = "",
+    actor: Actor = "",
     worker: WorkerAddresses = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only show what would happen.")] = False,
     as_json: AsJson = False,
@@ -79,7 +79,7 @@ def resume_lane(
     Exits with 0, with 1 if it is refused and nothing was changed, with 4 if Kafka is away, and with 13 if a topic is
     missing.
     """
-    actor = operator_of(actor, reason, yes=yes)
+    actor = operator_of(actor, reason, "--reason", needs_reason=yes)
     settings = read_settings()
     wanted = Wanted(from_offset, accept_loss)
     previewed, done = _run(_resume(settings, partition, wanted, _addresses(settings, worker), (actor, reason), yes=yes))

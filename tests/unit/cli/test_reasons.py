@@ -28,6 +28,12 @@ def test_a_reason_that_cannot_be_recorded_is_a_wrong_call(call, reason, problem)
     assert problem in NO_KAFKA(*call, reason, code=2).stderr
 
 
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("actor", ["alice", "user:", "user:a b", "robot:1"])
+def test_an_actor_that_no_command_could_have_is_a_wrong_call(call, actor):
+    assert "it is user:<id> or service:<id>" in NO_KAFKA(*call, "x", "--actor", actor, code=2).stderr
+
+
 def bounds_of_float_options(app=app):
     """Yield command, parameter and bounds of each option that is a float."""
     for command in app.registered_commands:
