@@ -1,6 +1,5 @@
 """The lanes: what each partition does, and how an operator resumes a parked one."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -9,9 +8,9 @@ import typer
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import UNAVAILABLE
+from order_service.cli.operations import run_or_exit
 from order_service.cli.options import Actor, Reason, operator_of
-from order_service.errors import OperationRefused, Unavailable
+from order_service.errors import OperationRefused
 from order_service.kafka.reader import Reader
 from order_service.operations.lanes.lanes import Lanes, ask_workers, list_lanes
 from order_service.operations.lanes.resume import Preview, Wanted, preview, resume
@@ -40,7 +39,7 @@ def list_all(context: typer.Context, worker: WorkerAddresses = None, as_json: As
     if context.invoked_subcommand is not None:
         return
     settings = read_settings()
-    found = _run(_list(settings, _addresses(settings, worker)))
+    found = run_or_exit(_list(settings, _addresses(settings, worker)))
     if as_json:
         show.json_line({"lanes": found.rows, "notes": found.notes})
         return
@@ -82,7 +81,9 @@ def resume_lane(
     actor = operator_of(actor, reason, "--reason", needs_reason=yes)
     settings = read_settings()
     wanted = Wanted(from_offset, accept_loss)
-    previewed, done = _run(_resume(settings, partition, wanted, _addresses(settings, worker), (actor, reason), yes=yes))
+    previewed, done = run_or_exit(
+        _resume(settings, partition, wanted, _addresses(settings, worker), (actor, reason), yes=yes)
+    )
     if as_json:
         show.json_line(_as_json(partition, previewed, done))
     else:
@@ -112,14 +113,6 @@ async def _resume(
 
 def _addresses(settings: Settings, workers: Sequence[str] | None) -> Sequence[str]:
     return workers or [f"{settings.host}:{settings.admin_port}"]
-
-
-def _run(work: Any) -> Any:
-    try:
-        return asyncio.run(work)
-    except Unavailable as error:
-        typer.echo(f"order-service: {error}", err=True)
-        raise typer.Exit(UNAVAILABLE) from error
 
 
 def _as_json(partition: int, previewed: Preview, done: LaneResumed | None) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The command `rebuild`: writes lost or damaged changelogs again."""
 
-import asyncio
 import time
 from typing import Annotated
 
@@ -10,9 +9,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import UNAVAILABLE
+from order_service.cli.operations import run_or_exit
 from order_service.cli.options import Actor, Reason, operator_of
-from order_service.errors import Unavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.rebuild import rebuild as rebuilding
 from order_service.operations.rebuild.rebuild import Result, Wanted
@@ -43,11 +41,8 @@ def rebuild(
     actor = operator_of(actor, reason, "--reason", needs_reason=yes)
     wanted, began_at = Wanted(actor, reason, yes, accept_loss), time.monotonic()
     collect_less_often()
-    try:
-        results = asyncio.run(_rebuild(read_settings(), sorted(set(partitions)) if partitions else None, wanted))
-    except Unavailable as error:
-        typer.echo(f"order-service: {error}; what was written is kept: run this again", err=True)
-        raise typer.Exit(UNAVAILABLE) from error
+    work = _rebuild(read_settings(), sorted(set(partitions)) if partitions else None, wanted)
+    results = run_or_exit(work, note="; what was written is kept: run this again")
     is_done = all(result.is_intact or result.is_written for result in results)
     if as_json:
         took_s = round(time.monotonic() - began_at, 1)
