@@ -279,6 +279,12 @@ async def _answer_of_any_node(kafka: Any, request: Any) -> Any:
         await asyncio.sleep(NODE_PAUSE_S)
 
 
+def raise_for(code: int) -> None:
+    """Raise the KafkaError of an error code, which aiokafka's admin client returns as a number."""
+    if code:
+        raise for_code(code)
+
+
 def missing_right(error: TopicAuthorizationFailedError) -> str:
     """Return the permission that a consumer lacks. `error` has a topic or one of its partitions."""
     topic = getattr(error.args[0], "topic", error.args[0])
