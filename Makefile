@@ -58,7 +58,7 @@ format: setup ## put the code into its form
 openapi: setup ## generate the OpenAPI document
 	$(BIN)/python -m order_service.web.docs.openapi
 
-contracts: setup ## generate the AsyncAPI document, the catalogue of events, and the pages of settings and reasons
+contracts: setup ## generate the AsyncAPI document, the catalogue of events, and the pages of settings, metrics and reasons
 	$(BIN)/python -m order_service.contracts
 
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS

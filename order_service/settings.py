@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
     AliasChoices,
     Field,
     HttpUrl,
-    PositiveFloat,
     PositiveInt,
     SecretStr,
     TypeAdapter,
@@ -22,6 +21,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _T = TypeVar("_T")
 
+GREATEST: Final = 1e9
+"""The greatest number of a setting or an option that is no integer; of seconds, 31 years."""
+Positive = Annotated[float, Field(gt=0, le=GREATEST)]
+SessionTimeout = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Signature algorithms for tokens: asymmetric only, so that a process that checks tokens cannot issue one."""
@@ -98,7 +101,7 @@ class Settings(BaseSettings):
         shown="host name and admin port",
         pattern=r"^[A-Za-z0-9._-]{0,200}$",
     )
-    session_timeout_s: PositiveFloat = _setting(
+    session_timeout_s: SessionTimeout = _setting(
         15.0,
         "`worker`, `projector`, `web` and the SDK",
         "The time after which the partitions of a silent worker go to other workers; in the SDK, those of a silent "
@@ -122,7 +125,7 @@ class Settings(BaseSettings):
     )
 
     # Worker
-    clock_skew_max_s: PositiveFloat = _setting(
+    clock_skew_max_s: Positive = _setting(
         60.0,
         WORKER,
         "The largest accepted difference between a worker's clock and Kafka's. A worker with a larger one "
@@ -135,7 +138,7 @@ class Settings(BaseSettings):
         "The minimum time between the starts of two turns; a quarter of it after a turn of one command.",
         unit="ms",
     )
-    user_deadline_s: PositiveFloat = _setting(
+    user_deadline_s: Positive = _setting(
         3600.0,
         WORKER,
         "The time after which a create is refused if the User Service has not answered about its user.",
@@ -144,7 +147,7 @@ class Settings(BaseSettings):
     waiting_max: PositiveInt = _setting(
         20_000, WORKER, "How many commands may wait per partition before that partition pauses.", unit="commands"
     )
-    payment_due_s: PositiveFloat | None = _setting(
+    payment_due_s: Positive | None = _setting(
         None, WORKER, "The time after which an unpaid order is cancelled.", unit="s", shown="off"
     )
 
@@ -165,7 +168,7 @@ class Settings(BaseSettings):
     user_service_concurrency: PositiveInt = _setting(
         256, WORKER, "How many user lookups may run at the same time.", unit="lookups"
     )
-    user_cache_s: PositiveFloat = _setting(
+    user_cache_s: Positive = _setting(
         60.0,
         WORKER,
         "How long an active answer is cached, for at most 100,000 users per worker. A deactivated user can "
@@ -227,7 +230,7 @@ class Settings(BaseSettings):
         1_000, WEB, "How many requests may be held; a quarter of them for one subject.", unit="requests"
     )
     web_streams_max: PositiveInt = _setting(4_000, WEB, "How many streams may be open.", unit="streams")
-    web_rate_per_s: PositiveFloat = _setting(50.0, WEB, "The request rate allowed for each subject.", unit="requests/s")
+    web_rate_per_s: Positive = _setting(50.0, WEB, "The request rate allowed for each subject.", unit="requests/s")
 
     # Command line: the HTTP server to call
     url: str = _setting("", CLIENTS, "The HTTP server to call.", shown="the local one")

@@ -1,10 +1,7 @@
 """The commands for dead letters: list and show them, plan and apply what their commands result in now, discard them."""
 
-import asyncio
-import math
-from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import uuid4
 
 import msgspec
@@ -13,10 +10,9 @@ import typer
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.hex_dump import hex_lines
-from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import AsJson, login_name, require_reason, time_from
-from order_service.domain.validation import is_id
-from order_service.errors import DecodeError, OrderServiceError, Unavailable
+from order_service.cli.operations import run_or_exit
+from order_service.cli.options import WAIT_MAX_S, Actor, AsJson, operator_of, time_from
+from order_service.errors import DecodeError, OrderServiceError
 from order_service.kafka.reader import Reader
 from order_service.operations.dead_letters import applying
 from order_service.operations.dead_letters.applying import Applied, ToSend
@@ -31,8 +27,6 @@ from order_service.settings import Settings
 from order_service.wire.commands import encode_json_command
 from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.operations import Act, DeadLettersDiscarded, PlannedCommand
-
-_T = TypeVar("_T")
 
 HEADER_CHARS = 200
 """How much of a header `show` prints. The headers of a record can have a megabyte."""
@@ -59,9 +53,6 @@ Since = Annotated[
 ]
 Until = Annotated[datetime | None, typer.Option("--until", parser=time_from, metavar="TIME", help="Only before it.")]
 Limit = Annotated[int, typer.Option(min=1, max=5_000, help="At most so many; the oldest ones come first.")]
-Actor = Annotated[
-    str, typer.Option(help="Who does it: user:<id> or service:<id>; it is recorded.", show_default="the login name")
-]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why you do it: it is recorded.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without it, only show what would happen.")]
 HEADS = ("dead letter", "time", "reason", "order", "command", "state")
@@ -80,7 +71,7 @@ def list_letters(
 ) -> None:
     """List dead letters, the newest last, without those that were applied or discarded."""
     selection = _selection(None, reason, order, since, until)
-    letters, past, count = _run(_list(read_settings(), selection, limit, with_settled=with_settled))
+    letters, past, count = run_or_exit(_list(read_settings(), selection, limit, with_settled=with_settled))
     if as_json:
         for letter in letters:
             show.json_line(_summary(letter, past))
@@ -100,7 +91,7 @@ def show_letter(
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter: reason, headers, bytes, the command if it can be decoded now, and what was done."""
-    letters, past, _ = _run(
+    letters, past, _ = run_or_exit(
         _list(read_settings(), Selection(ids=_ids([letter])), 1, with_settled=True, with_bytes=True)
     )
     if as_json:
@@ -128,10 +119,10 @@ def plan(
     """
     selection, settings = _selection(ids, reason, order, since, until), read_settings()
     act = _act(actor, why)
-    proposal = _run(_propose(settings, selection, limit, act.at))
+    proposal = run_or_exit(_propose(settings, selection, limit, act.at))
     records = proposal.records(act.id, act.at, act.actor, act.reason)
     if records and not dry_run:
-        _run(record_operations(settings, records))
+        run_or_exit(record_operations(settings, records))
     plan_id = act.id if records and not dry_run else None
     if as_json:
         show.json_line({"plan": plan_id, "decisions": list(map(_decision_dict, proposal.decisions))})
@@ -148,7 +139,10 @@ def apply(
         float, typer.Option(min=0, max=720, metavar="HOURS", help="Refuse a plan that is older.")
     ] = 24.0,
     wait: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for outcomes after the last command.")
+        float,
+        typer.Option(
+            min=0, max=WAIT_MAX_S, metavar="SECONDS", help="How long to wait for outcomes after the last command."
+        ),
     ] = 30.0,
     actor: Actor = "",
     yes: Yes = False,
@@ -160,11 +154,9 @@ def apply(
     interruption, apply the plan again: it continues with the commands that were not sent.
     Exits with 1 also if an outcome is not as planned, or not known in time.
     """
-    if math.isnan(max_age):
-        raise typer.BadParameter("it must be a number of hours", param_hint="--max-age")
     settings, act, oldest = read_settings(), _act(actor, why), timedelta(hours=max_age)
     if not yes:
-        _print_preview(_run(_prepare(settings, plan_id, oldest, act.at)), as_json=as_json)
+        _print_preview(run_or_exit(_prepare(settings, plan_id, oldest, act.at)), as_json=as_json)
         return
     terms = applying.Terms(max_age=oldest, per_second=per_second, wait_s=wait)
     differing = []
@@ -175,7 +167,7 @@ def apply(
             differing.append(applied)
         _print_outcome(applied, result, as_json=as_json)
 
-    count = _run(applying.apply(settings, act, plan_id, terms, on_outcome))
+    count = run_or_exit(applying.apply(settings, act, plan_id, terms, on_outcome))
     if not as_json:
         typer.echo(f"plan {plan_id}: commands sent: {count}; outcomes that differ from the plan: {len(differing)}")
     raise typer.Exit(1 if differing else 0)
@@ -198,9 +190,9 @@ def discard(
     selection, settings, act = _selection(ids, reason, order, since, until), read_settings(), _act(actor, why)
     if selection == Selection():
         raise typer.BadParameter("name the dead letters, or give a filter")
-    letters, past, count = _run(_list(settings, selection, limit, oldest=True))
+    letters, past, count = run_or_exit(_list(settings, selection, limit, oldest=True))
     if yes and letters:
-        _run(record_operations(settings, _discarded(letters, act)))
+        run_or_exit(record_operations(settings, _discarded(letters, act)))
     if as_json:
         for letter in letters:
             show.json_line({"dead_letter": name_of(letter.id), "is_discarded": yes})
@@ -209,15 +201,6 @@ def discard(
         show.table(HEADS, [_row(letter, past) for letter in letters])
     more = f"; {count - len(letters)} more are selected: see --limit" if count > len(letters) else ""
     typer.echo(f"dead letters {'discarded' if yes else 'that --yes would discard'}: {len(letters)}{more}")
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine. Exit with 4 if Kafka or another service is away."""
-    try:
-        return asyncio.run(work)
-    except Unavailable as error:
-        typer.echo(f"order-service: {error}", err=True)
-        raise typer.Exit(UNAVAILABLE) from error
 
 
 async def _list(
@@ -310,12 +293,7 @@ def _ids(names: list[str]) -> frozenset[LetterId]:
 
 def _act(actor: str, why: str) -> Act:
     """Return who does something now, and why, with a new id."""
-    actor = actor or f"user:{login_name()}"
-    kind, _, actor_id = actor.partition(":")
-    if kind not in {"user", "service"} or not is_id(actor_id):
-        raise typer.BadParameter("--actor is user:<id> or service:<id>")
-    require_reason(why, "--why")
-    now = datetime.now(UTC)
+    actor, now = operator_of(actor, why, "--why"), datetime.now(UTC)
     return Act(id=uuid4().hex[:12], at=now.replace(microsecond=now.microsecond // 1000 * 1000), actor=actor, reason=why)
 
 

@@ -10,11 +10,10 @@ from msgspec import to_builtins
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
+from order_service.cli.operations import UNAVAILABLE
 from order_service.operations.doctor.checks.check import FINDINGS, Check, Diagnosis, Status
 from order_service.settings import Settings
 
-UNAVAILABLE = 4
-"""The exit status if Kafka cannot be reached."""
 STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "red", Status.NOT_CHECKED: "dim"}
 
 

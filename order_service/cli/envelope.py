@@ -11,7 +11,7 @@ import typer
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.options import AsJson
+from order_service.cli.options import WAIT_MAX_S, AsJson
 from order_service.domain.messages import Command, Rejection
 from order_service.domain.refusals import MEANINGS, Reason
 from order_service.errors import DecodeError
@@ -34,7 +34,10 @@ ExpectedVersion = Annotated[
 ]
 DecideBy = Annotated[str | None, typer.Option(metavar="TIME", help="Refuse it after this time (RFC 3339).")]
 CorrelationId = Annotated[str | None, typer.Option(help="Copied unchanged into the event or the rejection.")]
-Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the outcome; 0: no wait.")]
+Wait = Annotated[
+    float,
+    typer.Option(min=0, max=WAIT_MAX_S, metavar="SECONDS", help="How long to wait for the outcome; 0: no wait."),
+]
 AsAvro = Annotated[bool, typer.Option("--avro", help="Send it as Avro instead of JSON.")]
 
 

@@ -1,6 +1,5 @@
 """The lanes: what each partition does, and how an operator resumes a parked one."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -9,9 +8,9 @@ import typer
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import operator_of
-from order_service.errors import OperationRefused, Unavailable
+from order_service.cli.operations import run_or_exit
+from order_service.cli.options import Actor, Reason, operator_of
+from order_service.errors import OperationRefused
 from order_service.kafka.reader import Reader
 from order_service.operations.lanes.lanes import Lanes, ask_workers, list_lanes
 from order_service.operations.lanes.resume import Preview, Wanted, preview, resume
@@ -40,7 +39,7 @@ def list_all(context: typer.Context, worker: WorkerAddresses = None, as_json: As
     if context.invoked_subcommand is not None:
         return
     settings = read_settings()
-    found = _run(_list(settings, _addresses(settings, worker)))
+    found = run_or_exit(_list(settings, _addresses(settings, worker)))
     if as_json:
         show.json_line({"lanes": found.rows, "notes": found.notes})
         return
@@ -62,14 +61,14 @@ async def _list(settings: Settings, addresses: Sequence[str]) -> Lanes:
 @lanes.command("resume")
 def resume_lane(
     partition: Annotated[int, typer.Argument(min=0, metavar="PARTITION", help="The partition of the parked lane.")],
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is recorded. Required with --yes.")] = "",
+    reason: Reason = "",
     from_offset: Annotated[
         int | None, typer.Option("--from", min=0, metavar="OFFSET", help="Continue at this command.")
     ] = None,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Accept that rejections or dead letters are lost.")
     ] = False,
-    actor: Annotated[str, typer.Option(metavar="user:NAME", help="Who does this; it is recorded.")] = "",
+    actor: Actor = "",
     worker: WorkerAddresses = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only show what would happen.")] = False,
     as_json: AsJson = False,
@@ -79,10 +78,12 @@ def resume_lane(
     Exits with 0, with 1 if it is refused and nothing was changed, with 4 if Kafka is away, and with 13 if a topic is
     missing.
     """
-    actor = operator_of(actor, reason, yes=yes)
+    actor = operator_of(actor, reason, "--reason", needs_reason=yes)
     settings = read_settings()
     wanted = Wanted(from_offset, accept_loss)
-    previewed, done = _run(_resume(settings, partition, wanted, _addresses(settings, worker), (actor, reason), yes=yes))
+    previewed, done = run_or_exit(
+        _resume(settings, partition, wanted, _addresses(settings, worker), (actor, reason), yes=yes)
+    )
     if as_json:
         show.json_line(_as_json(partition, previewed, done))
     else:
@@ -112,14 +113,6 @@ async def _resume(
 
 def _addresses(settings: Settings, workers: Sequence[str] | None) -> Sequence[str]:
     return workers or [f"{settings.host}:{settings.admin_port}"]
-
-
-def _run(work: Any) -> Any:
-    try:
-        return asyncio.run(work)
-    except Unavailable as error:
-        typer.echo(f"order-service: {error}", err=True)
-        raise typer.Exit(UNAVAILABLE) from error
 
 
 def _as_json(partition: int, previewed: Preview, done: LaneResumed | None) -> dict[str, Any]:

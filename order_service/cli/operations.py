@@ -1,8 +1,9 @@
-"""The tools of an operator: `verify` checks the topics against each other."""
+"""The command `verify`, and what all tools of an operator share: the exit status if Kafka is away."""
 
 import asyncio
 import time
-from typing import Annotated, Any
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -16,15 +17,28 @@ from order_service.operations.verify import verify as verification
 from order_service.operations.verify.findings import Report
 from order_service.operations.verify.verify import Wanted
 from order_service.runtime.garbage_collector import collect_less_often
-from order_service.settings import Settings
+from order_service.settings import GREATEST, Settings
 
 UNAVAILABLE = 4
 """The exit status if Kafka or the schema registry is away, so nothing is known about the topics."""
+_T = TypeVar("_T")
+
+
+def run_or_exit(work: Coroutine[Any, Any, _T], note: str = "") -> _T:
+    """Return the result of a coroutine. If Kafka or another service is away, print why with a note, and exit with 4."""
+    try:
+        return asyncio.run(work)
+    except Unavailable as error:
+        typer.echo(f"order-service: {error}{note}", err=True)
+        raise typer.Exit(UNAVAILABLE) from error
 
 
 def verify(
     older_than: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Report commands that are older than this and undecided.")
+        float,
+        typer.Option(
+            min=0, max=GREATEST, metavar="SECONDS", help="Report commands that are older than this and undecided."
+        ),
     ] = 60.0,
     mirrored: Annotated[
         bool, typer.Option("--mirrored", help="The topics are a copy whose offsets differ: do not compare those.")
@@ -39,11 +53,7 @@ def verify(
     """
     settings, began_at = read_settings(), time.monotonic()
     collect_less_often()
-    try:
-        report = asyncio.run(_verify(settings, Wanted(older_than, mirrored, limit)))
-    except Unavailable as error:
-        typer.echo(f"order-service: {error}", err=True)
-        raise typer.Exit(UNAVAILABLE) from error
+    report = run_or_exit(_verify(settings, Wanted(older_than, mirrored, limit)))
     took_s = time.monotonic() - began_at
     if as_json:
         show.json_line(_as_json(report, took_s))

@@ -1,13 +1,15 @@
 """Options that several commands share, and the parser of times."""
 
 import getpass
-import re
 from datetime import datetime
 from typing import Annotated, Any, Final
 
 import typer
 
-ACTOR: Final = re.compile(r"(user|service):.+")
+from order_service.domain.validation import is_id
+
+WAIT_MAX_S: Final = 86_400
+"""The longest wait of a command for outcomes."""
 
 REASON_MAX: Final = 1_000
 """The most characters of the reason of an operation, which is kept for ever."""
@@ -24,28 +26,24 @@ def time_from(text: str) -> datetime:
     return moment
 
 
-def require_reason(text: str, option: str) -> None:
-    """Raise BadParameter for a text that cannot be recorded as the reason of an operation."""
+def operator_of(actor: str, reason: str, option: str, *, needs_reason: bool = True) -> str:
+    """Return the actor of an operation, by default the login name. Raises BadParameter for an actor or a reason.
+
+    `option` has the reason, which may be empty unless the operation `needs_reason`.
+    """
     problem = ""
-    if not text.strip():
+    if (needs_reason or reason) and not reason.strip():
         problem = "it must not be empty: it is recorded"
-    elif len(text) > REASON_MAX:
+    elif len(reason) > REASON_MAX:
         problem = f"it must have at most {REASON_MAX:,} characters: it is recorded"
-    elif any("\ud800" <= char <= "\udfff" for char in text):  # from bytes that are not UTF-8
+    elif any("\ud800" <= char <= "\udfff" for char in reason):  # from bytes that are not UTF-8
         problem = "it must be UTF-8: it is recorded"
     if problem:
         raise typer.BadParameter(problem, param_hint=option)
-
-
-def operator_of(actor: str, reason: str, *, yes: bool) -> str:
-    """Return the actor of an operation, by default the login name. Raises BadParameter for an actor or a reason."""
-    if yes and not reason.strip():
-        raise typer.BadParameter("--yes needs --reason: it is recorded")
-    if reason:
-        require_reason(reason, "--reason")
     actor = actor or f"user:{login_name()}"
-    if not ACTOR.fullmatch(actor):
-        raise typer.BadParameter("an actor is written as user:NAME or service:NAME", param_hint="--actor")
+    kind, _, actor_id = actor.partition(":")
+    if kind not in {"user", "service"} or not is_id(actor_id):
+        raise typer.BadParameter("it is user:<id> or service:<id>", param_hint="--actor")
     return actor
 
 
@@ -61,6 +59,10 @@ def _time_option(flag: str, text: str) -> Any:
     return typer.Option(flag, parser=time_from, metavar="TIME", help=text)
 
 
+Actor = Annotated[
+    str, typer.Option(help="Who does it: user:<id> or service:<id>; it is recorded.", show_default="the login name")
+]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it is recorded. Required with --yes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 At = Annotated[
     datetime | None, _time_option("--at", "Show it as of this time: 2026-11-24T12:00:00Z, or with an offset.")

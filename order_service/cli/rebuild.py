@@ -1,6 +1,5 @@
 """The command `rebuild`: writes lost or damaged changelogs again."""
 
-import asyncio
 import time
 from typing import Annotated
 
@@ -10,9 +9,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import UNAVAILABLE
-from order_service.cli.options import operator_of
-from order_service.errors import Unavailable
+from order_service.cli.operations import run_or_exit
+from order_service.cli.options import Actor, Reason, operator_of
 from order_service.kafka.reader import Reader
 from order_service.operations.rebuild import rebuild as rebuilding
 from order_service.operations.rebuild.rebuild import Result, Wanted
@@ -24,8 +22,8 @@ from order_service.settings import Settings
 def rebuild(
     partitions: Annotated[list[int] | None, typer.Argument(metavar="PARTITION…", show_default=False)] = None,
     all_partitions: Annotated[bool, typer.Option("--all", help="All partitions.")] = False,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is recorded. Required with --yes.")] = "",
-    actor: Annotated[str, typer.Option(metavar="user:NAME", help="Who does this; it is recorded.")] = "",
+    reason: Reason = "",
+    actor: Actor = "",
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Go on although events or other outcomes have lost records.")
     ] = False,
@@ -40,14 +38,11 @@ def rebuild(
     """
     if bool(partitions) == all_partitions:
         raise typer.BadParameter("name partitions, or else --all")
-    actor = operator_of(actor, reason, yes=yes)
+    actor = operator_of(actor, reason, "--reason", needs_reason=yes)
     wanted, began_at = Wanted(actor, reason, yes, accept_loss), time.monotonic()
     collect_less_often()
-    try:
-        results = asyncio.run(_rebuild(read_settings(), sorted(set(partitions)) if partitions else None, wanted))
-    except Unavailable as error:
-        typer.echo(f"order-service: {error}; what was written is kept: run this again", err=True)
-        raise typer.Exit(UNAVAILABLE) from error
+    work = _rebuild(read_settings(), sorted(set(partitions)) if partitions else None, wanted)
+    results = run_or_exit(work, note="; what was written is kept: run this again")
     is_done = all(result.is_intact or result.is_written for result in results)
     if as_json:
         took_s = round(time.monotonic() - began_at, 1)

@@ -1,6 +1,5 @@
 """`why`: where an order or a command is now, and everything that the topics know about it."""
 
-import asyncio
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
@@ -10,8 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import UNAVAILABLE
-from order_service.errors import Unavailable
+from order_service.cli.operations import run_or_exit
 from order_service.kafka.reader import Reader
 from order_service.operations.verify import verify
 from order_service.operations.why import why
@@ -57,11 +55,7 @@ def why_id(
     search = search_for(text)
     if search is None:
         raise typer.BadParameter(MUST_BE, param_hint="ID")
-    try:
-        answer = asyncio.run(_why(read_settings(), search, all_partitions))
-    except Unavailable as error:
-        typer.echo(f"order-service: {error}", err=True)
-        raise typer.Exit(UNAVAILABLE) from error
+    answer = run_or_exit(_why(read_settings(), search, all_partitions))
     if as_json:
         show.json_line(answer)
     else:

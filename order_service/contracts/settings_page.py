@@ -45,7 +45,7 @@ def _type(schema: dict[str, Any]) -> str:
         case {"type": "integer", "minimum": least, "maximum": most}:
             return f"integer, {least} to {most}"
         case {"type": "integer" | "number" as name, "exclusiveMinimum": bound}:
-            return f"{name} above {bound:g}"
+            return f"{name} above {bound:g}" + (f", at most {schema['maximum']:,.0f}" if "maximum" in schema else "")
         case {"type": "string", "format": "password"}:
             return "secret"
         case {"type": "string", "format": "path"}:

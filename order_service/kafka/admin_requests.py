@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from aiokafka.admin.config_resource import ConfigResourceType
-from aiokafka.errors import for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
     Array,
@@ -23,7 +22,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from order_service.kafka.connection import Admin
+from order_service.kafka.connection import Admin, raise_for
 
 _SET: Final = 0
 _DELETE: Final = 1
@@ -123,7 +122,7 @@ async def transactional_ids(admin: Admin, prefix: str) -> list[str]:
     ids = set()
     for broker in (await admin.describe_cluster())["brokers"]:
         response = await admin._send_request(_ListTransactions(), broker["node_id"])  # noqa: SLF001
-        _raise_for(response.error_code)
+        raise_for(response.error_code)
         ids |= {transactional_id for transactional_id, *_ in response.transactions}
     return sorted(each for each in ids if each.startswith(prefix))
 
@@ -132,9 +131,4 @@ async def alter_topic(admin: Admin, topic: str, values: Mapping[str, str | None]
     """Change these settings of a topic, and no others. None removes a setting, so that the broker's default applies."""
     response = await admin._send_request(_AlterConfigs(topic, values))  # noqa: SLF001
     for code, *_ in response.resources:
-        _raise_for(code)
-
-
-def _raise_for(code: int) -> None:
-    if code:
-        raise for_code(code)
+        raise_for(code)

@@ -91,11 +91,17 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
 
 class Admin(AIOKafkaAdminClient):  # type: ignore[misc]
-    """An admin client that creates topics only by `create_topics`."""
+    """An admin client that creates topics only by `create_topics`, and that needs no single node to answer."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._client.__class__ = _NoCreationClient
+
+    async def _send_request(self, request: Any, node_id: int | None = None) -> Any:
+        """Return the response of a node, or of any node. aiokafka 0.14 tries one, which may be down."""
+        if node_id is None:
+            return await _answer_of_any_node(self._client, request)
+        return await super()._send_request(request, node_id)
 
 
 class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
@@ -271,6 +277,12 @@ async def _answer_of_any_node(kafka: Any, request: Any) -> Any:
             if not error.retriable or time.monotonic() > give_up_at:
                 raise
         await asyncio.sleep(NODE_PAUSE_S)
+
+
+def raise_for(code: int) -> None:
+    """Raise the KafkaError of an error code, which aiokafka's admin client returns as a number."""
+    if code:
+        raise for_code(code)
 
 
 def missing_right(error: TopicAuthorizationFailedError) -> str:

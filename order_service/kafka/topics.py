@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from order_service.domain.messages import COMMAND_TYPES, Rejection
 from order_service.errors import KafkaAwayError, TopicsError
-from order_service.kafka.connection import UNKNOWN_TOPIC, Admin, connection
+from order_service.kafka.connection import UNKNOWN_TOPIC, Admin, connection, raise_for
 from order_service.settings import Settings
 from order_service.wire.schemas.catalogue import Message
 
@@ -345,7 +345,7 @@ async def _partitions(admin: Admin, names: Iterable[str]) -> dict[str, dict[int,
     for topic in await admin.describe_topics(sorted(names)):
         if topic["error_code"] == UNKNOWN_TOPIC:
             continue
-        _raise_for(topic["error_code"])
+        raise_for(topic["error_code"])
         existing[topic["topic"]] = {partition["partition"]: partition["replicas"] for partition in topic["partitions"]}
     return existing
 
@@ -359,7 +359,7 @@ async def _actual_configs(admin: Admin, names: list[str]) -> dict[str, dict[str,
     actual: dict[str, dict[str, str]] = {}
     for response in await admin.describe_configs(resources):
         for code, _message, _kind, name, entries in response.resources:
-            _raise_for(code)
+            raise_for(code)
             actual[name] = {entry[0]: entry[1] for entry in entries}
     return actual
 
@@ -369,12 +369,6 @@ async def _created(admin: Admin, topics: list[NewTopic]) -> Any:
         return await admin.create_topics(topics)
     except AttributeError as error:  # aiokafka assumes that a cluster has a controller
         raise NodeNotReadyError("the cluster has no controller now") from error
-
-
-def _raise_for(code: int) -> None:
-    """Raise the KafkaError of an error code, which aiokafka returns as a number for each topic."""
-    if code:
-        raise for_code(code)
 
 
 async def _until_led(admin: Admin, names: list[str], *, tries: int = 100) -> None:

@@ -23,11 +23,11 @@ from aiokafka.errors import (
     InconsistentGroupProtocolError,
     InvalidSessionTimeoutError,
     KafkaError,
-    for_code,
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from msgspec import Struct
 
+from order_service.kafka.connection import raise_for
 from order_service.settings import Settings
 
 log = structlog.get_logger()
@@ -184,8 +184,7 @@ async def group_of(group_id: str, send: Send) -> Group:
     """Return the state and the members of a group. Raises KafkaError if the coordinator does not answer or refuses."""
     response = await send(DescribeGroupsRequest(groups=[group_id], include_authorized_operations=False))
     [(error, _group, state, _type, _protocol, members, *_)] = response.groups
-    if error:
-        raise for_code(error)
+    raise_for(error)
     described = [
         Member(member_id, client_id, host, assignment) for member_id, client_id, host, _metadata, assignment in members
     ]

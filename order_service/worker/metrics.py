@@ -7,7 +7,9 @@ from prometheus_client import Counter, Gauge, Histogram
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 COMMANDS: Final = Counter(
-    "orders_commands_total", "Commands decided, by type, outcome and reason.", ["type", "outcome", "reason"]
+    "orders_commands_total",
+    "Commands decided, by type, outcome (accepted, rejected or repeated) and reason.",
+    ["type", "outcome", "reason"],
 )
 DEAD_LETTERS: Final = Counter(
     "orders_dead_letters_total",
@@ -24,7 +26,11 @@ FOREIGN_TRANSACTION: Final = Gauge(
     "Seconds for which an open transaction has blocked the commands or a claim; 0 or missing if none is open.",
     ["topic", "partition"],
 )
-LANES: Final = Gauge("orders_lanes", "Partitions this worker holds, by state.", ["state"])
+LANES: Final = Gauge(
+    "orders_lanes",
+    "Partitions this worker holds, by state: running, claiming, unavailable (for Kafka), stalled or parked.",
+    ["state"],
+)
 NEVER_READ: Final = Counter(
     "orders_never_read_offsets_total",
     "Offsets of the commands topic that were deleted before any worker read their partition.",
@@ -43,7 +49,7 @@ TOPIC_FAULTS: Final = Gauge("orders_topic_faults", "Topic settings that are belo
 WAITING: Final = Gauge("orders_waiting_commands", "Commands that are waiting for the User Service.")
 WAITING_OLDEST: Final = Gauge("orders_waiting_oldest_seconds", "Age of the oldest waiting command.")
 CLOCK_SKEW: Final = Gauge("orders_clock_skew_seconds", "Seconds by which this worker's clock is ahead of Kafka's.")
-CLAIMS: Final = Counter("orders_claims_total", "Claims of a partition, by outcome.", ["outcome"])
+CLAIMS: Final = Counter("orders_claims_total", "Claims of a partition, by outcome: restored or parked.", ["outcome"])
 CLAIM_SECONDS: Final = Histogram(
     "orders_claim_seconds",
     "Time to claim and restore one partition.",

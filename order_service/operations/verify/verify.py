@@ -24,7 +24,8 @@ SETTLED_S: Final = 3.0
 """The time after which a transaction that is visible in one topic is visible in all of them."""
 MIRROR: Final = (
     "Not compared in a mirror: whether each command has an outcome, how old undecided commands are, and the ends of the"
-    " topics. The outcomes and positions contain the offsets of the original cluster."
+    " topics. A missing command, rejection or dead letter is not noticed: outcomes and positions contain the offsets of"
+    " the original cluster."
 )
 
 

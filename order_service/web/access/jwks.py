@@ -29,7 +29,7 @@ from prometheus_client import Counter
 from order_service.errors import KeysAway, SetupError, Unauthorized, Unavailable
 from order_service.http_client import HttpClient
 
-FETCHES = Counter("orders_jwks_fetches", "Fetches of the issuer's keys, by outcome", ["outcome"])
+FETCHES = Counter("orders_jwks_fetches", "Fetches of the issuer's keys, by outcome: ok or failed.", ["outcome"])
 
 KEYS_MAX: Final = 256 * 1024
 RSA_BITS_MIN: Final = 2048

@@ -315,7 +315,6 @@ def test_a_principal_that_may_only_read_gets_one_line_and_changes_nothing(guarde
         (("discard", *WHY), 2, "name the dead letters, or give a filter"),
         (("plan", "0:0", "--order", "o", *WHY), 2, "name the dead letters, or give filters, not both"),
         (("plan", "--why", " "), 2, "Invalid value for --why: it must not be empty"),
-        (("plan", "--actor", "me", *WHY), 2, "--actor is user:<id> or service:<id>"),
     ],
 )
 def test_a_wrong_call_is_one_line(cli, words, code, line):

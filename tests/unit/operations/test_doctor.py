@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,13 @@ from order_service.operations.doctor.checks.readiness import Readiness, admin_ad
 from order_service.operations.doctor.checks.rights import judge_rights
 from order_service.operations.doctor.checks.transactions import still_open
 from order_service.operations.doctor.checks.user_service import check_user_service, judge_no_answer
-from order_service.operations.doctor.checks.views import State, check_views, judge_backlogs, judge_views
+from order_service.operations.doctor.checks.views import (
+    State,
+    check_projector,
+    check_views,
+    judge_backlogs,
+    judge_views,
+)
 from order_service.operations.doctor.checks.waiting import Waiting, count_waiting, judge_waiting
 from order_service.operations.doctor.doctor import checks_of, examine
 from order_service.settings import Settings
@@ -555,6 +562,21 @@ async def test_without_a_database_the_views_are_not_checked(tmp_path):
     found = await examine(check("kafka", ok("Here.")), [Check("views", run, "Start it.")])
     assert shown(found)[1][1:3] == ("problem", "There are no views here yet: no projector has created them.")
     assert not list(tmp_path.iterdir()), "nothing is created"
+
+
+async def test_a_database_that_accepts_connections_and_never_answers_is_a_finding_of_one_check():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        settings = Settings(database_url=f"postgresql://orders:{SECRET}@{host}/orders")
+        checks = [
+            Check(name, partial(run, settings, within_s=0.2), "Start it.")
+            for name, run in (("views", check_views), ("projector", check_projector))
+        ]
+        found = await examine(check("kafka", ok("Here.")), checks)
+    assert shown(found)[1:] == [
+        ("views", "problem", "The database of ORDERS_DATABASE_URL does not answer within 0.2 s.", "Start it."),
+        ("projector", "not_checked", "The views cannot be read.", "Fix what `views` reports first."),
+    ]
 
 
 # A local Kafka

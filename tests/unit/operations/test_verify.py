@@ -554,6 +554,20 @@ def test_in_a_mirror_the_offsets_of_commands_are_not_compared(topics):
     assert len(report.not_checked) == 1
 
 
+@pytest.mark.parametrize("topic", [REJECTIONS, DEAD_LETTERS, COMMANDS])
+def test_in_a_mirror_a_missing_record_of_these_topics_is_said_to_be_not_noticed(topics, topic):
+    topics.drop(topic, 0)
+    report = verified(topics, now=LATER, is_mirror=True)
+    assert report.findings == []
+    assert "A missing command, rejection or dead letter is not noticed" in report.not_checked[0]
+
+
+@pytest.mark.parametrize("topic", [EVENTS, WAITING])
+def test_in_a_mirror_a_missing_event_or_waiting_command_is_found(topics, topic):
+    topics.drop(topic, -1)
+    assert verified(topics, now=LATER, is_mirror=True).count == 1
+
+
 def test_only_the_first_findings_are_kept_and_all_are_counted():
     topics = Topics()
     topics.send(*[named(create, f"o-{number}") for number in range(9)])

@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from aiokafka.errors import for_code
 from aiokafka.structs import TopicPartition
 
 from order_service.errors import TopicsError
-from order_service.kafka.connection import UNKNOWN_TOPIC, Admin, ask_admin
+from order_service.kafka.connection import UNKNOWN_TOPIC, Admin, ask_admin, raise_for
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
 from order_service.operations.doctor.checks.backlog import Backlog, backlogs_of
@@ -41,8 +40,7 @@ async def check_group(settings: Settings) -> list[Result]:
         [described] = await admin.describe_topics([topic])
         if described["error_code"] == UNKNOWN_TOPIC:
             raise TopicsError(f"the topic {topic} is missing")
-        if described["error_code"]:
-            raise for_code(described["error_code"])
+        raise_for(described["error_code"])
         count = len(described["partitions"])
         group = await _group_of(admin, settings.group_id)
         give_up_at = time.monotonic() + SETTLES_WITHIN_S

@@ -1,5 +1,6 @@
 """Checks of the views: the database and its schema version, and how far the projector is behind."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from order_service.operations.doctor.checks.check import Result, counted, not_ch
 from order_service.runtime.daemon_thread import in_daemon_thread
 from order_service.settings import Settings
 from order_service.views.queries import Views
-from order_service.views.tables import FORM, database_of, open_views
+from order_service.views.tables import BUSY_S, FORM, database_of, open_views
 
 PROJECTOR = "Start a projector (`order-service projector`), or read its log and its /health/ready."
 
@@ -28,9 +29,9 @@ class State(Struct, frozen=True):
     positions: Mapping[tuple[str, int], int]
 
 
-async def check_views(settings: Settings) -> list[Result]:
+async def check_views(settings: Settings, within_s: float = BUSY_S) -> list[Result]:
     """Check that the database answers with views of this version. Raises DatabaseError."""
-    state = await _state_of(settings)
+    state = await _state_of(settings, within_s)
     return [_unset()] if state is None else judge_views(state)
 
 
@@ -47,10 +48,12 @@ def judge_views(state: State) -> list[Result]:
     return results or [ok(f"The database answers; the views have schema version {FORM}.")]
 
 
-async def check_projector(settings: Settings, now: Callable[[], float] = time.time) -> list[Result]:
-    """Check that a projector reads the events and rejections."""
+async def check_projector(
+    settings: Settings, now: Callable[[], float] = time.time, within_s: float = BUSY_S
+) -> list[Result]:
+    """Check that a projector reads the events and rejections. The database must answer within `within_s`."""
     try:
-        state = await _state_of(settings)
+        state = await _state_of(settings, within_s)
     except DatabaseError:
         return [not_checked("The views cannot be read.", "Fix what `views` reports first.")]
     if state is None:
@@ -78,8 +81,11 @@ def _unset() -> Result:
     return not_checked("ORDERS_DATABASE_URL is not set, and there are no views in ORDERS_DATA_DIR.")
 
 
-async def _state_of(settings: Settings) -> State | None:
-    """Return the state of the views, or None if no database is set and its default file does not exist."""
+async def _state_of(settings: Settings, within_s: float) -> State | None:
+    """Return the state of the views, or None if no database is set and its default file does not exist.
+
+    Raises DatabaseError, also if there is no answer in time: a driver may wait for each address of a server in turn.
+    """
     url, names = database_of(settings), topic_names(settings.topic_prefix)
 
     def read() -> State | None:
@@ -89,4 +95,8 @@ async def _state_of(settings: Settings) -> State | None:
             views = Views(engine, names)
             return State(views.faults(), views.stopped_partitions(), views.offsets())
 
-    return await in_daemon_thread(read)
+    try:
+        async with asyncio.timeout(within_s):
+            return await in_daemon_thread(read)
+    except TimeoutError as error:
+        raise DatabaseError(f"the database of ORDERS_DATABASE_URL does not answer within {within_s:g} s") from error
