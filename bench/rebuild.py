@@ -3,11 +3,10 @@
 Not part of the whole bench: `python -m bench rebuild`. VERIFY_EVENTS sets the number of events, a million by default.
 """
 
-import resource
 from typing import Final
 
 from bench.table import Row
-from bench.verify import EVENTS, ORDERS, measure_runs, on_one_core
+from bench.verify import EVENTS, ORDERS, Usage, measure_runs, on_one_core
 from bench.watching import WrongResult
 from bench.world import World
 from tests.support.damaged_topics import recreate
@@ -25,7 +24,7 @@ def measure(world: World) -> list[Row]:
     return measure_runs(world, "rebuild, lost tables", rebuilt, 10_000)
 
 
-def rebuilt(service: Service) -> tuple[float, resource.struct_rusage]:
+def rebuilt(service: Service) -> tuple[float, Usage]:
     """Lose the table, rebuild it on one core, and return the seconds that it reports, and what the process used."""
     recreate(service, service.names.table)
     document, usage = on_one_core(service, "rebuild", "--all", "--reason", "bench", "--yes", "--json")

@@ -5,11 +5,10 @@ Not part of the whole bench: `python -m bench verify`. VERIFY_EVENTS sets the nu
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bench.load import LIFE, Shop
 from bench.restore import put
@@ -29,11 +28,25 @@ topics: one command, one event and at most one table entry a step. The rate is a
 reports; processor time and peak memory are the process's own, with its start."""
 
 ON_ONE_CORE: Final = """\
-import os
+import json, os, resource, sys
+from pathlib import Path
 from order_service.cli import main
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-main()
+try:
+    main()
+finally:
+    usage, status = resource.getrusage(resource.RUSAGE_SELF), Path("/proc/self/status").read_text()
+    peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    print(json.dumps([usage.ru_utime + usage.ru_stime, peak_kib / 1024]), file=sys.stderr)
 """
+"""The peak is not `ru_maxrss`: Linux begins that with the memory of the process that started this one."""
+
+
+class Usage(NamedTuple):
+    """What a process has used: processor time in seconds, and the most memory in MiB."""
+
+    processor_s: float
+    peak_mib: float
 
 
 def measure(world: World) -> list[Row]:
@@ -42,7 +55,7 @@ def measure(world: World) -> list[Row]:
 
 
 def measure_runs(
-    world: World, what: str, run_once: Callable[[Service], tuple[float, resource.struct_rusage]], target: float
+    world: World, what: str, run_once: Callable[[Service], tuple[float, Usage]], target: float
 ) -> list[Row]:
     """Have the orders decided, end the worker, and run a command several times: its seconds, and what it used."""
     per_s, processor_us, peak_mib = [], [], []
@@ -53,8 +66,8 @@ def measure_runs(
         for run in range(1, RUNS + 1):
             took_s, usage = run_once(service)
             per_s.append(EVENTS / took_s)
-            processor_us.append((usage.ru_utime + usage.ru_stime) / EVENTS * 1e6)
-            peak_mib.append(usage.ru_maxrss / 1024)
+            processor_us.append(usage.processor_s / EVENTS * 1e6)
+            peak_mib.append(usage.peak_mib)
             world.say(f"{what} {run}: {per_s[-1]:,.0f} events/s, {processor_us[-1]:.1f} us of processor time each")
     return [
         Row(what, "events/s", per_s, Target(">=", target)),
@@ -63,7 +76,7 @@ def measure_runs(
     ]
 
 
-def verified(service: Service) -> tuple[float, resource.struct_rusage]:
+def verified(service: Service) -> tuple[float, Usage]:
     """Run `verify` on one core, check its totals, and return the seconds that it reports, and what the process used."""
     document, usage = on_one_core(service, "verify", "--json")
     totals = document["totals"]
@@ -72,10 +85,10 @@ def verified(service: Service) -> tuple[float, resource.struct_rusage]:
     return document["took_s"], usage
 
 
-def on_one_core(service: Service, *arguments: str) -> tuple[dict[str, Any], resource.struct_rusage]:
+def on_one_core(service: Service, *arguments: str) -> tuple[dict[str, Any], Usage]:
     """Run `order-service` on one core; return the document that it prints, and what the process used."""
     command = [sys.executable, "-c", ON_ONE_CORE, *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=service.environment, stdout=subprocess.PIPE) as process:
-        output = process.stdout.read() if process.stdout else b""
-        _, process.returncode, usage = os.wait4(process.pid, 0)
-    return json.loads(output), usage
+    ended = subprocess.run(command, check=False, cwd=ROOT, env=service.environment, capture_output=True, text=True)
+    if ended.returncode != 0:
+        raise WrongResult(f"{arguments[0]} ended with {ended.returncode}: {ended.stdout}{ended.stderr}")
+    return json.loads(ended.stdout), Usage(*json.loads(ended.stderr.splitlines()[-1]))
