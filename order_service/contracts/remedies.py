@@ -34,6 +34,10 @@ _DECIDED: Final = "`orders_lag_commands` of the partition falls."
 _TRACEBACK: Final = "The log line has the traceback. `order-service verify` shows whether the topics are intact."
 _RESTORE: Final = "Restore the records with their offsets from a mirror or a backup, then"
 _BUG: Final = "Report the traceback. Start a version that has the fix: it claims the partition again."
+_SKIP: Final = (
+    f"To go on before that, {_RESUME_FROM}, with the offset after it. The commands from the position to it have no "
+    "outcome then: without `--yes`, the command prints their orders."
+)
 _RESTARTED: Final = "The worker runs again, and `orders_lanes` counts its lanes as running."
 
 
@@ -73,7 +77,7 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
     ParkingReason.COMMANDS_OUT_OF_RANGE: Remedy(
         "While the lane ran, the next command to fetch was no longer in the topic.",
         "Kafka deleted it, or the topic was created again: compare the offset in the text with `kafka-get-offsets`.",
-        f"{_RESUME}. If records are lost, the claim parks the lane again, and its reason says which.",
+        f"{_RESUME}. If records are lost, it is refused, and the text says what is lost: go on as for that reason.",
         f"{_RUNS} {_DECIDED}",
     ),
     ParkingReason.TABLE_LOST: Remedy(
@@ -156,15 +160,14 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
     ),
     ParkingReason.CANNOT_DECODE: Remedy(
         "A record of the commands raised an error that makes no dead letter: a bug.",
-        "The text has the offset of the first record. The log line has the traceback.",
-        f"{_BUG} To go on before that, {_RESUME_FROM}, behind the record, which then has no outcome.",
+        "The text has the offset of the record. The log line has the traceback.",
+        f"{_BUG} {_SKIP}",
         f"{_RUNS} {_DECIDED}",
     ),
     ParkingReason.CANNOT_DECIDE: Remedy(
         "A command raised an error: a bug, or the table of its order is wrong.",
-        "The text has the offset of the first command. `order-service verify` shows whether the table is intact.",
-        f"If `verify` has findings of the table, {_REBUILD}. Otherwise start a version that has the fix. To go on "
-        f"before that, {_RESUME_FROM}, behind the command, which then has no outcome.",
+        "The text has the offset of the command. `order-service verify` shows whether the table is intact.",
+        f"If `verify` has findings of the table, {_REBUILD}. Otherwise start a version that has the fix. {_SKIP}",
         f"{_RUNS} {_DECIDED}",
     ),
 }

@@ -191,12 +191,14 @@ class Worker:
         lane = assignment.lanes.get(partition) if assignment is not None else None
         if assignment is None or lane is None or not self._accepts(lane, run):
             return
-        try:
-            received = [decode_record(record) for record in run.records]
-        except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
-            detail = f"the records from offset {run.records[0].offset} on cannot be decoded"
-            assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
-            return
+        received = []
+        for record in run.records:
+            try:
+                received.append(decode_record(record))
+            except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
+                detail = f"the command at offset {record.offset} cannot be decoded"
+                assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
+                return
         for _, command in received:
             if type(command) is CreateOrder and is_id(command.user_id):  # other ids need no user check
                 self._user_lookups.ask(command.user_id)

@@ -150,6 +150,8 @@ async def _read_skipped(reader: Reader, partition: int, skipped: Sequence[int]) 
                     order_ids[decode_command(record.value).order_id] = None
                 except DecodeError:
                     continue
+                except Exception as error:  # noqa: BLE001, it may be the bug for which the lane has parked
+                    unreadable = f"the command at offset {record.offset} cannot be decoded: {type(error).__name__}"
     except DamagedError as error:
         unreadable = f"the offsets from {error.offset} on cannot be read"
     kept = tuple(order_ids)[:ORDER_IDS_MAX]

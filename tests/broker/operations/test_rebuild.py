@@ -310,6 +310,9 @@ def test_events_that_lost_their_tail_are_refused_unless_the_loss_is_accepted(dec
     [message] = service.read(service.names.operations)
     act: Any = operations.decode(message.value())
     assert any("order-5" in line for line in act.lost)
+    service.start_worker()
+    service.send([but(create, order_id="order-5", command_id="create-again", actor="service:shop")])
+    until(lambda: "order-5" in service.table(), "its lane decides again")
 
 
 def test_a_wrong_call_is_2_a_missing_partition_1_and_a_missing_topic_13(service):
