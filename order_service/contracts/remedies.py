@@ -33,6 +33,14 @@ _READY: Final = "`/health/ready` returns 200."
 _DECIDED: Final = "`orders_lag_commands` of the partition falls."
 _TRACEBACK: Final = "The log line has the traceback. `order-service verify` shows whether the topics are intact."
 _RESTORE: Final = "Restore the records with their offsets from a mirror or a backup, then"
+_RESTORE_COMMANDS: Final = (
+    f"Restore the records with their offsets from a mirror or a backup, then {_RESUME_FROM} with the position that "
+    "`order-service lanes` shows. Kafka gives restored commands new timestamps, so without `--from` it is refused."
+)
+_WAITING: Final = (
+    "While commands of the previous topic wait for the User Service, an offset before the position is refused: then "
+    "only a restore helps."
+)
 _BUG: Final = "Report the traceback. Start a version that has the fix: it claims the partition again."
 _SKIP: Final = (
     f"To go on before that, {_RESUME_FROM}, with the offset after it. The commands from the position to it have no "
@@ -55,23 +63,24 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
         "Kafka deleted commands that no worker had decided. They have no outcome, and never will.",
         "The text has the offsets. `order-service topics check` shows the retention. `orders_lag_commands` shows since "
         "when the partition was behind.",
-        f"{_RESTORE} {_RESUME}. If they are lost, let their senders send them again, then {_RESUME_FROM} "
-        "with the first offset that is left.",
+        f"{_RESTORE_COMMANDS} If they are lost, let their senders send them again, then {_RESUME_FROM} with the first "
+        "offset that is left.",
         f"{_RUNS} {_DECIDED}",
     ),
     ParkingReason.COMMANDS_TRUNCATED: Remedy(
         "The commands end before the position: the topic was created again, or a broker lost its last records.",
         "Compare the end in the text with `kafka-get-offsets`. Look for a deleted topic, and for an unclean leader "
         "election in the log of the brokers.",
-        f"{_RESTORE} {_RESUME}. If they are lost, {_RESUME_FROM} with the end of the partition: new "
-        "commands are decided from there.",
+        f"{_RESTORE_COMMANDS} If they are lost, {_RESUME_FROM} with the end of the partition, where new commands come, "
+        f"or with the first command of a topic that was created again. {_WAITING}",
         f"{_RUNS} A new command gets an outcome.",
     ),
     ParkingReason.COMMANDS_RECREATED: Remedy(
-        "The last decided command has another timestamp: the topic was created again, and has other commands.",
+        "The last decided command has another timestamp: the topic was restored, or created again with other commands.",
         "Read the command at the offset in the text, and compare it with the outcome that has its `command_offset`.",
-        f"{_RESTORE} {_RESUME}. If the new topic stays, {_RESUME_FROM} with the first of the new commands. "
-        "Those that repeat a command of their order have no second outcome.",
+        f"If it is the same command, the topic was restored: {_RESUME_FROM} with the position, which is in the text. "
+        f"Otherwise restore it, or, if the new topic stays, {_RESUME_FROM} with the first of the new commands. Those "
+        f"that repeat a command of their order have no second outcome. {_WAITING}",
         f"{_RUNS} A new command gets an outcome.",
     ),
     ParkingReason.COMMANDS_OUT_OF_RANGE: Remedy(
