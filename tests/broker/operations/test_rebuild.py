@@ -125,6 +125,7 @@ def test_the_page_shows_what_rebuild_prints(service):
     line = CommandLine(service.environment)
     printed = [(words, line(*shlex.split(words), code="--yes" not in words).stdout) for words, _ in page]
     assert printed == page
+    assert "PartitionRebuilt by user:" in line("timeline", "order-1").stdout
 
 
 def test_only_the_named_partitions_are_written(decided):

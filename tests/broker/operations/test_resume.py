@@ -222,7 +222,8 @@ def test_a_lane_goes_on_behind_deleted_commands(service):
     assert "skipped the commands from offset" in document["operations"][0]
     [order_id] = operation["skipped_order_ids"]
     shown = CommandLine(service.environment)("timeline", order_id, code=1).stdout
-    assert f"LaneResumed by user:alice: the disk was replaced (operation {operation['id']})" in shown
+    moved = f"position {lane['position']} to {left + 1}"
+    assert f"LaneResumed by user:alice: the disk was replaced (operation {operation['id']}, {moved})" in shown
 
 
 def test_a_lane_begins_with_the_first_command_of_a_recreated_topic(service):
