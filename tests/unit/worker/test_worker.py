@@ -565,6 +565,40 @@ async def test_a_record_of_an_operator_resumes_a_parked_lane(context, worker, mo
     resuming.cancel()
 
 
+async def test_an_operation_that_comes_just_after_a_claim_has_read_the_topics_resumes_the_lane(
+    context, endless_claims, monkeypatch
+):
+    made: Any = Worker(context)
+    ends, claims = [0], []
+
+    async def claim(*_):
+        claims.append(ends[0])
+        if len(claims) == 1:
+            ends[0] = 1  # the operator has seen the lane parked by another worker
+            raise LaneParked(ParkingReason.COMMANDS_DELETED, "as the operator has not yet recorded it")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claim)
+    monkeypatch.setattr("order_service.worker.worker.WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr("order_service.worker.monitoring.resume_watch.LOOK_EVERY_S", 0)
+    made._resumes._read_ends = lambda partitions: ended_at(partitions, ends[0])
+    await made.assigned({0})
+    await reached(lambda: claims)
+    resuming = asyncio.create_task(made._resume_lanes())
+    await reached(lambda: len(claims) == 2)
+    resuming.cancel()
+    await made.stop()
+
+
+async def test_claims_begin_although_the_operations_cannot_be_read(context, endless_claims, monkeypatch):
+    made: Any = Worker(context)
+    monkeypatch.setattr("order_service.worker.assignment.NOTED_WITHIN_S", 0.01)
+    made._resumes._read_ends = lambda _partitions: asyncio.Event().wait()
+    await made.assigned({0})
+    await until_begun(endless_claims, 1)
+    await made.stop()
+
+
 async def ended_at(partitions, end):
     return dict.fromkeys(partitions, end)
 
@@ -617,7 +651,7 @@ def send(worker):
 
 
 async def reached(condition):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110, what is looked at has no event
             await asyncio.sleep(0)
 
