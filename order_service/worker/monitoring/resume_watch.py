@@ -35,6 +35,8 @@ class CommittedEnds:
             if self._client is None:
                 self._client = Consumer(**self._connection, enable_auto_commit=False, isolation_level="read_committed")
                 await self._client.start()
+                topics = {topic for topic, _ in partitions}
+                await self._client._client.set_topics(topics)  # noqa: SLF001, else the first request waits 100 ms
             return dict(await self._client.end_offsets(partitions))
         except BaseException:
             await self.close()
