@@ -71,7 +71,10 @@ def show_order(
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one order, as it is or as it was. Reads from the HTTP server at ORDERS_URL."""
+    """Show one order, as it is or as it was. Reads from the HTTP server at ORDERS_URL.
+
+    `timeline` shows its history in Kafka, with what operators did to it.
+    """
     if version is not None and at is not None:
         raise typer.BadParameter("--version and --at exclude each other")
     query = {"version": version, "at": None if at is None else at.isoformat()}

@@ -53,6 +53,13 @@ def line(*parts: tuple[str, str]) -> None:
     sys.stdout.flush()
 
 
+def positions(before: int | None, after: int | None) -> str:
+    """Return what an operation did to the position of its partition, to follow what it is; empty if that is nothing."""
+    if after is None:
+        return "" if before is None else f", at position {before}"
+    return f", position {after}" if before is None else f", position {before} to {after}"
+
+
 def json_line(value: object) -> None:
     """Print one JSON object as a line, and flush it."""
     typer.echo(msgspec.json.encode(value))

@@ -18,8 +18,11 @@ from order_service.domain.messages import Contents, Event
 from order_service.domain.order import ABSENT, Order
 from order_service.errors import DecodeError, HistoryError
 from order_service.kafka.reader import OutcomeRecord, Reader, decode
+from order_service.operations.verify import verify
+from order_service.operations.why.id_search import search_for
+from order_service.operations.why.why import why
 from order_service.settings import Settings
-from order_service.wire.operations import Operation, order_ids_of
+from order_service.wire.operations import Operation
 from order_service.wire.operations import decode as decode_operation
 
 
@@ -117,15 +120,17 @@ def _show_history(history: list[Step], *, as_json: bool) -> None:
 
 
 def _show_operations(operations: list[Operation], *, as_json: bool) -> None:
-    """Show what operators did to commands of the order."""
+    """Show what operators did to the order, or to its partition while it had commands there."""
     for operation in operations:
         fields = {"type": type(operation).__name__, **msgspec.to_builtins(operation)}
         if as_json:
             show.json_line(fields)
         else:
             time = operation.at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            who = f"{operation.actor}: {operation.reason}"
-            show.line((f"{time}  ", "dim"), (fields["type"], "yellow"), (f" by {who} (operation {operation.id})", ""))
+            what = f"operation {operation.id}"
+            what += show.positions(fields.get("previous_position"), fields.get("position"))
+            who = f" by {operation.actor}: {operation.reason} ({what})"
+            show.line((f"{time}  ", "dim"), (fields["type"], "yellow"), (who, ""))
 
 
 def _print_verdict(
@@ -179,17 +184,20 @@ async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id
 
 
 async def _operations(reader: Reader, order_id: str) -> list[Operation]:
-    """Read the operations that name an order. Records that cannot be decoded are left to `verify`."""
+    """Read the operations on an order, as `why` finds them. Records that cannot be decoded are left to `verify`."""
     partitions = await reader.partitions_of(order_id, reader.names.operations)
-    named = []
+    recorded = {}
     async for record in reader.until(await reader.ends(partitions)):
         try:
-            operation = decode_operation(record.value)
+            recorded[record.offset] = decode_operation(record.value)
         except DecodeError:
             continue
-        if order_id in order_ids_of(operation):
-            named.append(operation)
-    return named
+    search = search_for(order_id)
+    if not recorded or search is None:  # most partitions have none: then `why` need not read all topics
+        return []
+    stories = (await why(reader, search, verify.Progress(lambda _: None, lambda _: None))).orders
+    found = [operation for story in stories if story.order_id == order_id for operation in story.operations]
+    return [recorded[operation.offset] for operation in found if operation.offset in recorded]
 
 
 async def _counted(

@@ -114,6 +114,7 @@ def _print_order(order: OrderStory) -> None:
         show.table(HEADS, [row for row, _ in lines], [style for _, style in lines])
     for operation in order.operations:
         what = f"{operation.kind} {operation.operation_id} by {operation.actor}"
+        what += show.positions(operation.previous_position, operation.position)
         _echo(f"operation  {_time(operation.at)}  {what}: {_at(operation)}")
     if order.omitted:
         _echo(f"{order.omitted} older records are not shown.")

@@ -21,8 +21,8 @@ PARKING_ABOUT: Final = (
 )
 RESUME_ABOUT: Final = (
     "`order-service lanes resume` and `order-service rebuild` need `--reason TEXT`, which is recorded. Without `--yes` "
-    "they only print what they would do. A resumed lane is claimed within seconds. If the cause is still there, it "
-    "parks again, and nothing is lost or decided twice."
+    "they only print what they would do. A resumed lane is claimed within seconds. If the cause is still there, the "
+    "resume is refused, or the lane parks again. Nothing is lost or decided twice by that."
 )
 EXIT_ABOUT: Final = (
     "Symptom: the process ends with this code. The last line of a worker is `This worker ends.` with `exit_code` and "

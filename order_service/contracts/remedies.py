@@ -33,7 +33,19 @@ _READY: Final = "`/health/ready` returns 200."
 _DECIDED: Final = "`orders_lag_commands` of the partition falls."
 _TRACEBACK: Final = "The log line has the traceback. `order-service verify` shows whether the topics are intact."
 _RESTORE: Final = "Restore the records with their offsets from a mirror or a backup, then"
+_RESTORE_COMMANDS: Final = (
+    f"Restore the records with their offsets from a mirror or a backup, then {_RESUME_FROM} with the position that "
+    "`order-service lanes` shows. Kafka gives restored commands new timestamps, so without `--from` it is refused."
+)
+_WAITING: Final = (
+    "While commands of the previous topic wait for the User Service, an offset before the position is refused: then "
+    "only a restore helps."
+)
 _BUG: Final = "Report the traceback. Start a version that has the fix: it claims the partition again."
+_SKIP: Final = (
+    f"To go on before that, {_RESUME_FROM}, with the offset after it. The commands from the position to it have no "
+    "outcome then: without `--yes`, the command prints their orders."
+)
 _RESTARTED: Final = "The worker runs again, and `orders_lanes` counts its lanes as running."
 
 
@@ -51,29 +63,30 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
         "Kafka deleted commands that no worker had decided. They have no outcome, and never will.",
         "The text has the offsets. `order-service topics check` shows the retention. `orders_lag_commands` shows since "
         "when the partition was behind.",
-        f"{_RESTORE} {_RESUME}. If they are lost, let their senders send them again, then {_RESUME_FROM} "
-        "with the first offset that is left.",
+        f"{_RESTORE_COMMANDS} If they are lost, let their senders send them again, then {_RESUME_FROM} with the first "
+        "offset that is left.",
         f"{_RUNS} {_DECIDED}",
     ),
     ParkingReason.COMMANDS_TRUNCATED: Remedy(
         "The commands end before the position: the topic was created again, or a broker lost its last records.",
         "Compare the end in the text with `kafka-get-offsets`. Look for a deleted topic, and for an unclean leader "
         "election in the log of the brokers.",
-        f"{_RESTORE} {_RESUME}. If they are lost, {_RESUME_FROM} with the end of the partition: new "
-        "commands are decided from there.",
+        f"{_RESTORE_COMMANDS} If they are lost, {_RESUME_FROM} with the end of the partition, where new commands come, "
+        f"or with the first command of a topic that was created again. {_WAITING}",
         f"{_RUNS} A new command gets an outcome.",
     ),
     ParkingReason.COMMANDS_RECREATED: Remedy(
-        "The last decided command has another timestamp: the topic was created again, and has other commands.",
+        "The last decided command has another timestamp: the topic was restored, or created again with other commands.",
         "Read the command at the offset in the text, and compare it with the outcome that has its `command_offset`.",
-        f"{_RESTORE} {_RESUME}. If the new topic stays, {_RESUME_FROM} with the first of the new commands. "
-        "Those that repeat a command of their order have no second outcome.",
+        f"If it is the same command, the topic was restored: {_RESUME_FROM} with the position, which is in the text. "
+        f"Otherwise restore it, or, if the new topic stays, {_RESUME_FROM} with the first of the new commands. Those "
+        f"that repeat a command of their order have no second outcome. {_WAITING}",
         f"{_RUNS} A new command gets an outcome.",
     ),
     ParkingReason.COMMANDS_OUT_OF_RANGE: Remedy(
         "While the lane ran, the next command to fetch was no longer in the topic.",
         "Kafka deleted it, or the topic was created again: compare the offset in the text with `kafka-get-offsets`.",
-        f"{_RESUME}. If records are lost, the claim parks the lane again, and its reason says which.",
+        f"{_RESUME}. If records are lost, it is refused, and the text says what is lost: go on as for that reason.",
         f"{_RUNS} {_DECIDED}",
     ),
     ParkingReason.TABLE_LOST: Remedy(
@@ -132,8 +145,10 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
         "A batch on the disk of a broker is damaged, in the commands or in a topic that the claim reads.",
         "The text has topic and offset. `kafka-dump-log --deep-iteration` on each replica shows which are damaged.",
         "Make an intact replica the leader, and let Kafka copy it over the damaged one. Without one, restore the topic "
-        f"from a mirror. Then {_RESUME}. Lost commands are skipped with `--from OFFSET`, behind the batch.",
-        _INTACT,
+        f"from a mirror. Then {_RESUME}. If that is impossible, the topic in the text decides. Commands: "
+        f"{_RESUME_FROM}, behind the batch. A changelog: {_REBUILD}. Rejections or dead letters: {_ACCEPT_LOSS}. "
+        "Events: nothing else helps, because consumers and a rebuild need them.",
+        f"{_INTACT} A damaged batch that was skipped or accepted stays a finding as long as Kafka has it.",
     ),
     ParkingReason.REFUSED_BY_KAFKA: Remedy(
         "Kafka refused a record of the partition, such as one that is too large or not permitted.",
@@ -156,15 +171,14 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
     ),
     ParkingReason.CANNOT_DECODE: Remedy(
         "A record of the commands raised an error that makes no dead letter: a bug.",
-        "The text has the offset of the first record. The log line has the traceback.",
-        f"{_BUG} To go on before that, {_RESUME_FROM}, behind the record, which then has no outcome.",
+        "The text has the offset of the record. The log line has the traceback.",
+        f"{_BUG} {_SKIP}",
         f"{_RUNS} {_DECIDED}",
     ),
     ParkingReason.CANNOT_DECIDE: Remedy(
         "A command raised an error: a bug, or the table of its order is wrong.",
-        "The text has the offset of the first command. `order-service verify` shows whether the table is intact.",
-        f"If `verify` has findings of the table, {_REBUILD}. Otherwise start a version that has the fix. To go on "
-        f"before that, {_RESUME_FROM}, behind the command, which then has no outcome.",
+        "The text has the offset of the command. `order-service verify` shows whether the table is intact.",
+        f"If `verify` has findings of the table, {_REBUILD}. Otherwise start a version that has the fix. {_SKIP}",
         f"{_RUNS} {_DECIDED}",
     ),
 }

@@ -56,6 +56,8 @@ POSITION_EVERY_S: Final = 5.0
 """How often stale positions of lanes are written: see `Lane.is_position_stale`."""
 _SEEKS: Final = itertools.count(1)
 START_DEADLINE_S: Final = 60.0
+NOTED_WITHIN_S: Final = 1.0
+"""How long claims wait for the ends of the operations. No lane needs them to run."""
 
 
 class Fetching(Protocol):
@@ -131,7 +133,10 @@ class Owner:
 
 
 class Assignment:
-    """The lanes of one assignment. It continues the `previous` one if all turns of that are committed."""
+    """The lanes of one assignment. It continues the `previous` one if all turns of that are committed.
+
+    `noting` notes the ends of the operations. Claims wait for it, so that no operation is missed if one of them parks.
+    """
 
     def __init__(
         self,
@@ -142,6 +147,7 @@ class Assignment:
         deliver: Callable[[int, Run], None],
         *,
         previous: "Assignment | None" = None,
+        noting: "asyncio.Task[None] | None" = None,
     ) -> None:
         self.partitions = partitions
         self.parked: dict[int, LaneParked] = {}
@@ -161,6 +167,7 @@ class Assignment:
         self._leaving = self.owner.named - partitions
         self._releasing: set[int] = set()
         """The parked lanes whose release a turn writes."""
+        self._noting = noting
         self._claimer: Claimer | None = None
         self._slots = ClaimSlots(MAX_CONCURRENT_CLAIMS)
         self._user_lookups = user_lookups
@@ -341,6 +348,8 @@ class Assignment:
     ) -> None:
         """Claim a partition, start its lane and log the message; or park it."""
         await self._until_released(partition, progress)
+        if self._noting is not None:
+            await asyncio.wait({self._noting}, timeout=NOTED_WITHIN_S)
         state = self.interrupted.setdefault(partition, ChangelogState())
         began_at = time.monotonic()
         try:

@@ -184,13 +184,13 @@ class Lane:
         for record, command in received:
             if record.offset < self.next_offset:
                 continue
-            self.next_offset = record.offset + 1
-            self.last_timestamp_ms = record.timestamp
-            self._changes.moved = True
             if isinstance(command, DecodeError):
                 self._add_dead_letter(record, command)
             else:
                 self._take(record, command, now)
+            self.next_offset = record.offset + 1  # a command that raised an error is the next one still
+            self.last_timestamp_ms = record.timestamp
+            self._changes.moved = True
 
     def settle(self, now: datetime) -> bool:
         """Decide waiting commands that are ready, in sequence per order. Return whether there were any."""

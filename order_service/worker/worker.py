@@ -54,6 +54,7 @@ class Worker:
         self._assignment_lock = asyncio.Lock()
         self._leaving = False
         self._restarts: set[asyncio.Task[None]] = set()
+        self._noting: set[asyncio.Task[None]] = set()
         self._restarted_at = -math.inf
         self._suspected_at: dict[int, float] = {}
         self._topics = TopicWatch(context.settings, context.in_sync)
@@ -82,9 +83,10 @@ class Worker:
                 await self._last.close()
             except WorkerError as error:  # not through Faust, which does not know our exit codes
                 self._context.end_process(error)
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._noting]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._operations.close()
 
     async def assigned(self, partitions: set[int]) -> None:
@@ -176,8 +178,18 @@ class Worker:
         return repeated
 
     def _new_assignment(self, partitions: set[int], previous: Assignment | None) -> Assignment:
+        noting = asyncio.create_task(self._resumes.note(partitions), name="operations")
+        self._noting.add(noting)
+        noting.add_done_callback(self._noting.discard)
+        noting.add_done_callback(self._ended)
         return Assignment(
-            self._context, partitions, self._user_lookups, self._on_refused, self._deliver, previous=previous
+            self._context,
+            partitions,
+            self._user_lookups,
+            self._on_refused,
+            self._deliver,
+            previous=previous,
+            noting=noting,
         )
 
     def receive(self, partition: int, run: Run) -> None:
@@ -191,12 +203,14 @@ class Worker:
         lane = assignment.lanes.get(partition) if assignment is not None else None
         if assignment is None or lane is None or not self._accepts(lane, run):
             return
-        try:
-            received = [decode_record(record) for record in run.records]
-        except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
-            detail = f"the records from offset {run.records[0].offset} on cannot be decoded"
-            assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
-            return
+        received = []
+        for record in run.records:
+            try:
+                received.append(decode_record(record))
+            except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
+                detail = f"the command at offset {record.offset} cannot be decoded"
+                assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
+                return
         for _, command in received:
             if type(command) is CreateOrder and is_id(command.user_id):  # other ids need no user check
                 self._user_lookups.ask(command.user_id)

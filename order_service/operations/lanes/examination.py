@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Final
 
+from aiokafka.errors import CorruptRecordException
 from aiokafka.structs import TopicPartition
 from msgspec import Struct
 from msgspec.structs import replace
 
 from order_service.errors import KafkaAwayError, LaneParked
 from order_service.kafka.connection import connection
+from order_service.kafka.record_batches import damaged_partition
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.operations.takeover import explained
 from order_service.settings import Settings
@@ -28,8 +30,9 @@ WAITING_COUNT: Final = "waiting commands"
 class Examination(Struct, frozen=True):
     """The state of a partition, and why a claim would park its lane: each fault is the text of a worker's own check.
 
-    `changelog_fault` needs a rebuild. `loss_fault` is that outcomes or waiting commands lost records; `lost` has their
-    actual and recorded numbers. `commands_fault` is that commands were deleted, or their topic was cut or recreated.
+    `changelog_fault` needs a rebuild. `loss_fault` is that outcomes or waiting commands lost records, or that a batch
+    of outcomes is damaged; `lost` has their actual and recorded numbers, and for a damaged topic how far it can be read
+    and its end. `commands_fault` is that commands were deleted, or their topic was cut, recreated or damaged.
     """
 
     position: Position | None
@@ -43,6 +46,7 @@ class Examination(Struct, frozen=True):
     loss_fault: str = ""
     commands_fault: str = ""
     lost: dict[str, tuple[int, int]] = {}
+    damaged_topic: str = ""
 
     @property
     def resume_at(self) -> int | None:
@@ -92,7 +96,13 @@ async def _examine(clients: ClaimClients, names: TopicNames, partition: int, pro
             ends=Ends(*(ends[TopicPartition(topic, partition)] for topic in logged)),
             changelog_fault=changelog_fault,
         )
-        return found if changelog_fault else await _checked(partition, found, checks, state, names)
+        if changelog_fault:
+            return found
+        checked = await _checked(partition, found, checks, state, names)
+        if not checked.damaged_topic:
+            return checked
+        damaged = TopicPartition(checked.damaged_topic, partition)
+        return replace(checked, lost=checked.lost | {damaged.topic: (await reader.position(damaged), ends[damaged])})
 
 
 async def _checked(
@@ -108,15 +118,18 @@ async def _checked(
     if position is None:
         return replace(found, changelog_fault=commands_fault)
     state.position = replace(position, waiting_count=None)  # the counts are compared below
-    changelog_fault = await _fault_of(checks.outcomes())
+    parked = await _parked_by(checks.outcomes())
     state.position = position
-    count_fault = "" if changelog_fault else await _fault_of(checks.outcomes())
+    damaged = _damaged_by(parked)
+    count_fault = "" if parked else await _fault_of(checks.outcomes())
+    outcome_fault = "" if parked is None else str(parked)
     return replace(
         found,
-        changelog_fault=changelog_fault,
+        changelog_fault="" if damaged else outcome_fault,
         commands_fault=commands_fault,
-        loss_fault=" ".join(filter(None, [ends_fault, count_fault])),
+        loss_fault=" ".join(filter(None, [ends_fault, outcome_fault if damaged else "", count_fault])),
         lost=lost,
+        damaged_topic=damaged.topic if damaged else "",
     )
 
 
@@ -138,9 +151,19 @@ def lost_tails(found: Examination, names: TopicNames) -> dict[str, tuple[int, in
     return lost
 
 
+def _damaged_by(parked: LaneParked | None) -> TopicPartition | None:
+    cause = None if parked is None else parked.__cause__
+    return damaged_partition(cause) if isinstance(cause, CorruptRecordException) else None
+
+
 async def _fault_of(check: Awaitable[object]) -> str:
+    parked = await _parked_by(check)
+    return "" if parked is None else str(parked)
+
+
+async def _parked_by(check: Awaitable[object]) -> LaneParked | None:
     try:
         await check
     except LaneParked as error:
-        return str(error)
-    return ""
+        return error
+    return None

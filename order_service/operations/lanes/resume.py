@@ -96,6 +96,8 @@ def plan_of(partition: int, found: Examination, wanted: Wanted, names: TopicName
 
 def _check_loss(partition: int, found: Examination, wanted: Wanted, names: TopicNames) -> None:
     rebuild = f"`order-service rebuild {partition}`"
+    if found.damaged_topic == names.events:
+        raise OperationRefused(f"{found.loss_fault} Neither a resume nor a rebuild can go on without these events.")
     if names.events in found.lost:
         raise OperationRefused(
             f"{found.loss_fault} Lost events cannot be accepted here: they would leave a hole in the versions, at which"
@@ -150,6 +152,8 @@ async def _read_skipped(reader: Reader, partition: int, skipped: Sequence[int]) 
                     order_ids[decode_command(record.value).order_id] = None
                 except DecodeError:
                     continue
+                except Exception as error:  # noqa: BLE001, it may be the bug for which the lane has parked
+                    unreadable = f"the command at offset {record.offset} cannot be decoded: {type(error).__name__}"
     except DamagedError as error:
         unreadable = f"the offsets from {error.offset} on cannot be read"
     kept = tuple(order_ids)[:ORDER_IDS_MAX]

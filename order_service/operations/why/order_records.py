@@ -45,7 +45,13 @@ from order_service.operations.why.order_story import (
 from order_service.wire import avro, changelog
 from order_service.wire.commands import decode_command
 from order_service.wire.headers import command_offset_of
-from order_service.wire.operations import LaneResumed, Operation, letter_offsets_of, order_ids_of
+from order_service.wire.operations import (
+    LaneResumed,
+    Operation,
+    PartitionRebuilt,
+    letter_offsets_of,
+    order_ids_of,
+)
 
 MAX_RECORDS: Final = 1_000
 """How many of the newest records of each topic are kept for one order."""
@@ -102,26 +108,36 @@ class OrderRecords:
     def take_operation(self, record: ConsumerRecord, operation: Operation) -> None:
         """Take an operation on the partition. It is compared with the records that were taken before."""
         self._recorded.add(operation, record.timestamp, record.partition)
-        if self._is_concerned_by(operation):
-            kind, actor = str(operation.__struct_config__.tag), _short(operation.actor)
-            found = FoundOperation(**_origin(record), kind=kind, actor=actor, operation_id=_short(operation.id))
-            self._operations.append(found)
+        origin = _origin(record)
+        if not self._is_concerned_by(operation, origin["at"]):
+            return
+        found = FoundOperation(
+            **origin,
+            kind=str(operation.__struct_config__.tag),
+            actor=_short(operation.actor),
+            operation_id=_short(operation.id),
+            previous_position=operation.previous_position if isinstance(operation, LaneResumed) else None,
+            position=operation.position if isinstance(operation, LaneResumed | PartitionRebuilt) else None,
+        )
+        self._operations.append(found)
 
-    def _is_concerned_by(self, operation: Operation) -> bool:
+    def _is_concerned_by(self, operation: Operation, at: datetime) -> bool:
         if key_text(self._key) in order_ids_of(operation):
             return True
-        if isinstance(operation, LaneResumed):
-            before, after = operation.previous_position, operation.position
-            if before is None or after is None:
-                return False
-            return any(before <= command.offset < after for command, _ in self._commands)
+        if isinstance(operation, PartitionRebuilt) or (isinstance(operation, LaneResumed) and operation.lost):
+            outcomes = (outcome for found in self._outcomes.values() for outcome, _ in found)
+            return any(found.at <= at for found in (*outcomes, *(command for command, _ in self._commands)))
+        if isinstance(operation, LaneResumed):  # the commands that it skipped, or that had waited for it
+            positions = [each for each in (operation.previous_position, operation.position) if each is not None]
+            undecided = [command for command, _ in self._commands if command.offset >= min(positions, default=0)]
+            return any(command.offset < (operation.position or 0) or command.at <= at for command in undecided)
         letters = {letter.offset for letter, _ in self._outcomes[self._names.dead_letters]}
         return not letters.isdisjoint(letter_offsets_of(operation))
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is known under this key."""
-        return not (self._command_count or self._outcome_count or self._waiting or self._table)
+        return not (self._command_count or self._outcome_count or self._waiting or self._table or self._operations)
 
     def story(self, lane: Lane, *, has_all_rejections: bool) -> OrderStory:
         """Return what is known at this progress of the partition, and whether all of its rejections are kept."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from aiohttp import web
 from msgspec import Struct
@@ -145,7 +145,7 @@ class Api:
         return json_response({"orders": page.orders, "next": next_cursor}, headers=link)
 
     async def get_events(self, call: Call) -> web.StreamResponse:
-        """Respond 200 with a page of the history of an order, oldest first."""
+        """Respond 200 with a page of the history of an order, oldest first. The views have no operations: `why` has."""
         query = cast("HistoryQuery", call.query)
         await self._visible(call)
         events = await self._query(
@@ -161,7 +161,8 @@ class Api:
             body["rejections"] = [
                 flat(rejection) for rejection in refusals if call.caller.sees_attempts_of(rejection.actor)
             ]
-        return json_response(body)
+        why = f'</v1/operations/why/{quote(call.order_id, safe="")}>; rel="related"'
+        return json_response(body, headers={"Link": why} if call.caller.may(Scope.ADMIN) else {})
 
     async def get_command(self, call: Call) -> web.StreamResponse:
         """Respond 200 with the outcome of a command, 202 while it is undecided, 404 if it is unknown.

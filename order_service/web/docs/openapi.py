@@ -175,7 +175,7 @@ def _success(operation: Operation, status: int, name: str) -> dict[str, Any]:
         "ETag": name in {"", "Order"},
         "Location": status == 201 or (name == "Undecided" and operation.command is not None),
         "Retry-After": name == "Undecided",
-        "Link": name == "OrderPage",
+        "Link": name in {"OrderPage", "History"},
         "Preference-Applied": operation.command is not None,
         "Idempotency-Replayed": operation.command is not None and name == "Order",
     }
@@ -317,7 +317,12 @@ HEADERS: Final = {
     "Location": _response_header("The URL of the order, or of the outcome of the command.", TEXT),
     "Retry-After": _response_header("Seconds to wait before a retry.", INTEGER),
     "WWW-Authenticate": _response_header("The required authentication: a bearer token.", TEXT),
-    "Link": _response_header('The next page, if one exists: `<…>; rel="next"`.', TEXT, required=False),
+    "Link": _response_header(
+        'Of a list, the next page, if one exists: `<…>; rel="next"`. Of a history, what operators did, if the caller '
+        'has the scope `orders:admin`: `<…>; rel="related"`.',
+        TEXT,
+        required=False,
+    ),
     "Preference-Applied": _response_header(
         "The maximum wait that was applied, if `Prefer` was sent.", TEXT, required=False
     ),

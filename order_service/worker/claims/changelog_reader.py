@@ -16,6 +16,7 @@ from aiokafka.errors import CorruptRecordException
 from order_service.domain.entry import Entry
 from order_service.errors import HistoryError, LaneParked, ParkingReason, Stuck
 from order_service.kafka.connection import Consumer
+from order_service.kafka.record_batches import damaged_partition
 from order_service.kafka.topics import TopicNames
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, RELEASE_KEY, Position, WaitingCommand
@@ -75,7 +76,9 @@ class PartitionReader:
                 if not await self._wait_for_record(partitions, apply):
                     self._progress.open_transactions = self._open_transactions(behind)
             except CorruptRecordException as error:
-                positions = [f"{partition.topic} at {await self._reader.position(partition)}" for partition in last]
+                damaged = damaged_partition(error)
+                partitions = [damaged] if damaged in last else partitions
+                positions = [f"{each.topic} at {await self._reader.position(each)}" for each in partitions]
                 raise LaneParked(
                     ParkingReason.DAMAGED_BATCH,
                     f"a record cannot be read ({error}), in {' or '.join(positions)}. {RESTORE}",

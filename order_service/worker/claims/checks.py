@@ -100,7 +100,8 @@ class Checks:
             raise LaneParked(
                 ParkingReason.COMMANDS_RECREATED,
                 f"command {last.next_offset - 1} of {self._names.commands} partition {self._partition} has a different"
-                f" timestamp than the decided one: the topic was recreated. {RESTORE}",
+                " timestamp than the decided one: the topic was recreated or restored. The position is"
+                f" {last.resume_at}: continue there if the topic was restored.",
             )
         return Position(last.next_offset, owner, end, last.last_timestamp_ms, last.read_to, ends, waiting_count)
 

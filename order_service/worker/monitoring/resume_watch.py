@@ -35,6 +35,8 @@ class CommittedEnds:
             if self._client is None:
                 self._client = Consumer(**self._connection, enable_auto_commit=False, isolation_level="read_committed")
                 await self._client.start()
+                topics = {topic for topic, _ in partitions}
+                await self._client._client.set_topics(topics)  # noqa: SLF001, else the first request waits 100 ms
             return dict(await self._client.end_offsets(partitions))
         except BaseException:
             await self.close()
@@ -60,29 +62,44 @@ class ResumeWatch:
         self._ends: dict[int, int] = {}
         self._look_at = 0.0
         self._is_readable = True
+        self._lock = asyncio.Lock()
+
+    async def note(self, partitions: Collection[int]) -> None:
+        """Read the ends of lanes that are to be claimed. An operation that comes after that counts if the claim parks.
+
+        Ends that are known stay valid: an operation may be newer than what was claimed before.
+        """
+        async with self._lock:
+            self._ends = await self._read(set(partitions) - self._ends.keys()) | self._ends
 
     async def resumed(self, parked: Collection[int], claiming: Collection[int]) -> list[int]:
-        """Return the parked lanes for which an operation was recorded since they were parked.
+        """Return the parked lanes for which an operation was recorded since they were parked, or claimed.
 
-        A lane that was just parked is looked at immediately, the others every `LOOK_EVERY_S`. The end of a lane that is
-        claimed is read once, and stays valid if the claim parks it: an operation may be newer than what was claimed.
+        A lane that was just parked is looked at immediately, the others every `LOOK_EVERY_S`. If the end of a lane that
+        is claimed could not be read before, it is read now.
         """
         parked, claiming = set(parked), set(claiming)  # both may change while the broker is asked
-        self._ends = {partition: end for partition, end in self._ends.items() if partition in parked | claiming}
-        now = self._clock()
-        asked = parked | (claiming - self._ends.keys())
-        if not asked or (now < self._look_at and self._ends.keys() >= asked):
-            return []
-        self._look_at = now + LOOK_EVERY_S
-        partitions = [TopicPartition(self._topic, partition) for partition in sorted(asked)]
+        async with self._lock:
+            self._ends = {partition: end for partition, end in self._ends.items() if partition in parked | claiming}
+            now = self._clock()
+            asked = parked | (claiming - self._ends.keys())
+            if not asked or (now < self._look_at and self._ends.keys() >= asked):
+                return []
+            self._look_at = now + LOOK_EVERY_S
+            before, self._ends = self._ends, self._ends | await self._read(asked)
+            return [each for each in sorted(parked) if self._ends.get(each, 0) > before.get(each, 2**63)]
+
+    async def _read(self, partitions: set[int]) -> dict[int, int]:
+        """Return the ends of these partitions, or nothing if they cannot be read."""
+        if not partitions:
+            return {}
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                ends = await self._read_ends(partitions)
+                ends = await self._read_ends([TopicPartition(self._topic, each) for each in sorted(partitions)])
         except (KafkaError, TimeoutError) as error:
             if self._is_readable:
                 log.warning("Resumed lanes are not noticed: the operations cannot be read.", why=repr(error))
             self._is_readable = False
-            return []
+            return {}
         self._is_readable = True
-        before, self._ends = self._ends, self._ends | {partition: end for (_, partition), end in ends.items()}
-        return [partition for partition in sorted(parked) if self._ends[partition] > before.get(partition, 2**63)]
+        return {partition: end for (_, partition), end in ends.items()}

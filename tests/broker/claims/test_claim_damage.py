@@ -8,9 +8,10 @@ import pytest
 
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, waiting_key
 from tests.support.claiming import open_transaction
+from tests.support.command_line import CommandLine
 from tests.support.damaged_topics import cut, recreate, write
 from tests.support.deciding import FIRST, decide, end
-from tests.support.samples import create
+from tests.support.samples import but, cancel, create
 from tests.support.service import Service, histories, until
 from tests.support.users import hanging
 
@@ -92,18 +93,34 @@ def test_outcomes_that_lost_their_tail_park_their_lanes(service, log):
     assert faults.count("its last records are lost") == len(lanes)
 
 
-def test_a_waiting_room_that_lost_its_tail_parks_its_lane(service, users):
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [
+        pytest.param(40, "waiting_differs: {} partition {} holds 0 waiting commands, the position", id="count"),
+        pytest.param(4, "waiting_lost_tail: {} partition {} ends at 1, it ended at", id="end"),
+    ],
+)
+def test_a_waiting_room_that_lost_its_tail_parks_its_lane_until_it_is_rebuilt(service, users, left, reason):
+    where = service.partition_of(create.order_id)
+    other = next(order for n in range(99) if service.partition_of(order := f"other-{n}") == where)
+    refused = but(cancel, order_id=other)
     worker = service.start_worker().wait_lanes(4)
     with hanging(users):
         service.send([create])
         until(service.waiting, "the order waits")
+        service.send([refused])
+        service.wait_outcomes(1)  # this turn records the end of the waiting room
         worker.send(signal.SIGKILL)
         worker.wait_ended()
     recreate(service, service.names.waiting)
-    write(service, service.names.waiting, [(n % 4, BARRIER_KEY, b"as long as before", None) for n in range(40)])
-    where = service.partition_of(create.order_id)
-    faults = parked(service.start_worker(), 1)
-    assert f"{service.names.waiting} partition {where} holds 0 waiting commands, the position" in faults
+    write(service, service.names.waiting, [(n % 4, BARRIER_KEY, b"too few", None) for n in range(left)])
+    worker = service.start_worker()
+    parked = f"partition {where} is parked: {reason.format(service.names.waiting, where)}"
+    until(lambda: parked in worker.faults(), "the lane is parked")
+    CommandLine(service.environment)("rebuild", "--all", "--reason", "a test", "--yes")
+    worker.wait_lanes(4)
+    service.wait_outcomes(2)
+    service.check([create, refused])
 
 
 def test_records_of_strangers_among_the_outcomes_park_no_lane(service):

@@ -125,6 +125,7 @@ def test_the_page_shows_what_rebuild_prints(service):
     line = CommandLine(service.environment)
     printed = [(words, line(*shlex.split(words), code="--yes" not in words).stdout) for words, _ in page]
     assert printed == page
+    assert "PartitionRebuilt by user:" in line("timeline", "order-1").stdout
 
 
 def test_only_the_named_partitions_are_written(decided):
@@ -310,6 +311,9 @@ def test_events_that_lost_their_tail_are_refused_unless_the_loss_is_accepted(dec
     [message] = service.read(service.names.operations)
     act: Any = operations.decode(message.value())
     assert any("order-5" in line for line in act.lost)
+    service.start_worker()
+    service.send([but(create, order_id="order-5", command_id="create-again", actor="service:shop")])
+    until(lambda: "order-5" in service.table(), "its lane decides again")
 
 
 def test_a_wrong_call_is_2_a_missing_partition_1_and_a_missing_topic_13(service):

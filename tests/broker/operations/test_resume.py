@@ -1,5 +1,6 @@
 """Each state in which a lane parks, and the way back with `order-service lanes resume`: the other lanes run on."""
 
+import signal
 import struct
 import threading
 
@@ -154,15 +155,16 @@ def test_a_lane_that_may_not_write_runs_again_after_the_right_is_granted(apart):
     until(lambda: worker.lanes() == 4, "all lanes run")
 
 
-def damage_second_batch(broker, service, partition):
-    """Make the second batch of the commands too short to be one, and return its base offset."""
-    path = broker.directory / "data" / f"{service.names.commands}-{partition}" / "00000000000000000000.log"
+def damage(broker, topic, partition, *, batches_before=0):
+    """Damage a batch of a partition on the disk of the broker, and return its base offset."""
+    path = broker.directory / "data" / f"{topic}-{partition}" / "00000000000000000000.log"
     with path.open("r+b") as file:  # the broker has it open, and reads it for each fetch
         log = bytearray(file.read())
-        [first] = struct.unpack_from(">i", log, LENGTH_AT)
-        second = 12 + first
-        [offset] = struct.unpack_from(">q", log, second)
-        log[second + 70] ^= 1  # the checksum does not fit
+        start = 0
+        for _ in range(batches_before):
+            start += 12 + struct.unpack_from(">i", log, start + LENGTH_AT)[0]
+        [offset] = struct.unpack_from(">q", log, start)
+        log[start + 70] ^= 1  # the checksum does not fit
         file.seek(0)
         file.write(log)
     return offset
@@ -175,7 +177,7 @@ def test_a_damaged_batch_is_skipped_and_the_orders_behind_it_are_decided(broker,
     partition = apart.partition_of("order-0")
     mine = [command for command in commands if apart.partition_of(command.order_id) == partition]
     batches = [[each for each in commands[start : start + 10] if each in mine] for start in range(0, 40, 10)]
-    damaged = damage_second_batch(broker, apart, partition)
+    damaged = damage(broker, apart.names.commands, partition, batches_before=1)
     assert damaged == len(batches[0])
     behind = damaged + len(batches[1])
     worker = apart.start_worker()
@@ -193,6 +195,24 @@ def test_a_damaged_batch_is_skipped_and_the_orders_behind_it_are_decided(broker,
     apart.wait_outcomes(len(commands) - skipped)
     assert operator.lane((partition + 1) % 4)["owner"] == other, "the other lanes run on under their owner"
     assert len(worker.lines("Lane claimed again.")) == 1
+
+
+def test_a_lane_goes_on_after_a_damaged_batch_of_rejections_was_accepted_as_lost(broker, apart):
+    worker = apart.start_worker().wait_lanes(4)
+    apart.send(FIRST["rejections"][:1])
+    apart.wait_outcomes(1)
+    worker.send(signal.SIGKILL)  # its last position has the ends before this turn
+    worker.wait_ended()
+    partition = apart.partition_of("order-0")
+    damage(broker, apart.names.rejections, partition)
+    worker = apart.start_worker()
+    operator = Operator(apart, worker)
+    assert f"in {apart.names.rejections} at 0" in until_parked(worker, operator, partition)["reason"]
+    assert "accept the loss with --accept-loss" in operator.refused(partition)
+    operator.resume(partition, "--accept-loss")
+    until_running(worker, partition)
+    apart.send(creates(apart, 1, partition))
+    until(apart.events, "a new command is decided")
 
 
 def deleted(service, partition):
@@ -222,7 +242,8 @@ def test_a_lane_goes_on_behind_deleted_commands(service):
     assert "skipped the commands from offset" in document["operations"][0]
     [order_id] = operation["skipped_order_ids"]
     shown = CommandLine(service.environment)("timeline", order_id, code=1).stdout
-    assert f"LaneResumed by user:alice: the disk was replaced (operation {operation['id']})" in shown
+    moved = f"position {lane['position']} to {left + 1}"
+    assert f"LaneResumed by user:alice: the disk was replaced (operation {operation['id']}, {moved})" in shown
 
 
 def test_a_lane_begins_with_the_first_command_of_a_recreated_topic(service):
@@ -258,6 +279,8 @@ def test_a_lane_runs_on_after_the_loss_of_its_last_outcomes_was_accepted(service
         assert actual < known
         assert operation["position"] == operation["previous_position"]
     until(lambda: worker.lanes() == 4, "all lanes run")
+    service.send(creates(service, 1, parked[0]))
+    until(service.events, "a new command is decided")
     assert "no loss" in Operator(service).refused(parked[0], "--accept-loss")
 
 

@@ -225,21 +225,25 @@ def test_deleted_commands_are_known_by_their_outcomes(bootstrap_servers, tmp_pat
 
 def test_the_page_shows_what_why_prints(bootstrap_servers, tmp_path, users):
     page = re.findall(r"```console\n\$ order-service (.+)\n((?:.*\n)+?)```", PAGE.read_text())
-    assert [words for words, _ in page] == ["why payment-1", "why order-9"]
+    assert [words for words, _ in page] == ["why payment-1", "why cancel-2", "why order-9"]
     with Service(bootstrap_servers, tmp_path, users) as made:
         worker = made.start_worker().wait_lanes(4)
         first = but(pay_1, payment_id="payment-1")
-        take(made, [create_1, first, but(first, command_id="pay-2", payment_id="payment-2"), first])
+        take(made, [create_1, first, but(first, command_id="pay-2", payment_id="payment-2"), first, create_2])
         end(worker)
-        made.send([but(cancel, order_id="order-1", actor=SHOP)])
+        made.send([but(cancel, order_id="order-1", actor=SHOP), UNDECIDED[0]])
+        line = CommandLine(made.environment)
+        resume = f"lanes resume {made.partition_of('order-2')} --from 2 --reason INC-17 --actor user:dana --yes"
+        line(*resume.split())
         for words, expected in page:
-            printed = CommandLine(made.environment)(*words.split(), code=int(words == "why order-9")).stdout
+            printed = line(*words.split(), code=int(words == "why order-9")).stdout
             assert _normal(printed.replace(made.environment["ORDERS_TOPIC_PREFIX"], "")) == _normal(expected)
 
 
 def _normal(text):
-    """Return the text without times and offsets of the table (turns differ), and with one space between columns."""
-    text = re.sub(r"(?<=orders\.table\.v1 partition 2 offset )\d+|(?<=at offset )\d+(?= of the table)", "N", text)
+    """Return the text without ids, times and offsets of the table, which differ, and with one space between columns."""
+    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
+    text = re.sub(r"(?<=orders\.table\.v1 partition \d offset )\d+|(?<=at offset )\d+(?= of the table)", "N", text)
     return re.sub(r" +", " ", re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", text)).strip()
 
 
@@ -253,6 +257,10 @@ def test_over_http_a_service_with_the_admin_scope_gets_the_same(shop):
         assert (answer.status, matches(answer.body)) == (200, matches(why(shop.service, text)))
         [order], [same] = answer.body["orders"], why(shop.service, text)["orders"]
         assert (order["order_id"], order["commands"]) == (order_id, same["commands"])
+    history = f"/v1/orders/{order_id}/events"
+    assert admin.get(history).headers["link"] == f'</v1/operations/why/{order_id}>; rel="related"'
+    reads = admin.ask("GET", history, Authorization=tokens.bearer("desk", Scope.READ))
+    assert (reads.status, "link" in reads.headers) == (200, False)
     paid = admin.ask("POST", f"/v1/orders/{order_id}/pay", PAYMENT)
     assert paid.status == 200
     shipped = admin.ask("POST", f"/v1/orders/{order_id}/ship", {"carrier": "DHL", "tracking_number": TRACKING})

@@ -1,19 +1,24 @@
 """What a resume may change: the plan for what was found, or the line of a refusal."""
 
+from typing import Any
+
 import pytest
 from aiokafka.structs import TopicPartition
 from msgspec.structs import replace
 
 from order_service.errors import OperationRefused
 from order_service.kafka.topics import topic_names
+from order_service.operations.lanes import resume
 from order_service.operations.lanes.examination import WAITING_COUNT, Examination, lost_tails
 from order_service.operations.lanes.lanes import rows_of
-from order_service.operations.lanes.resume import Plan, Wanted, plan_of, position_of
+from order_service.operations.lanes.resume import Plan, Skipped, Wanted, plan_of, position_of
 from order_service.operations.positions import NewestPosition
 from order_service.wire.changelog import REBUILDING, Ends, Position
+from order_service.wire.commands import decode_command
 from order_service.worker.lane_states import LaneState
 from order_service.worker.membership import Member
 from tests.support.samples import NOW
+from tests.unit.operations.topics_in_memory import COMMANDS, MemoryReader, honest
 
 NAMES = topic_names()
 POSITION = Position(40, "one", 50, 1, 42, Ends(10, 5, 3, 7), 2)
@@ -74,6 +79,18 @@ def test_the_plan_of_a_resume(found, wanted, plan):
 )
 def test_a_resume_that_cannot_help_is_refused(found, wanted, line):
     assert line in refused(found, wanted)
+
+
+async def test_a_command_that_raises_an_error_can_be_skipped(monkeypatch):
+    def decode(value):
+        if value == reader.topics.records[COMMANDS][1].value:
+            raise TypeError("the bug for which the lane has parked")
+        return decode_command(value)
+
+    reader: Any = MemoryReader(honest())
+    monkeypatch.setattr(resume, "decode_command", decode)
+    skipped = await resume._read_skipped(reader, 0, range(3))
+    assert skipped == Skipped(("o-1", "o-3"), 0, "the command at offset 1 cannot be decoded: TypeError")
 
 
 def test_offsets_that_are_skipped_or_decided_again():

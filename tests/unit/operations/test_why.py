@@ -21,10 +21,11 @@ from order_service.wire.operations import (
     DeadLettersDiscarded,
     DeadLettersPlanned,
     LaneResumed,
+    PartitionRebuilt,
     PlannedCommand,
     encode,
 )
-from tests.support.samples import amend, but, create, pay
+from tests.support.samples import NOW, amend, but, create, pay
 from tests.unit.operations.topics_in_memory import (
     COMMANDS,
     DEAD_LETTERS,
@@ -319,6 +320,7 @@ def test_a_skipped_command_is_not_without_outcome_and_the_operation_is_named(top
     order = only_order(topics, "o-1")
     assert short(order)[-2:] == [(21, "skipped", None), (22, "skipped", None)]
     assert operations_of(order) == [("lane_resumed", "resumed", "user:dana", 1)]
+    assert (order.operations[0].previous_position, order.operations[0].position) == (21, 23)
     assert operations_of(only_order(topics, "o-2")) == [], "none of its commands was skipped"
     assert b"free text" not in msgspec.json.encode(answer(topics, "o-1"))
 
@@ -329,7 +331,7 @@ def test_a_skipped_command_is_not_without_outcome_and_the_operation_is_named(top
         DeadLettersDiscarded(id="x", offsets=(0,), **ACT),
         DeadLettersApplied(id="x", plan_id="p", sent={0: 21}, order_ids=("",), **ACT),
         DeadLettersPlanned(id="x", commands=(PLANNED,), **ACT),
-        LaneResumed(id="x", skipped_order_ids=("o-1",), **ACT),
+        LaneResumed(id="x", previous_position=90, position=99, skipped_order_ids=("o-1",), **ACT),
     ],
     ids=lambda operation: type(operation).__name__,
 )
@@ -338,6 +340,40 @@ def test_an_operation_is_shown_with_the_order_of_its_dead_letter(topics, operati
     topics.append(OPERATIONS, b"x", encode(operation))
     assert [each[1] for each in operations_of(only_order(topics, "o-1"))] == ["x"]
     assert operations_of(only_order(topics, "o-2")) == []
+
+
+def test_an_operation_that_names_an_order_is_known_after_its_commands_are_deleted(topics):
+    operation = LaneResumed(id="x", previous_position=90, position=99, skipped_order_ids=("o-9",), **ACT)
+    topics.append(OPERATIONS, b"x", encode(operation))
+    assert operations_of(only_order(topics, "o-9")) == [("lane_resumed", "x", "user:dana", 0)]
+
+
+@pytest.mark.parametrize(
+    ("operation", "at", "shown"),
+    [
+        pytest.param(LaneResumed(id="x", previous_position=18, **ACT), LATER, ["o-1", "o-7"], id="commands had waited"),
+        pytest.param(LaneResumed(id="x", previous_position=18, **ACT), NOW, [], id="the commands came later"),
+        pytest.param(LaneResumed(id="x", previous_position=21, **ACT), LATER, [], id="all were decided before"),
+        pytest.param(
+            LaneResumed(id="x", previous_position=30, position=20, **ACT), LATER, ["o-7"], id="the position moved back"
+        ),
+        pytest.param(
+            LaneResumed(id="x", previous_position=30, position=30, lost={REJECTIONS: (1, 2)}, **ACT),
+            NOW,
+            ["o-1", "o-5"],
+            id="an accepted loss",
+        ),
+        pytest.param(
+            PartitionRebuilt(id="x", position=21, orders=7, waiting=2, changed=1, removed=0, **ACT),
+            LATER,
+            ["o-1", "o-5", "o-7"],
+            id="a rebuild",
+        ),
+    ],
+)
+def test_an_operation_on_a_partition_is_shown_with_the_orders_that_it_concerned(topics, operation, at, shown):
+    topics.append(OPERATIONS, b"x", encode(operation), at=at)
+    assert [name for name in ("o-1", "o-5", "o-7") if operations_of(only_order(topics, name))] == shown
 
 
 def test_memory_is_bounded_however_many_records_an_order_has(topics, monkeypatch):

@@ -1,12 +1,13 @@
 """A lane for turns, and the producer that takes what they write."""
 
-from aiokafka import TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from order_service.domain.decision import UserCheck
 from order_service.kafka.topics import topic_names
 from order_service.wire import avro
 from order_service.wire.changelog import Position
+from order_service.wire.commands import encode_json_command
 from order_service.worker.lane import Lane, LanePolicy
 
 NAMES = topic_names()
@@ -43,6 +44,18 @@ class Written:
         """Return the facts of the events of a partition."""
         values = [record[1] for topic, where, record in self.records if (topic, where) == (NAMES.events, partition)]
         return [type(avro.decode_event(value).fact).__name__ for value in values]
+
+    def rejected(self, partition):
+        """Return the ids of the refused commands of a partition."""
+        values = [record[1] for topic, where, record in self.records if (topic, where) == (NAMES.rejections, partition)]
+        return [avro.decode_rejection(value).command_id for value in values]
+
+
+def received(command, offset, partition):
+    """Return a record of the commands topic, with its command."""
+    value = encode_json_command(command)
+    key = command.order_id.encode()
+    return ConsumerRecord(NAMES.commands, partition, offset, 0, 0, key, value, None, len(key), len(value), ()), command
 
 
 def lane_with(partition, entries):

@@ -4,26 +4,18 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiokafka import ConsumerRecord
 from structlog.testing import capture_logs
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import Fenced, HistoryError, Stuck, TurnRefused
 from order_service.wire.changelog import RELEASE_KEY
-from order_service.wire.commands import encode_json_command
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox
 from order_service.worker.lane import Lane
 from order_service.worker.turn import AT_A_TIME, TurnLoop
 from tests.support.samples import ORDER_ID, but, create, entry_after, pay
 from tests.unit.worker.blocking import block_loop, shorten
-from tests.unit.worker.lane_turns import NAMES, POLICY, Written, lane_with
-
-
-def received(command, offset, partition):
-    value = encode_json_command(command)
-    key = command.order_id.encode()
-    return ConsumerRecord(NAMES.commands, partition, offset, 0, 0, key, value, None, len(key), len(value), ()), command
+from tests.unit.worker.lane_turns import NAMES, POLICY, Written, lane_with, received
 
 
 class BrokenLane(Lane):

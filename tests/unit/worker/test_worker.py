@@ -1,6 +1,7 @@
 """The tasks of a worker and of its assignments: none ends without a sign."""
 
 import asyncio
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,9 +25,9 @@ from order_service.worker.inbox import Run
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
 from order_service.worker.payment_deadlines import PaymentDeadlines
 from order_service.worker.worker import SUSPECT_S, Worker
-from tests.support.samples import ORDER_ID, create, entry_after
+from tests.support.samples import ORDER_ID, SHOP, but, cancel, create, entry_after
 from tests.unit.worker.ended_tasks import cancelled_from_within, until_told
-from tests.unit.worker.lane_turns import Written, lane_with
+from tests.unit.worker.lane_turns import Written, lane_with, received
 
 ORDERS = 100_000
 ENTRY = entry_after([create])
@@ -134,7 +135,7 @@ async def test_each_way_to_park_names_its_reason(context, worker):
     worker.damaged(2, "the CRC is wrong")
     await until_claimed_again(worker)
     assert worker.faults()[:3] == [
-        "partition 0 is parked: cannot_decode: the records from offset 7 on cannot be decoded: AttributeError",
+        "partition 0 is parked: cannot_decode: the command at offset 7 cannot be decoded: AttributeError",
         "partition 1 is parked: commands_out_of_range: OffsetOutOfRangeError",
         "partition 2 is parked: damaged_batch: a batch of orders.commands.v1-2 is damaged: the CRC is wrong",
     ]
@@ -566,5 +567,140 @@ async def test_a_record_of_an_operator_resumes_a_parked_lane(context, worker, mo
     resuming.cancel()
 
 
+async def test_an_operation_that_comes_just_after_a_claim_has_read_the_topics_resumes_the_lane(
+    context, endless_claims, monkeypatch
+):
+    made: Any = Worker(context)
+    ends, claims = [0], []
+
+    async def claim(*_):
+        claims.append(ends[0])
+        if len(claims) == 1:
+            ends[0] = 1  # the operator has seen the lane parked by another worker
+            raise LaneParked(ParkingReason.COMMANDS_DELETED, "as the operator has not yet recorded it")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claim)
+    monkeypatch.setattr("order_service.worker.worker.WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr("order_service.worker.monitoring.resume_watch.LOOK_EVERY_S", 0)
+    made._resumes._read_ends = lambda partitions: ended_at(partitions, ends[0])
+    await made.assigned({0})
+    await reached(lambda: claims)
+    resuming = asyncio.create_task(made._resume_lanes())
+    await reached(lambda: len(claims) == 2)
+    resuming.cancel()
+    await made.stop()
+
+
+async def test_claims_begin_although_the_operations_cannot_be_read(context, endless_claims, monkeypatch):
+    made: Any = Worker(context)
+    monkeypatch.setattr("order_service.worker.assignment.NOTED_WITHIN_S", 0.01)
+    made._resumes._read_ends = lambda _partitions: asyncio.Event().wait()
+    await made.assigned({0})
+    await until_begun(endless_claims, 1)
+    await made.stop()
+
+
 async def ended_at(partitions, end):
     return dict.fromkeys(partitions, end)
+
+
+class Once:
+    """Raises an error at the first call that it counts, and calls the original function otherwise."""
+
+    def __init__(self, function, counts=lambda *_: True):
+        self._function = function
+        self._counts = counts
+        self._left = 1
+
+    def __call__(self, *arguments, **options):
+        if self._left and self._counts(*arguments):
+            self._left = 0
+            raise TypeError("a bug")
+        return self._function(*arguments, **options)
+
+
+@pytest.fixture
+async def resumable(context, endless_claims, monkeypatch):
+    """Make a worker whose claims of partition 0 go on at offset 7; gives what assigns it, with turns in memory."""
+
+    async def claimed(*_):
+        return Claimed(Position(7, "me", 7, None), {}, [])
+
+    async def opened(*_):
+        pass
+
+    monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claimed)
+    context.fetching.open = opened
+    made: Any = Worker(replace(context, settings=Settings(partitions=1)))
+    context.fetching.end_of = lambda _partition: 0
+
+    async def assigned():
+        await made.assigned({0})
+        made._assignment.turns._producer = Written()
+        return made
+
+    yield assigned
+    await made.stop()
+
+
+def send(worker):
+    """Deliver two commands to partition 0, if its lane runs: the second one is refused."""
+    lane = worker._assignment.lanes.get(0)
+    if lane is not None:
+        cancels = [received(but(cancel, actor=SHOP, command_id=f"cancel-{offset}"), offset, 0) for offset in (7, 8)]
+        worker.receive(0, Run(lane.seek, lane.next_run, [record for record, _ in cancels]))
+
+
+async def reached(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110, what is looked at has no event
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        pytest.param("assignment.claim_until_done", "cannot_claim: the partition cannot be claimed", id="claim"),
+        pytest.param("", "cannot_fetch: its commands cannot be fetched", id="fetch"),
+        pytest.param("worker.decode_record", "cannot_decode: the command at offset 8 cannot be decoded", id="decode"),
+        pytest.param("lane.answer", "cannot_decide: the commands from offset 8 on cannot be decided", id="decide"),
+    ],
+)
+async def test_a_lane_that_parked_for_a_bug_decides_again_after_a_resume(
+    resumable, context, monkeypatch, function, reason
+):
+    """Only the first attempt meets the bug, as if a version that has the fix had made the second one."""
+    is_of_second = {
+        "worker.decode_record": lambda record: record.offset == 8,
+        "lane.answer": lambda command, *_: command.command_id == "cancel-8",
+    }.get(function, lambda *_: True)
+    if function:
+        module, name = function.split(".")
+        original = getattr(importlib.import_module(f"order_service.worker.{module}"), name)
+        monkeypatch.setattr(f"order_service.worker.{function}", Once(original, is_of_second))
+    else:
+        context.fetching.open = Once(context.fetching.open)
+    worker = await resumable()
+    assignment = worker._assignment
+    await reached(lambda: assignment.parked or assignment.lanes)
+    send(worker)
+    await reached(lambda: assignment.parked)
+    assert reasons(assignment) == {0: f"{reason}: TypeError"}
+    assert assignment.turns._producer.records == []
+    assignment.claim_again(0)
+    await reached(lambda: assignment.lanes)
+    send(worker)
+    await reached(lambda: len(assignment.turns._producer.rejected(0)) == 2)
+
+
+async def test_a_lane_whose_next_command_was_out_of_range_decides_again_after_a_resume(resumable):
+    worker = await resumable()
+    assignment = worker._assignment
+    await reached(lambda: assignment.lanes)
+    worker.unreadable(0, "OffsetOutOfRangeError")
+    assert reasons(assignment) == {0: "commands_out_of_range: OffsetOutOfRangeError"}
+    assignment.claim_again(0)
+    await reached(lambda: assignment.lanes)
+    send(worker)
+    await reached(lambda: len(assignment.turns._producer.rejected(0)) == 2)

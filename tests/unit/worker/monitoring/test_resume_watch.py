@@ -60,6 +60,17 @@ def test_a_record_that_came_before_the_first_claim_parked_the_lane_counts():
     assert operations.look(1) == [1], "the claim may have read the topics before"
 
 
+def test_a_record_that_came_between_a_claim_and_the_first_look_counts():
+    operations = Operations()
+    asyncio.run(operations.watch.note([1, 2]))
+    operations.ends[1] = 1
+    assert operations.look(1, 2) == [1]
+    operations.ends[2] = 1
+    asyncio.run(operations.watch.note([2]))
+    assert operations.asked == [[1, 2], [1, 2]], "a known end stays valid"
+    assert operations.look(2) == [2]
+
+
 def test_a_record_that_came_while_the_lane_ran_does_not_count():
     operations = Operations()
     operations.look(1)
