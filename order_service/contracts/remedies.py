@@ -79,7 +79,8 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
     ParkingReason.TABLE_LOST: Remedy(
         "The partition has outcomes, but its changelog `orders.table.v1` has no position: it is lost.",
         "Was the topic deleted, or compacted with another policy? `order-service topics check` shows its settings.",
-        f"{_REBUILD} writes it again from the events, rejections and commands.",
+        f"{_REBUILD} writes it again from the events, rejections and commands. If the commands topic was recreated "
+        "too, the lane then parks as `commands_recreated` or `commands_truncated`.",
         _INTACT,
     ),
     ParkingReason.TABLE_LOST_TAIL: Remedy(

@@ -146,6 +146,30 @@ def test_a_lost_position_is_derived_from_the_outcomes(decided):
     assert_goes_on(service, dead=20)
 
 
+def test_a_lost_table_and_recreated_commands_are_a_rebuild_and_a_resume(service):
+    decided, new = (
+        [command for command in histories(count, first=count) if service.partition_of(command.order_id) == 1]
+        for count in (20, 60)
+    )
+    decide(service, decided)
+    for name in (service.names.table, service.names.waiting, service.names.commands):
+        recreate(service, name)
+    service.send(new)
+    recreated, not_restored = rebuilt(service, 1, code=1)[1]["notes"]
+    assert "was recreated: offset" in recreated
+    assert "commands that waited" in not_restored
+    rebuilt(service, 1, *YES)
+    worker = service.start_worker()
+    until(lambda: worker.lanes("parked") == 1, "the commands are recreated")
+    assert {line["reason"] for line in worker.lines("Lane parked.")} == {"commands_recreated"}
+    assert service.outcome_count() == len(decided)
+    line = CommandLine(service.environment)
+    line("lanes", "resume", 1, "--from", 0, *YES, "--worker", f"127.0.0.1:{worker.admin_port}")
+    service.wait_outcomes(len(decided) + len(new))
+    assert service.table() == service.fold()
+    assert line.json("verify")[0]["findings"] == []
+
+
 @pytest.mark.parametrize("lost_topics", [["waiting"], ["waiting", "table"]])
 def test_commands_that_waited_wait_again(service, users, lost_topics):
     worker = service.start_worker().wait_lanes(4)
