@@ -4,10 +4,10 @@
             there are none, nothing else happens; a dry run ends here.
 2. Take over the partition by the protocol of a claim (`takeover.py`). If the changelog may not name its last owner,
             fence every worker id of the group that Kafka knows.
-3. Begin:   write a position that parks every claim. From here until the last step, no lane can start.
-4. Look again. No process but this one can write now, so the comparison is exact.
+3. Look again. No process but this one can write now, so the comparison is exact, and a refusal has changed nothing.
+4. Begin:   write a position that parks every claim. From here until the last step, no lane can start.
 5. Write what differs, in transactions of bounded size. If a changelog has records that cannot be read, write it whole,
-            and delete what is before the record of step 3.
+            and delete what is before the record of step 4.
 6. End:     write the position, its release and the record of the operation in one transaction. The lane can start.
 
 An interrupted rebuild leaves a lane that parks. The next one continues: what is already equal is not written again.
@@ -29,6 +29,7 @@ from order_service.kafka.connection import ask_admin, connection
 from order_service.kafka.reader import Reader
 from order_service.operations.rebuild.changelog_fold import RESTORE
 from order_service.operations.rebuild.log_deletion import delete_before, restore_policy
+from order_service.operations.rebuild.needed_rights import check_rights
 from order_service.operations.rebuild.rebuild_plan import Offsets, PartitionLook, Plan, Progress
 from order_service.operations.takeover import Takeover, taken_over
 from order_service.settings import Settings
@@ -192,6 +193,7 @@ class _Rebuilding:
         self._clients = clients
         self._sleep = sleep
         self._failpoint = failpoint
+        self._are_all_fenced = False
 
     async def run(self, ends: Offsets, *, settled_at: float) -> None:
         """Compare, and write if that is wanted and needed."""
@@ -201,11 +203,14 @@ class _Rebuilding:
             return
         self._check_losses(plan)
         if self._wanted.is_confirmed:
+            await check_rights(self._settings, self._names, plan.unreadable)
             await self._write_until_done(plan)
-            self.result.is_written = True
 
     async def _write_until_done(self, plan: Plan) -> None:
-        """Write again. If all workers had to be fenced, claims of those that start again may interrupt this."""
+        """Write again. If all workers had to be fenced, claims of those that start again may interrupt this.
+
+        They are not fenced again: each worker that has claimed the partition since is named in its table.
+        """
         attempts = 1 if plan.is_owner_known else ATTEMPTS
         for attempt in range(1, attempts + 1):
             try:
@@ -247,15 +252,16 @@ class _Rebuilding:
 
     async def _write_alone(self, takeover: Takeover, plan: Plan) -> None:
         self._failpoint("rebuild.locked")
-        if takeover.newest.fault or not plan.is_owner_known:
+        if not self._are_all_fenced and (takeover.newest.fault or not plan.is_owner_known):
             await self._fence_all(takeover)
+        plan = await self._look.plan(await self._all_ends())
+        self.result = result_of(plan, self._partition)
+        if plan.is_intact:
+            return
+        self._check_losses(plan)
+        await check_rights(self._settings, self._names, plan.unreadable)
         begun = await self._begin(takeover, plan)
         self._failpoint("rebuild.begun")
-        previous_position = self.result.previous_position
-        plan = await self._look.plan(await self._all_ends())
-        self._check_losses(plan)
-        self.result = result_of(plan, self._partition)
-        self.result.previous_position = previous_position
         await self._write_table(takeover, plan)
         await self._write_waiting(takeover, plan)
         self._failpoint("rebuild.written")
@@ -263,6 +269,7 @@ class _Rebuilding:
             await delete_before(self._settings, TopicPartition(topic, self._partition), begun[topic])
         self._failpoint("rebuild.deleted")
         await self._end(takeover, plan)
+        self.result.is_written = True
 
     def _check_losses(self, plan: Plan) -> None:
         if plan.losses and not self._wanted.accept_loss:
@@ -286,6 +293,7 @@ class _Rebuilding:
         prefix = f"{self._settings.group_id}-worker-"
         for owner in await ask_admin(self._settings, lambda admin: transactional_ids(admin, prefix)):
             await self._clients.fence(owner)
+        self._are_all_fenced = True
         self._failpoint("rebuild.fenced")
 
     async def _begin(self, takeover: Takeover, plan: Plan) -> dict[str, int]:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     ResourcePatternType,
@@ -41,6 +43,25 @@ YES = ("--reason", "a test", "--yes")
 ORDERS = 40
 REFUSED = [but(cancel, order_id=f"order-{n}", command_id=f"late-{n}") for n in range(1, ORDERS + 1)]
 SENT = [*histories(ORDERS), *REFUSED]
+
+
+WITH_ACLS = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    with running_broker(tmp_path_factory.mktemp("own-kafka"), WITH_ACLS) as own:
+        yield own
+
+
+@pytest.fixture
+def apart(broker, tmp_path, users):
+    """Provide a service on a broker that knows ACLs, and that a test may stop or damage."""
+    with Service(broker.bootstrap_servers, tmp_path, users) as made:
+        yield made
 
 
 def rebuilt(service, *arguments, code=0):
@@ -380,24 +401,49 @@ def test_a_kafka_that_goes_away_meanwhile_is_4_and_the_next_rebuild_continues(tm
         assert_goes_on(service)
 
 
-ACLS = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-    "super.users": "User:admin",
-}
+READ_ONLY = (AclOperation.WRITE, AclOperation.DELETE, AclOperation.ALTER_CONFIGS)
 
 
-def test_a_principal_that_may_only_read_changes_nothing_and_is_told_what_it_needs(tmp_path, users):
-    with (
-        running_broker(tmp_path / "kafka", ACLS) as broker,
-        Service(broker.bootstrap_servers, tmp_path, users, keep_topics=True) as service,
-    ):
-        decide(service, histories(8))
-        write(service, service.names.table, [(1, b"order-x", b"\x02newer", None)])
-        lock = (ResourceType.TRANSACTIONAL_ID, f"{service.group_id}-claim-", ResourcePatternType.PREFIXED)
-        denied = AclBinding(*lock, "User:ANONYMOUS", "*", AclOperation.WRITE, AclPermissionType.DENY)
-        for future in service.kafka.create_acls([denied]).values():
-            future.result(30)
-        before = ends(service)
-        until(lambda: "grant this principal" in rebuilt(service, 1, *YES, code=1)[1]["refusal"], "it is told so")
-        assert ends(service) == before
+@contextmanager
+def denied(service, resource, name, *denied_operations):
+    """Deny operations on the resources with this prefix, and allow all others, while the block runs."""
+    anyone = (resource, name, ResourcePatternType.PREFIXED, "User:*", "*")
+    acls = [(*anyone, operation, AclPermissionType.DENY) for operation in denied_operations]
+    acls.append((*anyone, AclOperation.ALL, AclPermissionType.ALLOW))
+    for future in service.kafka.create_acls([AclBinding(*acl) for acl in acls]).values():
+        future.result(30)
+    yield
+    for future in service.kafka.delete_acls([AclBindingFilter(*acl) for acl in acls]).values():
+        future.result(30)
+
+
+def test_a_principal_that_may_only_read_changes_nothing_and_is_told_what_it_needs(apart):
+    names = apart.names
+    decide(apart, histories(8))
+    write(apart, names.table, [(1, b"order-x", b"\x02newer", None)])
+    before = ends(apart)
+
+    def is_refused(text):
+        return text in rebuilt(apart, 1, *YES, code=1)[1]["refusal"]
+
+    with denied(apart, ResourceType.TOPIC, names.table, *READ_ONLY):
+        rights = f"Write on {names.table}, AlterConfigs on {names.table}, Delete on {names.table}"
+        until(lambda: is_refused(f"grant this principal {rights}; nothing was changed"), "it is told so")
+    with denied(apart, ResourceType.TRANSACTIONAL_ID, f"{apart.group_id}-claim-", AclOperation.WRITE):
+        until(lambda: is_refused("grant this principal Write and Describe on that transactional id"), "it is told so")
+    assert ends(apart) == before
+
+
+def test_a_refusal_after_the_takeover_changes_nothing(service):
+    decide(service, histories(8))
+    write(service, service.names.table, [(1, b"order-x", b"\x02newer", None)])
+    before = service.positions()
+    event = next(message for message in service.read(service.names.events) if message.partition() == 1)
+
+    def repeat_event(step):
+        if step == "rebuild.locked":
+            write(service, service.names.events, [(1, event.key(), event.value(), event.headers())])
+
+    [result] = rebuild_with(service, repeat_event)
+    assert "does not follow the events before it" in result.refusal
+    assert service.positions() == before
