@@ -11,7 +11,7 @@ never writes, and releases it at once. So the next claim of a worker finds a par
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 from uuid import uuid4
@@ -35,6 +35,8 @@ from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer, cl
 VISIBLE_WITHIN_S: Final = 30.0
 """How long the barrier may stay hidden behind an open transaction."""
 LOOK_EVERY_S: Final = 0.1
+UNCHANGED: Final = "nothing was changed"
+KEPT: Final = "what was written is kept: run this again"
 _MISSING: Final = (TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
 
 
@@ -42,13 +44,22 @@ class Takeover:
     """A partition that this process has taken over. No worker writes to it until a claim has the lock.
 
     `owner` is the id for the next position. `newest` is the position that was found, with its owner fenced.
+    `has_written` is whether `commit` has returned, or did so in an earlier takeover of the same operation.
     """
 
     def __init__(
-        self, reader: Reader, partition: int, lock: TurnProducer, group_id: str, arguments: dict[str, Any]
+        self,
+        reader: Reader,
+        partition: int,
+        lock: TurnProducer,
+        group_id: str,
+        arguments: dict[str, Any],
+        *,
+        has_written: bool = False,
     ) -> None:
         self.owner = f"{group_id}-worker-operator-{uuid4().hex}"
         self.newest = NewestPosition()
+        self.has_written = has_written
         self._reader = reader
         self._partition = partition
         self._lock = lock
@@ -68,6 +79,11 @@ class Takeover:
         Raises Fenced if a claim or another operator has taken the lock since, TurnRefused if Kafka refuses a record,
         and Stuck if the outcome is unknown.
         """
+        offsets = await self._commit(records)
+        self.has_written = True
+        return offsets
+
+    async def _commit(self, records: Iterable[tuple[str, Sequence[Record]]]) -> dict[str, int]:
         try:
             async with deadline(DEADLINE_S):
                 await self._lock.begin()
@@ -102,7 +118,7 @@ class Takeover:
 
     async def _barrier(self, topics: list[str]) -> dict[TopicPartition, int]:
         barrier: list[Record] = [(BARRIER_KEY, uuid4().bytes, [])]
-        offsets = await self.commit([(topic, barrier) for topic in topics])
+        offsets = await self._commit([(topic, barrier) for topic in topics])
         return {TopicPartition(topic, self._partition): offset for topic, offset in offsets.items()}
 
     async def _until_visible(self, offsets: dict[TopicPartition, int]) -> None:
@@ -126,47 +142,58 @@ def _hidden(offsets: dict[TopicPartition, int], stable_ends: dict[TopicPartition
 
 @asynccontextmanager
 async def taken_over(
-    settings: Settings, reader: Reader, partition: int, *, is_unknown_owner_dead: bool = False
+    settings: Settings,
+    reader: Reader,
+    partition: int,
+    *,
+    is_unknown_owner_dead: bool = False,
+    has_written: bool = False,
 ) -> AsyncIterator[Takeover]:
     """Take over a partition while the block runs.
 
     If the position cannot be read, its owner cannot be fenced. Then this is refused, unless the caller knows that no
-    worker runs.
+    worker runs. `has_written` is whether an earlier takeover of this operation has written.
 
     Raises OperationRefused if another claim or operator has the lock, or if a right is missing; KafkaAwayError if Kafka
-    does not answer. Nothing is changed then, unless `commit` has returned before.
+    does not answer. Nothing is changed then, unless `commit` has returned before; the text of a refusal has which.
     """
     names, arguments = reader.names, connection(settings)
     lock_id = f"{settings.group_id}-claim-{partition}"
     topics = [names.table, names.waiting, names.operations]
-    with explained(partition):
+    takeover: Takeover | None = None
+    with explained(partition, lambda: has_written if takeover is None else takeover.has_written):
         async with claiming(lock_id, arguments, ClusterMetadata(), topics) as lock:
-            takeover = Takeover(reader, partition, lock, settings.group_id, arguments)
+            takeover = Takeover(reader, partition, lock, settings.group_id, arguments, has_written=has_written)
             await takeover.fence_owners(is_unknown_owner_dead=is_unknown_owner_dead)
             yield takeover
 
 
 @contextmanager
-def explained(partition: int) -> Iterator[None]:
+def explained(partition: int, has_written: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Raise the errors of Kafka in this block as one line: which right is missing, or who was faster.
 
-    Raises OperationRefused, or KafkaAwayError if Kafka does not answer as expected.
+    Raises OperationRefused, with what has become of the partition, or KafkaAwayError if Kafka does not answer as
+    expected.
     """
     try:
         yield
     except Fenced as error:
         raise OperationRefused(
-            f"a worker or another operator has taken over partition {partition} meanwhile: nothing was changed"
+            f"a worker or another operator has taken over partition {partition} meanwhile; {_outcome(has_written())}"
         ) from error
     except (KafkaAwayError, KafkaError, Stuck, TurnRefused) as error:
         if right := _missing_right(error):
-            raise OperationRefused(f"nothing was changed: {right}") from error
+            raise OperationRefused(f"{right}; {_outcome(has_written())}") from error
         if isinstance(error, TurnRefused):
-            raise OperationRefused(f"nothing was changed: {error}") from error
+            raise OperationRefused(f"{error}; {_outcome(has_written())}") from error
         if isinstance(error, KafkaAwayError):
             raise
         reason = str(error).strip() or type(error).__name__
         raise KafkaAwayError(f"Kafka does not answer as expected for partition {partition}: {reason}") from error
+
+
+def _outcome(has_written: bool) -> str:
+    return KEPT if has_written else UNCHANGED
 
 
 def _missing_right(error: Exception) -> str:

@@ -23,7 +23,7 @@ from uuid import uuid4
 from aiokafka.structs import TopicPartition
 from msgspec import Struct, field, structs
 
-from order_service.errors import DamagedError, Fenced, OperationRefused, TurnRefused
+from order_service.errors import DamagedError, Fenced, OperationRefused
 from order_service.kafka.admin_requests import transactional_ids
 from order_service.kafka.connection import ask_admin, connection
 from order_service.kafka.reader import Reader
@@ -51,7 +51,6 @@ BYTES_AT_ONCE: Final = 2 * 1024 * 1024
 LOSSES_MAX: Final = 1_000
 """How many accepted losses are recorded. The others are counted."""
 Sleep = Callable[[float], Awaitable[object]]
-KEPT: Final = "What was written is kept, and the lane stays parked: run this again."
 
 
 class Wanted(Struct, frozen=True):
@@ -163,10 +162,6 @@ async def _run(rebuilding: "_Rebuilding", ends: Offsets, *, settled_at: float) -
     return rebuilding.result
 
 
-class _Overtaken(OperationRefused):
-    """A claim or another operator has the lock now."""
-
-
 class _Rebuilding:
     """The rebuild of one partition."""
 
@@ -194,6 +189,7 @@ class _Rebuilding:
         self._sleep = sleep
         self._failpoint = failpoint
         self._are_all_fenced = False
+        self._has_begun = False
 
     async def run(self, ends: Offsets, *, settled_at: float) -> None:
         """Compare, and write if that is wanted and needed."""
@@ -215,8 +211,8 @@ class _Rebuilding:
         for attempt in range(1, attempts + 1):
             try:
                 await self._write_again(plan)
-            except _Overtaken:
-                if attempt == attempts:
+            except OperationRefused as error:
+                if attempt == attempts or not isinstance(error.__cause__, Fenced):
                     raise
                 plan = await self._look.plan(await self._look.stable_ends())
             else:
@@ -240,15 +236,14 @@ class _Rebuilding:
 
     async def _write_again(self, plan: Plan) -> None:
         """Do steps 2 to 6."""
-        async with taken_over(self._settings, self._reader, self._partition, is_unknown_owner_dead=True) as takeover:
-            try:
-                await self._write_alone(takeover, plan)
-            except Fenced as error:
-                raise _Overtaken(
-                    f"a worker or another operator has taken over partition {self._partition} meanwhile. {KEPT}"
-                ) from error
-            except TurnRefused as error:
-                raise OperationRefused(f"{error}. {KEPT}") from error
+        async with taken_over(
+            self._settings,
+            self._reader,
+            self._partition,
+            is_unknown_owner_dead=True,
+            has_written=self._has_begun,
+        ) as takeover:
+            await self._write_alone(takeover, plan)
 
     async def _write_alone(self, takeover: Takeover, plan: Plan) -> None:
         self._failpoint("rebuild.locked")
@@ -261,6 +256,7 @@ class _Rebuilding:
         self._check_losses(plan)
         await check_rights(self._settings, self._names, plan.unreadable)
         begun = await self._begin(takeover, plan)
+        self._has_begun = True
         self._failpoint("rebuild.begun")
         await self._write_table(takeover, plan)
         await self._write_waiting(takeover, plan)

@@ -319,7 +319,7 @@ def test_a_second_operator_is_told_so(decided):
             thread.join()
 
     [result] = rebuild_with(service, other)
-    assert result.refusal.startswith("a worker or another operator has taken over partition 1 meanwhile.")
+    assert result.refusal.startswith("a worker or another operator has taken over partition 1 meanwhile; what was")
     parks(service, 1)
     rebuilt(service, "--all", *YES)
     assert_goes_on(service, dead=20)
