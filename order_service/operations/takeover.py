@@ -3,8 +3,8 @@
 1. Lock:    start the claim's producer of the partition. Kafka refuses any unfinished claim, and any other operator.
 2. Fence:   commit a record to the table's changelog under the lock, then start a producer under the owner's id. A
             partition that its owner has released needs no fence.
-3. Barrier: commit a record to both changelogs, and wait until it is visible: no open transaction hides records.
-            If another owner appears, fence it too and repeat.
+3. Mark:    commit a record to both changelogs, and wait until it is visible: no open transaction hides records.
+            If another owner appears, fence it too and repeat. A claim must be faster, and compares offsets instead.
 
 What the tool then writes is one transaction of the lock: see `Takeover.commit`. The position in it names an owner that
 never writes, and releases it at once. So the next claim of a worker finds a partition without an owner.
@@ -33,7 +33,7 @@ from order_service.worker.records import Record
 from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer, claiming, fence
 
 VISIBLE_WITHIN_S: Final = 30.0
-"""How long the barrier may stay hidden behind an open transaction."""
+"""How long a marker may stay hidden behind an open transaction."""
 LOOK_EVERY_S: Final = 0.1
 UNCHANGED: Final = "nothing was changed"
 KEPT: Final = "what was written is kept: run this again"
@@ -102,9 +102,9 @@ class Takeover:
         while True:
             newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if newest.owner is not None and newest.owner != fenced:
-                await self._barrier([table])  # refused if a newer claim has the lock
+                await self._write_markers([table])  # refused if a newer claim has the lock
                 await fence(newest.owner, self._arguments)
-            await self._until_visible(await self._barrier([table, waiting]))
+            await self._until_visible(await self._write_markers([table, waiting]))
             self.newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if self.newest.owner == newest.owner:
                 return
@@ -116,9 +116,10 @@ class Takeover:
             raise OperationRefused(f"the owner of partition {self._partition} is unknown: {newest.fault}")
         return newest
 
-    async def _barrier(self, topics: list[str]) -> dict[TopicPartition, int]:
-        barrier: list[Record] = [(BARRIER_KEY, uuid4().bytes, [])]
-        offsets = await self._commit([(topic, barrier) for topic in topics])
+    async def _write_markers(self, topics: list[str]) -> dict[TopicPartition, int]:
+        """Commit a record without a meaning to each topic, and return its offset."""
+        marker: list[Record] = [(BARRIER_KEY, b"", [])]
+        offsets = await self._commit([(topic, marker) for topic in topics])
         return {TopicPartition(topic, self._partition): offset for topic, offset in offsets.items()}
 
     async def _until_visible(self, offsets: dict[TopicPartition, int]) -> None:

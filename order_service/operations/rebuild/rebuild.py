@@ -302,7 +302,7 @@ class _Rebuilding:
         )
         records: list[tuple[str, list[Record]]] = [
             (self._names.table, takeover.position_records(position)),
-            (self._names.waiting, [(BARRIER_KEY, uuid4().bytes, [])]),
+            (self._names.waiting, [(BARRIER_KEY, b"", [])]),
         ]
         return await takeover.commit(records)
 
