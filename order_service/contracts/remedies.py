@@ -216,7 +216,8 @@ EXIT_CODES: Final[dict[int, Remedy]] = {
     TopicsError.exit_code: Remedy(
         "A topic is missing, or differs from what is required. A restart does not help.",
         "`order-service topics check`",
-        "Run the lines that it prints, or correct `ORDERS_PARTITIONS` or `ORDERS_TOPIC_PREFIX`. Then start it again.",
+        "Run the lines that it prints, or correct `ORDERS_PARTITIONS` or `ORDERS_TOPIC_PREFIX`. Then start it again. "
+        f"If a changelog has `cleanup.policy=compact,delete` of a killed rebuild, {_REBUILD} sets it back.",
         "`order-service topics check` ends with 0.",
     ),
     GroupError.exit_code: Remedy(

@@ -133,8 +133,7 @@ async def rebuild(
     partitions = range(count) if partitions is None else partitions
     if unknown := [partition for partition in partitions if not 0 <= partition < count]:
         raise OperationRefused(f"the topics have {count} partitions, from 0: there is no partition {unknown[0]}")
-    if wanted.is_confirmed:
-        await restore_policy(settings, names)
+    restored = await restore_policy(settings, names) if wanted.is_confirmed else []
     ends, settled_at = await reader.ends(topics), time.monotonic() + SETTLED_S
     clients = ClaimClients(connection(settings), set())
     operation_id = str(uuid4())
@@ -147,6 +146,8 @@ async def rebuild(
             results.append(await _run(rebuilding, of_partition, settled_at=settled_at))
     finally:
         await clients.close()
+    for topic in restored:
+        results[0].notes.append(f"{topic} has cleanup.policy=compact again: an interrupted rebuild had changed it")
     return results
 
 

@@ -243,11 +243,14 @@ def test_records_that_cannot_be_read_are_deleted(decided, log, key, value):
     assert_goes_on(service, dead=20)
 
 
-def test_a_policy_that_a_killed_rebuild_left_is_set_back(decided):
-    topic = decided.names.waiting
-    decided.configure(topic, cleanup_policy="compact,delete", retention_ms="-1")
-    rebuilt(decided, "--all", *YES)
-    until(lambda: decided.config_of(topic)["cleanup.policy"].value == "compact", "the policy is set back")
+def test_a_policy_that_a_killed_rebuild_left_is_set_back_and_workers_start_again(service):
+    topic = service.names.waiting
+    service.configure(topic, cleanup_policy="compact,delete", retention_ms="-1")
+    assert service.start_worker().wait_ended() == 13
+    [note] = rebuilt(service, 1, *YES)[1]["notes"]
+    assert note.startswith(f"{topic} has cleanup.policy=compact again")
+    until(lambda: service.config_of(topic)["cleanup.policy"].value == "compact", "the broker has the policy")
+    service.start_worker().wait_lanes(4)
 
 
 @pytest.mark.parametrize(
