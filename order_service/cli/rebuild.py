@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -19,6 +19,9 @@ from order_service.operations.rebuild.rebuild import Result, Wanted
 from order_service.operations.rebuild.rebuild_plan import Progress as Reading
 from order_service.runtime.garbage_collector import collect_less_often
 from order_service.settings import Settings
+
+FETCH_WAIT_MS: Final = 10
+"""A rebuild reads seven topics of each partition, one after the other."""
 
 
 def rebuild(
@@ -69,7 +72,7 @@ async def _rebuild(settings: Settings, partitions: list[int] | None, wanted: Wan
             extend=lambda count: bar.update(task, total=(bar.tasks[0].total or 0) + count),
             advance=lambda count: bar.advance(task, count),
         )
-        async with Reader(settings) as reader:
+        async with Reader(settings, fetch_wait_ms=FETCH_WAIT_MS) as reader:
             return await rebuilding.rebuild(reader, settings, partitions, wanted, progress)
 
 

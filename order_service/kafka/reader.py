@@ -65,11 +65,14 @@ class OutcomeRecord(Struct, frozen=True, gc=False):
 class Reader:
     """A consumer of our topics. Use it with `async with`, which raises KafkaAwayError if no broker answers.
 
+    `fetch_wait_ms` is how long a broker keeps a fetch that has no records yet. After `begin`, the first fetch from a
+    broker waits for the answer to the last one. So a reader that begins often, and follows nothing, needs a short one.
+
     With a schema registry, unknown ids of events and rejections are looked up there. If a lookup fails, every method
     that returns records raises RegistryAwayError, and the next `poll` returns the same records.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, fetch_wait_ms: int = 200) -> None:
         self.names: TopicNames = topic_names(settings.topic_prefix)
         self._connection = connection(settings)
         self._servers: str = self._connection["bootstrap_servers"]
@@ -85,7 +88,7 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            fetch_max_wait_ms=200,
+            fetch_max_wait_ms=fetch_wait_ms,
             request_timeout_ms=round(SILENT_S * 1000),
         )
 
@@ -149,6 +152,8 @@ class Reader:
         partitions: Sequence[TopicPartition],
     ) -> dict[TopicPartition, int]:
         await self._check_leaders(partitions)
+        for topic, _ in partitions:  # aiokafka would learn of one unknown topic with each try, every 100 ms
+            self._consumer._client.add_topic(topic)  # noqa: SLF001
         try:
             with kafka_answers(self._servers):
                 return dict(await ask(partitions))
