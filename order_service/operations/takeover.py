@@ -149,11 +149,13 @@ async def taken_over(
     *,
     is_unknown_owner_dead: bool = False,
     has_written: bool = False,
+    failpoint: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Takeover]:
     """Take over a partition while the block runs.
 
     If the position cannot be read, its owner cannot be fenced. Then this is refused, unless the caller knows that no
-    worker runs. `has_written` is whether an earlier takeover of this operation has written.
+    worker runs. `has_written` is whether an earlier takeover of this operation has written. `failpoint` is called after
+    step 1: tests stop Kafka there.
 
     Raises OperationRefused if another claim or operator has the lock, or if a right is missing; KafkaAwayError if Kafka
     does not answer. Nothing is changed then, unless `commit` has returned before; the text of a refusal has which.
@@ -165,6 +167,7 @@ async def taken_over(
     with explained(partition, lambda: has_written if takeover is None else takeover.has_written):
         async with claiming(lock_id, arguments, ClusterMetadata(), topics) as lock:
             takeover = Takeover(reader, partition, lock, settings.group_id, arguments, has_written=has_written)
+            failpoint("takeover.locked")
             await takeover.fence_owners(is_unknown_owner_dead=is_unknown_owner_dead)
             yield takeover
 

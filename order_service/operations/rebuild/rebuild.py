@@ -243,6 +243,7 @@ class _Rebuilding:
             self._partition,
             is_unknown_owner_dead=True,
             has_written=self._has_begun,
+            failpoint=self._failpoint,
         ) as takeover:
             await self._write_alone(takeover, plan)
 
@@ -252,8 +253,7 @@ class _Rebuilding:
             await self._fence_all(takeover)
         plan = await self._look.plan(await self._all_ends())
         self.result = result_of(plan, self._partition)
-        if plan.is_intact:
-            return
+        self.result.is_intact = False  # the marker may have repaired an empty changelog: the lane waits for the record
         self._check_losses(plan)
         await check_rights(self._settings, self._names, plan.unreadable)
         begun = await self._begin(takeover, plan)
