@@ -92,7 +92,8 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
     ParkingReason.TABLE_LOST: Remedy(
         "The partition has outcomes, but its changelog `orders.table.v1` has no position: it is lost.",
         "Was the topic deleted, or compacted with another policy? `order-service topics check` shows its settings.",
-        f"{_REBUILD} writes it again from the events, rejections and commands.",
+        f"{_REBUILD} writes it again from the events, rejections and commands. If the commands topic was recreated "
+        "too, the lane then parks as `commands_recreated` or `commands_truncated`.",
         _INTACT,
     ),
     ParkingReason.TABLE_LOST_TAIL: Remedy(
@@ -229,7 +230,8 @@ EXIT_CODES: Final[dict[int, Remedy]] = {
     TopicsError.exit_code: Remedy(
         "A topic is missing, or differs from what is required. A restart does not help.",
         "`order-service topics check`",
-        "Run the lines that it prints, or correct `ORDERS_PARTITIONS` or `ORDERS_TOPIC_PREFIX`. Then start it again.",
+        "Run the lines that it prints, or correct `ORDERS_PARTITIONS` or `ORDERS_TOPIC_PREFIX`. Then start it again. "
+        f"If a changelog has `cleanup.policy=compact,delete` of a killed rebuild, {_REBUILD} sets it back.",
         "`order-service topics check` ends with 0.",
     ),
     GroupError.exit_code: Remedy(

@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from order_service.kafka.connection import Admin
 
-OPERATIONS: Final = {"Read": 3, "Write": 4, "Describe": 8, "DescribeConfigs": 10}
+OPERATIONS: Final = {"Read": 3, "Write": 4, "Delete": 6, "Describe": 8, "DescribeConfigs": 10, "AlterConfigs": 11}
 """The bits of the operations that this service needs. Source: Kafka's `AclOperation`."""
 NOT_REPORTED: Final = -(2**31)
 """What a broker returns if it does not report the operations: its highest bit alone is set."""
@@ -152,6 +152,11 @@ class Rights(Struct, frozen=True):
 
     error_code: int
     operations: int
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the broker reported the rights. A resource that the principal may not see has no rights for it."""
+        return self.operations != NOT_REPORTED or self.error_code in AUTHORIZATION_FAILED
 
     def lacks(self, operation: str) -> bool:
         """Return whether the principal may not do an operation of `OPERATIONS`."""

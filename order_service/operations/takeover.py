@@ -3,15 +3,15 @@
 1. Lock:    start the claim's producer of the partition. Kafka refuses any unfinished claim, and any other operator.
 2. Fence:   commit a record to the table's changelog under the lock, then start a producer under the owner's id. A
             partition that its owner has released needs no fence.
-3. Barrier: commit a record to both changelogs, and wait until it is visible: no open transaction hides records.
-            If another owner appears, fence it too and repeat.
+3. Mark:    commit a record to both changelogs, and wait until it is visible: no open transaction hides records.
+            If another owner appears, fence it too and repeat. A claim must be faster, and compares offsets instead.
 
 What the tool then writes is one transaction of the lock: see `Takeover.commit`. The position in it names an owner that
 never writes, and releases it at once. So the next claim of a worker finds a partition without an owner.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 from uuid import uuid4
@@ -33,8 +33,10 @@ from order_service.worker.records import Record
 from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer, claiming, fence
 
 VISIBLE_WITHIN_S: Final = 30.0
-"""How long the barrier may stay hidden behind an open transaction."""
+"""How long a marker may stay hidden behind an open transaction."""
 LOOK_EVERY_S: Final = 0.1
+UNCHANGED: Final = "nothing was changed"
+KEPT: Final = "what was written is kept: run this again"
 _MISSING: Final = (TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
 
 
@@ -42,13 +44,22 @@ class Takeover:
     """A partition that this process has taken over. No worker writes to it until a claim has the lock.
 
     `owner` is the id for the next position. `newest` is the position that was found, with its owner fenced.
+    `has_written` is whether `commit` has returned, or did so in an earlier takeover of the same operation.
     """
 
     def __init__(
-        self, reader: Reader, partition: int, lock: TurnProducer, group_id: str, arguments: dict[str, Any]
+        self,
+        reader: Reader,
+        partition: int,
+        lock: TurnProducer,
+        group_id: str,
+        arguments: dict[str, Any],
+        *,
+        has_written: bool = False,
     ) -> None:
         self.owner = f"{group_id}-worker-operator-{uuid4().hex}"
         self.newest = NewestPosition()
+        self.has_written = has_written
         self._reader = reader
         self._partition = partition
         self._lock = lock
@@ -68,6 +79,11 @@ class Takeover:
         Raises Fenced if a claim or another operator has taken the lock since, TurnRefused if Kafka refuses a record,
         and Stuck if the outcome is unknown.
         """
+        offsets = await self._commit(records)
+        self.has_written = True
+        return offsets
+
+    async def _commit(self, records: Iterable[tuple[str, Sequence[Record]]]) -> dict[str, int]:
         try:
             async with deadline(DEADLINE_S):
                 await self._lock.begin()
@@ -86,9 +102,9 @@ class Takeover:
         while True:
             newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if newest.owner is not None and newest.owner != fenced:
-                await self._barrier([table])  # refused if a newer claim has the lock
+                await self._write_markers([table])  # refused if a newer claim has the lock
                 await fence(newest.owner, self._arguments)
-            await self._until_visible(await self._barrier([table, waiting]))
+            await self._until_visible(await self._write_markers([table, waiting]))
             self.newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if self.newest.owner == newest.owner:
                 return
@@ -100,9 +116,10 @@ class Takeover:
             raise OperationRefused(f"the owner of partition {self._partition} is unknown: {newest.fault}")
         return newest
 
-    async def _barrier(self, topics: list[str]) -> dict[TopicPartition, int]:
-        barrier: list[Record] = [(BARRIER_KEY, uuid4().bytes, [])]
-        offsets = await self.commit([(topic, barrier) for topic in topics])
+    async def _write_markers(self, topics: list[str]) -> dict[TopicPartition, int]:
+        """Commit a record without a meaning to each topic, and return its offset."""
+        marker: list[Record] = [(BARRIER_KEY, b"", [])]
+        offsets = await self._commit([(topic, marker) for topic in topics])
         return {TopicPartition(topic, self._partition): offset for topic, offset in offsets.items()}
 
     async def _until_visible(self, offsets: dict[TopicPartition, int]) -> None:
@@ -126,47 +143,61 @@ def _hidden(offsets: dict[TopicPartition, int], stable_ends: dict[TopicPartition
 
 @asynccontextmanager
 async def taken_over(
-    settings: Settings, reader: Reader, partition: int, *, is_unknown_owner_dead: bool = False
+    settings: Settings,
+    reader: Reader,
+    partition: int,
+    *,
+    is_unknown_owner_dead: bool = False,
+    has_written: bool = False,
+    failpoint: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Takeover]:
     """Take over a partition while the block runs.
 
     If the position cannot be read, its owner cannot be fenced. Then this is refused, unless the caller knows that no
-    worker runs.
+    worker runs. `has_written` is whether an earlier takeover of this operation has written. `failpoint` is called after
+    step 1: tests stop Kafka there.
 
     Raises OperationRefused if another claim or operator has the lock, or if a right is missing; KafkaAwayError if Kafka
-    does not answer. Nothing is changed then, unless `commit` has returned before.
+    does not answer. Nothing is changed then, unless `commit` has returned before; the text of a refusal has which.
     """
     names, arguments = reader.names, connection(settings)
     lock_id = f"{settings.group_id}-claim-{partition}"
     topics = [names.table, names.waiting, names.operations]
-    with explained(partition):
+    takeover: Takeover | None = None
+    with explained(partition, lambda: has_written if takeover is None else takeover.has_written):
         async with claiming(lock_id, arguments, ClusterMetadata(), topics) as lock:
-            takeover = Takeover(reader, partition, lock, settings.group_id, arguments)
+            takeover = Takeover(reader, partition, lock, settings.group_id, arguments, has_written=has_written)
+            failpoint("takeover.locked")
             await takeover.fence_owners(is_unknown_owner_dead=is_unknown_owner_dead)
             yield takeover
 
 
 @contextmanager
-def explained(partition: int) -> Iterator[None]:
+def explained(partition: int, has_written: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Raise the errors of Kafka in this block as one line: which right is missing, or who was faster.
 
-    Raises OperationRefused, or KafkaAwayError if Kafka does not answer as expected.
+    Raises OperationRefused, with what has become of the partition, or KafkaAwayError if Kafka does not answer as
+    expected.
     """
     try:
         yield
     except Fenced as error:
         raise OperationRefused(
-            f"a worker or another operator has taken over partition {partition} meanwhile: nothing was changed"
+            f"a worker or another operator has taken over partition {partition} meanwhile; {_outcome(has_written())}"
         ) from error
     except (KafkaAwayError, KafkaError, Stuck, TurnRefused) as error:
         if right := _missing_right(error):
-            raise OperationRefused(f"nothing was changed: {right}") from error
+            raise OperationRefused(f"{right}; {_outcome(has_written())}") from error
         if isinstance(error, TurnRefused):
-            raise OperationRefused(f"nothing was changed: {error}") from error
+            raise OperationRefused(f"{error}; {_outcome(has_written())}") from error
         if isinstance(error, KafkaAwayError):
             raise
         reason = str(error).strip() or type(error).__name__
         raise KafkaAwayError(f"Kafka does not answer as expected for partition {partition}: {reason}") from error
+
+
+def _outcome(has_written: bool) -> str:
+    return KEPT if has_written else UNCHANGED
 
 
 def _missing_right(error: Exception) -> str:

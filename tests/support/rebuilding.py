@@ -1,5 +1,6 @@
 """`order-service rebuild` that kills itself: `python -m tests.support.rebuilding STEP COUNT ARGUMENTS…`."""
 
+import asyncio
 import sys
 from functools import partial
 
@@ -9,5 +10,7 @@ from tests.support.worker import Failpoint
 
 if __name__ == "__main__":
     step, count, *arguments = sys.argv[1:]
-    rebuild.rebuild = partial(rebuild.rebuild, failpoint=Failpoint(step, count, "SIGKILL"))
+    rebuild.rebuild = partial(
+        rebuild.rebuild, failpoint=Failpoint(step, count, "SIGKILL"), sleep=partial(asyncio.sleep, 0)
+    )
     app(arguments)

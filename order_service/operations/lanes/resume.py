@@ -125,7 +125,8 @@ def _check_target(found: Examination, resume_at: int, target: int) -> None:
         )
     if found.waiting_count:
         raise OperationRefused(
-            f"{found.waiting_count} commands wait with offsets of the previous topic: restore the commands instead"
+            f"{found.waiting_count} commands wait with offsets of the previous topic: restore the commands, or name an"
+            f" offset from {resume_at} on, and let senders send again what is before it"
         )
 
 

@@ -108,6 +108,27 @@ class Moves:
         return sum(moved_at < timestamp for _, moved_at in self._back) * _EPOCH + offset
 
 
+class Answer(Struct, frozen=True):
+    """What an outcome shows of its command: its offset, its key, and its id, or its timestamp if it is a dead letter.
+
+    The id is empty if it is unknown.
+    """
+
+    offset: int = -1
+    key: bytes | None = None
+    command_id: str = ""
+    timestamp: bytes | None = None
+
+    def is_of(self, command: ConsumerRecord) -> bool:
+        """Return whether the record at the offset is the command that was decided."""
+        if self.timestamp is not None:
+            return self.timestamp == b"%d" % command.timestamp
+        _, decoded = decode_record(command)
+        if isinstance(decoded, DecodeError) or not self.command_id:
+            return bool(command.key == self.key)
+        return decoded.command_id == self.command_id
+
+
 class Outcomes:
     """The orders of a partition, folded from its events and rejections, and the commands that have an outcome."""
 
@@ -122,15 +143,19 @@ class Outcomes:
         self._names = names
         self._partition = partition
         self._answered = CommandOutcomes(names, lambda *_: None)
-        self._newest = -1, 0
-        """The highest command offset that an outcome has, and the timestamp of that outcome."""
+        self.newest = Answer()
+        """The outcome of the last command that has one and that the commands topic can still have."""
+        self._commands_end = 0
         self._created: dict[str, int] = {}
         self._with_refused: set[str] = set()
         self._since: Mapping[str, int] = {}
 
-    def begin(self, moves: Moves, *, are_rejections_complete: bool, since: Mapping[str, int]) -> None:
+    def begin(
+        self, moves: Moves, *, are_rejections_complete: bool, since: Mapping[str, int], commands_end: int
+    ) -> None:
         """Begin to read again: events where they ended, the others from their start."""
         self.moves = moves
+        self._commands_end = commands_end
         self.are_rejections_complete = are_rejections_complete
         self.touched, self._since, self.foreign = set(), since, 0
         for order_id in self._with_refused:
@@ -144,11 +169,6 @@ class Outcomes:
     def next_offset(self) -> int:
         """The offset after the last command that has an outcome."""
         return max((highest for highest, _ in self._answered.highest.values()), default=-1) + 1
-
-    def decided_ms(self, command_offset: int) -> int | None:
-        """Return the timestamp of the outcome of this command, if it is the last command that has one."""
-        newest, timestamp = self._newest
-        return timestamp if newest == command_offset >= 0 else None
 
     def valid(self, last: Position | None, timestamp: int) -> Position | None:
         """Return a position with this record timestamp, or None if an operator has moved the position back since."""
@@ -173,7 +193,7 @@ class Outcomes:
         if record.key != event.order_id.encode():
             raise _refused(record, "has a key that is not its order id")
         self.entries[event.order_id] = after
-        offset = self._note(record, EVENT)
+        offset = self._note(record, EVENT, event.command_id)
         if before is None:
             self._created[event.order_id] = -1 if offset is None else self.moves.sequence(offset, record.timestamp)
         if record.offset >= self._since[record.topic]:
@@ -190,7 +210,7 @@ class Outcomes:
             else:
                 self.foreign += 1
             return
-        offset = self._note(record, REJECTION)
+        offset = self._note(record, REJECTION, rejection.command_id)
         order_id = rejection.order_id
         created, entry = self._created.get(order_id), self.entries.get(order_id)
         if offset is None or created is None or self.moves.sequence(offset, record.timestamp) < created:
@@ -207,15 +227,18 @@ class Outcomes:
         headers = dict(record.headers)
         origin = (headers.get("dl_topic"), headers.get("dl_partition"))
         if origin == (self._names.commands.encode(), b"%d" % self._partition):
-            self._note(record, DEAD_LETTER)
+            self._note(record, DEAD_LETTER, timestamp=headers.get("dl_timestamp"))
         else:
             self.foreign += 1
 
-    def _note(self, record: ConsumerRecord, outcome: int) -> int | None:
+    def _note(
+        self, record: ConsumerRecord, outcome: int, command_id: str = "", timestamp: bytes | None = None
+    ) -> int | None:
         offset = command_offset_of(record.headers)
         if offset is not None and not self.moves.is_void(offset, record.timestamp):
             self._answered.add(record, offset, outcome)
-            self._newest = max(self._newest, (offset, record.timestamp))
+            if self.newest.offset < offset < self._commands_end:
+                self.newest = Answer(offset, record.key, command_id, timestamp)
         return offset
 
 

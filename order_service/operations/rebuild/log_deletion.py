@@ -8,11 +8,12 @@ leaves that policy; the next rebuild sets it back.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
-from aiokafka.errors import PolicyViolationError, TopicAuthorizationFailedError
+from aiokafka.errors import PolicyViolationError, TopicAuthorizationFailedError, for_code
 from aiokafka.structs import TopicPartition
 
 from order_service.errors import KafkaAwayError, OperationRefused
@@ -57,25 +58,31 @@ async def _delete(admin: Admin, topic_partition: TopicPartition, offset: int) ->
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def restore_policy(settings: Settings, names: TopicNames) -> None:
-    """Set the policy of the changelogs back if an interrupted deletion has left it.
+async def restore_policy(settings: Settings, names: TopicNames) -> list[str]:
+    """Set the policy of the changelogs back if an interrupted deletion has left it. Return their names.
 
     Raises OperationRefused if a right is missing.
     """
-
-    async def restore(admin: Admin) -> None:
-        for topic in (names.table, names.waiting):
-            if await _is_deletable(admin, topic):
-                await alter_topic(admin, topic, _COMPACTED)
-
+    topics = [names.table, names.waiting]
     with _granted("DescribeConfigs on the changelogs"):
-        await ask_admin(settings, restore)
+        changed = await ask_admin(settings, lambda admin: _deletable(admin, topics))
+    for topic in changed:
+        with _granted(f"AlterConfigs on {topic}"):
+            await ask_admin(settings, partial(alter_topic, topic=topic, values=_COMPACTED))
+    return changed
 
 
-async def _is_deletable(admin: Admin, topic: str) -> bool:
-    [response] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-    config: dict[str, Any] = {entry[0]: entry[1] for _, _, _, _, entries in response.resources for entry in entries}
-    return config.get("retention.ms") == "-1" and set(config["cleanup.policy"].split(",")) == {"compact", "delete"}
+async def _deletable(admin: Admin, topics: list[str]) -> list[str]:
+    """Return the topics that have the policy of an interrupted deletion."""
+    changed = []
+    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]):
+        for code, _, _, topic, entries in response.resources:
+            if code:
+                raise for_code(code)
+            config: dict[str, Any] = {entry[0]: entry[1] for entry in entries}
+            if config["retention.ms"] == "-1" and set(config["cleanup.policy"].split(",")) == {"compact", "delete"}:
+                changed.append(topic)
+    return changed
 
 
 @contextmanager

@@ -4,10 +4,10 @@
             there are none, nothing else happens; a dry run ends here.
 2. Take over the partition by the protocol of a claim (`takeover.py`). If the changelog may not name its last owner,
             fence every worker id of the group that Kafka knows.
-3. Begin:   write a position that parks every claim. From here until the last step, no lane can start.
-4. Look again. No process but this one can write now, so the comparison is exact.
+3. Look again. No process but this one can write now, so the comparison is exact, and a refusal has changed nothing.
+4. Begin:   write a position that parks every claim. From here until the last step, no lane can start.
 5. Write what differs, in transactions of bounded size. If a changelog has records that cannot be read, write it whole,
-            and delete what is before the record of step 3.
+            and delete what is before the record of step 4.
 6. End:     write the position, its release and the record of the operation in one transaction. The lane can start.
 
 An interrupted rebuild leaves a lane that parks. The next one continues: what is already equal is not written again.
@@ -23,12 +23,13 @@ from uuid import uuid4
 from aiokafka.structs import TopicPartition
 from msgspec import Struct, field, structs
 
-from order_service.errors import DamagedError, Fenced, OperationRefused, TurnRefused
+from order_service.errors import DamagedError, Fenced, OperationRefused
 from order_service.kafka.admin_requests import transactional_ids
 from order_service.kafka.connection import ask_admin, connection
 from order_service.kafka.reader import Reader
 from order_service.operations.rebuild.changelog_fold import RESTORE
 from order_service.operations.rebuild.log_deletion import delete_before, restore_policy
+from order_service.operations.rebuild.needed_rights import check_rights
 from order_service.operations.rebuild.rebuild_plan import Offsets, PartitionLook, Plan, Progress
 from order_service.operations.takeover import Takeover, taken_over
 from order_service.settings import Settings
@@ -50,7 +51,6 @@ BYTES_AT_ONCE: Final = 2 * 1024 * 1024
 LOSSES_MAX: Final = 1_000
 """How many accepted losses are recorded. The others are counted."""
 Sleep = Callable[[float], Awaitable[object]]
-KEPT: Final = "What was written is kept, and the lane stays parked: run this again."
 
 
 class Wanted(Struct, frozen=True):
@@ -133,8 +133,7 @@ async def rebuild(
     partitions = range(count) if partitions is None else partitions
     if unknown := [partition for partition in partitions if not 0 <= partition < count]:
         raise OperationRefused(f"the topics have {count} partitions, from 0: there is no partition {unknown[0]}")
-    if wanted.is_confirmed:
-        await restore_policy(settings, names)
+    restored = await restore_policy(settings, names) if wanted.is_confirmed else []
     ends, settled_at = await reader.ends(topics), time.monotonic() + SETTLED_S
     clients = ClaimClients(connection(settings), set())
     operation_id = str(uuid4())
@@ -147,6 +146,8 @@ async def rebuild(
             results.append(await _run(rebuilding, of_partition, settled_at=settled_at))
     finally:
         await clients.close()
+    for topic in restored:
+        results[0].notes.append(f"{topic} has cleanup.policy=compact again: an interrupted rebuild had changed it")
     return results
 
 
@@ -160,10 +161,6 @@ async def _run(rebuilding: "_Rebuilding", ends: Offsets, *, settled_at: float) -
         damage = f"{topic} partition {partition} is damaged on the disk of the broker from offset {error.offset} on"
         rebuilding.result.refusal = f"{damage}. {RESTORE}"
     return rebuilding.result
-
-
-class _Overtaken(OperationRefused):
-    """A claim or another operator has the lock now."""
 
 
 class _Rebuilding:
@@ -192,6 +189,8 @@ class _Rebuilding:
         self._clients = clients
         self._sleep = sleep
         self._failpoint = failpoint
+        self._are_all_fenced = False
+        self._has_begun = False
 
     async def run(self, ends: Offsets, *, settled_at: float) -> None:
         """Compare, and write if that is wanted and needed."""
@@ -201,17 +200,20 @@ class _Rebuilding:
             return
         self._check_losses(plan)
         if self._wanted.is_confirmed:
+            await check_rights(self._settings, self._names, plan.unreadable)
             await self._write_until_done(plan)
-            self.result.is_written = True
 
     async def _write_until_done(self, plan: Plan) -> None:
-        """Write again. If all workers had to be fenced, claims of those that start again may interrupt this."""
+        """Write again. If all workers had to be fenced, claims of those that start again may interrupt this.
+
+        They are not fenced again: each worker that has claimed the partition since is named in its table.
+        """
         attempts = 1 if plan.is_owner_known else ATTEMPTS
         for attempt in range(1, attempts + 1):
             try:
                 await self._write_again(plan)
-            except _Overtaken:
-                if attempt == attempts:
+            except OperationRefused as error:
+                if attempt == attempts or not isinstance(error.__cause__, Fenced):
                     raise
                 plan = await self._look.plan(await self._look.stable_ends())
             else:
@@ -235,27 +237,28 @@ class _Rebuilding:
 
     async def _write_again(self, plan: Plan) -> None:
         """Do steps 2 to 6."""
-        async with taken_over(self._settings, self._reader, self._partition, is_unknown_owner_dead=True) as takeover:
-            try:
-                await self._write_alone(takeover, plan)
-            except Fenced as error:
-                raise _Overtaken(
-                    f"a worker or another operator has taken over partition {self._partition} meanwhile. {KEPT}"
-                ) from error
-            except TurnRefused as error:
-                raise OperationRefused(f"{error}. {KEPT}") from error
+        async with taken_over(
+            self._settings,
+            self._reader,
+            self._partition,
+            is_unknown_owner_dead=True,
+            has_written=self._has_begun,
+            failpoint=self._failpoint,
+        ) as takeover:
+            await self._write_alone(takeover, plan)
 
     async def _write_alone(self, takeover: Takeover, plan: Plan) -> None:
         self._failpoint("rebuild.locked")
-        if takeover.newest.fault or not plan.is_owner_known:
+        if not self._are_all_fenced and (takeover.newest.fault or not plan.is_owner_known):
             await self._fence_all(takeover)
-        begun = await self._begin(takeover, plan)
-        self._failpoint("rebuild.begun")
-        previous_position = self.result.previous_position
         plan = await self._look.plan(await self._all_ends())
-        self._check_losses(plan)
         self.result = result_of(plan, self._partition)
-        self.result.previous_position = previous_position
+        self.result.is_intact = False  # the marker may have repaired an empty changelog: the lane waits for the record
+        self._check_losses(plan)
+        await check_rights(self._settings, self._names, plan.unreadable)
+        begun = await self._begin(takeover, plan)
+        self._has_begun = True
+        self._failpoint("rebuild.begun")
         await self._write_table(takeover, plan)
         await self._write_waiting(takeover, plan)
         self._failpoint("rebuild.written")
@@ -263,6 +266,7 @@ class _Rebuilding:
             await delete_before(self._settings, TopicPartition(topic, self._partition), begun[topic])
         self._failpoint("rebuild.deleted")
         await self._end(takeover, plan)
+        self.result.is_written = True
 
     def _check_losses(self, plan: Plan) -> None:
         if plan.losses and not self._wanted.accept_loss:
@@ -286,6 +290,7 @@ class _Rebuilding:
         prefix = f"{self._settings.group_id}-worker-"
         for owner in await ask_admin(self._settings, lambda admin: transactional_ids(admin, prefix)):
             await self._clients.fence(owner)
+        self._are_all_fenced = True
         self._failpoint("rebuild.fenced")
 
     async def _begin(self, takeover: Takeover, plan: Plan) -> dict[str, int]:
@@ -298,7 +303,7 @@ class _Rebuilding:
         )
         records: list[tuple[str, list[Record]]] = [
             (self._names.table, takeover.position_records(position)),
-            (self._names.waiting, [(BARRIER_KEY, uuid4().bytes, [])]),
+            (self._names.waiting, [(BARRIER_KEY, b"", [])]),
         ]
         return await takeover.commit(records)
 

@@ -7,12 +7,11 @@ from typing import Final
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from msgspec import Struct
 
-from order_service.errors import DamagedError, OperationRefused
+from order_service.errors import DamagedError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_configs
 from order_service.operations.positions import newest_positions
 from order_service.operations.rebuild.changelog_fold import (
-    RESTORE,
     Changelogs,
     Difference,
     Moves,
@@ -25,10 +24,12 @@ from order_service.operations.rebuild.changelog_fold import (
 from order_service.wire.changelog import POSITION_KEY, REBUILDING, Ends, Position, WaitingCommand
 
 NEVER: Final = 2**63 - 1
-CLOCKS_DIFFER_MS: Final = 60_000
-"""How far the clocks of two brokers may differ: each sets the timestamps of the partitions that it leads."""
 MISSING_COMMAND: Final = 0
-"""The timestamp for a last command after the end of its topic. No command has it, so that a claim parks."""
+"""The timestamp for a last command that its topic no longer has. No command has it, so that a claim parks."""
+NOT_RESTORED: Final = (
+    "commands that waited and are no longer in the topic are not restored, unless the waiting room has them: send them"
+    " again"
+)
 Offsets = Mapping[str, int]
 """An offset of each topic of the partition."""
 
@@ -104,7 +105,6 @@ class PartitionLook:
         commands = range(starts[names.commands], ends[names.commands])
         next_offset = position_of(outcomes, last, logs.waiting.values(), commands)
         unreadable = damage | logs.unreadable
-        notes: list[str] = []
         waiting = {key: command for key, (command, _) in logs.waiting.items()}
         is_room_kept = (
             is_consistent(outcomes, last, waiting.values(), next_offset)
@@ -112,8 +112,13 @@ class PartitionLook:
             and ends[names.waiting] > 0
             and ends[names.waiting] >= _recorded(last).waiting
         ) or _is_new(outcomes, logs)
+        is_position_kept = last is not None and last.next_offset == next_offset
+        is_recreated = not (is_room_kept and is_position_kept) and await self._is_recreated(starts)
+        notes = self._notes(next_offset, starts, ends, is_recreated=is_recreated, is_room_kept=is_room_kept)
         if not is_room_kept:
-            waiting, notes = await self._waiting(logs, next_offset, starts, ends)
+            unanswered = range(0) if is_recreated else range(commands.start, min(next_offset, commands.stop))
+            waiting, left = await self._waiting(logs, next_offset, unanswered, starts)
+            notes += left
         difference = logs.difference()
         losses = [*lost_tails(None if last is None else last.ends, ends, names), *difference.ahead]
         return Plan(
@@ -121,11 +126,11 @@ class PartitionLook:
             logs,
             difference,
             waiting,
-            await self._position(next_offset, last, len(waiting), starts, ends),
+            await self._position(next_offset, last, len(waiting), starts, ends, is_recreated=is_recreated),
             last,
             unreadable,
             losses,
-            notes + self._notes(next_offset, starts, ends),
+            notes,
             is_intact=is_room_kept and not (unreadable or difference or losses),
             is_owner_known=_is_owner_known(logs, last, next_offset, difference, is_damaged=names.table in damage),
         )
@@ -139,7 +144,12 @@ class PartitionLook:
         operations: list[ConsumerRecord] = []
         await self._read(names.operations, starts[names.operations], ends, operations.append)
         outcomes = self._outcomes
-        outcomes.begin(Moves(operations), are_rejections_complete=starts[names.rejections] == 0, since=settled)
+        outcomes.begin(
+            Moves(operations),
+            are_rejections_complete=starts[names.rejections] == 0,
+            since=settled,
+            commands_end=ends[names.commands],
+        )
         await self._read(names.events, max(starts[names.events], self._events_read), ends, outcomes.take_event)
         self._events_read = ends[names.events]
         await self._read(names.rejections, starts[names.rejections], ends, outcomes.take_rejection)
@@ -166,9 +176,12 @@ class PartitionLook:
             logs.position = None
 
     async def _waiting(
-        self, logs: Changelogs, next_offset: int, starts: Offsets, ends: Offsets
+        self, logs: Changelogs, next_offset: int, unanswered: range, starts: Offsets
     ) -> tuple[dict[bytes, WaitingCommand], list[str]]:
-        """Return the commands that must wait, and what is left without an outcome."""
+        """Return the commands that must wait, and what is left without an outcome.
+
+        `unanswered` has the offsets of the commands that may have no outcome.
+        """
         names, outcomes = self._names, self._outcomes
         decided_before_ms = 0
         if starts[names.rejections] > 0 or starts[names.dead_letters] > 0:
@@ -182,28 +195,36 @@ class PartitionLook:
             partition=self._partition,
             partition_count=self._partition_count,
         )
-        start, end = starts[names.commands], min(next_offset, ends[names.commands])
-        self._progress.extend(max(0, end - start))
+        self._progress.extend(len(unanswered))
         commands = TopicPartition(names.commands, self._partition)
-        position = start
-        async for records in self._reader.between({commands: start}, {commands: end}):
-            unanswered = [record for record in records if room.is_unanswered(record)]
-            await self._reader.learn(unanswered)
-            for record in unanswered:
+        position = unanswered.start
+        async for records in self._reader.between({commands: unanswered.start}, {commands: unanswered.stop}):
+            without_outcome = [record for record in records if room.is_unanswered(record)]
+            await self._reader.learn(without_outcome)
+            for record in without_outcome:
                 room.take_command(record)
             position = self._advance(position, records)
-        self._progress.advance(max(0, end - position))
+        self._progress.advance(max(0, unanswered.stop - position))
         return room.commands(), room.notes
 
     async def _position(
-        self, next_offset: int, last: Position | None, waiting_count: int, starts: Offsets, ends: Offsets
+        self,
+        next_offset: int,
+        last: Position | None,
+        waiting_count: int,
+        starts: Offsets,
+        ends: Offsets,
+        *,
+        is_recreated: bool,
     ) -> Position:
         """Return the new position; its owner is set when it is written."""
         names = self._names
         if last is not None and last.next_offset == next_offset:
             timestamp = last.last_timestamp_ms
+        elif is_recreated or next_offset > ends[names.commands]:
+            timestamp = MISSING_COMMAND
         else:
-            timestamp = await self._timestamp(next_offset - 1, starts, ends)
+            timestamp = await self._timestamp(next_offset - 1, starts)
         return Position(
             next_offset,
             "",
@@ -214,35 +235,48 @@ class PartitionLook:
             waiting_count,
         )
 
-    async def _timestamp(self, offset: int, starts: Offsets, ends: Offsets) -> int | None:
-        """Return the timestamp of the last decided command, or None if it is deleted.
+    async def _timestamp(self, offset: int, starts: Offsets) -> int | None:
+        """Return the timestamp of the last decided command, or None if it is deleted."""
+        command = await self._command(offset, starts)
+        return None if command is None else int(command.timestamp)
 
-        Raises OperationRefused if the command is younger than its outcome: then it is another one.
-        """
+    async def _is_recreated(self, starts: Offsets) -> bool:
+        """Return whether the commands topic was recreated: the last command with an outcome is another one."""
+        newest = self._outcomes.newest
+        if newest.offset < starts[self._names.commands]:
+            return False
+        command = await self._command(newest.offset, starts)
+        if command is not None:
+            await self._reader.learn([command])
+        return command is None or not newest.is_of(command)
+
+    async def _command(self, offset: int, starts: Offsets) -> ConsumerRecord | None:
+        """Return the command at this offset, or None if it is deleted."""
         commands = self._names.commands
-        if offset >= ends[commands]:
-            return MISSING_COMMAND
         found: list[ConsumerRecord] = []
         if starts[commands] <= offset:
             await self._read(commands, offset, {commands: offset + 1}, found.append)
-        if not found:
-            return None
-        timestamp, decided_ms = int(found[0].timestamp), self._outcomes.decided_ms(offset)
-        if decided_ms is not None and timestamp > decided_ms + CLOCKS_DIFFER_MS:
-            raise OperationRefused(
-                f"the commands topic was recreated: {commands} partition {self._partition} offset {offset} is younger"
-                f" than its outcome by {(timestamp - decided_ms) // 1000} s. {RESTORE}"
-            )
-        return timestamp
+        return found[0] if found else None
 
-    def _notes(self, next_offset: int, starts: Offsets, ends: Offsets) -> list[str]:
+    def _notes(
+        self, next_offset: int, starts: Offsets, ends: Offsets, *, is_recreated: bool, is_room_kept: bool
+    ) -> list[str]:
+        """Return why the lane will park, and which waiting commands cannot be restored."""
         commands = f"{self._names.commands} partition {self._partition}"
         start, end = starts[self._names.commands], ends[self._names.commands]
         if next_offset < start:
             return [f"{commands} begins at offset {start}, after the position {next_offset}: the lane will park"]
-        if next_offset > end:
-            return [f"{commands} ends at offset {end}, before the position {next_offset}: the lane will park"]
-        return []
+        notes = []
+        if is_recreated:
+            notes.append(
+                f"{commands} was recreated: offset {self._outcomes.newest.offset} is not the command that was decided."
+                f" The lane will park until `order-service lanes resume {self._partition} --from OFFSET`"
+            )
+        elif next_offset > end:
+            notes.append(f"{commands} ends at offset {end}, before the position {next_offset}: the lane will park")
+        if notes and not is_room_kept:
+            notes.append(f"{commands}: {NOT_RESTORED}")
+        return notes
 
     async def _read(
         self,

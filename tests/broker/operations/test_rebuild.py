@@ -7,22 +7,27 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     ResourcePatternType,
     ResourceType,
 )
 
-from order_service.errors import KafkaAwayError
+from order_service.kafka import reader
 from order_service.kafka.connection import connection
 from order_service.kafka.reader import Reader
-from order_service.operations.rebuild.rebuild import Wanted, rebuild
+from order_service.operations import takeover
+from order_service.operations.rebuild import rebuild as rebuilding
+from order_service.operations.rebuild.rebuild import SETTLED_S, Wanted, rebuild
 from order_service.operations.rebuild.rebuild_plan import Progress
 from order_service.wire import operations
 from order_service.wire.changelog import POSITION_KEY
@@ -43,6 +48,25 @@ REFUSED = [but(cancel, order_id=f"order-{n}", command_id=f"late-{n}") for n in r
 SENT = [*histories(ORDERS), *REFUSED]
 
 
+WITH_ACLS = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    with running_broker(tmp_path_factory.mktemp("own-kafka"), WITH_ACLS) as own:
+        yield own
+
+
+@pytest.fixture
+def apart(broker, tmp_path, users):
+    """Provide a service on a broker that knows ACLs, and that a test may stop or damage."""
+    with Service(broker.bootstrap_servers, tmp_path, users) as made:
+        yield made
+
+
 def rebuilt(service, *arguments, code=0):
     [document] = CommandLine(service.environment).json("rebuild", *arguments, code=code)
     return {each["partition"]: each for each in document["partitions"]}
@@ -58,9 +82,9 @@ def total(found, name):
     return sum(each[name] for each in found.values())
 
 
-def assert_goes_on(service, sent=SENT, dead=0):
-    """Check that a worker starts on all partitions, that commands are decided, and that nothing was lost or doubled."""
-    worker = service.start_worker().wait_lanes(4)
+def assert_goes_on(service, sent=SENT, dead=0, worker=None):
+    """Check that all lanes of a worker run, that commands are decided, and that nothing was lost or doubled."""
+    worker = (worker or service.start_worker()).wait_lanes(4)
     more = histories(20, first=1000)
     service.send(more)
     service.wait_outcomes(len(sent) + len(more) + dead)
@@ -70,11 +94,17 @@ def assert_goes_on(service, sent=SENT, dead=0):
     assert document["findings"] == []
 
 
-def parks(service, count=4):
-    """Check that a worker parks so many lanes, and end it."""
+def parking(service, count=4):
+    """Start a worker that parks so many lanes, and return it."""
     worker = service.start_worker()
     until(lambda: worker.lanes("parked") == count, f"{count} lanes are parked")
-    end(worker)
+    return worker
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch):
+    """Wait for less time until a difference counts: no worker runs meanwhile in most tests."""
+    monkeypatch.setattr(rebuilding, "SETTLED_S", 0.1)
 
 
 @pytest.fixture
@@ -96,7 +126,7 @@ def lost(request, decided):
 
 def test_a_lost_table_is_written_again_with_all_that_it_had(lost):
     service = lost
-    parks(service)
+    end(parking(service))
     before = ends(service)
     found = rebuilt(service, "--all", "--reason", "a look", code=1)
     assert total(found, "orders") == ORDERS
@@ -132,19 +162,33 @@ def test_only_the_named_partitions_are_written(decided):
     service = decided
     recreate(service, service.names.table)
     assert rebuilt(service, 2, 1, *YES).keys() == {1, 2}
-    parks(service, 2)
+    end(parking(service, 2))
     rebuilt(service, "--all", *YES)
     assert_goes_on(service, dead=20)
 
 
-def test_a_lost_position_is_derived_from_the_outcomes(decided):
-    service = decided
-    write(service, service.names.table, [(n, POSITION_KEY, None, None) for n in range(4)])
-    parks(service)
-    found = rebuilt(service, "--all", *YES)
-    assert [each["previous_position"] for each in found.values()] == [None] * 4
-    assert total(found, "position") == len(SENT) + 20
-    assert_goes_on(service, dead=20)
+def test_a_lost_table_and_recreated_commands_are_a_rebuild_and_a_resume(service):
+    decided, new = (
+        [command for command in histories(count, first=count) if service.partition_of(command.order_id) == 1]
+        for count in (20, 60)
+    )
+    decide(service, decided)
+    for name in (service.names.table, service.names.waiting, service.names.commands):
+        recreate(service, name)
+    service.send(new)
+    recreated, not_restored = rebuilt(service, 1, code=1)[1]["notes"]
+    assert "was recreated: offset" in recreated
+    assert "commands that waited" in not_restored
+    rebuilt(service, 1, *YES)
+    worker = service.start_worker()
+    until(lambda: worker.lanes("parked") == 1, "the commands are recreated")
+    assert {line["reason"] for line in worker.lines("Lane parked.")} == {"commands_recreated"}
+    assert service.outcome_count() == len(decided)
+    line = CommandLine(service.environment)
+    line("lanes", "resume", 1, "--from", 0, *YES, "--worker", f"127.0.0.1:{worker.admin_port}")
+    service.wait_outcomes(len(decided) + len(new))
+    assert service.table() == service.fold()
+    assert line.json("verify")[0]["findings"] == []
 
 
 @pytest.mark.parametrize("lost_topics", [["waiting"], ["waiting", "table"]])
@@ -168,13 +212,17 @@ def test_commands_that_waited_wait_again(service, users, lost_topics):
     waited = service.waiting()
     for name in lost_topics:
         recreate(service, getattr(service.names, name))
-    parks(service)
+    worker = parking(service)
     rebuilt(service, "--all", *YES)
     if "table" not in lost_topics:  # or else those after the last outcome are decided again from the commands
-        assert service.waiting().keys() == waited.keys()
+        keys = {message.key() for message in service.read(service.names.waiting)}
+        assert {key for key in keys if not key.startswith(b"\0")} == waited.keys()
+    else:
+        assert worker.wait_ended() == 10, "its name was lost: all workers were fenced"
+        worker = None
     [document] = CommandLine(service.environment).json("verify")
     assert document["findings"] == []
-    assert_goes_on(service, [*SENT, *late, *histories(4, first=500)])
+    assert_goes_on(service, [*SENT, *late, *histories(4, first=500)], worker=worker)
 
 
 @pytest.mark.parametrize(
@@ -189,21 +237,27 @@ def test_commands_that_waited_wait_again(service, users, lost_topics):
 def test_records_that_cannot_be_read_are_deleted(decided, log, key, value):
     service, topic = decided, getattr(decided.names, log)
     write(service, topic, [(2, key, value, None)])
-    parks(service, 1)
+    worker = parking(service, 1)
+    if is_owner_lost := key == POSITION_KEY:
+        end(worker)  # or else it would be fenced
     found = rebuilt(service, "--all", *YES)
     assert [n for n, each in found.items() if each["is_written"]] == [2]
     assert found[2]["unreadable"].keys() == {topic}
     assert value not in {message.value() for message in service.read(topic)}
     assert service.config_of(topic)["cleanup.policy"].value == "compact"
     assert service.table() == service.fold()
-    assert_goes_on(service, dead=20)
+    assert_goes_on(service, dead=20, worker=None if is_owner_lost else worker)
+    assert len(worker.lines("Lane claimed again.")) == (not is_owner_lost)
 
 
-def test_a_policy_that_a_killed_rebuild_left_is_set_back(decided):
-    topic = decided.names.waiting
-    decided.configure(topic, cleanup_policy="compact,delete", retention_ms="-1")
-    rebuilt(decided, "--all", *YES)
-    until(lambda: decided.config_of(topic)["cleanup.policy"].value == "compact", "the policy is set back")
+def test_a_policy_that_a_killed_rebuild_left_is_set_back_and_workers_start_again(service):
+    topic = service.names.waiting
+    service.configure(topic, cleanup_policy="compact,delete", retention_ms="-1")
+    assert service.start_worker().wait_ended() == 13
+    [note] = rebuilt(service, 1, *YES)[1]["notes"]
+    assert note.startswith(f"{topic} has cleanup.policy=compact again")
+    until(lambda: service.config_of(topic)["cleanup.policy"].value == "compact", "the broker has the policy")
+    service.start_worker().wait_lanes(4)
 
 
 @pytest.mark.parametrize(
@@ -216,16 +270,19 @@ def test_a_rebuild_that_is_killed_leaves_lanes_parked_and_the_next_one_continues
     command = [sys.executable, "-m", "tests.support.rebuilding", step, "1", "rebuild", "1", *YES]
     with subprocess.Popen(command, cwd=ROOT, env=service.environment) as killed:
         assert killed.wait(100) == -signal.SIGKILL
-    parks(service, 1)
+    worker = parking(service, 1)
+    if is_owner_lost := step == "rebuild.fenced":
+        end(worker)  # or else it would be fenced
     found = rebuilt(service, 1, *YES)[1]
     assert found["is_written"]
     assert (found["missing"] == 0) == (step in {"rebuild.batch", "rebuild.written", "rebuild.deleted"})
     assert (found["unreadable"] == {}) == (step == "rebuild.deleted")
     assert service.config_of(service.names.table)["cleanup.policy"].value == "compact"
-    assert_goes_on(service, dead=20)
+    assert_goes_on(service, dead=20, worker=None if is_owner_lost else worker)
 
 
-def test_a_running_service_that_is_intact_is_not_touched(service):
+def test_a_running_service_that_is_intact_is_not_touched(service, monkeypatch):
+    monkeypatch.setattr(rebuilding, "SETTLED_S", SETTLED_S)
     worker = service.start_worker().wait_lanes(4)
     commands = histories(200)
     with service.sending(commands, per_s=200):
@@ -238,12 +295,15 @@ def test_a_running_service_that_is_intact_is_not_touched(service):
     service.check(commands)
 
 
-def test_a_worker_whose_table_was_lost_under_its_hands_writes_nothing_more(decided):
-    service = decided
+def test_a_lost_position_is_derived_and_a_worker_that_still_runs_writes_nothing_more(service):
     worker = service.start_worker().wait_lanes(4)
+    service.send([*SENT, *FIRST["dead letters"]])
+    service.wait_outcomes(len(SENT) + 20)
     write(service, service.names.table, [(n, POSITION_KEY, None, None) for n in range(4)])
     found = rebuilt(service, "--all", *YES)
     assert all(each["is_written"] for each in found.values())
+    assert [each["previous_position"] for each in found.values()] == [None] * 4
+    assert total(found, "position") == len(SENT) + 20
     service.send(histories(5, first=500))
     worker.wait_ended()
     assert service.outcome_count() == len(SENT) + 20
@@ -256,8 +316,8 @@ def rebuild_with(service, failpoint, **wanted):
     async def run():
         progress = Progress(lambda _: None, lambda _: None)
         terms = Wanted("user:test", "a test", is_confirmed=True, **wanted)
-        async with Reader(service.settings()) as reader:
-            return await rebuild(reader, service.settings(), [1], terms, progress, failpoint=failpoint)
+        async with Reader(service.settings()) as topics:
+            return await rebuild(topics, service.settings(), [1], terms, progress, failpoint=failpoint)
 
     return asyncio.run(run())
 
@@ -275,10 +335,10 @@ def test_a_second_operator_is_told_so(decided):
             thread.join()
 
     [result] = rebuild_with(service, other)
-    assert result.refusal.startswith("a worker or another operator has taken over partition 1 meanwhile.")
-    parks(service, 1)
+    assert result.refusal.startswith("a worker or another operator has taken over partition 1 meanwhile; what was")
+    worker = parking(service, 1)
     rebuilt(service, "--all", *YES)
-    assert_goes_on(service, dead=20)
+    assert_goes_on(service, dead=20, worker=worker)
 
 
 def test_events_that_cannot_be_folded_are_refused_with_their_offset(decided):
@@ -327,57 +387,85 @@ def test_a_wrong_call_is_2_a_missing_partition_1_and_a_missing_topic_13(service)
     assert len(missing("rebuild", "--all", "--reason", "x", code=13).stderr.splitlines()) == 1
 
 
-def test_a_batch_that_a_disk_has_damaged_is_deleted(broker, tmp_path, users):
-    with Service(broker.bootstrap_servers, tmp_path, users) as service:
-        decide(service, SENT)
-        end(service.start_worker().wait_lanes(4))
-        partition = service.partition_of("order-5")
-        broker.stop()
-        for topic in (service.names.table, service.names.waiting):
-            log = broker.directory / "data" / f"{topic}-{partition}" / "00000000000000000000.log"
-            data = bytearray(log.read_bytes())
-            data[65] ^= 1  # in the record of the first batch, whose header has 61 bytes
-            log.write_bytes(data)
-        broker.start()
-        parks(service, 1)
-        found = rebuilt(service, "--all", *YES)
-        assert found[partition]["unreadable"].keys() == {service.names.table, service.names.waiting}
-        assert [n for n, each in found.items() if each["is_written"]] == [partition]
-        assert_goes_on(service)
+def test_a_batch_that_a_disk_has_damaged_is_deleted(broker, apart):
+    service = apart
+    decide(service, SENT)
+    partition = service.partition_of("order-5")
+    broker.stop()
+    for topic in (service.names.table, service.names.waiting):
+        log = broker.directory / "data" / f"{topic}-{partition}" / "00000000000000000000.log"
+        data = bytearray(log.read_bytes())
+        data[65] ^= 1  # in the record of the first batch, whose header has 61 bytes
+        log.write_bytes(data)
+    broker.start()
+    end(parking(service, 1))
+    found = rebuilt(service, "--all", *YES)
+    assert found[partition]["unreadable"].keys() == {service.names.table, service.names.waiting}
+    assert [n for n, each in found.items() if each["is_written"]] == [partition]
+    assert_goes_on(service)
 
 
-def test_a_kafka_that_goes_away_meanwhile_is_4_and_the_next_rebuild_continues(tmp_path, users):
-    with (
-        running_broker(tmp_path / "kafka") as broker,
-        Service(broker.bootstrap_servers, tmp_path, users, keep_topics=True) as service,
-    ):
-        decide(service, SENT)
-        recreate(service, service.names.table)
-        with pytest.raises(KafkaAwayError):
-            rebuild_with(service, lambda step: broker.kill() if step == "rebuild.begun" else None)
-        broker.start()
-        rebuilt(service, "--all", *YES)
-        assert_goes_on(service)
+@pytest.mark.parametrize("step", ["takeover.locked", "rebuild.begun"])
+def test_a_kafka_that_goes_away_meanwhile_is_4_and_the_next_rebuild_continues(broker, apart, monkeypatch, step):
+    service = apart
+    decide(service, histories(8))
+    write(service, service.names.table, [(1, b"order-x", b"\x02newer", None)])
+    stopping = partial(rebuild, failpoint=lambda reached: broker.kill() if reached == step else None)
+    monkeypatch.setattr(rebuilding, "rebuild", stopping)
+    monkeypatch.setattr(reader, "SILENT_S", 2.0)
+    monkeypatch.setattr(takeover, "DEADLINE_S", 2.0)
+    line = CommandLine(service.environment)("rebuild", 1, *YES, code=4).stderr
+    assert line.splitlines()[1:] == []
+    assert "what was written is kept: run this again" in line
+    monkeypatch.undo()
+    broker.start()
+    assert rebuilt(service, 1, *YES)[1]["is_written"]
+    assert_goes_on(service, histories(8))
 
 
-ACLS = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-    "super.users": "User:admin",
-}
+READ_ONLY = (AclOperation.WRITE, AclOperation.DELETE, AclOperation.ALTER_CONFIGS)
 
 
-def test_a_principal_that_may_only_read_changes_nothing_and_is_told_what_it_needs(tmp_path, users):
-    with (
-        running_broker(tmp_path / "kafka", ACLS) as broker,
-        Service(broker.bootstrap_servers, tmp_path, users, keep_topics=True) as service,
-    ):
-        decide(service, histories(8))
-        write(service, service.names.table, [(1, b"order-x", b"\x02newer", None)])
-        lock = (ResourceType.TRANSACTIONAL_ID, f"{service.group_id}-claim-", ResourcePatternType.PREFIXED)
-        denied = AclBinding(*lock, "User:ANONYMOUS", "*", AclOperation.WRITE, AclPermissionType.DENY)
-        for future in service.kafka.create_acls([denied]).values():
-            future.result(30)
-        before = ends(service)
-        until(lambda: "grant this principal" in rebuilt(service, 1, *YES, code=1)[1]["refusal"], "it is told so")
-        assert ends(service) == before
+@contextmanager
+def denied(service, resource, name, *denied_operations):
+    """Deny operations on the resources with this prefix, and allow all others, while the block runs."""
+    anyone = (resource, name, ResourcePatternType.PREFIXED, "User:*", "*")
+    acls = [(*anyone, operation, AclPermissionType.DENY) for operation in denied_operations]
+    acls.append((*anyone, AclOperation.ALL, AclPermissionType.ALLOW))
+    for future in service.kafka.create_acls([AclBinding(*acl) for acl in acls]).values():
+        future.result(30)
+    yield
+    for future in service.kafka.delete_acls([AclBindingFilter(*acl) for acl in acls]).values():
+        future.result(30)
+
+
+def test_a_principal_that_may_only_read_changes_nothing_and_is_told_what_it_needs(apart):
+    names = apart.names
+    decide(apart, histories(8))
+    write(apart, names.table, [(1, b"order-x", b"\x02newer", None)])
+    before = ends(apart)
+
+    def is_refused(text):
+        return text in rebuilt(apart, 1, *YES, code=1)[1]["refusal"]
+
+    with denied(apart, ResourceType.TOPIC, names.table, *READ_ONLY):
+        rights = f"Write on {names.table}, AlterConfigs on {names.table}, Delete on {names.table}"
+        until(lambda: is_refused(f"grant this principal {rights}; nothing was changed"), "it is told so")
+    with denied(apart, ResourceType.TRANSACTIONAL_ID, f"{apart.group_id}-claim-", AclOperation.WRITE):
+        until(lambda: is_refused("grant this principal Write and Describe on that transactional id"), "it is told so")
+    assert ends(apart) == before
+
+
+def test_a_refusal_after_the_takeover_changes_nothing(service):
+    decide(service, histories(8))
+    write(service, service.names.table, [(1, b"order-x", b"\x02newer", None)])
+    before = service.positions()
+    event = next(message for message in service.read(service.names.events) if message.partition() == 1)
+
+    def repeat_event(step):
+        if step == "rebuild.locked":
+            write(service, service.names.events, [(1, event.key(), event.value(), event.headers())])
+
+    [result] = rebuild_with(service, repeat_event)
+    assert "does not follow the events before it" in result.refusal
+    assert service.positions() == before

@@ -13,7 +13,7 @@ from msgspec import structs
 from order_service.domain.decision import UserCheck
 from order_service.errors import DamagedError, OperationRefused
 from order_service.operations.rebuild.rebuild import LOSSES_MAX, recorded_losses
-from order_service.operations.rebuild.rebuild_plan import CLOCKS_DIFFER_MS, MISSING_COMMAND, PartitionLook, Progress
+from order_service.operations.rebuild.rebuild_plan import MISSING_COMMAND, PartitionLook, Progress
 from order_service.wire import changelog, operations
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, REBUILDING, Ends, waiting_key
 from order_service.wire.commands import encode_json_command
@@ -240,23 +240,36 @@ def test_a_position_that_a_rebuild_has_begun_with_is_not_intact_and_has_no_owner
     assert_rebuilt(topics, plan)
 
 
-def test_a_command_that_is_younger_than_its_outcome_is_of_a_recreated_topic(topics):
+@pytest.mark.parametrize("end", [5, 8, 21])
+def test_a_recreated_commands_topic_adds_no_waiting_commands_and_parks_the_lane(topics, end):
+    lose(topics, TABLE, WAITING)
+    next_offset = plan_of(topics).position.next_offset
+    lose(topics, COMMANDS)
+    for number in range(end):
+        topics.append(COMMANDS, b"new", encode_json_command(named(create, f"new-{number}")), at=LATER)
+    plan = plan_of(topics)
+    assert (plan.waiting, plan.position.next_offset) == ({}, next_offset)
+    assert plan.position.last_timestamp_ms == MISSING_COMMAND
+    [recreated, not_restored] = plan.notes
+    assert "was recreated: offset" in recreated
+    assert "are not restored" in not_restored
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_recreated"),
+    [
+        pytest.param({"value": encode_json_command(named(create, "new"))}, True, id="another command"),
+        pytest.param({"value": b"undecodable", "key": b"new"}, True, id="another key"),
+        pytest.param({"value": b"undecodable"}, False, id="the same key, of a schema that is not known now"),
+        pytest.param({"offset": 99}, True, id="a control record"),
+        pytest.param({"timestamp": 1}, False, id="the same command, restored at another time"),
+    ],
+)
+def test_the_last_decided_command_shows_whether_its_topic_was_recreated(topics, changes, is_recreated):
     lose(topics, TABLE)
-    offset = plan_of(topics).outcomes.next_offset - 1
-    [outcome] = [
-        record
-        for topic in (EVENTS, REJECTIONS, DEAD_LETTERS)
-        for record in topics.records[topic]
-        if command_offset_of(record.headers) == offset
-    ]
-    lose(topics, WAITING)
-    del topics.records[COMMANDS][offset + 1 :]
-    topics.ends[COMMANDS] = offset + 1
-    topics.replace(COMMANDS, offset, timestamp=outcome.timestamp + CLOCKS_DIFFER_MS)
-    assert plan_of(topics).position.last_timestamp_ms == outcome.timestamp + CLOCKS_DIFFER_MS
-    topics.replace(COMMANDS, offset, timestamp=outcome.timestamp + CLOCKS_DIFFER_MS + 1)
-    with pytest.raises(OperationRefused, match=f"topic was recreated: {COMMANDS} partition 0 offset {offset} is"):
-        plan_of(topics)
+    last = plan_of(topics).outcomes.next_offset - 1
+    topics.replace(COMMANDS, last, **changes)
+    assert any("was recreated" in note for note in plan_of(topics).notes) == is_recreated
 
 
 def test_a_position_after_the_end_of_the_commands_matches_no_later_command(topics):

@@ -1,10 +1,13 @@
 """The line that an operator reads when Kafka refuses or does not answer."""
 
+from typing import Any
+
 import pytest
 from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed
 
 from order_service.errors import Fenced, KafkaAwayError, OperationRefused, Stuck, TurnRefused
-from order_service.operations.takeover import explained
+from order_service.operations.takeover import KEPT, UNCHANGED, Takeover, explained
+from tests.unit.operations.topics_in_memory import MemoryReader, Topics
 
 
 def caused(error, cause):
@@ -38,7 +41,7 @@ def caused(error, cause):
             id="no right to read",
         ),
         pytest.param(
-            TurnRefused("too large", {3: "why"}), OperationRefused, "nothing was changed: too large", id="size"
+            TurnRefused("too large", {3: "why"}), OperationRefused, "too large; nothing was changed", id="size"
         ),
         pytest.param(Stuck("no answer within 10 s"), KafkaAwayError, "no answer within 10 s", id="no answer"),
         pytest.param(KafkaConnectionError(), KafkaAwayError, "KafkaConnectionError", id="no connection"),
@@ -50,3 +53,33 @@ def test_an_error_of_kafka_is_one_line_that_says_what_to_do(error, kind, line):
         raise error
     assert line in str(raised.value)
     assert type(raised.value) is kind
+
+
+class Lock:
+    """A producer that commits without Kafka."""
+
+    async def begin(self):
+        """Begin a transaction."""
+
+    async def commit(self, sent):
+        """Return the metadata of each batch."""
+        return sent
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Fenced("fenced"),
+        caused(Stuck("a transaction failed"), TransactionalIdAuthorizationFailed()),
+        TurnRefused("too large", {3: "why"}),
+    ],
+)
+async def test_a_refusal_says_whether_something_was_written(error):
+    reader: Any = MemoryReader(Topics())
+    lock: Any = Lock()
+    takeover = Takeover(reader, 3, lock, "orders", {})
+    with pytest.raises(OperationRefused, match=UNCHANGED), explained(3, lambda: takeover.has_written):
+        raise error
+    await takeover.commit([])
+    with pytest.raises(OperationRefused, match=KEPT), explained(3, lambda: takeover.has_written):
+        raise error

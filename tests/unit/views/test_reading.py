@@ -28,7 +28,9 @@ class Played:
         self.told = dict.fromkeys(self.leaders, 0)
         self.asked = 0
         cluster = SimpleNamespace(leader_for_partition=lambda place: (self.known or self.leaders)[place])
-        self._client = SimpleNamespace(cluster=cluster, get_random_node=lambda: 1, send=self._send)
+        self._client = SimpleNamespace(
+            cluster=cluster, get_random_node=lambda: 1, send=self._send, add_topic=lambda _topic: None
+        )
 
     async def _send(self, _node, _request):
         partitions = [{"partition": place.partition, "leader": leader} for place, leader in self.leaders.items()]

@@ -8,19 +8,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from order_service.kafka.connection import Admin, ask_admin
-from order_service.kafka.rights_requests import (
-    AUTHORIZATION_FAILED,
-    NOT_REPORTED,
-    OPERATIONS,
-    Rights,
-    group_rights,
-    topic_rights,
-)
+from order_service.kafka.rights_requests import Rights, group_rights, topic_rights
 from order_service.kafka.topics import TopicNames, servers_option, topic_configs, topic_names
 from order_service.operations.doctor.checks.brokers import RETRY_S
 from order_service.operations.doctor.checks.check import Result, not_checked, ok, problem
 from order_service.settings import Settings
 
+OPERATIONS: Final = ("Read", "Write", "Describe", "DescribeConfigs")
+"""What a worker needs."""
 NOT_VISIBLE: Final = "Its rights on transactional ids are not visible."
 
 
@@ -38,10 +33,7 @@ async def check_rights(settings: Settings) -> list[Result]:
 def judge_rights(settings: Settings, names: TopicNames, topics: Mapping[str, Rights], group: Rights) -> list[Result]:
     """Return which operations a worker with these settings lacks, one result for each operation."""
     principal = principal_of(settings)
-    if any(
-        rights.operations == NOT_REPORTED and rights.error_code not in AUTHORIZATION_FAILED
-        for rights in topics.values()
-    ):
+    if not all(rights.is_reported for rights in topics.values()):
         return [not_checked("The brokers do not report what a principal may do.")]
     results = []
     for operation in OPERATIONS:
