@@ -167,7 +167,5 @@ def _change_lines(previewed: Preview) -> list[str]:
         lines.append(f"of the skipped commands, {skipped.unreadable}")
     if plan.repeated:
         lines.append(f"the commands from offset {plan.position} on are decided, although the offsets were used before")
-    lines += [
-        f"accepted as lost: {name} has {actual}, recorded were {known}" for name, (actual, known) in plan.lost.items()
-    ]
+    lines += [f"accepted as lost: {name} from offset {start} to {end}" for name, (start, end) in plan.lost.items()]
     return lines

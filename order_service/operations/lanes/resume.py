@@ -96,7 +96,7 @@ def plan_of(partition: int, found: Examination, wanted: Wanted, names: TopicName
 
 def _check_loss(partition: int, found: Examination, wanted: Wanted, names: TopicNames) -> None:
     rebuild = f"`order-service rebuild {partition}`"
-    if found.damaged_topic == names.events:
+    if names.events in found.damaged_topics:
         raise OperationRefused(f"{found.loss_fault} Neither a resume nor a rebuild can go on without these events.")
     if names.events in found.lost:
         raise OperationRefused(
