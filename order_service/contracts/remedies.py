@@ -178,8 +178,10 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
     ),
     ParkingReason.CANNOT_DECIDE: Remedy(
         "A command raised an error: a bug, or the table of its order is wrong.",
-        "The text has the offset of the command. `order-service verify` shows whether the table is intact.",
-        f"If `verify` has findings of the table, {_REBUILD}. Otherwise start a version that has the fix. {_SKIP}",
+        "The text has the offset of the command, or the unpaid order. `order-service verify` shows whether the table is"
+        " intact.",
+        f"If `verify` has findings of the table, {_REBUILD}. Otherwise start a version that has the fix. {_SKIP} A"
+        " waiting command and an unpaid order cannot be skipped.",
         f"{_RUNS} {_DECIDED}",
     ),
 }
