@@ -75,8 +75,7 @@ def resume_lane(
 ) -> None:
     """Resume a parked lane. Without --yes, only read, and show what would happen.
 
-    Exits with 0, with 1 if it is refused and nothing was changed, with 4 if Kafka is away, and with 13 if a topic is
-    missing.
+    Exits with 0, with 1 if it is refused, with 4 if Kafka is away, and with 13 if a topic is missing.
     """
     actor = operator_of(actor, reason, "--reason", needs_reason=yes)
     settings = read_settings()

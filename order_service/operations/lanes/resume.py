@@ -186,7 +186,10 @@ async def resume(
     found = previewed.found
     async with taken_over(settings, reader, partition) as takeover:
         if takeover.newest.offset != found.position_offset:
-            raise OperationRefused(f"partition {partition} has moved meanwhile: nothing was changed; look again")
+            raise OperationRefused(
+                f"partition {partition} has moved meanwhile: it was not changed, but a worker that held it is fenced:"
+                " it ends with 10 and is started again; look again"
+            )
         position = position_of(plan.position, found, takeover.owner)
         await takeover.commit(
             [
