@@ -1,4 +1,4 @@
-"""What a damaged batch means for a parked lane depends on its topic: the examination names the way on."""
+"""What a damaged batch means for a parked lane depends on its topic: the examination says what to do next."""
 
 from contextlib import asynccontextmanager
 from typing import Any
@@ -113,6 +113,6 @@ async def test_a_damaged_topic_hides_no_outcome_that_the_table_has_lost(damages,
         pytest.param(NAMES.commands, Wanted(), "Choose with --from where to continue", id="commands"),
     ],
 )
-async def test_other_damage_names_its_own_way_on(damaged, wanted, line):
+async def test_other_damage_has_its_own_remedy(damaged, wanted, line):
     with pytest.raises(OperationRefused, match=line):
         plan_of(0, await damaged_at_first(damaged), wanted, NAMES)
