@@ -75,8 +75,7 @@ def resume_lane(
 ) -> None:
     """Resume a parked lane. Without --yes, only read, and show what would happen.
 
-    Exits with 0, with 1 if it is refused and nothing was changed, with 4 if Kafka is away, and with 13 if a topic is
-    missing.
+    Exits with 0, with 1 if it is refused, with 4 if Kafka is away, and with 13 if a topic is missing.
     """
     actor = operator_of(actor, reason, "--reason", needs_reason=yes)
     settings = read_settings()
@@ -167,7 +166,5 @@ def _change_lines(previewed: Preview) -> list[str]:
         lines.append(f"of the skipped commands, {skipped.unreadable}")
     if plan.repeated:
         lines.append(f"the commands from offset {plan.position} on are decided, although the offsets were used before")
-    lines += [
-        f"accepted as lost: {name} has {actual}, recorded were {known}" for name, (actual, known) in plan.lost.items()
-    ]
+    lines += [f"accepted as lost: {name} from offset {start} to {end}" for name, (start, end) in plan.lost.items()]
     return lines

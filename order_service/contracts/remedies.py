@@ -146,7 +146,7 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
         "A batch on the disk of a broker is damaged, in the commands or in a topic that the claim reads.",
         "The text has topic and offset. `kafka-dump-log --deep-iteration` on each replica shows which are damaged.",
         "Make an intact replica the leader, and let Kafka copy it over the damaged one. Without one, restore the topic "
-        f"from a mirror. Then {_RESUME}. If that is impossible, the topic in the text decides. Commands: "
+        f"from a mirror. Then {_RESUME}. If that is impossible, it depends on the topic in the text. Commands: "
         f"{_RESUME_FROM}, behind the batch. A changelog: {_REBUILD}. Rejections or dead letters: {_ACCEPT_LOSS}. "
         "Events: nothing else helps, because consumers and a rebuild need them.",
         f"{_INTACT} A damaged batch that was skipped or accepted stays a finding as long as Kafka has it.",
@@ -178,8 +178,10 @@ PARKING: Final[dict[ParkingReason, Remedy]] = {
     ),
     ParkingReason.CANNOT_DECIDE: Remedy(
         "A command raised an error: a bug, or the table of its order is wrong.",
-        "The text has the offset of the command. `order-service verify` shows whether the table is intact.",
-        f"If `verify` has findings of the table, {_REBUILD}. Otherwise start a version that has the fix. {_SKIP}",
+        "The text has the offset of the command, or the unpaid order. `order-service verify` shows whether the table is"
+        " intact.",
+        f"If `verify` has findings of the table, {_REBUILD}. Otherwise start a version that has the fix. {_SKIP} A"
+        " waiting command and an unpaid order cannot be skipped.",
         f"{_RUNS} {_DECIDED}",
     ),
 }

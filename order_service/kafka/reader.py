@@ -289,23 +289,33 @@ class Reader:
         if not unread:  # aiokafka's `stop` can hang once an assignment was replaced by an empty one
             return
         self.begin(unread)
+        ends = {partition: ends[partition] for partition in unread}
         limits = {(topic, partition): end for (topic, partition), end in ends.items()}  # fast to look up
         give_up_at, last = time.monotonic() + STALLED_S, -1
-        while (behind := await self.behind(ends)) > 0:
+        behind = await self._pause_at(ends)
+        while behind > 0:
             if behind != last:
                 give_up_at, last = time.monotonic() + STALLED_S, behind
             elif time.monotonic() > give_up_at:
                 idle = f"has returned no records for {STALLED_S:.0f} s"
                 raise KafkaAwayError(f"Kafka at {self._servers} {idle}; {behind} offsets remain")
             records = await self.poll()
-            await self._pause_at(ends)
+            behind = await self._pause_at(ends)
             yield [record for record in records if record.offset < limits[record.topic, record.partition]]
 
-    async def _pause_at(self, ends: Mapping[TopicPartition, int]) -> None:
-        """Pause what was read to the end: Kafka would hold a fetch of it, and every request behind that."""
-        for partition in self._consumer.assignment():
-            if await self._consumer.position(partition) >= ends[partition]:
+    async def _pause_at(self, ends: Mapping[TopicPartition, int]) -> int:
+        """Pause what was read to these ends, and return the number of offsets that remain.
+
+        Kafka would hold a fetch at an end, and every request behind that.
+        """
+        behind = 0
+        for partition, end in ends.items():
+            remaining = end - await self._consumer.position(partition)
+            if remaining > 0:
+                behind += remaining
+            else:
                 self._consumer.pause(partition)
+        return behind
 
     async def behind(self, ends: Mapping[TopicPartition, int]) -> int:
         """Return the number of offsets between the positions and these ends."""

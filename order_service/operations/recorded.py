@@ -28,8 +28,8 @@ class RecordedOperations(Struct):
         elif before is not None and after is not None and after > before:
             self.skipped.append(range(before, after))
             self._note(f"skipped the commands from offset {before} to {after - 1}", operation, partition)
-        for name, (actual, recorded) in operation.lost.items():
-            self._note(f"accepted a loss: {name} had {actual}, recorded were {recorded}", operation, partition)
+        for name, (start, end) in operation.lost.items():
+            self._note(f"accepted a loss: {name} from offset {start} to {end}", operation, partition)
 
     def has_skipped(self, offset: int) -> bool:
         """Return whether an operator has skipped the command at an offset."""

@@ -26,7 +26,8 @@ class LaneResumed(Act, frozen=True, kw_only=True, tag_field="operation", tag="la
     """A parked lane may go on, from `position` (None: where it was, or nothing was known).
 
     Commands from `previous_position` on were skipped if it moved forwards, and are decided again if it moved back.
-    `lost` has the topics that ended before their recorded end: the actual and the recorded one.
+    `lost` has the topics that ended before their recorded end, or with a damaged batch: the offset of the first lost
+    record or of the damage, and the recorded or actual end.
     """
 
     previous_position: int | None = None

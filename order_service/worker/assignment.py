@@ -42,6 +42,7 @@ from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox, Run
 from order_service.worker.lane import Lane, LanePolicy
+from order_service.worker.monitoring.resume_watch import ENDS_READ_WITHIN_S
 from order_service.worker.payment_deadlines import PaymentDeadlines
 from order_service.worker.schema_lookups import SchemaLookups
 from order_service.worker.transactions import TurnProducer, stop
@@ -56,8 +57,6 @@ POSITION_EVERY_S: Final = 5.0
 """How often stale positions of lanes are written: see `Lane.is_position_stale`."""
 _SEEKS: Final = itertools.count(1)
 START_DEADLINE_S: Final = 60.0
-NOTED_WITHIN_S: Final = 1.0
-"""How long claims wait for the ends of the operations. No lane needs them to run."""
 
 
 class Fetching(Protocol):
@@ -135,7 +134,7 @@ class Owner:
 class Assignment:
     """The lanes of one assignment. It continues the `previous` one if all turns of that are committed.
 
-    `noting` notes the ends of the operations. Claims wait for it, so that no operation is missed if one of them parks.
+    Claims wait until `reading_ends` has read the ends of the operations: see `ResumeWatch`.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class Assignment:
         deliver: Callable[[int, Run], None],
         *,
         previous: "Assignment | None" = None,
-        noting: "asyncio.Task[None] | None" = None,
+        reading_ends: "asyncio.Task[None] | None" = None,
     ) -> None:
         self.partitions = partitions
         self.parked: dict[int, LaneParked] = {}
@@ -167,7 +166,7 @@ class Assignment:
         self._leaving = self.owner.named - partitions
         self._releasing: set[int] = set()
         """The parked lanes whose release a turn writes."""
-        self._noting = noting
+        self._reading_ends = reading_ends
         self._claimer: Claimer | None = None
         self._slots = ClaimSlots(MAX_CONCURRENT_CLAIMS)
         self._user_lookups = user_lookups
@@ -348,8 +347,8 @@ class Assignment:
     ) -> None:
         """Claim a partition, start its lane and log the message; or park it."""
         await self._until_released(partition, progress)
-        if self._noting is not None:
-            await asyncio.wait({self._noting}, timeout=NOTED_WITHIN_S)
+        if self._reading_ends is not None:
+            await asyncio.wait({self._reading_ends}, timeout=ENDS_READ_WITHIN_S)
         state = self.interrupted.setdefault(partition, ChangelogState())
         began_at = time.monotonic()
         try:

@@ -99,6 +99,8 @@ class Lane:
         self.read_to = 0
         self.ends = Ends()
         self.written: Position | None = None
+        self.deciding = ""
+        """What could not be decided if an error is raised now; empty for a new command."""
         self._known = known
         self._ask = ask
         self._changes = Changes()
@@ -197,6 +199,7 @@ class Lane:
         released = self.room.take_released(now)
         for order_id, check in released:
             self._release(order_id, check, now)
+        self.deciding = ""
         return bool(released)
 
     @property
@@ -216,6 +219,7 @@ class Lane:
         """Cancel the orders that are still unpaid. The lane's own command is always the same for an order."""
         self._due.difference_update(order_ids)
         for order_id in order_ids:
+            self.deciding = f"the unpaid order {order_id} cannot be cancelled"
             entry = self.table.get(order_id)
             if entry is None or self._due_at(entry) is None:
                 continue
@@ -224,6 +228,7 @@ class Lane:
                 self._add_event(outcome, entry, "CancelOrder", Origin())
             else:  # its command_id is already used, which only a malicious producer would do
                 log.error("An unpaid order cannot be cancelled.", order_id=order_id, answer=type(outcome).__name__)
+        self.deciding = ""
 
     def take_changes(self) -> Changes:
         """Take the changes since the last call, for one transaction."""
@@ -275,6 +280,7 @@ class Lane:
         """Decide an order's waiting commands until one of them needs another user check."""
         user: UserCheck | None = check
         while (head := self.room.head(order_id)) is not None:
+            self.deciding = f"the waiting command at offset {head.offset} cannot be decided"
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
             origin = Origin(head.offset, head.traceparent)

@@ -232,7 +232,7 @@ class TurnLoop:
             try:
                 await self._decide_lane(lane, taken.get(lane.partition, []), due[lane.partition], now)
             except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
-                self._park(lane.partition, f"the commands from offset {lane.next_offset} on cannot be decided", error)
+                self._park(lane.partition, _fault_of(lane), error)
         changes = [
             (lane, lane_changes)
             for lane in lanes
@@ -333,6 +333,13 @@ class TurnLoop:
             (self._names.dead_letters, changes.dead_letters),
         ]
         return [(topic, records) for topic, records in by_topic if records]
+
+
+def _fault_of(lane: Lane) -> str:
+    """Return what a lane could not decide."""
+    if lane.deciding:
+        return f"{lane.deciding}, and `--from` does not skip it"
+    return f"the commands from offset {lane.next_offset} on cannot be decided"
 
 
 def _update_metrics(turn: Turn) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, Final
 
 import structlog
@@ -54,7 +54,7 @@ class Worker:
         self._assignment_lock = asyncio.Lock()
         self._leaving = False
         self._restarts: set[asyncio.Task[None]] = set()
-        self._noting: set[asyncio.Task[None]] = set()
+        self._end_reads: set[asyncio.Task[None]] = set()
         self._restarted_at = -math.inf
         self._suspected_at: dict[int, float] = {}
         self._topics = TopicWatch(context.settings, context.in_sync)
@@ -83,7 +83,7 @@ class Worker:
                 await self._last.close()
             except WorkerError as error:  # not through Faust, which does not know our exit codes
                 self._context.end_process(error)
-        tasks = [*self._tasks, *self._noting]
+        tasks = [*self._tasks, *self._end_reads]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -178,10 +178,10 @@ class Worker:
         return repeated
 
     def _new_assignment(self, partitions: set[int], previous: Assignment | None) -> Assignment:
-        noting = asyncio.create_task(self._resumes.note(partitions), name="operations")
-        self._noting.add(noting)
-        noting.add_done_callback(self._noting.discard)
-        noting.add_done_callback(self._ended)
+        reading_ends = asyncio.create_task(self._resumes.read_before_claims(partitions), name="operations")
+        self._end_reads.add(reading_ends)
+        reading_ends.add_done_callback(self._end_reads.discard)
+        reading_ends.add_done_callback(self._ended)
         return Assignment(
             self._context,
             partitions,
@@ -189,7 +189,7 @@ class Worker:
             self._on_refused,
             self._deliver,
             previous=previous,
-            noting=noting,
+            reading_ends=reading_ends,
         )
 
     def receive(self, partition: int, run: Run) -> None:
@@ -284,12 +284,13 @@ class Worker:
         """Claim parked lanes again that an operator has resumed."""
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
-            assignment = self._assignment
-            if assignment is None:
-                continue
-            for partition in await self._resumes.resumed(assignment.parked.keys(), assignment.claiming()):
-                if self._assignment is assignment and partition in assignment.parked:
-                    assignment.claim_again(partition)
+            resumed = await self._resumes.resumed(self._parked)
+            if self._assignment is not None:
+                for partition in resumed:
+                    self._assignment.claim_again(partition)
+
+    def _parked(self) -> Collection[int]:
+        return () if self._assignment is None else self._assignment.parked.keys()
 
     def _is_awaited(self, user_id: str) -> bool:
         return self._assignment is not None and any(

@@ -9,7 +9,7 @@ from aiokafka.structs import TopicPartition
 from msgspec import Struct
 from msgspec.structs import replace
 
-from order_service.errors import KafkaAwayError, LaneParked
+from order_service.errors import KafkaAwayError, LaneParked, ParkingReason
 from order_service.kafka.connection import connection
 from order_service.kafka.record_batches import damaged_partition
 from order_service.kafka.topics import TopicNames, topic_names
@@ -46,7 +46,7 @@ class Examination(Struct, frozen=True):
     loss_fault: str = ""
     commands_fault: str = ""
     lost: dict[str, tuple[int, int]] = {}
-    damaged_topic: str = ""
+    damaged_topics: tuple[str, ...] = ()
 
     @property
     def resume_at(self) -> int | None:
@@ -98,16 +98,13 @@ async def _examine(clients: ClaimClients, names: TopicNames, partition: int, pro
         )
         if changelog_fault:
             return found
-        checked = await _checked(partition, found, checks, state, names)
-        if not checked.damaged_topic:
-            return checked
-        damaged = TopicPartition(checked.damaged_topic, partition)
-        return replace(checked, lost=checked.lost | {damaged.topic: (await reader.position(damaged), ends[damaged])})
+        checked = await _checked(partition, found, checks, names)
+        damaged = [TopicPartition(topic, partition) for topic in checked.damaged_topics]
+        unread = {each.topic: (await reader.position(each), ends[each]) for each in damaged}
+        return replace(checked, lost=checked.lost | unread)
 
 
-async def _checked(
-    partition: int, found: Examination, checks: Checks, state: ChangelogState, names: TopicNames
-) -> Examination:
+async def _checked(partition: int, found: Examination, checks: Checks, names: TopicNames) -> Examination:
     """Add what the checks of a claim find."""
     position = found.position
     if position is not None and position.waiting_count == REBUILDING:
@@ -117,20 +114,31 @@ async def _checked(
     commands_fault = await _fault_of(checks.position("", found.waiting_count))
     if position is None:
         return replace(found, changelog_fault=commands_fault)
-    state.position = replace(position, waiting_count=None)  # the counts are compared below
-    parked = await _parked_by(checks.outcomes())
-    state.position = position
-    damaged = _damaged_by(parked)
-    count_fault = "" if parked else await _fault_of(checks.outcomes())
+    damages, parked = await _check_outcomes(checks)
     outcome_fault = "" if parked is None else str(parked)
+    is_loss = parked is not None and parked.reason is ParkingReason.WAITING_DIFFERS
     return replace(
         found,
-        changelog_fault="" if damaged else outcome_fault,
+        changelog_fault="" if is_loss else outcome_fault,
         commands_fault=commands_fault,
-        loss_fault=" ".join(filter(None, [ends_fault, outcome_fault if damaged else "", count_fault])),
+        loss_fault=" ".join(filter(None, [ends_fault, *damages.values(), outcome_fault if is_loss else ""])),
         lost=lost,
-        damaged_topic=damaged.topic if damaged else "",
+        damaged_topics=tuple(damages),
     )
+
+
+async def _check_outcomes(checks: Checks) -> tuple[dict[str, str], LaneParked | None]:
+    """Return the fault of each damaged topic, and what the check finds in the others.
+
+    A damage must not hide an outcome that the table has lost: its command would be decided again.
+    """
+    damages: dict[str, str] = {}
+    while True:
+        parked = await _parked_by(checks.outcomes(without=damages))
+        damaged = _damaged_by(parked)
+        if damaged is None:
+            return damages, parked
+        damages[damaged.topic] = str(parked)
 
 
 def lost_tails(found: Examination, names: TopicNames) -> dict[str, tuple[int, int]]:

@@ -96,7 +96,7 @@ def plan_of(partition: int, found: Examination, wanted: Wanted, names: TopicName
 
 def _check_loss(partition: int, found: Examination, wanted: Wanted, names: TopicNames) -> None:
     rebuild = f"`order-service rebuild {partition}`"
-    if found.damaged_topic == names.events:
+    if names.events in found.damaged_topics:
         raise OperationRefused(f"{found.loss_fault} Neither a resume nor a rebuild can go on without these events.")
     if names.events in found.lost:
         raise OperationRefused(
@@ -186,7 +186,10 @@ async def resume(
     found = previewed.found
     async with taken_over(settings, reader, partition) as takeover:
         if takeover.newest.offset != found.position_offset:
-            raise OperationRefused(f"partition {partition} has moved meanwhile: nothing was changed; look again")
+            raise OperationRefused(
+                f"partition {partition} has moved meanwhile: it was not changed, but a worker that held it is fenced:"
+                " it ends with 10 and is started again; look again"
+            )
         position = position_of(plan.position, found, takeover.owner)
         await takeover.commit(
             [

@@ -77,12 +77,29 @@ class PartitionReader:
                     self._progress.open_transactions = self._open_transactions(behind)
             except CorruptRecordException as error:
                 damaged = damaged_partition(error)
-                partitions = [damaged] if damaged in last else partitions
+                if damaged is not None and damaged in last:
+                    partitions = [damaged]
+                    await self._read_to_damage(damaged, last[damaged], apply)
                 positions = [f"{each.topic} at {await self._reader.position(each)}" for each in partitions]
                 raise LaneParked(
                     ParkingReason.DAMAGED_BATCH,
                     f"a record cannot be read ({error}), in {' or '.join(positions)}. {RESTORE}",
                 ) from error
+
+    async def _read_to_damage(self, partition: TopicPartition, last: int, apply: Apply) -> None:
+        """Read the records before a damaged batch, one by one: aiokafka drops those that it drains together with it.
+
+        Its position is at the damage when two fetches in a row fail at the same position.
+        """
+        failed_at = -1
+        self._reader.seek(partition, await self._reader.position(partition))
+        while await self._reader.position(partition) <= last:
+            try:
+                _apply_all(await self._reader.getmany(partition, timeout_ms=WAIT_MS, max_records=1), apply)
+            except CorruptRecordException:
+                if (offset := await self._reader.position(partition)) == failed_at:
+                    return
+                failed_at = offset
 
     async def _behind(self, last: dict[TopicPartition, int]) -> list[TopicPartition]:
         return [partition for partition, offset in last.items() if await self._reader.position(partition) <= offset]

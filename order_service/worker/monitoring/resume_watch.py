@@ -9,12 +9,15 @@ import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from order_service.kafka.connection import Consumer
+from order_service.errors import TopicsError
+from order_service.kafka.connection import Consumer, knows_leader, leaderless
 
 log = structlog.get_logger()
 
 LOOK_EVERY_S: Final = 2.0
 ANSWER_WITHIN_S: Final = 10.0
+ENDS_READ_WITHIN_S: Final = 1.0
+"""How long claims wait for the ends of the operations. No lane needs them to run."""
 
 ReadEnds = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
 
@@ -30,14 +33,20 @@ class CommittedEnds:
         self._client: Consumer | None = None
 
     async def read(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """Return the last stable offsets. Raises KafkaError. After an error, the next call starts another client."""
+        """Return the last stable offsets of the partitions that have a leader: one without would delay all others.
+
+        Raises KafkaError or TopicsError. After an error, the next call starts another client.
+        """
         try:
             if self._client is None:
                 self._client = Consumer(**self._connection, enable_auto_commit=False, isolation_level="read_committed")
                 await self._client.start()
                 topics = {topic for topic, _ in partitions}
                 await self._client._client.set_topics(topics)  # noqa: SLF001, else the first request waits 100 ms
-            return dict(await self._client.end_offsets(partitions))
+            if not all(knows_leader(self._client, partition) for partition in partitions):
+                missing = await leaderless(self._client, partitions)
+                partitions = [partition for partition in partitions if partition not in missing]
+            return dict(await self._client.end_offsets(partitions)) if partitions else {}
         except BaseException:
             await self.close()
             raise
@@ -50,9 +59,10 @@ class CommittedEnds:
 
 
 class ResumeWatch:
-    """Compares the ends of the operations topic with those at the time when lanes were parked, or first claimed.
+    """Compares the ends of the operations topic with those before the claims of the lanes.
 
-    `read_ends` asks the broker, with one request for all lanes. The first failure of several is logged.
+    A lane whose end was not read before its claim counts as resumed once: a superfluous claim is harmless, and a missed
+    operation is not. `read_ends` asks the broker, once for all lanes. The first failure of several is logged.
     """
 
     def __init__(self, topic: str, read_ends: ReadEnds, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,39 +74,39 @@ class ResumeWatch:
         self._is_readable = True
         self._lock = asyncio.Lock()
 
-    async def note(self, partitions: Collection[int]) -> None:
-        """Read the ends of lanes that are to be claimed. An operation that comes after that counts if the claim parks.
+    async def read_before_claims(self, assigned: Collection[int]) -> None:
+        """Read the ends of newly assigned partitions. They count if claims still wait for them.
 
         Ends that are known stay valid: an operation may be newer than what was claimed before.
         """
-        async with self._lock:
-            self._ends = await self._read(set(partitions) - self._ends.keys()) | self._ends
+        began_at = self._clock()
+        self._ends = {partition: end for partition, end in self._ends.items() if partition in assigned}
+        ends = await self._read(set(assigned) - self._ends.keys())
+        if self._clock() - began_at <= ENDS_READ_WITHIN_S:
+            self._ends = ends | self._ends
 
-    async def resumed(self, parked: Collection[int], claiming: Collection[int]) -> list[int]:
-        """Return the parked lanes for which an operation was recorded since they were parked, or claimed.
+    async def resumed(self, parked: Callable[[], Collection[int]]) -> list[int]:
+        """Return the parked lanes for which an operation was recorded since they were claimed. Each counts once.
 
-        A lane that was just parked is looked at immediately, the others every `LOOK_EVERY_S`. If the end of a lane that
-        is claimed could not be read before, it is read now.
+        The broker is asked every `LOOK_EVERY_S`. Lanes that no longer are parked after its answer count later.
         """
-        parked, claiming = set(parked), set(claiming)  # both may change while the broker is asked
-        async with self._lock:
-            self._ends = {partition: end for partition, end in self._ends.items() if partition in parked | claiming}
-            now = self._clock()
-            asked = parked | (claiming - self._ends.keys())
-            if not asked or (now < self._look_at and self._ends.keys() >= asked):
-                return []
-            self._look_at = now + LOOK_EVERY_S
-            before, self._ends = self._ends, self._ends | await self._read(asked)
-            return [each for each in sorted(parked) if self._ends.get(each, 0) > before.get(each, 2**63)]
+        asked, now = set(parked()), self._clock()
+        if not asked or now < self._look_at:
+            return []
+        self._look_at = now + LOOK_EVERY_S
+        ends = await self._read(asked)
+        grown = {each: ends[each] for each in ends.keys() & parked() if ends[each] > self._ends.get(each, -1)}
+        self._ends |= grown
+        return sorted(grown)
 
     async def _read(self, partitions: set[int]) -> dict[int, int]:
-        """Return the ends of these partitions, or nothing if they cannot be read."""
+        """Return the ends of these partitions, without those that cannot be read."""
         if not partitions:
             return {}
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
+            async with self._lock, asyncio.timeout(ANSWER_WITHIN_S):
                 ends = await self._read_ends([TopicPartition(self._topic, each) for each in sorted(partitions)])
-        except (KafkaError, TimeoutError) as error:
+        except (KafkaError, TimeoutError, TopicsError) as error:
             if self._is_readable:
                 log.warning("Resumed lanes are not noticed: the operations cannot be read.", why=repr(error))
             self._is_readable = False

@@ -1,5 +1,7 @@
 """What a resume may change: the plan for what was found, or the line of a refusal."""
 
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from order_service.kafka.topics import topic_names
 from order_service.operations.lanes import resume
 from order_service.operations.lanes.examination import WAITING_COUNT, Examination, lost_tails
 from order_service.operations.lanes.lanes import rows_of
-from order_service.operations.lanes.resume import Plan, Skipped, Wanted, plan_of, position_of
+from order_service.operations.lanes.resume import Plan, Preview, Skipped, Wanted, plan_of, position_of
 from order_service.operations.positions import NewestPosition
+from order_service.settings import Settings
 from order_service.wire.changelog import REBUILDING, Ends, Position
 from order_service.wire.commands import decode_command
 from order_service.worker.lane_states import LaneState
@@ -91,6 +94,18 @@ async def test_a_command_that_raises_an_error_can_be_skipped(monkeypatch):
     monkeypatch.setattr(resume, "decode_command", decode)
     skipped = await resume._read_skipped(reader, 0, range(3))
     assert skipped == Skipped(("o-1", "o-3"), 0, "the command at offset 1 cannot be decoded: TypeError")
+
+
+async def test_a_resume_of_a_partition_that_has_moved_says_that_its_worker_is_fenced(monkeypatch):
+    @asynccontextmanager
+    async def taken_over(*_):
+        yield SimpleNamespace(newest=NewestPosition(FOUND.position_offset + 1))
+
+    monkeypatch.setattr(resume, "taken_over", taken_over)
+    reader: Any = MemoryReader(honest())
+    previewed = Preview(FOUND, Plan(42, 50), Skipped())
+    with pytest.raises(OperationRefused, match="was not changed, but a worker that held it is fenced: it ends with 10"):
+        await resume.resume(Settings(), reader, 3, previewed, "user:alice", "why")
 
 
 def test_offsets_that_are_skipped_or_decided_again():

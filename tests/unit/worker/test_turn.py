@@ -8,12 +8,12 @@ from structlog.testing import capture_logs
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import Fenced, HistoryError, Stuck, TurnRefused
-from order_service.wire.changelog import RELEASE_KEY
+from order_service.wire.changelog import RELEASE_KEY, WaitingCommand
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox
 from order_service.worker.lane import Lane
 from order_service.worker.turn import AT_A_TIME, TurnLoop
-from tests.support.samples import ORDER_ID, but, create, entry_after, pay
+from tests.support.samples import NOW, ORDER_ID, but, create, entry_after, pay
 from tests.unit.worker.blocking import block_loop, shorten
 from tests.unit.worker.lane_turns import NAMES, POLICY, Written, lane_with, received
 
@@ -71,6 +71,59 @@ async def test_a_lane_that_cannot_decide_parks_and_the_others_go_on():
         await turns.run()
     assert parked == [(1, HistoryError)]
     assert (written.facts(0), written.facts(1)) == (["OrderCreated"], [])
+
+
+def waiting(lane):
+    """Make a create wait at offset 3, and its user known."""
+    lane.room.add(WaitingCommand(create, 3, NOW, None))
+    lane.room.add_answer(create.user_id, UserCheck.ACTIVE)
+
+
+def new_after_waiting(lane):
+    """Decide what waits, so that the new command of the turn is next."""
+    waiting(lane)
+    assert lane.settle(NOW)
+    lane.cancel_unpaid([ORDER_ID], NOW)
+    lane.take_changes()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "detail"),
+    [
+        pytest.param(
+            waiting, "the waiting command at offset 3 cannot be decided, and `--from` does not skip it", id="waits"
+        ),
+        pytest.param(
+            lambda lane: lane.table.put(ORDER_ID, entry_after([create])),
+            f"the unpaid order {ORDER_ID} cannot be cancelled, and `--from` does not skip it",
+            id="due",
+        ),
+        pytest.param(new_after_waiting, "the commands from offset 8 on cannot be decided", id="new"),
+    ],
+)
+async def test_the_text_of_a_lane_that_cannot_decide_has_what_raised_the_error(monkeypatch, prepare, detail):
+    def broken(*_):
+        raise TypeError("a bug")
+
+    lane = Lane(0, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
+    lane.next_offset = 8
+    prepare(lane)
+    monkeypatch.setattr("order_service.worker.lane.answer", broken)
+    written: Any = Written()
+    parked = []
+    turns: TurnLoop
+
+    def park(partition, text, _error):
+        parked.append(text)
+        del turns.lanes[partition]
+        turns.stop()
+
+    turns, inbox = turns_over([lane], written, lambda _name: None, park)
+    turns.cancel_unpaid(0, [ORDER_ID])
+    inbox.put(0, [received(pay, 8, 0)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert parked == [detail]
 
 
 async def test_an_order_due_within_a_turn_is_not_cancelled_before_its_payment_there():

@@ -553,16 +553,26 @@ async def test_a_worker_names_the_state_of_each_of_its_lanes(context, worker):
     assert worker.lanes()[2].since == since, "a lane that stays parked keeps its time"
 
 
-async def test_a_record_of_an_operator_resumes_a_parked_lane(context, worker, monkeypatch):
+@pytest.mark.parametrize("is_claimed_again", [False, True])
+async def test_a_record_of_an_operator_resumes_a_parked_lane(context, worker, monkeypatch, is_claimed_again):
+    """Also if the other lanes are claimed again, under a new owner, while the broker is asked."""
     monkeypatch.setattr("order_service.worker.worker.WATCH_EVERY_S", 0)
-    monkeypatch.setattr("order_service.worker.monitoring.resume_watch.LOOK_EVERY_S", 0)
-    ends = [0, 0, 1]
-    worker._resumes._read_ends = lambda partitions: ended_at(partitions, ends.pop(0) if len(ends) > 1 else ends[0])
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def read_ends(partitions):
+        asked.set()
+        await answered.wait()
+        return dict.fromkeys(partitions, 1)
+
+    worker._resumes._ends = dict.fromkeys(range(3), 0)
+    worker._resumes._read_ends = read_ends
     worker._assignment.park(2, ParkingReason.DAMAGED_BATCH, "damaged")
     resuming = asyncio.create_task(worker._resume_lanes())
-    async with asyncio.timeout(30):
-        while worker._assignment.parked:  # noqa: ASYNC110, what is looked at has no event
-            await asyncio.sleep(0)
+    await asked.wait()
+    if is_claimed_again:
+        await worker._claim_again(None, TurnRefused("why", {}))
+    answered.set()
+    await reached(lambda: not worker._assignment.parked)
     assert worker._assignment.claiming() == [0, 1, 2]
     resuming.cancel()
 
@@ -594,7 +604,7 @@ async def test_an_operation_that_comes_just_after_a_claim_has_read_the_topics_re
 
 async def test_claims_begin_although_the_operations_cannot_be_read(context, endless_claims, monkeypatch):
     made: Any = Worker(context)
-    monkeypatch.setattr("order_service.worker.assignment.NOTED_WITHIN_S", 0.01)
+    monkeypatch.setattr("order_service.worker.assignment.ENDS_READ_WITHIN_S", 0.01)
     made._resumes._read_ends = lambda _partitions: asyncio.Event().wait()
     await made.assigned({0})
     await until_begun(endless_claims, 1)
