@@ -99,8 +99,8 @@ class Lane:
         self.read_to = 0
         self.ends = Ends()
         self.written: Position | None = None
-        self.deciding = ""
-        """What could not be decided if an error is raised now; empty for a new command."""
+        self.deciding: int | str | None = None
+        """The offset of the new command that is being decided, or what else is, in words: named if that fails."""
         self._known = known
         self._ask = ask
         self._changes = Changes()
@@ -186,20 +186,22 @@ class Lane:
         for record, command in received:
             if record.offset < self.next_offset:
                 continue
+            self.deciding = record.offset
             if isinstance(command, DecodeError):
                 self._add_dead_letter(record, command)
             else:
                 self._take(record, command, now)
-            self.next_offset = record.offset + 1  # a command that raised an error is the next one still
+            self.next_offset = record.offset + 1
             self.last_timestamp_ms = record.timestamp
             self._changes.moved = True
+        self.deciding = None
 
     def settle(self, now: datetime) -> bool:
         """Decide waiting commands that are ready, in sequence per order. Return whether there were any."""
         released = self.room.take_released(now)
         for order_id, check in released:
             self._release(order_id, check, now)
-        self.deciding = ""
+        self.deciding = None
         return bool(released)
 
     @property
@@ -219,7 +221,7 @@ class Lane:
         """Cancel the orders that are still unpaid. The lane's own command is always the same for an order."""
         self._due.difference_update(order_ids)
         for order_id in order_ids:
-            self.deciding = f"the unpaid order {order_id} cannot be cancelled"
+            self.deciding = f"the cancellation of the unpaid order {order_id}"
             entry = self.table.get(order_id)
             if entry is None or self._due_at(entry) is None:
                 continue
@@ -228,7 +230,7 @@ class Lane:
                 self._add_event(outcome, entry, "CancelOrder", Origin())
             else:  # its command_id is already used, which only a malicious producer would do
                 log.error("An unpaid order cannot be cancelled.", order_id=order_id, answer=type(outcome).__name__)
-        self.deciding = ""
+        self.deciding = None
 
     def take_changes(self) -> Changes:
         """Take the changes since the last call, for one transaction."""
@@ -280,7 +282,7 @@ class Lane:
         """Decide an order's waiting commands until one of them needs another user check."""
         user: UserCheck | None = check
         while (head := self.room.head(order_id)) is not None:
-            self.deciding = f"the waiting command at offset {head.offset} cannot be decided"
+            self.deciding = f"the waiting command at offset {head.offset}"
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
             origin = Origin(head.offset, head.traceparent)

@@ -337,9 +337,11 @@ class TurnLoop:
 
 def _fault_of(lane: Lane) -> str:
     """Return what a lane could not decide."""
-    if lane.deciding:
-        return f"{lane.deciding}, and `--from` does not skip it"
-    return f"the commands from offset {lane.next_offset} on cannot be decided"
+    if isinstance(lane.deciding, str):
+        return f"{lane.deciding} cannot be decided, and `--from` does not skip it"
+    if lane.deciding is None:
+        return "the lane cannot decide"
+    return f"the command at offset {lane.deciding} cannot be decided"
 
 
 def _update_metrics(turn: Turn) -> None:

@@ -95,10 +95,10 @@ def new_after_waiting(lane):
         ),
         pytest.param(
             lambda lane: lane.table.put(ORDER_ID, entry_after([create])),
-            f"the unpaid order {ORDER_ID} cannot be cancelled, and `--from` does not skip it",
+            f"the cancellation of the unpaid order {ORDER_ID} cannot be decided, and `--from` does not skip it",
             id="due",
         ),
-        pytest.param(new_after_waiting, "the commands from offset 8 on cannot be decided", id="new"),
+        pytest.param(new_after_waiting, "the command at offset 8 cannot be decided", id="new"),
     ],
 )
 async def test_the_text_of_a_lane_that_cannot_decide_has_what_raised_the_error(monkeypatch, prepare, detail):

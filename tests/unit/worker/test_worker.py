@@ -149,8 +149,8 @@ async def test_a_lane_that_kafka_refuses_stays_parked_for_the_reason_over_furthe
 
 
 async def test_a_lane_whose_commands_cannot_be_decided_is_parked_for_that(worker):
-    worker._assignment.turns._park(1, "the commands from offset 3 on cannot be decided", HistoryError("version 2"))
-    parked = "cannot_decide: the commands from offset 3 on cannot be decided: version 2"
+    worker._assignment.turns._park(1, "the command at offset 3 cannot be decided", HistoryError("version 2"))
+    parked = "cannot_decide: the command at offset 3 cannot be decided: version 2"
     assert reasons(worker._assignment) == {1: parked}
 
 
@@ -674,7 +674,7 @@ async def reached(condition):
         pytest.param("assignment.claim_until_done", "cannot_claim: the partition cannot be claimed", id="claim"),
         pytest.param("", "cannot_fetch: its commands cannot be fetched", id="fetch"),
         pytest.param("worker.decode_record", "cannot_decode: the command at offset 8 cannot be decoded", id="decode"),
-        pytest.param("lane.answer", "cannot_decide: the commands from offset 8 on cannot be decided", id="decide"),
+        pytest.param("lane.answer", "cannot_decide: the command at offset 8 cannot be decided", id="decide"),
     ],
 )
 async def test_a_lane_that_parked_for_a_bug_decides_again_after_a_resume(
