@@ -21,9 +21,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _T = TypeVar("_T")
 
-GREATEST: Final = 1e9
-"""The greatest number of a setting or an option that is no integer; of seconds, 31 years."""
-Positive = Annotated[float, Field(gt=0, le=GREATEST)]
+MAX_FLOAT: Final = 1e9
+"""The upper limit of settings and options that accept fractions; for seconds, about 31 years."""
+Positive = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
 SessionTimeout = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")

@@ -13,11 +13,11 @@ from order_service.cli import (
     dead_letters,
     doctor,
     lanes,
-    operations,
     ordering,
     rebuild,
     running,
     schemas,
+    verify,
     views,
     watching,
     why,
@@ -81,7 +81,7 @@ app.add_typer(running.topics, name="topics", rich_help_panel="Run")
 app.add_typer(schemas.schemas, name="schemas", rich_help_panel="Run")
 app.add_typer(views.views, name="views", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)
-app.command("verify", rich_help_panel="Run")(operations.verify)
+app.command("verify", rich_help_panel="Run")(verify.verify)
 app.command("doctor", rich_help_panel="Run")(doctor.doctor)
 app.command("rebuild", rich_help_panel="Run")(rebuild.rebuild)
 app.add_typer(lanes.lanes, name="lanes", rich_help_panel="Run")

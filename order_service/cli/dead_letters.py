@@ -10,8 +10,8 @@ import typer
 from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.hex_dump import hex_lines
-from order_service.cli.operations import run_or_exit
 from order_service.cli.options import WAIT_MAX_S, Actor, AsJson, operator_of, time_from
+from order_service.cli.run import run_or_exit
 from order_service.errors import DecodeError, OrderServiceError
 from order_service.kafka.reader import Reader
 from order_service.operations.dead_letters import applying

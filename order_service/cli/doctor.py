@@ -10,7 +10,7 @@ from msgspec import to_builtins
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import UNAVAILABLE
+from order_service.cli.run import UNAVAILABLE
 from order_service.operations.doctor.checks.check import FINDINGS, Check, Diagnosis, Status
 from order_service.settings import Settings
 

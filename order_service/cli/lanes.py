@@ -8,8 +8,8 @@ import typer
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import run_or_exit
 from order_service.cli.options import Actor, Reason, operator_of
+from order_service.cli.run import run_or_exit
 from order_service.errors import OperationRefused
 from order_service.kafka.reader import Reader
 from order_service.operations.lanes.lanes import Lanes, ask_workers, list_lanes
@@ -136,7 +136,7 @@ def _print(partition: int, previewed: Preview, done: LaneResumed | None) -> None
     found = previewed.found
     owner = found.owner or "none: it was released"
     typer.echo(f"partition {partition}: position {found.resume_at}, owner {owner}")
-    typer.echo(f"commands: offsets {found.commands_start} to {found.commands_end}")
+    typer.echo(f"commands: from offset {found.commands_start} to before {found.commands_end}")
     for fault in found.faults:
         typer.echo(f"a claim finds: {fault}")
     if not found.faults:
@@ -166,5 +166,5 @@ def _change_lines(previewed: Preview) -> list[str]:
         lines.append(f"of the skipped commands, {skipped.unreadable}")
     if plan.repeated:
         lines.append(f"the commands from offset {plan.position} on are decided, although the offsets were used before")
-    lines += [f"accepted as lost: {name} from offset {start} to {end}" for name, (start, end) in plan.lost.items()]
+    lines += [f"accepted as lost: {name} from offset {start} to {end - 1}" for name, (start, end) in plan.lost.items()]
     return lines

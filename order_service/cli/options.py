@@ -29,7 +29,7 @@ def time_from(text: str) -> datetime:
 def operator_of(actor: str, reason: str, option: str, *, needs_reason: bool = True) -> str:
     """Return the actor of an operation, by default the login name. Raises BadParameter for an actor or a reason.
 
-    `option` has the reason, which may be empty unless the operation `needs_reason`.
+    `option` is the name of the option with the reason, which may be empty unless the operation `needs_reason`.
     """
     problem = ""
     if (needs_reason or reason) and not reason.strip():
@@ -43,7 +43,7 @@ def operator_of(actor: str, reason: str, option: str, *, needs_reason: bool = Tr
     actor = actor or f"user:{login_name()}"
     kind, _, actor_id = actor.partition(":")
     if kind not in {"user", "service"} or not is_id(actor_id):
-        raise typer.BadParameter("it is user:<id> or service:<id>", param_hint="--actor")
+        raise typer.BadParameter("expected user:<id> or service:<id>", param_hint="--actor")
     return actor
 
 

@@ -30,7 +30,7 @@ Parts = list[tuple[str, str]]
 
 
 async def show_outcomes(settings: Settings, on_begun: Callable[[], object]) -> None:
-    """Show outcomes until cancelled: all those that come after `on_begun` is called, which is once.
+    """Show outcomes until cancelled: all those that come after the one call of `on_begun`.
 
     While Kafka cannot be read, say why once, and try again. After any other error, say that no more are shown, and end.
     """
@@ -60,7 +60,7 @@ async def _show_outcomes(settings: Settings, begin: Callable[[], object]) -> Non
         except OrderServiceError as error:
             if str(error) != last_reason:
                 last_reason = str(error)
-                _print([("not shown for now: ", "yellow"), (last_reason, "")])
+                _print([("outcomes cannot be read: ", "yellow"), (last_reason, "")])
         begin()
         await asyncio.sleep(TRY_AGAIN_S)
 
@@ -111,9 +111,8 @@ class Lines:
         if now - self._began_at < 1.0:
             return
         if self._hidden:
-            hidden = (
-                f"{self._hidden:,} more outcomes in this second; `order-service tail --rejections` shows all events"
-            )
+            also = "`order-service tail --rejections --from-beginning` shows them"
+            hidden = f"{self._hidden:,} more outcomes in this second; {also}"
             self._write([(hidden, "dim")])
         self._began_at, self._shown, self._hidden = now, 0, 0
 

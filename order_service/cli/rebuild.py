@@ -9,8 +9,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import run_or_exit
 from order_service.cli.options import Actor, Reason, operator_of
+from order_service.cli.run import run_or_exit
 from order_service.kafka.reader import Reader
 from order_service.operations.rebuild import rebuild as rebuilding
 from order_service.operations.rebuild.rebuild import Result, Wanted

@@ -54,7 +54,7 @@ def line(*parts: tuple[str, str]) -> None:
 
 
 def positions(before: int | None, after: int | None) -> str:
-    """Return what an operation did to the position of its partition, to follow what it is; empty if that is nothing."""
+    """Return a suffix such as `, position 1 to 2`, or an empty string if an operation has no position."""
     if after is None:
         return "" if before is None else f", at position {before}"
     return f", position {after}" if before is None else f", position {before} to {after}"

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.cli.operations import run_or_exit
+from order_service.cli.run import run_or_exit
 from order_service.kafka.reader import Reader
 from order_service.operations.verify import verify
 from order_service.operations.why import why

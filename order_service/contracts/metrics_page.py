@@ -15,16 +15,17 @@ from order_service.contracts.blocks import Block, Heading, Table, Text, markdown
 HEAD: Final = ("Metric", "Type", "Labels", "Unit", "Meaning", "Alert")
 ABOUT: Final = (
     "Each process serves its metrics at `/metrics` on `ORDERS_ADMIN_PORT`, in the text format of Prometheus. A worker "
-    "reports its own partitions: add lanes, commands and claims over all workers, and take the maximum of the others. "
-    "The metrics of Python and of the process (`python_...` and `process_...`) are there, too."
+    "reports its own partitions. Over all workers, take the maximum of ages, states, faults, strangers and the clock "
+    "skew, and the sum of all others. The metrics of Python and of the process (`python_...` and `process_...`) are "
+    "there, too."
 )
 FORMS: Final = (
     "A histogram has `_bucket`, `_sum` and `_count`; counters and histograms also have `_created`, the time of their "
-    "first value. [Reasons](../operations/reasons.md) has what to do about a finding."
+    "first value. [Reasons](../operations/reasons.md) lists what to do."
 )
-WORKER: Final = "`worker`"
-PROJECTOR: Final = "`projector`"
-WEB: Final = "`web`"
+WORKER: Final = "worker"
+PROJECTOR: Final = "projector"
+WEB: Final = "HTTP server"
 EVERY_PROCESS: Final = "every process"
 SHOWS_WHY: Final = "No alert: it shows why others rise."
 
@@ -38,9 +39,7 @@ class Use(Struct, frozen=True):
 
 
 USES: Final = {
-    "orders_lag_commands": Use(
-        WORKER, "commands", "It grows for 5 minutes, or is above what your callers can wait for."
-    ),
+    "orders_lag_commands": Use(WORKER, "offsets", "It grows for 5 minutes, or stays above your limit."),
     "orders_lanes": Use(
         WORKER,
         "partitions",
@@ -119,7 +118,7 @@ def blocks(metrics: Iterable[MetricWrapperBase]) -> list[Block]:
     page: list[Block] = [Heading(1, "Metrics"), Text(ABOUT), Text(FORMS)]
     for process in dict.fromkeys(use.process for use in USES.values()):
         rows = [_row(name, by_name[name], use) for name, use in USES.items() if use.process == process]
-        page += [Heading(2, f"Of {process}"), Table(HEAD, rows)]
+        page += [Heading(2, process[0].upper() + process[1:]), Table(HEAD, rows)]
     return page
 
 

@@ -34,7 +34,10 @@ class Source(Struct, frozen=True):
 
     def topics(self) -> tuple[Topic, ...]:
         """Return the public topics."""
-        dead_letters = "Records that are not commands, with their original bytes (very large ones are cut), and why."
+        dead_letters = (
+            "Records that cannot be decoded, or that have the wrong key or partition, with the reason. Their bytes are "
+            "unmodified; very large ones are truncated."
+        )
         return (
             self._topic("commands", "Commands, from any producer.", "receive", COMMAND_TYPES),
             self._topic("events", "What happened to orders: the source of truth.", "send", FACT_TYPES),

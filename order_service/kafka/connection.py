@@ -91,14 +91,14 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
 
 class Admin(AIOKafkaAdminClient):  # type: ignore[misc]
-    """An admin client that creates topics only by `create_topics`, and that needs no single node to answer."""
+    """An admin client that creates topics only by `create_topics`, and that asks another broker if one is down."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._client.__class__ = _NoCreationClient
 
     async def _send_request(self, request: Any, node_id: int | None = None) -> Any:
-        """Return the response of a node, or of any node. aiokafka 0.14 tries one, which may be down."""
+        """Return the response of this broker, or of the first that answers: aiokafka tries one, which may be down."""
         if node_id is None:
             return await _answer_of_any_node(self._client, request)
         return await super()._send_request(request, node_id)

@@ -149,7 +149,7 @@ class Reader:
         partitions: Sequence[TopicPartition],
     ) -> dict[TopicPartition, int]:
         await self._check_leaders(partitions)
-        for topic, _ in partitions:  # aiokafka would learn of one unknown topic with each try, every 100 ms
+        for topic, _ in partitions:  # else aiokafka learns of one new topic per retry, every 100 ms
             self._consumer._client.add_topic(topic)  # noqa: SLF001
         try:
             with kafka_answers(self._servers):

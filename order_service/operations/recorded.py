@@ -29,7 +29,7 @@ class RecordedOperations(Struct):
             self.skipped.append(range(before, after))
             self._note(f"skipped the commands from offset {before} to {after - 1}", operation, partition)
         for name, (start, end) in operation.lost.items():
-            self._note(f"accepted a loss: {name} from offset {start} to {end}", operation, partition)
+            self._note(f"accepted a loss: {name} from offset {start} to {end - 1}", operation, partition)
 
     def has_skipped(self, offset: int) -> bool:
         """Return whether an operator has skipped the command at an offset."""

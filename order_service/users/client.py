@@ -31,13 +31,13 @@ from order_service.users.breaker import Breaker, Clock, Refusals, Slots, State, 
 
 LOOKUPS = Counter(
     "orders_user_lookups",
-    "User lookups, by outcome; not_asked: the breaker is open, or too many wait.",
+    "User validations, by outcome; not_asked: the circuit breaker is open, or too many wait; cached: none was sent.",
     ["outcome"],
 )
 UNUSABLE = Counter("orders_user_answers_unusable", "Unusable answers about one user, by HTTP status.", ["status"])
 SECONDS = Histogram("orders_user_lookup_seconds", "Duration of a lookup that was sent, with its retries.")
 IN_FLIGHT = Gauge("orders_user_lookups_in_flight", "Lookups under way.")
-BREAKER = Gauge("orders_user_breaker_state", "State of the breaker: 0 closed, 1 half-open, 2 open.")
+BREAKER = Gauge("orders_user_breaker_state", "State of the circuit breaker: 0 closed, 1 half-open, 2 open.")
 
 CACHED = LOOKUPS.labels("cached")
 NO_ANSWER = LOOKUPS.labels("no_answer")

@@ -20,7 +20,7 @@ TURN_SECONDS: Final = Histogram("orders_turn_seconds", "From taking a turn's com
 TURN_COMMANDS: Final = Histogram(
     "orders_turn_commands", "Commands decided in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
 )
-LAG: Final = Gauge("orders_lag_commands", "Commands behind the end of the partition.", ["partition"])
+LAG: Final = Gauge("orders_lag_commands", "Offsets between the position and the end of the partition.", ["partition"])
 FOREIGN_TRANSACTION: Final = Gauge(
     "orders_foreign_transaction_seconds",
     "Seconds for which an open transaction has blocked the commands or a claim; 0 or missing if none is open.",
@@ -28,7 +28,8 @@ FOREIGN_TRANSACTION: Final = Gauge(
 )
 LANES: Final = Gauge(
     "orders_lanes",
-    "Partitions this worker holds, by state: running, claiming, unavailable (for Kafka), stalled or parked.",
+    "Partitions this worker holds, by state: running, claiming, unavailable (for Kafka), stalled or parked. "
+    "A stalled one is also running.",
     ["state"],
 )
 NEVER_READ: Final = Counter(

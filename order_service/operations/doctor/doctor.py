@@ -1,7 +1,7 @@
 """Checks every dependency of the service from outside. It writes nothing.
 
 All checks run at the same time, each with a time limit, and their results have a fixed sequence. Those of the state in
-Kafka wait for the check of the brokers: if it fails, they are not made.
+Kafka wait for the check of the brokers: if it fails, they are skipped.
 """
 
 import asyncio

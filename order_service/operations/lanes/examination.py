@@ -30,9 +30,9 @@ WAITING_COUNT: Final = "waiting commands"
 class Examination(Struct, frozen=True):
     """The state of a partition, and why a claim would park its lane: each fault is the text of a worker's own check.
 
-    `changelog_fault` needs a rebuild. `loss_fault` is that outcomes or waiting commands lost records, or that a batch
-    of outcomes is damaged; `lost` has their actual and recorded numbers, and for a damaged topic how far it can be read
-    and its end. `commands_fault` is that commands were deleted, or their topic was cut, recreated or damaged.
+    `changelog_fault` needs a rebuild. `loss_fault` is that outcomes or waiting commands are lost or damaged. `lost` has
+    a range of offsets for each topic: from the first lost or unreadable record to before the recorded or actual end.
+    `commands_fault`: commands were deleted, or their topic was cut, recreated or damaged.
     """
 
     position: Position | None

@@ -79,10 +79,13 @@ def plan_of(partition: int, found: Examination, wanted: Wanted, names: TopicName
     if found.loss_fault:
         _check_loss(partition, found, wanted, names)
     if wanted.accepts_loss and not found.loss_fault:
-        raise OperationRefused("no loss is to be accepted: no topic ends before its recorded end; omit --accept-loss")
+        raise OperationRefused(
+            "there is no loss to accept: no topic ends before its recorded end, and no batch of rejections or dead"
+            " letters is damaged; omit --accept-loss"
+        )
     if found.commands_fault and wanted.from_offset is None:
         raise OperationRefused(
-            f"{found.commands_fault} Choose with --from where to continue: there are the offsets"
+            f"{found.commands_fault} Choose with --from where to continue: valid offsets are"
             f" {found.commands_start} to {found.commands_end}."
         )
     if found.resume_at is None or (wanted.from_offset is None and not wanted.accepts_loss):
@@ -187,8 +190,8 @@ async def resume(
     async with taken_over(settings, reader, partition) as takeover:
         if takeover.newest.offset != found.position_offset:
             raise OperationRefused(
-                f"partition {partition} has moved meanwhile: it was not changed, but a worker that held it is fenced:"
-                " it ends with 10 and is started again; look again"
+                f"partition {partition} has moved since the checks: its position was not changed. A worker that held it"
+                " may be fenced: it then ends with 10 and must be restarted. Run this again"
             )
         position = position_of(plan.position, found, takeover.owner)
         await takeover.commit(

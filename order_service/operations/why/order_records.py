@@ -127,7 +127,7 @@ class OrderRecords:
         if isinstance(operation, PartitionRebuilt) or (isinstance(operation, LaneResumed) and operation.lost):
             outcomes = (outcome for found in self._outcomes.values() for outcome, _ in found)
             return any(found.at <= at for found in (*outcomes, *(command for command, _ in self._commands)))
-        if isinstance(operation, LaneResumed):  # the commands that it skipped, or that had waited for it
+        if isinstance(operation, LaneResumed):  # commands that it skipped, or that were undecided
             positions = [each for each in (operation.previous_position, operation.position) if each is not None]
             undecided = [command for command, _ in self._commands if command.offset >= min(positions, default=0)]
             return any(command.offset < (operation.position or 0) or command.at <= at for command in undecided)

@@ -95,9 +95,9 @@ class FoundWaiting(FoundRecord, frozen=True, kw_only=True):
 
 
 class FoundOperation(FoundRecord, frozen=True, kw_only=True):
-    """What an operator did. The reason is not shown, because it is a free text.
+    """What an operator did. The reason is not shown, because it is free text.
 
-    A resume has the position before it, and the one that it set, or null. A rebuild has the position that it wrote.
+    `previous_position` and `position` are those before and after a resume, or null. A rebuild has `position` only.
     """
 
     kind: str
@@ -142,8 +142,8 @@ class OrderStory(Struct, frozen=True, kw_only=True):
     """Everything that is known about an order. `order_id` is the key of the records, which may be no valid id.
 
     Status and version are those after the newest event; `table` is the newest entry of the table, `table_version` its
-    version. `operations` are those that name the order or one of its dead letters, resumes that skipped its commands or
-    for which these had waited, and rebuilds and accepted losses of its partition.
+    version. `operations` are those that name the order or one of its dead letters. It also has resumes that skipped its
+    commands, or were recorded while they were undecided, and rebuilds and accepted losses of its partition.
     `omitted` is the number of older records that are not shown.
     """
 

@@ -145,7 +145,7 @@ class Api:
         return json_response({"orders": page.orders, "next": next_cursor}, headers=link)
 
     async def get_events(self, call: Call) -> web.StreamResponse:
-        """Respond 200 with a page of the history of an order, oldest first. The views have no operations: `why` has."""
+        """Respond 200 with a page of the history of an order, oldest first. `Link` leads to the operations on it."""
         query = cast("HistoryQuery", call.query)
         await self._visible(call)
         events = await self._query(

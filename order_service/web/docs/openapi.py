@@ -318,8 +318,8 @@ HEADERS: Final = {
     "Retry-After": _response_header("Seconds to wait before a retry.", INTEGER),
     "WWW-Authenticate": _response_header("The required authentication: a bearer token.", TEXT),
     "Link": _response_header(
-        'Of a list, the next page, if one exists: `<…>; rel="next"`. Of a history, what operators did, if the caller '
-        'has the scope `orders:admin`: `<…>; rel="related"`.',
+        'In a list: the next page, if one exists: `<…>; rel="next"`. In a history: the operations on the order, for '
+        'callers with the scope `orders:admin`: `<…>; rel="related"`.',
         TEXT,
         required=False,
     ),

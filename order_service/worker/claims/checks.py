@@ -88,7 +88,7 @@ class Checks:
         if last.resume_at < start:
             raise LaneParked(
                 ParkingReason.COMMANDS_DELETED,
-                f"commands from {last.resume_at} to {start} are deleted and were never decided, in"
+                f"commands from {last.resume_at} to {start - 1} are deleted and were never decided, in"
                 f" {self._names.commands} partition {self._partition}. Their senders must send them again.",
             )
         if max(last.resume_at, last.end_offset) > end:

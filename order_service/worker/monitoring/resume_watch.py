@@ -75,7 +75,7 @@ class ResumeWatch:
         self._lock = asyncio.Lock()
 
     async def read_before_claims(self, assigned: Collection[int]) -> None:
-        """Read the ends of newly assigned partitions. They count if claims still wait for them.
+        """Read the ends of newly assigned partitions. After ENDS_READ_WITHIN_S they are dropped: the claims have begun.
 
         Ends that are known stay valid: an operation may be newer than what was claimed before.
         """
@@ -86,9 +86,9 @@ class ResumeWatch:
             self._ends = ends | self._ends
 
     async def resumed(self, parked: Callable[[], Collection[int]]) -> list[int]:
-        """Return the parked lanes for which an operation was recorded since they were claimed. Each counts once.
+        """Return the parked lanes for which an operation was recorded since they were claimed, each operation once.
 
-        The broker is asked every `LOOK_EVERY_S`. Lanes that no longer are parked after its answer count later.
+        The broker is asked every `LOOK_EVERY_S`. A lane that is claimed again meanwhile is compared at a later call.
         """
         asked, now = set(parked()), self._clock()
         if not asked or now < self._look_at:
@@ -108,7 +108,7 @@ class ResumeWatch:
                 ends = await self._read_ends([TopicPartition(self._topic, each) for each in sorted(partitions)])
         except (KafkaError, TimeoutError, TopicsError) as error:
             if self._is_readable:
-                log.warning("Resumed lanes are not noticed: the operations cannot be read.", why=repr(error))
+                log.warning("The operations topic cannot be read; resumed lanes are not detected.", why=repr(error))
             self._is_readable = False
             return {}
         self._is_readable = True

@@ -318,7 +318,7 @@ def test_of_two_operators_one_is_refused(service, monkeypatch):
     other.resume(1, "--from", left)
     go_on.set()
     slower.join(60)
-    assert "has moved meanwhile: it was not changed" in lines[0]
+    assert "has moved since the checks: its position was not changed" in lines[0]
     assert len(recorded(service)) == 1
     assert operator.lane(1)["position"] == left
 

@@ -120,7 +120,7 @@ async def test_while_kafka_is_away_the_reason_is_shown_once_and_the_run_goes_on(
     with pytest.raises(asyncio.CancelledError):
         await task
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"outcome   | not shown for now: no Kafka answers at {servers}")
+    assert line.startswith(f"outcome   | outcomes cannot be read: no Kafka answers at {servers}")
 
 
 class ScriptedReader:
@@ -171,7 +171,7 @@ async def shown_after(monkeypatch, *polls):
 async def test_a_reason_is_shown_again_if_kafka_was_read_meanwhile(capsys, monkeypatch):
     away = KafkaAwayError("no Kafka answers")
     assert await shown_after(monkeypatch, away, away, [], away) == ([1], False)
-    assert capsys.readouterr().out.splitlines() == ["outcome   | not shown for now: no Kafka answers"] * 2
+    assert capsys.readouterr().out.splitlines() == ["outcome   | outcomes cannot be read: no Kafka answers"] * 2
 
 
 async def test_an_unexpected_error_ends_the_lines_and_not_the_run(capsys, monkeypatch):
@@ -188,7 +188,7 @@ def test_more_outcomes_than_a_terminal_can_take_are_counted():
     now.s += 1.0
     lines.count_hidden()
     assert printed[LINES_PER_S:] == [
-        "1,000 more outcomes in this second; `order-service tail --rejections` shows all events"
+        "1,000 more outcomes in this second; `order-service tail --rejections --from-beginning` shows them"
     ]
     lines.add(event(order_paid), NAMES)
     assert len(printed) == LINES_PER_S + 2

@@ -31,7 +31,7 @@ def test_a_reason_that_cannot_be_recorded_is_a_wrong_call(call, reason, problem)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("actor", ["alice", "user:", "user:a b", "robot:1"])
 def test_an_actor_that_no_command_could_have_is_a_wrong_call(call, actor):
-    assert "it is user:<id> or service:<id>" in NO_KAFKA(*call, "x", "--actor", actor, code=2).stderr
+    assert "expected user:<id> or service:<id>" in NO_KAFKA(*call, "x", "--actor", actor, code=2).stderr
 
 
 def bounds_of_float_options(app=app):

@@ -624,7 +624,7 @@ def test_outcomes_before_the_position_moved_back_have_offsets_of_the_previous_to
 def test_an_accepted_loss_is_listed(topics):
     operated(topics, previous_position=1, position=1, lost={EVENTS: (3, 5)})
     [line] = verified(topics, now=LATER).operations
-    assert f"accepted a loss: {EVENTS} from offset 3 to 5" in line
+    assert f"accepted a loss: {EVENTS} from offset 3 to 4" in line
 
 
 def test_an_operation_that_cannot_be_decoded_is_a_finding(topics):

@@ -88,7 +88,7 @@ def test_a_lane_whose_end_was_not_read_before_its_claim_counts_as_resumed_once(e
     with capture_logs() as logs:
         operations.claim(1)
         assert operations.look(1) == []
-    assert [line["event"] for line in logs] == ["Resumed lanes are not noticed: the operations cannot be read."]
+    assert [line["event"] for line in logs] == ["The operations topic cannot be read; resumed lanes are not detected."]
     operations.error = None
     assert operations.look(1) == [1], "an operator may have recorded it meanwhile"
     assert operations.look(1) == []

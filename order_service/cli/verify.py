@@ -1,9 +1,7 @@
-"""The command `verify`, and what all tools of an operator share: the exit status if Kafka is away."""
+"""The command `verify`."""
 
-import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -11,33 +9,20 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
-from order_service.errors import Unavailable
+from order_service.cli.run import run_or_exit
 from order_service.kafka.reader import Reader
 from order_service.operations.verify import verify as verification
 from order_service.operations.verify.findings import Report
 from order_service.operations.verify.verify import Wanted
 from order_service.runtime.garbage_collector import collect_less_often
-from order_service.settings import GREATEST, Settings
-
-UNAVAILABLE = 4
-"""The exit status if Kafka or the schema registry is away, so nothing is known about the topics."""
-_T = TypeVar("_T")
-
-
-def run_or_exit(work: Coroutine[Any, Any, _T], note: str = "") -> _T:
-    """Return the result of a coroutine. If Kafka or another service is away, print why with a note, and exit with 4."""
-    try:
-        return asyncio.run(work)
-    except Unavailable as error:
-        typer.echo(f"order-service: {error}{note}", err=True)
-        raise typer.Exit(UNAVAILABLE) from error
+from order_service.settings import MAX_FLOAT, Settings
 
 
 def verify(
     older_than: Annotated[
         float,
         typer.Option(
-            min=0, max=GREATEST, metavar="SECONDS", help="Report commands that are older than this and undecided."
+            min=0, max=MAX_FLOAT, metavar="SECONDS", help="Report commands that are older than this and undecided."
         ),
     ] = 60.0,
     mirrored: Annotated[
