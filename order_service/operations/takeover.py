@@ -5,6 +5,7 @@
             partition that its owner has released needs no fence.
 3. Mark:    commit a record to both changelogs, and wait until it is visible: no open transaction hides records.
             If another owner appears, fence it too and repeat. A claim must be faster, and compares offsets instead.
+            A waiting room that is empty or ends before its recorded end gets no record: its end shows the loss.
 
 What the tool then writes is one transaction of the lock: see `Takeover.commit`. The position in it names an owner that
 never writes, and releases it at once. So the next claim of a worker finds a partition without an owner.
@@ -97,14 +98,14 @@ class Takeover:
 
     async def fence_owners(self, *, is_unknown_owner_dead: bool) -> None:
         """Do steps 2 and 3."""
-        table, waiting = self._reader.names.table, self._reader.names.waiting
+        table = self._reader.names.table
         fenced = None
         while True:
             newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if newest.owner is not None and newest.owner != fenced:
                 await self._write_markers([table])  # refused if a newer claim has the lock
                 await fence(newest.owner, self._arguments)
-            await self._until_visible(await self._write_markers([table, waiting]))
+            await self._until_visible(await self._write_markers([table, *await self._intact_waiting_room(newest)]))
             self.newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if self.newest.owner == newest.owner:
                 return
@@ -115,6 +116,13 @@ class Takeover:
         if newest.fault and not is_unknown_owner_dead:
             raise OperationRefused(f"the owner of partition {self._partition} is unknown: {newest.fault}")
         return newest
+
+    async def _intact_waiting_room(self, newest: NewestPosition) -> list[str]:
+        """Return the changelog of the waiting room if its end does not show a loss."""
+        waiting = TopicPartition(self._reader.names.waiting, self._partition)
+        recorded = None if newest.position is None else newest.position.ends
+        end = (await self._reader.ends([waiting]))[waiting]
+        return [waiting.topic] if end > 0 and (recorded is None or end >= recorded.waiting) else []
 
     async def _write_markers(self, topics: list[str]) -> dict[TopicPartition, int]:
         """Commit a record without a meaning to each topic, and return its offset."""

@@ -206,17 +206,22 @@ class _Rebuilding:
     async def _write_until_done(self, plan: Plan) -> None:
         """Write again. If all workers had to be fenced, claims of those that start again may interrupt this.
 
-        They are not fenced again: each worker that has claimed the partition since is named in its table.
+        They are not fenced again: each worker that has claimed the partition since is named in its table. If another
+        operator has rebuilt the partition meanwhile, nothing is left to do.
         """
-        attempts = 1 if plan.is_owner_known else ATTEMPTS
-        for attempt in range(1, attempts + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 await self._write_again(plan)
             except OperationRefused as error:
-                if attempt == attempts or not isinstance(error.__cause__, Fenced):
+                is_owner_known = plan.is_owner_known and not self._are_all_fenced
+                if is_owner_known or attempt == ATTEMPTS or not isinstance(error.__cause__, Fenced):
                     raise
-                plan = await self._look.plan(await self._look.stable_ends())
             else:
+                return
+            ends = await self._look.stable_ends()
+            plan = await self._lasting_plan(ends, settled_at=time.monotonic() + SETTLED_S)
+            self.result = result_of(plan, self._partition)
+            if plan.is_intact:
                 return
 
     async def _lasting_plan(self, ends: Offsets, *, settled_at: float) -> Plan:
@@ -249,11 +254,15 @@ class _Rebuilding:
 
     async def _write_alone(self, takeover: Takeover, plan: Plan) -> None:
         self._failpoint("rebuild.locked")
-        if not self._are_all_fenced and (takeover.newest.fault or not plan.is_owner_known):
+        if takeover.newest.fault or not plan.is_owner_known:
             await self._fence_all(takeover)
         plan = await self._look.plan(await self._all_ends())
+        if not (plan.is_owner_known or self._are_all_fenced):  # the table has lost records since
+            await self._fence_all(takeover)
+            plan = await self._look.plan(await self._all_ends())
         self.result = result_of(plan, self._partition)
-        self.result.is_intact = False  # the marker may have repaired an empty changelog: the lane waits for the record
+        if plan.is_intact:
+            return
         self._check_losses(plan)
         await check_rights(self._settings, self._names, plan.unreadable)
         begun = await self._begin(takeover, plan)
@@ -285,7 +294,10 @@ class _Rebuilding:
         """Fence every worker id of the group that Kafka knows: one of them may be the owner, and it is unknown which.
 
         The first one is this operator's own: it shows whether this principal may use such ids, and so sees all of them.
+        Each is fenced once: a worker that starts again later is named in the table.
         """
+        if self._are_all_fenced:
+            return
         await self._clients.fence(takeover.owner)
         prefix = f"{self._settings.group_id}-worker-"
         for owner in await ask_admin(self._settings, lambda admin: transactional_ids(admin, prefix)):
