@@ -13,7 +13,7 @@ never writes, and releases it at once. So the next claim of a worker finds a par
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ from aiokafka.structs import TopicPartition
 from order_service.errors import Fenced, KafkaAwayError, OperationRefused, Stuck, TurnRefused
 from order_service.kafka.connection import connection
 from order_service.kafka.reader import Reader
+from order_service.operations.operator_producer import START_WITHIN_S
 from order_service.operations.positions import NewestPosition, newest_positions
 from order_service.runtime.deadline import deadline
 from order_service.settings import Settings
@@ -104,7 +105,8 @@ class Takeover:
             newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if newest.owner is not None and newest.owner != fenced:
                 await self._write_markers([table])  # refused if a newer claim has the lock
-                await fence(newest.owner, self._arguments)
+                async with starting(newest.owner):
+                    await fence(newest.owner, self._arguments)
             await self._until_visible(await self._write_markers([table, *await self._intact_waiting_room(newest)]))
             self.newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if self.newest.owner == newest.owner:
@@ -173,11 +175,23 @@ async def taken_over(
     topics = [names.table, names.waiting, names.operations]
     takeover: Takeover | None = None
     with explained(partition, lambda: has_written if takeover is None else takeover.has_written):
-        async with claiming(lock_id, arguments, ClusterMetadata(), topics) as lock:
+        async with AsyncExitStack() as stack:
+            async with starting(lock_id):
+                lock = await stack.enter_async_context(claiming(lock_id, arguments, ClusterMetadata(), topics))
             takeover = Takeover(reader, partition, lock, settings.group_id, arguments, has_written=has_written)
             failpoint("takeover.locked")
             await takeover.fence_owners(is_unknown_owner_dead=is_unknown_owner_dead)
             yield takeover
+
+
+@asynccontextmanager
+async def starting(transactional_id: str) -> AsyncIterator[None]:
+    """Raise Stuck if the block, which starts a producer, takes longer than `START_WITHIN_S`: aiokafka has no limit."""
+    try:
+        async with deadline(START_WITHIN_S):
+            yield
+    except TimeoutError as error:
+        raise Stuck(f"the producer {transactional_id} did not start within {START_WITHIN_S:g} s") from error
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from order_service.operations.rebuild.changelog_fold import RESTORE
 from order_service.operations.rebuild.log_deletion import delete_before, restore_policy
 from order_service.operations.rebuild.needed_rights import check_rights
 from order_service.operations.rebuild.rebuild_plan import Offsets, PartitionLook, Plan, Progress
-from order_service.operations.takeover import Takeover, taken_over
+from order_service.operations.takeover import Takeover, starting, taken_over
 from order_service.settings import Settings
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, REBUILDING
@@ -298,12 +298,16 @@ class _Rebuilding:
         """
         if self._are_all_fenced:
             return
-        await self._clients.fence(takeover.owner)
+        await self._fence(takeover.owner)
         prefix = f"{self._settings.group_id}-worker-"
         for owner in await ask_admin(self._settings, lambda admin: transactional_ids(admin, prefix)):
-            await self._clients.fence(owner)
+            await self._fence(owner)
         self._are_all_fenced = True
         self._failpoint("rebuild.fenced")
+
+    async def _fence(self, owner: str) -> None:
+        async with starting(owner):
+            await self._clients.fence(owner)
 
     async def _begin(self, takeover: Takeover, plan: Plan) -> dict[str, int]:
         """Write a position that parks every claim. Return the offset of the first new record of each changelog."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from order_service.errors import KafkaAwayError
 from order_service.operations import takeover
 from order_service.operations.rebuild import rebuild as rebuilding
 from order_service.operations.rebuild.rebuild import Wanted, _Rebuilding
@@ -71,9 +72,12 @@ class Rebuild:
         wanted = Wanted("user:test", "a test", is_confirmed=True, accept_loss=accept_loss)
         self._rebuilding = _Rebuilding(reader, Settings(), look, 0, wanted, "operation", clients, no_sleep, failpoint)
 
+    async def running(self):
+        return await rebuilding._run(self._rebuilding, dict(self.topics.ends), settled_at=0.0)
+
     def run(self):
         """Run it, and return its result."""
-        return asyncio.run(rebuilding._run(self._rebuilding, dict(self.topics.ends), settled_at=0.0))
+        return asyncio.run(self.running())
 
 
 class Killed(BaseException):
@@ -167,3 +171,27 @@ def test_all_workers_are_fenced_if_the_table_loses_its_last_records_meanwhile(mo
     rebuild = Rebuild(monkeypatch, topics, meanwhile("takeover.locked", lose_table))
     assert rebuild.run().is_written
     assert {"orders-worker-one", "orders-worker-two"} <= set(rebuild.fenced)
+
+
+async def no_answer(*_):
+    """Wait for a coordinator that never answers."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("hangs", ["lock", "owner", "all owners"])
+def test_a_coordinator_that_does_not_answer_ends_the_takeover_in_time(monkeypatch, hangs):
+    topics = lost_waiting_room(2)
+    if hangs == "all owners":
+        topics.records[TABLE].clear()
+    rebuild = Rebuild(monkeypatch, topics)
+    monkeypatch.setattr(takeover, "START_WITHIN_S", 0.5, raising=False)
+    if hangs == "lock":
+        monkeypatch.setattr(takeover, "claiming", asynccontextmanager(hanging_lock))
+    monkeypatch.setattr(takeover, "fence", no_answer)
+    monkeypatch.setattr(MemoryClients, "fence", no_answer)
+    with pytest.raises(KafkaAwayError, match="did not start within"):
+        asyncio.run(asyncio.wait_for(rebuild.running(), 5))
+
+
+async def hanging_lock(*_):
+    yield await no_answer()
