@@ -38,7 +38,7 @@ VISIBLE_WITHIN_S: Final = 30.0
 """How long a marker may stay hidden behind an open transaction."""
 LOOK_EVERY_S: Final = 0.1
 UNCHANGED: Final = "nothing was changed"
-KEPT: Final = "what was written is kept: run this again"
+KEPT: Final = "what was written is kept, possibly with the last transaction: look, then run this again"
 _MISSING: Final = (TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
 
 
@@ -46,7 +46,8 @@ class Takeover:
     """A partition that this process has taken over. No worker writes to it until a claim has the lock.
 
     `owner` is the id for the next position. `newest` is the position that was found, with its owner fenced.
-    `has_written` is whether `commit` has returned, or did so in an earlier takeover of the same operation.
+    `has_written` is whether `commit` may have written, or did in an earlier takeover of the same operation: a commit
+    whose answer is lost counts.
     """
 
     def __init__(
@@ -81,17 +82,17 @@ class Takeover:
         Raises Fenced if a claim or another operator has taken the lock since, TurnRefused if Kafka refuses a record,
         and Stuck if the outcome is unknown.
         """
-        offsets = await self._commit(records)
-        self.has_written = True
-        return offsets
+        return await self._commit(records, is_marker=False)
 
-    async def _commit(self, records: Iterable[tuple[str, Sequence[Record]]]) -> dict[str, int]:
+    async def _commit(self, records: Iterable[tuple[str, Sequence[Record]]], *, is_marker: bool) -> dict[str, int]:
         try:
             async with deadline(DEADLINE_S):
                 await self._lock.begin()
                 sent: list[Sent] = []
                 for topic, topic_records in records:
                     sent += await self._lock.send_all(topic, self._partition, topic_records)
+                await self._lock.wait_for_acks(sent)
+                self.has_written = self.has_written or not is_marker
                 arrived = await self._lock.commit(sent)
         except TimeoutError as error:
             raise Stuck(f"a commit to partition {self._partition} takes longer than {DEADLINE_S:.0f} s") from error
@@ -107,7 +108,7 @@ class Takeover:
                 await self._write_markers([table])  # refused if a newer claim has the lock
                 async with starting(newest.owner):
                     await fence(newest.owner, self._arguments)
-            await self._until_visible(await self._write_markers([table, *await self._intact_waiting_room(newest)]))
+            await self.until_visible(await self._write_markers([table, *await self._intact_waiting_room(newest)]))
             self.newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if self.newest.owner == newest.owner:
                 return
@@ -129,10 +130,11 @@ class Takeover:
     async def _write_markers(self, topics: list[str]) -> dict[TopicPartition, int]:
         """Commit a record without a meaning to each topic, and return its offset."""
         marker: list[Record] = [(BARRIER_KEY, b"", [])]
-        offsets = await self._commit([(topic, marker) for topic in topics])
+        offsets = await self._commit([(topic, marker) for topic in topics], is_marker=True)
         return {TopicPartition(topic, self._partition): offset for topic, offset in offsets.items()}
 
-    async def _until_visible(self, offsets: dict[TopicPartition, int]) -> None:
+    async def until_visible(self, offsets: dict[TopicPartition, int]) -> None:
+        """Wait until no open transaction hides the records up to these offsets. Raises KafkaAwayError in time."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + VISIBLE_WITHIN_S
         while hidden := _hidden(offsets, await self._reader.ends(list(offsets))):
@@ -168,7 +170,7 @@ async def taken_over(
     step 1: tests stop Kafka there.
 
     Raises OperationRefused if another claim or operator has the lock, or if a right is missing; KafkaAwayError if Kafka
-    does not answer. Nothing is changed then, unless `commit` has returned before; the text of a refusal has which.
+    does not answer. Nothing is changed then, unless `commit` has written before; the text of a refusal has which.
     """
     names, arguments = reader.names, connection(settings)
     lock_id = f"{settings.group_id}-claim-{partition}"

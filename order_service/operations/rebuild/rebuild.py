@@ -31,7 +31,7 @@ from order_service.operations.rebuild.changelog_fold import RESTORE
 from order_service.operations.rebuild.log_deletion import delete_before, restore_policy
 from order_service.operations.rebuild.needed_rights import check_rights
 from order_service.operations.rebuild.rebuild_plan import Offsets, PartitionLook, Plan, Progress
-from order_service.operations.takeover import Takeover, starting, taken_over
+from order_service.operations.takeover import KEPT, Takeover, starting, taken_over
 from order_service.settings import Settings
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, REBUILDING
@@ -147,7 +147,10 @@ async def rebuild(
     finally:
         await clients.close()
     for topic in restored:
-        results[0].notes.append(f"{topic} has cleanup.policy=compact again: an interrupted rebuild had changed it")
+        results[0].notes.append(
+            f"{topic} has cleanup.policy=compact again: a rebuild had changed it, and was interrupted. If it still"
+            " runs, run it again when it has ended"
+        )
     return results
 
 
@@ -160,6 +163,9 @@ async def _run(rebuilding: "_Rebuilding", ends: Offsets, *, settled_at: float) -
         topic, partition = error.topic_partition
         damage = f"{topic} partition {partition} is damaged on the disk of the broker from offset {error.offset} on"
         rebuilding.result.refusal = f"{damage}. {RESTORE}"
+    refusal = rebuilding.result.refusal
+    if refusal and rebuilding.has_written and not refusal.endswith(KEPT):
+        rebuilding.result.refusal = f"{refusal.rstrip('.')}; {KEPT}"
     return rebuilding.result
 
 
@@ -189,8 +195,9 @@ class _Rebuilding:
         self._clients = clients
         self._sleep = sleep
         self._failpoint = failpoint
+        self.has_written = False
+        """Whether a change may have been written, other than the records of the takeover."""
         self._are_all_fenced = False
-        self._has_begun = False
 
     async def run(self, ends: Offsets, *, settled_at: float) -> None:
         """Compare, and write if that is wanted and needed."""
@@ -247,26 +254,28 @@ class _Rebuilding:
             self._reader,
             self._partition,
             is_unknown_owner_dead=True,
-            has_written=self._has_begun,
+            has_written=self.has_written,
             failpoint=self._failpoint,
         ) as takeover:
-            await self._write_alone(takeover, plan)
+            try:
+                await self._write_alone(takeover, plan)
+            finally:
+                self.has_written = takeover.has_written
 
     async def _write_alone(self, takeover: Takeover, plan: Plan) -> None:
         self._failpoint("rebuild.locked")
         if takeover.newest.fault or not plan.is_owner_known:
             await self._fence_all(takeover)
-        plan = await self._look.plan(await self._all_ends())
+        plan = await self._look.plan(await self._all_ends(takeover))
         if not (plan.is_owner_known or self._are_all_fenced):  # the table has lost records since
             await self._fence_all(takeover)
-            plan = await self._look.plan(await self._all_ends())
+            plan = await self._look.plan(await self._all_ends(takeover))
         self.result = result_of(plan, self._partition)
         if plan.is_intact:
             return
         self._check_losses(plan)
         await check_rights(self._settings, self._names, plan.unreadable)
         begun = await self._begin(takeover, plan)
-        self._has_begun = True
         self._failpoint("rebuild.begun")
         await self._write_table(takeover, plan)
         await self._write_waiting(takeover, plan)
@@ -286,9 +295,11 @@ class _Rebuilding:
                 " mirror or a backup: a rebuild cannot. To set the changelogs back to what is left, add --accept-loss."
             )
 
-    async def _all_ends(self) -> dict[str, int]:
-        """Return the ends with the records of open transactions: those of other programs may hide outcomes."""
-        return {topic: end for (topic, _), end in (await self._clients.ends(self._look.partitions)).items()}
+    async def _all_ends(self, takeover: Takeover) -> dict[str, int]:
+        """Return the ends with the records of open transactions, once those of other programs hide no outcome."""
+        ends = await self._clients.ends(self._look.partitions)
+        await takeover.until_visible({each: end - 1 for each, end in ends.items() if each.topic in self._names.written})
+        return {topic: end for (topic, _), end in ends.items()}
 
     async def _fence_all(self, takeover: Takeover) -> None:
         """Fence every worker id of the group that Kafka knows: one of them may be the owner, and it is unknown which.

@@ -6,17 +6,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiokafka.structs import TopicPartition
 from msgspec import structs
 
-from order_service.errors import KafkaAwayError
+from order_service.errors import DamagedError, KafkaAwayError
 from order_service.operations import takeover
 from order_service.operations.rebuild import rebuild as rebuilding
 from order_service.operations.rebuild.rebuild import Wanted, _Rebuilding
 from order_service.operations.rebuild.rebuild_plan import PartitionLook, Progress
+from order_service.operations.takeover import KEPT
 from order_service.settings import Settings
 from order_service.wire import changelog
 from tests.support.samples import create
 from tests.unit.operations.topics_in_memory import (
+    EVENTS,
     OPERATIONS,
     TABLE,
     WAITING,
@@ -30,14 +33,17 @@ from tests.unit.operations.topics_in_memory import (
 
 
 class MemoryClients:
-    """The clients of a rebuild. `fenced` has the owners that were fenced."""
+    """The clients of a rebuild. `fenced` has the owners that were fenced, `hidden` what open transactions hide."""
 
     def __init__(self, topics):
         self.topics = topics
         self.fenced = []
+        self.hidden = {}
 
     async def ends(self, partitions):
-        return {partition: self.topics.ends[partition.topic] for partition in partitions}
+        return {
+            partition: self.topics.ends[partition[0]] + self.hidden.get(partition[0], 0) for partition in partitions
+        }
 
     async def fence(self, owner):
         self.fenced.append(owner)
@@ -49,7 +55,7 @@ class Rebuild:
     def __init__(self, monkeypatch, topics, failpoint=lambda _: None, *, accept_loss=False):
         reader: Any = MemoryReader(topics)
         clients: Any = MemoryClients(topics)
-        self.topics, self.fenced = topics, clients.fenced
+        self.topics, self.reader, self.clients, self.fenced = topics, reader, clients, clients.fenced
 
         @asynccontextmanager
         async def claiming(*_):
@@ -195,3 +201,32 @@ def test_a_coordinator_that_does_not_answer_ends_the_takeover_in_time(monkeypatc
 
 async def hanging_lock(*_):
     yield await no_answer()
+
+
+@pytest.mark.parametrize("damaged", [EVENTS, None])
+def test_a_refusal_after_the_first_write_says_that_what_was_written_is_kept(monkeypatch, damaged):
+    topics = honest()
+    topics.records[TABLE].clear()
+
+    def take_over():
+        """Take the lock as a claim does, and damage the events."""
+        MemoryLock(topics)
+        if damaged:
+            rebuild.reader.error = DamagedError(TopicPartition(EVENTS, 0), 10**6)
+        else:
+            topics.append(EVENTS, *[getattr(topics.records[EVENTS][0], name) for name in ("key", "value", "headers")])
+
+    rebuild = Rebuild(monkeypatch, topics, meanwhile("rebuild.begun", take_over))
+    refusal = rebuild.run().refusal
+    assert "damaged" in refusal if damaged else "does not follow" in refusal
+    assert refusal.endswith(f"; {KEPT}")
+
+
+def test_an_open_transaction_of_another_program_is_named_with_what_to_do(monkeypatch):
+    topics = honest()
+    topics.append(TABLE, b"o-1", None)
+    monkeypatch.setattr(takeover, "VISIBLE_WITHIN_S", 0.0)
+    rebuild = Rebuild(monkeypatch, topics)
+    rebuild.clients.hidden = {EVENTS: 2}
+    with pytest.raises(KafkaAwayError, match=f"open on {EVENTS} partition 0 .*hanging-transactions.md"):
+        rebuild.run()
