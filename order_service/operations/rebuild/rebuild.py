@@ -5,6 +5,7 @@
 2. Take over the partition by the protocol of a claim (`takeover.py`). If the changelog may not name its last owner,
             fence every worker id of the group that Kafka knows.
 3. Look again. No process but this one can write now, so the comparison is exact, and a refusal has changed nothing.
+            If another operator has repaired the partition meanwhile, this ends here.
 4. Begin:   write a position that parks every claim. From here until the last step, no lane can start.
 5. Write what differs, in transactions of bounded size. If a changelog has records that cannot be read, write it whole,
             and delete what is before the record of step 4.
