@@ -281,6 +281,7 @@ def test_a_lane_runs_on_after_the_loss_of_its_last_outcomes_was_accepted(service
     until(lambda: worker.lanes() == 4, "all lanes run")
     service.send(creates(service, 1, parked[0]))
     until(service.events, "a new command is decided")
+    end(worker)  # or else its next turn may write meanwhile
     assert "no loss" in Operator(service).refused(parked[0], "--accept-loss")
 
 
