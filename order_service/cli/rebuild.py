@@ -42,7 +42,7 @@ def rebuild(
     wanted, began_at = Wanted(actor, reason, yes, accept_loss), time.monotonic()
     collect_less_often()
     work = _rebuild(read_settings(), sorted(set(partitions)) if partitions else None, wanted)
-    results = run_or_exit(work, note="; what was written is kept: run this again")
+    results = run_or_exit(work, note="; what was written is kept, if anything: run this again" if yes else "")
     is_done = all(result.is_intact or result.is_written for result in results)
     if as_json:
         took_s = round(time.monotonic() - began_at, 1)
@@ -51,7 +51,8 @@ def rebuild(
         for result in results:
             _print(result)
         if not yes and not is_done:
-            typer.echo("nothing was changed: add --yes and --reason to write this")
+            can_write = any(not (result.is_intact or result.refusal) for result in results)
+            typer.echo("nothing was changed" + (": add --yes and --reason to write this" if can_write else ""))
     raise typer.Exit(0 if is_done else 1)
 
 

@@ -26,7 +26,7 @@ USAGE: Final = 2
 _RESUME: Final = "`order-service lanes resume PARTITION`"
 _RESUME_FROM: Final = "`order-service lanes resume PARTITION --from OFFSET`"
 _ACCEPT_LOSS: Final = "`order-service lanes resume PARTITION --accept-loss`"
-_REBUILD: Final = "`order-service rebuild PARTITION`"
+_REBUILD: Final = "`order-service rebuild PARTITION --yes`"
 _RUNS: Final = "`order-service lanes` shows that the partition runs, and `orders_lane_parked` is 0."
 _INTACT: Final = f"{_RUNS} `order-service verify` has no findings."
 _READY: Final = "`/health/ready` returns 200."
@@ -38,8 +38,9 @@ _RESTORE_COMMANDS: Final = (
     "`order-service lanes` shows. Kafka gives restored commands new timestamps, so without `--from` it is refused."
 )
 _WAITING: Final = (
-    "While commands of the previous topic wait for the User Service, an offset before the position is refused: then "
-    "only a restore helps."
+    "While commands of the previous topic wait for the User Service, an offset before the position is refused: restore "
+    "the commands, or wait until the topic ends at the position, then name an offset from it on, and let senders send "
+    "again what is before it."
 )
 _BUG: Final = "Report the traceback. Start a version that has the fix: it claims the partition again."
 _SKIP: Final = (

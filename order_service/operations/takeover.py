@@ -5,6 +5,7 @@
             partition that its owner has released needs no fence.
 3. Mark:    commit a record to both changelogs, and wait until it is visible: no open transaction hides records.
             If another owner appears, fence it too and repeat. A claim must be faster, and compares offsets instead.
+            A waiting room that is empty or ends before its recorded end gets no record: its end shows the loss.
 
 What the tool then writes is one transaction of the lock: see `Takeover.commit`. The position in it names an owner that
 never writes, and releases it at once. So the next claim of a worker finds a partition without an owner.
@@ -12,7 +13,7 @@ never writes, and releases it at once. So the next claim of a worker finds a par
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from aiokafka.structs import TopicPartition
 from order_service.errors import Fenced, KafkaAwayError, OperationRefused, Stuck, TurnRefused
 from order_service.kafka.connection import connection
 from order_service.kafka.reader import Reader
+from order_service.operations.operator_producer import START_WITHIN_S
 from order_service.operations.positions import NewestPosition, newest_positions
 from order_service.runtime.deadline import deadline
 from order_service.settings import Settings
@@ -36,7 +38,7 @@ VISIBLE_WITHIN_S: Final = 30.0
 """How long a marker may stay hidden behind an open transaction."""
 LOOK_EVERY_S: Final = 0.1
 UNCHANGED: Final = "nothing was changed"
-KEPT: Final = "what was written is kept: run this again"
+KEPT: Final = "what was written is kept, possibly with the last transaction: look, then run this again"
 _MISSING: Final = (TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
 
 
@@ -44,7 +46,8 @@ class Takeover:
     """A partition that this process has taken over. No worker writes to it until a claim has the lock.
 
     `owner` is the id for the next position. `newest` is the position that was found, with its owner fenced.
-    `has_written` is whether `commit` has returned, or did so in an earlier takeover of the same operation.
+    `has_written` is whether `commit` may have written, or did in an earlier takeover of the same operation: a commit
+    whose answer is lost counts.
     """
 
     def __init__(
@@ -79,17 +82,17 @@ class Takeover:
         Raises Fenced if a claim or another operator has taken the lock since, TurnRefused if Kafka refuses a record,
         and Stuck if the outcome is unknown.
         """
-        offsets = await self._commit(records)
-        self.has_written = True
-        return offsets
+        return await self._commit(records, is_marker=False)
 
-    async def _commit(self, records: Iterable[tuple[str, Sequence[Record]]]) -> dict[str, int]:
+    async def _commit(self, records: Iterable[tuple[str, Sequence[Record]]], *, is_marker: bool) -> dict[str, int]:
         try:
             async with deadline(DEADLINE_S):
                 await self._lock.begin()
                 sent: list[Sent] = []
                 for topic, topic_records in records:
                     sent += await self._lock.send_all(topic, self._partition, topic_records)
+                await self._lock.wait_for_acks(sent)
+                self.has_written = self.has_written or not is_marker
                 arrived = await self._lock.commit(sent)
         except TimeoutError as error:
             raise Stuck(f"a commit to partition {self._partition} takes longer than {DEADLINE_S:.0f} s") from error
@@ -97,14 +100,15 @@ class Takeover:
 
     async def fence_owners(self, *, is_unknown_owner_dead: bool) -> None:
         """Do steps 2 and 3."""
-        table, waiting = self._reader.names.table, self._reader.names.waiting
+        table = self._reader.names.table
         fenced = None
         while True:
             newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if newest.owner is not None and newest.owner != fenced:
                 await self._write_markers([table])  # refused if a newer claim has the lock
-                await fence(newest.owner, self._arguments)
-            await self._until_visible(await self._write_markers([table, waiting]))
+                async with starting(newest.owner):
+                    await fence(newest.owner, self._arguments)
+            await self.until_visible(await self._write_markers([table, *await self._intact_waiting_room(newest)]))
             self.newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if self.newest.owner == newest.owner:
                 return
@@ -116,13 +120,21 @@ class Takeover:
             raise OperationRefused(f"the owner of partition {self._partition} is unknown: {newest.fault}")
         return newest
 
+    async def _intact_waiting_room(self, newest: NewestPosition) -> list[str]:
+        """Return the changelog of the waiting room if its end does not show a loss."""
+        waiting = TopicPartition(self._reader.names.waiting, self._partition)
+        recorded = None if newest.position is None else newest.position.ends
+        end = (await self._reader.ends([waiting]))[waiting]
+        return [waiting.topic] if end > 0 and (recorded is None or end >= recorded.waiting) else []
+
     async def _write_markers(self, topics: list[str]) -> dict[TopicPartition, int]:
         """Commit a record without a meaning to each topic, and return its offset."""
         marker: list[Record] = [(BARRIER_KEY, b"", [])]
-        offsets = await self._commit([(topic, marker) for topic in topics])
+        offsets = await self._commit([(topic, marker) for topic in topics], is_marker=True)
         return {TopicPartition(topic, self._partition): offset for topic, offset in offsets.items()}
 
-    async def _until_visible(self, offsets: dict[TopicPartition, int]) -> None:
+    async def until_visible(self, offsets: dict[TopicPartition, int]) -> None:
+        """Wait until no open transaction hides the records up to these offsets. Raises KafkaAwayError in time."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + VISIBLE_WITHIN_S
         while hidden := _hidden(offsets, await self._reader.ends(list(offsets))):
@@ -158,18 +170,30 @@ async def taken_over(
     step 1: tests stop Kafka there.
 
     Raises OperationRefused if another claim or operator has the lock, or if a right is missing; KafkaAwayError if Kafka
-    does not answer. Nothing is changed then, unless `commit` has returned before; the text of a refusal has which.
+    does not answer. Nothing is changed then, unless `commit` has written before; the text of a refusal has which.
     """
     names, arguments = reader.names, connection(settings)
     lock_id = f"{settings.group_id}-claim-{partition}"
     topics = [names.table, names.waiting, names.operations]
     takeover: Takeover | None = None
     with explained(partition, lambda: has_written if takeover is None else takeover.has_written):
-        async with claiming(lock_id, arguments, ClusterMetadata(), topics) as lock:
+        async with AsyncExitStack() as stack:
+            async with starting(lock_id):
+                lock = await stack.enter_async_context(claiming(lock_id, arguments, ClusterMetadata(), topics))
             takeover = Takeover(reader, partition, lock, settings.group_id, arguments, has_written=has_written)
             failpoint("takeover.locked")
             await takeover.fence_owners(is_unknown_owner_dead=is_unknown_owner_dead)
             yield takeover
+
+
+@asynccontextmanager
+async def starting(transactional_id: str) -> AsyncIterator[None]:
+    """Raise Stuck if the block, which starts a producer, takes longer than `START_WITHIN_S`: aiokafka has no limit."""
+    try:
+        async with deadline(START_WITHIN_S):
+            yield
+    except TimeoutError as error:
+        raise Stuck(f"the producer {transactional_id} did not start within {START_WITHIN_S:g} s") from error
 
 
 @contextmanager

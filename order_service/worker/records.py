@@ -65,3 +65,8 @@ def dead_letter_record(record: "ConsumerRecord[bytes, bytes]", error: DecodeErro
     key, key_cut = dead_letter_part(record.key, MAX_DEAD_KEY)
     value, value_cut = dead_letter_part(record.value, MAX_DEAD_VALUE)
     return key, value, headers + key_cut + value_cut
+
+
+def dead_letter_parts(record: "ConsumerRecord[bytes, bytes]") -> tuple[bytes | None, bytes | None]:
+    """Return the key and the value that the dead letter of a record has."""
+    return dead_letter_part(record.key, MAX_DEAD_KEY)[0], dead_letter_part(record.value, MAX_DEAD_VALUE)[0]

@@ -127,9 +127,10 @@ def _check_target(found: Examination, resume_at: int, target: int) -> None:
             " cut or recreated"
         )
     if found.waiting_count:
+        wait = "" if resume_at <= found.commands_end else f"wait until the topic ends at {resume_at}, then "
         raise OperationRefused(
-            f"{found.waiting_count} commands wait with offsets of the previous topic: restore the commands, or name an"
-            f" offset from {resume_at} on, and let senders send again what is before it"
+            f"{found.waiting_count} commands wait with offsets of the previous topic: restore the commands, or {wait}"
+            f"name an offset from {resume_at} on, and let senders send again what is before it"
         )
 
 

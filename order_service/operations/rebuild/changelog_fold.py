@@ -24,7 +24,7 @@ from order_service.wire.commands import check_key
 from order_service.wire.headers import command_offset_of
 from order_service.wire.operations import LaneResumed, PartitionRebuilt
 from order_service.worker.inbox import decode_record
-from order_service.worker.records import traceparent_of
+from order_service.worker.records import dead_letter_parts, traceparent_of
 
 _EPOCH: Final = 2**63
 _CONTROL: Final = frozenset({POSITION_KEY, BARRIER_KEY, RELEASE_KEY})
@@ -108,21 +108,21 @@ class Moves:
         return sum(moved_at < timestamp for _, moved_at in self._back) * _EPOCH + offset
 
 
-class Answer(Struct, frozen=True):
-    """What an outcome shows of its command: its offset, its key, and its id, or its timestamp if it is a dead letter.
+class LastOutcome(Struct, frozen=True):
+    """What an outcome shows of its command: its offset, its key, its id (empty if unknown), and its bytes.
 
-    The id is empty if it is unknown.
+    `dead_letter` has the key and the value of the command, as a dead letter has them.
     """
 
     offset: int = -1
     key: bytes | None = None
     command_id: str = ""
-    timestamp: bytes | None = None
+    dead_letter: tuple[bytes | None, bytes | None] | None = None
 
     def is_of(self, command: ConsumerRecord) -> bool:
-        """Return whether the record at the offset is the command that was decided."""
-        if self.timestamp is not None:
-            return self.timestamp == b"%d" % command.timestamp
+        """Return whether the record at the offset is the command that was decided. Its timestamp may be another one."""
+        if self.dead_letter is not None:
+            return self.dead_letter == dead_letter_parts(command)
         _, decoded = decode_record(command)
         if isinstance(decoded, DecodeError) or not self.command_id:
             return bool(command.key == self.key)
@@ -143,7 +143,7 @@ class Outcomes:
         self._names = names
         self._partition = partition
         self._answered = CommandOutcomes(names, lambda *_: None)
-        self.newest = Answer()
+        self.newest = LastOutcome()
         """The outcome of the last command that has one and that the commands topic can still have."""
         self._commands_end = 0
         self._created: dict[str, int] = {}
@@ -227,18 +227,22 @@ class Outcomes:
         headers = dict(record.headers)
         origin = (headers.get("dl_topic"), headers.get("dl_partition"))
         if origin == (self._names.commands.encode(), b"%d" % self._partition):
-            self._note(record, DEAD_LETTER, timestamp=headers.get("dl_timestamp"))
+            self._note(record, DEAD_LETTER, dead_letter=(record.key, record.value))
         else:
             self.foreign += 1
 
     def _note(
-        self, record: ConsumerRecord, outcome: int, command_id: str = "", timestamp: bytes | None = None
+        self,
+        record: ConsumerRecord,
+        outcome: int,
+        command_id: str = "",
+        dead_letter: tuple[bytes | None, bytes | None] | None = None,
     ) -> int | None:
         offset = command_offset_of(record.headers)
         if offset is not None and not self.moves.is_void(offset, record.timestamp):
             self._answered.add(record, offset, outcome)
             if self.newest.offset < offset < self._commands_end:
-                self.newest = Answer(offset, record.key, command_id, timestamp)
+                self.newest = LastOutcome(offset, record.key, command_id, dead_letter)
         return offset
 
 
@@ -454,19 +458,15 @@ def is_consistent(
 
 
 def position_of(
-    outcomes: Outcomes, last: Position | None, waiting: Iterable[tuple[WaitingCommand, int]], commands: range
+    outcomes: Outcomes, last: Position | None, waiting: Iterable[tuple[WaitingCommand, int]], start: int
 ) -> int:
-    """Return the offset of the next command to decide. `commands` are the offsets that the topic has.
+    """Return the offset of the next command to decide. The commands begin at the offset `start`.
 
     A command that waits was taken, so the position is after it. Without any evidence nothing was decided yet.
     """
-    taken = [
-        each.offset + 1
-        for each, timestamp in waiting
-        if each.offset < commands.stop and not outcomes.moves.is_void(each.offset, timestamp)
-    ]
+    taken = [each.offset + 1 for each, timestamp in waiting if not outcomes.moves.is_void(each.offset, timestamp)]
     known = max([outcomes.next_offset, outcomes.moves.position, *taken, 0 if last is None else last.next_offset])
-    return commands.start if known == 0 and last is None else known
+    return start if known == 0 and last is None else known
 
 
 def _is_of_a_worker(record: ConsumerRecord) -> bool:

@@ -52,7 +52,10 @@ async def _delete(admin: Admin, topic_partition: TopicPartition, offset: int) ->
             await admin.delete_records({topic_partition: RecordsToDelete(offset)})
         except PolicyViolationError as error:
             if loop.time() > give_up_at:
-                raise KafkaAwayError(f"{topic_partition.topic} does not get its new settings: {error!r}") from error
+                raise KafkaAwayError(
+                    f"{topic_partition.topic} does not get its new settings, or another rebuild has set them back:"
+                    f" {error!r}"
+                ) from error
         else:
             return
         await asyncio.sleep(LOOK_EVERY_S)

@@ -28,6 +28,4 @@ async def check_rights(settings: Settings, names: TopicNames, unreadable: Collec
         if rights[topic].is_reported and rights[topic].lacks(operation)
     ]
     if lacking:
-        raise OperationRefused(
-            f"Kafka does not allow it: grant this principal {', '.join(lacking)}; nothing was changed"
-        )
+        raise OperationRefused(f"Kafka does not allow it: grant this principal {', '.join(lacking)}")

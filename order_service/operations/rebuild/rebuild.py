@@ -5,6 +5,7 @@
 2. Take over the partition by the protocol of a claim (`takeover.py`). If the changelog may not name its last owner,
             fence every worker id of the group that Kafka knows.
 3. Look again. No process but this one can write now, so the comparison is exact, and a refusal has changed nothing.
+            If another operator has repaired the partition meanwhile, this ends here.
 4. Begin:   write a position that parks every claim. From here until the last step, no lane can start.
 5. Write what differs, in transactions of bounded size. If a changelog has records that cannot be read, write it whole,
             and delete what is before the record of step 4.
@@ -31,7 +32,7 @@ from order_service.operations.rebuild.changelog_fold import RESTORE
 from order_service.operations.rebuild.log_deletion import delete_before, restore_policy
 from order_service.operations.rebuild.needed_rights import check_rights
 from order_service.operations.rebuild.rebuild_plan import Offsets, PartitionLook, Plan, Progress
-from order_service.operations.takeover import Takeover, taken_over
+from order_service.operations.takeover import KEPT, Takeover, starting, taken_over
 from order_service.settings import Settings
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, REBUILDING
@@ -147,7 +148,10 @@ async def rebuild(
     finally:
         await clients.close()
     for topic in restored:
-        results[0].notes.append(f"{topic} has cleanup.policy=compact again: an interrupted rebuild had changed it")
+        results[0].notes.append(
+            f"{topic} has cleanup.policy=compact again: a rebuild had changed it, and was interrupted. If it still"
+            " runs, run it again when it has ended"
+        )
     return results
 
 
@@ -160,6 +164,9 @@ async def _run(rebuilding: "_Rebuilding", ends: Offsets, *, settled_at: float) -
         topic, partition = error.topic_partition
         damage = f"{topic} partition {partition} is damaged on the disk of the broker from offset {error.offset} on"
         rebuilding.result.refusal = f"{damage}. {RESTORE}"
+    refusal = rebuilding.result.refusal
+    if refusal and rebuilding.has_written and not refusal.endswith(KEPT):
+        rebuilding.result.refusal = f"{refusal.rstrip('.')}; {KEPT}"
     return rebuilding.result
 
 
@@ -189,8 +196,9 @@ class _Rebuilding:
         self._clients = clients
         self._sleep = sleep
         self._failpoint = failpoint
+        self.has_written = False
+        """Whether a change may have been written, other than the records of the takeover."""
         self._are_all_fenced = False
-        self._has_begun = False
 
     async def run(self, ends: Offsets, *, settled_at: float) -> None:
         """Compare, and write if that is wanted and needed."""
@@ -206,17 +214,22 @@ class _Rebuilding:
     async def _write_until_done(self, plan: Plan) -> None:
         """Write again. If all workers had to be fenced, claims of those that start again may interrupt this.
 
-        They are not fenced again: each worker that has claimed the partition since is named in its table.
+        They are not fenced again: each worker that has claimed the partition since is named in its table. If another
+        operator has rebuilt the partition meanwhile, nothing is left to do.
         """
-        attempts = 1 if plan.is_owner_known else ATTEMPTS
-        for attempt in range(1, attempts + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 await self._write_again(plan)
             except OperationRefused as error:
-                if attempt == attempts or not isinstance(error.__cause__, Fenced):
+                is_owner_known = plan.is_owner_known and not self._are_all_fenced
+                if is_owner_known or attempt == ATTEMPTS or not isinstance(error.__cause__, Fenced):
                     raise
-                plan = await self._look.plan(await self._look.stable_ends())
             else:
+                return
+            ends = await self._look.stable_ends()
+            plan = await self._lasting_plan(ends, settled_at=time.monotonic() + SETTLED_S)
+            self.result = result_of(plan, self._partition)
+            if plan.is_intact:
                 return
 
     async def _lasting_plan(self, ends: Offsets, *, settled_at: float) -> Plan:
@@ -242,22 +255,28 @@ class _Rebuilding:
             self._reader,
             self._partition,
             is_unknown_owner_dead=True,
-            has_written=self._has_begun,
+            has_written=self.has_written,
             failpoint=self._failpoint,
         ) as takeover:
-            await self._write_alone(takeover, plan)
+            try:
+                await self._write_alone(takeover, plan)
+            finally:
+                self.has_written = takeover.has_written
 
     async def _write_alone(self, takeover: Takeover, plan: Plan) -> None:
         self._failpoint("rebuild.locked")
-        if not self._are_all_fenced and (takeover.newest.fault or not plan.is_owner_known):
+        if takeover.newest.fault or not plan.is_owner_known:
             await self._fence_all(takeover)
-        plan = await self._look.plan(await self._all_ends())
+        plan = await self._look.plan(await self._all_ends(takeover))
+        if not (plan.is_owner_known or self._are_all_fenced):  # the table has lost records since
+            await self._fence_all(takeover)
+            plan = await self._look.plan(await self._all_ends(takeover))
         self.result = result_of(plan, self._partition)
-        self.result.is_intact = False  # the marker may have repaired an empty changelog: the lane waits for the record
+        if plan.is_intact:
+            return
         self._check_losses(plan)
         await check_rights(self._settings, self._names, plan.unreadable)
         begun = await self._begin(takeover, plan)
-        self._has_begun = True
         self._failpoint("rebuild.begun")
         await self._write_table(takeover, plan)
         await self._write_waiting(takeover, plan)
@@ -277,21 +296,30 @@ class _Rebuilding:
                 " mirror or a backup: a rebuild cannot. To set the changelogs back to what is left, add --accept-loss."
             )
 
-    async def _all_ends(self) -> dict[str, int]:
-        """Return the ends with the records of open transactions: those of other programs may hide outcomes."""
-        return {topic: end for (topic, _), end in (await self._clients.ends(self._look.partitions)).items()}
+    async def _all_ends(self, takeover: Takeover) -> dict[str, int]:
+        """Return the ends with the records of open transactions, once those of other programs hide no outcome."""
+        ends = await self._clients.ends(self._look.partitions)
+        await takeover.until_visible({each: end - 1 for each, end in ends.items() if each.topic in self._names.written})
+        return {topic: end for (topic, _), end in ends.items()}
 
     async def _fence_all(self, takeover: Takeover) -> None:
         """Fence every worker id of the group that Kafka knows: one of them may be the owner, and it is unknown which.
 
         The first one is this operator's own: it shows whether this principal may use such ids, and so sees all of them.
+        Each is fenced once: a worker that starts again later is named in the table.
         """
-        await self._clients.fence(takeover.owner)
+        if self._are_all_fenced:
+            return
+        await self._fence(takeover.owner)
         prefix = f"{self._settings.group_id}-worker-"
         for owner in await ask_admin(self._settings, lambda admin: transactional_ids(admin, prefix)):
-            await self._clients.fence(owner)
+            await self._fence(owner)
         self._are_all_fenced = True
         self._failpoint("rebuild.fenced")
+
+    async def _fence(self, owner: str) -> None:
+        async with starting(owner):
+            await self._clients.fence(owner)
 
     async def _begin(self, takeover: Takeover, plan: Plan) -> dict[str, int]:
         """Write a position that parks every claim. Return the offset of the first new record of each changelog."""

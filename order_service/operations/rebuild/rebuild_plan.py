@@ -26,7 +26,8 @@ from order_service.wire.changelog import POSITION_KEY, REBUILDING, Ends, Positio
 NEVER: Final = 2**63 - 1
 MISSING_COMMAND: Final = 0
 """The timestamp for a last command that its topic no longer has. No command has it, so that a claim parks."""
-NOT_RESTORED: Final = (
+NOT_RESTORED: Final = "commands that waited are not restored, unless the waiting room has them: send them again"
+TRUNCATED: Final = (
     "commands that waited and are no longer in the topic are not restored, unless the waiting room has them: send them"
     " again"
 )
@@ -102,8 +103,7 @@ class PartitionLook:
         if names.table in damage:
             await self._read_position(logs)
         last = outcomes.valid(logs.position, logs.position_ms)
-        commands = range(starts[names.commands], ends[names.commands])
-        next_offset = position_of(outcomes, last, logs.waiting.values(), commands)
+        next_offset = position_of(outcomes, last, logs.waiting.values(), starts[names.commands])
         unreadable = damage | logs.unreadable
         waiting = {key: command for key, (command, _) in logs.waiting.items()}
         is_room_kept = (
@@ -113,11 +113,15 @@ class PartitionLook:
             and ends[names.waiting] >= _recorded(last).waiting
         ) or _is_new(outcomes, logs)
         is_position_kept = last is not None and last.next_offset == next_offset
-        is_recreated = not (is_room_kept and is_position_kept) and await self._is_recreated(starts)
-        notes = self._notes(next_offset, starts, ends, is_recreated=is_recreated, is_room_kept=is_room_kept)
+        is_same_topic = None if is_room_kept and is_position_kept else await self._is_same_topic(starts)
+        are_commands_kept = is_same_topic or (is_same_topic is None and next_offset <= ends[names.commands])
+        notes = self._notes(next_offset, starts, ends, is_same_topic=is_same_topic)
         if not is_room_kept:
-            unanswered = range(0) if is_recreated else range(commands.start, min(next_offset, commands.stop))
-            waiting, left = await self._waiting(logs, next_offset, unanswered, starts)
+            if notes and next_offset >= starts[names.commands]:
+                restored = TRUNCATED if are_commands_kept else NOT_RESTORED
+                notes.append(f"{names.commands} partition {self._partition}: {restored}")
+            stop = min(next_offset, ends[names.commands]) if are_commands_kept else 0
+            waiting, left = await self._waiting(logs, next_offset, range(starts[names.commands], stop), starts)
             notes += left
         difference = logs.difference()
         losses = [*lost_tails(None if last is None else last.ends, ends, names), *difference.ahead]
@@ -126,7 +130,7 @@ class PartitionLook:
             logs,
             difference,
             waiting,
-            await self._position(next_offset, last, len(waiting), starts, ends, is_recreated=is_recreated),
+            await self._position(next_offset, last, len(waiting), starts, ends, is_same_topic=is_same_topic),
             last,
             unreadable,
             losses,
@@ -215,15 +219,16 @@ class PartitionLook:
         starts: Offsets,
         ends: Offsets,
         *,
-        is_recreated: bool,
+        is_same_topic: bool | None,
     ) -> Position:
         """Return the new position; its owner is set when it is written."""
         names = self._names
-        if last is not None and last.next_offset == next_offset:
-            timestamp = last.last_timestamp_ms
-        elif is_recreated or next_offset > ends[names.commands]:
+        timestamp = last.last_timestamp_ms if last is not None and last.next_offset == next_offset else None
+        if timestamp == MISSING_COMMAND and is_same_topic:  # the commands were restored since
+            timestamp = None
+        if is_same_topic is False or (timestamp is None and next_offset > ends[names.commands]):
             timestamp = MISSING_COMMAND
-        else:
+        elif timestamp is None:
             timestamp = await self._timestamp(next_offset - 1, starts)
         return Position(
             next_offset,
@@ -240,15 +245,18 @@ class PartitionLook:
         command = await self._command(offset, starts)
         return None if command is None else int(command.timestamp)
 
-    async def _is_recreated(self, starts: Offsets) -> bool:
-        """Return whether the commands topic was recreated: the last command with an outcome is another one."""
+    async def _is_same_topic(self, starts: Offsets) -> bool | None:
+        """Return whether the last command with an outcome is still in its topic, or another record has its offset.
+
+        None: there is no such command, or Kafka has deleted it. Then nothing shows whether the topic was recreated.
+        """
+        commands = TopicPartition(self._names.commands, self._partition)
         newest = self._outcomes.newest
-        if newest.offset < starts[self._names.commands]:
-            return False
         command = await self._command(newest.offset, starts)
-        if command is not None:
-            await self._reader.learn([command])
-        return command is None or not newest.is_of(command)
+        if command is None:
+            return None if newest.offset < (await self._reader.starts([commands]))[commands] else False
+        await self._reader.learn([command])
+        return newest.is_of(command)
 
     async def _command(self, offset: int, starts: Offsets) -> ConsumerRecord | None:
         """Return the command at this offset, or None if it is deleted."""
@@ -258,25 +266,21 @@ class PartitionLook:
             await self._read(commands, offset, {commands: offset + 1}, found.append)
         return found[0] if found else None
 
-    def _notes(
-        self, next_offset: int, starts: Offsets, ends: Offsets, *, is_recreated: bool, is_room_kept: bool
-    ) -> list[str]:
-        """Return why the lane will park, and which waiting commands cannot be restored."""
+    def _notes(self, next_offset: int, starts: Offsets, ends: Offsets, *, is_same_topic: bool | None) -> list[str]:
+        """Return why the lane will park."""
         commands = f"{self._names.commands} partition {self._partition}"
         start, end = starts[self._names.commands], ends[self._names.commands]
         if next_offset < start:
             return [f"{commands} begins at offset {start}, after the position {next_offset}: the lane will park"]
-        notes = []
-        if is_recreated:
-            notes.append(
-                f"{commands} was recreated: offset {self._outcomes.newest.offset} is not the command that was decided."
-                f" The lane will park until `order-service lanes resume {self._partition} --from OFFSET`"
-            )
-        elif next_offset > end:
-            notes.append(f"{commands} ends at offset {end}, before the position {next_offset}: the lane will park")
-        if notes and not is_room_kept:
-            notes.append(f"{commands}: {NOT_RESTORED}")
-        return notes
+        if is_same_topic is False:
+            why = f"offset {self._outcomes.newest.offset} is not the command that was decided"
+            resume = f"`order-service lanes resume {self._partition} --from OFFSET`"
+            return [
+                f"{commands} was recreated, or restored with other records: {why}. The lane will park until {resume}"
+            ]
+        if next_offset > end:
+            return [f"{commands} ends at offset {end}, before the position {next_offset}: the lane will park"]
+        return []
 
     async def _read(
         self,

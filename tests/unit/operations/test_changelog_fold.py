@@ -13,12 +13,19 @@ from msgspec import structs
 from order_service.domain.decision import UserCheck
 from order_service.errors import DamagedError, OperationRefused
 from order_service.operations.rebuild.rebuild import LOSSES_MAX, recorded_losses
-from order_service.operations.rebuild.rebuild_plan import MISSING_COMMAND, PartitionLook, Progress
+from order_service.operations.rebuild.rebuild_plan import (
+    MISSING_COMMAND,
+    NOT_RESTORED,
+    TRUNCATED,
+    PartitionLook,
+    Progress,
+)
 from order_service.wire import changelog, operations
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, REBUILDING, Ends, waiting_key
 from order_service.wire.commands import encode_json_command
 from order_service.wire.headers import command_offset_of
 from order_service.wire.operations import LaneResumed, PartitionRebuilt
+from order_service.worker import records
 from tests.support.samples import NOW, amend, cancel, create, pay, ship
 from tests.unit.operations.topics_in_memory import (
     COMMANDS,
@@ -244,14 +251,12 @@ def test_a_position_that_a_rebuild_has_begun_with_is_not_intact_and_has_no_owner
 def test_a_recreated_commands_topic_adds_no_waiting_commands_and_parks_the_lane(topics, end):
     lose(topics, TABLE, WAITING)
     next_offset = plan_of(topics).position.next_offset
-    lose(topics, COMMANDS)
-    for number in range(end):
-        topics.append(COMMANDS, b"new", encode_json_command(named(create, f"new-{number}")), at=LATER)
+    recreate(topics, end)
     plan = plan_of(topics)
     assert (plan.waiting, plan.position.next_offset) == ({}, next_offset)
     assert plan.position.last_timestamp_ms == MISSING_COMMAND
     [recreated, not_restored] = plan.notes
-    assert "was recreated: offset" in recreated
+    assert "was recreated, or restored with other records" in recreated
     assert "are not restored" in not_restored
 
 
@@ -270,6 +275,130 @@ def test_the_last_decided_command_shows_whether_its_topic_was_recreated(topics, 
     last = plan_of(topics).outcomes.next_offset - 1
     topics.replace(COMMANDS, last, **changes)
     assert any("was recreated" in note for note in plan_of(topics).notes) == is_recreated
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_recreated"),
+    [
+        pytest.param({"timestamp": 1}, False, id="restored at another time"),
+        pytest.param({"value": b"other"}, True, id="another value"),
+        pytest.param({"key": b"o-2"}, True, id="another key"),
+    ],
+)
+def test_a_dead_letter_shows_whether_the_topic_of_its_command_was_recreated(topics, changes, is_recreated):
+    topics.send((b"o-1", b"not a command"), now=LATER)
+    lose(topics, TABLE, WAITING)
+    topics.replace(COMMANDS, -1, **changes)
+    plan = plan_of(topics)
+    assert any("was recreated, or restored with other records" in note for note in plan.notes) == is_recreated
+    assert len(plan.waiting) == (0 if is_recreated else 2)
+    assert plan.position.last_timestamp_ms == (MISSING_COMMAND if is_recreated else 1)
+
+
+def test_a_dead_letter_that_was_truncated_shows_that_its_topic_is_the_same(topics, monkeypatch):
+    monkeypatch.setattr(records, "MAX_DEAD_VALUE", 3)
+    topics.send((b"o-1", b"not a command"), now=LATER)
+    lose(topics, TABLE, WAITING)
+    assert_rebuilt(topics, plan_of(topics))
+
+
+def recreate(topics, end):
+    """Replace the commands by those of a new topic."""
+    lose(topics, COMMANDS)
+    for number in range(end):
+        topics.append(COMMANDS, b"new-%d" % number, encode_json_command(named(create, f"new-{number}")), at=LATER)
+
+
+def test_a_command_that_waits_is_before_the_position_also_if_its_topic_was_recreated(topics):
+    lose(topics, TABLE)
+    recreate(topics, 3)
+    plan = plan_of(topics)
+    assert plan.position.next_offset == topics.lane.next_offset
+    assert len(plan.waiting) == plan.position.waiting_count == 2
+    assert all(command.offset < plan.position.next_offset for command in plan.waiting.values())
+
+
+def waiting_first():
+    """Write a log whose first command waits, so that it has no outcome, and whose second one is decided."""
+    topics = Topics()
+    topics.send(named(create, "o-1", user_id="sam"), named(create, "o-2"))
+    return topics
+
+
+def test_a_topic_that_ends_before_the_position_adds_nothing_without_a_proof_that_it_is_the_same():
+    topics = waiting_first()
+    lose(topics, TABLE, WAITING)
+    recreate(topics, 1)
+    plan = plan_of(topics)
+    assert (plan.waiting, plan.position.last_timestamp_ms) == ({}, MISSING_COMMAND)
+    assert plan.notes == [
+        f"{COMMANDS} partition 0 ends at offset 1, before the position 2: the lane will park",
+        f"{COMMANDS} partition 0: {NOT_RESTORED}",
+    ]
+
+
+def test_a_topic_that_was_truncated_adds_the_commands_that_it_still_has():
+    topics = Topics()
+    topics.send(named(create, "o-1", user_id="sam"), named(create, "o-2"), named(create, "o-3"))
+    lose(topics, TABLE, WAITING)
+    topics.drop(COMMANDS, 2)
+    topics.ends[COMMANDS] = 2
+    plan = plan_of(topics)
+    assert len(plan.waiting) == 1
+    assert plan.position.last_timestamp_ms == MISSING_COMMAND
+    assert plan.notes == [
+        f"{COMMANDS} partition 0 ends at offset 2, before the position 3: the lane will park",
+        f"{COMMANDS} partition 0: {TRUNCATED}",
+    ]
+
+
+def replace_position(topics, **changes):
+    index, position = topics.position()
+    topics.replace(TABLE, index, value=changelog.encode(structs.replace(position, **changes)))
+
+
+@pytest.mark.parametrize("end", [5, 8, 21, 30])
+def test_a_recreated_topic_parks_the_lane_also_if_its_position_has_no_timestamp(topics, end):
+    replace_position(topics, last_timestamp_ms=None)
+    lose(topics, WAITING)
+    recreate(topics, end)
+    assert plan_of(topics).position.last_timestamp_ms == MISSING_COMMAND
+
+
+def test_commands_that_were_restored_after_a_killed_rebuild_are_those_of_the_position(topics):
+    timestamp_ms = topics.position()[1].last_timestamp_ms
+    replace_position(topics, last_timestamp_ms=MISSING_COMMAND, waiting_count=REBUILDING)
+    lose(topics, WAITING)
+    assert plan_of(topics).position.last_timestamp_ms == timestamp_ms
+
+
+def test_a_rebuild_that_was_killed_keeps_the_timestamp_of_a_recreated_topic():
+    """No outcome shows that the topic is the same."""
+    topics = Topics()
+    topics.send(named(create, "o-1", user_id="sam"), now=LONG_AGO)
+    replace_position(topics, last_timestamp_ms=MISSING_COMMAND, waiting_count=REBUILDING)
+    recreate(topics, 2)
+    assert plan_of(topics).position.last_timestamp_ms == MISSING_COMMAND
+
+
+def test_a_command_that_is_deleted_before_it_is_read_does_not_show_a_recreated_topic(topics):
+    lose(topics, TABLE, WAITING)
+    last = plan_of(topics).outcomes.newest.offset
+
+    class Reader(MemoryReader):
+        async def learn(self, records):
+            """The retention deletes the commands up to the last one with an outcome."""
+
+        async def between(self, starts, ends):
+            if list(starts.items()) == [(TopicPartition(COMMANDS, 0), last)]:
+                topics.starts[COMMANDS] = last + 1
+                topics.records[COMMANDS] = topics.records[COMMANDS][last + 1 :]
+            async for kept in super().between(starts, ends):
+                yield kept
+
+    plan = plan_of(topics, reader=Reader(topics))
+    assert plan.notes == []
+    assert plan.position.last_timestamp_ms is None
 
 
 def test_a_position_after_the_end_of_the_commands_matches_no_later_command(topics):

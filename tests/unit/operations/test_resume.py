@@ -76,7 +76,14 @@ def test_the_plan_of_a_resume(found, wanted, plan):
         pytest.param(FOUND, Wanted(4), "must be from 5 to 60", id="before the start"),
         pytest.param(FOUND, Wanted(61), "must be from 5 to 60", id="after the end"),
         pytest.param(FOUND, Wanted(41), "are decided already", id="back in an intact topic"),
-        pytest.param(replace(CUT, waiting_count=1), Wanted(5), "1 commands wait", id="back while commands wait"),
+        pytest.param(replace(CUT, waiting_count=1), Wanted(5), "or name an offset from 42 on", id="commands wait"),
+        pytest.param(
+            replace(CUT, waiting_count=1, commands_end=41),
+            Wanted(5),
+            "1 commands wait with offsets of the previous topic: restore the commands, or wait until the topic ends at"
+            " 42, then name an offset from 42 on",
+            id="commands wait, and the topic ends before the position",
+        ),
         pytest.param(replace(FOUND, position=None), Wanted(5), "no position yet", id="no position to move"),
     ],
 )

@@ -7,7 +7,7 @@ from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError,
 
 from order_service.errors import Fenced, KafkaAwayError, OperationRefused, Stuck, TurnRefused
 from order_service.operations.takeover import KEPT, UNCHANGED, Takeover, explained
-from tests.unit.operations.topics_in_memory import MemoryReader, Topics
+from tests.unit.operations.topics_in_memory import TABLE, MemoryLock, MemoryReader, Topics
 
 
 def caused(error, cause):
@@ -55,15 +55,33 @@ def test_an_error_of_kafka_is_one_line_that_says_what_to_do(error, kind, line):
     assert type(raised.value) is kind
 
 
-class Lock:
-    """A producer that commits without Kafka."""
-
-    async def begin(self):
-        """Begin a transaction."""
+class LateLock(MemoryLock):
+    """A producer that commits, gets no answer, and is then fenced."""
 
     async def commit(self, sent):
-        """Return the metadata of each batch."""
-        return sent
+        await super().commit(sent)
+        raise Fenced("fenced")
+
+
+class RefusedLock(MemoryLock):
+    """A producer whose records Kafka refuses."""
+
+    async def wait_for_acks(self, _sent):
+        raise TurnRefused("too large", {3: "why"})
+
+
+def taken_over(lock):
+    """Return a takeover with this kind of lock."""
+    topics: Any = Topics()
+    reader: Any = MemoryReader(topics)
+    return Takeover(reader, 3, lock(topics), "orders", {})
+
+
+@pytest.mark.parametrize(("lock", "outcome"), [(LateLock, KEPT), (RefusedLock, UNCHANGED)])
+async def test_a_commit_without_an_answer_may_have_written(lock, outcome):
+    takeover = taken_over(lock)
+    with pytest.raises(OperationRefused, match=outcome), explained(3, lambda: takeover.has_written):
+        await takeover.commit([(TABLE, [(b"o-1", b"", [])])])
 
 
 @pytest.mark.parametrize(
@@ -75,9 +93,7 @@ class Lock:
     ],
 )
 async def test_a_refusal_says_whether_something_was_written(error):
-    reader: Any = MemoryReader(Topics())
-    lock: Any = Lock()
-    takeover = Takeover(reader, 3, lock, "orders", {})
+    takeover = taken_over(MemoryLock)
     with pytest.raises(OperationRefused, match=UNCHANGED), explained(3, lambda: takeover.has_written):
         raise error
     await takeover.commit([])

@@ -6,6 +6,7 @@ from datetime import timedelta
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from order_service.domain.decision import UserCheck
+from order_service.errors import Fenced
 from order_service.kafka.topics import topic_names
 from order_service.operations.verify.verify import Progress, Wanted, verify
 from order_service.wire import changelog
@@ -121,7 +122,7 @@ class MemoryReader:
         self.error = None
         self.partition_counts = dict.fromkeys(topics.records, 1)
         self.learned = []
-        self._hooks = [written_meanwhile, lambda: None]
+        self._written_meanwhile = written_meanwhile
 
     async def partitions(self, *names):
         return [TopicPartition(name, number) for name in names for number in range(self.partition_counts[name])]
@@ -131,7 +132,8 @@ class MemoryReader:
 
     async def ends(self, partitions):
         ends = {partition: self.topics.ends[partition.topic] for partition in partitions}
-        self._hooks.pop(0)()
+        write, self._written_meanwhile = self._written_meanwhile, lambda: None
+        write()
         return ends
 
     async def between(self, starts, ends):
@@ -143,6 +145,33 @@ class MemoryReader:
 
     async def learn(self, records):
         self.learned += [record.offset for record in records]
+
+
+class MemoryLock:
+    """The producer of a takeover, in place of a `TurnProducer`, which fences the one before it."""
+
+    def __init__(self, topics):
+        self.topics = topics
+        self._written = set()
+        topics.lock = self
+
+    async def begin(self):
+        if self.topics.lock is not self:
+            raise Fenced("another operator has taken over")
+
+    async def send_all(self, topic, _partition, records):
+        sent = [self.topics.append(topic, *record) for record in records][-1]
+        self._written.add(topic)
+        return [sent]
+
+    async def wait_for_acks(self, sent):
+        return sent
+
+    async def commit(self, sent):
+        for topic in self._written:
+            self.topics.ends[topic] += 1  # the marker of the transaction
+        self._written.clear()
+        return sent
 
 
 class Bar:
