@@ -100,7 +100,7 @@ async def test_an_event_that_is_not_in_the_table_parks_the_lane(entry, event, wh
 @pytest.mark.parametrize(
     ("position", "topics", "deleted", "reason"),
     [
-        pytest.param(at(4), {}, 5, "commands_deleted: commands from 4 to 5", id="deleted commands"),
+        pytest.param(at(4), {}, 5, "commands_deleted: commands from 4 to 4 are deleted", id="deleted commands"),
         pytest.param(at(11), {}, 0, "commands_truncated: the commands end at 10", id="fewer commands"),
         pytest.param(replace(at(4), last_timestamp_ms=1), {}, 0, "commands_recreated: command 3 ", id="other commands"),
         pytest.param(at(4), {NAMES.table: [], NAMES.events: [EVENT]}, 0, "table_lost: ", id="no position"),
