@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(VENV)/uv/bin/uv
 # Most tests wait for brokers and workers, so four at once suit two cores. All share one Kafka.
-JOBS ?= 4
+JOBS ?= 6
 RUNS ?= 1000000
 # The tests start hundreds of processes: without bytecode on disk each compiles a second long what it imports.
 export PYTHONDONTWRITEBYTECODE :=

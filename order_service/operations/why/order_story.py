@@ -38,7 +38,7 @@ STATES: Final[dict[CommandState, str]] = {
     CommandState.ACCEPTED: "The command produced an event.",
     CommandState.REJECTED: "The command was refused.",
     CommandState.DEAD_LETTER: "The record cannot be decoded, or has the wrong key or partition.",
-    CommandState.REPEAT: "The order had decided it before: nothing was written. The outcome is that of the earlier copy.",
+    CommandState.REPEAT: "The order decided it before: nothing was written. The outcome is that of the earlier copy.",
     CommandState.WAITING: "The command waits for the User Service.",
     CommandState.UNDECIDED: "The command is at or after the position: no worker has decided it yet.",
     CommandState.OUTCOME_DELETED: "The order remembers that it refused the command, but the rejection was deleted.",
