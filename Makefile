@@ -48,7 +48,7 @@ browser: ## install Chromium for the tests of the orders page, unless there is o
 test: check browser ## all checks and all tests, on a real Kafka and in a real browser
 	$(BIN)/pytest -n $(JOBS) --durations 10
 
-test-fast: setup ## the tests that need neither Kafka nor a browser: a minute and a half
+test-fast: setup ## the tests that need neither Kafka nor a browser: a minute
 	$(BIN)/pytest -n $(JOBS) tests/unit
 
 format: setup ## put the code into its form

@@ -113,7 +113,7 @@ def test_commands_that_were_deleted_undecided_park_their_lane_and_no_other(servi
         future.result(30)
     worker = service.start_worker()
     until(lambda: worker.lanes("running") == 3, "three lanes run")
-    fault = f"partition 2 is parked: commands_deleted: commands from {before[2]} to {before[2] + 1} are deleted"
+    fault = f"partition 2 is parked: commands_deleted: commands from {before[2]} to {before[2]} are deleted"
     until(lambda: fault in worker.faults(), "one does not")
     elsewhere = [message for message in service.read(service.names.commands) if message.partition() != 2]
     service.wait_outcomes(before[2] + len(elsewhere))
