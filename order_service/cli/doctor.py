@@ -31,23 +31,23 @@ def doctor(
     """
     settings, began_at = read_settings(), time.monotonic()
     with show.console(stderr=True).status("checking …"):
-        found = _diagnose(settings, local=local)
+        diagnosis = _diagnose(settings, local=local)
     took_s = time.monotonic() - began_at
     if as_json:
         show.json_line(
             {
-                "ok": not found.finding_count,
-                "kafka_reachable": found.is_kafka_reachable,
+                "ok": not diagnosis.finding_count,
+                "kafka_reachable": diagnosis.is_kafka_reachable,
                 "took_s": round(took_s, 1),
-                "finding_count": found.finding_count,
-                "results": to_builtins(found.results),
+                "finding_count": diagnosis.finding_count,
+                "results": to_builtins(diagnosis.results),
             }
         )
     else:
-        _print(found, took_s)
-    if not found.is_kafka_reachable:
+        _print(diagnosis, took_s)
+    if not diagnosis.is_kafka_reachable:
         raise typer.Exit(UNAVAILABLE)
-    raise typer.Exit(1 if found.finding_count else 0)
+    raise typer.Exit(1 if diagnosis.finding_count else 0)
 
 
 def _diagnose(settings: Settings, *, local: bool) -> Diagnosis:
@@ -62,13 +62,13 @@ def _diagnose(settings: Settings, *, local: bool) -> Diagnosis:
     return asyncio.run(examine(kafka_check(settings), checks))
 
 
-def _print(found: Diagnosis, took_s: float) -> None:
-    rows = [(result.check, result.status.replace("_", " "), result.text) for result in found.results]
-    show.table(("check", "status", "result"), rows, [STYLES[result.status] for result in found.results])
-    fixes = dict.fromkeys((result.check, result.fix) for result in found.results if result.status in FINDINGS)
+def _print(diagnosis: Diagnosis, took_s: float) -> None:
+    rows = [(result.check, result.status.replace("_", " "), result.text) for result in diagnosis.results]
+    show.table(("check", "status", "result"), rows, [STYLES[result.status] for result in diagnosis.results])
+    fixes = dict.fromkeys((result.check, result.fix) for result in diagnosis.results if result.status in FINDINGS)
     if fixes:
         typer.echo("\nWhat to do:")
     for check, fix in fixes:
         lines = [show.safe(line) for line in fix.splitlines()]
         typer.echo(f"{check}: {lines[0]}" if len(lines) == 1 else "\n".join([f"{check}:", *lines]))
-    typer.echo(f"\n{len(rows)} results in {took_s:.1f} s; findings: {found.finding_count}")
+    typer.echo(f"\n{len(rows)} results in {took_s:.1f} s; findings: {diagnosis.finding_count}")

@@ -39,18 +39,18 @@ def list_all(context: typer.Context, worker: WorkerAddresses = None, as_json: As
     if context.invoked_subcommand is not None:
         return
     settings = read_settings()
-    found = run_or_exit(_list(settings, _addresses(settings, worker)))
+    listing = run_or_exit(_list(settings, _addresses(settings, worker)))
     if as_json:
-        show.json_line({"lanes": found.rows, "notes": found.notes})
+        show.json_line({"lanes": listing.rows, "notes": listing.notes})
         return
-    for note in found.notes:
+    for note in listing.notes:
         typer.echo(f"order-service: {note}", err=True)
     heads = ("partition", "state", "since", "owner", "position", "lag", "waiting", "worker", "reason")
     rows = [
         (row.partition, row.state, row.since, row.owner, row.position, row.lag, row.waiting, row.worker, row.reason)
-        for row in found.rows
+        for row in listing.rows
     ]
-    show.table(heads, rows, ["red" if row.state == "parked" else "" for row in found.rows])
+    show.table(heads, rows, ["red" if row.state == "parked" else "" for row in listing.rows])
 
 
 async def _list(settings: Settings, addresses: Sequence[str]) -> Lanes:
@@ -115,14 +115,14 @@ def _addresses(settings: Settings, workers: Sequence[str] | None) -> Sequence[st
 
 
 def _as_json(partition: int, previewed: Preview, done: LaneResumed | None) -> dict[str, Any]:
-    found, plan, skipped = previewed.found, previewed.plan, previewed.skipped
+    examination, plan, skipped = previewed.examination, previewed.plan, previewed.skipped
     return {
         "partition": partition,
         "done": done is not None,
-        "owner": found.owner,
-        "position": found.resume_at,
-        "commands": {"start": found.commands_start, "end": found.commands_end},
-        "faults": found.faults,
+        "owner": examination.owner,
+        "position": examination.resume_at,
+        "commands": {"start": examination.commands_start, "end": examination.commands_end},
+        "faults": examination.faults,
         "new_position": plan.position,
         "skipped": {"offsets": len(plan.skipped), "unreadable": skipped.unreadable, "more_orders": skipped.more},
         "skipped_order_ids": skipped.order_ids,
@@ -133,13 +133,13 @@ def _as_json(partition: int, previewed: Preview, done: LaneResumed | None) -> di
 
 
 def _print(partition: int, previewed: Preview, done: LaneResumed | None) -> None:
-    found = previewed.found
-    owner = found.owner or "none: it was released"
-    typer.echo(f"partition {partition}: position {found.resume_at}, owner {owner}")
-    typer.echo(f"commands: from offset {found.commands_start} to before {found.commands_end}")
-    for fault in found.faults:
+    examination = previewed.examination
+    owner = examination.owner or "none: it was released"
+    typer.echo(f"partition {partition}: position {examination.resume_at}, owner {owner}")
+    typer.echo(f"commands: from offset {examination.commands_start} to before {examination.commands_end}")
+    for fault in examination.faults:
         typer.echo(f"a claim finds: {fault}")
-    if not found.faults:
+    if not examination.faults:
         typer.echo("a claim finds no fault in the changelogs, the outcomes and the position")
     for line in _change_lines(previewed):
         typer.echo(show.safe(line))

@@ -89,7 +89,10 @@ def _print(report: Report, took_s: float) -> None:
     for line in (*report.not_checked, *report.operations):
         typer.echo(show.safe(line))
     if report.findings:
-        rows = [(found.kind, found.topic, found.partition, found.offset, found.text) for found in report.findings]
+        rows = [
+            (finding.kind, finding.topic, finding.partition, finding.offset, finding.text)
+            for finding in report.findings
+        ]
         show.table(("kind", "topic", "partition", "offset", "finding"), rows, ["red"] * len(rows))
     if report.count > len(report.findings):
         typer.echo(f"{report.count - len(report.findings)} more are not shown: see --limit")

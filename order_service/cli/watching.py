@@ -196,8 +196,8 @@ async def _operations(reader: Reader, order_id: str) -> list[Operation]:
     if not recorded or search is None:  # most partitions have none: then `why` need not read all topics
         return []
     stories = (await why(reader, search, verify.Progress(lambda _: None, lambda _: None))).orders
-    found = [operation for story in stories if story.order_id == order_id for operation in story.operations]
-    return [recorded[operation.offset] for operation in found if operation.offset in recorded]
+    on_order = [operation for story in stories if story.order_id == order_id for operation in story.operations]
+    return [recorded[operation.offset] for operation in on_order if operation.offset in recorded]
 
 
 async def _counted(

@@ -86,7 +86,7 @@ async def _examine(clients: ClaimClients, names: TopicNames, partition: int, pro
         commands = TopicPartition(names.commands, partition)
         logged = [names.events, names.rejections, names.dead_letters, names.waiting]
         ends = await clients.ends([commands, *(TopicPartition(topic, partition) for topic in logged)])
-        found = Examination(
+        examination = Examination(
             position=state.position,
             position_offset=state.position_offset,
             owner=logs.owner,
@@ -97,28 +97,28 @@ async def _examine(clients: ClaimClients, names: TopicNames, partition: int, pro
             changelog_fault=changelog_fault,
         )
         if changelog_fault:
-            return found
-        checked = await _checked(partition, found, checks, names)
+            return examination
+        checked = await _checked(partition, examination, checks, names)
         damaged = [TopicPartition(topic, partition) for topic in checked.damaged_topics]
         unread = {each.topic: (await reader.position(each), ends[each]) for each in damaged}
         return replace(checked, lost=checked.lost | unread)
 
 
-async def _checked(partition: int, found: Examination, checks: Checks, names: TopicNames) -> Examination:
+async def _checked(partition: int, examination: Examination, checks: Checks, names: TopicNames) -> Examination:
     """Add what the checks of a claim find."""
-    position = found.position
+    position = examination.position
     if position is not None and position.waiting_count == REBUILDING:
-        return replace(found, changelog_fault=unfinished_rebuild(partition))
-    lost = lost_tails(found, names)
+        return replace(examination, changelog_fault=unfinished_rebuild(partition))
+    lost = lost_tails(examination, names)
     ends_fault = await _fault_of(checks.take_ends())
-    commands_fault = await _fault_of(checks.position("", found.waiting_count))
+    commands_fault = await _fault_of(checks.position("", examination.waiting_count))
     if position is None:
-        return replace(found, changelog_fault=commands_fault)
+        return replace(examination, changelog_fault=commands_fault)
     damages, parked = await _check_outcomes(checks)
     outcome_fault = "" if parked is None else str(parked)
     is_loss = parked is not None and parked.reason is ParkingReason.WAITING_DIFFERS
     return replace(
-        found,
+        examination,
         changelog_fault="" if is_loss else outcome_fault,
         commands_fault=commands_fault,
         loss_fault=" ".join(filter(None, [ends_fault, *damages.values(), outcome_fault if is_loss else ""])),
@@ -141,12 +141,12 @@ async def _check_outcomes(checks: Checks) -> tuple[dict[str, str], LaneParked | 
         damages[damaged.topic] = str(parked)
 
 
-def lost_tails(found: Examination, names: TopicNames) -> dict[str, tuple[int, int]]:
+def lost_tails(examination: Examination, names: TopicNames) -> dict[str, tuple[int, int]]:
     """Return the topics that end before their recorded end, with both; and the differing counts of waiting commands."""
-    position = found.position
+    position = examination.position
     if position is None:
         return {}
-    recorded, actual = position.ends or Ends(), found.ends
+    recorded, actual = position.ends or Ends(), examination.ends
     lost = {
         names.events: (actual.events, recorded.events),
         names.rejections: (actual.rejections, recorded.rejections),
@@ -154,8 +154,8 @@ def lost_tails(found: Examination, names: TopicNames) -> dict[str, tuple[int, in
         names.waiting: (actual.waiting, recorded.waiting),
     }
     lost = {topic: (end, known) for topic, (end, known) in lost.items() if end < known}
-    if position.waiting_count not in {None, found.waiting_count}:
-        lost[WAITING_COUNT] = (found.waiting_count, position.waiting_count or 0)
+    if position.waiting_count not in {None, examination.waiting_count}:
+        lost[WAITING_COUNT] = (examination.waiting_count, position.waiting_count or 0)
     return lost
 
 

@@ -79,8 +79,8 @@ def rows_of(
     """Return one row for each partition. `members` has the member for each assigned partition; None if unknown."""
     rows = []
     for (_, partition), end in sorted(ends.items()):
-        found = newest[partition]
-        position = found.position
+        recorded = newest[partition]
+        position = recorded.position
         address, lane = states.get(partition, (None, None))
         member = None if members is None else members.get(partition)
         rows.append(
@@ -88,9 +88,9 @@ def rows_of(
                 partition,
                 lane.state if lane else UNKNOWN if member or members is None else NOT_ASSIGNED,
                 lane.since if lane else None,
-                lane.reason if lane else found.fault,
+                lane.reason if lane else recorded.fault,
                 address or (str(member) if member else None),
-                found.owner,
+                recorded.owner,
                 None if position is None else position.resume_at,
                 None if position is None else max(0, end - position.resume_at),
                 None if position is None or position.waiting_count == REBUILDING else position.waiting_count,

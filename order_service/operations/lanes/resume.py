@@ -65,80 +65,85 @@ class Skipped(Struct, frozen=True):
 class Preview(Struct, frozen=True):
     """What the topics hold now, and what a resume changes."""
 
-    found: Examination
+    examination: Examination
     plan: Plan
     skipped: Skipped
 
 
-def plan_of(partition: int, found: Examination, wanted: Wanted, names: TopicNames) -> Plan:
+def plan_of(partition: int, examination: Examination, wanted: Wanted, names: TopicNames) -> Plan:
     """Return what to change. Raises OperationRefused if that cannot help, or is more than the lane needs."""
-    if found.changelog_fault:
+    if examination.changelog_fault:
         raise OperationRefused(
-            f"{found.changelog_fault} Only new changelogs help: see `order-service rebuild {partition}`."
+            f"{examination.changelog_fault} Only new changelogs help: see `order-service rebuild {partition}`."
         )
-    if found.loss_fault:
-        _check_loss(partition, found, wanted, names)
-    if wanted.accepts_loss and not found.loss_fault:
+    if examination.loss_fault:
+        _check_loss(partition, examination, wanted, names)
+    if wanted.accepts_loss and not examination.loss_fault:
         raise OperationRefused(
             "there is no loss to accept: no topic ends before its recorded end, and no batch of rejections or dead"
             " letters is damaged; omit --accept-loss"
         )
-    if found.commands_fault and wanted.from_offset is None:
+    if examination.commands_fault and wanted.from_offset is None:
         raise OperationRefused(
-            f"{found.commands_fault} Choose with --from where to continue: valid offsets are"
-            f" {found.commands_start} to {found.commands_end}."
+            f"{examination.commands_fault} Choose with --from where to continue: valid offsets are"
+            f" {examination.commands_start} to {examination.commands_end}."
         )
-    if found.resume_at is None or (wanted.from_offset is None and not wanted.accepts_loss):
+    if examination.resume_at is None or (wanted.from_offset is None and not wanted.accepts_loss):
         if wanted.from_offset is not None:
             raise OperationRefused("the partition has no position yet: its first claim sets one; omit --from")
-        return Plan(found.resume_at)
-    target = found.resume_at if wanted.from_offset is None else wanted.from_offset
-    _check_target(found, found.resume_at, target)
-    return Plan(found.resume_at, target, found.lost)
+        return Plan(examination.resume_at)
+    target = examination.resume_at if wanted.from_offset is None else wanted.from_offset
+    _check_target(examination, examination.resume_at, target)
+    return Plan(examination.resume_at, target, examination.lost)
 
 
-def _check_loss(partition: int, found: Examination, wanted: Wanted, names: TopicNames) -> None:
+def _check_loss(partition: int, examination: Examination, wanted: Wanted, names: TopicNames) -> None:
     rebuild = f"`order-service rebuild {partition}`"
-    if names.events in found.damaged_topics:
-        raise OperationRefused(f"{found.loss_fault} Neither a resume nor a rebuild can go on without these events.")
-    if names.events in found.lost:
+    if names.events in examination.damaged_topics:
         raise OperationRefused(
-            f"{found.loss_fault} Lost events cannot be accepted here: they would leave a hole in the versions, at which"
-            f" consumers and the projector stop. Restore the events, or run {rebuild} with --accept-loss."
+            f"{examination.loss_fault} Neither a resume nor a rebuild can go on without these events."
         )
-    if not found.lost or found.lost.keys() & {names.waiting, WAITING_COUNT}:
+    if names.events in examination.lost:
         raise OperationRefused(
-            f"{found.loss_fault} Run {rebuild}, which derives the waiting commands from the commands."
+            f"{examination.loss_fault} Lost events cannot be accepted here: they would leave a hole in the versions, at"
+            f" which consumers and the projector stop. Restore the events, or run {rebuild} with --accept-loss."
+        )
+    if not examination.lost or examination.lost.keys() & {names.waiting, WAITING_COUNT}:
+        raise OperationRefused(
+            f"{examination.loss_fault} Run {rebuild}, which derives the waiting commands from the commands."
         )
     if not wanted.accepts_loss:
-        raise OperationRefused(f"{found.loss_fault} If they cannot be restored, accept the loss with --accept-loss.")
-
-
-def _check_target(found: Examination, resume_at: int, target: int) -> None:
-    if not found.commands_start <= target <= found.commands_end:
         raise OperationRefused(
-            f"--from must be from {found.commands_start} to {found.commands_end}, where the commands begin and end"
+            f"{examination.loss_fault} If they cannot be restored, accept the loss with --accept-loss."
+        )
+
+
+def _check_target(examination: Examination, resume_at: int, target: int) -> None:
+    if not examination.commands_start <= target <= examination.commands_end:
+        raise OperationRefused(
+            f"--from must be from {examination.commands_start} to {examination.commands_end}, where the commands begin"
+            " and end"
         )
     if target >= resume_at:
         return
-    if not found.commands_fault:
+    if not examination.commands_fault:
         raise OperationRefused(
             f"the commands from {target} to {resume_at} are decided already: --from moves back only after the topic was"
             " cut or recreated"
         )
-    if found.waiting_count:
-        wait = "" if resume_at <= found.commands_end else f"wait until the topic ends at {resume_at}, then "
+    if examination.waiting_count:
+        wait = "" if resume_at <= examination.commands_end else f"wait until the topic ends at {resume_at}, then "
         raise OperationRefused(
-            f"{found.waiting_count} commands wait with offsets of the previous topic: restore the commands, or {wait}"
-            f"name an offset from {resume_at} on, and let senders send again what is before it"
+            f"{examination.waiting_count} commands wait with offsets of the previous topic: restore the commands, or"
+            f" {wait}name an offset from {resume_at} on, and let senders send again what is before it"
         )
 
 
 async def preview(settings: Settings, reader: Reader, partition: int, wanted: Wanted) -> Preview:
     """Return what a resume would change. It only reads. Raises OperationRefused for a resume that is not possible."""
-    found = await examine(settings, partition)
-    plan = plan_of(partition, found, wanted, reader.names)
-    return Preview(found, plan, await _read_skipped(reader, partition, plan.skipped))
+    examination = await examine(settings, partition)
+    plan = plan_of(partition, examination, wanted, reader.names)
+    return Preview(examination, plan, await _read_skipped(reader, partition, plan.skipped))
 
 
 async def _read_skipped(reader: Reader, partition: int, skipped: Sequence[int]) -> Skipped:
@@ -187,14 +192,14 @@ async def resume(
         with explained(partition):
             await _record(settings, reader.names.operations, partition, operation)
         return operation
-    found = previewed.found
+    examination = previewed.examination
     async with taken_over(settings, reader, partition) as takeover:
-        if takeover.newest.offset != found.position_offset:
+        if takeover.newest.offset != examination.position_offset:
             raise OperationRefused(
                 f"partition {partition} has moved since the checks: its position was not changed. A worker that held it"
                 " may be fenced: it then ends with 10 and must be restarted. Run this again"
             )
-        position = position_of(plan.position, found, takeover.owner)
+        position = position_of(plan.position, examination, takeover.owner)
         await takeover.commit(
             [
                 (reader.names.table, takeover.position_records(position)),
@@ -204,11 +209,13 @@ async def resume(
     return operation
 
 
-def position_of(next_offset: int, found: Examination, owner: str) -> Position:
+def position_of(next_offset: int, examination: Examination, owner: str) -> Position:
     """Return the position to write. The command before a new one is not compared by the next claim."""
-    last = found.position
-    position = Position(next_offset, owner, found.commands_end, None, next_offset, found.ends, found.waiting_count)
-    if last is None or last.resume_at != next_offset or found.commands_fault:
+    last = examination.position
+    position = Position(
+        next_offset, owner, examination.commands_end, None, next_offset, examination.ends, examination.waiting_count
+    )
+    if last is None or last.resume_at != next_offset or examination.commands_fault:
         return position
     return replace(position, next_offset=last.next_offset, last_timestamp_ms=last.last_timestamp_ms)
 

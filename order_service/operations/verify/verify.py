@@ -103,7 +103,9 @@ class _PartitionReader:
             settled = dict(bounds.ends)
             bounds = await self._read_on(check, bounds)
             lasting = {(topic, text) for _, topic, _, text in differences}
-            differences = [found for found in check.differences(bounds) if (found[1], found[3]) in lasting]
+            differences = [
+                difference for difference in check.differences(bounds) if (difference[1], difference[3]) in lasting
+            ]
             await self._settle_repeats(check, bounds)
         check.report(differences, bounds.starts, settled)
 

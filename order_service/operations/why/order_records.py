@@ -111,7 +111,7 @@ class OrderRecords:
         origin = _origin(record)
         if not self._is_concerned_by(operation, origin["at"]):
             return
-        found = FoundOperation(
+        found_operation = FoundOperation(
             **origin,
             kind=str(operation.__struct_config__.tag),
             actor=_short(operation.actor),
@@ -119,14 +119,14 @@ class OrderRecords:
             previous_position=operation.previous_position if isinstance(operation, LaneResumed) else None,
             position=operation.position if isinstance(operation, LaneResumed | PartitionRebuilt) else None,
         )
-        self._operations.append(found)
+        self._operations.append(found_operation)
 
     def _is_concerned_by(self, operation: Operation, at: datetime) -> bool:
         if key_text(self._key) in order_ids_of(operation):
             return True
         if isinstance(operation, PartitionRebuilt) or (isinstance(operation, LaneResumed) and operation.lost):
-            outcomes = (outcome for found in self._outcomes.values() for outcome, _ in found)
-            return any(found.at <= at for found in (*outcomes, *(command for command, _ in self._commands)))
+            outcomes = (outcome for each in self._outcomes.values() for outcome, _ in each)
+            return any(each.at <= at for each in (*outcomes, *(command for command, _ in self._commands)))
         if isinstance(operation, LaneResumed):  # commands that it skipped, or that were undecided
             positions = [each for each in (operation.previous_position, operation.position) if each is not None]
             undecided = [command for command, _ in self._commands if command.offset >= min(positions, default=0)]
@@ -161,12 +161,12 @@ class OrderRecords:
         stories = {command.offset: story_of(command, known, evidence) for command, known in self._commands}
         oldest = min(stories, default=0) if self._command_count > len(stories) else 0
         known: list[tuple[int, FoundOutcome | FoundWaiting]] = [*evidence.outcomes.items(), *evidence.waiting.items()]
-        for offset, found in known:
+        for offset, each in known:
             if offset not in stories and offset >= oldest:
-                stories[offset] = without_command(evidence, found)
+                stories[offset] = without_command(evidence, each)
         sequence = [(offset, 0, story) for offset, story in stories.items()]
         for own in self._own_decisions():
-            after = max([offset for offset, found in evidence.outcomes.items() if found.at <= own.at], default=-1)
+            after = max([offset for offset, each in evidence.outcomes.items() if each.at <= own.at], default=-1)
             sequence.append((after, 1, without_command(evidence, own)))
         return [story for _, _, story in sorted(sequence, key=lambda item: item[:2])]
 
@@ -187,14 +187,14 @@ class OrderRecords:
         refused = ((outcome, known) for outcome, known in rejections if outcome.reason not in NEVER_REMEMBERED)
         waiting = sorted(self._waiting.items())
         user_id = waiting[0][1][0].user_id if waiting else None  # only the lookup for the first one is under way
-        in_sequence = [(structs.replace(found, user_id=user_id), known) for _, (found, known) in waiting]
+        in_sequence = [(structs.replace(each, user_id=user_id), known) for _, (each, known) in waiting]
         refused_before = () if self._entry is None or has_all_rejections else self._entry.refused
         return Evidence(
             resume_at=resume_at,
             outcomes=by_offset,
-            waiting={found.command_offset: found for found, _ in in_sequence},
+            waiting={each.command_offset: each for each, _ in in_sequence},
             answered={known: outcome for outcome, known in (*refused, *events) if known is not None},
-            waiting_copies={known: found for found, known in reversed(in_sequence)},
+            waiting_copies={known: each for each, known in reversed(in_sequence)},
             refused_before=frozenset(refused_before),
             skipped=self._recorded.skipped,
         )
@@ -206,8 +206,8 @@ class OrderRecords:
             self._commands.append((FoundCommand(**_origin(record), type=None, command_id=None, actor=None), None))
             return
         name, actor = type(command).__name__, _short(command.actor)
-        found = FoundCommand(**_origin(record), type=name, command_id=command.command_id, actor=actor)
-        self._commands.append((found, _known(command)))
+        found_command = FoundCommand(**_origin(record), type=name, command_id=command.command_id, actor=actor)
+        self._commands.append((found_command, _known(command)))
 
     def _take_outcome(self, record: ConsumerRecord) -> None:
         self._outcome_count += 1
@@ -227,7 +227,7 @@ class OrderRecords:
         else:
             is_event = record.topic == self._names.events
             return FoundOutcome(**head, type=UNREADABLE, reason=None if is_event else UNREADABLE), None
-        found = FoundOutcome(
+        found_outcome = FoundOutcome(
             **head,
             type=name,
             command_id=message.command_id,
@@ -235,7 +235,7 @@ class OrderRecords:
             version=message.version,
             reason=reason,
         )
-        return found, (message.command_id, message.command_digest)
+        return found_outcome, (message.command_id, message.command_digest)
 
     def _take_waiting(self, record: ConsumerRecord) -> None:
         offset = command_offset_in(record, self._names)
@@ -249,7 +249,7 @@ class OrderRecords:
         except HistoryError:  # `verify` reports it; the command then shows no outcome
             return
         command = waiting.command
-        found = FoundWaiting(
+        found_waiting = FoundWaiting(
             **_origin(record),
             type=type(command).__name__,
             command_offset=offset,
@@ -258,7 +258,7 @@ class OrderRecords:
             since=waiting.queued_at,
             user_id=_short(command.user_id) if isinstance(command, CreateOrder) else None,
         )
-        self._waiting[offset] = (found, _known(command))
+        self._waiting[offset] = (found_waiting, _known(command))
 
     def _take_entry(self, record: ConsumerRecord) -> None:
         self._table = self._entry = None

@@ -172,8 +172,8 @@ class _Finder:
 
     async def orders(self) -> list[OrderStory]:
         """Return the orders that the id belongs to."""
-        found = dict.fromkeys(key for key, _ in self.matches if key not in self._orders)
-        keys = sorted(found, key=lambda key: key.partition)
+        unread = dict.fromkeys(key for key, _ in self.matches if key not in self._orders)
+        keys = sorted(unread, key=lambda key: key.partition)
         for partition, of_partition in groupby(keys, key=lambda key: key.partition):
             await self._collect(partition, list(of_partition))
         return list(self._orders.values())

@@ -82,8 +82,8 @@ async def _skew_of_worker(settings: Settings) -> float | None:
 
 def measured_skew(metrics: str) -> float | None:
     """Return the skew in the metrics of a worker; None if it has not measured one."""
-    found = SKEW_METRIC.search(metrics)
-    return float(found[1]) if found else None
+    match = SKEW_METRIC.search(metrics)
+    return float(match[1]) if match else None
 
 
 async def check_broker_clock(settings: Settings) -> list[Result]:
@@ -104,9 +104,9 @@ async def _topics_after(settings: Settings, partitions: list[TopicPartition], ti
     try:
         with kafka_answers(connection(settings)["bootstrap_servers"]):
             await consumer.start()
-            found: dict[TopicPartition, Any] = await consumer.offsets_for_times(
+            offsets: dict[TopicPartition, Any] = await consumer.offsets_for_times(
                 dict.fromkeys(partitions, round(time_s * 1000))
             )
     finally:
         await consumer.stop()
-    return sorted({partition.topic for partition, offset in found.items() if offset is not None})
+    return sorted({partition.topic for partition, offset in offsets.items() if offset is not None})
