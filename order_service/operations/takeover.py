@@ -35,7 +35,7 @@ from order_service.worker.records import Record
 from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer, claiming, fence
 
 VISIBLE_WITHIN_S: Final = 30.0
-"""How long a marker may stay hidden behind an open transaction."""
+"""How long a barrier may stay hidden behind an open transaction."""
 LOOK_EVERY_S: Final = 0.1
 UNCHANGED: Final = "nothing was changed"
 KEPT: Final = "what was written is kept, possibly with the last transaction: look, then run this again"
@@ -82,9 +82,9 @@ class Takeover:
         Raises Fenced if a claim or another operator has taken the lock since, TurnRefused if Kafka refuses a record,
         and Stuck if the outcome is unknown.
         """
-        return await self._commit(records, is_marker=False)
+        return await self._commit(records, is_barrier=False)
 
-    async def _commit(self, records: Iterable[tuple[str, Sequence[Record]]], *, is_marker: bool) -> dict[str, int]:
+    async def _commit(self, records: Iterable[tuple[str, Sequence[Record]]], *, is_barrier: bool) -> dict[str, int]:
         try:
             async with deadline(DEADLINE_S):
                 await self._lock.begin()
@@ -92,7 +92,7 @@ class Takeover:
                 for topic, topic_records in records:
                     sent += await self._lock.send_all(topic, self._partition, topic_records)
                 await self._lock.wait_for_acks(sent)
-                self.has_written = self.has_written or not is_marker
+                self.has_written = self.has_written or not is_barrier
                 arrived = await self._lock.commit(sent)
         except TimeoutError as error:
             raise Stuck(f"a commit to partition {self._partition} takes longer than {DEADLINE_S:.0f} s") from error
@@ -105,10 +105,10 @@ class Takeover:
         while True:
             newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if newest.owner is not None and newest.owner != fenced:
-                await self._write_markers([table])  # refused if a newer claim has the lock
+                await self._write_barriers([table])  # refused if a newer claim has the lock
                 async with starting(newest.owner):
                     await fence(newest.owner, self._arguments)
-            await self.until_visible(await self._write_markers([table, *await self._intact_waiting_room(newest)]))
+            await self.until_visible(await self._write_barriers([table, *await self._intact_waiting_room(newest)]))
             self.newest = await self._read_newest(is_unknown_owner_dead=is_unknown_owner_dead)
             if self.newest.owner == newest.owner:
                 return
@@ -127,10 +127,10 @@ class Takeover:
         end = (await self._reader.ends([waiting]))[waiting]
         return [waiting.topic] if end > 0 and (recorded is None or end >= recorded.waiting) else []
 
-    async def _write_markers(self, topics: list[str]) -> dict[TopicPartition, int]:
+    async def _write_barriers(self, topics: list[str]) -> dict[TopicPartition, int]:
         """Commit a record without a meaning to each topic, and return its offset."""
-        marker: list[Record] = [(BARRIER_KEY, b"", [])]
-        offsets = await self._commit([(topic, marker) for topic in topics], is_marker=True)
+        barrier: list[Record] = [(BARRIER_KEY, b"", [])]
+        offsets = await self._commit([(topic, barrier) for topic in topics], is_barrier=True)
         return {TopicPartition(topic, self._partition): offset for topic, offset in offsets.items()}
 
     async def until_visible(self, offsets: dict[TopicPartition, int]) -> None:
