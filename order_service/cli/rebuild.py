@@ -5,7 +5,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
@@ -57,10 +56,7 @@ def rebuild(
 
 
 async def _rebuild(settings: Settings, partitions: list[int] | None, wanted: Wanted) -> list[Result]:
-    console = show.console(stderr=True)
-    columns = (TextColumn("reading"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=0)
+    with show.progress_bar("reading", total=0) as (bar, task):
         progress = Reading(
             extend=lambda count: bar.update(task, total=(bar.tasks[0].total or 0) + count),
             advance=lambda count: bar.advance(task, count),

@@ -1,7 +1,8 @@
 """Output: plain lines, colours and tables on a terminal, one JSON object a line for programs."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -51,6 +53,15 @@ def line(*parts: tuple[str, str]) -> None:
     """Print one line that consists of texts with their styles, and flush it."""
     console().print(Text.assemble(*[(safe(text), style) for text, style in parts]))
     sys.stdout.flush()
+
+
+@contextmanager
+def progress_bar(text: str, total: float | None = None) -> Iterator[tuple[Progress, TaskID]]:
+    """Show a progress bar with one task on stderr, if that is a terminal."""
+    stderr = console(stderr=True)
+    columns = (TextColumn(text), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        yield bar, bar.add_task(text, total=total)
 
 
 def positions(before: int | None, after: int | None) -> str:

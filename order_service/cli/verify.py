@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
@@ -48,10 +47,7 @@ def verify(
 
 
 async def _verify(settings: Settings, wanted: Wanted) -> Report:
-    console = show.console(stderr=True)
-    columns = (TextColumn("verifying"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("verifying", total=None)
+    with show.progress_bar("verifying") as (bar, task):
         progress = verification.Progress(
             start=lambda total: bar.update(task, total=total), advance=lambda count: bar.advance(task, count)
         )

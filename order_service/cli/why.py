@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from order_service.cli import show
 from order_service.cli.environment import read_settings
@@ -64,10 +63,7 @@ def why_id(
 
 
 async def _why(settings: Settings, search: Search, all_partitions: bool) -> Why:
-    console = show.console(stderr=True)
-    columns = (TextColumn("searching"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("searching", total=None)
+    with show.progress_bar("searching") as (bar, task):
         progress = verify.Progress(
             start=lambda total: bar.reset(task, total=total), advance=lambda count: bar.advance(task, count)
         )

@@ -3,7 +3,7 @@
 1. Lock:    start the claim's producer of the partition. Kafka refuses any unfinished claim, and any other operator.
 2. Fence:   commit a record to the table's changelog under the lock, then start a producer under the owner's id. A
             partition that its owner has released needs no fence.
-3. Mark:    commit a record to both changelogs, and wait until it is visible: no open transaction hides records.
+3. Barrier: commit a record to both changelogs, and wait until it is visible: no open transaction hides records.
             If another owner appears, fence it too and repeat. A claim must be faster, and compares offsets instead.
             A waiting room that is empty or ends before its recorded end gets no record: its end shows the loss.
 
@@ -200,7 +200,7 @@ async def starting(transactional_id: str) -> AsyncIterator[None]:
 def explained(partition: int, has_written: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Raise the errors of Kafka in this block as one line: which right is missing, or who was faster.
 
-    Raises OperationRefused, with what has become of the partition, or KafkaAwayError if Kafka does not answer as
+    Raises OperationRefused, which says whether something was written, or KafkaAwayError if Kafka does not answer as
     expected.
     """
     try:

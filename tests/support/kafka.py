@@ -25,6 +25,12 @@ from order_service.local.kafka import (
 from order_service.settings import Settings
 from tests.support.quick_kafka import quick_broker
 
+WITH_ACLS = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
+"""The properties of a broker that knows ACLs, for `running_broker`."""
+
 
 @contextmanager
 def running_kafka(directory: Path, settings: Settings | None = None) -> Iterator[str]:

@@ -26,15 +26,11 @@ from order_service.wire.operations import Act
 from order_service.wire.schemas.catalogue import SCHEMAS
 from tests.support.command_line import CommandLine
 from tests.support.deciding import decide, end
-from tests.support.kafka import running_broker
+from tests.support.kafka import WITH_ACLS, running_broker
 from tests.support.samples import but, cancel, create, pay, ship
 from tests.support.service import Service, StubThread
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations" / "dead-letters.md"
-AUTHORIZER = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-}
 CREATE = but(create, order_id="order-1", actor="service:shop")
 PAY = but(pay, order_id="order-1", amount=3800)
 SHIP = but(ship, order_id="order-1")
@@ -256,7 +252,7 @@ def test_a_kafka_that_goes_away_between_two_batches_leaves_a_plan_that_is_contin
 def guarded(tmp_path, users):
     """Provide a service on a broker that knows ACLs."""
     with (
-        running_broker(tmp_path / "kafka", AUTHORIZER) as broker,
+        running_broker(tmp_path / "kafka", WITH_ACLS) as broker,
         Service(broker.bootstrap_servers, tmp_path, users, keep_topics=True) as made,
     ):
         yield made

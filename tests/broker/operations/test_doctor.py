@@ -26,7 +26,7 @@ from order_service.worker.membership import LaneAssignor
 from tests.support.claiming import open_transaction
 from tests.support.command_line import CommandLine
 from tests.support.deciding import decide
-from tests.support.kafka import running_broker
+from tests.support.kafka import WITH_ACLS, running_broker
 from tests.support.samples import but, create
 from tests.support.service import Service, StubThread, histories, until
 from tests.support.shop import running_shop
@@ -222,16 +222,10 @@ def test_commands_that_wait_are_counted_with_what_the_user_service_answers(shop,
     assert asyncio.run(check_waiting(settings))[0].text == "No command waits."
 
 
-ACLS = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-}
-
-
 def test_a_principal_with_few_rights_gets_lines_that_name_them(tmp_path, users):
     anyone = (ResourcePatternType.LITERAL, "User:*", "*")
     with (
-        running_broker(tmp_path / "kafka", ACLS) as broker,
+        running_broker(tmp_path / "kafka", WITH_ACLS) as broker,
         Service(broker.bootstrap_servers, tmp_path, users, keep_topics=True) as service,
     ):
         names = service.names

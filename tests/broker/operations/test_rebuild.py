@@ -35,7 +35,7 @@ from order_service.worker.transactions import fence
 from tests.support.command_line import CommandLine
 from tests.support.damaged_topics import cut, recreate, write
 from tests.support.deciding import FIRST, decide, end
-from tests.support.kafka import running_broker
+from tests.support.kafka import WITH_ACLS, running_broker
 from tests.support.samples import but, cancel, create
 from tests.support.service import ROOT, Service, histories, until, vars_of
 from tests.support.users import hanging
@@ -46,12 +46,6 @@ YES = ("--reason", "a test", "--yes")
 ORDERS = 40
 REFUSED = [but(cancel, order_id=f"order-{n}", command_id=f"late-{n}") for n in range(1, ORDERS + 1)]
 SENT = [*histories(ORDERS), *REFUSED]
-
-
-WITH_ACLS = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-}
 
 
 @pytest.fixture(scope="module")

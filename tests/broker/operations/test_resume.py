@@ -21,16 +21,12 @@ from tests.broker.worker.test_refused import create_acls, creates, delete_acls, 
 from tests.support.command_line import CommandLine
 from tests.support.damaged_topics import cut, recreate
 from tests.support.deciding import FIRST, decide, end
-from tests.support.kafka import running_broker
+from tests.support.kafka import WITH_ACLS, running_broker
 from tests.support.samples import but, create
 from tests.support.service import Service, histories, until, vars_of
 
 LENGTH_AT = 8
 TAKEN_OVER = "order_service.operations.lanes.resume.taken_over"
-WITH_ACLS = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-}
 REASON = ("--reason", "the disk was replaced", "--actor", "user:alice")
 
 

@@ -16,13 +16,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from order_service.domain.messages import Line
 from order_service.errors import GroupError
 from order_service.wire.changelog import POSITION_KEY, decode_position
-from tests.support.kafka import running_broker
+from tests.support.kafka import WITH_ACLS, running_broker
 from tests.support.samples import but, create
 from tests.support.service import Service, until
 
 PROPERTIES = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
+    **WITH_ACLS,
     "transaction.state.log.num.partitions": "1",
     "transactional.id.expiration.ms": "6000",
     "transaction.remove.expired.transaction.cleanup.interval.ms": "500",
