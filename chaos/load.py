@@ -284,7 +284,11 @@ class Load:
 
     def _lines(self) -> tuple[Line, ...]:
         return tuple(
-            Line(sku=f"sku-{number}", quantity=self._chance.randint(1, 5), unit_price=self._chance.randint(1, 9999))
+            Line(
+                sku=f"Größe/{number} (A+B)",
+                quantity=self._chance.randint(1, 5),
+                unit_price=self._chance.randint(1, 9999),
+            )
             for number in range(self._chance.randint(1, 3))
         )
 

@@ -157,7 +157,7 @@ CONTENTS: list[dict[str, Any]] = [
     {"tax": 77, "shipping": 0},
     {"discount": 0, "metadata": {"b": "2", "a": "1", "ä": "☕"}},
     {"metadata": {}},
-    {"shipping_address_ref": "office"},
+    {"shipping_address_ref": "Größe-L ☕/50%"},
     {"lines": (Line(sku="x", quantity=1, unit_price=0),)},  # free of charge: any discount is too much
 ]
 BAD_CONTENTS: list[dict[str, Any]] = [
@@ -166,8 +166,8 @@ BAD_CONTENTS: list[dict[str, Any]] = [
     {"lines": (but(MUG, quantity=10**6 + 1),)},
     {"lines": (but(MUG, unit_price=-1),)},
     {"lines": (but(MUG, unit_price=10**12 + 1),)},
-    {"lines": (but(MUG, sku="no id"),)},
-    {"lines": (but(MUG, line_id="-"),)},
+    {"lines": (but(MUG, sku="no\nid"),)},
+    {"lines": (but(MUG, line_id="\t"),)},
     {"lines": (but(MUG, name="n" * 201),)},
     {"lines": (but(MUG, line_id="2"), MUG)},
     {"lines": (but(MUG, quantity=10**6, unit_price=10**12),)},
@@ -177,13 +177,13 @@ BAD_CONTENTS: list[dict[str, Any]] = [
     {"tax": -1},
     {"shipping": -5},
     {"tax": 2**53},
-    {"shipping_address_ref": "no id"},
+    {"shipping_address_ref": "no\x85id"},
     {"metadata": {"k" * 41: ""}},
     {"metadata": {"k": "v" * 501}},
     {"metadata": {str(n): "" for n in range(21)}},
 ]
 BAD_PAYMENTS: list[dict[str, Any]] = [
-    {"payment_id": "no id"},
+    {"payment_id": "n" * 256},
     {"currency": "eur"},
     {"currency": "USD"},
     {"amount": 1},
@@ -191,10 +191,10 @@ BAD_PAYMENTS: list[dict[str, Any]] = [
     {"amount": 2**53 + 1},
 ]
 BAD: dict[str, list[dict[str, Any]]] = {
-    "CreateOrder": [*BAD_CONTENTS, {"currency": "eur"}, {"currency": ""}, {"user_id": "no id"}],
+    "CreateOrder": [*BAD_CONTENTS, {"currency": "eur"}, {"currency": ""}, {"user_id": ""}],
     "AmendOrder": [*BAD_CONTENTS, {"shipping_address_ref": None}],
     "PayOrder": BAD_PAYMENTS,
-    "ShipOrder": [{"carrier": "c" * 201}, {"tracking_number": "t" * 201}],
+    "ShipOrder": [{"carrier": ""}, {"tracking_number": "t" * 256}],
     "DeliverOrder": [{}],
     "CancelOrder": [{"reason": "boredom"}, {"note": "n" * 201}],
 }
@@ -337,7 +337,7 @@ class Load:
             case 5:
                 return {"actor": self.random.choice(("user:eve", "user:dana", "service:s", "user:late-1"))}
             case 6:
-                return {"actor": self.random.choice(("eve", "user:", "service:-", "robot:x", "user:a b", ""))}
+                return {"actor": self.random.choice(("eve", "user:", "service:\t", "robot:x", "user:a\x7f", ""))}
         return {}
 
     def _content(self, command: Command) -> dict[str, Any]:

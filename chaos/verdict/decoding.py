@@ -156,13 +156,17 @@ def id_of(*names: str) -> str:
 # The shape of a command
 
 
-def is_correlation_id(value: object) -> bool:
-    """Return whether this is a text of up to 200 characters without control characters (Unicode's Cc)."""
-    return isinstance(value, str) and len(value) <= 200 and all(unicodedata.category(char) != "Cc" for char in value)
+def is_foreign_id(value: object) -> bool:
+    """Return whether this is a text of 1 to 255 characters without control characters and surrogates (Cc and Cs)."""
+    return (
+        isinstance(value, str)
+        and 1 <= len(value) <= 255
+        and all(unicodedata.category(char) not in {"Cc", "Cs"} for char in value)
+    )
 
 
 def is_id(value: object) -> bool:
-    """Return whether a value is an id: 1 to 64 characters, the first a letter or digit."""
+    """Return whether a value is an id: 1 to 128 characters, the first a letter or digit."""
     return isinstance(value, str) and _ID(value) is not None
 
 
@@ -186,7 +190,7 @@ def _is_line(value: object) -> bool:
     return isinstance(value, dict) and _fits(value, _LINE)
 
 
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}").fullmatch
 _REQUIRED: Final = object()
 
 Field = tuple[Callable[[object], bool], object]
@@ -205,7 +209,7 @@ _EVERY: Final[Mapping[str, Field]] = {
     "actor": (_is_text, _REQUIRED),
     "expected_version": (_is_int64, None),
     "decide_by": (lambda value: type(value) is int and _FIRST_MS <= value <= _LAST_MS, None),
-    "correlation_id": (is_correlation_id, None),
+    "correlation_id": (is_foreign_id, None),
 }
 _OF_TYPE: Final[Mapping[str, Mapping[str, Field]]] = {
     "CreateOrder": {

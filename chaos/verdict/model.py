@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
-from chaos.verdict.decoding import Command, Entry, Event, command_digest, id_of, is_id
+from chaos.verdict.decoding import Command, Entry, Event, command_digest, id_of, is_foreign_id
 
 MAX_REMEMBERED_REFUSALS: Final = 16
 MAX_AMENDMENTS: Final = 50
@@ -143,7 +143,7 @@ def _too_late(command: Command, now_ms: int | None) -> str | None:
 
 def _not_allowed(command: Command) -> str | None:
     kind, _, name = command.actor.partition(":")
-    if not is_id(name) or kind not in {"user", "service"}:
+    if not is_foreign_id(name) or kind not in {"user", "service"}:
         return "not_allowed"
     if kind == "service" or command.type in {"AmendOrder", "CancelOrder"}:
         return None
@@ -281,7 +281,7 @@ def _bad_content(command: Command) -> str | None:
 
 
 def _create_fits(body: dict[str, Any]) -> bool:
-    return is_id(body["user_id"]) and body["currency"] in CURRENCIES and _contents_fit(body)
+    return is_foreign_id(body["user_id"]) and body["currency"] in CURRENCIES and _contents_fit(body)
 
 
 def _amend_fits(body: dict[str, Any]) -> bool:
@@ -294,7 +294,7 @@ def _contents_fit(body: dict[str, Any]) -> bool:
     return (
         (lines is None or _lines_fit(lines))
         and all(body[field] is None or body[field] >= 0 for field in ("discount", "tax", "shipping"))
-        and (reference is None or is_id(reference))
+        and (reference is None or is_foreign_id(reference))
         and (metadata is None or _metadata_fits(metadata))
     )
 
@@ -306,8 +306,8 @@ def _lines_fit(lines: list[dict[str, Any]]) -> bool:
 
 def _line_fits(line: dict[str, Any]) -> bool:
     return (
-        is_id(line["sku"])
-        and (line["line_id"] is None or is_id(line["line_id"]))
+        is_foreign_id(line["sku"])
+        and (line["line_id"] is None or is_foreign_id(line["line_id"]))
         and (line["name"] is None or len(line["name"]) <= 200)
         and 1 <= line["quantity"] <= 10**6
         and 0 <= line["unit_price"] <= 10**12
@@ -319,11 +319,11 @@ def _metadata_fits(metadata: dict[str, str]) -> bool:
 
 
 def _payment_fits(body: dict[str, Any]) -> bool:
-    return is_id(body["payment_id"]) and body["currency"] in CURRENCIES and 0 <= body["amount"] <= MAX_TOTAL
+    return is_foreign_id(body["payment_id"]) and body["currency"] in CURRENCIES and 0 <= body["amount"] <= MAX_TOTAL
 
 
 def _shipment_fits(body: dict[str, Any]) -> bool:
-    return len(body["carrier"]) <= 200 and len(body["tracking_number"]) <= 200
+    return is_foreign_id(body["carrier"]) and is_foreign_id(body["tracking_number"])
 
 
 def _cancellation_fits(body: dict[str, Any]) -> bool:

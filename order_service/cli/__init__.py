@@ -32,6 +32,13 @@ OWN_CODES = frozenset({"up", "worker", "topics", "verify", "rebuild", "lanes", "
 class Commands(TyperGroup):
     """A command group that ends a known error with one line, without a traceback."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. Those that are not UTF-8 are a usage error: no text in a message has such bytes."""
+        if any("\ud800" <= char <= "\udfff" for argument in args for char in argument):
+            raise typer.BadParameter("the arguments must be UTF-8", ctx=ctx)
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command of `ctx`; exit with one line on a known error."""
         try:

@@ -24,7 +24,7 @@ from order_service.wire.commands import decode_command, encode_json_command
 
 Fields = dict[str, object]
 
-OrderId = Annotated[str, typer.Argument(metavar="ORDER_ID", help="1 to 64 characters of A-Z a-z 0-9 . _ -")]
+OrderId = Annotated[str, typer.Argument(metavar="ORDER_ID", help="1 to 128 characters of A-Z a-z 0-9 . _ -")]
 CommandId = Annotated[
     str | None, typer.Option(help="Id of the command; sending the same id again is safe. [a new UUID]")
 ]

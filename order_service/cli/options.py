@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from order_service.domain.validation import is_id
+from order_service.domain.validation import is_foreign_id
 
 WAIT_MAX_S: Final = 86_400
 """The longest wait of a command for outcomes."""
@@ -36,13 +36,11 @@ def operator_of(actor: str, reason: str, option: str, *, needs_reason: bool = Tr
         problem = "it must not be empty: it is recorded"
     elif len(reason) > REASON_MAX:
         problem = f"it must have at most {REASON_MAX:,} characters: it is recorded"
-    elif any("\ud800" <= char <= "\udfff" for char in reason):  # from bytes that are not UTF-8
-        problem = "it must be UTF-8: it is recorded"
     if problem:
         raise typer.BadParameter(problem, param_hint=option)
     actor = actor or f"user:{login_name()}"
     kind, _, actor_id = actor.partition(":")
-    if kind not in {"user", "service"} or not is_id(actor_id):
+    if kind not in {"user", "service"} or not is_foreign_id(actor_id):
         raise typer.BadParameter("expected user:<id> or service:<id>", param_hint="--actor")
     return actor
 

@@ -1,7 +1,8 @@
 """The six commands and their own options; `envelope` sends them."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -15,7 +16,9 @@ Currency = Annotated[str | None, typer.Option(help="ISO 4217 code.")]
 Lines = Annotated[
     list[str] | None,
     typer.Option(
-        "--line", metavar="SKU:QUANTITY:UNIT_PRICE[:NAME]", help="One line; its price is in minor units (cents)."
+        "--line",
+        metavar="SKU:QUANTITY:UNIT_PRICE[:NAME]",
+        help="One line; its price is in minor units (cents). A SKU may contain colons.",
     ),
 ]
 Discount = Annotated[int | None, typer.Option(help="In minor units, at most the subtotal.")]
@@ -27,6 +30,9 @@ Body = Annotated[
     Path | None,
     typer.Option(metavar="FILE.json", help="Fields as a JSON object; - reads stdin."),
 ]
+
+_is_line: Final = re.compile(r"(.+):([+-]?[0-9]{1,20}):([+-]?[0-9]{1,20})(?::(.*))?", re.DOTALL).fullmatch
+"""Matches a line: the last two whole numbers that follow each other are the quantity and the price."""
 
 
 @sends(CreateOrder)
@@ -113,17 +119,11 @@ def _contents(
 
 
 def _line(text: str) -> Fields:
-    sku, *rest = text.split(":", 3)
-    try:
-        quantity, unit_price = int(rest[0]), int(rest[1])
-    except (IndexError, ValueError) as error:
-        raise typer.BadParameter(f"--line {text!r} is not SKU:QUANTITY:UNIT_PRICE, with whole numbers") from error
-    return {
-        "sku": sku,
-        "quantity": quantity,
-        "unit_price": unit_price,
-        **without_none(name=rest[2] if rest[2:] else None),
-    }
+    match = _is_line(text)
+    if match is None:
+        raise typer.BadParameter(f"--line {text!r} is not SKU:QUANTITY:UNIT_PRICE, with whole numbers")
+    sku, quantity, unit_price, name = match.groups()
+    return {"sku": sku, "quantity": int(quantity), "unit_price": int(unit_price), **without_none(name=name)}
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -170,17 +170,20 @@ def _messages(source: Source) -> Node:
 
 def _outcome(source: Source, message: type[Message]) -> Node:
     """Return the message of an event or a rejection."""
-    schema = source.schema(message)
+    avro = source.avro(message)
     example = examples.rejection() if message is Rejection else examples.events()[message]
     return {
         "name": message.__name__,
         "title": message.__name__,
-        "summary": schema.avro["doc"],
+        "summary": avro["doc"],
         "description": f"{NOTES[message].meaning}\n\n{words.when(message)}\n\n{NOTES[message].guarantee}",
         "contentType": CONTENT_TYPE,
         "traits": [_ref("messageTraits", "outcome")],
-        "headers": {"type": "object", "properties": {"ce_type": {"type": "string", "const": schema.name}}},
-        "payload": {"schemaFormat": AVRO, "schema": schema.avro},
+        "headers": {
+            "type": "object",
+            "properties": {"ce_type": {"type": "string", "const": source.schema(message).name}},
+        },
+        "payload": {"schemaFormat": AVRO, "schema": avro},
         "examples": [_example(example, values(example.value, source))],
         "x-wire": _wire(source, message, example),
     }
@@ -190,19 +193,18 @@ def _command(source: Source, command: type[Message]) -> Node:
     """Return what both formats of a command share."""
     return {
         "name": command.__name__,
-        "summary": source.schema(command).avro["doc"],
+        "summary": source.avro(command)["doc"],
         "description": f"Allowed actors: {SENDERS[command]}",
         "traits": [_ref("messageTraits", "command")],
     }
 
 
 def _avro_command(source: Source, command: type[Message], example: Example) -> Node:
-    schema = source.schema(command)
     return _command(source, command) | {
         "title": f"{command.__name__} as Avro",
         "contentType": CONTENT_TYPE,
         "bindings": {"kafka": AVRO_BINDING},
-        "payload": {"schemaFormat": AVRO, "schema": schema.avro},
+        "payload": {"schemaFormat": AVRO, "schema": source.avro(command)},
         "examples": [_example(example, values(example.value, source))],
         "x-wire": _wire(source, command, example),
     }

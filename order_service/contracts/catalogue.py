@@ -74,7 +74,7 @@ def _cloud_event() -> list[Block]:
 def _event(source: Source, fact: type[Fact]) -> list[Block]:
     example = examples.events()[fact]
     return [
-        Text(f"{source.schema(fact).avro['doc']} {NOTES[fact].meaning}"),
+        Text(f"{source.avro(fact)['doc']} {NOTES[fact].meaning}"),
         Text(f"When: {words.when(fact)}"),
         Text(f"Guarantee: {NOTES[fact].guarantee} {_next(example)}"),
         *_own_fields(source, fact, _shared(source)),
@@ -84,13 +84,13 @@ def _event(source: Source, fact: type[Fact]) -> list[Block]:
 
 
 def _rejection(source: Source) -> list[Block]:
-    schema, notes = source.schema(Rejection), NOTES[Rejection]
+    avro, notes = source.avro(Rejection), NOTES[Rejection]
     reasons = [[f"`{reason}`", meaning.cause, meaning.cure] for reason, meaning in MEANINGS.items()]
     return [
-        Text(f"{schema.avro['doc']} {notes.meaning}"),
+        Text(f"{avro['doc']} {notes.meaning}"),
         Text(f"When: {words.when(Rejection)}"),
         Text(f"Guarantee: {notes.guarantee}"),
-        _fields(fields(schema.avro)),
+        _fields(fields(avro)),
         Table(["Reason", "Cause", "What to do"], reasons),
         *_versions(source, Rejection),
         *_example(examples.rejection()),
@@ -122,7 +122,7 @@ def _rules() -> Table:
 def _command(source: Source, command: type[Command]) -> list[Block]:
     example = examples.command(command)
     return [
-        Text(source.schema(command).avro["doc"]),
+        Text(source.avro(command)["doc"]),
         Text(f"Allowed actors: {SENDERS[command]}"),
         Table(["Order status", "Outcome"], list(_outcomes(command))),
         *_own_fields(source, command, _shared(source, COMMAND_TYPES)),
@@ -162,12 +162,12 @@ def _cell(outcome: type[Fact] | Reason) -> str:
 
 def _shared(source: Source, messages: Iterable[type[Message]] = FACT_TYPES) -> list[Field]:
     """Return the fields that all of these messages have, with the same type and meaning."""
-    listed = [fields(source.schema(message).avro) for message in messages]
+    listed = [fields(source.avro(message)) for message in messages]
     return [field for field in listed[0] if all(field in others for others in listed)]
 
 
 def _own_fields(source: Source, message: type[Message], shared: list[Field]) -> list[Block]:
-    own = [field for field in fields(source.schema(message).avro) if field not in shared]
+    own = [field for field in fields(source.avro(message)) if field not in shared]
     return [_fields(own)] if own else [Text("It has no fields of its own.")]
 
 

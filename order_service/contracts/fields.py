@@ -1,10 +1,12 @@
-"""The fields of a record, from its Avro schema: their names, types, units and meanings."""
+"""The fields of a record, from its Avro schema: their names, types, units, meanings and the bounds of ids."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
 from msgspec import Struct
 
+from order_service.domain.messages import FOREIGN_ID_MUST_BE, ID_MUST_BE
 from order_service.wire.schemas.files import NAMESPACE
 
 UNITS: Final = {
@@ -13,6 +15,27 @@ UNITS: Final = {
     "quantity": "pieces",
 }
 """The unit of each field that is a number, by its name."""
+IDS: Final = ("order_id", "command_id")
+FOREIGN_IDS: Final = (
+    "user_id",
+    "line_id",
+    "sku",
+    "shipping_address_ref",
+    "payment_id",
+    "carrier",
+    "tracking_number",
+    "correlation_id",
+)
+"""The fields with ids of other systems, beside `actor`, which contains one."""
+_BOUNDS: Final = {
+    **dict.fromkeys(IDS, f"{ID_MUST_BE}."),
+    **dict.fromkeys(FOREIGN_IDS, f"{FOREIGN_ID_MUST_BE}."),
+    "actor": f"The id has {FOREIGN_ID_MUST_BE}.",
+}
+_FORMER: Final = re.compile(
+    r"(: 1 to 64 characters of A-Z a-z 0-9 \. _ -, the first a letter or digit|; at most 200 characters)(?=\.)"
+)
+"""The bounds of ids in the docs of released schemas."""
 
 
 class Field(Struct, frozen=True):
@@ -22,6 +45,24 @@ class Field(Struct, frozen=True):
     type: str
     unit: str
     meaning: str
+
+
+def with_current_bounds(avro: Any) -> Any:
+    """Return a schema whose docs have the current bounds of ids. Released files keep those of their release."""
+    match avro:
+        case list():
+            return [with_current_bounds(part) for part in avro]
+        case {"name": str(name), "doc": str(doc)} if name in _BOUNDS and not _is_any_actor(name, doc):
+            return avro | {"doc": f"{_FORMER.sub('', doc)} {_BOUNDS[name]}"}
+        case dict():
+            return {key: with_current_bounds(part) for key, part in avro.items()}
+        case _:
+            return avro
+
+
+def _is_any_actor(name: str, doc: str) -> bool:
+    """Return whether a field is the actor of a rejection, which may have been refused because it is invalid."""
+    return name == "actor" and "<id>" not in doc
 
 
 def fields(record: dict[str, Any]) -> list[Field]:

@@ -1,21 +1,35 @@
 """The JSON Schemas of commands, from the types that decode them; the descriptions are those of the Avro schemas.
 
-They define the shape only, as the types do: any other value is a dead letter. A value that has the shape and is out of
-range is refused with `invalid_order`, and its range is in the description.
+They define the shape, as the types do, and the bounds of ids. A value of another shape is a dead letter, and so is a
+`command_id`, an `order_id` or a `correlation_id` out of bounds. Any other value out of range is refused with
+`invalid_order`, an `actor` with `not_allowed`; the range is in the description.
 """
 
 from typing import Any, Final
 
 import msgspec
 
-from order_service.contracts.fields import fields
+from order_service.contracts.fields import FOREIGN_IDS, IDS, fields
 from order_service.contracts.source import Source
-from order_service.domain.messages import COMMAND_TYPES, ID_JSON_PATTERN, Command, CreateOrder
+from order_service.domain.messages import (
+    COMMAND_TYPES,
+    FOREIGN_ID_JSON_SCHEMA,
+    ID_JSON_PATTERN,
+    MAX_FOREIGN_ID,
+    Command,
+    CreateOrder,
+)
 
 Schema = dict[str, Any]
 
 DECIDE_BY: Final = "Refuse after this time: RFC 3339 with its offset. Null: no limit."
 """The description of the one field that has another unit in JSON than in Avro."""
+_ACTOR_PATTERN: Final = rf"^(user|service):[^\x00-\x1f\x7f-\x9f]{{1,{MAX_FOREIGN_ID}}}$"
+_BOUNDS: Final[dict[str, Schema]] = {
+    **{name: {"pattern": ID_JSON_PATTERN} for name in IDS},
+    **dict.fromkeys(FOREIGN_IDS, FOREIGN_ID_JSON_SCHEMA),
+    "actor": {"pattern": _ACTOR_PATTERN},
+}
 
 
 def shapes(source: Source) -> dict[str, Schema]:
@@ -25,19 +39,22 @@ def shapes(source: Source) -> dict[str, Schema]:
     for command in COMMAND_TYPES:
         properties = schemas[command.__name__]["properties"]
         _describe(properties, _meanings(source, command) | {"decide_by": DECIDE_BY})
-        properties["command_id"]["pattern"] = properties["order_id"]["pattern"] = ID_JSON_PATTERN
     _describe(schemas["Line"]["properties"], _meanings(source, CreateOrder, "lines[]."))
     return schemas
 
 
 def _meanings(source: Source, command: type[Command], prefix: str = "") -> dict[str, str]:
-    listed = fields(source.schema(command).avro)
+    listed = fields(source.avro(command))
     return {field.name.removeprefix(prefix): field.meaning for field in listed if field.name.startswith(prefix)}
 
 
 def _describe(properties: Schema, meanings: dict[str, str]) -> None:
+    """Add the meanings of fields, and the bounds of ids."""
     for name in properties.keys() & meanings.keys():
         properties[name]["description"] = meanings[name]
+    for name in properties.keys() & _BOUNDS.keys():
+        schema = properties[name]
+        (schema["anyOf"][0] if "anyOf" in schema else schema).update(_BOUNDS[name])
 
 
 def _plain(schema: Any) -> Any:

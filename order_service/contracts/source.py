@@ -1,9 +1,10 @@
 """The one source of all contracts: the table of topics, the released schemas, the rules, and the meanings."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
+from order_service.contracts.fields import with_current_bounds
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Rejection
 from order_service.kafka.topics import TopicNames, topic_configs, topic_names
 from order_service.settings import Settings
@@ -48,6 +49,11 @@ class Source(Struct, frozen=True):
     def schema(self, message: type[Message]) -> Schema:
         """Return the newest schema of a message."""
         return self.versions(message)[0]
+
+    def avro(self, message: type[Message]) -> dict[str, Any]:
+        """Return the newest schema of a message as it is shown: its docs have the current bounds of ids."""
+        avro: dict[str, Any] = with_current_bounds(self.schema(message).avro)
+        return avro
 
     def versions(self, message: type[Message]) -> list[Schema]:
         """Return all released schemas of a message, the newest first, without those that a registry has added."""

@@ -139,9 +139,9 @@ def _outcome(command: Command, entry: Entry | None, now: datetime, user: UserChe
 
 @lru_cache(maxsize=8192)
 def _actor(actor: str) -> tuple[str, str]:
-    """Split `user:<id>` or `service:<id>` into kind and id; both are empty if the id is invalid."""
+    """Split `user:<id>` or `service:<id>` at its first colon; both parts are empty if the id is invalid."""
     kind, _, actor_id = actor.partition(":")
-    return (kind, actor_id) if validation.is_id(actor_id) else ("", "")
+    return (kind, actor_id) if validation.is_foreign_id(actor_id) else ("", "")
 
 
 def _may(command: Command) -> bool:

@@ -6,17 +6,29 @@ Kinds:   distinguished by `type(x) is`. A negative `isinstance` takes four times
 Memory:  `gc=False` keeps millions of them away from the garbage collector; they contain no cycles.
 Checks:  decoding checks the types, then `order_id`, `command_id` and `correlation_id` (`wire.ids`); any other value
          that is out of range causes a rejection (`validation`).
+Ids:     `order_id` and `command_id` stand in URLs and keys, and have a narrow pattern. All other ids are foreign: they
+         belong to other systems, and are compared code point by code point, neither trimmed nor normalized.
 """
 
 from datetime import datetime
-from typing import Annotated, Final, final, get_args
+from typing import Annotated, Any, Final, final, get_args
 
 from msgspec import Meta, Struct
 
-ID_JSON_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+ID_JSON_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """The pattern of an id in JSON Schema and pydantic, whose `$` matches the end of the text only."""
 ID_PATTERN: Final = ID_JSON_PATTERN.removesuffix("$") + r"\Z"
 """The same for `re`, whose `$` matches before a line feed at the end, too."""
+ID_MUST_BE: Final = "1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit"
+MAX_FOREIGN_ID: Final = 255
+FOREIGN_ID_JSON_SCHEMA: Final[dict[str, Any]] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_FOREIGN_ID,
+    "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$",
+}
+"""A foreign id in JSON Schema, which counts code points. ECMA 262, Java, Go and Python share these escapes."""
+FOREIGN_ID_MUST_BE: Final = f"1 to {MAX_FOREIGN_ID} characters of Unicode without control characters"
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 UtcTime = Annotated[datetime, Meta(tz=True)]
 

@@ -4,7 +4,9 @@ import re
 from typing import Final, Literal, get_args
 
 from order_service.domain.messages import (
+    FOREIGN_ID_MUST_BE,
     ID_PATTERN,
+    MAX_FOREIGN_ID,
     AmendOrder,
     Command,
     Contents,
@@ -41,20 +43,25 @@ CURRENCIES: Final = frozenset(
 """The active ISO 4217 codes of currencies for payments, without metals, units of account and test codes."""
 
 is_id: Final = re.compile(ID_PATTERN).match
+"""Matches an `order_id` or a `command_id`."""
+is_foreign_id: Final = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{MAX_FOREIGN_ID}}}\Z").match
+"""Matches an id of another system: any characters but control characters (category Cc) and lone surrogates."""
 
 
 def fault(command: Command) -> Refusal | None:
     """Return a refusal for the first value that is out of range, which depends on the command alone, or None."""
     if type(command) is CreateOrder:
-        return _id("/user_id", command.user_id) or _currency(command.currency) or _values(command)
+        return _foreign_id("/user_id", command.user_id) or _currency(command.currency) or _values(command)
     if type(command) is AmendOrder:
         return _any_change(command) or _values(command)
     if type(command) is PayOrder:
         return (
-            _id("/payment_id", command.payment_id) or _currency(command.currency) or _money("/amount", command.amount)
+            _foreign_id("/payment_id", command.payment_id)
+            or _currency(command.currency)
+            or _money("/amount", command.amount)
         )
     if type(command) is ShipOrder:
-        return _text("/carrier", command.carrier) or _text("/tracking_number", command.tracking_number)
+        return _foreign_id("/carrier", command.carrier) or _foreign_id("/tracking_number", command.tracking_number)
     if type(command) is DeliverOrder:
         return None
     return _cancel_reason(command.reason) or _text("/note", command.note)
@@ -110,7 +117,7 @@ def _values(command: CreateOrder | AmendOrder) -> Refusal | None:
         or _not_negative("/discount", command.discount)
         or _not_negative("/tax", command.tax)
         or _not_negative("/shipping", command.shipping)
-        or _id("/shipping_address_ref", command.shipping_address_ref)
+        or _foreign_id("/shipping_address_ref", command.shipping_address_ref)
         or _metadata(command.metadata)
     )
 
@@ -131,10 +138,10 @@ def _lines(lines: tuple[Line, ...] | None) -> Refusal | None:
 
 
 def _line(index: int, line: Line) -> Refusal | None:
-    if line.line_id is not None and not is_id(line.line_id):
-        return _id(f"/lines/{index}/line_id", line.line_id)
-    if not is_id(line.sku):
-        return _id(f"/lines/{index}/sku", line.sku)
+    if line.line_id is not None and not is_foreign_id(line.line_id):
+        return _foreign_id(f"/lines/{index}/line_id", line.line_id)
+    if not is_foreign_id(line.sku):
+        return _foreign_id(f"/lines/{index}/sku", line.sku)
     if line.name is not None and len(line.name) > MAX_TEXT:
         return _text(f"/lines/{index}/name", line.name)
     if not 1 <= line.quantity <= MAX_QUANTITY:
@@ -156,10 +163,10 @@ def _metadata(metadata: dict[str, str] | None) -> Refusal | None:
     return None
 
 
-def _id(pointer: str, value: str | None) -> Refusal | None:
-    if value is None or is_id(value):
+def _foreign_id(pointer: str, value: str | None) -> Refusal | None:
+    if value is None or is_foreign_id(value):
         return None
-    return _invalid(pointer, "an id: 1…64 characters of A-Z a-z 0-9 . _ -, the first a letter or digit")
+    return _invalid(pointer, FOREIGN_ID_MUST_BE)
 
 
 def _text(pointer: str, value: str | None) -> Refusal | None:

@@ -133,6 +133,7 @@ class OrderCommands(Commands):
     * `HistoryError` if the order has an event that this client cannot read, for instance from a newer service.
     * `RegistryAwayError` if a schema registry is needed and does not answer.
     * `TopicsError` if the topics of the service do not exist, `SetupError` if the client is not open.
+    * `UnicodeEncodeError` if a text has a lone surrogate, which UTF-8 cannot hold. Nothing is sent then.
 
     After KafkaAwayError (unless a leader is missing), HistoryError or RegistryAwayError the command may have arrived. A
     retry with the same `command_id` and the same values is safe.

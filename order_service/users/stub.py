@@ -61,7 +61,7 @@ class Stub:
     def app(self) -> web.Application:
         """Return the web application that serves this stub."""
         app = web.Application()
-        app.router.add_get("/v1/users/{id}", self._get_user)
+        app.router.add_get("/v1/users/{id:[^/]+}", self._get_user)
         app.router.add_get("/mode", self._get_mode)
         app.router.add_put("/mode", self._put_mode)
         return app

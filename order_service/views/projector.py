@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection
 
 from order_service.domain.messages import Contents, Event, Rejection
 from order_service.domain.refusals import NEVER_REMEMBERED
-from order_service.domain.validation import is_id
+from order_service.domain.validation import is_foreign_id, is_id
 from order_service.errors import (
     DamagedError,
     DatabaseError,
@@ -445,11 +445,10 @@ def _check_ids(record: ConsumerRecord, outcome: OutcomeRecord) -> None:
     such record, but every program with write access to the topic can.
     """
     message = outcome.message
-    ids = [message.order_id, message.command_id]
-    if isinstance(message, Event) and isinstance(message.fact, Contents):
-        ids.append(message.fact.user_id)
-    if not all(map(is_id, ids)):
-        raise HistoryError("its order_id, command_id or user_id is not an id")
+    if not (is_id(message.order_id) and is_id(message.command_id)):
+        raise HistoryError("its order_id or command_id is not an id")
+    if isinstance(message, Event) and isinstance(message.fact, Contents) and not is_foreign_id(message.fact.user_id):
+        raise HistoryError("its user_id is not an id")
     if record.key != message.order_id.encode():
         raise HistoryError("its key is not its order_id")
 

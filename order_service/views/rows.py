@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import Dialect, Table
+from sqlalchemy import Column, Dialect, Table
 from sqlalchemy.engine import Connection
 
 ROWS_MAX: Final = 1_000
@@ -30,7 +30,7 @@ class Put:
         self._values = itemgetter(*self._names)
         self._is_by_column = dialect.name == "postgresql"
         if self._is_by_column:
-            lists = [f"%({column.name})b::{column.type.compile(dialect)}[]" for column in table.columns]
+            lists = [f"%({column.name})b::{_type(column, dialect)}[]" for column in table.columns]
             values = f"SELECT * FROM unnest({', '.join(lists)})"  # noqa: S608, the names are those of our own tables
         else:
             values = f"VALUES ({', '.join('?' for _ in self._names)})"
@@ -48,3 +48,8 @@ class Put:
                 connection.exec_driver_sql(self._statement, {name: [row[name] for row in part] for name in self._names})
             else:
                 connection.exec_driver_sql(self._statement, list(map(self._values, part)))
+
+
+def _type(column: Column[Any], dialect: Dialect) -> str:
+    """Return the type of a column as a cast takes it: without the collation."""
+    return column.type.compile(dialect).partition(" COLLATE ")[0]

@@ -1,7 +1,7 @@
 """The tables of the views, on SQLite or PostgreSQL: columns to search by, and JSON documents with the contents.
 
-Free text is only in documents, where NUL is escaped: PostgreSQL does not accept NUL in a text column. Times are
-milliseconds since 1970 UTC.
+Free text is only in documents, where NUL is escaped: PostgreSQL does not accept NUL in a text column. Ids are compared
+and sorted code point by code point. Times are milliseconds since 1970 UTC.
 """
 
 import sqlite3
@@ -38,7 +38,7 @@ from order_service.errors import DatabaseError, NoViewsError
 from order_service.settings import Settings
 from order_service.wire.avro_codegen import EPOCH, MILLISECOND
 
-FORM: Final = 7
+FORM: Final = 8
 """The version of these tables and documents. Raise it with every change: views of an older form are rebuilt."""
 
 FORMER: Final = ("commands",)
@@ -54,6 +54,10 @@ DRIVERS: Final = {
     "postgresql+psycopg": "postgresql+psycopg",
 }
 """The scheme of a database URL, and the SQLAlchemy driver for it."""
+
+IdText: Final = String().with_variant(String(collation="C"), "postgresql")
+"""The type of an id: compared by bytes of UTF-8, as SQLite does by itself. A locale's collation changes with the
+operating system, which damages the indexes."""
 
 _metadata: Final = MetaData()
 
@@ -85,8 +89,8 @@ committed before or with an event below that offset are in the views."""
 orders: Final = Table(
     "orders",
     _metadata,
-    Column("order_id", String, primary_key=True),
-    Column("user_id", String, nullable=False),
+    Column("order_id", IdText, primary_key=True),
+    Column("user_id", IdText, nullable=False),
     Column("status", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("head", LargeBinary, nullable=False),
@@ -100,10 +104,10 @@ orders: Final = Table(
 order_events: Final = Table(
     "order_events",
     _metadata,
-    Column("order_id", String, primary_key=True),
+    Column("order_id", IdText, primary_key=True),
     Column("version", BigInteger, primary_key=True, autoincrement=False),
-    Column("user_id", String, nullable=False),
-    Column("command_id", String, nullable=False),
+    Column("user_id", IdText, nullable=False),
+    Column("command_id", IdText, nullable=False),
     Column("occurred_at", BigInteger, nullable=False),
     Column("partition", Integer, nullable=False),
     Column("offset", BigInteger, nullable=False),
@@ -118,8 +122,8 @@ refusals: Final = Table(
     _metadata,
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("offset", BigInteger, primary_key=True, autoincrement=False),
-    Column("order_id", String, nullable=False),
-    Column("command_id", String, nullable=False),
+    Column("order_id", IdText, nullable=False),
+    Column("command_id", IdText, nullable=False),
     Column("command_digest", LargeBinary, nullable=False),
     Column("command_offset", BigInteger),
     Column("is_momentary", Boolean, nullable=False),
@@ -160,6 +164,7 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
         options = f"-c synchronous_commit=off {url.query.get('options', '')}"  # rows lost in a crash are folded again
         options += f" -c statement_timeout={within_ms} -c lock_timeout={within_ms}"
         arguments = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": within_ms, "options": options}
+        arguments["client_encoding"] = "utf8"  # whatever PGCLIENTENCODING is
         arguments |= {"keepalives_idle": round(BUSY_S / 2), "keepalives_interval": round(BUSY_S / 2)}  # for a lost host
         mode: dict[str, Any] = {"pool_pre_ping": True} if writes else {"isolation_level": "AUTOCOMMIT"}
         return create_engine(url, hide_parameters=True, connect_args=arguments, **mode)
@@ -191,11 +196,12 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
 def prepare(engine: Engine) -> bool:
     """Create the tables if they do not exist in this form. Return whether they were created.
 
-    Raises DatabaseError for tables of a newer form, and for tables of these names that this service did not create.
-    The engine must have been opened with `writes`.
+    Raises DatabaseError for tables of a newer form, for tables of these names that this service did not create, and for
+    a PostgreSQL database that cannot hold every character. The engine must have been opened with `writes`.
     """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
+            _check_encoding(connection)
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7274496, 1)")  # one process at a time
         existing = _metadata.tables.keys() & set(inspect(connection).get_table_names())
         if existing and form.name not in existing:
@@ -214,6 +220,13 @@ def prepare(engine: Engine) -> bool:
         _metadata.create_all(connection)
         connection.execute(form.insert().values(form=FORM, is_built=False))
     return True
+
+
+def _check_encoding(connection: Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    encoding = driver.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise DatabaseError(f"the database has the encoding {encoding}, expected UTF8: create it with ENCODING 'UTF8'")
 
 
 @contextmanager

@@ -66,9 +66,10 @@ class Server(Struct, frozen=True):
         """Return the application with all routes."""
         app = web.Application(client_max_size=requests.MAX_BODY_BYTES, middlewares=[problems])
         for operation in OPERATIONS:
-            app.router.add_route(operation.method, operation.path, self._handler(operation))
+            path = operation.path.replace("}", ":[^/]+}")  # an id can have braces, which aiohttp's own pattern lacks
+            app.router.add_route(operation.method, path, self._handler(operation))
             if operation.method == "GET" and not operation.is_stream:
-                app.router.add_route("HEAD", operation.path, self._handler(operation))
+                app.router.add_route("HEAD", path, self._handler(operation))
         app.add_routes(pages.routes())
         app.add_routes(schema_registry.routes(self.names))
         app.add_routes(event_catalogue.routes(self.names, self.partitions))

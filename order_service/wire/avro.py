@@ -61,13 +61,13 @@ def decode_rejection(data: bytes) -> Rejection:
     return rejection
 
 
-def decode_avro_command(data: bytes) -> Command:
+def decode_avro_command(data: bytes, *, is_past: bool = False) -> Command:
     """Decode one command; `commands.decode_command` decodes JSON as well.
 
     Raises DecodeError for any other bytes, for more than 256 KiB, and for an invalid id (`with_ids`).
     """
     command: Command = _decoded(data, _COMMANDS, MAX_COMMAND_BYTES)
-    return with_ids(command)
+    return with_ids(command, is_past=is_past)
 
 
 def _decoded(data: bytes, wanted: frozenset[type[Message]], max_bytes: int) -> Any:

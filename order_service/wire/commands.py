@@ -22,8 +22,8 @@ _decode_json: Final[Callable[[bytes], Command]] = msgspec.json.Decoder(Command).
 _encode_json: Final = msgspec.json.Encoder().encode
 
 
-def decode_command(value: bytes | None) -> Command:
-    """Decode the value of a record of the commands topic.
+def decode_command(value: bytes | None, *, is_past: bool = False) -> Command:
+    """Decode the value of a record of the commands topic. One that `is_past` may have the ids of an earlier version.
 
     Shape:   Avro (first byte 0), or one JSON object (first byte `{`) with the `type` and the fields of a command. Of
              duplicate names the last one counts, if all their values are valid.
@@ -35,9 +35,9 @@ def decode_command(value: bytes | None) -> Command:
     if len(value) > MAX_COMMAND_BYTES:
         raise DecodeError(Why.TOO_LARGE, f"{len(value)} bytes, at most {MAX_COMMAND_BYTES}")
     if value[0] == _AVRO:
-        return decode_avro_command(value)
+        return decode_avro_command(value, is_past=is_past)
     if value[0] == _JSON:
-        return with_ids(_in_utc(_from_json(value)))
+        return with_ids(_in_utc(_from_json(value)), is_past=is_past)
     raise DecodeError(Why.UNKNOWN_FORMAT, "the first byte is neither 0 (Avro) nor { (JSON)")
 
 

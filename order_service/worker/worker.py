@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 
 from order_service.domain.decision import UserCheck
 from order_service.domain.messages import CreateOrder
-from order_service.domain.validation import is_id
+from order_service.domain.validation import is_foreign_id
 from order_service.errors import (
     LaneParked,
     ParkingReason,
@@ -212,7 +212,7 @@ class Worker:
                 assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
                 return
         for _, command in received:
-            if type(command) is CreateOrder and is_id(command.user_id):  # other ids need no user check
+            if type(command) is CreateOrder and is_foreign_id(command.user_id):  # other ids need no user check
                 self._user_lookups.ask(command.user_id)
         assignment.inbox.put(partition, received)
         assignment.turns.wake()

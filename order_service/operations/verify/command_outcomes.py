@@ -151,7 +151,7 @@ class CommandOutcomes:
 
 def _sent(value: bytes | None) -> Sent | None:
     try:
-        return _sent_of(decode_command(value))
+        return _sent_of(decode_command(value, is_past=True))
     except DecodeError:
         return None
 

@@ -9,11 +9,20 @@ from msgspec import Struct
 
 from order_service.domain import validation
 from order_service.domain.identity import keyed_id
-from order_service.domain.messages import Command, Event, OrderPaid, OrderShipped, PayOrder, Rejection, ShipOrder
+from order_service.domain.messages import (
+    MAX_FOREIGN_ID,
+    Command,
+    Event,
+    OrderPaid,
+    OrderShipped,
+    PayOrder,
+    Rejection,
+    ShipOrder,
+)
 from order_service.wire.commands import partition_of
 
-MAX_CHARACTERS: Final = 200
-"""The longest tracking number and the longest `Idempotency-Key`; other ids are shorter."""
+MAX_CHARACTERS: Final = MAX_FOREIGN_ID
+"""The longest payment id and the longest tracking number; other ids are shorter."""
 MUST_BE: Final = f"must be an id: 1 to {MAX_CHARACTERS} characters of Unicode"
 """What is wrong with a text that cannot be searched for."""
 

@@ -55,8 +55,8 @@ from order_service.wire.operations import (
 
 MAX_RECORDS: Final = 1_000
 """How many of the newest records of each topic are kept for one order."""
-MAX_TEXT: Final = 200
-"""How many characters are kept of a text that a sender has chosen, such as an actor."""
+MAX_TEXT: Final = 300
+"""How many characters are kept of a text that a sender has chosen: more than the longest valid actor has."""
 
 STATUS_AFTER: Final[dict[type[Fact], Status]] = {
     OrderCreated: Status.CREATED,
@@ -279,7 +279,9 @@ def message_in(record: ConsumerRecord, names: TopicNames) -> Command | Event | R
             return avro.decode_event(value)
         if record.topic == names.rejections:
             return avro.decode_rejection(value)
-        return changelog.decode_waiting(value).command if record.topic == names.waiting else decode_command(value)
+        if record.topic == names.waiting:
+            return changelog.decode_waiting(value).command
+        return decode_command(value, is_past=True)
     except (DecodeError, HistoryError):
         return None
 

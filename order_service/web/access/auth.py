@@ -14,7 +14,7 @@ import jwt
 import msgspec
 from msgspec import Struct
 
-from order_service.domain.validation import is_id
+from order_service.domain.validation import is_foreign_id
 from order_service.errors import SetupError, Unauthorized
 from order_service.settings import Settings
 from order_service.web.access.jwks import Key, KeyFile, KeyServer
@@ -163,7 +163,7 @@ def _bearer_token(authorization: str | None) -> str:
 
 
 def _caller(claims: Claims) -> Caller:
-    if not is_id(claims.sub):
+    if not is_foreign_id(claims.sub):
         raise Unauthorized("the subject is not a valid id, so it cannot be an actor")
     words = _words(claims.scope) | _words(claims.scp)
     return Caller(claims.sub, frozenset(scope for scope in Scope if scope in words))

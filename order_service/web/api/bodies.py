@@ -6,11 +6,22 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from order_service.domain import validation
 from order_service.domain.messages import (
-    ID_JSON_PATTERN,
+    FOREIGN_ID_JSON_SCHEMA,
+    FOREIGN_ID_MUST_BE,
     AmendOrder,
     CancelOrder,
     Command,
@@ -26,7 +37,15 @@ COPY_ID: Final = r"^[0-9]{1,18}-[0-9a-f]{32}$"
 DATE_TIME: Final = r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 """A time in a header. Not `format: date-time`, which client generators do not support for headers."""
 
-Id = Annotated[str, Field(pattern=ID_JSON_PATTERN)]
+
+def _foreign_id(value: str) -> str:
+    """Return the id as it is. Raises ValueError in the words of a rejection."""
+    if not validation.is_foreign_id(value):
+        raise ValueError(f"must be {FOREIGN_ID_MUST_BE}")
+    return value
+
+
+ForeignId = Annotated[str, AfterValidator(_foreign_id), WithJsonSchema(FOREIGN_ID_JSON_SCHEMA)]
 Text = Annotated[str, Field(max_length=validation.MAX_TEXT)]
 Money = Annotated[int, Field(ge=0, le=validation.MAX_TOTAL, description="An amount in minor units, such as cents.")]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="An ISO 4217 currency code.", examples=["EUR"])]
@@ -56,8 +75,8 @@ class CommandBody(Body):
 class LineBody(Body):
     """One line of an order."""
 
-    line_id: Id | None = None
-    sku: Id
+    line_id: ForeignId | None = None
+    sku: ForeignId
     name: Text | None = None
     quantity: int = Field(ge=1, le=validation.MAX_QUANTITY)
     unit_price: int = Field(ge=0, le=validation.MAX_UNIT_PRICE, description="An amount in minor units, such as cents.")
@@ -75,13 +94,13 @@ class CreateBody(CommandBody):
 
     kind = CreateOrder
 
-    user_id: Id | None = None
+    user_id: ForeignId | None = None
     currency: Currency
     lines: Lines
     discount: Money = 0
     tax: Money = 0
     shipping: Money = 0
-    shipping_address_ref: Id | None = None
+    shipping_address_ref: ForeignId | None = None
     metadata: Metadata = {}
 
     def command(self, *, user_id: str = "", **head: Any) -> CreateOrder:
@@ -100,7 +119,7 @@ class AmendBody(CommandBody):
     discount: Money | None = None
     tax: Money | None = None
     shipping: Money | None = None
-    shipping_address_ref: Id | None = None
+    shipping_address_ref: ForeignId | None = None
     metadata: Metadata | None = None
 
     def command(self, **head: Any) -> AmendOrder:
@@ -127,7 +146,7 @@ class PayBody(CommandBody):
 
     kind = PayOrder
 
-    payment_id: Id
+    payment_id: ForeignId
     amount: Money
     currency: Currency
 
@@ -137,8 +156,8 @@ class ShipBody(CommandBody):
 
     kind = ShipOrder
 
-    carrier: Text
-    tracking_number: Text
+    carrier: ForeignId
+    tracking_number: ForeignId
 
 
 class DeliverBody(CommandBody):
@@ -195,12 +214,12 @@ class OrderQuery(Query):
 class ListQuery(Query):
     """The orders to list, newest first. `created_from` is inclusive, `created_to` is exclusive."""
 
-    user_id: Id | None = None
+    user_id: ForeignId | None = None
     status: Wanted | None = None
     created_from: Time | None = None
     created_to: Time | None = None
     limit: int = Field(50, ge=1, le=200)
-    cursor: str | None = Field(None, max_length=200, description="The `next` value of the previous page. Opaque.")
+    cursor: str | None = Field(None, max_length=300, description="The `next` value of the previous page. Opaque.")
 
 
 class CommandQuery(Query):

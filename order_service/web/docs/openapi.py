@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from order_service import __version__
-from order_service.domain.messages import ID_JSON_PATTERN, CreateOrder
+from order_service.domain.messages import FOREIGN_ID_JSON_SCHEMA, ID_JSON_PATTERN, CreateOrder
 from order_service.domain.refusals import Reason
 from order_service.operations.why.id_search import MAX_CHARACTERS
 from order_service.sdk.testing import samples
@@ -298,7 +298,10 @@ _PARAMETERS: Final = {
         "2026-11-24T09:05:00Z",
     ),
     "X-Correlation-Id": _parameter(
-        "header", "A correlation id that the events of this command carry.", VISIBLE, samples.CORRELATION_ID
+        "header",
+        "A correlation id that the events of this command carry. It is sent in UTF-8, and nothing in it is decoded.",
+        FOREIGN_ID_JSON_SCHEMA,
+        samples.CORRELATION_ID,
     ),
     "traceparent": _parameter(
         "header",

@@ -15,7 +15,8 @@ from msgspec import Meta, Struct
 from pydantic import ValidationError
 
 from order_service.domain.identity import keyed_id
-from order_service.domain.messages import UtcTime
+from order_service.domain.messages import FOREIGN_ID_MUST_BE, UtcTime
+from order_service.domain.validation import is_foreign_id
 from order_service.web.api.bodies import DATE_TIME, Body, Query
 from order_service.web.http.problems import Fault, Problem, Trouble
 
@@ -105,8 +106,14 @@ def etag_matches(request: web.Request, etag: str) -> bool:
 
 
 def correlation_id(headers: Mapping[str, str]) -> str | None:
-    """Return the `X-Correlation-Id` that the events of the command carry, or None."""
-    return _visible_ascii(headers, "X-Correlation-Id")
+    """Return the `X-Correlation-Id` that the events of the command carry, or None.
+
+    It is UTF-8 and nothing in it is decoded: a `%` is a percent sign. Bytes that are not UTF-8 arrive as surrogates.
+    """
+    value = headers.get("X-Correlation-Id")
+    if value is not None and not is_foreign_id(value):
+        raise _bad_header("X-Correlation-Id", f"must be {FOREIGN_ID_MUST_BE}, in UTF-8")
+    return value
 
 
 def decide_by(headers: Mapping[str, str]) -> datetime | None:

@@ -19,8 +19,8 @@ export function showList(page, query) {
 
 /** Return the URL of the list with the filters of a form. */
 export function buildAddress(form) {
-  const fields = [...new FormData(form)].filter(([, value]) => value.trim() !== "");
-  const query = new URLSearchParams(fields.map(([name, value]) => [name, convertToUtc(name, value.trim())]));
+  const fields = [...new FormData(form)].filter(([, value]) => value); // not trimmed: a user id may have blanks
+  const query = new URLSearchParams(fields.map(([name, value]) => [name, convertToUtc(name, value)]));
   return query.size ? `#/?${query}` : "#/";
 }
 

@@ -73,7 +73,7 @@ def test_a_timeline_goes_on(cli, http, tmp_path):
         (["timeline", "x", "--at", "2026-11-24T12:00:00"], 2, "offset from UTC"),
         (["timeline", "x", "--at", "2026-11-24T12:00:00Z", "--follow"], 2, "exclude each other"),
         (["list", "--limit", "0"], 2, "--limit"),
-        (["list", "--user", "a b"], 1, "/user_id"),
+        (["list", "--user", "a\nb"], 1, "/user_id"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(cli, arguments, code, said):

@@ -65,6 +65,22 @@ def test_an_order_goes_its_way_and_the_timeline_tells_it(cli, created):
     assert said.endswith(f"{created} is delivered, version 5; the digest chain is intact\n")
 
 
+def test_ids_of_other_systems_go_all_the_way(cli, service, order_id):
+    user, actor = "gid://shopify/Customer/7 (50%)", ("--actor", "service:system:serviceaccount:shop:web")
+    line, visit = ("--line", "MUSIC/CD:1234578/{Größe-L}:2:1250:At 10:30"), ("--correlation-id", " e\u0301 ")
+    cli("create", order_id, "--user", user, "--currency", "EUR", *line, "--actor", f"user:{user}", *visit)
+    cli("pay", order_id, "--payment-id", "cGF5XzEyMw==", *PAY[2:], *actor, *visit)
+    cli("ship", order_id, "--carrier", "Größe & Söhne", "--tracking-number", "٣|4", *actor, *visit, "--avro")
+    created, paid, shipped = cli.json("timeline", order_id)
+    assert created["actor"] == f"user:{created['user_id']}" == f"user:{user}"
+    assert (created["lines"][0]["sku"], created["lines"][0]["name"]) == ("MUSIC/CD:1234578/{Größe-L}", "At 10:30")
+    assert (paid["payment_id"], paid["actor"]) == ("cGF5XzEyMw==", actor[1])
+    assert (shipped["carrier"], shipped["tracking_number"]) == ("Größe & Söhne", "٣|4")
+    assert {step["correlation_id"] for step in (created, paid, shipped)} == {visit[1]}
+    assert user in service.users.stub.requests
+    assert cli.json("why", "٣|4", "--all-partitions")[0]["orders"][0]["order_id"] == order_id
+
+
 BODY = '{"user_id": "dana", "currency": "EUR", "lines": [{"sku": "a", "quantity": 1, "unit_price": 5}]}'
 
 

@@ -242,7 +242,7 @@ def test_orders_are_found_by_status_and_time(http):
         "limit=1&limit=2",
         "cursor=%00",
         "cursor=W10",
-        "user_id=a%20b",
+        "user_id=a%0Ab",
     ],
 )
 def test_a_parameter_that_cannot_be_is_refused(http, query):

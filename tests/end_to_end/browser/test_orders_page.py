@@ -492,6 +492,26 @@ def token_of(user_id):
     return jwt.encode({**claims, "exp": now + timedelta(minutes=5)}, KEY, "ES256")
 
 
+def test_ids_of_other_systems_are_shown_and_found_as_they_are(http, page):
+    user_id, sku = f' <b>"Größe"&amp;</b>  50%+{someone()} ', "MUSIC/CD  (20-B)\u202e"
+    order_id = place(http, user_id=user_id, lines=[{"sku": sku, "quantity": 1, "unit_price": 2500}])
+    pay(http, order_id, payment_id="cGF5XzEyMw==")
+    page.goto("/")
+    page.get_by_label("User", exact=True).fill(user_id)
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator("#rows tr")).to_have_count(1)
+    assert row_of(page, order_id).locator("td.id").text_content() == user_id
+    row_of(page, order_id).get_by_role("link").click()
+    expect_step(page, "paid")
+    assert page.locator(".lines .id").last.text_content() == sku
+    expect(page.locator("#timeline .what").last).to_have_text("€25.00, payment cGF5XzEyMw==")
+    owner = page.locator("#order-facts a")
+    assert owner.text_content() == user_id
+    owner.click()
+    expect(page.locator("#rows tr")).to_have_count(1)
+    expect(page.get_by_label("User", exact=True)).to_have_value(user_id)
+
+
 def test_the_example_places_an_order(http, page):
     page.goto(f"/#/?user_id={someone()}")
     expect(page.locator("#example")).to_contain_text("curl")
@@ -504,7 +524,7 @@ def test_the_example_places_an_order(http, page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_narrow_and_wide_light_and_dark(http, browser, width, scheme):
     order_id = place(
-        http, metadata={"m" * 40: "v" * 500}, lines=[{"sku": "s" * 64, "quantity": 1, "unit_price": 10**12}]
+        http, metadata={"m" * 40: "v" * 500}, lines=[{"sku": "s" * 255, "quantity": 1, "unit_price": 10**12}]
     )
     size = {"width": width, "height": 740}
     with visit(browser, origin_of(http), viewport=size, color_scheme=scheme, reduced_motion="reduce") as visited:
@@ -526,7 +546,7 @@ def test_everything_has_a_name_and_is_reached_by_tab(http, visited, view):
         "list": "/",
         "order": f"/#/orders/{order_id}?version=1",
         "empty": f"/#/?user_id={someone()}",
-        "problem": "/#/?user_id=..",
+        "problem": "/#/?status=lost",
     }
     page.goto(addresses[view])
     expect(page.locator("[aria-busy=false]")).to_be_visible()

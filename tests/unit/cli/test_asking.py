@@ -4,6 +4,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import get_args
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -12,6 +13,7 @@ from order_service.domain.refusals import Status
 from order_service.http_client import Reply
 from order_service.web.api.bodies import Wanted
 from tests.support.command_line import CommandLine
+from tests.support.foreign_ids import FOREIGN_IDS
 
 ORDER = {
     "order_id": "order-1",
@@ -159,6 +161,19 @@ def test_a_server_that_sends_us_elsewhere_is_not_followed(server):
     server.will_answer(302, b"", Location=f"{server.url}/elsewhere")
     assert "answered 302" in server.cli()("list", code=1).stderr
     assert len(server.asked) == 1
+
+
+def test_a_user_is_asked_for_as_the_id_is(server):
+    server.will_answer(200, {"orders": [], "next": None})
+    for user_id in FOREIGN_IDS:
+        server.cli()("list", "--user", user_id)
+        assert parse_qs(urlsplit(server.asked[-1]).query)["user_id"] == [user_id]
+
+
+@pytest.mark.parametrize("call", [("list", "--user"), ("show",), ("timeline",), ("tail", "--order"), ("deliver",)])
+def test_an_argument_that_is_not_utf_8_is_a_wrong_call(server, call):
+    assert "the arguments must be UTF-8" in server.cli()(*call, "dana\udcff", code=2).stderr
+    assert server.asked == []
 
 
 def test_pages_that_do_not_end_are_not_asked_for(server):

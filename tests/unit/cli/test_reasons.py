@@ -29,7 +29,7 @@ def test_a_reason_that_cannot_be_recorded_is_a_wrong_call(call, reason, problem)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("actor", ["alice", "user:", "user:a b", "robot:1"])
+@pytest.mark.parametrize("actor", ["alice", "user:", "user:a\nb", "user:" + "a" * 256, "robot:1"])
 def test_an_actor_that_no_command_could_have_is_a_wrong_call(call, actor):
     assert "expected user:<id> or service:<id>" in NO_KAFKA(*call, "x", "--actor", actor, code=2).stderr
 

@@ -21,6 +21,7 @@ from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.order import Cancelled, Created
 from order_service.domain.refusals import MEANINGS, NEVER_REMEMBERED, Reason, Refusal
 from order_service.errors import HistoryError
+from tests.support.foreign_ids import ENCODABLE_NO_IDS
 from tests.support.samples import (
     DANA,
     EARLIER,
@@ -139,7 +140,7 @@ PRECEDENCE: list[tuple[str, Command, Entry | None, Reason | type[Repeat]]] = [
     ("version before content", but(amend_by_nothing, expected_version=9), new_order, Reason.VERSION_CONFLICT),
     ("version before the table", but(ship, expected_version=9), new_order, Reason.VERSION_CONFLICT),
     ("version before the payment", but(pay, amount=1, expected_version=9), new_order, Reason.VERSION_CONFLICT),
-    ("content before the table", but(ship, carrier="x" * 201), new_order, Reason.INVALID_ORDER),
+    ("content before the table", but(ship, carrier=""), new_order, Reason.INVALID_ORDER),
     ("content before the payment", but(pay, amount=-1), new_order, Reason.INVALID_ORDER),
 ]  # fmt: skip
 
@@ -371,9 +372,8 @@ def test_no_refusal_tells_another_user_the_status_or_version_of_an_order(command
 
 @pytest.mark.parametrize(
     "actor",
-    ["", "dana", "user:", "user:dana:", "user: dana", "USER:dana", "users:dana", "admin:dana", "service:",
-     "service:a b", "service", ":dana", "user:" + "d" * 65, "user:дана", "user:dana\n", "service:shop\n",
-     "\0", "service:-shop"],
+    ["", "dana", "user:", "USER:dana", "users:dana", "admin:dana", "service:", "service", ":dana", " user:dana", "\0",
+     *(f"{kind}:{text}" for kind in ("user", "service") for text in ENCODABLE_NO_IDS.values())],
 )  # fmt: skip
 @pytest.mark.parametrize("command", [create, amend, pay, cancel], ids=lambda command: type(command).__name__)
 def test_who_is_neither_a_user_nor_a_service_may_do_nothing(command, actor):

@@ -71,7 +71,7 @@ steps = st.lists(st.tuples(likely_commands, times, checks), max_size=40)
 
 # Every command that the types allow, however absurd
 
-ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
+ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 int64s = st.sampled_from([-(2**63), -1, 0, 1, 2**53, 2**53 + 1, 2**63 - 1]) | st.integers(-(2**63), 2**63 - 1)
 texts = st.text(max_size=20) | st.sampled_from(["", "\0", "x" * 100_000, DANA, SHOP, "EUR", "dana", "fraud"])
 absurd_lines = st.lists(

@@ -1,9 +1,11 @@
 """What can be asked: each question, its empty answer, and its edges."""
 
 from datetime import timedelta
+from itertools import count
 
 import msgspec
 import pytest
+from hypothesis import given
 
 from order_service.domain.refusals import Status
 from order_service.kafka.topics import topic_names
@@ -11,8 +13,9 @@ from order_service.views import queries
 from order_service.views.queries import Filter, Offsets, Views
 from order_service.views.tables import FORM, form, refusals
 from tests.support import samples
-from tests.support.event_log import START, after, order_of, seens
-from tests.support.samples import NOW, ORDER_ID, but, event_of
+from tests.support.event_log import EVENTS, START, after, order_of, seens
+from tests.support.foreign_ids import NINE, TABLE, ids_in, life, some
+from tests.support.samples import NOW, ORDER_ID, but, event_of, take
 
 HISTORY = list(samples.events)
 EVENTS_TOPIC = topic_names().events
@@ -124,6 +127,36 @@ def test_a_page_of_just_all_has_no_next(projection, views):
 def test_orders_are_found_by_user_status_and_time(projection, views, wanted, found):
     put(projection, [created(number, user_id=("dana", "eve")[number % 2], minute=number) for number in range(4)])
     assert ids(views.page(wanted, 10)) == found
+
+
+def test_each_user_has_their_own_orders_although_their_ids_look_or_sort_alike(projection, views):
+    numbers = count()
+    owners: dict[str, set[str]] = {}
+    positions = dict(START)
+
+    @some(25)
+    @given(ids=NINE)
+    def put_and_find(ids):
+        order_id, entry, events = f"order-{next(numbers)}", None, []
+        for command in life(ids, order_id):
+            event, entry = take(command, entry)
+            events.append(event)
+        read = seens(events, positions[EVENTS])
+        moved = after(positions, read)
+        projection.apply(read, positions, moved)
+        positions.update(moved)
+        owners.setdefault(ids[0], set()).add(order_id)
+        assert ids_in([stored.event for stored in views.history(order_id)]) == ids
+        found = {order.order_id for order in views.page(Filter(user_id=ids[0]), 200).orders}
+        assert found == owners[ids[0]]
+
+    projection.positions(START)
+    for ids in TABLE:
+        put_and_find.hypothesis.inner_test(ids)
+    put_and_find()
+    assert {user: len(views.page(Filter(user_id=user), 200).orders) for user in owners} == {
+        user: len(orders) for user, orders in owners.items()
+    }
 
 
 def test_what_is_new_is_told_once(projection, views):

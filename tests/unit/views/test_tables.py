@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import nullcontext
 from functools import reduce
 
 import pytest
@@ -75,6 +76,21 @@ def test_a_partition_without_a_leader_is_named_in_readiness_and_logged_once():
         "A partition has no leader: its views are not updated.",
         "A partition has a leader again.",
     ]
+
+
+@pytest.mark.parametrize(("encoding", "is_refused"), [("UTF8", False), ("LATIN1", True), ("SQL_ASCII", True)])
+def test_a_database_that_cannot_hold_every_character_is_refused(postgresql, encoding, is_refused):
+    admin = open_database(postgresql)
+    with admin.begin() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {encoding.lower()}")
+        connection.exec_driver_sql(
+            f"CREATE DATABASE {encoding.lower()} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'"
+        )
+    admin.dispose()
+    engine = open_database(postgresql.set(database=encoding.lower()), writes=True)
+    with pytest.raises(DatabaseError, match=f"encoding {encoding}, expected UTF8") if is_refused else nullcontext():
+        prepare(engine)
+    engine.dispose()
 
 
 ASKED = [Views.faults, Views.offsets, lambda views: views.orders(["order-1"])]

@@ -95,6 +95,6 @@ async def test_nothing_found_is_not_found_only_if_all_records_were_read(monkeypa
 
 
 async def test_a_text_that_no_id_can_be_is_an_invalid_parameter():
-    refused = await problem_of(IdSearches(Settings()).why("x" * 201, all_partitions=False))
+    refused = await problem_of(IdSearches(Settings()).why("x" * 256, all_partitions=False))
     assert refused.kind is Trouble.INVALID_PARAMETER
     assert "xxx" not in str(refused.more)

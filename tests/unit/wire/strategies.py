@@ -23,9 +23,9 @@ from order_service.domain.messages import (
     ShipOrder,
 )
 
-ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
+ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 texts = st.text(max_size=80)  # of any characters but lone surrogates
-correlation_ids = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=80)
+correlation_ids = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=80)
 numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-200, 200)
 digests = st.binary(min_size=16, max_size=16)
 metadata = st.dictionaries(texts, texts, max_size=4)
