@@ -128,6 +128,10 @@ class ResponseTooLong(NoResponse):
     """A response with a body that is longer than the limit."""
 
 
+class NoToken(NoResponse):
+    """A call over HTTP that lacks the access token that it needs; the message says why, and holds no secret."""
+
+
 class TopicsError(OrderServiceError):
     """A topic is missing or falls short of the table of topics: the process refuses to run."""
 
