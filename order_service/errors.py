@@ -112,6 +112,10 @@ class RegistryAwayError(Unavailable):
     """The schema registry gives no usable answer; the message is one line."""
 
 
+class RegistryDeniedError(RegistryAwayError):
+    """The schema registry does not let this account do something."""
+
+
 class KeysAway(Unavailable):
     """The keys that check tokens are unavailable, so the token can be neither accepted nor refused."""
 
