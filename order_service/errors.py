@@ -112,6 +112,10 @@ class RegistryAwayError(Unavailable):
     """The schema registry gives no usable answer; the message is one line."""
 
 
+class RegistryDeniedError(RegistryAwayError):
+    """The schema registry does not let this account do something."""
+
+
 class KeysAway(Unavailable):
     """The keys that check tokens are unavailable, so the token can be neither accepted nor refused."""
 
@@ -126,6 +130,10 @@ class NoResponseInTime(NoResponse):
 
 class ResponseTooLong(NoResponse):
     """A response with a body that is longer than the limit."""
+
+
+class NoToken(NoResponse):
+    """A call over HTTP that lacks the access token that it needs; the message says why, and holds no secret."""
 
 
 class TopicsError(OrderServiceError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
     TypeAdapter,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -181,13 +182,60 @@ class Settings(BaseSettings):
     schema_registry_url: str = _setting(
         "",
         EVERY_PROCESS,
-        "A schema registry with Confluent's API. Records then carry the ids that it assigns: see [evolving a "
-        "schema](../guide/evolving-schemas.md).",
-        validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"),
+        "A schema registry with Confluent's API, or several URLs of it, separated by commas. Records then carry the "
+        "ids that it assigns: see [fit in](../guide/fit-in.md#schema-registry). `ORDERS_SCHEMA_REGISTRY_URL` is the "
+        "same setting.",
+        validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "ORDERS_SCHEMA_REGISTRY_URL", "schema_registry_url"),
+    )
+    schema_registry_register: bool = _setting(
+        True,
+        EVERY_PROCESS,
+        "Whether `worker` and `web` register the schemas that the registry lacks. With `false`, nothing is written to "
+        "it: a worker waits until the schemas are there, and `web` uses the ids of `schemas/` until then.",
     )
     schema_registry_username: str = _setting("", EVERY_PROCESS, "The user name for the schema registry.")
     schema_registry_password: SecretStr = _setting(
         SecretStr(""), EVERY_PROCESS, "The password for the schema registry."
+    )
+    schema_registry_token: SecretStr = _setting(
+        SecretStr(""), EVERY_PROCESS, "The bearer token for the schema registry, instead of a user name."
+    )
+    schema_registry_token_file: Path | None = _setting(
+        None, EVERY_PROCESS, "A file with the bearer token. It is read again when it changes."
+    )
+    schema_registry_oauth_token_url: str = _setting(
+        "", EVERY_PROCESS, "The token endpoint for the schema registry (OAuth2 client credentials)."
+    )
+    schema_registry_oauth_client_id: str = _setting("", EVERY_PROCESS, "The client id at the token endpoint.")
+    schema_registry_oauth_client_secret: SecretStr = _setting(
+        SecretStr(""), EVERY_PROCESS, "The client secret at the token endpoint."
+    )
+    schema_registry_oauth_client_auth: Literal["basic", "post"] = _setting(
+        "basic",
+        EVERY_PROCESS,
+        "How the client credentials are sent: in the `Authorization` header, or with `post` in the body.",
+    )
+    schema_registry_oauth_scope: str = _setting("", EVERY_PROCESS, "The scopes to request, separated by spaces.")
+    schema_registry_oauth_audience: str = _setting(
+        "", EVERY_PROCESS, "The audience to request, for providers that need one."
+    )
+    schema_registry_headers: str = _setting(
+        "",
+        EVERY_PROCESS,
+        "More headers of each request, as `name=value`, separated by commas. Confluent Cloud needs `target-sr-cluster` "
+        "and `Confluent-Identity-Pool-Id` with OAuth.",
+        pattern=r"^([A-Za-z0-9-]+=[\x21-\x2b\x2d-\x7e]+(,|$))*$",
+    )
+    schema_registry_ssl_cafile: Path | None = _setting(
+        None,
+        EVERY_PROCESS,
+        "A file with the CAs of the schema registry and its token endpoint, trusted beside the system's.",
+    )
+    schema_registry_ssl_certfile: Path | None = _setting(
+        None, EVERY_PROCESS, "The client certificate for the schema registry, in PEM, with its chain."
+    )
+    schema_registry_ssl_keyfile: Path | None = _setting(
+        None, EVERY_PROCESS, "The unencrypted key of that certificate, unless it is in the same file."
     )
 
     # Views
@@ -264,24 +312,25 @@ class Settings(BaseSettings):
         """The consumer group of the workers and the prefix of their transactional ids, unique for each topic prefix."""
         return f"{self.topic_prefix}{self.app_id}"
 
-    @field_validator("user_service_url", "url", "schema_registry_url")
+    @property
+    def schema_registry_urls(self) -> tuple[str, ...]:
+        """The URLs of the schema registry, or none."""
+        return tuple(self.schema_registry_url.split(",")) if self.schema_registry_url else ()
+
+    @field_validator("user_service_url", "url")
     @classmethod
     def _http_url(cls, url: str, field: ValidationInfo) -> str:
-        if field.field_name != "user_service_url" and not url:
-            return url
-        TypeAdapter(HttpUrl).validate_python(url)
-        if urlsplit(url).query or urlsplit(url).fragment:
-            raise ValueError("must not have a query or a fragment")
-        return url.rstrip("/")
+        return _base_url(url) if url or field.field_name == "user_service_url" else url
 
     @field_validator("schema_registry_url")
     @classmethod
-    def _without_a_password(cls, url: str) -> str:
-        if urlsplit(url).username is not None:
+    def _http_urls_without_credentials(cls, text: str) -> str:
+        urls = [_base_url(url.strip()) for url in text.split(",")] if text else []
+        if any(urlsplit(url).username is not None for url in urls):
             raise ValueError("must not contain credentials: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
-        return url
+        return ",".join(dict.fromkeys(urls))
 
-    @field_validator("jwt_jwks_url")
+    @field_validator("jwt_jwks_url", "schema_registry_oauth_token_url")
     @classmethod
     def _http_url_or_none(cls, url: str) -> str:
         """Return the URL unchanged: a query may name a policy, and a trailing slash may lead to another document."""
@@ -291,7 +340,14 @@ class Settings(BaseSettings):
             raise ValueError("must not have a fragment")
         return url
 
-    @field_validator("jwt_key_file", mode="before")
+    @field_validator(
+        "jwt_key_file",
+        "schema_registry_token_file",
+        "schema_registry_ssl_cafile",
+        "schema_registry_ssl_certfile",
+        "schema_registry_ssl_keyfile",
+        mode="before",
+    )
     @classmethod
     def _file_or_none(cls, path: object) -> object:
         return None if path == "" else path
@@ -310,6 +366,36 @@ class Settings(BaseSettings):
         if not path.startswith("/") or path.count("{id}") != 1:
             raise ValueError("must start with / and contain {id} exactly once")
         return path
+
+    @model_validator(mode="after")
+    def _one_credential_for_the_registry(self) -> Self:
+        if fault := _registry_fault(self):
+            raise ValueError(fault)
+        return self
+
+
+def _base_url(url: str) -> str:
+    TypeAdapter(HttpUrl).validate_python(url)
+    if urlsplit(url).query or urlsplit(url).fragment:
+        raise ValueError("must not have a query or a fragment")
+    return url.rstrip("/")
+
+
+def _registry_fault(settings: Settings) -> str:
+    """Return why the credentials for the schema registry do not fit together, or an empty text."""
+    of_oauth = ("oauth_token_url", "oauth_client_id", "oauth_client_secret")
+    used = {
+        name: f"ORDERS_SCHEMA_REGISTRY_{name.upper()}"
+        for name in ("username", "password", "token", "token_file", *of_oauth, "oauth_scope", "oauth_audience")
+        if getattr(settings, f"schema_registry_{name}") not in {"", None, SecretStr("")}
+    }
+    ways = list(dict.fromkeys("oauth" if name.startswith("oauth") else name for name in used if name != "password"))
+    if len(ways) > 1:
+        return f"set only one credential for the schema registry, not {' and '.join(used.values())}"
+    if "password" in used and ways != ["username"]:
+        return f"{used['password']} needs ORDERS_SCHEMA_REGISTRY_USERNAME"
+    missing = [f"ORDERS_SCHEMA_REGISTRY_{name.upper()}" for name in of_oauth if name not in used]
+    return f"{next(iter(used.values()))} needs {' and '.join(missing)}" if ways == ["oauth"] and missing else ""
 
 
 def variable(field: str) -> str:

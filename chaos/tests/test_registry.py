@@ -14,7 +14,7 @@ VALUE = foreign(encode_command(create), 1) or b""
 
 
 def ask(registry):
-    return SchemaRegistry(RegistryPolicy(url=registry.url, try_s=5.0, waits_s=()))
+    return SchemaRegistry(RegistryPolicy(urls=(registry.url,), try_s=5.0, waits_s=()))
 
 
 async def test_our_schemas_keep_their_ids_and_have_others_beside_them():

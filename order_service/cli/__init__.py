@@ -17,6 +17,7 @@ from order_service.cli import (
     rebuild,
     running,
     schemas,
+    topics,
     verify,
     views,
     watching,
@@ -84,7 +85,7 @@ app.command("worker", rich_help_panel="Run")(running.worker)
 app.command("projector", rich_help_panel="Run")(running.projector)
 app.command("web", rich_help_panel="Run")(running.web)
 app.command("users", rich_help_panel="Run")(running.users)
-app.add_typer(running.topics, name="topics", rich_help_panel="Run")
+app.add_typer(topics.topics, name="topics", rich_help_panel="Run")
 app.add_typer(schemas.schemas, name="schemas", rich_help_panel="Run")
 app.add_typer(views.views, name="views", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)

@@ -13,10 +13,13 @@ LOCAL_PARTITIONS = 4
 """A local machine does not need 12 partitions, and starts faster with fewer."""
 
 
-def read_settings() -> Settings:
-    """Read the settings from the environment. On errors print one line for each, and exit with 2."""
+def read_settings(*, for_local: bool = True) -> Settings:
+    """Read the settings from the environment. On errors print one line for each, and exit with 2.
+
+    With `for_local`, a local Kafka has its own defaults.
+    """
     try:
-        return with_kafka_defaults(Settings())
+        return with_kafka_defaults(Settings()) if for_local else Settings()
     except ValidationError as error:
         for line in fault_lines(error):
             typer.echo(line, err=True)
@@ -24,10 +27,13 @@ def read_settings() -> Settings:
 
 
 def fault_lines(error: ValidationError) -> Iterator[str]:
-    """Yield the variable and message of each error, but never the value: it may be a secret."""
+    """Yield the variable and message of each error, but never the value: it may be a secret.
+
+    The message of a fault of several settings names them itself.
+    """
     for fault in error.errors():
-        name = str(fault["loc"][0]) if fault["loc"] else ""
-        yield f"{variable(name)}: {fault['msg']}"
+        message = fault["ctx"]["error"] if fault["type"] == "value_error" else fault["msg"]  # without "Value error, "
+        yield f"{variable(str(fault['loc'][0]))}: {message}" if fault["loc"] else str(message)
 
 
 def with_kafka_defaults(settings: Settings) -> Settings:

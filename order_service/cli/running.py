@@ -1,6 +1,5 @@
-"""The commands that run everything at once (`up`) or its parts, and those for their topics and settings."""
+"""The commands that run everything at once (`up`) or its parts, and the one that shows their settings."""
 
-import asyncio
 import logging
 import time
 from typing import Annotated
@@ -13,16 +12,12 @@ from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
 from order_service.cli.outcomes import show_outcomes
 from order_service.errors import cannot_listen
-from order_service.kafka.connection import ask_admin
-from order_service.kafka.topics import Comparison, compare_topics, create_topics, fix_lines, topic_configs, topic_names
 from order_service.runtime import logs
 from order_service.runtime.signals import exit_on_signal, run_until_signal
 from order_service.settings import Settings
 
 LogAsJson = Annotated[bool, typer.Option("--json", help="Log as JSON, like ORDERS_LOG=json.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Do not show the outcomes of commands. --json implies it.")]
-
-topics = typer.Typer(no_args_is_help=True, help="Create the topics, or check their configuration.")
 
 
 def up(quiet: Quiet = False, as_json: AsJson = False) -> None:
@@ -101,55 +96,6 @@ def _begin(*, as_json: bool) -> Settings:
     return settings
 
 
-@topics.command("create")
-def topics_create(as_json: AsJson = False) -> None:
-    """Create missing topics. The others stay unchanged; exit with 13 if one of them differs."""
-    settings = read_settings()
-    created = asyncio.run(_create(settings))
-    for name in topic_configs(topic_names(settings.topic_prefix)):
-        state = "created" if name in created else "exists"
-        if as_json:
-            show.json_line({"topic": name, "state": state})
-        else:
-            typer.echo(f"{state:<8} {name}")
-    compared = asyncio.run(_compare(settings))
-    if as_json and (compared.faults or compared.risks):
-        show.json_line(_as_json(settings, compared))
-    elif not as_json:
-        _echo(settings, compared)
-    raise typer.Exit(13 if compared.faults else 0)
-
-
-@topics.command("check")
-def topics_check(as_json: AsJson = False) -> None:
-    """Check the topics. If one falls short, print the commands that repair it and exit with 13."""
-    settings = read_settings()
-    compared = asyncio.run(_compare(settings))
-    if as_json:
-        show.json_line(_as_json(settings, compared))
-    else:
-        _echo(settings, compared)
-        if not compared.faults:
-            typer.echo(f"all topics are as expected, with {settings.partitions} partitions each")
-    raise typer.Exit(13 if compared.faults else 0)
-
-
-def _as_json(settings: Settings, compared: Comparison) -> dict[str, object]:
-    faults = compared.faults
-    texts = [fault.text for fault in faults]
-    return {"ok": not faults, "faults": texts, "fix": fix_lines(faults, settings), "risks": compared.risks}
-
-
-def _echo(settings: Settings, compared: Comparison) -> None:
-    """Write the differences to stderr, and the commands that repair them to stdout."""
-    for risk in compared.risks:
-        typer.echo(f"order-service: warning: {risk}", err=True)
-    for fault in compared.faults:
-        typer.echo(f"order-service: {fault.text}", err=True)
-    for line in fix_lines(compared.faults, settings):
-        typer.echo(line)
-
-
 def config(as_json: AsJson = False) -> None:
     """Show the settings in use, with secrets masked."""
     values = redacted(read_settings())
@@ -157,11 +103,3 @@ def config(as_json: AsJson = False) -> None:
         show.json_line(values)
         return
     show.table(("variable", "value"), values.items())
-
-
-async def _create(settings: Settings) -> list[str]:
-    return await ask_admin(settings, lambda admin: create_topics(admin, settings))
-
-
-async def _compare(settings: Settings) -> Comparison:
-    return await ask_admin(settings, lambda admin: compare_topics(admin, settings), patience_s=5.0)

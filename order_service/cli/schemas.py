@@ -8,7 +8,7 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings
 from order_service.cli.options import AsJson
 from order_service.errors import SetupError
-from order_service.kafka.registry_client import COMPATIBILITY, register, registry_of
+from order_service.kafka.registry_client import register, registry_of
 from order_service.kafka.topics import topic_names
 from order_service.operations.doctor.checks.registry import RegisteredSchema, registered_schemas
 from order_service.settings import Settings
@@ -34,17 +34,22 @@ def schemas_list(as_json: AsJson = False) -> None:
 
 @schemas.command("check")
 def schemas_check(as_json: AsJson = False) -> None:
-    """Check that released files are unchanged, and that a schema registry has all of them; exit with 1 if not."""
+    """Check that released files are unchanged, and that a schema registry has all of them; exit with 1 if not.
+
+    A subject whose compatibility is weaker than needed is a warning.
+    """
     settings = read_settings()
-    faults = files.faults(files.folder())
+    faults, risks = files.faults(files.folder()), []
     if settings.schema_registry_url and not faults:
-        faults = [fault for schema in asyncio.run(_listed(settings)) for fault in schema.faults()]
+        listed = asyncio.run(_listed(settings))
+        faults = [schema.fault for schema in listed if schema.fault]
+        risks = sorted({schema.risk for schema in listed if schema.risk})
     if as_json:
-        show.json_line({"ok": not faults, "faults": faults})
-    elif faults:
-        for fault in faults:
-            typer.echo(f"order-service: {fault}", err=True)
-    else:
+        show.json_line({"ok": not faults, "faults": faults, "risks": risks})
+        raise typer.Exit(1 if faults else 0)
+    for line in [*(f"warning: {risk}" for risk in risks), *faults]:
+        typer.echo(f"order-service: {line}", err=True)
+    if not faults:
         where = f"; {settings.schema_registry_url} has them" if settings.schema_registry_url else ""
         typer.echo(f"all {len(SCHEMAS.released)} schemas are as expected{where}")
     raise typer.Exit(1 if faults else 0)
@@ -52,7 +57,10 @@ def schemas_check(as_json: AsJson = False) -> None:
 
 @schemas.command("register")
 def schemas_register(as_json: AsJson = False) -> None:
-    """Register all released schemas in SCHEMA_REGISTRY_URL, and make it refuse incompatible versions."""
+    """Register the released schemas that SCHEMA_REGISTRY_URL lacks, and make new subjects refuse breaking versions.
+
+    A level of compatibility that is already set stays.
+    """
     for schema in asyncio.run(_registered(read_settings())):
         if as_json:
             show.json_line(schema)
@@ -75,7 +83,6 @@ async def _registered(settings: Settings) -> list[RegisteredSchema]:
     if registry is None:
         raise SetupError("no schema registry is set: set SCHEMA_REGISTRY_URL")
     async with registry:
-        return [
-            RegisteredSchema.of(names, schema, await register(registry, schema, names.of), COMPATIBILITY)
-            for schema in SCHEMAS.released
-        ]
+        for schema in SCHEMAS.released:
+            await register(registry, schema, names.of)
+        return await registered_schemas(registry, names)

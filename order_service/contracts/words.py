@@ -34,9 +34,10 @@ WIRE: Final = (
 )
 LOOK_UP: Final = (
     "`schemas/ids.json` has the file of each id. The web process serves the schemas with the API of a schema registry, "
-    "under `/schema-registry`, so every deserializer for this format can read the topics. If the service runs with "
-    "your own schema registry, records carry the ids from that registry. A released file is never edited: the `doc` of "
-    "a field can have the bounds of its release, and the tables here have the current ones."
+    "under `/schema-registry`, so deserializers for this format can read the topics. Its subjects are "
+    "`<topic>-<record name>`, and for Kafka Connect's converters `<topic>-value` with all schemas of the topic. If the "
+    "service runs with your own schema registry, records carry the ids from that registry. A released file is never "
+    "edited: the `doc` of a field can have the bounds of its release, and the tables here have the current ones."
 )
 AS_JSON: Final = (
     "The JSON of an example shows its values as HTTP and the command line do. A time is RFC 3339, a digest is "

@@ -3,6 +3,8 @@
 It speaks the Confluent Schema Registry API, which Apicurio also serves (under `/apis/ccompat/v7`). Without
 `SCHEMA_REGISTRY_URL`, this module is unused. With it, we write with the registry's ids, and look up unknown ids. Their
 records are decoded if the schema is ours, or a later version of it.
+
+An id is looked up before anything is written. A level of compatibility that somebody has set is never changed.
 """
 
 import asyncio
@@ -11,16 +13,25 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from ssl import SSLContext
 from typing import Any, Final, Self
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 from msgspec import Struct
-from pydantic import SecretStr
 
-from order_service.errors import NoResponse, NoResponseInTime, RegistryAwayError, ResponseTooLong, SchemaError
-from order_service.http_client import HttpClient
+from order_service.access_tokens import ClientCredentials, FileToken
+from order_service.errors import (
+    NoResponse,
+    NoResponseInTime,
+    NoToken,
+    RegistryAwayError,
+    RegistryDeniedError,
+    ResponseTooLong,
+    SchemaError,
+)
+from order_service.http_client import HttpClient, Reply, TokenSource, tls_context
 from order_service.runtime.library_logger import library_logger
 from order_service.settings import Settings
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Schema
@@ -28,10 +39,16 @@ from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Sc
 log = library_logger("order_service.registry")
 
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
-"""The compatibility level of our subjects: a released schema is compatible with all earlier ones in its subject."""
+"""The level that our subjects need: a released schema is compatible with all earlier ones in its subject. Others ask
+for less: this one has the most."""
+DEFAULT_LEVELS: Final = frozenset({None, "BACKWARD", "NONE"})
+"""The global levels that registries have by default: Confluent, Karapace and Redpanda; Apicurio."""
 TYPE: Final = "application/vnd.schemaregistry.v1+json"
 BODY_MAX: Final = 1024 * 1024
 REFUSED: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
+DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED})
+REGISTERS: Final = "`ORDERS_SCHEMA_REGISTRY_REGISTER=true order-service schemas register`"
+"""The command that registers, whatever the setting of the environment."""
 AT_ONCE: Final = 16
 """How many ids are looked up at the same time."""
 UNKNOWN_S: Final = 30.0
@@ -50,22 +67,56 @@ TopicOf = Callable[[type[Message]], str]
 
 
 class RegistryPolicy(Struct, frozen=True, kw_only=True):
-    """The policy of requests: `try_s` bounds each try, and another try follows each of the waits."""
+    """The policy of requests: `try_s` bounds each try, and another try follows each of the waits.
 
-    url: str
-    username: str = ""
-    password: SecretStr = SecretStr("")
+    Several URLs are tried in turn, without a wait before a URL that was not tried yet. `authorization` makes the value
+    of that header (by default none), or a source of tokens. Without `registers`, nothing is ever written.
+    """
+
+    urls: tuple[str, ...]
+    authorization: Callable[[], str | TokenSource] = str
+    headers: dict[str, str] = {}
+    ssl_context: SSLContext | None = None
+    registers: bool = True
     try_s: float = 2.0
     waits_s: tuple[float, ...] = (0.1, 0.3)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Return the policy with the URL and the credentials of the settings."""
-        return cls(
-            url=settings.schema_registry_url,
-            username=settings.schema_registry_username,
-            password=settings.schema_registry_password,
+        """Return the policy of the settings. Raises SetupError for a certificate that cannot be used."""
+        ssl_context = tls_context(
+            "ORDERS_SCHEMA_REGISTRY_SSL_",
+            settings.schema_registry_ssl_cafile,
+            settings.schema_registry_ssl_certfile,
+            settings.schema_registry_ssl_keyfile,
         )
+        return cls(
+            urls=settings.schema_registry_urls,
+            authorization=lambda: _authorization(settings, ssl_context),
+            headers=dict(pair.split("=", 1) for pair in settings.schema_registry_headers.split(",") if pair),
+            ssl_context=ssl_context,
+            registers=settings.schema_registry_register,
+        )
+
+
+def _authorization(settings: Settings, ssl_context: SSLContext | None) -> str | TokenSource:
+    if settings.schema_registry_oauth_token_url:
+        return ClientCredentials(
+            settings.schema_registry_oauth_token_url,
+            settings.schema_registry_oauth_client_id,
+            settings.schema_registry_oauth_client_secret.get_secret_value(),
+            scope=settings.schema_registry_oauth_scope,
+            audience=settings.schema_registry_oauth_audience,
+            in_body=settings.schema_registry_oauth_client_auth == "post",
+            ssl_context=ssl_context,
+        )
+    if settings.schema_registry_token_file is not None:
+        return FileToken(settings.schema_registry_token_file)
+    if token := settings.schema_registry_token.get_secret_value():
+        return f"Bearer {token}"
+    if username := settings.schema_registry_username:
+        return aiohttp.encode_basic_auth(username, settings.schema_registry_password.get_secret_value())
+    return ""
 
 
 class _Response(Struct):
@@ -81,21 +132,30 @@ class _Response(Struct):
 
 
 class SchemaRegistry:
-    """A client, used with `async with`. Requests raise RegistryAwayError without an answer, SchemaError if refused."""
+    """A client, used with `async with`. Requests raise RegistryAwayError without an answer, SchemaError if refused.
+
+    It stays with the URL that answered, and goes on to the next one when that does not.
+    """
 
     def __init__(self, policy: RegistryPolicy) -> None:
-        self.url = policy.url
+        self.registers = policy.registers
         self._policy = policy
+        self._index = 0
         self._http: HttpClient | None = None
 
+    @property
+    def url(self) -> str:
+        """The URL to ask next."""
+        return self._policy.urls[self._index]
+
     async def __aenter__(self) -> Self:
-        username, password = self._policy.username, self._policy.password.get_secret_value()
         self._http = HttpClient(
             timeout_s=self._policy.try_s,
             body_max_bytes=BODY_MAX,
-            authorization=aiohttp.encode_basic_auth(username, password) if username else "",
-            headers={"Accept": f"{TYPE}, application/json", "Content-Type": TYPE},
+            authorization=self._policy.authorization(),
+            headers={"Accept": f"{TYPE}, application/json", "Content-Type": TYPE, **self._policy.headers},
             reads_errors=True,
+            ssl_context=self._policy.ssl_context,
         )
         return self
 
@@ -121,52 +181,83 @@ class SchemaRegistry:
         return response.schema if response.schemaType == "AVRO" and not response.references else None
 
     async def compatibility(self, subject: str) -> str | None:
-        """Return the compatibility level of a subject, or None if it is not set."""
+        """Return the compatibility level in effect for a subject, or None without levels."""
+        level = (await self._ask("GET", f"/config/{_quoted(subject)}?defaultToGlobal=true")).compatibilityLevel
+        return level or await self.global_compatibility()
+
+    async def own_compatibility(self, subject: str) -> str | None:
+        """Return the compatibility level that is set for a subject, or None."""
         return (await self._ask("GET", f"/config/{_quoted(subject)}")).compatibilityLevel
+
+    async def global_compatibility(self) -> str | None:
+        """Return the compatibility level of subjects without one, or None without levels."""
+        return (await self._ask("GET", "/config")).compatibilityLevel
 
     async def set_compatibility(self, subject: str, level: str) -> None:
         """Set the compatibility level of a subject: what a new version may change."""
         await self._ask("PUT", f"/config/{_quoted(subject)}", {"compatibility": level})
 
     async def _ask(self, method: str, path: str, body: object = None) -> _Response:
-        for wait_s in self._policy.waits_s:
+        urls, waits_s = self._policy.urls, self._policy.waits_s
+        first, last_try = self._index, max(len(urls), len(waits_s) + 1)
+        faults: dict[str, str] = {}
+        number = 0
+        while True:
+            index = (first + number) % len(urls)
+            number += 1
             try:
-                return await self._try(method, path, body)
-            except RegistryAwayError:
-                await asyncio.sleep(wait_s)
-        return await self._try(method, path, body)
+                return await self._try(index, method, path, body)
+            except RegistryAwayError as error:
+                faults[urls[index]] = str(error)
+                self._index = (index + 1) % len(urls)
+                if number == last_try:
+                    raise type(error)("; ".join(faults.values())) from error
+            if number % len(urls) == 0:
+                await asyncio.sleep(waits_s[number // len(urls) - 1])
 
-    async def _try(self, method: str, path: str, body: object) -> _Response:
+    async def _try(self, index: int, method: str, path: str, body: object) -> _Response:
+        """Ask at one URL. If this is cancelled, because it takes too long, the next request begins at the next URL."""
         if self._http is None:
             raise RegistryAwayError("the schema registry client is closed")
+        url = self._policy.urls[index]
+        self._index = (index + 1) % len(self._policy.urls)
         data = None if body is None else msgspec.json.encode(body)
         try:
-            reply = await self._http.request(method, self.url + path, data)
+            reply = await self._http.request(method, url + path, data)
         except NoResponseInTime as error:
-            raise RegistryAwayError(f"the schema registry at {self.url} does not answer in time") from error
+            raise RegistryAwayError(f"the schema registry at {url} does not answer in time") from error
         except ResponseTooLong as error:
-            raise RegistryAwayError(f"the schema registry at {self.url} returned too much: {error}") from error
+            raise RegistryAwayError(f"the schema registry at {url} returned too much: {error}") from error
+        except NoToken as error:
+            raise RegistryAwayError(f"the schema registry at {url} is not asked: {error}") from error
         except NoResponse as error:
-            kind = type(error.__cause__).__name__
-            raise RegistryAwayError(f"no schema registry answers at {self.url} ({kind})") from error
-        return self._read(f"{method} {path}", reply.status, reply.body)
+            raise RegistryAwayError(f"no schema registry answers at {url}: {error}") from error
+        self._index = index
+        return _read(url, f"{method} {path}", reply)
 
-    def _read(self, request: str, status: int, body: bytes) -> _Response:
-        try:
-            response = msgspec.json.decode(body, type=_Response)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise RegistryAwayError(f"the server at {self.url} is not a schema registry (status {status})") from error
-        if status == HTTPStatus.OK:
-            return response
-        if status == HTTPStatus.NOT_FOUND and response.error_code is not None:
-            return _Response()
-        result = f"{request}: status {status} {_line(response.message)}".rstrip()
-        if status in REFUSED and not request.startswith("GET"):
-            raise SchemaError(f"the schema registry at {self.url} refuses {result}")
-        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            cure = "set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD of an account with access"
-            raise RegistryAwayError(f"the schema registry at {self.url} denies access: {result}: {cure}")
-        raise RegistryAwayError(f"the schema registry at {self.url} returned an error: {result}")
+
+def _read(url: str, request: str, reply: Reply) -> _Response:
+    try:
+        response = msgspec.json.decode(reply.body, type=_Response)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise RegistryAwayError(f"the server at {url} is not a schema registry ({reply.summary})") from error
+    status = reply.status
+    if status == HTTPStatus.OK:
+        return response
+    if status == HTTPStatus.NOT_FOUND and response.error_code is not None:
+        return _Response()
+    result = f"{request}: status {status} {_line(response.message)}".rstrip()
+    if status in REFUSED and not request.startswith("GET"):
+        raise SchemaError(f"the schema registry at {url} refuses {result}")
+    if status in DENIED:
+        raise RegistryDeniedError(f"the schema registry at {url} denies access: {result}: {_cure(request)}")
+    raise RegistryAwayError(f"the schema registry at {url} returned an error: {result}")
+
+
+def _cure(request: str) -> str:
+    if request.startswith("POST") and request.endswith("/versions"):
+        return f"run {REGISTERS} with an account that may register"
+    return "set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD, …_TOKEN or …_OAUTH_… of an account with access"
 
 
 def _quoted(subject: str) -> str:
@@ -179,23 +270,69 @@ def _line(message: str) -> str:
 
 
 async def register(registry: SchemaRegistry, schema: Schema, topic_of: TopicOf) -> int:
-    """Register a released schema, and return its id. Set its subject to refuse incompatible later versions."""
+    """Return the id of a released schema in the registry, and register it if the registry lacks it.
+
+    Raises SchemaError if it is lacking and must not be registered.
+    """
     subject = schema.subject(topic_of(schema.message))
-    if await registry.compatibility(subject) != COMPATIBILITY:
-        await registry.set_compatibility(subject, COMPATIBILITY)
-        if (level := await registry.compatibility(subject)) != COMPATIBILITY:
-            raise SchemaError(f"the schema registry at {registry.url} keeps {subject} at {level}, not {COMPATIBILITY}")
     schema_id = await registry.id_of(subject, schema.text)
-    if schema_id is None:
-        schema_id = await registry.register(subject, schema.text)
-        log.info("Schema registered.", subject=subject, version=schema.version, schema_id=schema_id)
+    if schema_id is not None:
+        return schema_id
+    if not registry.registers:
+        raise SchemaError(
+            f"the schema registry at {registry.url} lacks {schema.file} in the subject {subject}, and "
+            f"ORDERS_SCHEMA_REGISTRY_REGISTER is false: run {REGISTERS} with an account that may register"
+        )
+    await _set_compatibility(registry, subject)
+    schema_id = await registry.register(subject, schema.text)
+    log.info("Schema registered.", subject=subject, version=schema.version, schema_id=schema_id)
     return schema_id
 
 
+async def _set_compatibility(registry: SchemaRegistry, subject: str) -> None:
+    """Make a subject refuse later versions that break readers, unless its level or the global one was set.
+
+    Registering goes on without it: an account may be allowed to register and not to set levels.
+    """
+    try:
+        if await registry.own_compatibility(subject) is not None:
+            return
+        if await registry.global_compatibility() in DEFAULT_LEVELS:
+            await registry.set_compatibility(subject, COMPATIBILITY)
+    except (SchemaError, RegistryDeniedError) as error:
+        log.warning("The compatibility of a subject was not set.", subject=subject, why=str(error))
+
+
+async def weak_levels(registry: SchemaRegistry, topic_of: TopicOf, catalogue: Catalogue = SCHEMAS) -> dict[str, str]:
+    """Return the subjects whose compatibility level is weaker than needed, with it.
+
+    A level that this account may not see is left out.
+    """
+    subjects = {schema.subject(topic_of(schema.message)) for schema in catalogue.released}
+    levels = {subject: await visible_level(registry, subject) for subject in sorted(subjects)}
+    return {subject: level for subject, level in levels.items() if level and level != COMPATIBILITY}
+
+
+async def visible_level(registry: SchemaRegistry, subject: str) -> str | None:
+    """Return the compatibility level in effect for a subject, or None if this account may not see it."""
+    try:
+        return await registry.compatibility(subject)
+    except RegistryDeniedError:
+        return None
+
+
 async def adopt(registry: SchemaRegistry, topic_of: TopicOf, catalogue: Catalogue = SCHEMAS) -> None:
-    """Register all released schemas, and write with the registry's ids from now on."""
+    """Write with the registry's ids of all released schemas from now on; register those that it lacks."""
     for schema in catalogue.released:
         catalogue.adopt(schema.file, await register(registry, schema, topic_of))
+    try:
+        levels = await weak_levels(registry, topic_of, catalogue)
+    except RegistryAwayError as error:
+        log.warning("Schema compatibility was not compared.", why=str(error))
+        return
+    if levels:
+        subjects = [f"{subject} {level}" for subject, level in levels.items()]
+        log.warning("Schema compatibility is weaker than required.", required=COMPATIBILITY, subjects=subjects)
 
 
 async def adopt_when_available(

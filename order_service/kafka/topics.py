@@ -151,7 +151,7 @@ class Fault(Struct, frozen=True):
 
 
 class Described(Struct, frozen=True):
-    """A topic as Kafka describes it: the nodes with a replica of each partition, and its settings."""
+    """A topic as Kafka describes it: the nodes with a replica of each partition, and the settings that it reports."""
 
     name: str
     replicas: dict[int, list[int]]
@@ -162,34 +162,66 @@ class Described(Struct, frozen=True):
         """The number of replicas of the partition with the fewest."""
         return min(map(len, self.replicas.values()))
 
+    @property
+    def in_sync(self) -> int:
+        """The topic's `min.insync.replicas`; Kafka's default if the cluster does not report it."""
+        return int(self.config.get(IN_SYNC, "1"))
+
+
+class Risk(Struct, frozen=True):
+    """A risk of topics that meet the table, and what removes it: a sentence, and a shell line if one does."""
+
+    text: str
+    advice: str
+    line: str = ""
+
 
 class Comparison(Struct, frozen=True):
     """The shortcomings of the topics against the table, their remaining risks, and their `min.insync.replicas`."""
 
     faults: list[Fault]
-    risks: list[str]
+    risks: list[Risk]
     in_sync: dict[str, int]
+
+
+class TopicSpec(Struct, frozen=True):
+    """A topic as it is created."""
+
+    name: str
+    partitions: int
+    replicas: int
+    config: dict[str, str]
+
+
+def topic_specs(settings: Settings, replicas: int) -> list[TopicSpec]:
+    """Return the topics as they are created with this number of replicas."""
+    return [
+        TopicSpec(name, settings.partitions, replicas, config | {IN_SYNC: str(in_sync_for(replicas))})
+        for name, config in topic_configs(topic_names(settings.topic_prefix)).items()
+    ]
 
 
 async def create_topics(admin: Admin, settings: Settings) -> list[str]:
     """Create the missing topics and return their names. Existing topics stay as they are."""
-    configs = topic_configs(topic_names(settings.topic_prefix))
-    missing = sorted(configs.keys() - (await _partitions(admin, configs)).keys())
-    replicas = replicas_for(len(await _nodes(admin)))
+    specs = topic_specs(settings, replicas_for(len(await _nodes(admin))))
+    existing = await _partitions(admin, [spec.name for spec in specs])
     topics = [
         NewTopic(
-            name=name,
-            num_partitions=settings.partitions,
-            replication_factor=replicas,
-            topic_configs=configs[name] | {IN_SYNC: str(in_sync_for(replicas))},
+            name=spec.name,
+            num_partitions=spec.partitions,
+            replication_factor=spec.replicas,
+            topic_configs=spec.config,
         )
-        for name in missing
+        for spec in specs
+        if spec.name not in existing
     ]
+    missing = sorted(topic.name for topic in topics)
     if topics:
         response = await _created(admin, topics)
         for name, code, message in response.topic_errors:
             if code and for_code(code) is not TopicAlreadyExistsError:
-                raise TopicsError(f"cannot create the topic {name}: {for_code(code).__name__}: {message}")
+                why = f"{for_code(code).__name__}: {message}"
+                raise TopicsError(f"cannot create the topic {name}: {why}; {OTHER_MEANS}")
         await _until_led(admin, missing)
     return missing
 
@@ -203,42 +235,54 @@ async def check_topics(admin: Admin, settings: Settings) -> dict[str, int]:
     if compared.faults:
         raise TopicsError("; ".join([*(fault.text for fault in compared.faults), FIX_HINT]))
     for risk in compared.risks:
-        log.warning("The settings of the topics are a risk.", risk=risk)
+        log.warning("The settings of the topics are a risk.", risk=risk.text)
     return compared.in_sync
 
 
+OTHER_MEANS: Final = "`order-service topics print` writes the topics for other tools"
 FIX_HINT: Final = "`order-service topics check` prints the lines that fix it"
 
 
 async def compare_topics(admin: Admin, settings: Settings) -> Comparison:
-    """Compare the topics with the table.
+    """Compare the topics with the table."""
+    partitions = await _partitions(admin, topic_configs(topic_names(settings.topic_prefix)))
+    if not partitions:
+        return judge_topics([], [], settings)
+    actual = await _actual_configs(admin, sorted(partitions))
+    topics = [Described(name, partitions[name], actual[name]) for name in sorted(partitions)]
+    return judge_topics(topics, await _nodes(admin), settings)
 
-    Exceeding it is allowed: longer retention, larger records, more replicas, more of them in sync.
+
+def judge_topics(topics: list[Described], nodes: list[int], settings: Settings) -> Comparison:
+    """Compare the existing topics of a cluster of `nodes` with the table.
+
+    Exceeding it is allowed: longer retention, larger records, more replicas, more of them in sync. One replica of every
+    topic is a risk and no fault: it can be a decision, where the storage below Kafka is replicated.
     """
-    names = topic_names(settings.topic_prefix)
-    configs = topic_configs(names)
-    partitions = await _partitions(admin, configs)
+    configs = topic_configs(topic_names(settings.topic_prefix))
+    have_one_replica = all(len(replicas) == 1 for topic in topics for replicas in topic.replicas.values())
     faults = [
         Fault(name, f"the topic {name} is missing: run `order-service topics create`", line=CREATE)
-        for name in configs.keys() - partitions.keys()
+        for name in configs.keys() - {topic.name for topic in topics}
     ]
-    if not partitions:
-        return Comparison(sorted(faults, key=_in_order), [], {})
-    nodes = await _nodes(admin)
-    actual = await _actual_configs(admin, sorted(partitions))
-    topics = [Described(name, replicas, actual[name]) for name, replicas in partitions.items()]
     for topic in topics:
         faults += _partition_faults(topic, settings)
-        faults += _replica_faults(topic, nodes)
+        faults += [] if have_one_replica else _replica_faults(topic, nodes)
+        faults += _in_sync_faults(topic)
         faults += _config_faults(topic, configs[topic.name])
-    in_sync = {topic.name: int(topic.config[IN_SYNC]) for topic in topics}
-    return Comparison(sorted(faults, key=_in_order), _risks(topics), in_sync)
+    risks = _unreported(topics, configs) + _in_sync_risks(topics, settings)
+    if topics and have_one_replica and len(nodes) > 1:
+        risks = [_one_replica(topics, nodes, settings), *risks]
+    elif any(topic.replica_count == 2 for topic in topics):
+        risks = [TWO_REPLICAS, *risks]
+    return Comparison(sorted(faults, key=_in_order), risks, {topic.name: topic.in_sync for topic in topics})
 
 
 CREATE: Final = "order-service topics create"
-TWO_REPLICAS: Final = (
+TWO_REPLICAS: Final = Risk(
     "the topics have two replicas, so records are acknowledged by one broker while the other is away, and are lost if "
-    "that one fails too; with three brokers two of three must have them"
+    "that one fails too; with three brokers two of three must have them",
+    "Run three brokers.",
 )
 
 
@@ -257,14 +301,23 @@ def fix_lines(faults: Iterable[Fault], settings: Settings) -> list[str]:
     faults = list(faults)
     lines = list(dict.fromkeys(fault.line for fault in faults if fault.line))
     if moves := [move for fault in faults for move in fault.moves]:  # Kafka accepts one plan at a time
-        plan = json.dumps({"version": 1, "partitions": moves}, separators=(",", ":"))
-        execute = f"--execute --reassignment-json-file <(echo '{plan}')"
-        lines.append(f"kafka-reassign-partitions {servers_option(settings)} {execute}")
+        lines.append(_reassign_line(moves, settings))
     for topic, topic_faults in groupby(faults, lambda fault: fault.topic):
         if changes := ",".join(fault.change for fault in topic_faults if fault.change):
-            alter = f"--alter --entity-type topics --entity-name {topic} --add-config {changes}"
-            lines.append(f"kafka-configs {servers_option(settings)} {alter}")
+            lines.append(alter_line(topic, changes, settings))
     return lines
+
+
+def alter_line(topic: str, changes: str, settings: Settings) -> str:
+    """Return the shell line that sets settings of a topic: `name=value`, separated by commas."""
+    alter = f"--alter --entity-type topics --entity-name {topic} --add-config {changes}"
+    return f"kafka-configs {servers_option(settings)} {alter}"
+
+
+def _reassign_line(moves: Iterable[dict[str, Any]], settings: Settings) -> str:
+    plan = json.dumps({"version": 1, "partitions": list(moves)}, separators=(",", ":"))
+    execute = f"--execute --reassignment-json-file <(echo '{plan}')"
+    return f"kafka-reassign-partitions {servers_option(settings)} {execute}"
 
 
 def servers_option(settings: Settings) -> str:
@@ -294,26 +347,59 @@ def _partition_faults(topic: Described, settings: Settings) -> list[Fault]:
 
 def _replica_faults(topic: Described, nodes: list[int]) -> list[Fault]:
     count, expected = topic.replica_count, replicas_for(len(nodes))
-    faults = []
-    if count < expected:
-        text = f"the topic {topic.name} has {count} replicas, expected at least {expected} with {len(nodes)} brokers"
-        faults.append(Fault(topic.name, text, moves=_moves(topic, nodes, expected)))
+    if count >= expected:
+        return []
+    text = f"the topic {topic.name} has {count} replicas, expected at least {expected} with {len(nodes)} brokers"
+    return [Fault(topic.name, text, moves=_moves(topic, nodes, expected))]
+
+
+def _in_sync_faults(topic: Described) -> list[Fault]:
+    count = topic.replica_count
     least = in_sync_for(count)
-    if not least <= int(topic.config[IN_SYNC]) <= count:
-        words = f"{least}" if least == count else f"{least} to {count}"
-        text = f"the topic {topic.name} has {IN_SYNC}={topic.config[IN_SYNC]}, expected {words} of {count} replicas"
-        faults.append(Fault(topic.name, text, f"{IN_SYNC}={least}"))
-    return faults
+    if IN_SYNC not in topic.config or least <= topic.in_sync <= count:
+        return []
+    words = f"{least}" if least == count else f"{least} to {count}"
+    text = f"the topic {topic.name} has {IN_SYNC}={topic.in_sync}, expected {words} of {count} replicas"
+    return [Fault(topic.name, text, f"{IN_SYNC}={least}")]
 
 
-def _risks(topics: list[Described]) -> list[str]:
-    """Return the risks of settings that meet the table."""
-    risks = [TWO_REPLICAS] if any(topic.replica_count == 2 for topic in topics) else []
-    return risks + [
-        f"the topic {topic.name} needs all of its {topic.replica_count} replicas in sync: while a broker of them is "
-        f"away, nothing can be written to it; {IN_SYNC}={in_sync_for(topic.replica_count)} is enough"
-        for topic in sorted(topics, key=lambda topic: topic.name)
-        if int(topic.config[IN_SYNC]) == topic.replica_count > 1
+def _one_replica(topics: list[Described], nodes: list[int], settings: Settings) -> Risk:
+    """Return the risk of topics with one replica each. Kafka cannot see whether the storage below is replicated."""
+    expected = replicas_for(len(nodes))
+    moves = [move for topic in topics for move in _moves(topic, nodes, expected)]
+    return Risk(
+        f"the topics have one replica, though there are {len(nodes)} brokers: while one of them is away, its "
+        "partitions stand still, and if its disk fails, acknowledged records are lost; this is safe only where the "
+        "storage below Kafka is replicated",
+        "Add replicas.",
+        _reassign_line(moves, settings),
+    )
+
+
+def _unreported(topics: list[Described], configs: Mapping[str, Mapping[str, str]]) -> list[Risk]:
+    """Return the compared settings that the cluster does not report: some that are not Apache Kafka leave some out."""
+    unreported: dict[str, list[str]] = {}
+    for topic in topics:
+        for key in [IN_SYNC, *(key for key in _COMPARED if key in configs[topic.name])]:
+            if key not in topic.config:
+                unreported.setdefault(key, []).append(topic.name)
+    advice = "Compare it with the table of topics in ARCHITECTURE.md."
+    return [
+        Risk(f"Kafka does not report {key} of {', '.join(names)}, so it is not compared", advice)
+        for key, names in unreported.items()
+    ]
+
+
+def _in_sync_risks(topics: list[Described], settings: Settings) -> list[Risk]:
+    return [
+        Risk(
+            f"the topic {topic.name} needs all of its {topic.replica_count} replicas in sync: while a broker of them "
+            f"is away, nothing can be written to it; {IN_SYNC}={in_sync_for(topic.replica_count)} is enough",
+            "Lower the setting.",
+            alter_line(topic.name, f"{IN_SYNC}={in_sync_for(topic.replica_count)}", settings),
+        )
+        for topic in topics
+        if topic.in_sync == topic.replica_count > 1
     ]
 
 
@@ -331,7 +417,7 @@ def _moves(topic: Described, nodes: list[int], expected: int) -> tuple[dict[str,
 def _config_faults(topic: Described, expected: Mapping[str, str]) -> list[Fault]:
     faults = []
     for key, rule in _COMPARED.items():
-        if key not in expected or rule.accepts(topic.config[key], expected[key]):
+        if key not in expected or key not in topic.config or rule.accepts(topic.config[key], expected[key]):
             continue
         words = "-1" if expected[key] == "-1" else rule.words.format(expected[key])
         text = f"the topic {topic.name} has {key}={topic.config[key]}, expected {words}"
@@ -360,7 +446,7 @@ async def _actual_configs(admin: Admin, names: list[str]) -> dict[str, dict[str,
     for response in await admin.describe_configs(resources):
         for code, _message, _kind, name, entries in response.resources:
             raise_for(code)
-            actual[name] = {entry[0]: entry[1] for entry in entries}
+            actual[name] = {entry[0]: entry[1] for entry in entries if entry[1] is not None}
     return actual
 
 

@@ -1,4 +1,4 @@
-"""Reads the settings of topics, and changes them by the lines that `order-service topics check` prints."""
+"""Reads the settings of topics, and changes them by the lines that `order-service topics` prints."""
 
 import subprocess
 from pathlib import Path
@@ -20,6 +20,7 @@ def run_lines(lines, directory):
     assert isinstance(choice, Embedded)
     java = f"{choice.java} {archive_option(choice)} -cp '{fetch_jars(choice.mvn, cache_dir())}/*'"
     tools = {
+        "kafka-topics": "org.apache.kafka.tools.TopicCommand",
         "kafka-configs": "kafka.admin.ConfigCommand",
         "kafka-reassign-partitions": "org.apache.kafka.tools.reassign.ReassignPartitionsCommand",
     }

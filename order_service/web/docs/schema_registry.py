@@ -2,7 +2,9 @@
 
 Shape:    the read API of Confluent's Schema Registry, under `/schema-registry`; nothing can be registered, and no
           token is required.
-Subjects: `<topic>-<record name>`, such as `orders.events.v1-orders.v1.OrderPaid` (TopicRecordNameStrategy).
+Subjects: `<topic>-<record name>`, such as `orders.events.v1-orders.v1.OrderPaid` (TopicRecordNameStrategy). And
+          `<topic>-value` with all schemas of the topic (TopicNameStrategy), which Kafka Connect's converters ask for.
+          Its versions count the released schemas of the topic in the order of their ids.
 Errors:   `{"error_code": 40403, "message": …}`; the first three digits are the status.
 """
 
@@ -48,18 +50,18 @@ class Registry:
 
     def version(self, path: Mapping[str, str]) -> dict[str, Any]:
         """Return a version of a subject, or its `latest`."""
-        schema = self._version(path)
-        return {"subject": path["subject"], "version": schema.version, "id": schema.id, "schema": schema.text}
+        version, schema = self._version(path)
+        return {"subject": path["subject"], "version": version, "id": schema.id, "schema": schema.text}
 
     def version_alone(self, path: Mapping[str, str]) -> Raw:
         """Return only the schema of a version, without an envelope."""
-        return Raw(self._version(path).text.encode())
+        return Raw(self._version(path)[1].text.encode())
 
     def lookup(self, path: Mapping[str, str], text: str) -> dict[str, Any]:
         """Return the version of a subject that writes the same bytes as this schema."""
-        for schema in self._of_subject(path).values():
+        for version, schema in self._of_subject(path).items():
             if _is_same(schema.avro, text):
-                return self.version({**path, "version": str(schema.version)})
+                return self.version({**path, "version": str(version)})
         raise NotThere(404_03, "Schema not found")
 
     def schema(self, path: Mapping[str, str]) -> dict[str, Any]:
@@ -73,7 +75,12 @@ class Registry:
     def subject_versions(self, path: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return the subjects and versions of an id."""
         schema = self._of_id(path)
-        return [{"subject": schema.subject(self._names.of(schema.message)), "version": schema.version}]
+        return [
+            {"subject": subject, "version": version}
+            for subject, versions in self._subjects().items()
+            for version, member in versions.items()
+            if (member.message, member.version) == (schema.message, schema.version)
+        ]
 
     def subjects_of(self, path: Mapping[str, str]) -> list[str]:
         """Return the subjects of an id."""
@@ -81,14 +88,20 @@ class Registry:
 
     def config(self, path: Mapping[str, str]) -> dict[str, str]:
         """Return the compatibility level, of a subject or of all."""
-        if "subject" in path:
-            self._of_subject(path)
+        if "subject" in path and len({schema.message for schema in self._of_subject(path).values()}) > 1:
+            return {"compatibilityLevel": "NONE"}  # its versions are different records
         return {"compatibilityLevel": COMPATIBILITY}
 
     def _subjects(self) -> dict[str, dict[int, Schema]]:
+        """Return the schemas of each subject by version."""
+        schemas = {(schema.message, schema.version): schema for schema in self._by_id.values()}
+        # An id from a real registry comes after the released one and replaces it, in its place.
         subjects: defaultdict[str, dict[int, Schema]] = defaultdict(dict)
-        for schema in self._by_id.values():  # an id from a real registry comes after the released one, and wins
-            subjects[schema.subject(self._names.of(schema.message))][schema.version] = schema
+        for schema in schemas.values():
+            topic = self._names.of(schema.message)
+            subjects[schema.subject(topic)][schema.version] = schema
+            of_topic = subjects[f"{topic}-value"]
+            of_topic[len(of_topic) + 1] = schema
         return subjects
 
     def _of_subject(self, path: Mapping[str, str]) -> dict[int, Schema]:
@@ -97,16 +110,16 @@ class Registry:
             raise NotThere(404_01, f"Subject '{path['subject']}' not found.")
         return subjects[path["subject"]]
 
-    def _version(self, path: Mapping[str, str]) -> Schema:
+    def _version(self, path: Mapping[str, str]) -> tuple[int, Schema]:
         versions, wanted = self._of_subject(path), path["version"]
         if wanted in {"latest", "-1"}:
-            return versions[max(versions)]
+            return max(versions), versions[max(versions)]
         number = _number(wanted)
         if not number:
             raise NotThere(422_02, f"'{wanted}' is not a version: use a number from 1 up, or \"latest\"")
         if number not in versions:
             raise NotThere(404_02, f"Version {number} not found.")
-        return versions[number]
+        return number, versions[number]
 
     def _of_id(self, path: Mapping[str, str]) -> Schema:
         schema = self._by_id.get(_number(path["id"]) or 0)

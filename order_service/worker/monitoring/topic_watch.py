@@ -54,8 +54,9 @@ class TopicWatch:
                 log.error("A topic is below its required configuration.", fault=fault.text, cure=FIX_HINT)
         if self.faults and not faults:
             log.info("All topics meet their required configuration again.")
-        for risk in compared.risks:
+        risks = [risk.text for risk in compared.risks]
+        for risk in risks:
             if self._risks is not None and risk not in self._risks:  # the start of the worker has logged the first ones
                 log.warning("The settings of the topics are a risk.", risk=risk)
-        self.faults, self._risks = faults, compared.risks
+        self.faults, self._risks = faults, risks
         metrics.TOPIC_FAULTS.set(len(faults))

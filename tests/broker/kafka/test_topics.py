@@ -21,6 +21,7 @@ from order_service.kafka.topics import (
     create_topics,
     in_sync_for,
     replicas_for,
+    topic_names,
 )
 from order_service.local.broker import free_port
 from order_service.runtime.readiness import NotReady
@@ -182,6 +183,19 @@ def test_create_makes_what_is_missing_reports_the_rest_and_changes_nothing(servi
     assert next(line for line in told.stdout.splitlines() if line.startswith("#")).startswith(f"# {names.events}: ")
     assert faults(service) == expected
     assert cli.json("topics", "create", code=13)[-1]["faults"] == expected
+
+
+def test_topics_that_the_printed_lines_create_are_as_expected(service, tmp_path):
+    prefix = f"{service.environment['ORDERS_TOPIC_PREFIX']}printed."
+    cli = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": prefix})
+    lines = cli("topics", "print", "--format", "kafka-configs", "--replicas", "1").stdout.splitlines()
+    try:
+        run_lines(lines, tmp_path)
+        until(lambda: cli.json("topics", "create")[-1]["state"] == "exists", "all topics are there")
+        assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
+        run_lines(lines[:6], tmp_path)  # the heading, and the lines of a topic that exists
+    finally:
+        delete(service, *vars_of(topic_names(prefix)).values())
 
 
 def test_a_setting_that_becomes_less_shows_while_the_worker_runs(service):

@@ -17,7 +17,7 @@ def apicurio(tmp_path_factory):
 
 @pytest.fixture
 async def registry(apicurio):
-    async with SchemaRegistry(RegistryPolicy(url=apicurio.url)) as client:
+    async with SchemaRegistry(RegistryPolicy(urls=(apicurio.url,))) as client:
         yield client
 
 

@@ -7,7 +7,15 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 from order_service.domain.messages import Event, OrderPaid
 from order_service.errors import DecodeError, SchemaError
-from order_service.kafka.registry_client import COMPATIBILITY, Ids, adopt
+from order_service.kafka.registry_client import (
+    COMPATIBILITY,
+    Ids,
+    RegistryPolicy,
+    SchemaRegistry,
+    adopt,
+    weak_levels,
+)
+from order_service.local.broker import free_port
 from order_service.wire import avro
 from order_service.wire.schemas.catalogue import SCHEMAS, load
 from tests.broker.registry.foreign_schemas import LIST, ZEROS
@@ -42,6 +50,35 @@ async def test_all_schemas_are_registered_once_and_nothing_may_break_them(regist
         assert registered.version == schema.version
         assert (newest.id == registered.schema_id) is (newest.version == schema.version)
         assert first.by_id[registered.schema_id].file == first.by_id[schema.id].file == schema.file
+
+
+async def test_a_level_that_others_have_set_stays(registry, foreign, names):
+    subject = PAID.subject(names.events)
+    foreign.set_compatibility(subject, "BACKWARD")
+    await adopt(registry, names.of, load())
+    assert foreign.get_compatibility(subject) == "BACKWARD"
+    assert await weak_levels(registry, names.of) == {subject: "BACKWARD"}
+
+
+async def test_a_registry_that_must_not_be_written_to_is_read_once_the_schemas_are_there(apicurio, registry, names):
+    subject = f"{names.events}-orders.v1.OrderCreated"
+    async with SchemaRegistry(RegistryPolicy(urls=(apicurio.url,), registers=False)) as reading:
+        with pytest.raises(SchemaError, match=rf"lacks OrderCreated.v1.avsc in the subject {subject}, and "):
+            await adopt(reading, names.of, load())
+        assert await registry.id_of(subject, SCHEMAS.of_file("OrderCreated.v1.avsc").text) is None
+        assert await registry.own_compatibility(subject) is None
+        written, read = load(), load()
+        await adopt(registry, names.of, written)
+        await adopt(reading, names.of, read)
+        assert written.by_id.keys() == read.by_id.keys()
+
+
+async def test_a_registry_answers_at_the_url_that_is_left(apicurio, registry, names):
+    closed = f"http://127.0.0.1:{free_port()}"
+    async with SchemaRegistry(RegistryPolicy(urls=(closed, apicurio.url))) as client:
+        catalogue = load()
+        await adopt(client, names.of, catalogue)
+    assert await registry.id_of(PAID.subject(names.events), PAID.text) in catalogue.by_id
 
 
 async def test_what_would_break_readers_is_refused_by_the_registry(registry, names):

@@ -193,7 +193,24 @@ def test_the_command_line_lists_checks_and_registers(service, foreign, with_regi
     [line, *_] = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
     assert foreign.get_schema(line["registry_id"]).schema_str == SCHEMAS.of_file(line["file"]).text
     foreign.set_compatibility(line["subject"], "NONE")
-    assert "has the compatibility NONE, not FULL_TRANSITIVE" in run("check", code=1).stderr
+    assert f"{line['subject']} has the compatibility NONE, which is weaker than FULL_TRANSITIVE" in run("check").stderr
+    run("register")
+    assert foreign.get_compatibility(line["subject"]) == "NONE", "a level that is set stays"
+
+
+def test_a_worker_that_must_not_register_waits_until_another_account_has(service, with_registry, foreign):
+    reading = {**with_registry, "ORDERS_SCHEMA_REGISTRY_REGISTER": "false"}
+    worker = service.start_worker(**reading, module=("order_service.cli", "worker"))
+    subject = f"{service.names.events}-orders.v1.OrderCreated"
+    until(lambda: f"lacks OrderCreated.v1.avsc in the subject {subject}" in worker.faults(), "it names the subject")
+    assert subject not in foreign.get_subjects()
+    refused = order_service(service, reading, "schemas", "register", code=1).stderr
+    assert "ORDERS_SCHEMA_REGISTRY_REGISTER=true order-service schemas register" in refused
+    order_service(service, reading | {"ORDERS_SCHEMA_REGISTRY_REGISTER": "true"}, "schemas", "register")
+    worker.wait_ready()
+    service.send(created(range(1)))
+    service.wait_outcomes(1)
+    assert schema_id_of(service.read(service.names.events)[0]) < FIRST_ID
 
 
 def test_commands_over_http_have_the_registry_s_ids(service, with_registry, views):

@@ -40,16 +40,6 @@ async def users(open_client):
 
 
 @pytest.fixture
-def until():
-    async def wait_until(condition, deadline_s=30.0):
-        async with asyncio.timeout(deadline_s):
-            while not condition():  # noqa: ASYNC110 - a condition has no event
-                await asyncio.sleep(0.005)
-
-    return wait_until
-
-
-@pytest.fixture
 def bytes_server():
     """Serve the same bytes to every request; yields the URL and the request lines seen."""
 

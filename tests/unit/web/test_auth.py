@@ -633,7 +633,7 @@ async def test_an_issuer_that_is_away_stops_no_start_and_refuses_nobody(open_doo
 async def test_nobody_listening_is_no_answer(unused_tcp_port):
     keys = KeyServer(f"http://127.0.0.1:{unused_tcp_port}/jwks", ["RS256"])
     async with Tokens(keys, issuer=ISSUER, audience=AUDIENCE, algorithms=["RS256"]) as door:
-        assert await away(door, bearer()) == "the connection failed"
+        assert await away(door, bearer()) == "the connection failed: Connection refused"
 
 
 async def test_a_slow_url_holds_up_no_token_whose_key_is_known(open_door, issuer, clock):

@@ -50,7 +50,7 @@ async def check_topics(settings: Settings) -> list[Result]:
     async def ask(admin: Admin) -> list[Result]:
         compared = await compare_topics(admin, settings)
         results = [problem(sentence(fault.text), fix_of(fault, compared.faults, settings)) for fault in compared.faults]
-        results += [warning(sentence(risk), "Run three brokers, or lower the setting.") for risk in compared.risks]
+        results += [warning(sentence(risk.text), risk.line or risk.advice) for risk in compared.risks]
         return results + judge_replicas(await admin.describe_topics(sorted(compared.in_sync)), compared.in_sync)
 
     expected = f"All topics are as expected, with {settings.partitions} partitions each."

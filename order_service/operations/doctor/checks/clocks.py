@@ -24,8 +24,10 @@ SET_CLOCK: Final = "Set the clock of this machine or of the other one; a time se
 
 async def check_clock(settings: Settings) -> list[Result]:
     """Compare this machine's clock with those of the services, and read what a worker has measured."""
-    urls = {"the User Service": settings.user_service_url, "the schema registry": settings.schema_registry_url}
-    skews = {name: await _skew_of(url) for name, url in urls.items() if url}
+    urls = {"the User Service": settings.user_service_url}
+    if settings.schema_registry_urls:
+        urls["the schema registry"] = settings.schema_registry_urls[0]
+    skews = {name: await _skew_of(url) for name, url in urls.items()}
     known = {name: skew_s for name, skew_s in skews.items() if skew_s is not None}
     return judge_clock(known, await _skew_of_worker(settings), settings.clock_skew_max_s)
 

@@ -1,16 +1,37 @@
-"""The schema registry: which of the released schemas it has."""
+"""The schema registry: whether each of its URLs answers, and which of the released schemas it has."""
 
-from msgspec import Struct
+import asyncio
 
-from order_service.kafka.registry_client import COMPATIBILITY, SchemaRegistry, registry_of
+from msgspec import Struct, structs
+
+from order_service.errors import RegistryAwayError, RegistryDeniedError
+from order_service.kafka.registry_client import (
+    COMPATIBILITY,
+    REGISTERS,
+    RegistryPolicy,
+    SchemaRegistry,
+    registry_of,
+    visible_level,
+)
 from order_service.kafka.topics import TopicNames, topic_names
-from order_service.operations.doctor.checks.check import Result, address_of, not_checked, ok, problem, sentence
+from order_service.operations.doctor.checks.check import (
+    Result,
+    address_of,
+    not_checked,
+    ok,
+    problem,
+    sentence,
+    warning,
+)
 from order_service.settings import Settings
 from order_service.wire.schemas.catalogue import SCHEMAS, Schema
 
 
 class RegisteredSchema(Struct, frozen=True):
-    """A released schema with its own id, and its id in a registry if one is set and has the schema."""
+    """A released schema with its own id, and its id in a registry if one is set and has the schema.
+
+    `compatibility` is the level in effect for its subject, or None if this account may not see it.
+    """
 
     file: str
     id: int
@@ -26,14 +47,19 @@ class RegisteredSchema(Struct, frozen=True):
         subject = schema.subject(names.of(schema.message))
         return cls(schema.file, schema.id, subject, registry_id, compatibility)
 
-    def faults(self) -> list[str]:
-        """Return what the registry lacks of this schema."""
+    @property
+    def fault(self) -> str:
+        """What the registry lacks of this schema, or an empty text."""
         if self.registry_id is None:
-            return [f"the schema registry lacks {self.file} in {self.subject}: run `order-service schemas register`"]
-        if self.compatibility != COMPATIBILITY:
-            level = f"the compatibility {self.compatibility}, not {COMPATIBILITY}"
-            return [f"{self.subject} has {level}: run `schemas register`"]
-        return []
+            return f"the schema registry lacks {self.file} in {self.subject}: run `order-service schemas register`"
+        return ""
+
+    @property
+    def risk(self) -> str:
+        """Why a later version could break readers, or an empty text."""
+        if self.registry_id is None or self.compatibility in {None, COMPATIBILITY}:
+            return ""
+        return f"{self.subject} has the compatibility {self.compatibility}, which is weaker than {COMPATIBILITY}"
 
 
 async def registered_schemas(registry: SchemaRegistry, names: TopicNames) -> list[RegisteredSchema]:
@@ -42,7 +68,7 @@ async def registered_schemas(registry: SchemaRegistry, names: TopicNames) -> lis
     async def look_up(schema: Schema) -> RegisteredSchema:
         subject = schema.subject(names.of(schema.message))
         registry_id = await registry.id_of(subject, schema.text)
-        return RegisteredSchema.of(names, schema, registry_id, await registry.compatibility(subject))
+        return RegisteredSchema.of(names, schema, registry_id, await visible_level(registry, subject))
 
     return [await look_up(schema) for schema in SCHEMAS.released]
 
@@ -52,10 +78,40 @@ async def check_registry(settings: Settings) -> list[Result]:
     client = registry_of(settings)
     if client is None:
         return [not_checked("SCHEMA_REGISTRY_URL is not set: records have the ids of the released schemas.")]
+    names = topic_names(settings.topic_prefix)
     async with client as registry:
-        schemas = await registered_schemas(registry, topic_names(settings.topic_prefix))
-    faults = [fault for schema in schemas for fault in schema.faults()]
-    if faults:
-        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
-        return [problem(sentence(faults[0] + more), "Run `order-service schemas register`.")]
-    return [ok(f"{address_of(settings.schema_registry_url)} has all {len(schemas)} schemas.")]
+        schemas = await registered_schemas(registry, names)
+        address = address_of(registry.url)
+    results = await _silent_urls(settings)
+    if faults := [schema.fault for schema in schemas if schema.fault]:
+        results.append(problem(_first_of(faults), f"Run {REGISTERS} with an account that may register."))
+    if risks := sorted({schema.risk for schema in schemas if schema.risk}):
+        advice = f"If the level may be changed, set it with `PUT /config/SUBJECT` to {COMPATIBILITY}."
+        results.append(warning(_first_of(risks), advice))
+    return results or [ok(f"{address} has all {len(schemas)} schemas.")]
+
+
+def _first_of(texts: list[str]) -> str:
+    return sentence(texts[0] + (f", and {len(texts) - 1} more" if len(texts) > 1 else ""))
+
+
+async def _silent_urls(settings: Settings) -> list[Result]:
+    """Return a warning for each of several URLs that does not answer: the others are used."""
+    if len(settings.schema_registry_urls) == 1:
+        return []
+    policy = RegistryPolicy.from_settings(settings)
+    reasons = await asyncio.gather(*(_silence(structs.replace(policy, urls=(url,))) for url in policy.urls))
+    advice = "Start it. Until then, the other URLs are used."
+    return [warning(sentence(reason), advice) for reason in reasons if reason]
+
+
+async def _silence(policy: RegistryPolicy) -> str:
+    """Return why a registry does not answer, or an empty text."""
+    try:
+        async with SchemaRegistry(policy) as registry:
+            await registry.text_of(1)
+    except RegistryDeniedError:
+        return ""
+    except RegistryAwayError as error:
+        return str(error)
+    return ""
