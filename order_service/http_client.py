@@ -6,9 +6,11 @@ because its target must not get the credential. Cookies are ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.typedefs import StrOrURL
@@ -17,15 +19,38 @@ from msgspec import Struct
 from order_service.errors import NoResponse, NoResponseInTime, ResponseTooLong
 
 HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "order-service"}
+HOST: Final = re.compile(r"[a-z0-9._:-]{1,255}", re.IGNORECASE)
+MEDIA_TYPE: Final = re.compile(r"[a-z0-9.+/-]{1,100}", re.IGNORECASE)
 
 
 class Reply(Struct, frozen=True):
-    """A response. `body` is empty if it was not read, `retry_after` and `date` if the header is missing."""
+    """A response. `body` is empty if it was not read, and the texts are if their header is missing."""
 
     status: int
     body: bytes
     retry_after: str
     date: str = ""
+    location: str = ""
+    content_type: str = ""
+
+    @property
+    def summary(self) -> str:
+        """What an unexpected response is: its status, the target's host of a redirect, and the type of a body."""
+        if 300 <= self.status < 400 and self.location:
+            return f"status {self.status}, a redirect to {_host(self.location)}"
+        media_type = self.content_type.partition(";")[0].strip()
+        return f"status {self.status}" + (f" with {media_type}" if MEDIA_TYPE.fullmatch(media_type) else "")
+
+
+def _host(location: str) -> str:
+    """Return the host and port that a redirect leads to; its path and query may hold a secret."""
+    try:
+        host = urlsplit(location).netloc.rpartition("@")[2]
+    except ValueError:
+        return "an invalid URL"
+    if not host:
+        return "another path of the same host"
+    return host if HOST.fullmatch(host) else "an invalid URL"
 
 
 class HttpClient:
@@ -76,8 +101,14 @@ class HttpClient:
             async with self._session.request(method, url, data=data, allow_redirects=False) as response:
                 is_read = response.status == HTTPStatus.OK or self._reads_errors
                 body = await self._body(response) if is_read else b""
-                headers = response.headers
-                return Reply(response.status, body, headers.get("Retry-After", ""), headers.get("Date", ""))
+                return Reply(
+                    response.status,
+                    body,
+                    response.headers.get("Retry-After", ""),
+                    response.headers.get("Date", ""),
+                    response.headers.get("Location", ""),
+                    response.headers.get("Content-Type", ""),
+                )
         except TimeoutError as error:
             raise NoResponseInTime(f"no response within {self._timeout_s} s") from error
         except (aiohttp.ClientError, OSError) as error:
