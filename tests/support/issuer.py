@@ -98,15 +98,16 @@ def body(data):
 
 
 @asynccontextmanager
-async def running_issuer():
-    """Serve an issuer on loopback."""
+async def running_issuer(ssl_context=None):
+    """Serve an issuer on loopback, over TLS with a context."""
     it = Issuer()
     app = web.Application()
     app.add_routes([web.get("/jwks", it.publish), web.get("/elsewhere", it.elsewhere)])
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    it.url = "http://{}:{}/jwks".format(*runner.addresses[0])
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl_context).start()
+    scheme = "http" if ssl_context is None else "https"
+    it.url = "{}://{}:{}/jwks".format(scheme, *runner.addresses[0])
     try:
         yield it
     finally:

@@ -164,11 +164,15 @@ def _check(name: str, text: str, check: Callable[[], object]) -> Check:
 
 
 def _shown(value: object) -> str:
-    """Return a value of a claim, shortened."""
+    """Return a value of a claim, shortened and as text that any terminal or file can have."""
     if value is None:
         return "(missing)"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}…"
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "(nested too deeply)"
+    text = text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}…"
+    return text.encode(errors="backslashreplace").decode()  # lone surrogates
 
 
 def _shown_time(value: object) -> str:

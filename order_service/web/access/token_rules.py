@@ -168,7 +168,8 @@ def _check_user(claims: Claims, rules: TokenRules, rights: Rights) -> None:
             f"no value in {', '.join(rights.not_understood)} gives a scope: {SEE_RIGHTS}, or ORDERS_JWT_USER_IF"
         )
     if name := _unread(claims, rules):
-        raise Unauthorized(f"the claim {name[:NAME_MAX]} has a scope, but ORDERS_JWT_SCOPE_CLAIMS does not name it")
+        shown = name[:NAME_MAX] if name.isprintable() else "of another name"
+        raise Unauthorized(f"the claim {shown} has a scope, but ORDERS_JWT_SCOPE_CLAIMS does not name it")
 
 
 def service_sign(claims: Claims) -> str:

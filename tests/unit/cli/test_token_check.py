@@ -2,15 +2,25 @@
 
 import asyncio
 import json
+import os
 import re
+import ssl
+import subprocess
+import sys
 import time
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import jwt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from tests.support.command_line import CommandLine
-from tests.support.issuer import RSA, THEIRS, body, jwk, jwks, pem, redirect, running_issuer
+from tests.support.issuer import RSA, THEIRS, body, jwk, jwks, pem, private_pem, redirect, running_issuer
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -177,3 +187,40 @@ def test_the_example_of_the_guide_is_what_is_printed(tmp_path):
     said = check(settings, jwt.encode({**claims, **times}, RSA, "RS256", headers={"kid": "key-1"}))
     varying = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \((in )?\d+ s( ago)?\)|of \d+ characters"
     assert re.sub(varying, "…", said) == re.sub(varying, "…", example)
+
+
+# An issuer with a private CA
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Write a self-signed certificate for 127.0.0.1, and its key into the same file."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, RSA.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    for extension in (
+        x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]),
+        x509.BasicConstraints(ca=True, path_length=None),
+    ):
+        builder = builder.add_extension(extension, critical=True)
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(builder.sign(RSA, SHA256()).public_bytes(Encoding.PEM) + private_pem(RSA))
+    return path
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_a_private_ca_is_trusted_by_the_variable_of_openssl(settings, certificate, is_trusted):
+    del settings["ORDERS_JWT_KEY_FILE"]
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    async with running_issuer(context) as issuer:
+        issuer.keys = [jwk(RSA, None)]
+        settings |= {"ORDERS_JWT_JWKS_URL": issuer.url, "PATH": os.environ["PATH"]}
+        settings |= {"SSL_CERT_FILE": str(certificate)} if is_trusted else {}
+        program = ("-m", "order_service.cli", "token", "check")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *program, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        output, _ = await process.communicate(token().encode())
+    assert process.returncode == (0 if is_trusted else 1)
+    assert (b"there are no keys: the connection failed" in output) is not is_trusted
