@@ -151,8 +151,12 @@ def _identity(claims: Claims, rules: TokenRules) -> Iterator[Check]:
         return
     scopes = ", ".join(sorted(rights.scopes)) or "no scope"
     yield Check("rights", True, f"{values}: {scopes}")
-    kind = "a service's" if rights.scopes else "a user's"
-    yield _check("kind", kind, lambda: check_kind(claims, rules, rights))
+    try:
+        check_kind(claims, rules, rights)
+    except Unauthorized as error:
+        yield Check("kind", False, str(error))
+        return
+    yield Check("kind", True, "a service's" if rights.scopes else "a user's")
 
 
 def _check(name: str, text: str, check: Callable[[], object]) -> Check:
