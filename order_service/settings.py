@@ -26,6 +26,7 @@ MAX_FLOAT: Final = 1e9
 """The upper limit of settings and options that accept fractions; for seconds, about 31 years."""
 Positive = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
 SessionTimeout = Annotated[float, Field(gt=0, le=86_400)]
+Leeway = Annotated[float, Field(ge=0, le=3600)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Signature algorithms for tokens: asymmetric only, so that a process that checks tokens cannot issue one."""
@@ -261,9 +262,60 @@ class Settings(BaseSettings):
         None, WEB, "A file with the key that verifies tokens, instead of `ORDERS_JWT_JWKS_URL`.", shown="off"
     )
     jwt_issuer: str = _setting("", WEB, "The required issuer (`iss`) of a token.")
-    jwt_audience: str = _setting("", WEB, "The required audience (`aud`) of a token.")
+    jwt_audience: str = _setting(
+        "",
+        WEB,
+        "The accepted audiences (`aud`) of a token, separated by commas. See [identity providers](../guide/fit-in.md"
+        "#identity-providers) for this and the following settings.",
+    )
+    jwt_audience_claim: Literal["aud", "client_id", "azp", "cid", "appid"] = _setting(
+        "aud",
+        WEB,
+        "The claim that has the audience, for an issuer whose tokens have no `aud`. A token that has `aud` must "
+        "fulfil both.",
+    )
     jwt_algorithms: str = _setting(
         "RS256,ES256", WEB, "The accepted signature algorithms of tokens, separated by commas."
+    )
+    jwt_leeway_s: Leeway = _setting(
+        60.0,
+        WEB,
+        "The tolerated difference between our clock and the issuer's. A token stays valid for this time after it "
+        "expires.",
+        unit="s",
+    )
+    jwt_subject_claims: str = _setting(
+        "sub",
+        WEB,
+        "The claims that can hold the id of the caller, separated by commas. The first that a token has counts, so ids "
+        "in one must never be ids in another.",
+    )
+    jwt_scope_claims: str = _setting(
+        "scope,scp,roles,permissions",
+        WEB,
+        "The claims that carry rights, separated by commas: a text or a list of texts. `scope` and `scp` may be words "
+        "in one text. A dot leads into an object, as in `realm_access.roles`.",
+    )
+    jwt_scope_values: str = _setting(
+        "",
+        WEB,
+        "Which value of those claims gives which scope: `orders:admin=Orders.Admin,orders:read=Orders.Read`. Once set, "
+        "no other value gives a scope.",
+        shown="the names of the scopes",
+    )
+    jwt_user_if: str = _setting(
+        "",
+        WEB,
+        "A token is a user's if it fulfils one of these conditions, otherwise a service's: `CLAIM` or `CLAIM=VALUE`, "
+        "separated by commas.",
+        shown="a token without a scope",
+    )
+    jwt_service_if: str = _setting(
+        "",
+        WEB,
+        "A token is a service's if it fulfils one of these conditions, otherwise a user's. With both settings, a token "
+        "that fulfils both or neither is refused.",
+        shown="a token with a scope",
     )
 
     # HTTP

@@ -17,6 +17,7 @@ from order_service.cli import (
     rebuild,
     running,
     schemas,
+    tokens,
     topics,
     verify,
     views,
@@ -88,6 +89,7 @@ app.command("users", rich_help_panel="Run")(running.users)
 app.add_typer(topics.topics, name="topics", rich_help_panel="Run")
 app.add_typer(schemas.schemas, name="schemas", rich_help_panel="Run")
 app.add_typer(views.views, name="views", rich_help_panel="Run")
+app.add_typer(tokens.tokens, name="token", rich_help_panel="Run")
 app.command("config", rich_help_panel="Run")(running.config)
 app.command("verify", rich_help_panel="Run")(verify.verify)
 app.command("doctor", rich_help_panel="Run")(doctor.doctor)

@@ -429,6 +429,13 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
         "Start the brokers that hold the partition.",
         _READY,
     ),
+    NotReady.KEYS_AWAY: Remedy(
+        "The HTTP server has no key that verifies tokens: it has fetched none since its start, or none for a day. "
+        "Every request is answered with 503.",
+        "The text says what the issuer answered. `order-service doctor` fetches the keys, too.",
+        "Correct `ORDERS_JWT_JWKS_URL`, or start the issuer. The keys are fetched again every 10 s.",
+        _READY,
+    ),
     NotReady.NOT_LISTENING: Remedy(
         "The HTTP server is being started.",
         "If it stays, its log has the cause.",

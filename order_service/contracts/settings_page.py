@@ -42,8 +42,8 @@ def _type(schema: dict[str, Any]) -> str:
             return ", ".join(f"`{value}`" for value in values if value)
         case {"type": "boolean"}:
             return "`true`, `false`"
-        case {"type": "integer", "minimum": least, "maximum": most}:
-            return f"integer, {least} to {most}"
+        case {"type": "integer" | "number" as name, "minimum": least, "maximum": most}:
+            return f"{name}, {least} to {most}"
         case {"type": "integer" | "number" as name, "exclusiveMinimum": bound}:
             return f"{name} above {bound:g}" + (f", at most {schema['maximum']:,.0f}" if "maximum" in schema else "")
         case {"type": "string", "format": "password"}:

@@ -47,6 +47,7 @@ class NotReady(StrEnum):
         "--help`)"
     )
     VIEWS_LEADERLESS = "partition {partition} of {topic} has no leader: its views are not updated"
+    KEYS_AWAY = "no token can be verified: {why}"
     NOT_LISTENING = "the HTTP server does not listen yet"
 
     def fault(self, **values: object) -> ReadinessFault:

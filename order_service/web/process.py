@@ -25,7 +25,7 @@ from order_service.settings import Settings
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database
-from order_service.web.access.auth import authentication
+from order_service.web.access.auth import Everybody, Tokens, authentication
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.routes import Api
@@ -89,6 +89,12 @@ def _problem(kind: Trouble, faults: list[ReadinessFault]) -> Problem:
     return Problem(kind, f"{text[:1].upper()}{text[1:]}.", headers={"Retry-After": "5"})
 
 
+def _key_faults(authenticator: Everybody | Tokens) -> list[ReadinessFault]:
+    """Return a fault while no token can be verified: every request would be refused."""
+    why = authenticator.fault()
+    return [] if why is None else [NotReady.KEYS_AWAY.fault(why=why)]
+
+
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises PortTakenError, DatabaseError, SetupError."""
     names = topic_names(settings.topic_prefix)
@@ -121,7 +127,8 @@ async def run(settings: Settings) -> None:
         undo.push_async_callback(outcomes.stop)  # waiting requests get 202: their command is in Kafka
         freeze_objects()
         listening = await _listen(runner, settings)
-        admin.faults, admin.is_starting = readiness.faults, lambda: False
+        admin.faults = lambda: [*readiness.faults(), *_key_faults(authenticator)]
+        admin.is_starting = lambda: False
         undo.callback(listening.close)  # first, so that new callers find another process
         await _run_until_signalled(poller, readiness, adopt_when_available(settings, names.of, _go_on_without))
 

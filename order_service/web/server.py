@@ -12,7 +12,8 @@ from prometheus_client import Gauge, Histogram
 from order_service.errors import Unauthorized, Unavailable
 from order_service.kafka.topics import TopicNames
 from order_service.views.tables import translate_errors
-from order_service.web.access.auth import LOCAL, Everybody, Tokens
+from order_service.web.access.auth import Everybody, Tokens
+from order_service.web.access.caller import LOCAL
 from order_service.web.access.local_only import is_from_here
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.operations import OPERATIONS, Operation

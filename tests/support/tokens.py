@@ -7,7 +7,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from order_service.web.access.auth import Scope
+from order_service.web.access.caller import Scope
 
 ISSUER = "https://issuer.test"
 AUDIENCE = "orders"

@@ -1,75 +1,35 @@
 """Authentication by signed tokens (JWT, RFC 7519); without it, only loopback is served.
 
-A token is verified with the public key of its issuer, so the service holds no secret; `jwks` loads the keys.
+A token is verified with the public key of its issuer, so the service holds no secret. `key_sources` has the keys, and
+`token_rules` has what the claims mean.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from enum import StrEnum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import jwt
-import msgspec
 from msgspec import Struct
 
-from order_service.domain.validation import is_foreign_id
 from order_service.errors import SetupError, Unauthorized
-from order_service.settings import Settings
-from order_service.web.access.jwks import Key, KeyFile, KeyServer
+from order_service.settings import Settings, variable
+from order_service.web.access.caller import LOCAL, Caller
+from order_service.web.access.jwks import Key
+from order_service.web.access.key_sources import KeyFile, KeyServer, KeySource
 from order_service.web.access.local_only import is_loopback
+from order_service.web.access.token_rules import Claims, TokenRules, caller_of
 
 TOKEN_MAX: Final = 8 * 1024
-LEEWAY_S: Final = 30
-"""Tolerated clock difference. Clocks under NTP differ by less than a second; this also covers a badly kept one. It is
-not longer, because every token stays valid for this time after it expires."""
-REQUIRED: Final = ("exp", "aud", "iss", "sub")
 BEARER: Final = re.compile(r"bearer +([A-Za-z0-9._=-]+)", re.ASCII | re.IGNORECASE)
-
-
-class Scope(StrEnum):
-    """The scopes that a token may grant to a service; other scopes are ignored."""
-
-    READ = "orders:read"
-    PAY = "orders:pay"
-    SHIP = "orders:ship"
-    ADMIN = "orders:admin"
-
-
-class Caller(Struct, frozen=True):
-    """The sender of a request: a service if it has one of the scopes above, otherwise a user."""
-
-    subject: str
-    scopes: frozenset[Scope]
-
-    @property
-    def is_service(self) -> bool:
-        """Whether this is a service: the token of a user carries no scope of this service."""
-        return bool(self.scopes)
-
-    @property
-    def actor(self) -> str:
-        """The caller as the `actor` of commands and events."""
-        return f"{'service' if self.is_service else 'user'}:{self.subject}"
-
-    def may(self, scope: Scope) -> bool:
-        """Return whether the caller has this scope, or the admin scope, which includes all."""
-        return scope in self.scopes or Scope.ADMIN in self.scopes
-
-    def sees(self, user_id: str) -> bool:
-        """Return whether the caller may see orders of `user_id`: users their own, services with the read scope all."""
-        return self.may(Scope.READ) if self.is_service else self.subject == user_id
-
-    def sees_attempts_of(self, actor: str) -> bool:
-        """Return whether the caller may see the refused commands of `actor`.
-
-        Services see all. Users see their own and those of services, but not those of other users.
-        """
-        return self.is_service or actor == self.actor or not actor.startswith("user:")
-
-
-LOCAL: Final = Caller("local", frozenset({Scope.ADMIN}))
+REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
+    jwt.DecodeError: "the token, or one of its claims, is malformed",
+    jwt.ExpiredSignatureError: "the token has expired",
+    jwt.ImmatureSignatureError: "the token is not valid yet: its iat or nbf is in the future",
+    jwt.InvalidIssuerError: "the claim iss is not ORDERS_JWT_ISSUER",
+}
+"""What the most frequent errors of PyJWT mean; for others, their class name does."""
 
 
 class Everybody:
@@ -81,6 +41,9 @@ class Everybody:
     async def __aexit__(self, *_: object) -> None:
         """Do nothing: there are no resources to close."""
 
+    def fault(self) -> None:
+        """Return None: no key is needed."""
+
     async def caller(self, authorization: str | None) -> Caller:  # noqa: ARG002, the signature of `Tokens`
         """Return `LOCAL` for every request."""
         return LOCAL
@@ -89,10 +52,9 @@ class Everybody:
 class Tokens:
     """Authentication by bearer tokens. `async with` it: the keys are refreshed as long as the block lasts."""
 
-    def __init__(self, keys: KeyFile | KeyServer, *, issuer: str, audience: str, algorithms: Collection[str]) -> None:
+    def __init__(self, keys: KeySource, rules: TokenRules, algorithms: Collection[str]) -> None:
         self._keys = keys
-        self._issuer = issuer
-        self._audience = audience
+        self._rules = rules
         self._algorithms = tuple(algorithms)  # a tuple, because a token may name an unhashable value
 
     async def __aenter__(self) -> Self:
@@ -102,55 +64,77 @@ class Tokens:
     async def __aexit__(self, *_: object) -> None:
         await self._keys.close()
 
+    def fault(self) -> str | None:
+        """Return why no token can be verified, or None."""
+        return self._keys.fault()
+
     async def caller(self, authorization: str | None) -> Caller:
         """Return the caller that the `Authorization` header identifies.
 
         Raises Unauthorized without a valid token, and KeysAway if the keys are unavailable and a retry may succeed.
         """
-        token = _bearer_token(authorization)
-        key = await self._keys.find(self._key_id(token))
-        return _caller(self._claims(token, key))
-
-    def _key_id(self, token: str) -> str | None:
-        """Return the key id that the unverified token claims; refuse a hopeless token before any key is requested."""
-        try:
-            header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError as error:
-            raise _refused(error) from None
-        if header.get("alg") not in self._algorithms:
+        token = bearer_token(authorization)
+        header = read_header(token)
+        if header.algorithm not in self._algorithms:
             raise Unauthorized("the token's algorithm is not in ORDERS_JWT_ALGORITHMS")
-        kid: str | None = header.get("kid")  # PyJWT refuses any other type
-        return kid
+        return caller_of(await self._verified(token, header), self._rules)
 
-    def _claims(self, token: str, key: Key) -> Claims:
-        """Verify the signature, then the claims; PyJWT checks `nbf` and `iat` if present."""
-        try:
-            claims = jwt.decode(
-                token,
-                key.public,
-                algorithms=key.algorithms,
-                audience=self._audience,
-                issuer=self._issuer,
-                leeway=LEEWAY_S,
-                options={"require": list(REQUIRED)},
-            )
-        except jwt.PyJWTError as error:
-            raise _refused(error) from None
-        try:
-            return msgspec.convert(claims, Claims)
-        except msgspec.ValidationError as error:
-            raise Unauthorized("a claim has the wrong type") from error
+    async def _verified(self, token: str, header: Header) -> Claims:
+        """Return the claims of a token. Without a key id, the keys are tried; then those that the issuer has added."""
+        tried: tuple[Key, ...] = ()
+        for _ in range(2):
+            keys = await self._keys.find(header.kid, header.algorithm, tried)
+            for key in keys:
+                try:
+                    return decode(token, key, self._rules)
+                except jwt.InvalidSignatureError:
+                    continue
+                except jwt.PyJWTError as error:
+                    raise refused(error) from None
+            if header.kid is not None and keys[0].kid == header.kid:
+                raise Unauthorized("the signature does not fit the key that the token names")
+            tried += keys
+        raise Unauthorized("the signature fits none of the keys")
 
 
-class Claims(Struct):
-    """The claims used from a token. Scopes are a space-separated text (RFC 9068) or a list, in `scope` or `scp`."""
+class Header(Struct, frozen=True):
+    """What the unverified header of a token claims."""
 
-    sub: str
-    scope: str | list[str] = ""
-    scp: str | list[str] = ""
+    algorithm: str
+    kid: str | None
 
 
-def _bearer_token(authorization: str | None) -> str:
+def read_header(token: str) -> Header:
+    """Return the header of a token. Raises Unauthorized if it cannot be a signed JWT."""
+    parts = token.count(".") + 1
+    if parts != 3:
+        raise Unauthorized(f"the token is not a signed JWT: it has {parts} parts instead of 3")
+    try:
+        header = jwt.get_unverified_header(token)
+    except jwt.PyJWTError as error:
+        raise refused(error) from None
+    algorithm = header.get("alg")
+    # PyJWT refuses a key id of another type
+    return Header(algorithm if isinstance(algorithm, str) else "", header.get("kid") or None)
+
+
+def decode(token: str, key: Key, rules: TokenRules) -> dict[str, Any]:
+    """Return the claims after verifying signature, issuer and times; `token_rules` checks the others.
+
+    Raises PyJWTError, whose text may quote the token.
+    """
+    return jwt.decode(
+        token,
+        key.public,
+        algorithms=key.algorithms,
+        issuer=rules.issuer,
+        leeway=rules.leeway_s,
+        options={"require": ["exp", "iss"], "verify_aud": False, "verify_sub": False, "verify_jti": False},
+    )
+
+
+def bearer_token(authorization: str | None) -> str:
+    """Return the token of an `Authorization` header. Raises Unauthorized."""
     if authorization is None:
         raise Unauthorized("the token is missing")
     match = BEARER.fullmatch(authorization)
@@ -162,41 +146,36 @@ def _bearer_token(authorization: str | None) -> str:
     return token
 
 
-def _caller(claims: Claims) -> Caller:
-    if not is_foreign_id(claims.sub):
-        raise Unauthorized("the subject is not a valid id, so it cannot be an actor")
-    words = _words(claims.scope) | _words(claims.scp)
-    return Caller(claims.sub, frozenset(scope for scope in Scope if scope in words))
-
-
-def _words(scopes: str | list[str]) -> set[str]:
-    return set(scopes.split() if isinstance(scopes, str) else scopes)
-
-
-def _refused(error: jwt.PyJWTError) -> Unauthorized:
-    """Return an error with the class name of `error`, which must not be its cause: it quotes the token to the log."""
-    claim = f", {error.claim}" if isinstance(error, jwt.MissingRequiredClaimError) else ""
-    return Unauthorized(type(error).__name__ + claim)
+def refused(error: jwt.PyJWTError) -> Unauthorized:
+    """Return an error that says what is wrong; `error` must not be its cause: it would quote the token to the log."""
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return Unauthorized(f"the claim {error.claim} is missing")
+    return Unauthorized(REASONS.get(type(error), type(error).__name__))
 
 
 def authentication(settings: Settings) -> Everybody | Tokens:
     """Return the authentication for `settings`, ready for `async with`. Raises SetupError, which names the setting."""
-    url, path = settings.jwt_jwks_url, settings.jwt_key_file
-    if url and path is not None:
-        raise SetupError("set ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE, not both")
-    if not url and path is None:
+    if not uses_tokens(settings):
         return _no_authentication(settings)
-    if not (settings.jwt_issuer and settings.jwt_audience):
-        raise SetupError("set ORDERS_JWT_ISSUER and ORDERS_JWT_AUDIENCE: tokens for other services must be refused")
-    algorithms = settings.jwt_algorithms.split(",")
-    keys = KeyServer(url, algorithms) if path is None else KeyFile(path, algorithms)
-    return Tokens(keys, issuer=settings.jwt_issuer, audience=settings.jwt_audience, algorithms=algorithms)
+    rules, algorithms = TokenRules.from_settings(settings), settings.jwt_algorithms.split(",")
+    if settings.jwt_key_file is None:
+        return Tokens(KeyServer(settings.jwt_jwks_url, algorithms), rules, algorithms)
+    return Tokens(KeyFile(settings.jwt_key_file, algorithms), rules, algorithms)
+
+
+def uses_tokens(settings: Settings) -> bool:
+    """Return whether requests need tokens. Raises SetupError for two sources of keys."""
+    if settings.jwt_jwks_url and settings.jwt_key_file is not None:
+        raise SetupError("set ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE, not both")
+    return bool(settings.jwt_jwks_url) or settings.jwt_key_file is not None
 
 
 def _no_authentication(settings: Settings) -> Everybody:
     """Return `Everybody` if no token setting is set and only this machine can reach the service."""
-    if settings.jwt_issuer or settings.jwt_audience:
-        raise SetupError("ORDERS_JWT_ISSUER and ORDERS_JWT_AUDIENCE need ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE")
+    fields = {name: field for name, field in Settings.model_fields.items() if name.startswith("jwt_")}
+    unused = [variable(name) for name, field in fields.items() if getattr(settings, name) != field.default]
+    if unused:
+        raise SetupError(f"{', '.join(unused)} without ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE: set one of them")
     if not (is_loopback(settings.host) or settings.http_published_on_loopback):
         raise SetupError(
             f"ORDERS_HOST {settings.host} is not a loopback address: set ORDERS_JWT_JWKS_URL or ORDERS_JWT_KEY_FILE,"

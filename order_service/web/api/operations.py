@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from order_service.domain.messages import AmendOrder, Command, CreateOrder, PayOrder
 from order_service.domain.refusals import RULES, Reason
-from order_service.web.access.auth import Scope
+from order_service.web.access.caller import Scope
 from order_service.web.api.bodies import (
     AmendBody,
     CancelBody,

@@ -14,7 +14,7 @@ from order_service.domain.refusals import Reason, Status
 from order_service.domain.validation import is_id
 from order_service.views.order_view import OrderView
 from order_service.views.queries import Filter, Views
-from order_service.web.access.auth import Caller, Scope
+from order_service.web.access.caller import Caller, Scope
 from order_service.web.api.bodies import (
     CommandBody,
     CommandQuery,

@@ -50,8 +50,8 @@ cause and what to do. A problem never repeats what was sent.
 """
 
 SCOPES: Final = """\
-A signed token (JWT). Its `sub` is the caller. Without one of these scopes, the caller is a user, who can read and
-change only their own orders; orders of other users are reported as missing. With one, the caller is a service:
+A signed token (JWT). By default, its `sub` is the caller. Without one of these scopes, the caller is a user, who can
+read and change only their own orders; orders of other users are reported as missing. With one, it is a service:
 
 | scope | permits |
 | --- | --- |

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.views.order_view import OrderView
 from order_service.views.queries import Offsets, StoredEvent, Views
-from order_service.web.access.auth import Caller
+from order_service.web.access.caller import Caller
 from order_service.web.http import requests
 from order_service.web.http.cursors import read_offsets, write_offsets
 from order_service.web.http.problems import Problem, Trouble

@@ -11,7 +11,7 @@ from confluent_kafka import OFFSET_END, TopicPartition
 
 from order_service.domain.identity import keyed_id
 from order_service.domain.messages import Command
-from order_service.web.access.auth import Scope
+from order_service.web.access.caller import Scope
 from tests.support import tokens
 from tests.support.command_line import CommandLine
 from tests.support.deciding import end

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from order_service.users.stub import Mode
-from order_service.web.access.auth import Scope
+from order_service.web.access.caller import Scope
 from order_service.web.api.operations import OPERATIONS, ORDER
 from tests.support import tokens
 from tests.support.shop import MUG, PAYMENT, SHIPMENT, Answer, Http

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.core.failures import Failure
 
-from order_service.web.access.auth import Scope
+from order_service.web.access.caller import Scope
 from order_service.web.docs import openapi
 from order_service.web.http.requests import new_id
 from tests.support import tokens

@@ -2,7 +2,7 @@
 
 import pytest
 
-from order_service.web.access.auth import Scope
+from order_service.web.access.caller import Scope
 from order_service.web.access.local_only import is_from_here
 from order_service.web.api.operations import OPERATIONS
 from tests.support import tokens

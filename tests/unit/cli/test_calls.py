@@ -15,7 +15,7 @@ from tests.support.command_line import CommandLine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-RUN = ["up", "worker", "users", "topics", "views", "config", "verify", "doctor", "lanes"]
+RUN = ["up", "worker", "users", "topics", "views", "config", "verify", "doctor", "lanes", "token"]
 ORDER = ["create", "amend", "pay", "ship", "deliver", "cancel"]
 ALL = [*RUN, *ORDER, "tail", "timeline"]
 CONTENTS = {"user_id": "dana", "currency": "EUR", "lines": [{"sku": "a", "quantity": 1, "unit_price": 1}]}
