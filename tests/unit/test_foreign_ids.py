@@ -10,9 +10,11 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from jsonschema_rs import Draft202012Validator
 
 from order_service.cli.envelope import build_command
 from order_service.cli.ordering import _line
+from order_service.contracts.__main__ import ROOT
 from order_service.domain.decision import UserCheck
 from order_service.domain.messages import FOREIGN_ID_MUST_BE, CreateOrder, Event
 from order_service.errors import DecodeError
@@ -20,6 +22,7 @@ from order_service.sdk import Accepted, Refused, Unreadable
 from order_service.sdk.testing import InMemoryOrders
 from order_service.users.client import CallPolicy, UserClient
 from order_service.users.stub import Stub, running
+from order_service.web.docs import openapi
 from order_service.wire.avro import decode_event, encode_command, encode_event
 from order_service.wire.commands import decode_command, encode_json_command
 from tests.support import samples
@@ -50,6 +53,24 @@ def test_over_kafka(encode, ids):
         assert isinstance(event, Event)
         events.append(decode_event(encode_event(event)))
     assert ids_in(events) == ids
+
+
+OPENAPI = json.loads(openapi.FILE.read_text(encoding="utf-8"))["components"]
+ASYNCAPI = json.loads((ROOT / "asyncapi.json").read_text(encoding="utf-8"))["components"]["schemas"]
+SCHEMAS = {
+    "a body": (OPENAPI["schemas"]["ShipBody"]["properties"]["carrier"], ""),
+    "a header": (OPENAPI["parameters"]["X-Correlation-Id"]["schema"], ""),
+    "a line": (ASYNCAPI["Line"]["properties"]["sku"], ""),
+    "a command": (ASYNCAPI["PayOrder"]["properties"]["correlation_id"], ""),
+    "an actor": (ASYNCAPI["PayOrder"]["properties"]["actor"], "service:"),
+}
+
+
+@pytest.mark.parametrize(("schema", "prefix"), SCHEMAS.values(), ids=SCHEMAS)
+def test_the_documents_allow_the_same(schema, prefix):
+    allowed = Draft202012Validator(schema)
+    assert [text for text in FOREIGN_IDS if not allowed.is_valid(prefix + text)] == []
+    assert [text for text in ENCODABLE_NO_IDS.values() if allowed.is_valid(prefix + text)] == []
 
 
 @pytest.mark.parametrize("text", NO_IDS.values(), ids=NO_IDS)
