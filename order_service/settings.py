@@ -430,6 +430,13 @@ class Settings(BaseSettings):
             raise ValueError("must not contain credentials: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
         return ",".join(dict.fromkeys(urls))
 
+    @field_validator("schema_registry_oauth_token_url", "user_service_oauth_token_url")
+    @classmethod
+    def _without_credentials(cls, url: str) -> str:
+        if urlsplit(url).username is not None:
+            raise ValueError("must not contain credentials: set …_OAUTH_CLIENT_ID and …_OAUTH_CLIENT_SECRET")
+        return url
+
     @field_validator("jwt_jwks_url", "schema_registry_oauth_token_url", "user_service_oauth_token_url")
     @classmethod
     def _http_url_or_none(cls, url: str) -> str:

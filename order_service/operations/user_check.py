@@ -4,11 +4,11 @@ import asyncio
 import time
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
-from order_service.access_tokens import TIMEOUT_S
 from order_service.domain.decision import UserCheck
 from order_service.domain.refusals import Reason
 from order_service.errors import NoToken, UserServiceUnavailable
@@ -46,7 +46,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 async def check_user(settings: Settings, user_id: str) -> Explanation:
     """Send one lookup, as a worker does. Raises SetupError if the settings of the User Service do not fit together."""
-    policy = CallPolicy.from_settings(settings)
+    policy = CallPolicy.from_settings(settings).once()
     api = UserApi(policy)
     try:
         if user_id in UNSENDABLE:
@@ -62,14 +62,13 @@ async def check_user(settings: Settings, user_id: str) -> Explanation:
 
 
 async def _request(api: UserApi, policy: CallPolicy, user_id: str) -> Reply | UserServiceUnavailable:
-    limit_s = policy.total_s + (TIMEOUT_S if policy.oauth is not None else 0)
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(policy.total_s):
             return await api.request(user_id)
     except UserServiceUnavailable as error:
         return error
     except TimeoutError:
-        return UserServiceUnavailable(f"no answer within {limit_s:g} s")
+        return UserServiceUnavailable(f"no answer within {policy.total_s:g} s")
 
 
 def _check(api: UserApi, reply: Reply) -> UserCheck | UserServiceUnavailable:
@@ -125,8 +124,10 @@ def _credential(policy: CallPolicy) -> str:
     if policy.token_file is not None:
         return f"bearer token of {policy.token_file}"
     if policy.oauth is not None:
-        return f"access token of {policy.oauth.token_url.partition('?')[0]} for client {policy.oauth.client_id}"
-    return "bearer token" if policy.token.get_secret_value() else "none"
+        return f"access token of {urlsplit(policy.oauth.token_url).netloc} for client {policy.oauth.client_id}"
+    if policy.token.get_secret_value():
+        return "bearer token"
+    return "none" if urlsplit(policy.url).username is None else "user name and password of USER_SERVICE_URL"
 
 
 def _create(check: UserCheck | UserServiceUnavailable, settings: Settings) -> str:

@@ -19,13 +19,13 @@ from urllib.parse import quote, urlsplit
 
 import stamina
 import structlog
-from msgspec import UNSET, MsgspecError, Struct
+from msgspec import UNSET, MsgspecError, Struct, structs
 from msgspec.json import Decoder
 from prometheus_client import Counter, Gauge, Histogram
 from pydantic import SecretStr
 from yarl import URL
 
-from order_service.access_tokens import ClientCredentials, FileToken
+from order_service.access_tokens import TIMEOUT_S, ClientCredentials, FileToken
 from order_service.domain.decision import UserCheck
 from order_service.errors import NoResponse, NoToken, ResponseTooLong, SetupError, UserServiceUnavailable
 from order_service.http_client import HttpClient, Reply, TokenSource, tls_context
@@ -158,6 +158,13 @@ class CallPolicy(Struct, frozen=True, kw_only=True):
             )
         token = self.token.get_secret_value()
         return f"Bearer {token}" if token else ""
+
+    def once(self) -> Self:
+        """Return the policy of a single request, with the time to get an access token before it."""
+        token_s = 0.0 if self.oauth is None else TIMEOUT_S
+        return structs.replace(
+            self, attempts=1, total_s=self.total_s + token_s, probe_every_s=self.probe_every_s + token_s
+        )
 
     @property
     def again_concurrency(self) -> int:

@@ -87,6 +87,28 @@ def test_a_service_that_is_away_or_hangs_is_named(users):
         assert check(users, "dana", 1)["reason"] == "no answer within 2 s"
 
 
+@pytest.mark.parametrize(
+    ("environment", "credential"),
+    [
+        ({"USER_SERVICE_URL": "http://me:hidden@127.0.0.1:1"}, "user name and password of USER_SERVICE_URL"),
+        ({"ORDERS_USER_SERVICE_TOKEN": "hidden"}, "bearer token"),
+        ({"ORDERS_USER_SERVICE_TOKEN_FILE": "/nowhere/token"}, "bearer token of /nowhere/token"),
+        (
+            {
+                "ORDERS_USER_SERVICE_OAUTH_TOKEN_URL": "http://127.0.0.1:1/token?key=hidden",
+                "ORDERS_USER_SERVICE_OAUTH_CLIENT_ID": "orders",
+                "ORDERS_USER_SERVICE_OAUTH_CLIENT_SECRET": "hidden",
+            },
+            "access token of 127.0.0.1:1 for client orders",
+        ),
+    ],
+)
+def test_the_credential_is_named_but_not_shown(users, environment, credential):
+    explained = check(users, "dana", 1, **({"USER_SERVICE_URL": "http://127.0.0.1:1"} | environment))
+    assert explained["credential"] == credential
+    assert "hidden" not in str(explained)
+
+
 def test_the_output_for_people_shows_no_secret(users):
     line = CommandLine(
         {

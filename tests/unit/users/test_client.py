@@ -207,6 +207,7 @@ async def test_which_statuses_are_no_such_user_is_a_setting(users, open_client, 
         ("user_service_active", "active,,true"),
         *[("user_service_not_found", value) for value in ("", "404;410", "200", "302", "401", "403", "429", "500")],
         ("user_service_oauth_token_url", "login.example"),
+        ("user_service_oauth_token_url", "https://orders:secret@login.example/token"),
         ("user_service_oauth_client_auth", "jwt"),
     ],
 )

@@ -3,8 +3,6 @@
 from http import HTTPStatus
 from typing import Final
 
-from msgspec import structs
-
 from order_service.errors import UserServiceUnavailable
 from order_service.operations.doctor.checks.check import Result, address_of, ok, problem
 from order_service.operations.user_check import fix_of
@@ -18,7 +16,7 @@ USER_ID: Final = "order-service-doctor"
 
 def user_api(settings: Settings) -> UserApi:
     """Return the client of the workers, without its retries. Raises SetupError if its settings are invalid."""
-    return UserApi(structs.replace(CallPolicy.from_settings(settings), attempts=1))
+    return UserApi(CallPolicy.from_settings(settings).once())
 
 
 async def check_user_service(settings: Settings) -> list[Result]:
