@@ -90,10 +90,10 @@ def _read_token(data: bytes, path: Path) -> str:
 class TokenResponse(Struct):
     """The response of a token endpoint (RFC 6749, 5.1 and 5.2). Some servers write `expires_in` as a string."""
 
-    access_token: str = ""
-    token_type: str = "Bearer"  # noqa: S105 - a type
+    access_token: str | None = None
+    token_type: str | None = None
     expires_in: float | str | None = None
-    error: str = ""
+    error: str | None = None
 
 
 class ClientCredentials:
@@ -208,13 +208,14 @@ class ClientCredentials:
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:  # all that msgspec raises for bytes
             raise NoToken(f"{reply.summary}, without a JSON object as its body") from error
         if reply.status != HTTPStatus.OK:
-            code = response.error if ERROR_CODE.fullmatch(response.error) else ""
-            raise NoToken(f"{reply.summary}{code and ', error '}{code}")
-        if response.token_type.lower() != "bearer":
+            has_code = ERROR_CODE.fullmatch(response.error or "") is not None
+            raise NoToken(reply.summary + (f", error {response.error}" if has_code else ""))
+        if (response.token_type or "Bearer").lower() != "bearer":
             raise NoToken("its token_type is not Bearer")
-        if len(response.access_token) > TOKEN_MAX or TOKEN.fullmatch(response.access_token) is None:
+        token = response.access_token or ""
+        if len(token) > TOKEN_MAX or TOKEN.fullmatch(token) is None:
             raise NoToken("its access_token is missing, or is not printable ASCII")
-        return response.access_token, _lifetime_s(response.expires_in)
+        return token, _lifetime_s(response.expires_in)
 
 
 def _lifetime_s(expires_in: float | str | None) -> float:

@@ -1,12 +1,17 @@
 """`order-service users check`: one lookup, and what its answer means."""
 
+import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from order_service.local.broker import free_port
 from order_service.users.stub import Mode
 from tests.support.command_line import CommandLine
+
+GUIDE = Path(__file__).parents[3] / "docs" / "guide" / "fit-in.md"
+VARIES = re.compile(r"http://[\d.:]+|\d+ ms")
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -125,6 +130,15 @@ def test_the_output_for_people_shows_no_secret(users):
     ]
     assert "field       status is inactive" in said
     assert "a create    refused: user_not_active" in said
+
+
+def test_the_guide_shows_what_a_check_prints(users):
+    section = GUIDE.read_text(encoding="utf-8").split("\n### Check it\n")[1]
+    shown = section.split("```console\n")[1].split("```")[0].partition("\n")[2]
+    said = CommandLine({"USER_SERVICE_URL": users.url, "ORDERS_USER_SERVICE_FIELD": "state"})(
+        "users", "check", "dana", code=1
+    )
+    assert [VARIES.sub("", text) for text in (said.stdout, shown)] == [VARIES.sub("", shown)] * 2
 
 
 @pytest.mark.parametrize("command", [["users", "check", "dana"], ["worker"]], ids=" ".join)
