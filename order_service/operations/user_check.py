@@ -25,9 +25,9 @@ FIX_CREDENTIAL: Final = "Correct the credential: ORDERS_USER_SERVICE_TOKEN, …_
 class Explanation(Struct, frozen=True, kw_only=True):
     """What the User Service answers about a user, and what that means for a create of that user.
 
-    `status` and `took_ms` are null without a response, `value` without the field; `fields` are those that are there
-    then. `check` is a `UserCheck`, or
-    `no_answer` with its `reason`. `fix` says what to do if this is not what the caller expected.
+    `status` and `took_ms` are null without a response. `value` is null without the field, and `fields` are then those
+    that are there. `check` is a `UserCheck`, or `no_answer` with its `reason`. `fix` says what to do if this is not
+    what the caller expected.
     """
 
     user_id: str
@@ -115,6 +115,8 @@ def _fields(reply: Reply) -> tuple[str, ...]:
 
 def _address(api: UserApi, user_id: str) -> str:
     """Return the address of a lookup without credentials and without its query, which may hold a key."""
+    if user_id in UNSENDABLE:
+        return "none: no URL can carry this id"
     url = api.url_of(user_id).with_user(None)
     return f"GET {url.with_query(None)}" + ("?…" if url.raw_query_string else "")
 

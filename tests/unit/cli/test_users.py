@@ -70,6 +70,12 @@ def test_every_other_answer_is_explained_and_the_exit_status_is_1(users, user_id
     assert users.stub.requests[user_id] == before + 1
 
 
+def test_an_id_that_no_url_can_carry_is_not_asked_for(users):
+    explained = check(users, "..", 1)
+    assert (explained["check"], explained["request"]) == ("not_found", "none: no URL can carry this id")
+    assert ".." not in users.stub.requests
+
+
 def test_a_body_without_the_field_names_the_setting(users):
     explained = check(users, "dana", 1, ORDERS_USER_SERVICE_FIELD="state")
     assert explained["reason"] == "status 200 with application/json: the field state is missing"
