@@ -90,17 +90,18 @@ def _read_token(data: bytes, path: Path) -> str:
 class TokenResponse(Struct):
     """The response of a token endpoint (RFC 6749, 5.1 and 5.2). Some servers write `expires_in` as a string."""
 
-    access_token: str = ""
-    token_type: str = "Bearer"  # noqa: S105 - a type
+    access_token: str | None = None
+    token_type: str | None = None
     expires_in: float | str | None = None
-    error: str = ""
+    error: str | None = None
 
 
 class ClientCredentials:
     """Tokens by the client credentials grant (RFC 6749, 4.4), requested when one is needed, and one request at a time.
 
     A token is replaced in the background after three quarters of its lifetime, so callers wait only for the first one.
-    The credentials go into the `Authorization` header, or with `in_body` into the body (RFC 6749, 2.3.1).
+    The credentials go into the `Authorization` header, or with `in_body` into the body (RFC 6749, 2.3.1). `token_url`
+    must not hold any.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class ClientCredentials:
             self._authorization = aiohttp.encode_basic_auth(quote_plus(client_id), quote_plus(client_secret))
         self._body = urlencode({name: value for name, value in form.items() if value}).encode()
         self._url = token_url
-        self._host = urlsplit(token_url).netloc.rpartition("@")[2]
+        self._host = urlsplit(token_url).netloc
         self._ssl_context = ssl_context
         self._clock = clock
         self._token = ""
@@ -174,14 +175,12 @@ class ClientCredentials:
             token, lifetime_s = self._read(await self._request())
         except NoResponse as error:  # NoToken, too
             fault = f"the token endpoint at {self._host} returned no access token: {error}"
-            if not self._fault:
-                log.warning("Access token request failed.", why=fault)
+            if not self._fault and self._clock() < self._usable_until:  # else callers get the error
+                log.warning("Access token renewal failed; the current token is still valid.", why=fault)
             self._fault, self._retry_at = fault, self._clock() + FAILED_PAUSE_S
             return
         finally:
             self._flight = None
-        if self._fault:
-            log.info("Access token request succeeded again.", host=self._host)
         self._fault = ""
         self._token, self._fetched_at = token, asked_at
         self._renew_at = asked_at + 0.75 * lifetime_s
@@ -209,13 +208,14 @@ class ClientCredentials:
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:  # all that msgspec raises for bytes
             raise NoToken(f"{reply.summary}, without a JSON object as its body") from error
         if reply.status != HTTPStatus.OK:
-            code = response.error if ERROR_CODE.fullmatch(response.error) else ""
-            raise NoToken(f"{reply.summary}{code and ', error '}{code}")
-        if response.token_type.lower() != "bearer":
+            has_code = ERROR_CODE.fullmatch(response.error or "") is not None
+            raise NoToken(reply.summary + (f", error {response.error}" if has_code else ""))
+        if (response.token_type or "Bearer").lower() != "bearer":
             raise NoToken("its token_type is not Bearer")
-        if len(response.access_token) > TOKEN_MAX or TOKEN.fullmatch(response.access_token) is None:
+        token = response.access_token or ""
+        if len(token) > TOKEN_MAX or TOKEN.fullmatch(token) is None:
             raise NoToken("its access_token is missing, or is not printable ASCII")
-        return response.access_token, _lifetime_s(response.expires_in)
+        return token, _lifetime_s(response.expires_in)
 
 
 def _lifetime_s(expires_in: float | str | None) -> float:

@@ -31,6 +31,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Signature algorithms for tokens: asymmetric only, so that a process that checks tokens cannot issue one."""
 
+NOT_FOUND_STATUSES: Final = frozenset({"204", *map(str, range(400, 500))} - {"401", "403", "407", "408", "429"})
+"""Statuses that may mean that a user does not exist; the others concern the service, or our request."""
+
 # The processes that use a setting, as docs/reference/settings.md names them.
 EVERY_PROCESS = "every process"
 WORKER = "`worker`"
@@ -164,9 +167,54 @@ class Settings(BaseSettings):
         "/v1/users/{id}", WORKER, "The path of a user lookup; it contains `{id}` exactly once."
     )
     user_service_field: str = _setting(
-        "status", WORKER, "The field of the User Service's response that tells whether the user is active."
+        "status",
+        WORKER,
+        "The field of the User Service's response that tells whether the user is active. `user.status` is the field "
+        "`status` of the object `user`.",
+    )
+    user_service_active: str = _setting(
+        "active,true",
+        WORKER,
+        "The values of that field that mean an active user, separated by commas, in any letter case; `true` and "
+        "`false` are JSON's, too. A user with any other text or boolean may not order.",
+    )
+    user_service_not_found: str = _setting(
+        "404,410",
+        WORKER,
+        "The statuses that mean that the user does not exist, separated by commas: 204, or from 400 to 499 without "
+        "401, 403, 407, 408 and 429.",
     )
     user_service_token: SecretStr = _setting(SecretStr(""), WORKER, "The bearer token for the User Service.")
+    user_service_token_file: Path | None = _setting(
+        None, WORKER, "A file with that token. It is read again when it has changed.", shown="off"
+    )
+    user_service_oauth_token_url: str = _setting(
+        "",
+        WORKER,
+        "The token endpoint that issues access tokens for the User Service (OAuth 2.0 client credentials).",
+        shown="off",
+    )
+    user_service_oauth_client_id: str = _setting("", WORKER, "The client id at the token endpoint.")
+    user_service_oauth_client_secret: SecretStr = _setting(
+        SecretStr(""), WORKER, "The client secret at the token endpoint."
+    )
+    user_service_oauth_client_auth: Literal["basic", "post"] = _setting(
+        "basic", WORKER, "How client id and secret are sent: in the `Authorization` header, or in the body."
+    )
+    user_service_oauth_scope: str = _setting("", WORKER, "The scopes to request, separated by spaces.")
+    user_service_oauth_audience: str = _setting("", WORKER, "The audience to request, as Auth0 requires it.")
+    user_service_ssl_cafile: Path | None = _setting(
+        None,
+        WORKER,
+        "CA certificates in PEM that are trusted beside the system's, for the User Service and the token endpoint.",
+        shown="off",
+    )
+    user_service_ssl_certfile: Path | None = _setting(
+        None, WORKER, "The client certificate in PEM for the User Service and the token endpoint.", shown="off"
+    )
+    user_service_ssl_keyfile: Path | None = _setting(
+        None, WORKER, "The unencrypted key of the client certificate.", shown="in the certificate's file"
+    )
     user_service_concurrency: PositiveInt = _setting(
         256, WORKER, "How many user lookups may run at the same time.", unit="lookups"
     )
@@ -382,7 +430,14 @@ class Settings(BaseSettings):
             raise ValueError("must not contain credentials: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
         return ",".join(dict.fromkeys(urls))
 
-    @field_validator("jwt_jwks_url", "schema_registry_oauth_token_url")
+    @field_validator("schema_registry_oauth_token_url", "user_service_oauth_token_url")
+    @classmethod
+    def _without_credentials(cls, url: str) -> str:
+        if urlsplit(url).username is not None:
+            raise ValueError("must not contain credentials: set …_OAUTH_CLIENT_ID and …_OAUTH_CLIENT_SECRET")
+        return url
+
+    @field_validator("jwt_jwks_url", "schema_registry_oauth_token_url", "user_service_oauth_token_url")
     @classmethod
     def _http_url_or_none(cls, url: str) -> str:
         """Return the URL unchanged: a query may name a policy, and a trailing slash may lead to another document."""
@@ -398,6 +453,10 @@ class Settings(BaseSettings):
         "schema_registry_ssl_cafile",
         "schema_registry_ssl_certfile",
         "schema_registry_ssl_keyfile",
+        "user_service_token_file",
+        "user_service_ssl_cafile",
+        "user_service_ssl_certfile",
+        "user_service_ssl_keyfile",
         mode="before",
     )
     @classmethod
@@ -411,6 +470,22 @@ class Settings(BaseSettings):
         if not set(algorithms) <= set(SIGNATURES):
             raise ValueError("must be one or more of " + ",".join(SIGNATURES))
         return ",".join(algorithms)
+
+    @field_validator("user_service_active")
+    @classmethod
+    def _values(cls, values: str) -> str:
+        listed = [value.strip() for value in values.split(",")]
+        if not all(listed):
+            raise ValueError("must be one or more values, separated by commas")
+        return ",".join(listed)
+
+    @field_validator("user_service_not_found")
+    @classmethod
+    def _statuses_of_a_user(cls, statuses: str) -> str:
+        listed = [status.strip() for status in statuses.split(",")]
+        if not set(listed) <= NOT_FOUND_STATUSES:
+            raise ValueError("must be 204 or statuses from 400 to 499 without 401, 403, 407, 408 and 429")
+        return ",".join(listed)
 
     @field_validator("user_service_path")
     @classmethod

@@ -19,6 +19,7 @@ from order_service.cli import (
     schemas,
     tokens,
     topics,
+    users,
     verify,
     views,
     watching,
@@ -85,7 +86,7 @@ app.command("up", rich_help_panel="Run")(running.up)
 app.command("worker", rich_help_panel="Run")(running.worker)
 app.command("projector", rich_help_panel="Run")(running.projector)
 app.command("web", rich_help_panel="Run")(running.web)
-app.command("users", rich_help_panel="Run")(running.users)
+app.add_typer(users.users, name="users", rich_help_panel="Run")
 app.add_typer(topics.topics, name="topics", rich_help_panel="Run")
 app.add_typer(schemas.schemas, name="schemas", rich_help_panel="Run")
 app.add_typer(views.views, name="views", rich_help_panel="Run")

@@ -11,7 +11,6 @@ from order_service.cli import show
 from order_service.cli.environment import read_settings, redacted
 from order_service.cli.options import AsJson
 from order_service.cli.outcomes import show_outcomes
-from order_service.errors import cannot_listen
 from order_service.runtime import logs
 from order_service.runtime.signals import exit_on_signal, run_until_signal
 from order_service.settings import Settings
@@ -66,26 +65,6 @@ def web(as_json: LogAsJson = False) -> None:
     from order_service.web.process import run  # noqa: PLC0415 - other commands need no server
 
     run_until_signal(run(settings))
-
-
-def users(
-    latency_ms: Annotated[int, typer.Option(min=0, help="The latency of each answer.")] = 0, as_json: AsJson = False
-) -> None:
-    """Run a stub of the User Service: any id is an active user, except unknown-1, inactive-1, slow-500-1, flaky-1."""
-    settings = read_settings()
-    logs.configure(settings.log)
-    from order_service.users.stub import serve_stub  # noqa: PLC0415 - other commands need no HTTP server
-
-    def ready(url: str) -> None:
-        if as_json:
-            show.json_line({"users": url})
-        else:
-            typer.echo(f"the User Service stub answers at {url}")
-
-    try:
-        run_until_signal(serve_stub(settings.host, settings.users_port, latency_ms=latency_ms, ready=ready))
-    except OSError as error:
-        raise cannot_listen(settings.host, settings.users_port, "ORDERS_USERS_PORT", error) from error
 
 
 def _begin(*, as_json: bool) -> Settings:

@@ -1,5 +1,6 @@
 """`why`: where an order or a command is now, and everything that the topics know about it."""
 
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
@@ -108,6 +109,9 @@ def _print_order(order: OrderStory) -> None:
     lines = [(row, STYLES.get(story.state, "")) for story in order.commands for row in _rows(story)]
     if lines:
         show.table(HEADS, [row for row, _ in lines], [style for _, style in lines])
+    for user_id in dict.fromkeys(story.waiting.user_id for story in order.commands if story.waiting is not None):
+        if user_id is not None:
+            _echo(f"waits      for the User Service: order-service users check {shlex.quote(user_id)}")
     for operation in order.operations:
         what = f"{operation.kind} {operation.operation_id} by {operation.actor}"
         what += show.positions(operation.previous_position, operation.position)

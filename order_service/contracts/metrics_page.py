@@ -68,7 +68,9 @@ USES: Final = {
     ),
     "orders_user_lookups_total": Use(WORKER, "lookups", "`no_answer` and `not_asked` grow for 5 minutes."),
     "orders_user_answers_unusable_total": Use(
-        WORKER, "answers", "It grows: the User Service answers about some users as no worker expects."
+        WORKER,
+        "answers",
+        "It grows: the User Service answers about some users as no worker expects. The log has the reasons.",
     ),
     "orders_user_lookup_seconds": Use(WORKER, "s", "The 99th percentile stays above 1 s: creates are late."),
     "orders_user_lookups_in_flight": Use(

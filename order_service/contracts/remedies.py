@@ -365,7 +365,15 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
     NotReady.CREDENTIAL_REFUSED: Remedy(
         "The User Service refuses the credential of this worker. New orders wait.",
         "The text has the status. Has the token ended?",
-        "Correct `ORDERS_USER_SERVICE_TOKEN`, and restart the worker.",
+        "Correct the token or the client secret ([fit in](../guide/fit-in.md#the-user-service)), and restart the "
+        "worker. A token file is read again.",
+        f"{_READY} `orders_waiting_commands` falls.",
+    ),
+    NotReady.USERS_UNANSWERED: Remedy(
+        "Three lookups in a row had no usable answer: of three users, if the service had answered before.",
+        "The text has the reason. `order-service users check ID`",
+        "Start the User Service, or correct its settings ([fit in](../guide/fit-in.md#the-user-service)) and restart "
+        "the worker. The orders that wait are decided when it answers.",
         f"{_READY} `orders_waiting_commands` falls.",
     ),
     NotReady.DATABASE_SILENT: Remedy(

@@ -34,6 +34,7 @@ class NotReady(StrEnum):
     TOPIC_WEAKENED = "a topic is below its required configuration: {fault}"
     STRANGERS = "another program is in the group: {who}"
     CREDENTIAL_REFUSED = "users are not validated: {why}"
+    USERS_UNANSWERED = "the User Service gives no usable answer, and orders wait: {why}"
     DATABASE_SILENT = "the database has not answered for {seconds} s"
     DATABASE_AWAY = "the database is unavailable: {error}"
     VIEWS_OPENED = "the views are being opened"

@@ -1,4 +1,4 @@
-"""The state of a client of a failing service: a circuit breaker, refused credentials, and concurrency slots.
+"""The state of a client of a failing service: a breaker, refused credentials, answers that fail, concurrency slots.
 
 Everything is synchronous and takes its clock as an argument, except `Slots`, which wait.
 """
@@ -10,10 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from order_service.errors import UserServiceUnavailable
 
 Clock = Callable[[], float]
+
+IN_A_ROW: Final = 3
+"""Lookups without a usable answer after which an operator must know why."""
+REASONS_LOGGED: Final = 5
 
 
 class State(IntEnum):
@@ -117,23 +122,64 @@ class Refusals:
         return ends
 
 
+class NoAnswers:
+    """Why lookups have no usable answer, once `IN_A_ROW` of them had none.
+
+    If the service has ever given a usable answer, these must be lookups of as many users: a few users whom it cannot
+    answer are no reason. A lookup that a usable answer overtook does not count.
+    """
+
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+        self._answered_at = -math.inf
+        self._users: set[str] = set()
+        self._count = 0
+        self._why = ""
+
+    @property
+    def reason(self) -> str | None:
+        """Why the last lookup had no usable answer, or None before the third in a row."""
+        has_answered = self._answered_at > -math.inf
+        in_a_row = len(self._users) if has_answered else self._count
+        return self._why if in_a_row >= IN_A_ROW else None
+
+    def record_no_answer(self, user_id: str, asked_at: float, why: str) -> bool:
+        """Record a lookup without a usable answer. Return whether it is the third in a row."""
+        if asked_at < self._answered_at:
+            return False
+        had_reason = self.reason is not None
+        self._why = why
+        self._count = min(self._count + 1, IN_A_ROW)
+        if len(self._users) < IN_A_ROW:
+            self._users.add(user_id)
+        return not had_reason and self.reason is not None
+
+    def record_answer(self) -> bool:
+        """Record a usable answer. Return whether `reason` was not None before it."""
+        had_reason = self.reason is not None
+        self._answered_at = self._clock()
+        self._users.clear()
+        self._count = 0
+        return had_reason
+
+
 class Unusable:
-    """The counts of unusable answers by status. They are due for the log at once, then every `pause_s`."""
+    """The counts of unusable answers by their reason. They are due for the log at once, then every `pause_s`."""
 
     def __init__(self, *, pause_s: float, clock: Clock) -> None:
         self._pause_s = pause_s
         self._clock = clock
         self._log_at = -math.inf
-        self._counts: Counter[int] = Counter()
+        self._counts: Counter[str] = Counter()
 
-    def record(self, status: int) -> dict[int, int] | None:
-        """Record an answer with this status. Return the counts if they are due for the log."""
-        self._counts[status] += 1
+    def record(self, why: str) -> dict[str, int] | None:
+        """Record an answer that is unusable for this reason. Return the most frequent ones if they are due."""
+        self._counts[why] += 1
         if self._clock() < self._log_at:
             return None
         self._log_at = self._clock() + self._pause_s
-        counts, self._counts = dict(self._counts), Counter()
-        return counts
+        counts, self._counts = self._counts, Counter()
+        return dict(counts.most_common(REASONS_LOGGED))
 
 
 class Slots:

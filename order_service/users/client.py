@@ -12,22 +12,25 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from http import HTTPStatus
-from typing import Self
+from pathlib import Path
+from ssl import SSLContext
+from typing import Final, Self
 from urllib.parse import quote, urlsplit
 
 import stamina
 import structlog
-from msgspec import MsgspecError, Struct
+from msgspec import UNSET, MsgspecError, Struct, structs
 from msgspec.json import Decoder
 from prometheus_client import Counter, Gauge, Histogram
 from pydantic import SecretStr
 from yarl import URL
 
+from order_service.access_tokens import TIMEOUT_S, ClientCredentials, FileToken
 from order_service.domain.decision import UserCheck
-from order_service.errors import NoResponse, ResponseTooLong, UserServiceUnavailable
-from order_service.http_client import HttpClient, Reply
+from order_service.errors import NoResponse, NoToken, ResponseTooLong, SetupError, UserServiceUnavailable
+from order_service.http_client import HttpClient, Reply, TokenSource, tls_context
 from order_service.settings import Settings
-from order_service.users.breaker import Breaker, Clock, Refusals, Slots, State, Unusable
+from order_service.users.breaker import Breaker, Clock, NoAnswers, Refusals, Slots, State, Unusable
 
 LOOKUPS = Counter(
     "orders_user_lookups",
@@ -58,18 +61,43 @@ SERVICE_STATUSES = frozenset(
     }
 )
 """Statuses below 500 that concern the service, not one user."""
+CREDENTIALS: Final = (
+    "ORDERS_USER_SERVICE_TOKEN, ORDERS_USER_SERVICE_TOKEN_FILE, ORDERS_USER_SERVICE_OAUTH_TOKEN_URL, and a user name "
+    "in USER_SERVICE_URL"
+)
+"""The ways to authenticate, of which at most one is set."""
 UNUSABLE_LOG_EVERY_S = 60.0
 
 log = structlog.get_logger()
 
 
+class OAuthClient(Struct, frozen=True, kw_only=True):
+    """How to get access tokens by the client credentials grant: the arguments of `ClientCredentials`."""
+
+    token_url: str
+    client_id: str
+    client_secret: SecretStr
+    scope: str = ""
+    audience: str = ""
+    in_body: bool = False
+
+
 class CallPolicy(Struct, frozen=True, kw_only=True):
-    """The policy of lookups. `total_s` bounds all tries of a lookup together, and separately the wait for a slot."""
+    """The policy of lookups. `total_s` bounds all tries of a lookup together, and separately the wait for a slot.
+
+    `active` are the values of the field that mean an active user, case-folded. Raises SetupError for credentials that
+    cannot work.
+    """
 
     url: str
     path: str = "/v1/users/{id}"
     field: str = "status"
+    active: frozenset[str] = frozenset({"active", "true"})
+    not_found: frozenset[int] = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
     token: SecretStr = SecretStr("")
+    token_file: Path | None = None
+    oauth: OAuthClient | None = None
+    ssl_context: SSLContext | None = None
     attempts: int = 3
     total_s: float = 2.0
     wait_initial_s: float = 0.05
@@ -85,8 +113,10 @@ class CallPolicy(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         token = self.token.get_secret_value()
-        if not (token.isascii() and token.isprintable()) or (token and urlsplit(self.url).username):
-            raise ValueError("the token must be printable ASCII, and the URL must not hold a user name beside it")
+        if not (token.isascii() and token.isprintable()):
+            raise SetupError("ORDERS_USER_SERVICE_TOKEN must be printable ASCII")
+        if sum(map(bool, (token, self.token_file, self.oauth, urlsplit(self.url).username))) > 1:
+            raise SetupError(f"only one of these must be set: {CREDENTIALS}")
         if self.probe_every_s <= self.total_s:
             raise ValueError(f"probes every {self.probe_every_s} s must be further apart than {self.total_s} s")
 
@@ -97,15 +127,71 @@ class CallPolicy(Struct, frozen=True, kw_only=True):
             url=settings.user_service_url,
             path=settings.user_service_path,
             field=settings.user_service_field,
+            active=frozenset(settings.user_service_active.casefold().split(",")),
+            not_found=frozenset(map(int, settings.user_service_not_found.split(","))),
             token=settings.user_service_token,
+            token_file=settings.user_service_token_file,
+            oauth=_oauth(settings),
+            ssl_context=tls_context(
+                "ORDERS_USER_SERVICE_SSL_",
+                settings.user_service_ssl_cafile,
+                settings.user_service_ssl_certfile,
+                settings.user_service_ssl_keyfile,
+            ),
             concurrency=settings.user_service_concurrency,
             cache_s=settings.user_cache_s,
+        )
+
+    def authorization(self) -> str | TokenSource:
+        """Return the value of the `Authorization` header, empty without a credential, or a new source of tokens."""
+        if self.token_file is not None:
+            return FileToken(self.token_file)
+        if self.oauth is not None:
+            return ClientCredentials(
+                self.oauth.token_url,
+                self.oauth.client_id,
+                self.oauth.client_secret.get_secret_value(),
+                scope=self.oauth.scope,
+                audience=self.oauth.audience,
+                in_body=self.oauth.in_body,
+                ssl_context=self.ssl_context,
+            )
+        token = self.token.get_secret_value()
+        return f"Bearer {token}" if token else ""
+
+    def once(self) -> Self:
+        """Return the policy of a single request, with the time to get an access token before it."""
+        token_s = 0.0 if self.oauth is None else TIMEOUT_S
+        return structs.replace(
+            self, attempts=1, total_s=self.total_s + token_s, probe_every_s=self.probe_every_s + token_s
         )
 
     @property
     def again_concurrency(self) -> int:
         """The concurrency of repeated lookups: a quarter, so that hanging users never block new ones."""
         return max(1, self.concurrency // 4)
+
+
+def _oauth(settings: Settings) -> OAuthClient | None:
+    """Return how to get access tokens, or None if nothing is set for it. Raises SetupError if only a part is set."""
+    values = {
+        "ORDERS_USER_SERVICE_OAUTH_TOKEN_URL": settings.user_service_oauth_token_url,
+        "ORDERS_USER_SERVICE_OAUTH_CLIENT_ID": settings.user_service_oauth_client_id,
+        "ORDERS_USER_SERVICE_OAUTH_CLIENT_SECRET": settings.user_service_oauth_client_secret.get_secret_value(),
+    }
+    missing = [name for name, value in values.items() if not value]
+    if len(missing) == len(values):
+        return None
+    if missing:
+        raise SetupError(f"{', '.join(name for name in values if name not in missing)} needs {' and '.join(missing)}")
+    return OAuthClient(
+        token_url=settings.user_service_oauth_token_url,
+        client_id=settings.user_service_oauth_client_id,
+        client_secret=settings.user_service_oauth_client_secret,
+        scope=settings.user_service_oauth_scope,
+        audience=settings.user_service_oauth_audience,
+        in_body=settings.user_service_oauth_client_auth == "post",
+    )
 
 
 class UserApi:
@@ -123,12 +209,12 @@ class UserApi:
             wait_jitter=policy.wait_initial_s,
             wait_max=policy.wait_max_s,
         ).on(_again)
-        token = policy.token.get_secret_value()
         self._http = HttpClient(
             timeout_s=None,  # `ask` has one for all tries together
             body_max_bytes=BODY_MAX,
-            authorization=f"Bearer {token}" if token else "",
+            authorization=policy.authorization(),
             connections_max=policy.concurrency,
+            ssl_context=policy.ssl_context,
         )
 
     async def close(self) -> None:
@@ -141,7 +227,7 @@ class UserApi:
             async with asyncio.timeout(self._policy.total_s):
                 return await self._tries(user_id)
         except TimeoutError as error:
-            raise UserServiceUnavailable("no answer in time") from error
+            raise UserServiceUnavailable(f"no answer within {self._policy.total_s:g} s") from error
 
     async def _tries(self, user_id: str) -> UserCheck:
         """Try once without stamina, then retry with it: its bookkeeping costs 33 us, a lookup without it 200 us."""
@@ -158,36 +244,52 @@ class UserApi:
         return await self._retry(next_try)
 
     async def _try(self, user_id: str) -> UserCheck:
-        # `encoded`: yarl would decode what `quote` made and resolve `%2e%2e`. Surrogates pass: no id may raise here.
-        url = URL(quote(user_id, safe="", errors="surrogatepass").join(self._url), encoded=True)
+        return self.check_of(await self.request(user_id))
+
+    def url_of(self, user_id: str) -> URL:
+        """Return the address of a user. No id leaves its segment of the path, and none raises, not even surrogates."""
+        # `encoded`: yarl would decode what `quote` made and resolve `%2e%2e`.
+        return URL(quote(user_id, safe="", errors="surrogatepass").join(self._url), encoded=True)
+
+    async def request(self, user_id: str) -> Reply:
+        """Send one request, without a limit of time. Raises UserServiceUnavailable if there is no response."""
         try:
-            reply = await self._http.request("GET", url)
+            return await self._http.request("GET", self.url_of(user_id))
         except ResponseTooLong as error:
             raise _unusable(str(error)) from error
+        except NoToken as error:  # it has retries of its own
+            raise UserServiceUnavailable(str(error)) from error
         except NoResponse as error:
             raise UserServiceUnavailable(str(error), again=True) from error
-        if reply.status == HTTPStatus.NOT_FOUND:
+
+    def check_of(self, reply: Reply) -> UserCheck:
+        """Return what a response says about its user. Raises UserServiceUnavailable if it is not an answer."""
+        if reply.status in self._policy.not_found:
             return UserCheck.NOT_FOUND
         if reply.status != HTTPStatus.OK:
             raise self._refusal(reply)
-        return self._read(reply.body)
+        is_active = self.value_of(reply).casefold() in self._policy.active
+        return UserCheck.ACTIVE if is_active else UserCheck.NOT_ACTIVE
 
-    def _read(self, body: bytes) -> UserCheck:
+    def value_of(self, reply: Reply) -> str:
+        """Return the value of the field in a body, a boolean as JSON has it. Raises UserServiceUnavailable."""
         try:
-            status = self._user.decode(body).get(self._policy.field)
+            value = _value(self._user.decode(reply.body), self._policy.field)
         except (MsgspecError, UnicodeError, RecursionError) as error:  # all that msgspec raises for bytes
-            raise _unusable("the body is not a JSON object") from error
-        if isinstance(status, bool):
-            return UserCheck.ACTIVE if status else UserCheck.NOT_ACTIVE
-        if not isinstance(status, str):
-            raise _unusable("the body lacks the field, or it is neither text nor a boolean")
-        return UserCheck.ACTIVE if status.casefold() == "active" else UserCheck.NOT_ACTIVE
+            raise _unusable(f"{reply.summary}: the body is not a JSON object") from error
+        if value is UNSET:
+            raise _unusable(f"{reply.summary}: the field {self._policy.field} is missing")
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if not isinstance(value, str):
+            raise _unusable(f"{reply.summary}: the field {self._policy.field} is neither text nor true or false")
+        return value
 
     def _refusal(self, reply: Reply) -> UserServiceUnavailable:
-        """Return what a status other than 200 and 404 means: for the service, or for this user only."""
+        """Return what a status means that is no answer: for the service, or for this user only."""
         is_of_user = reply.status < HTTPStatus.INTERNAL_SERVER_ERROR and reply.status not in SERVICE_STATUSES
         again = self._after(reply)
-        return UserServiceUnavailable(f"status {reply.status}", again=again, status=reply.status, is_of_user=is_of_user)
+        return UserServiceUnavailable(reply.summary, again=again, status=reply.status, is_of_user=is_of_user)
 
     def _after(self, reply: Reply) -> float | bool:
         """Return whether a retry may help: Retry-After within `total_s`, in seconds, or a 5xx without Retry-After."""
@@ -196,6 +298,16 @@ class UserApi:
             in_time = after.isdecimal() and len(after) < 5 and int(after) < self._policy.total_s
             return float(after) if in_time else False
         return reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _value(user: dict[str, object], field: str) -> object:
+    """Return the value of a field, or of a field of an object in it if the name has dots; UNSET if it is missing."""
+    if field in user:
+        return user[field]
+    value: object = user
+    for name in field.split("."):
+        value = value.get(name, UNSET) if isinstance(value, dict) else UNSET
+    return value
 
 
 def _again(error: Exception) -> float | bool:
@@ -223,6 +335,7 @@ class UserClient:
             clock=clock,
         )
         self._refusals = Refusals(calm_s=policy.breaker_silence_s, clock=clock)
+        self._no_answers = NoAnswers(clock=clock)
         self._unusable = Unusable(pause_s=UNUSABLE_LOG_EVERY_S, clock=clock)
         self._slots = Slots(policy.concurrency, queue_max=policy.queue_max, wait_s=policy.total_s)
         self._again = Slots(policy.again_concurrency, queue_max=policy.queue_max // 4, wait_s=policy.total_s)
@@ -256,6 +369,11 @@ class UserClient:
     def problem(self) -> str | None:
         """Why we are not ready until an operator acts: our credential is refused. None without such a reason."""
         return self._refusals.reason
+
+    @property
+    def no_answer(self) -> str | None:
+        """Why lookups have no usable answer, after the third in a row; None if they have."""
+        return self._no_answers.reason
 
     @property
     def retry_capacity(self) -> int:
@@ -340,6 +458,8 @@ class UserClient:
             self._cache.popitem(last=False)
         if self._refusals.record_answer():
             log.info("The User Service accepts our credential again.")
+        if self._no_answers.record_answer():
+            log.info("The User Service gives usable answers again.")
         self._note_alive()
 
     def _note_alive(self) -> None:
@@ -351,19 +471,19 @@ class UserClient:
 
     def _note_no_answer(self, user_id: str, asked_at: float, no_answer: UserServiceUnavailable) -> None:
         NO_ANSWER.inc()
+        why = str(no_answer)
+        if no_answer.status in CREDENTIAL_REFUSED:
+            if self._refusals.record_refusal(no_answer.status):
+                log.error("The User Service refuses our credential; orders wait.", status=no_answer.status)
+        elif self._no_answers.record_no_answer(user_id, asked_at, why):
+            log.warning("The User Service gives no usable answer; orders wait.", why=why)
         if no_answer.is_of_user:
             UNUSABLE.labels(str(no_answer.status)).inc()
-            counts = self._unusable.record(no_answer.status)
+            counts = self._unusable.record(why)
             if counts is not None:
                 log.warning(
                     "The User Service returns unusable answers about some users; their orders wait.", counts=counts
                 )
             self._note_alive()
-            return
-        if no_answer.status in CREDENTIAL_REFUSED and self._refusals.record_refusal(no_answer.status):
-            log.error("The User Service refuses our credential; orders wait.", status=no_answer.status)
-        if self._breaker.record_failure(user_id, asked_at):
-            log.warning(
-                "The User Service does not answer; lookups are paused except for one probe at a time.",
-                why=str(no_answer),
-            )
+        elif self._breaker.record_failure(user_id, asked_at):
+            log.warning("The User Service does not answer; lookups are paused except for one probe at a time.", why=why)

@@ -3,16 +3,28 @@
 import asyncio
 import heapq
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from typing import Final
+
+from msgspec import Struct
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import UserServiceUnavailable
+from order_service.users.breaker import IN_A_ROW
 from order_service.users.client import UserClient
 
 FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 60.0
+REASONS_SHOWN: Final = 3
+
+
+class Unanswered(Struct, frozen=True):
+    """How many lookups of a user in a row had no answer, why the last one had none, and the pause after it."""
+
+    count: int
+    why: str
+    pause_s: float
 
 
 class UserLookups:
@@ -37,7 +49,7 @@ class UserLookups:
         self._clock = clock
         self._new: deque[str] = deque()
         self._again: list[tuple[float, str]] = []
-        self._pauses: dict[str, float] = {}
+        self._unanswered: dict[str, Unanswered] = {}
         self._open: set[str] = set()
         self._lookups = asyncio.TaskGroup()
         self._lookup_count = 0
@@ -50,6 +62,21 @@ class UserLookups:
             self._open.add(user_id)
             self._new.append(user_id)
             self._wake.set()
+
+    def reason(self, user_ids: Iterable[str]) -> str:
+        """Return why these users have no answer after three lookups in a row, or an empty text. Any thread may call it.
+
+        What concerns the whole service comes first.
+        """
+        if (why := self._users.problem or self._users.no_answer) is not None:
+            return why
+        unanswered = [found for user_id in user_ids if (found := self._unanswered.get(user_id)) is not None]
+        reasons = Counter(found.why for found in unanswered if found.count >= IN_A_ROW)
+        if not reasons:
+            return ""
+        users = f"{reasons.total()} user{'s' if reasons.total() > 1 else ''}"
+        listed = ", ".join(f"{why} ({count})" for why, count in reasons.most_common(REASONS_SHOWN))
+        return f"no usable answer about {users}: {listed}"
 
     async def run(self) -> None:
         """Start lookups as capacity allows, until cancelled. Any other error that ends it is a bug."""
@@ -92,23 +119,24 @@ class UserLookups:
     async def _look_up(self, user_id: str, *, again: bool) -> None:
         try:
             check = await self._users.check(user_id, again=again)
-        except UserServiceUnavailable:
-            self._retry_later(user_id)
+        except UserServiceUnavailable as no_answer:
+            self._retry_later(user_id, str(no_answer))
         else:
             self._forget(user_id)
             self._on_answer(user_id, check)
 
-    def _retry_later(self, user_id: str) -> None:
+    def _retry_later(self, user_id: str, why: str) -> None:
         if not self._is_awaited(user_id):
             self._forget(user_id)
             return
-        pause = self._pauses.get(user_id, FIRST_PAUSE_S)
-        self._pauses[user_id] = min(2 * pause, LONGEST_PAUSE_S)
-        heapq.heappush(self._again, (self._clock() + pause, user_id))
+        before = self._unanswered.get(user_id)
+        pause_s = FIRST_PAUSE_S if before is None else min(2 * before.pause_s, LONGEST_PAUSE_S)
+        self._unanswered[user_id] = Unanswered(1 if before is None else before.count + 1, why, pause_s)
+        heapq.heappush(self._again, (self._clock() + pause_s, user_id))
 
     def _forget(self, user_id: str) -> None:
         self._open.discard(user_id)
-        self._pauses.pop(user_id, None)
+        self._unanswered.pop(user_id, None)
 
     def _retry_now(self) -> None:
         """Retry all lookups at once: the circuit breaker has closed."""

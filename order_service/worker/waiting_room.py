@@ -5,7 +5,6 @@ The first command of each order is a create that needs a user check. All other c
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -58,9 +57,9 @@ class WaitingRoom:
         if len(queue) == 1:
             self._register_head(waiting)
 
-    def users(self) -> Iterator[str]:
-        """Return the ids of the users that orders wait for."""
-        yield from self._orders_of
+    def users(self) -> tuple[str, ...]:
+        """Return the ids of the users that orders wait for. Any thread may call it."""
+        return tuple(self._orders_of)
 
     def waits_for(self, user_id: str) -> bool:
         """Return whether an order waits for this user."""

@@ -261,8 +261,16 @@ class Worker:
         ]
         faults += self._stalls.faults()
         faults += self._topics.faults
-        refusal = self._context.users.problem
-        return faults + ([] if refusal is None else [NotReady.CREDENTIAL_REFUSED.fault(why=refusal)])
+        return faults + self._user_faults(assignment)
+
+    def _user_faults(self, assignment: Assignment) -> list[ReadinessFault]:
+        """Return why users are not validated. Without an order that waits, an old reason may have passed."""
+        users = self._context.users
+        if users.problem is not None:
+            return [NotReady.CREDENTIAL_REFUSED.fault(why=users.problem)]
+        if users.no_answer is not None and any(len(lane.room) for lane in list(assignment.lanes.values())):
+            return [NotReady.USERS_UNANSWERED.fault(why=users.no_answer)]
+        return []
 
     def lanes(self) -> list[LaneState]:
         """Return the state of each lane that this worker holds. The thread of the admin server calls this."""
@@ -271,7 +279,8 @@ class Worker:
             return []
         unavailable, claiming = dict(assignment.turns.unavailable), set(assignment.claiming())
         states = [
-            LaneState(partition, "running", None, unavailable.get(partition, "")) for partition in assignment.lanes
+            LaneState(partition, "running", None, unavailable.get(partition) or self._waits_for_users(lane))
+            for partition, lane in list(assignment.lanes.items())
         ]
         states += [LaneState(partition, "claiming", assignment.parked_at.get(partition)) for partition in claiming]
         states += [
@@ -279,6 +288,12 @@ class Worker:
             for partition, why in assignment.parked.items()
         ]
         return sorted(states, key=lambda lane: lane.partition)
+
+    def _waits_for_users(self, lane: Lane) -> str:
+        """Return why commands of a lane wait, or an empty text before the third lookup without an answer."""
+        users = lane.room.users()
+        why = self._user_lookups.reason(users) if users else ""
+        return f"commands wait for the User Service: {why}" if why else ""
 
     async def _resume_lanes(self) -> None:
         """Claim parked lanes again that an operator has resumed."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import DecodeError, SetupError, UserServiceUnavailable
+from order_service.errors import DecodeError, UserServiceUnavailable
 from order_service.kafka.reader import Reader
 from order_service.operations.dead_letters.letter import DeadLetter, Selection, in_sequence
 from order_service.operations.dead_letters.past_operations import PastOperations
@@ -78,11 +78,7 @@ async def check_users(settings: Settings, user_ids: Iterable[str]) -> dict[str, 
     """
     if "user_service_url" not in settings.model_fields_set:
         return {}
-    try:
-        users = UserClient(CallPolicy.from_settings(settings))
-    except ValueError as error:
-        raise SetupError(f"the settings of the User Service are invalid: {error}") from error
-    async with users as client:
+    async with UserClient(CallPolicy.from_settings(settings)) as client:
 
         async def check(user_id: str) -> tuple[str, UserCheck] | None:
             try:

@@ -137,6 +137,8 @@ def test_a_waiting_command_has_the_user_and_the_time(service):
     assert (story["state"], story["waiting"]["user_id"], story["outcome"]) == ("waiting", "late", None)
     assert story["waiting"]["topic"] == service.names.waiting
     assert story["waiting"]["since"] >= story["command"]["at"][:19]
+    said = CommandLine(service.environment)("why", "create-3").stdout
+    assert "waits      for the User Service: order-service users check late\n" in said
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The waiting room on a real Kafka: a slow neighbour hurts no other service, and no question is lost."""
 
+import json
 import signal
 
 import pytest
@@ -82,6 +83,21 @@ def test_a_refused_credential_makes_the_worker_not_ready_and_the_orders_wait(ser
     service.send(commands)
     until(lambda: worker.admin("/health/ready")[0] == 503, "it is not ready")
     assert service.outcome_count() == 0
+    mode(Mode.OK)
+    service.wait_outcomes(len(commands))
+    until(worker.is_ready, "it is ready again")
+    service.check(commands)
+
+
+def test_answers_that_no_worker_expects_are_named_by_readiness_and_by_the_lanes(service, mode):
+    mode(Mode.REDIRECT)
+    worker = service.start_worker().wait_ready()
+    commands = [command for number in range(3) for command in order(number, f"lou-{number}")]
+    service.send(commands)
+    why = "status 302, a redirect to another path of the same host"
+    until(lambda: why in worker.faults(), "it is not ready")
+    lanes = json.loads(worker.admin("/lanes")[1])["lanes"]
+    assert f"commands wait for the User Service: {why}" in [lane["reason"] for lane in lanes]
     mode(Mode.OK)
     service.wait_outcomes(len(commands))
     until(worker.is_ready, "it is ready again")

@@ -152,7 +152,7 @@ async def test_a_valid_token_is_used_while_its_endpoint_is_down(open_source, end
         clock.now += 5
         endpoint.answer = None
         assert await source.token() == "token-4"
-    assert [entry["log_level"] for entry in logs] == ["warning", "info"]
+    assert [entry["event"] for entry in logs] == ["Access token renewal failed; the current token is still valid."]
 
 
 @pytest.mark.parametrize("expires_in", [None, 60, "3599", 3599.5, 10**12])

@@ -181,7 +181,7 @@ def test_a_user_who_may_not_order_is_a_rejection():
 
 async def test_invalid_settings_of_the_user_service_are_named():
     settings = Settings(user_service_url="http://127.0.0.1:1", user_service_token="t\u00f6ken")
-    with pytest.raises(SetupError, match="the settings of the User Service are invalid"):
+    with pytest.raises(SetupError, match="ORDERS_USER_SERVICE_TOKEN must be printable ASCII"):
         await check_users(settings, ["dana"])
 
 

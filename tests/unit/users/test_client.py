@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ssl
+from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
 from prometheus_client import REGISTRY
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from structlog.testing import capture_logs
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import UserServiceUnavailable
+from order_service.errors import SetupError, UserServiceUnavailable
 from order_service.settings import Settings
-from order_service.users.breaker import Breaker, Refusals, State
-from order_service.users.client import BODY_MAX, CallPolicy, UserClient
+from order_service.users.breaker import Breaker, NoAnswers, Refusals, State
+from order_service.users.client import BODY_MAX, CallPolicy, OAuthClient, UserClient
 from order_service.users.stub import Mode
 from order_service.worker.user_lookups import UserLookups
+from tests.support.certificates import CertificateAuthority
+from tests.support.token_endpoint import TokenEndpoint
 
 
 def outcome(name: str) -> float:
@@ -43,6 +47,7 @@ async def no_answer(users, user_id, **how):
     [
         pytest.param("ann", UserCheck.ACTIVE, 1, id="an active user may order"),
         pytest.param("unknown-1", UserCheck.NOT_FOUND, 1, id="404 is an answer"),
+        pytest.param("status-410-ann", UserCheck.NOT_FOUND, 1, id="410 is the same answer"),
         pytest.param("inactive-1", UserCheck.NOT_ACTIVE, 1, id="another status may not order"),
         pytest.param("flaky-1", UserCheck.ACTIVE, 2, id="a failure that passes is tried again"),
         pytest.param("slow-50-ann", UserCheck.ACTIVE, 1, id="a slow answer within the time is an answer"),
@@ -135,7 +140,6 @@ async def test_any_other_retry_after_is_not_waited_for(open_client, bytes_server
         pytest.param(b"", id="a closed connection"),
         pytest.param(b"HTTP/1.1 204 No Content\r\n\r\n", id="another success"),
         pytest.param(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", id="our mistake"),
-        pytest.param(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n", id="gone"),
         pytest.param(
             b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00", id="compressed"
         ),
@@ -155,13 +159,82 @@ async def test_anything_else_is_no_answer(open_client, bytes_server, answer):
         (b"true", UserCheck.ACTIVE),
         (b'"INACTIVE"', UserCheck.NOT_ACTIVE),
         (b'" active"', UserCheck.NOT_ACTIVE),
-        (b'"true"', UserCheck.NOT_ACTIVE),
+        (b'"True"', UserCheck.ACTIVE),
+        (b'"truely"', UserCheck.NOT_ACTIVE),
+        (b'""', UserCheck.NOT_ACTIVE),
         (b"false", UserCheck.NOT_ACTIVE),
     ],
 )
 async def test_a_status_is_read_whatever_its_case_and_true_is_active(open_client, bytes_server, value, check):
     async with bytes_server(ok(b'{"status": %s}' % value)) as (url, _):
         assert await (await open_client(url=url)).check("ann") is check
+
+
+@pytest.mark.parametrize(
+    ("value", "check"),
+    [
+        (b'"ENABLED"', UserCheck.ACTIVE),
+        (b'"Staged"', UserCheck.ACTIVE),
+        ('"STRAßE"'.encode(), UserCheck.ACTIVE),
+        (b'"active"', UserCheck.NOT_ACTIVE),
+        (b"true", UserCheck.NOT_ACTIVE),
+        (b"false", UserCheck.ACTIVE),
+    ],
+)
+async def test_which_values_are_active_is_a_setting(open_client, bytes_server, value, check):
+    settings = Settings(user_service_active="enabled, staged,strasse,FALSE")
+    async with bytes_server(ok(b'{"status": %s}' % value)) as (url, _):
+        users = await open_client(url=url, active=CallPolicy.from_settings(settings).active)
+        assert await users.check("ann") is check
+
+
+@pytest.mark.parametrize("status", [204, 400, 404])
+async def test_which_statuses_are_no_such_user_is_a_setting(users, open_client, status):
+    settings = Settings(user_service_not_found="204, 400")
+    strict = await open_client(not_found=CallPolicy.from_settings(settings).not_found)
+    if status == 404:
+        assert await users.check(f"status-{status}") is UserCheck.NOT_FOUND
+        await no_answer(strict, f"status-{status}")
+    else:
+        await no_answer(users, f"status-{status}")
+        assert await strict.check(f"status-{status}") is UserCheck.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("user_service_active", ""),
+        ("user_service_active", "active,,true"),
+        *[("user_service_not_found", value) for value in ("", "404;410", "200", "302", "401", "403", "429", "500")],
+        ("user_service_oauth_token_url", "login.example"),
+        ("user_service_oauth_token_url", "https://orders:secret@login.example/token"),
+        ("user_service_oauth_client_auth", "jwt"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(setting, value):
+    with pytest.raises(ValidationError, match=setting):
+        Settings(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("body", "check"),
+    [
+        (b'{"user": {"status": "active"}}', UserCheck.ACTIVE),
+        (b'{"user": {"status": "gone"}, "user.status": "active"}', UserCheck.ACTIVE),
+        (b'{"user": {"status": "gone"}, "status": "active"}', UserCheck.NOT_ACTIVE),
+        (b'{"user": {"status": {}}}', None),
+        (b'{"user": "active"}', None),
+        (b'{"status": "active"}', None),
+        (b'{"user": null}', None),
+    ],
+)
+async def test_a_field_may_stand_in_an_object(open_client, bytes_server, body, check):
+    async with bytes_server(ok(body)) as (url, _):
+        users = await open_client(url=url, field="user.status")
+        if check is None:
+            await no_answer(users, "ann")
+        else:
+            assert await users.check("ann") is check
 
 
 async def test_a_body_of_just_the_limit_is_read(open_client, bytes_server):
@@ -416,7 +489,12 @@ async def test_a_dead_service_opens_the_breaker_and_a_probe_closes_it(users, stu
     assert told == ["ask again"]
     assert REGISTRY.get_sample_value("orders_user_breaker_state") == 0
     assert await users.check("new-1") is UserCheck.ACTIVE
-    assert [entry["log_level"] for entry in logs if "stamina" not in entry["event"]] == ["warning", "info"]
+    assert [entry["log_level"] for entry in logs if "stamina" not in entry["event"]] == [
+        "warning",
+        "warning",
+        "info",
+        "info",
+    ]
 
 
 async def test_users_that_hang_never_open_it_while_others_are_answered(users, stub, clock):
@@ -433,7 +511,7 @@ def unusable(status: int) -> float:
     return REGISTRY.get_sample_value("orders_user_answers_unusable_total", {"status": str(status)}) or 0.0
 
 
-@pytest.mark.parametrize("status", [204, 301, 400, 410, 422])
+@pytest.mark.parametrize("status", [204, 301, 400, 405, 422])
 async def test_an_answer_about_one_user_never_opens_it(users, clock, status):
     before = unusable(status)
     with capture_logs() as logs:
@@ -442,7 +520,10 @@ async def test_an_answer_about_one_user_never_opens_it(users, clock, status):
             clock.now += 2
     assert users.breaker is State.CLOSED
     assert unusable(status) == before + 43
-    assert [entry["counts"] for entry in logs] == [{status: 1}, {status: 30}]  # one line a minute
+    [why] = logs[0]["counts"]
+    counts = [entry["counts"] for entry in logs if "counts" in entry]
+    assert counts == [{why: 1}, {why: 30}]  # one line a minute
+    assert why.startswith(f"status {status}")
     assert await users.check("ann") is UserCheck.ACTIVE
 
 
@@ -462,7 +543,9 @@ async def test_an_answer_that_concerns_all_users_opens_it(users, clock, status):
             await no_answer(users, f"status-{status}-{n}")
             clock.now += 2
     assert users.breaker is State.OPEN
-    assert f"status {status}" in [entry.get("why") for entry in logs]
+    whys = [entry["why"] for entry in logs if "why" in entry]
+    assert whys
+    assert all(why.startswith(f"status {status}") for why in whys)
 
 
 async def test_an_answer_about_one_user_shows_that_a_dead_service_works_again(users, stub, clock):
@@ -508,7 +591,171 @@ async def test_a_full_queue_says_nothing_of_the_service(open_client, stub, clock
     assert await asking is UserCheck.ACTIVE
 
 
+# Why there is no usable answer
+
+
+@pytest.mark.parametrize(
+    ("story", "reason"),
+    [
+        pytest.param([], None, id="nothing has happened"),
+        pytest.param([(0, "a"), (1, "b")], None, id="two in a row"),
+        pytest.param([(0, "a"), (1, "b"), (2, "c")], "c", id="three in a row"),
+        pytest.param([(0, "a"), (5, "a"), (15, "a")], "a", id="of one user, before any answer"),
+        pytest.param([(0, ANSWER), (1, "a"), (5, "a"), (15, "a")], None, id="of one user, after an answer"),
+        pytest.param([(0, ANSWER), (1, "a"), (5, "b"), (15, "a")], None, id="of two users"),
+        pytest.param([(0, ANSWER), (1, "a"), (2, "b"), (3, "c")], "c", id="of three users"),
+        pytest.param([(0, "a"), (1, "b"), (2, ANSWER), (3, "c")], None, id="not in a row"),
+        pytest.param([(0, "a"), (1, "b"), (2, "c"), (3, ANSWER)], None, id="and an answer ends it"),
+        pytest.param([(1, ANSWER), (2, "a", 2), (2, "b", 2), (2, "c", 2)], None, id="overtaken by an answer"),
+    ],
+)
+def test_when_lookups_in_a_row_have_no_answer(clock, story, reason):
+    no_answers = NoAnswers(clock=clock)
+    start = clock.now
+    for at, what, *took_s in story:
+        clock.now = start + at
+        had_reason = no_answers.reason is not None
+        if what is ANSWER:
+            assert no_answers.record_answer() is had_reason
+        else:
+            begins = no_answers.record_no_answer(what, clock.now - sum(took_s), what)
+            assert begins is (not had_reason and no_answers.reason is not None)
+    assert no_answers.reason == reason
+
+
+NOT_JSON = ": the body is not a JSON object"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "why"),
+    [
+        pytest.param("200 OK", b'{"id": 1}', "status 200: the field status is missing", id="a missing field"),
+        pytest.param(
+            "200 OK",
+            b'{"status": 1}',
+            "status 200: the field status is neither text nor true or false",
+            id="a number",
+        ),
+        pytest.param(
+            "200 OK\r\nContent-Type: text/html; charset=utf-8",
+            b"<html>",
+            f"status 200 with text/html{NOT_JSON}",
+            id="a page",
+        ),
+        pytest.param(
+            "200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip",
+            b"\x1f\x8b",
+            f"status 200 with application/json in gzip{NOT_JSON}",
+            id="a body that we did not accept",
+        ),
+        pytest.param(
+            "302 Found\r\nLocation: https://sso.example/login?token=secret",
+            b"",
+            "status 302, a redirect to sso.example",
+            id="a sign-in page",
+        ),
+        pytest.param("422 No", b"", "status 422", id="a status"),
+        pytest.param("503 Busy", b"", "status 503", id="an outage"),
+    ],
+)
+async def test_the_reason_stands_in_the_log_after_three_in_a_row(open_client, bytes_server, clock, head, body, why):
+    answer = f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    async with bytes_server(answer) as (url, _):
+        users = await open_client(url=url)
+        with capture_logs() as logs:
+            for number in range(6):
+                clock.now += 10
+                assert users.no_answer == (why if number >= 3 else None)
+                await no_answer(users, "ann")
+    told = [entry for entry in logs if entry["event"] == "The User Service gives no usable answer; orders wait."]
+    assert [entry["why"] for entry in told] == [why]
+    assert "secret" not in str(logs)
+
+
+async def test_a_usable_answer_ends_the_reason(users, stub):
+    stub.mode = Mode.GARBAGE
+    for _ in range(3):
+        await no_answer(users, "ann")
+    assert users.no_answer == "status 200 with text/html: the body is not a JSON object"
+    stub.mode = Mode.OK
+    with capture_logs() as logs:
+        assert await users.check("inactive-1") is UserCheck.NOT_ACTIVE
+    assert users.no_answer is None
+    assert [entry["event"] for entry in logs] == ["The User Service gives usable answers again."]
+
+
+async def test_a_few_users_without_a_usable_answer_are_no_reason(users):
+    assert await users.check("ann") is UserCheck.ACTIVE
+    for _ in range(3):
+        for user_id in ("status-400-a", "status-422-b"):
+            await no_answer(users, user_id)
+    assert users.no_answer is None
+
+
 # Our credential
+
+OAUTH = "ORDERS_USER_SERVICE_OAUTH"
+
+
+async def test_a_token_file_is_read_once_it_is_there(open_client, bytes_server, tmp_path):
+    token_file = tmp_path / "token"
+    async with bytes_server(ok(b'{"status": "active"}')) as (url, heads):
+        users = await open_client(url=url, token_file=token_file)
+        for _ in range(3):
+            await no_answer(users, "ann")
+        assert users.no_answer == f"the token file {token_file} cannot be read: No such file or directory"
+        assert not heads
+        token_file.write_text("open-sesame\n")
+        assert await users.check("ann") is UserCheck.ACTIVE
+        assert b"\r\nAuthorization: Bearer open-sesame\r\n" in heads[0]
+
+
+async def test_an_access_token_is_requested_once_for_many_lookups(open_client, stub):
+    endpoint = TokenEndpoint()
+    async with endpoint.serving() as token_url:
+        oauth = OAuthClient(token_url=token_url, client_id="orders", client_secret=SecretStr("hidden"), scope="users")
+        assert "hidden" not in repr(oauth)
+        users = await open_client(oauth=oauth)
+        assert await users.check("ann") is UserCheck.ACTIVE
+        assert await users.check("bob") is UserCheck.ACTIVE
+        assert endpoint.credentials == [("orders", "hidden")]
+        assert endpoint.forms == [{"grant_type": "client_credentials", "scope": "users"}]
+
+
+async def test_without_an_access_token_there_is_no_answer_and_the_reason_names_its_endpoint(open_client, stub):
+    endpoint = TokenEndpoint()
+    endpoint.answers(401, {"error": "invalid_client"})
+    async with endpoint.serving() as token_url:
+        oauth = OAuthClient(token_url=token_url, client_id="orders", client_secret=SecretStr("hidden"))
+        users = await open_client(oauth=oauth)
+        for number in range(3):
+            await no_answer(users, f"u{number}")
+    assert not stub.requests
+    host = token_url.split("/")[2]
+    assert users.no_answer == (
+        f"the token endpoint at {host} returned no access token: status 401 with application/json, error invalid_client"
+    )
+
+
+async def test_a_ca_file_and_a_client_certificate_are_used(open_client, tmp_path):
+    authority = CertificateAuthority(tmp_path)
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_context.load_cert_chain(*authority.issue("server"))
+    server_context.verify_mode = ssl.CERT_REQUIRED
+    server_context.load_verify_locations(authority.file)
+    cert_file, key_file = authority.issue("orders")
+    settings = Settings(
+        user_service_ssl_cafile=authority.file, user_service_ssl_certfile=cert_file, user_service_ssl_keyfile=key_file
+    )
+    async with TokenEndpoint().serving(server_context) as url:
+        context = CallPolicy.from_settings(settings).ssl_context
+        oauth = OAuthClient(token_url=url, client_id="orders", client_secret=SecretStr("hidden"))
+        users = await open_client(url=url.replace("127.0.0.1", "localhost"), oauth=oauth, ssl_context=context)
+        assert await users.check("ann") is UserCheck.NOT_FOUND  # the endpoint has no users, but TLS has worked
+        strangers = await open_client(url=url)
+        for _ in range(3):
+            await no_answer(strangers, "ann")
+    assert str(strangers.no_answer).startswith("the connection failed: the certificate is not trusted (")
 
 
 @pytest.mark.parametrize("mode", [Mode.UNAUTHORIZED, Mode.FORBIDDEN])
@@ -582,12 +829,45 @@ async def test_a_redirect_is_not_followed_and_a_cookie_not_kept(open_client, byt
         {"token": SecretStr("a\nb")},
         {"token": SecretStr("ü")},
         {"url": "http://me:secret@127.0.0.1", "token": SecretStr("t")},
-        {"probe_every_s": 2.0, "total_s": 2.0},
+        {"token": SecretStr("t"), "token_file": Path("token")},
+        {
+            "token_file": Path("token"),
+            "oauth": OAuthClient(token_url="http://127.0.0.1", client_id="orders", client_secret=SecretStr("s")),
+        },
     ],
 )
-def test_a_policy_that_cannot_work_is_refused_at_the_start(wrong):
-    with pytest.raises(ValueError, match="must"):
+def test_credentials_that_cannot_work_are_refused_at_the_start(wrong):
+    with pytest.raises(SetupError, match="ORDERS_USER_SERVICE_TOKEN") as refused:
         CallPolicy(**({"url": "http://127.0.0.1"} | wrong))
+    assert "secret" not in str(refused.value)
+
+
+def test_probes_are_further_apart_than_a_lookup_takes():
+    with pytest.raises(ValueError, match="must be further apart"):
+        CallPolicy(url="http://127.0.0.1", probe_every_s=2.0, total_s=2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"user_service_oauth_token_url": "https://login.example/token"},
+            f"{OAUTH}_TOKEN_URL needs {OAUTH}_CLIENT_ID and {OAUTH}_CLIENT_SECRET",
+        ),
+        (
+            {"user_service_oauth_client_id": "orders", "user_service_oauth_client_secret": SecretStr("hidden")},
+            f"{OAUTH}_CLIENT_ID, {OAUTH}_CLIENT_SECRET needs {OAUTH}_TOKEN_URL",
+        ),
+        (
+            {"user_service_ssl_keyfile": "orders.key"},
+            "ORDERS_USER_SERVICE_SSL_KEYFILE is set without ORDERS_USER_SERVICE_SSL_CERTFILE: set both",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_one_line_that_names_them(values, line):
+    with pytest.raises(SetupError) as refused:
+        CallPolicy.from_settings(Settings(**values))
+    assert str(refused.value) == line
 
 
 def test_the_policy_comes_from_the_settings():
@@ -595,7 +875,14 @@ def test_the_policy_comes_from_the_settings():
         user_service_url="http://users.example/api/",
         user_service_path="/people/{id}",
         user_service_field="state",
-        user_service_token=SecretStr("t"),
+        user_service_active="Enabled",
+        user_service_not_found="404,422",
+        user_service_oauth_token_url="https://login.example/token",
+        user_service_oauth_client_id="orders",
+        user_service_oauth_client_secret=SecretStr("s"),
+        user_service_oauth_client_auth="post",
+        user_service_oauth_scope="users",
+        user_service_oauth_audience="https://users.example",
         user_service_concurrency=8,
         user_cache_s=20.0,
     )
@@ -603,7 +890,16 @@ def test_the_policy_comes_from_the_settings():
         url="http://users.example/api",
         path="/people/{id}",
         field="state",
-        token=SecretStr("t"),
+        active=frozenset({"enabled"}),
+        not_found=frozenset({404, 422}),
+        oauth=OAuthClient(
+            token_url="https://login.example/token",
+            client_id="orders",
+            client_secret=SecretStr("s"),
+            scope="users",
+            audience="https://users.example",
+            in_body=True,
+        ),
         concurrency=8,
         cache_s=20.0,
     )

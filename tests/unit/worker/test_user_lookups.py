@@ -21,6 +21,7 @@ class Users:
         self.retry_capacity = 2
         self.asked = []
         self.lookups = {}
+        self.problem = self.no_answer = None
 
     def known(self, _user_id):
         return None
@@ -54,8 +55,8 @@ class World(AskingWorld):
         for user_id in user_ids:
             self.asking.ask(user_id)
 
-    async def fail(self, user_id):
-        self.users.lookups.pop(user_id).set_exception(UserServiceUnavailable("no answer"))
+    async def fail(self, user_id, why="no answer"):
+        self.users.lookups.pop(user_id).set_exception(UserServiceUnavailable(why))
         await self.settled()
 
 
@@ -97,6 +98,26 @@ async def test_who_got_no_answer_is_asked_about_again_after_5_seconds_doubling_t
         assert len(world.users.asked) == asked
         await world.at(due)
         assert world.users.asked[asked:] == [("dana", True)]
+
+
+async def test_after_three_lookups_without_an_answer_the_reason_is_known(world):
+    users = ("dana", "sam", "kim")
+    world.ask(*users)
+    for now in (0, 5, 15):
+        assert world.asking.reason(users) == ""
+        await world.at(now)
+        for user_id, why in (("dana", "status 400"), ("sam", "status 302")):
+            await world.fail(user_id, why)
+    assert world.asking.reason(users) == "no usable answer about 2 users: status 400 (1), status 302 (1)"
+    assert world.asking.reason(["sam", "nobody"]) == "no usable answer about 1 user: status 302 (1)"
+    await world.at(35)
+    world.users.lookups["sam"].set_result(UserCheck.ACTIVE)
+    await world.settled()
+    assert world.asking.reason(["sam"]) == ""
+    world.users.no_answer = "status 503"
+    assert world.asking.reason(users) == "status 503"
+    world.users.problem = "a refused credential"
+    assert world.asking.reason(users) == "a refused credential"
 
 
 async def test_asking_again_leaves_room_for_others(world):

@@ -16,7 +16,7 @@ from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
-from order_service.wire.changelog import RELEASE_KEY, Position
+from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand
 from order_service.worker.assignment import Assignment, Context, Owner
 from order_service.worker.claims.claim import Claimed
 from order_service.worker.claims.progress import ClaimSlots, Progress
@@ -25,7 +25,7 @@ from order_service.worker.inbox import Run
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
 from order_service.worker.payment_deadlines import PaymentDeadlines
 from order_service.worker.worker import SUSPECT_S, Worker
-from tests.support.samples import ORDER_ID, SHOP, but, cancel, create, entry_after
+from tests.support.samples import NOW, ORDER_ID, SHOP, but, cancel, create, entry_after
 from tests.unit.worker.ended_tasks import cancelled_from_within, until_told
 from tests.unit.worker.lane_turns import Written, lane_with, received
 
@@ -551,6 +551,22 @@ async def test_a_worker_names_the_state_of_each_of_its_lanes(context, worker):
     since = worker.lanes()[2].since
     await worker._claim_again(None, TurnRefused("why", {}))
     assert worker.lanes()[2].since == since, "a lane that stays parked keeps its time"
+
+
+async def test_a_worker_says_why_its_orders_wait_for_the_user_service(context, worker):
+    context.fetching.partition_count = lambda: 3
+    lanes = worker._assignment.lanes
+    lanes[0], lanes[1] = lane_with(0, {}), lane_with(1, {})
+    for number in range(3):
+        context.users._no_answers.record_no_answer("dana", float(number), "status 503")
+    fault = "the User Service gives no usable answer, and orders wait: status 503"
+    assert fault not in worker.faults()  # nothing waits for it
+    lanes[1].room.add(WaitingCommand(create, 0, NOW, None))
+    assert fault in worker.faults()
+    assert [lane.reason for lane in worker.lanes()[:2]] == ["", "commands wait for the User Service: status 503"]
+    context.users._no_answers.record_answer()
+    assert fault not in worker.faults()
+    assert worker.lanes()[1].reason == ""
 
 
 @pytest.mark.parametrize("is_claimed_again", [False, True])

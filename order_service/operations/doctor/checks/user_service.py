@@ -3,10 +3,9 @@
 from http import HTTPStatus
 from typing import Final
 
-from msgspec import structs
-
-from order_service.errors import SetupError, UserServiceUnavailable
+from order_service.errors import UserServiceUnavailable
 from order_service.operations.doctor.checks.check import Result, address_of, ok, problem
+from order_service.operations.user_check import fix_of
 from order_service.settings import Settings
 from order_service.users.client import CREDENTIAL_REFUSED, CallPolicy, UserApi
 
@@ -17,10 +16,7 @@ USER_ID: Final = "order-service-doctor"
 
 def user_api(settings: Settings) -> UserApi:
     """Return the client of the workers, without its retries. Raises SetupError if its settings are invalid."""
-    try:
-        return UserApi(structs.replace(CallPolicy.from_settings(settings), attempts=1))
-    except ValueError as error:
-        raise SetupError(f"the settings of the User Service are invalid: {error}") from error
+    return UserApi(CallPolicy.from_settings(settings).once())
 
 
 async def check_user_service(settings: Settings) -> list[Result]:
@@ -38,15 +34,12 @@ async def check_user_service(settings: Settings) -> list[Result]:
 def judge_no_answer(address: str, error: UserServiceUnavailable) -> Result:
     """Return what a lookup without an answer means. A 4xx about an unknown id shows a service that works."""
     if error.status in CREDENTIAL_REFUSED:
-        text = f"{address} refuses the credential with status {error.status}; creates wait."
-        return problem(text, "Correct ORDERS_USER_SERVICE_TOKEN.")
+        return problem(f"{address} refuses the credential with status {error.status}; creates wait.", fix_of(error))
     if error.is_of_user and error.status >= HTTPStatus.BAD_REQUEST:
         return ok(f"{address} answers lookups, for an unknown id with status {error.status}.")
     if error.is_of_user:
-        text = f"{address} answers a lookup, but not as expected: {error}."
-        fix = "Correct USER_SERVICE_URL, ORDERS_USER_SERVICE_PATH and ORDERS_USER_SERVICE_FIELD."
-        return problem(text, fix)
+        return problem(f"{address} answers a lookup, but not as expected: {error}.", fix_of(error))
     return problem(
         f"{address} gives no answer: {error}; creates wait.",
-        "Start the User Service, or correct USER_SERVICE_URL. Waiting creates are decided when it answers.",
+        f"{fix_of(error)} Waiting creates are decided when it answers.",
     )

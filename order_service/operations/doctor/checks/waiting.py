@@ -54,9 +54,10 @@ def judge_waiting(settings: Settings, waiting: Waiting, waited_s: float, reason:
     )
     if waited_s <= LONG_AFTER_S:
         return ok(text)
-    deadline_s = settings.user_deadline_s
     return warning(
-        text, f"Repair the User Service. Creates are refused after {deadline_s:g} s (ORDERS_USER_DEADLINE_S)."
+        text,
+        "Repair the User Service, or its settings: `order-service users check ID` explains an answer. Creates are "
+        f"refused after {settings.user_deadline_s:g} s (ORDERS_USER_DEADLINE_S).",
     )
 
 
