@@ -33,6 +33,8 @@ SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 
 NOT_FOUND_STATUSES: Final = frozenset({"204", *map(str, range(400, 500))} - {"401", "403", "407", "408", "429"})
 """Statuses that may mean that a user does not exist; the others concern the service, or our request."""
+SCHEMA_BYTES_MAX: Final = 63
+"""PostgreSQL cuts longer names off."""
 
 # The processes that use a setting, as docs/reference/settings.md names them.
 EVERY_PROCESS = "every process"
@@ -297,6 +299,12 @@ class Settings(BaseSettings):
         "answer 202.",
         shown="`views.db` in `ORDERS_DATA_DIR`",
     )
+    database_schema: str = _setting(
+        "",
+        VIEWS,
+        "The PostgreSQL schema of the views. The projector creates it if the role may do that.",
+        shown="by `search_path`",
+    )
 
     # Authentication
     jwt_jwks_url: str = _setting(
@@ -486,6 +494,15 @@ class Settings(BaseSettings):
         if not set(listed) <= NOT_FOUND_STATUSES:
             raise ValueError("must be 204 or statuses from 400 to 499 without 401, 403, 407, 408 and 429")
         return ",".join(listed)
+
+    @field_validator("database_schema")
+    @classmethod
+    def _schema_name(cls, name: str) -> str:
+        if len(name.encode()) > SCHEMA_BYTES_MAX or not name.isprintable() or name.startswith(("pg_", "$")):
+            raise ValueError(
+                f"must be the name of a schema: {SCHEMA_BYTES_MAX} bytes at most, not starting with pg_ or $"
+            )
+        return name
 
     @field_validator("user_service_path")
     @classmethod

@@ -384,7 +384,7 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
     ),
     NotReady.DATABASE_AWAY: Remedy(
         "The database of the views refuses queries, or cannot be reached.",
-        "`order-service views stopped` prints the error.",
+        "The text, and the log: they have what the server said.",
         "Start the database, or correct `ORDERS_DATABASE_URL`.",
         _READY,
     ),
