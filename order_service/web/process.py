@@ -35,7 +35,7 @@ from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
-from order_service.web.server import Server
+from order_service.web.server import Server, Site
 
 log = structlog.get_logger()
 
@@ -125,9 +125,9 @@ async def run(settings: Settings) -> None:
         authenticator = authentication(settings)
         await undo.enter_async_context(authenticator)
         await readiness.check()
-        api = Api(views, poller, outcomes, streams, live, IdSearches(settings))
+        api = Api(views, poller, outcomes, streams, live, IdSearches(settings), settings.http_base_path)
         limits = Limits(settings.web_rate_per_s)
-        server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions)
+        server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions, Site.of(settings))
         # A caller that hangs up ends its request; its command is still sent, by a separate task.
         runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=END_WITHIN_S)
         await runner.setup()
@@ -171,6 +171,13 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
             connections_max=connections_max,
         )
     try:
-        return await listen(runner, settings.host, settings.http_port, connections_max)
+        return await listen(
+            runner,
+            settings.host,
+            settings.http_port,
+            connections_max,
+            keep_alive_s=settings.http_keep_alive_s,
+            base_path=settings.http_base_path,
+        )
     except OSError as error:
         raise cannot_listen(settings.host, settings.http_port, "ORDERS_HTTP_PORT", error) from error
