@@ -396,7 +396,8 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
     ),
     NotReady.VIEWS_MISSING: Remedy(
         "The database has no views.",
-        "Do projector and HTTP server have the same `ORDERS_DATABASE_URL`?",
+        "Do projector and HTTP server have the same `ORDERS_DATABASE_URL` and `ORDERS_DATABASE_SCHEMA`? May the role "
+        "use that schema?",
         "Start a projector.",
         _READY,
     ),

@@ -19,6 +19,7 @@ BUSY_S: Final = 10.0
 """How long a statement may take or wait for a lock, and how long connecting may take."""
 
 PERMISSION_DENIED: Final = "42501"
+NO_SCHEMA: Final = "3F000"
 
 TELLING_CLASSES: Final = frozenset({"08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX"})
 """The classes of SQLSTATE whose messages name objects, settings and limits; those of others may quote values of rows.
@@ -44,21 +45,15 @@ def open_postgresql(url: URL, schema: str, *, writes: bool) -> Engine:
     }
     if not writes:
         arguments["cursor_factory"] = _reading_cursor(preamble)
-        return create_engine(
-            url,
-            hide_parameters=True,
-            connect_args=arguments,
-            isolation_level="AUTOCOMMIT",
-            use_native_hstore=False,
-        )
     engine = create_engine(
-        url, hide_parameters=True, connect_args=arguments, pool_pre_ping=True, use_native_hstore=False
+        url, hide_parameters=True, connect_args=arguments, pool_pre_ping=writes, use_native_hstore=False
     )
-    begin = f"BEGIN; SET LOCAL synchronous_commit = off; {preamble}"  # rows lost in a crash are folded again
+    if writes:
+        begin = f"BEGIN; SET LOCAL synchronous_commit = off; {preamble}"  # rows lost in a crash are folded again
 
-    @event.listens_for(engine, "begin")
-    def begun(connection: Connection) -> None:
-        connection.exec_driver_sql(begin, execution_options={"no_parameters": True})
+        @event.listens_for(engine, "begin")
+        def begun(connection: Connection) -> None:
+            connection.exec_driver_sql(begin, execution_options={"no_parameters": True})
 
     return engine
 

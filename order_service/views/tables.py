@@ -36,7 +36,15 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from order_service.errors import DatabaseError, NoViewsError
 from order_service.settings import Settings
-from order_service.views.postgresql import BUSY_S, create_schema, message, open_postgresql, sqlstate
+from order_service.views.postgresql import (
+    BUSY_S,
+    NO_SCHEMA,
+    PERMISSION_DENIED,
+    create_schema,
+    message,
+    open_postgresql,
+    sqlstate,
+)
 from order_service.wire.avro_codegen import EPOCH, MILLISECOND
 
 FORM: Final = 8
@@ -214,7 +222,13 @@ def prepare(engine: Engine, schema: str = "") -> bool:
         if actual > 0:  # otherwise another program may have created them
             for name in FORMER:
                 connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
-        _metadata.create_all(connection)
+        try:
+            _metadata.create_all(connection)
+        except DBAPIError as error:
+            if sqlstate(error) not in {PERMISSION_DENIED, NO_SCHEMA}:
+                raise
+            why = f"{describe(error)}; set ORDERS_DATABASE_SCHEMA to a schema where the role may create tables"
+            raise DatabaseError(f"the tables of the views cannot be created: {why}") from error
         connection.execute(form.insert().values(form=FORM, is_built=False))
     return True
 

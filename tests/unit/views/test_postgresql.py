@@ -159,10 +159,13 @@ def test_what_the_server_says_when_it_refuses_us_is_said_without_the_password(po
     assert 'role "absent" does not exist' in said_by(postgresql.set(username="absent"))
     assert "unsupported startup parameter" in said_by(pgbouncer.update_query_dict({"options": "-c work_mem=1MB"}))
     writing = open_database(role, writes=True)
-    with pytest.raises(DBAPIError) as refused:
+    with pytest.raises(DatabaseError) as refused:
         prepare(writing)
-    assert describe(refused.value) == "InsufficientPrivilege (42501): permission denied for schema public"
     writing.dispose()
+    assert str(refused.value) == (
+        "the tables of the views cannot be created: InsufficientPrivilege (42501): permission denied for schema "
+        "public; set ORDERS_DATABASE_SCHEMA to a schema where the role may create tables"
+    )
 
 
 @pytest.mark.parametrize(
