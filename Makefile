@@ -1,5 +1,5 @@
-# Everything here needs nothing but python3, Java 17 and Maven (or Docker) on the PATH, and the tests Chromium too, which
-# `make browser` installs where it can, Node 20 and Go 1.26; `make help` lists it.
+# Everything here needs nothing but python3, Java 17 and Maven (or Docker) on the PATH, and the tests Node 20 and Go 1.26,
+# and Chromium, PgBouncer and nginx, which `make browser proxies` installs where it can; `make help` lists it.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ RUNS ?= 1000000
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check browser format openapi contracts chaos proof fuzz bench lock clean
+.PHONY: help setup run test test-fast check browser proxies format openapi contracts chaos proof fuzz bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,10 +45,16 @@ browser: ## install Chromium for the tests of the orders page, unless there is o
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null; } \
 	  || { echo 'no Chromium: install it (Debian: apt-get install chromium) or Google Chrome' >&2; exit 1; }
 
-test: check browser ## all checks and all tests, on a real Kafka and in a real browser
+proxies: ## install PgBouncer and nginx for the tests, unless they are there
+	@PATH="$$PATH:/usr/sbin"; test -n "$$(type -P pgbouncer)" -a -n "$$(type -P nginx)" || { test "$$(id -u)" = 0 \
+	  && type -P apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends pgbouncer nginx >/dev/null; } \
+	  || { echo 'no PgBouncer or no nginx: install them (Debian: apt-get install pgbouncer nginx)' >&2; exit 1; }
+
+test: check browser proxies ## all checks and all tests, on a real Kafka and in a real browser
 	$(BIN)/pytest -n $(JOBS) --durations 10
 
-test-fast: setup ## the tests that need neither Kafka nor a browser: a minute
+test-fast: setup proxies ## the tests that need neither Kafka nor a browser: a minute
 	$(BIN)/pytest -n $(JOBS) tests/unit
 
 format: setup ## put the code into its form

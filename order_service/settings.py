@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -33,6 +34,11 @@ SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 
 NOT_FOUND_STATUSES: Final = frozenset({"204", *map(str, range(400, 500))} - {"401", "403", "407", "408", "429"})
 """Statuses that may mean that a user does not exist; the others concern the service, or our request."""
+HOST_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?", re.ASCII)
+ORIGIN: Final = re.compile(rf"https?://{HOST_NAME.pattern}(?::[0-9]{{1,5}})?", re.ASCII)
+BASE_PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+", re.ASCII)
+SCHEMA_BYTES_MAX: Final = 63
+"""PostgreSQL cuts longer names off."""
 
 # The processes that use a setting, as docs/reference/settings.md names them.
 EVERY_PROCESS = "every process"
@@ -297,6 +303,12 @@ class Settings(BaseSettings):
         "answer 202.",
         shown="`views.db` in `ORDERS_DATA_DIR`",
     )
+    database_schema: str = _setting(
+        "",
+        VIEWS,
+        "The PostgreSQL schema of the views. The projector creates it if the role may do that.",
+        shown="by `search_path`",
+    )
 
     # Authentication
     jwt_jwks_url: str = _setting(
@@ -372,6 +384,30 @@ class Settings(BaseSettings):
         WEB,
         "Set `true` if the port is published on 127.0.0.1 only, as for a container. `ORDERS_HOST` may then be any "
         "address without authentication.",
+    )
+    http_hosts: str = _setting(
+        "",
+        WEB,
+        "Names by which callers reach the server, separated by commas, for example the host name of a proxy. Without "
+        "authentication, the server refuses requests for any other name but `localhost` and loopback addresses.",
+    )
+    http_base_path: str = _setting(
+        "",
+        WEB,
+        "The path under which a proxy publishes the server, such as `/orders-api`. It is part of every URL that the "
+        "server sends. The proxy may strip it from requests or not.",
+    )
+    http_cors_origins: str = _setting(
+        "",
+        WEB,
+        "The origins whose pages may call the API from a browser, separated by commas: `https://shop.example`.",
+        shown="off",
+    )
+    http_keep_alive_s: Positive = _setting(
+        75.0,
+        WEB,
+        "How long an idle connection stays open after a response. It must be longer than a proxy keeps connections.",
+        unit="s",
     )
     web_connections_max: PositiveInt = _setting(5_000, WEB, "How many connections may be open.", unit="connections")
     web_waiting_max: PositiveInt = _setting(
@@ -486,6 +522,39 @@ class Settings(BaseSettings):
         if not set(listed) <= NOT_FOUND_STATUSES:
             raise ValueError("must be 204 or statuses from 400 to 499 without 401, 403, 407, 408 and 429")
         return ",".join(listed)
+
+    @field_validator("database_schema")
+    @classmethod
+    def _schema_name(cls, name: str) -> str:
+        if len(name.encode()) > SCHEMA_BYTES_MAX or not name.isprintable() or name.startswith(("pg_", "$")):
+            raise ValueError(
+                f"must be the name of a schema: {SCHEMA_BYTES_MAX} bytes at most, not starting with pg_ or $"
+            )
+        return name
+
+    @field_validator("http_base_path")
+    @classmethod
+    def _base_path(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not BASE_PATH.fullmatch(path):
+            raise ValueError("must start with / and have only letters, digits and - . _ ~ between slashes")
+        return path
+
+    @field_validator("http_hosts")
+    @classmethod
+    def _host_names(cls, names: str) -> str:
+        hosts = [name.strip().lower() for name in names.split(",") if name.strip()]
+        if not all(map(HOST_NAME.fullmatch, hosts)):
+            raise ValueError("must be host names or IPv4 addresses without a port, separated by commas")
+        return ",".join(hosts)
+
+    @field_validator("http_cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        origins = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
+        if not all(map(ORIGIN.fullmatch, origins)):
+            raise ValueError("must be origins such as https://shop.example, separated by commas: no path and no *")
+        return ",".join(origins)
 
     @field_validator("user_service_path")
     @classmethod

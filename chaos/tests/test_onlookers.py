@@ -75,7 +75,7 @@ def test_an_answer_is_what_became_of_its_command(commands, said, is_right):
 )
 def test_the_outcome_at_an_address_is_an_answer(outcome, is_success):
     """Compared with the answer that the same outcome gives at once."""
-    body = msgspec.json.decode(msgspec.json.encode(outcome_json(outcome)))
+    body = msgspec.json.decode(msgspec.json.encode(outcome_json(outcome, "")))
     got = answered(KEY, Answer(200, {}, body))
     assert got.is_success == is_success
     if is_success:

@@ -38,7 +38,7 @@ def views_stopped(as_json: AsJson = False) -> None:
     from order_service.views.tables import database_of, open_views  # noqa: PLC0415 - likewise
 
     settings = read_settings()
-    with open_views(database_of(settings)) as engine:
+    with open_views(database_of(settings), settings.database_schema) as engine:
         stopped = Views(engine, topic_names(settings.topic_prefix)).stopped_partitions()
     if as_json:
         for topic, partition, offset, reason in stopped:
@@ -65,7 +65,7 @@ def views_skip(
     from order_service.views.tables import database_of, open_views  # noqa: PLC0415 - likewise
 
     settings = read_settings()
-    with open_views(database_of(settings), writes=True) as engine:
+    with open_views(database_of(settings), settings.database_schema, writes=True) as engine:
         projection = Projection(engine, topic_names(settings.topic_prefix))
         is_skipped = projection.skip(TopicPartition(topic, partition), offset)
     if not is_skipped:

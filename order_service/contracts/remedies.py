@@ -384,7 +384,7 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
     ),
     NotReady.DATABASE_AWAY: Remedy(
         "The database of the views refuses queries, or cannot be reached.",
-        "`order-service views stopped` prints the error.",
+        "The text, and the log: they have what the server said.",
         "Start the database, or correct `ORDERS_DATABASE_URL`.",
         _READY,
     ),
@@ -396,7 +396,8 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
     ),
     NotReady.VIEWS_MISSING: Remedy(
         "The database has no views.",
-        "Do projector and HTTP server have the same `ORDERS_DATABASE_URL`?",
+        "Do projector and HTTP server have the same `ORDERS_DATABASE_URL` and `ORDERS_DATABASE_SCHEMA`? May the role "
+        "use that schema?",
         "Start a projector.",
         _READY,
     ),

@@ -12,7 +12,7 @@ from typing import Final
 from order_service.runtime.readiness import NotReady, ReadinessFault
 
 SILENT_AFTER_S: Final = 15.0
-"""The limit for one query; longer than a statement waits for another writing process (`tables.BUSY_S`)."""
+"""The limit for one query; longer than a statement waits for another writing process (`postgresql.BUSY_S`)."""
 
 
 class DatabaseWatch:

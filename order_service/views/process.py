@@ -115,7 +115,7 @@ async def run(settings: Settings) -> NoReturn:
     """
     collect_less_often()
     progress = BuildProgress()
-    engine = open_database(database_of(settings), writes=True)
+    engine = open_database(database_of(settings), settings.database_schema, writes=True)
     projection = Projection(engine, topic_names(settings.topic_prefix))
     waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
     watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
@@ -124,7 +124,7 @@ async def run(settings: Settings) -> NoReturn:
     try:
         with starting as serving, translate_errors():
             with projection.database.query():
-                await asyncio.to_thread(prepare, engine)
+                await asyncio.to_thread(prepare, engine, settings.database_schema)
             await ask_admin(settings, Admin.describe_cluster)
             serving.is_starting = lambda: progress.is_starting
             serving.faults = lambda: projection.database.faults() + progress.faults()

@@ -336,7 +336,7 @@ class Views:
             try:
                 return query(connection)
             except DBAPIError:
-                connection.invalidate()  # nothing is rolled back here, so its prepared statements may stay wrong
+                connection.invalidate()  # nothing is rolled back here, so the connection may stay in a wrong state
                 raise
 
 

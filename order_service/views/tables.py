@@ -36,6 +36,15 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from order_service.errors import DatabaseError, NoViewsError
 from order_service.settings import Settings
+from order_service.views.postgresql import (
+    BUSY_S,
+    NO_SCHEMA,
+    PERMISSION_DENIED,
+    create_schema,
+    message,
+    open_postgresql,
+    sqlstate,
+)
 from order_service.wire.avro_codegen import EPOCH, MILLISECOND
 
 FORM: Final = 8
@@ -43,9 +52,6 @@ FORM: Final = 8
 
 FORMER: Final = ("commands",)
 """Tables of older forms that no longer exist."""
-
-BUSY_S: Final = 10.0
-"""How long a statement waits for another writing process, and how long connecting to a server may take."""
 
 DRIVERS: Final = {
     "sqlite": "sqlite",
@@ -148,26 +154,23 @@ def database_of(settings: Settings) -> URL:
         raise DatabaseError("ORDERS_DATABASE_URL is not a database URL") from None  # its cause may hold a password
     if url.drivername not in DRIVERS:
         raise DatabaseError(f"ORDERS_DATABASE_URL has driver {url.drivername}, expected one of {', '.join(DRIVERS)}")
+    if "@" in (url.host or ""):  # the text before it would be the end of a password, and be logged as a host
+        raise DatabaseError("ORDERS_DATABASE_URL: write an @ in the user name or the password as %40")
+    if url.drivername == "sqlite" and settings.database_schema:
+        raise DatabaseError("ORDERS_DATABASE_SCHEMA needs PostgreSQL, but ORDERS_DATABASE_URL leads to SQLite")
     if url.drivername == "sqlite" and url.database in {None, "", ":memory:"}:
         raise DatabaseError("ORDERS_DATABASE_URL must name a file, because several processes read it")
     return url.set(drivername=DRIVERS[url.drivername])
 
 
-def open_database(url: URL, *, writes: bool = False) -> Engine:
-    """Return an engine for a database.
+def open_database(url: URL, schema: str = "", *, writes: bool = False) -> Engine:
+    """Return an engine for a database; `schema` is that of the tables in PostgreSQL, by default the first one there.
 
     With `writes`, a transaction takes SQLite's lock at its beginning, not at its first write. Without `writes` there
     are no transactions: each statement sees what is committed, and costs one round trip to PostgreSQL, not four.
     """
     if url.get_backend_name() == "postgresql":
-        within_ms = round(BUSY_S * 1000)
-        options = f"-c synchronous_commit=off {url.query.get('options', '')}"  # rows lost in a crash are folded again
-        options += f" -c statement_timeout={within_ms} -c lock_timeout={within_ms}"
-        arguments = {"connect_timeout": round(BUSY_S), "tcp_user_timeout": within_ms, "options": options}
-        arguments["client_encoding"] = "utf8"  # whatever PGCLIENTENCODING is
-        arguments |= {"keepalives_idle": round(BUSY_S / 2), "keepalives_interval": round(BUSY_S / 2)}  # for a lost host
-        mode: dict[str, Any] = {"pool_pre_ping": True} if writes else {"isolation_level": "AUTOCOMMIT"}
-        return create_engine(url, hide_parameters=True, connect_args=arguments, **mode)
+        return open_postgresql(url, schema, writes=writes)
     file = Path(str(url.database))
     file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_S})
@@ -193,8 +196,8 @@ def open_database(url: URL, *, writes: bool = False) -> Engine:
     return engine
 
 
-def prepare(engine: Engine) -> bool:
-    """Create the tables if they do not exist in this form. Return whether they were created.
+def prepare(engine: Engine, schema: str = "") -> bool:
+    """Create the tables, and their schema, if they do not exist in this form. Return whether they were created.
 
     Raises DatabaseError for tables of a newer form, for tables of these names that this service did not create, and for
     a PostgreSQL database that cannot hold every character. The engine must have been opened with `writes`.
@@ -203,6 +206,8 @@ def prepare(engine: Engine) -> bool:
         if connection.dialect.name == "postgresql":
             _check_encoding(connection)
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7274496, 1)")  # one process at a time
+            if schema:
+                create_schema(connection, schema)
         existing = _metadata.tables.keys() & set(inspect(connection).get_table_names())
         if existing and form.name not in existing:
             names = ", ".join(sorted(existing))
@@ -217,7 +222,13 @@ def prepare(engine: Engine) -> bool:
         if actual > 0:  # otherwise another program may have created them
             for name in FORMER:
                 connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
-        _metadata.create_all(connection)
+        try:
+            _metadata.create_all(connection)
+        except DBAPIError as error:
+            if sqlstate(error) not in {PERMISSION_DENIED, NO_SCHEMA}:
+                raise
+            why = f"{describe(error)}; set ORDERS_DATABASE_SCHEMA to a schema where the role may create tables"
+            raise DatabaseError(f"the tables of the views cannot be created: {why}") from error
         connection.execute(form.insert().values(form=FORM, is_built=False))
     return True
 
@@ -230,11 +241,11 @@ def _check_encoding(connection: Connection) -> None:
 
 
 @contextmanager
-def open_views(url: URL, *, writes: bool = False) -> Iterator[Engine]:
+def open_views(url: URL, schema: str = "", *, writes: bool = False) -> Iterator[Engine]:
     """Open a database that holds views of this form. Raises NoViewsError if it does not; no file is created then."""
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         raise NoViewsError("there are no views here yet: no projector has created them")
-    engine = open_database(url, writes=writes)
+    engine = open_database(url, schema, writes=writes)
     try:
         with translate_errors():
             with engine.begin() as connection:
@@ -256,12 +267,21 @@ def form_of(connection: Connection) -> int:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise DatabaseError for an error of the database, without its message: a driver's may contain values of rows."""
+    """Raise DatabaseError for an error of the database, with what it said."""
     try:
         yield
     except SQLAlchemyError as error:
-        kind = type(error.orig if isinstance(error, DBAPIError) else error).__name__
-        raise DatabaseError(f"the database of ORDERS_DATABASE_URL cannot be used: {kind}") from error
+        raise DatabaseError(f"the database of ORDERS_DATABASE_URL cannot be used: {describe(error)}") from error
+
+
+def describe(error: SQLAlchemyError) -> str:
+    """Return the kind of an error, its code, and the message of the server unless that may hold values of rows."""
+    if not isinstance(error, DBAPIError):
+        return type(error).__name__
+    code = error.orig.sqlite_errorname if isinstance(error.orig, sqlite3.Error) else sqlstate(error)
+    kind = f"{type(error.orig).__name__} ({code})" if code else type(error.orig).__name__
+    said = message(error)
+    return f"{kind}: {said}" if said else kind
 
 
 def _is_locked(error: Exception) -> bool:

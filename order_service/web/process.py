@@ -24,7 +24,7 @@ from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.queries import Views
-from order_service.views.tables import database_of, open_database
+from order_service.views.tables import database_of, describe, open_database
 from order_service.web.access.auth import Everybody, Tokens, authentication
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.id_searches import IdSearches
@@ -35,7 +35,7 @@ from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
-from order_service.web.server import Server
+from order_service.web.server import Server, Site
 
 log = structlog.get_logger()
 
@@ -61,18 +61,28 @@ class Readiness:
 
     def problem(self) -> Problem | None:
         """Return the problem for requests that come while the views cannot be read, or None."""
-        if faults := self._unavailable():
-            return _problem(Trouble.SERVICE_UNAVAILABLE, faults)
-        return _problem(Trouble.VIEWS_NOT_READY, self._faults) if self._faults else None
+        if faults := self._database.faults():
+            return _problem(Trouble.SERVICE_UNAVAILABLE, faults[0])
+        if self._database_faults:  # what the server said is not for callers
+            return _problem(Trouble.SERVICE_UNAVAILABLE, "the database is unavailable")
+        return _problem(Trouble.VIEWS_NOT_READY, self._faults[0]) if self._faults else None
 
     async def check(self) -> None:
         """Check the views in the database."""
         try:
             with self._database.query():
                 self._faults = await asyncio.get_running_loop().run_in_executor(self._thread, self._views.faults)
-            self._database_faults = []
         except SQLAlchemyError as error:
-            self._database_faults = [NotReady.DATABASE_AWAY.fault(error=type(error).__name__)]
+            self._report([NotReady.DATABASE_AWAY.fault(error=describe(error))])
+        else:
+            self._report([])
+
+    def _report(self, faults: list[ReadinessFault]) -> None:
+        if faults and faults != self._database_faults:
+            log.warning("Database cannot be used.", why=faults[0])
+        elif not faults and self._database_faults:
+            log.info("Database can be used again.")
+        self._database_faults = faults
 
     async def run(self) -> NoReturn:
         """Check regularly until cancelled."""
@@ -84,8 +94,7 @@ class Readiness:
         return self._database.faults() or self._database_faults
 
 
-def _problem(kind: Trouble, faults: list[ReadinessFault]) -> Problem:
-    text = faults[0]
+def _problem(kind: Trouble, text: str) -> Problem:
     return Problem(kind, f"{text[:1].upper()}{text[1:]}.", headers={"Retry-After": "5"})
 
 
@@ -98,7 +107,7 @@ def _key_faults(authenticator: Everybody | Tokens) -> list[ReadinessFault]:
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises PortTakenError, DatabaseError, SetupError."""
     names = topic_names(settings.topic_prefix)
-    engine = open_database(database_of(settings))
+    engine = open_database(database_of(settings), settings.database_schema)
     views = Views(engine, names)
     poller, readiness = ViewPoller(views), Readiness(views)
     topic, streams = CommandsTopic(settings), Streams(poller)
@@ -116,9 +125,9 @@ async def run(settings: Settings) -> None:
         authenticator = authentication(settings)
         await undo.enter_async_context(authenticator)
         await readiness.check()
-        api = Api(views, poller, outcomes, streams, live, IdSearches(settings))
+        api = Api(views, poller, outcomes, streams, live, IdSearches(settings), settings.http_base_path)
         limits = Limits(settings.web_rate_per_s)
-        server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions)
+        server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions, Site.of(settings))
         # A caller that hangs up ends its request; its command is still sent, by a separate task.
         runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=END_WITHIN_S)
         await runner.setup()
@@ -162,6 +171,13 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
             connections_max=connections_max,
         )
     try:
-        return await listen(runner, settings.host, settings.http_port, connections_max)
+        return await listen(
+            runner,
+            settings.host,
+            settings.http_port,
+            connections_max,
+            keep_alive_s=settings.http_keep_alive_s,
+            base_path=settings.http_base_path,
+        )
     except OSError as error:
         raise cannot_listen(settings.host, settings.http_port, "ORDERS_HTTP_PORT", error) from error

@@ -1,8 +1,8 @@
 """The HTTP application: all routes with authentication and limits, and the middleware that returns problems."""
 
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, Self
 
 import structlog
 from aiohttp import web
@@ -11,9 +11,11 @@ from prometheus_client import Gauge, Histogram
 
 from order_service.errors import Unauthorized, Unavailable
 from order_service.kafka.topics import TopicNames
+from order_service.settings import Settings
 from order_service.views.tables import translate_errors
 from order_service.web.access.auth import Everybody, Tokens
 from order_service.web.access.caller import LOCAL
+from order_service.web.access.cors import CrossOrigin, preflight_response
 from order_service.web.access.local_only import is_from_here
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.operations import OPERATIONS, Operation
@@ -48,9 +50,26 @@ OPERATION: Final = web.RequestKey("operation", str)
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="orders"'}
 TROUBLE_OF: Final = {
     404: Trouble.NOT_FOUND,
-    405: Trouble.METHOD_NOT_ALLOWED,
     413: Trouble.TOO_LARGE,
 }
+
+
+class Site(Struct, frozen=True):
+    """Where callers find this server: its names, the path that a proxy puts before its own, and who may call it."""
+
+    hosts: frozenset[str] = frozenset()
+    base_path: str = ""
+    cross_origin: CrossOrigin = CrossOrigin(frozenset())
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the site of these settings."""
+        origins = frozenset(filter(None, settings.http_cors_origins.split(",")))
+        hosts = frozenset(filter(None, settings.http_hosts.split(",")))
+        return cls(hosts, settings.http_base_path, CrossOrigin(origins))
+
+
+SITE: Final = web.AppKey("site", Site)
 
 
 class Server(Struct, frozen=True):
@@ -62,20 +81,26 @@ class Server(Struct, frozen=True):
     not_ready: Callable[[], Problem | None]
     names: TopicNames
     partitions: int
+    site: Site = Site()
 
     def application(self) -> web.Application:
-        """Return the application with all routes."""
+        """Return the application with all routes, and once more below the base path: not every proxy strips it."""
         app = web.Application(client_max_size=requests.MAX_BODY_BYTES, middlewares=[problems])
+        app[SITE] = self.site
+        routes = [*self._routes()]
+        for prefix in dict.fromkeys(("", self.site.base_path)):
+            app.add_routes(web.RouteDef(each.method, prefix + each.path, each.handler, each.kwargs) for each in routes)
+        app.on_response_prepare.append(_prepare)
+        return app
+
+    def _routes(self) -> Iterator[web.RouteDef]:
         for operation in OPERATIONS:
             path = operation.path.replace("}", ":[^/]+}")  # an id can have braces, which aiohttp's own pattern lacks
-            app.router.add_route(operation.method, path, self._handler(operation))
-            if operation.method == "GET" and not operation.is_stream:
-                app.router.add_route("HEAD", path, self._handler(operation))
-        app.add_routes(pages.routes())
-        app.add_routes(schema_registry.routes(self.names))
-        app.add_routes(event_catalogue.routes(self.names, self.partitions))
-        app.on_response_prepare.append(_harden)
-        return app
+            options = {"allow_head": not operation.is_stream} if operation.method == "GET" else {}
+            yield web.RouteDef(operation.method, path, self._handler(operation), options)
+        yield from pages.routes(self.site.base_path)
+        yield from schema_registry.routes(self.names)
+        yield from event_catalogue.routes(self.names, self.partitions, self.site.base_path)
 
     def _handler(self, operation: Operation) -> Handler:
         """Return the handler of an operation, with authentication, rate limit and readiness check."""
@@ -86,7 +111,7 @@ class Server(Struct, frozen=True):
             caller = await self.authentication.caller(request.headers.get("Authorization"))
             if caller is not LOCAL:
                 self.limits.take(caller.actor)
-            elif not is_from_here(request.headers):
+            elif not is_from_here(request.headers, self.site.hosts, self.site.cross_origin.origins):
                 raise Problem(Trouble.CROSS_SITE_REQUEST)
             if problem := self.not_ready():
                 raise problem
@@ -114,21 +139,25 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse:
+    site = request.app[SITE]
     try:
         with translate_errors():
             return await handler(request)
     except Problem as problem:
-        return problem.response()
+        return problem.response(site.base_path)
     except Unauthorized as error:
         log.info("Request has no valid token.", error=str(error), operation=request.get(OPERATION))
-        return Problem(Trouble.UNAUTHORIZED, headers=CHALLENGE).response()
+        return Problem(Trouble.UNAUTHORIZED, headers=CHALLENGE).response(site.base_path)
+    except web.HTTPMethodNotAllowed as error:
+        if site.cross_origin.is_preflight(request):
+            return preflight_response(error.allowed_methods)
+        return Problem(Trouble.METHOD_NOT_ALLOWED, headers={"Allow": error.headers["Allow"]}).response(site.base_path)
     except web.HTTPException as error:
         kind = TROUBLE_OF.get(error.status, Trouble.BAD_REQUEST)
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return Problem(kind, headers=headers).response()
+        return Problem(kind).response(site.base_path)
     except Unavailable as error:
         log.warning("Request failed: a dependency is unavailable.", why=str(error), operation=request.get(OPERATION))
-        return Problem(Trouble.SERVICE_UNAVAILABLE, headers={"Retry-After": "1"}).response()
+        return Problem(Trouble.SERVICE_UNAVAILABLE, headers={"Retry-After": "1"}).response(site.base_path)
     except Exception as error:  # noqa: BLE001 - the last handler; the error itself goes to the log alone
         log.error(  # noqa: TRY400 - a traceback can hold values
             "Request failed with an unexpected error.",
@@ -138,7 +167,7 @@ async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse
         )
         if request.writer.output_size > 0:  # a stream has begun: a second head would be read as an event
             raise ConnectionResetError from None
-        return Problem(Trouble.INTERNAL).response()
+        return Problem(Trouble.INTERNAL).response(site.base_path)
 
 
 def _where(error: BaseException) -> str:
@@ -155,6 +184,7 @@ def harden(response: web.StreamResponse) -> None:
         response.headers.setdefault(name, value)
 
 
-async def _harden(_request: web.Request, response: web.StreamResponse) -> None:
+async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     harden(response)
+    request.app[SITE].cross_origin.allow(request, response)
     response.headers.pop("Server", None)  # aiohttp sets its name, its version and that of Python

@@ -22,7 +22,7 @@ from order_service.web.live.command_results import CommandResults
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
-from order_service.web.server import Server
+from order_service.web.server import Server, Site
 
 
 @contextmanager
@@ -52,9 +52,9 @@ def server_alone(directory: Path) -> Iterator[int]:
 
 
 @contextmanager
-def application_alone(directory: Path) -> Iterator[web.Application]:
-    """Make the application as the process does; this needs a running loop."""
-    settings, names = Settings(data_dir=directory), topic_names()
+def application_alone(directory: Path, settings: Settings | None = None) -> Iterator[web.Application]:
+    """Make the application as the process does, with SQLite in this directory; this needs a running loop."""
+    settings, names = (settings or Settings()).model_copy(update={"data_dir": directory}), topic_names()
     engine = open_database(database_of(settings), writes=True)
     try:
         prepare(engine)
@@ -63,7 +63,8 @@ def application_alone(directory: Path) -> Iterator[web.Application]:
         streams = Streams(poller)
         outcomes = CommandResults(views, poller, CommandsTopic(settings), waiting_max=10)
         live = Live(views, poller, streams, names.events, streams_max=10)
-        api = Api(views, poller, outcomes, streams, live, IdSearches(settings))
-        yield Server(api, Everybody(), Limits(50), not_ready=lambda: None, names=names, partitions=4).application()
+        api = Api(views, poller, outcomes, streams, live, IdSearches(settings), settings.http_base_path)
+        site = Site.of(settings)
+        yield Server(api, Everybody(), Limits(50), lambda: None, names, partitions=4, site=site).application()
     finally:
         engine.dispose()

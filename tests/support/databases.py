@@ -1,4 +1,4 @@
-"""Two databases, both real: a SQLite file, and a PostgreSQL that comes from the package registry."""
+"""Databases, all real: a SQLite file, and a PostgreSQL from the package registry, also behind a PgBouncer."""
 
 import os
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import open_database, prepare
+from tests.support.proxies import running_pgbouncer
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +19,13 @@ def postgresql(tmp_path_factory):
     """Provide the URL of a PostgreSQL of our own."""
     with running_postgresql(tmp_path_factory) as server:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgresql):
+    """Provide the URL of the same PostgreSQL behind a PgBouncer that pools transactions."""
+    with running_pgbouncer(postgresql) as url:
+        yield url
 
 
 @pytest.fixture
@@ -38,18 +46,17 @@ def running_postgresql(tmp_path_factory):
         server.cleanup()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
 def url(request, tmp_path):
     """Return the URL of a database in which nothing is."""
     if request.param == "sqlite":
         return make_url(f"sqlite:///{tmp_path}/views.db")
-    url = request.getfixturevalue("postgresql")
-    admin = open_database(url)
+    admin = open_database(request.getfixturevalue("postgresql"))
     with admin.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE"))
         connection.execute(text("CREATE SCHEMA public"))
     admin.dispose()
-    return url
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

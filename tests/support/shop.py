@@ -1,5 +1,6 @@
 """A shop as callers see it: a service with a worker, a projector and HTTP servers, all of them processes."""
 
+import gzip
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,12 +39,16 @@ class Http:
         if body is not None:
             given = {"Content-Type": "application/json", **given}
             body = body if isinstance(body, bytes | str) else json.dumps(body)
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=40)
+        connection = self.connect()
         try:
             connection.request(method, path, body, given)
             return _answer(connection.getresponse())
         finally:
             connection.close()
+
+    def connect(self) -> HTTPConnection:
+        """Return a new connection."""
+        return HTTPConnection("127.0.0.1", self.port, timeout=40)
 
     def get(self, path: str, **query: object) -> Answer:
         """Ask with these parameters."""
@@ -87,5 +92,7 @@ def running_shop(bootstrap_servers: str, directory: Path, users: StubThread, **s
 def _answer(response: HTTPResponse) -> Answer:
     headers = {name.lower(): value for name, value in response.getheaders()}
     data = response.read()
+    if headers.get("content-encoding") == "gzip":
+        data = gzip.decompress(data)
     is_json = "json" in headers.get("content-type", "")
     return Answer(response.status, headers, json.loads(data) if is_json and data else data)

@@ -1,4 +1,4 @@
-"""Checks requests while authentication is off: only this machine, and no pages of other sites.
+"""Checks requests while authentication is off: only this machine or a known name, and no pages of unknown sites.
 
 A browser on this machine reaches the loopback interface, and a page of any site can make it send requests. The browser
 reveals the page's site: `Origin` with every unsafe method, `Sec-Fetch-Site` always. If the site's own name suddenly
@@ -8,7 +8,7 @@ Source: Fetch standard, "Origin header"; W3C Fetch Metadata Request Headers, 2.3
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -16,13 +16,19 @@ HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?", re.AS
 """A `Host` header: an address or a name, and an optional port. Source: RFC 9110, 7.2."""
 
 
-def is_from_here(headers: Mapping[str, str]) -> bool:
-    """Return whether a request is for this machine and was not sent by a page of another site."""
-    host, origin = headers.get("Host", ""), headers.get("Origin")
+def is_from_here(headers: Mapping[str, str], hosts: Collection[str] = (), origins: Collection[str] = ()) -> bool:
+    """Return whether a request is for this machine and was not sent by a page of another site.
+
+    `hosts` are further names of this server, `origins` those of sites whose pages may send requests; in lower case.
+    """
+    host, origin = headers.get("Host", "").lower(), headers.get("Origin", "").lower()
     match = HOST.fullmatch(host)
-    is_for_us = match is not None and is_loopback(match[1] or match[2])
-    is_same = origin is None or origin.lower().partition("://")[2] == host.lower()
-    return is_for_us and is_same and headers.get("Sec-Fetch-Site") != "cross-site"
+    if match is None or not (is_loopback(match[1] or match[2]) or match[2] in hosts):
+        return False
+    if origin in origins:
+        return True
+    is_same = "Origin" not in headers or origin.partition("://")[2] == host
+    return is_same and headers.get("Sec-Fetch-Site") != "cross-site"
 
 
 @lru_cache(256)

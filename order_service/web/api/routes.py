@@ -79,6 +79,7 @@ class Api:
         streams: Streams,
         live: Live,
         id_searches: IdSearches,
+        base_path: str = "",
     ) -> None:
         self._views = views
         self._loader = OrderLoader(views)
@@ -87,6 +88,7 @@ class Api:
         self._streams = streams
         self._live = live
         self._id_searches = id_searches
+        self._base_path = base_path
 
     # Commands
 
@@ -141,7 +143,7 @@ class Api:
         link = {}
         if next_cursor is not None:
             parameters = urlencode({**call.request.query, "cursor": next_cursor})
-            link["Link"] = f'<{call.request.path}?{parameters}>; rel="next"'
+            link["Link"] = f'<{self._base_path}{call.operation.path}?{parameters}>; rel="next"'
         return json_response({"orders": page.orders, "next": next_cursor}, headers=link)
 
     async def get_events(self, call: Call) -> web.StreamResponse:
@@ -161,7 +163,7 @@ class Api:
             body["rejections"] = [
                 flat(rejection) for rejection in refusals if call.caller.sees_attempts_of(rejection.actor)
             ]
-        why = f'</v1/operations/why/{quote(call.order_id, safe="")}>; rel="related"'
+        why = f'<{self._base_path}/v1/operations/why/{quote(call.order_id, safe="")}>; rel="related"'
         return json_response(body, headers={"Link": why} if call.caller.may(Scope.ADMIN) else {})
 
     async def get_command(self, call: Call) -> web.StreamResponse:
@@ -174,7 +176,7 @@ class Api:
         if copy_id is not None and is_id(command_id):
             decided = await self._query(self._views.outcome, order_id, command_id, *read_copy_id(copy_id))
             if decided is not None and (decided.actor == call.caller.actor or await self._seen(call) is not None):
-                return json_response(outcome_json(decided))
+                return json_response(outcome_json(decided, self._base_path))
             await self._check_absence(order_id, commands=True)
             # Also for a copy of another caller: without access to it, a caller must not learn that it is decided.
             return json_response(undecided_json(order_id, command_id, copy_id), 202, {"Retry-After": "1"})
@@ -182,7 +184,7 @@ class Api:
         pending = self._outcomes.pending(order_id, command_id, call.caller.actor)
         decided = await self._decided(order_id, command_id, pending) if is_id(command_id) else None
         if decided is not None and (decided.actor == call.caller.actor or await self._seen(call) is not None):
-            return json_response(outcome_json(decided))
+            return json_response(outcome_json(decided, self._base_path))
         if decided is None and pending is not None:
             return json_response(undecided_json(order_id, command_id), 202, {"Retry-After": "1"})
         if decided is None:
@@ -223,7 +225,7 @@ class Api:
         applied = {} if preference.applied is None else {"Preference-Applied": preference.applied}
         replayed = {"Idempotency-Replayed": "true"} if outcome.is_replayed else {}
         response_headers = {**applied, **replayed}
-        order_path = f"/v1/orders/{command.order_id}"
+        order_path = f"{self._base_path}/v1/orders/{command.order_id}"
         decided = outcome.decided
         if decided is None:
             copy_id = None if outcome.offset is None else write_copy_id(command_digest(command), outcome.offset)

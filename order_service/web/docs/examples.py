@@ -110,7 +110,7 @@ def successes() -> dict[str, Any]:
         "Order": order,
         "OrderPage": {"orders": [order], "next": write_cursor(Cursor(milliseconds(order.created_at), ORDER_ID))},
         "History": {"events": events, "next_after_version": None},
-        "Outcome": responses.outcome_json(steps[1][0]),
+        "Outcome": responses.outcome_json(steps[1][0], ""),
         "Undecided": responses.undecided_json(ORDER_ID, COMMAND_ID, write_copy_id(steps[0][0].command_digest, 2071)),
         "Why": _why(steps[0][0]),
         "OrderEvent": "".join(["retry: 1000\n\n", *map(_frame, events[:2]), ": still here\n\n"]),
@@ -187,7 +187,7 @@ def _why(event: Event) -> Why:
 
 
 def _body(error: Problem) -> Any:
-    return json.loads(cast("bytes", error.response().body))
+    return json.loads(cast("bytes", error.response("").body))
 
 
 def _situation(reason: Reason) -> tuple[type[Command], Status]:

@@ -1,6 +1,8 @@
 """HTML pages and their static files, all served from here: pages load nothing from other origins."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -31,6 +33,7 @@ TYPES: Final = {
 }
 SHORT: Final = {"/": "index.html", "/docs": "docs/index.html", "/openapi.json": "openapi.json"}
 """Files that also have a shorter path than `/static/…`."""
+LINK: Final = re.compile(r'\b(href|src)="/')
 PIECE_BYTES: Final = 64 * 1024
 PAGE: Final = """\
 <!doctype html>
@@ -46,19 +49,38 @@ PAGE: Final = """\
 """
 
 
-def routes() -> list[web.RouteDef]:
+def routes(base_path: str) -> list[web.RouteDef]:
     """Return the routes of the pages. They need no token: their scripts call `/v1` with the token of the user."""
     files = [path for path in STATIC.rglob("*") if path.suffix in TYPES]
     handlers = {
-        f"/static/{path.relative_to(STATIC).as_posix()}": file_handler(path.read_bytes(), TYPES[path.suffix])
+        f"/static/{path.relative_to(STATIC).as_posix()}": file_handler(_content(path, base_path), TYPES[path.suffix])
         for path in files
     }
     handlers |= {short: handlers[f"/static/{name}"] for short, name in SHORT.items()}
     return [
         *(web.get(path, handler) for path, handler in sorted(handlers.items())),
-        web.get("/problems", problems),
-        web.get("/problems/{kind}", problem),
+        web.get("/problems", partial(problems, base_path)),
+        web.get("/problems/{kind}", partial(problem, base_path)),
     ]
+
+
+def with_base_path(html: str, base_path: str) -> str:
+    """Return a page whose links to this server begin with the base path."""
+    return LINK.sub(rf'\1="{base_path}/', html)
+
+
+def _content(path: Path, base_path: str) -> bytes:
+    """Return the content of a static file, with the base path in its links. Scripts find it by their own URL."""
+    content = path.read_bytes()
+    if not base_path:
+        return content
+    if path.suffix == ".html":
+        return with_base_path(content.decode(), base_path).encode()
+    if path.name == "openapi.json":
+        return content.replace(b'"url": "/"', f'"url": "{base_path}"'.encode()).replace(
+            b"/problems", f"{base_path}/problems".encode()
+        )
+    return content
 
 
 def file_handler(content: bytes, content_type: str) -> Handler:
@@ -83,37 +105,37 @@ async def _pieces(content: bytes) -> AsyncIterator[bytes]:
         yield content[start : start + PIECE_BYTES]
 
 
-async def problems(request: web.Request) -> web.Response:
+async def problems(base_path: str, request: web.Request) -> web.Response:
     """Respond with all problem types."""
     rows = "\n".join(
         f'<tr><td><a href="{BASE}{kind}">{kind}</a><td>{STATUS[kind]}<td>{escape(meaning.cause)}'
         for kind, meaning in ALL.items()
     )
     body = f"<table>\n<tr><th>Type<th>Status<th>Cause\n{rows}\n</table>"
-    return _page(request, "Problems", body, {"problems": [_description(kind) for kind in ALL]})
+    return _page(request, "Problems", body, {"problems": [_description(kind, base_path) for kind in ALL]}, base_path)
 
 
-async def problem(request: web.Request) -> web.Response:
+async def problem(base_path: str, request: web.Request) -> web.Response:
     """Respond with a problem type: its cause, its cure, and the routes that return it."""
     kinds = {kind.value: kind for kind in ALL}
     kind = kinds.get(request.match_info["kind"])
     if kind is None:
         raise web.HTTPNotFound
-    described = _description(kind)
+    described = _description(kind, base_path)
     routes = "\n".join(f"<li><code>{escape(route)}</code>" for route in described["routes"])
     body = (
         f"<p><code>{described['type']}</code>, status {described['status']}\n"
         f"<h2>Cause</h2>\n<p>{escape(described['cause'])}\n<h2>What to do</h2>\n<p>{escape(described['cure'])}\n"
         f'<h2>Routes that return it</h2>\n<ul>\n{routes}\n</ul>\n<p><a href="/problems">All problems</a>'
     )
-    return _page(request, described["title"], body, described)
+    return _page(request, described["title"], body, described, base_path)
 
 
-def _description(kind: Kind) -> dict[str, Any]:
+def _description(kind: Kind, base_path: str) -> dict[str, Any]:
     routes = [f"{operation.method} {operation.path}" for operation in OPERATIONS if kind in problems_of(operation)]
     meaning = ALL[kind]
     return {
-        "type": BASE + kind,
+        "type": f"{base_path}{BASE}{kind}",
         "title": title(kind),
         "status": STATUS[kind],
         "cause": meaning.cause,
@@ -122,10 +144,10 @@ def _description(kind: Kind) -> dict[str, Any]:
     }
 
 
-def _page(request: web.Request, heading: str, body: str, content: dict[str, Any]) -> web.Response:
+def _page(request: web.Request, heading: str, body: str, content: dict[str, Any], base_path: str) -> web.Response:
     """Respond with an HTML page, or with its content as JSON if the request accepts that."""
     headers = HEADERS | {"Vary": "Accept"}
     if JSON in request.headers.get("Accept", ""):
         return web.Response(body=encode(content), content_type=JSON, headers=headers)
-    html = PAGE.format(title=escape(heading), body=body)
+    html = with_base_path(PAGE.format(title=escape(heading), body=body), base_path)
     return web.Response(text=html, content_type="text/html", charset="utf-8", headers=headers)

@@ -2,7 +2,8 @@
 
 A slow caller holds a connection and little else. Each of these limits closes one: 5 s for the head of a request, 15 s
 for its body (`requests.BODY_WITHIN_S`), 2 s for the rest of a refused body, 20 s in which a response is not read, 30 s
-for a complete response other than a stream. While a request is served, at most 64 KiB may wait behind it.
+for a complete response other than a stream, and `ORDERS_HTTP_KEEP_ALIVE_S` between a response and the next head. While
+a request is served, at most 64 KiB may wait behind it.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from itertools import islice
 from typing import Any, Final
 
 import structlog
-from aiohttp import EMPTY_PAYLOAD, web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.http import RawRequestMessage
 
 from order_service.web.http.problems import Problem, Trouble
@@ -20,8 +21,8 @@ from order_service.web.server import harden
 log = structlog.get_logger()
 
 HEAD_WITHIN_S: Final = 5.0
-"""How long a connection may stay without a request. aiohttp counts from the start of the connection, and from each
-response, to the end of the next head, so an incomplete head does not extend it. A test enforces this."""
+"""How long a head may take: the first one from the start of the connection, later ones from their first byte."""
+HEAD_END: Final = b"\r\n\r\n"
 TAKEN_WITHIN_S: Final = 20.0
 TAKEN_MIN: Final = 64 * 1024
 """Minimum number of bytes of a response that a caller must read in that time, unless less is left."""
@@ -50,7 +51,10 @@ class Connection(web.RequestHandler):
     """A connection of aiohttp that never echoes or logs what it received, and closes if the caller does not read."""
 
     answered_within_s: float
+    base_path: str
     _progress_check: asyncio.TimerHandle
+    _head_check: asyncio.TimerHandle | None = None
+    """Runs while the head of a request is expected or incomplete."""
     _body = EMPTY_PAYLOAD
     """The body of the newest request."""
     _head_bytes = 0
@@ -61,6 +65,12 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         assert self.transport is not None
         self.transport.set_write_buffer_limits(0)
+        self._expect_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End the connection."""
+        self._stop_head_check()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes. Abort if too many bytes wait, and read nothing after bytes that are not HTTP."""
@@ -74,12 +84,32 @@ class Connection(web.RequestHandler):
                 self.force_close()
 
     def _take(self, piece: bytes) -> None:
-        count, read = len(self._messages), self._body.total_bytes
+        count, read, was_in_body = len(self._messages), self._body.total_bytes, not self._body.is_eof()
         super().data_received(piece)
         if len(self._messages) > count:
-            self._body, self._head_bytes = self._messages[-1][1], 0
+            message, self._body = self._messages[-1]
+            self._head_bytes = 0 if _ends_with(piece, message, self._body) else 1
+            self._stop_head_check()
         elif not self._reading_paused:  # else it waits to become part of the body
             self._head_bytes += max(0, len(piece) - (self._body.total_bytes - read))
+            if was_in_body and self._body.is_eof() and piece.endswith(HEAD_END):  # the last chunk, not a head
+                self._head_bytes = 0
+        if self._head_bytes and self._head_check is None and self._body.is_eof():
+            self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._head_check = asyncio.get_running_loop().call_later(HEAD_WITHIN_S, self._close_without_head)
+
+    def _stop_head_check(self) -> None:
+        if self._head_check is not None:
+            self._head_check.cancel()
+            self._head_check = None
+
+    def _close_without_head(self) -> None:
+        if self._waiter is not None and not self._waiter.done():  # no request is being served
+            self.force_close()
+        else:
+            self._expect_head()
 
     def _waiting_bytes(self) -> int:
         """Return the size of the requests that wait behind the current one."""
@@ -112,7 +142,9 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send a response. Replace one that aiohttp made outside our middleware (417): it echoes a request header."""
-        response = Problem(Trouble.BAD_REQUEST).response() if isinstance(resp, web.HTTPException) else resp
+        response = (
+            Problem(Trouble.BAD_REQUEST).response(self.base_path) if isinstance(resp, web.HTTPException) else resp
+        )
         if response.headers.get("Connection") == "close":
             response.force_close()  # the header alone does not close the connection
         try:
@@ -134,7 +166,7 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionResetError
         self.log_exception(exc_info=exc)
-        response = Problem(Trouble.BAD_REQUEST if status == 400 else Trouble.INTERNAL).response()
+        response = Problem(Trouble.BAD_REQUEST if status == 400 else Trouble.INTERNAL).response(self.base_path)
         harden(response)
         response.headers["Server"] = "orders"  # otherwise aiohttp sends its name, its version and that of Python
         response.force_close()
@@ -143,6 +175,14 @@ class Connection(web.RequestHandler):
     def log_exception(self, *_: Any, exc_info: BaseException | None = None, **__: Any) -> None:
         """Log the type of the error that closes this connection; the traceback would quote the request."""
         log.info("Connection closed: the request cannot be read.", error=type(exc_info).__name__)
+
+
+def _ends_with(data: bytes, message: object, body: StreamReader) -> bool:
+    """Return whether `data` ends with this request, or inside its body: no part of another head follows."""
+    if not body.is_eof():
+        return True
+    length = message.headers.get("Content-Length", "0") if isinstance(message, RawRequestMessage) else "0"
+    return data[: len(data) - int(length)].endswith(HEAD_END)
 
 
 def _size(message: object) -> int:
@@ -166,6 +206,8 @@ async def listen(
     port: int,
     connections_max: int,
     *,
+    keep_alive_s: float,
+    base_path: str = "",
     answered_within_s: float = ANSWERED_WITHIN_S,
 ) -> asyncio.Server:
     """Accept connections for a runner that is set up, at most `connections_max` at a time. Raises OSError."""
@@ -178,13 +220,14 @@ async def listen(
         connection = Connection(
             server,
             loop=loop,
-            keepalive_timeout=HEAD_WITHIN_S,
+            keepalive_timeout=keep_alive_s,
             lingering_time=LINGER_S,
             max_headers=HEADERS_MAX,
             read_bufsize=UNREAD_MAX,
             auto_decompress=False,  # a small body can expand to a huge one; `requests.read_body` refuses compression
         )
         connection.answered_within_s = answered_within_s
+        connection.base_path = base_path
         return connection
 
     return await loop.create_server(accept, host, port, backlog=BACKLOG)

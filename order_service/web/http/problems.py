@@ -85,7 +85,8 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
     Trouble.CROSS_SITE_REQUEST: Meaning(
         "Authentication is off, so only requests from this machine are served. This request names another host, or a "
         "page of another site sent it.",
-        "Call 127.0.0.1 or localhost, not from another site's page; or turn on authentication with `ORDERS_JWT_…`.",
+        "Call 127.0.0.1 or localhost, not from another site's page; or turn on authentication with `ORDERS_JWT_…`. "
+        "`ORDERS_HTTP_HOSTS` allows the host name of a proxy, `ORDERS_HTTP_CORS_ORIGINS` the pages of a site.",
     ),
     Trouble.NOT_FOUND: Meaning("The resource does not exist, or you may not see it.", "Check the URL."),
     Trouble.METHOD_NOT_ALLOWED: Meaning("This route does not support the method.", "Use a method that `Allow` lists."),
@@ -146,10 +147,10 @@ class Problem(Exception):
         """The HTTP status code."""
         return STATUS[self.kind]
 
-    def response(self) -> web.Response:
-        """Return the HTTP response."""
+    def response(self, base_path: str) -> web.Response:
+        """Return the HTTP response; its type is a URL below `base_path`."""
         body = {
-            "type": BASE + self.kind,
+            "type": f"{base_path}{BASE}{self.kind}",
             "title": title(self.kind),
             "status": self.status,
             "detail": self.detail,

@@ -9,6 +9,7 @@ from aiohttp import web
 from order_service.domain.messages import Event, Rejection
 from order_service.views.order_view import OrderView
 from order_service.views.queries import StoredEvent
+from order_service.web.http.problems import BASE
 from order_service.wire.flat import flat
 
 JSON: Final = "application/json"
@@ -38,14 +39,14 @@ def event_json(recorded: StoredEvent) -> dict[str, Any]:
     return {**flat(recorded.event), **offsets}
 
 
-def outcome_json(decided: Event | Rejection) -> dict[str, Any]:
-    """Return the outcome of a command."""
+def outcome_json(decided: Event | Rejection, base_path: str) -> dict[str, Any]:
+    """Return the outcome of a command; the problem of a rejection is a URL below `base_path`."""
     if isinstance(decided, Event):
         return {"outcome": "accepted", "version": decided.version, "event": flat(decided)}
     return {
         "outcome": "rejected",
         "version": decided.version,
-        "problem": f"/problems/{decided.reason}",
+        "problem": f"{base_path}{BASE}{decided.reason}",
         "rejection": flat(decided),
     }
 

@@ -17,6 +17,7 @@ from order_service.domain.refusals import NEVER_REMEMBERED, Reason
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.sdk.outcomes import GRACE_S
 from order_service.views.queries import StoredEvent, StoredRejection, ViewChanges, Views
+from order_service.views.tables import describe
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.live.view_poller import EAGER_S, ViewPoller
 from order_service.wire.headers import Headers
@@ -224,7 +225,7 @@ class CommandResults:
                 await asyncio.sleep(GRACE_S)  # each partition gets the marker of one transaction separately
                 await self._query_views(pending)
         except SQLAlchemyError as error:
-            log.warning("Views cannot be read; a repeated command stays undecided.", error=type(error).__name__)
+            log.warning("Views cannot be read; a repeated command stays undecided.", why=describe(error))
         finally:
             pending.is_settling = False
 

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.views.queries import Offsets, ViewChanges, Views
+from order_service.views.tables import describe
 
 log = structlog.get_logger()
 
@@ -72,7 +73,7 @@ class ViewPoller:
             try:
                 await self._poll()
             except SQLAlchemyError as error:
-                log.warning("Views cannot be read; retrying.", error=type(error).__name__)
+                log.warning("Views cannot be read; retrying.", why=describe(error))
                 await asyncio.sleep(RETRY_S)
 
     def _interval_s(self) -> float | None:

@@ -2,6 +2,9 @@
 
 const TOKEN = "token";
 
+/** The path of this server, which a proxy may have put before `/`; "" without one. This file is in `/static`. */
+export const BASE_PATH = new URL("..", import.meta.url).pathname.slice(0, -1);
+
 /** The user's bearer token, kept in this tab until it closes. */
 export const token = {
   get: () => sessionStorage.getItem(TOKEN) ?? "",
@@ -23,12 +26,12 @@ export class Problem extends Error {
   }
 }
 
-/** Send a GET request; return a successful response, otherwise throw a Problem. */
+/** Send a GET request to a path of this server; return a successful response, otherwise throw a Problem. */
 export async function send(path, { headers = {}, signal }) {
   const authorization = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
   let response;
   try {
-    response = await fetch(path, { headers: { ...authorization, ...headers }, signal });
+    response = await fetch(BASE_PATH + path, { headers: { ...authorization, ...headers }, signal });
   } catch (error) {
     throw createResponseProblem(error, signal);
   }

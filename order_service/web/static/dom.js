@@ -1,5 +1,7 @@
 /** DOM elements. Text from the service becomes text nodes and attributes, never markup. */
 
+import { BASE_PATH } from "./api.js";
+
 export const byId = (id) => document.getElementById(id);
 
 /** Create an element; null attributes are left out, children are elements, texts or null. */
@@ -43,7 +45,8 @@ export function createProblemBox(problem, retry = null) {
 
 /** Create a link to the page of a problem type; a type from elsewhere is shown as text. */
 export function createProblemLink(type, text) {
-  return /^\/problems\/[a-z_]+$/.test(type) ? h("a", { href: type }, text) : h("span", {}, type);
+  const path = type.startsWith(`${BASE_PATH}/`) ? type.slice(BASE_PATH.length) : type;
+  return /^\/problems\/[a-z_]+$/.test(path) ? h("a", { href: BASE_PATH + path }, text) : h("span", {}, type);
 }
 
 const createFaultItem = ({ pointer, detail }) => h("li", {}, h("code", {}, pointer), " ", detail);

@@ -1,6 +1,6 @@
 /** The list of orders: filtered, in pages, and refreshed after every event. */
 
-import { getJson, token } from "./api.js";
+import { BASE_PATH, getJson, token } from "./api.js";
 import { byId, createProblemBox, h, setChildren } from "./dom.js";
 import { createStatusLabel, createTime, formatLocalTime, formatMoney } from "./format.js";
 import { follow } from "./stream.js";
@@ -171,7 +171,7 @@ function formatExample() {
   const body = { user_id: "dana", currency: "EUR", lines: [{ sku: "mug-blue", quantity: 2, unit_price: 1250 }] };
   if (token.get()) delete body.user_id; // the order then belongs to the caller
   return [
-    `curl ${location.origin}/v1/orders`,
+    `curl ${location.origin}${BASE_PATH}/v1/orders`,
     ...(token.get() ? ['  -H "Authorization: Bearer $TOKEN"'] : []),
     "  -H 'Content-Type: application/json'",
     `  -d '${JSON.stringify(body)}'`,

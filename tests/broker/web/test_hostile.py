@@ -306,7 +306,6 @@ MANY = 500
 SLOW = [
     (1, b"", HEAD_WITHIN_S),
     (5, b"GET /v1/or", HEAD_WITHIN_S),
-    (1, get("/nothing"), HEAD_WITHIN_S),
     (5, get("/nothing") + HALF_A_HEAD, HEAD_WITHIN_S),
     (5, get("/nothing", "Content-Length: 9"), LINGER_S),
     (5, get("/nothing", "Transfer-Encoding: chunked"), LINGER_S),

@@ -38,7 +38,7 @@ class Page(HTMLParser):
 @pytest.fixture
 async def http():
     application = web.Application()
-    application.add_routes([*pages.routes(), *event_catalogue.routes(NAMES, 4)])
+    application.add_routes([*pages.routes(""), *event_catalogue.routes(NAMES, 4)])
     async with TestClient(TestServer(application)) as client:
         yield client
 

@@ -37,7 +37,7 @@ def test_a_database_that_cannot_be_read_has_a_status_of_its_own(command, tmp_pat
     file = tmp_path / "views.db"
     file.write_text("no database, but long enough for the head of one: " + "x" * 100)
     said = CommandLine({"ORDERS_DATABASE_URL": f"sqlite:///{file}"})(*command, code=4).stderr
-    assert said == "order-service: the database of ORDERS_DATABASE_URL cannot be used: DatabaseError\n"
+    assert said == "order-service: the database of ORDERS_DATABASE_URL cannot be used: DatabaseError (SQLITE_NOTADB)\n"
 
 
 def test_a_stopped_partition_is_listed_with_1_and_skipped_once(cli, engine):

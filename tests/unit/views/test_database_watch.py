@@ -87,7 +87,7 @@ async def test_a_database_that_refuses_is_a_problem_of_the_service_and_not_of_th
     views: Any = Views()
     readiness = Readiness(views)
     await readiness.check()
-    assert refused_by(readiness) == (Trouble.SERVICE_UNAVAILABLE, "The database is unavailable: OperationalError.")
+    assert refused_by(readiness) == (Trouble.SERVICE_UNAVAILABLE, "The database is unavailable.")
     views.error = None
     await readiness.check()
     assert (readiness.problem(), readiness.faults()) == (None, [])

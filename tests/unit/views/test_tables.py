@@ -5,10 +5,10 @@ import signal
 from contextlib import nullcontext
 from functools import reduce
 
+import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 from sqlalchemy import func, make_url, select
-from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from order_service.errors import DatabaseError
@@ -46,6 +46,7 @@ def test_which_database_is_meant(given, meant):
         ("postgresql+asyncpg://db/orders", "has driver postgresql"),
         ("sqlite://", "must name a file"),
         ("sqlite:///:memory:", "must name a file"),
+        ("postgresql://orders:hun@t@er@db/orders", "write an @ in the user name or the password as %40"),
     ],
 )
 def test_any_other_is_refused_without_its_password(given, why):
@@ -80,13 +81,10 @@ def test_a_partition_without_a_leader_is_named_in_readiness_and_logged_once():
 
 @pytest.mark.parametrize(("encoding", "is_refused"), [("UTF8", False), ("LATIN1", True), ("SQL_ASCII", True)])
 def test_a_database_that_cannot_hold_every_character_is_refused(postgresql, encoding, is_refused):
-    admin = open_database(postgresql)
-    with admin.begin() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {encoding.lower()}")
-        connection.exec_driver_sql(
-            f"CREATE DATABASE {encoding.lower()} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'"
-        )
-    admin.dispose()
+    server = postgresql.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {encoding.lower()}")
+        connection.execute(f"CREATE DATABASE {encoding.lower()} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
     engine = open_database(postgresql.set(database=encoding.lower()), writes=True)
     with pytest.raises(DatabaseError, match=f"encoding {encoding}, expected UTF8") if is_refused else nullcontext():
         prepare(engine)
@@ -94,8 +92,8 @@ def test_a_database_that_cannot_hold_every_character_is_refused(postgresql, enco
 
 
 ASKED = [Views.faults, Views.offsets, lambda views: views.orders(["order-1"])]
-PREPARED_AFTER = 6
-"""The driver prepares a statement when it has seen it so often."""
+OFTEN = 6
+"""After so many times, psycopg prepares a statement by default."""
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -105,19 +103,17 @@ def test_a_connection_that_was_ended_is_replaced_before_anybody_hears_of_it(engi
     others = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
     others += " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     with engine.begin() as connection:
-        assert connection.exec_driver_sql(others).scalar() == 1
+        assert connection.exec_driver_sql(others).scalar() >= 1
     assert ask(views) == first
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("ask", ASKED)
-def test_a_connection_that_fails_once_is_used_no_more(views, ask):
-    first = [ask(views) for _ in range(PREPARED_AFTER)][-1]
+def test_a_session_that_a_pooler_resets_serves_the_next_query(views, ask):
+    first = [ask(views) for _ in range(OFTEN)][-1]
     with views._engine.begin() as connection:
         # As a proxy between us may do, of which the driver does not hear.
         connection.connection.driver_connection.pgconn.exec_(b"DISCARD ALL")
-    with pytest.raises(DBAPIError):
-        ask(views)
     assert ask(views) == first
 
 

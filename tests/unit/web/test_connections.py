@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from order_service.local.broker import free_port
-from order_service.web.http.connections import listen
+from order_service.web.http.connections import HEAD_WITHIN_S, listen
 from order_service.web.http.requests import MAX_BODY_BYTES
 
 BIG = bytes(20_000_000)
@@ -44,11 +44,11 @@ class Busy:
 
 
 @asynccontextmanager
-async def listening(application, **limits):
+async def listening(application, keep_alive_s=60.0, **limits):
     """Take connections as the process does; give the runner and the port."""
     runner, port = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=1), free_port()
     await runner.setup()
-    listener = await listen(runner, "127.0.0.1", port, 10, **limits)
+    listener = await listen(runner, "127.0.0.1", port, 40, keep_alive_s=keep_alive_s, **limits)
     try:
         yield runner, port
     finally:
@@ -165,3 +165,55 @@ async def read_slowly(server, within_s):
             await loop.sock_recv(connection, 4096)
             await asyncio.sleep(0.05)
     assert within_s - 0.5 < loop.time() - start < within_s + WITHIN_S
+
+
+CHUNKED = post("/read", "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+REQUESTS = {
+    "no body": [b"GET /nothing HTTP/1.1\r\nHost: shop\r\n\r\n"],
+    "an empty body": [post("/read")],
+    "a body with its head": [post("/read", body=b"1234")],
+    "a body that ends like a head": [post("/read", body=b"1\r\n\r\n")],
+    "a body after its head": [post("/read", body=b"1234")[:-4], b"1234"],
+    "half a body with its head": [post("/read", body=b"1234")[:-2], b"34"],
+    "a head in two parts": [post("/read", body=b"1234")[:20], post("/read", body=b"1234")[20:]],
+    "a chunk with its head": [CHUNKED + b"4\r\n1234\r\n0\r\n\r\n"],
+    "a chunk after its head": [CHUNKED, b"4\r\n1234\r\n", b"0\r\n\r\n"],
+    "two requests": [post("/read") + post("/read", body=b"1234")],
+}
+HALF_A_HEAD = b"GET /nothing HTTP/1.1\r\nHost: sh"
+
+
+async def exchange(port, parts):
+    """Send the parts of a request one by one, and return the connection when it was answered."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):  # so that each part arrives by itself
+                await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+async def test_an_idle_connection_stays_open_and_one_with_half_a_head_does_not(server):
+    """A proxy may send its next request at any time, but a slow caller must not hold a connection for as long."""
+    idle = {name: await exchange(server.port, parts) for name, parts in REQUESTS.items()}
+    start = asyncio.get_running_loop().time()
+    bare = [await exchange(server.port, []), await exchange(server.port, [HALF_A_HEAD])]
+    started = [await exchange(server.port, [*parts[:-1], parts[-1] + HALF_A_HEAD]) for parts in REQUESTS.values()]
+    for reader, writer in bare + started:
+        await heard(reader)
+        writer.close()
+    assert HEAD_WITHIN_S - 1 < asyncio.get_running_loop().time() - start < HEAD_WITHIN_S + 5
+    for name, (reader, writer) in idle.items():
+        writer.write(post("/read", "Connection: close"))
+        assert b"HTTP/1.1 200 OK" in await heard(reader), name
+        writer.close()
+
+
+async def test_a_connection_that_is_idle_for_longer_than_the_setting_is_closed():
+    server = Busy()
+    async with listening(server.application, keep_alive_s=0.2) as (server.runner, server.port):
+        reader, writer = await exchange(server.port, [post("/read")])
+        with closing(writer):
+            await heard(reader)

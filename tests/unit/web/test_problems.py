@@ -14,7 +14,7 @@ from tests.unit.wire.table import GOLDEN
 
 
 def body_of(rejection: Rejection) -> dict[str, Any]:
-    body: dict[str, Any] = msgspec.json.decode(cast("bytes", refused(rejection, pay).response().body))
+    body: dict[str, Any] = msgspec.json.decode(cast("bytes", refused(rejection, pay).response("").body))
     return body
 
 

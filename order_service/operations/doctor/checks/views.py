@@ -15,8 +15,9 @@ from order_service.operations.doctor.checks.backlog import Backlog, backlogs_of
 from order_service.operations.doctor.checks.check import Result, counted, not_checked, ok, problem, sentence, warning
 from order_service.runtime.daemon_thread import in_daemon_thread
 from order_service.settings import Settings
+from order_service.views.postgresql import BUSY_S
 from order_service.views.queries import Views
-from order_service.views.tables import BUSY_S, FORM, database_of, open_views
+from order_service.views.tables import FORM, database_of, open_views
 
 PROJECTOR = "Start a projector (`order-service projector`), or read its log and its /health/ready."
 
@@ -91,7 +92,7 @@ async def _state_of(settings: Settings, within_s: float) -> State | None:
     def read() -> State | None:
         if not settings.database_url.get_secret_value() and not Path(str(url.database)).exists():
             return None
-        with open_views(url) as engine:
+        with open_views(url, settings.database_schema) as engine:
             views = Views(engine, names)
             return State(views.faults(), views.stopped_partitions(), views.offsets())
 

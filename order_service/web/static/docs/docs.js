@@ -1,6 +1,6 @@
 // Shows the OpenAPI document. A separate file, because the page forbids inline scripts.
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: new URL("../openapi.json", document.currentScript.src).href,
   dom_id: "#docs",
   deepLinking: true,
   defaultModelsExpandDepth: 0,
