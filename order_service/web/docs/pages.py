@@ -37,13 +37,24 @@ PAGE: Final = """\
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{title}</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="/static/problems.css">
+<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="/static/frame.css">
+<link rel="stylesheet" href="/static/documents.css">
+<header>
+  <a class="brand" href="/"><img src="/static/icon.svg" alt="" width="26" height="26">Orders</a>
+  <nav aria-label="Documents">
+    <a href="/docs">API</a> <a href="/asyncapi">Events</a> <a href="/problems">Problems</a>
+  </nav>
+</header>
+<main>
 <h1>{title}</h1>
 {body}
+</main>
 </html>
 """
+"""A page of text. The static pages have the same header."""
 
 
 def routes() -> list[web.RouteDef]:
