@@ -4,10 +4,10 @@ import asyncio
 import sqlite3
 import sys
 
-from order_service.sdk import Event, OrderCancelled, OrderEvents, OrderPaid, once
+from order_service.sdk import Event, OrderCancelled, OrderEvents, OrderPaid, UnknownEvent, once
 
 
-def note(database: sqlite3.Connection, event: Event) -> None:
+def note(database: sqlite3.Connection, event: Event | UnknownEvent) -> None:
     match event.fact:
         case OrderPaid(amount=amount, currency=currency):
             database.execute("INSERT INTO payments VALUES (?, ?, ?, 0)", (event.order_id, currency, amount))

@@ -3,11 +3,11 @@
 import asyncio
 import os
 
-from order_service.sdk import Event, OrderCancelled, OrderCreated, OrderEvents, OrderPaid, OrderShipped
+from order_service.sdk import Fact, OrderCancelled, OrderCreated, OrderEvents, OrderPaid, OrderShipped
 
 
-def message(event: Event) -> str | None:
-    match event.fact:
+def message(fact: Fact | None) -> str | None:
+    match fact:  # None: only a newer SDK knows the type of the event
         case OrderCreated(user_id=user_id):
             return f"thank you for your order, {user_id}"
         case OrderPaid(amount=amount, currency=currency):  # minor units: how many make one EUR, JPY or KWD differs
@@ -22,7 +22,7 @@ def message(event: Event) -> str | None:
 async def main() -> None:
     async with OrderEvents.effects(group=os.environ.get("GROUP", "notifications")) as events:
         async for record in events:
-            if said := message(record.event):  # a mail server would drop the twin by the event_id
+            if said := message(record.event.fact):  # a mail server would drop the twin by the event_id
                 print(f"{record.event.event_id} about {record.event.order_id}: {said}", flush=True)
 
 

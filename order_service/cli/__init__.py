@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -32,6 +32,10 @@ OWN_CODES = frozenset({"up", "worker", "topics", "verify", "rebuild", "lanes", "
 """Commands with exit codes of their own, by which an operator can tell failures apart."""
 
 
+SUMMARY_MAX: Final = 500
+"""Characters of a summary in the list of commands: more than any has."""
+
+
 class Commands(TyperGroup):
     """A command group that ends a known error with one line, without a traceback."""
 
@@ -53,6 +57,13 @@ class Commands(TyperGroup):
         except (FileNotFoundError, PermissionError) as error:
             typer.echo(f"order-service: {error.strerror}: {error.filename}", err=True)
             raise typer.Exit(1) from error
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the whole summary of each command, wrapped: click would cut it to one line."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(limit=SUMMARY_MAX)) for name, command in commands if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 app = typer.Typer(

@@ -121,7 +121,8 @@ def _contents(
 def _line(text: str) -> Fields:
     match = _is_line(text)
     if match is None:
-        raise typer.BadParameter(f"--line {text!r} is not SKU:QUANTITY:UNIT_PRICE, with whole numbers")
+        expected = "SKU:QUANTITY:UNIT_PRICE, with whole numbers; a price is in minor units: 1250 cents for EUR 12.50"
+        raise typer.BadParameter(f"--line {text!r} is not {expected}")
     sku, quantity, unit_price, name = match.groups()
     return {"sku": sku, "quantity": int(quantity), "unit_price": int(unit_price), **without_none(name=name)}
 

@@ -135,7 +135,8 @@ GUARANTEES: Final = (
         "New versions",
         "A released schema never changes. A new version has a new id, and it may only add optional fields after the "
         "others (null by default). Old readers can read new records, and new readers old ones (`FULL_TRANSITIVE`). "
-        "Ignore fields and headers that you do not know, and expect new reasons and new types of events.",
+        "Ignore fields and headers that you do not know, and expect new reasons and new types of events. An event of a "
+        "new type has the same headers, begins with the fields of every event, and counts as a version of its order.",
     ),
 )
 """The guarantees for all events."""

@@ -440,7 +440,7 @@ class Ids:
             return set()
         known, now = self._catalogue.by_id, time.monotonic()
         ids = {int.from_bytes(value[1:5], "big") for value in values if value and value[0] == 0 and len(value) > 4}
-        new = {schema_id for schema_id in ids - known.keys() if 0 < schema_id < 2**31}
+        new = {schema_id for schema_id in ids - known.keys() - self._catalogue.new_types if 0 < schema_id < 2**31}
         due = (schema_id for schema_id in new if self._unknown.get(schema_id, 0.0) <= now)
         return set(itertools.islice(due, IDS_MAX))
 

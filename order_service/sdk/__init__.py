@@ -28,7 +28,8 @@ There are two ways to read events:
 
 Every event has an `order_id`, a `version` (1…n without gaps), an `actor`, a time `occurred_at`, and a `fact`:
 OrderCreated, OrderAmended, OrderPaid, OrderShipped, OrderDelivered or OrderCancelled. Amounts are integers in minor
-units of the currency. Times are UTC.
+units of the currency. Times are UTC. An event of a type that a later version of the service has added is an
+UnknownEvent: its `fact` is None, and its `type` has the name.
 
 `order_service.sdk.testing` has sample messages, in-memory replacements for both clients that need no Kafka, and
 given/when/then for the rules. The environment configures the connection: KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…,
@@ -73,6 +74,7 @@ from order_service.sdk.events import (
     Hole,
     OnHole,
     OnPoison,
+    OnUnknown,
     OrderEvents,
     skip,
     stop_at_hole,
@@ -81,6 +83,7 @@ from order_service.sdk.events import (
 from order_service.sdk.once import Once, once
 from order_service.sdk.outcomes import Accepted, AwaitingUser, Outcome, Refused, Repeated, Undecided, Unreadable
 from order_service.settings import Settings
+from order_service.wire.later_versions import UnknownEvent
 
 __all__ = [
     "CANCEL_REASONS",
@@ -104,6 +107,7 @@ __all__ = [
     "Line",
     "OnHole",
     "OnPoison",
+    "OnUnknown",
     "Once",
     "OrderAmended",
     "OrderCancelled",
@@ -127,6 +131,7 @@ __all__ = [
     "ShipOrder",
     "TopicsError",
     "Undecided",
+    "UnknownEvent",
     "Unreadable",
     "once",
     "skip",

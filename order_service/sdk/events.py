@@ -2,19 +2,21 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
-from typing import NoReturn, Self
+from typing import Literal, NoReturn, Self, get_args
 
 from aiokafka.structs import ConsumerRecord
 from msgspec import Struct
 
 from order_service.domain.messages import Event
 from order_service.errors import HistoryError, HoleError, SetupError
-from order_service.kafka.reader import decode
+from order_service.kafka.topics import TopicNames
 from order_service.runtime.library_logger import library_logger
+from order_service.sdk.later import decode_outcome
 from order_service.sdk.subscriptions import AssignedLog, GroupLog, Log
 from order_service.sdk.target import settings_for
 from order_service.sdk.versions import Versions
 from order_service.settings import Settings
+from order_service.wire.later_versions import UnknownEvent
 
 log = library_logger("order_service.sdk")
 
@@ -22,10 +24,11 @@ log = library_logger("order_service.sdk")
 class EventRecord(Struct, frozen=True):
     """An event, its position in the topic, and the digest of its bytes, which the order's next event contains.
 
-    `is_replay` is true if the event was already in the log when the projection was opened.
+    The event is an UnknownEvent if only a newer SDK knows its type. `is_replay` is true if the event was already in the
+    log when the projection was opened.
     """
 
-    event: Event
+    event: Event | UnknownEvent
     partition: int
     offset: int
     digest: bytes
@@ -47,9 +50,12 @@ OnHole = Callable[[Hole], Awaitable[None] | None]
 OnPoison = Callable[[ConsumerRecord, HistoryError], Awaitable[None] | None]
 """A handler of undecodable records. If it raises, the record comes next again; if it returns, the record is skipped.
 
-The record may be an event that only a newer SDK can read, so any version of its order may follow. The error contains
-topic, partition and offset, and no contents of the record. Its cause is a DecodeError.
+Any version of its order may follow. The error contains topic, partition and offset, and no contents of the record. Its
+cause is a DecodeError.
 """
+OnUnknown = Literal["deliver", "skip", "stop"]
+"""What happens to an event of a type that only a newer SDK knows: it is delivered as an UnknownEvent, or skipped, or
+raises HistoryError. Its version counts in each case, so no later event of its order seems to be missing one."""
 
 
 def stop_at_hole(hole: Hole) -> NoReturn:
@@ -81,6 +87,10 @@ class OrderEvents:
     Repeated events are dropped (`repeat_count` counts them). A missing version is passed to `on_hole`, a record that
     cannot be decoded to `on_poison`. Both raise by default, and may be async.
 
+    A later version of the service may add fields and types of events. Unknown fields are left out. An event of an
+    unknown type is delivered as an UnknownEvent, whose `fact` is None. `on_unknown="skip"` skips such events, and
+    `on_unknown="stop"` raises HistoryError until a newer SDK is installed: for results that need every type.
+
     Missing versions are detected from the events that this object has read. So none is detected across a restart or
     rebalance of a group, before the first event of an order after `start=`, or after a skipped record of the order.
     The last versions of 100,000 orders are remembered. Beyond that, neither missing versions of a forgotten order are
@@ -98,13 +108,18 @@ class OrderEvents:
     * `RegistryAwayError` if a schema registry is needed and does not answer. Request the next event to retry.
     """
 
-    def __init__(self, source: Log, versions: Versions, on_hole: OnHole, on_poison: OnPoison) -> None:
+    def __init__(
+        self, source: Log, versions: Versions, on_hole: OnHole, on_poison: OnPoison, on_unknown: OnUnknown
+    ) -> None:
+        if on_unknown not in get_args(OnUnknown):
+            raise SetupError(f"on_unknown must be one of {', '.join(get_args(OnUnknown))}")
         self.repeat_count = 0
         self._is_open = False
         self._log = source
         self._versions = versions
         self._on_hole = on_hole
         self._on_poison = on_poison
+        self._on_unknown = on_unknown
         self._next: ConsumerRecord | None = None
         self._in_progress: ConsumerRecord | None = None
 
@@ -116,6 +131,7 @@ class OrderEvents:
         group: str,
         on_hole: OnHole = stop_at_hole,
         on_poison: OnPoison = stop_at_poison,
+        on_unknown: OnUnknown = "deliver",
         settings: Settings | None = None,
     ) -> Self:
         """Return a consumer of new events. The members of the consumer group `group` share the partitions.
@@ -138,7 +154,7 @@ class OrderEvents:
         target, versions = settings_for(servers, settings), Versions()
         if group == target.group_id:
             raise SetupError(f"{group} is the group of the order service's workers: choose another name")
-        return cls(GroupLog(target, group, versions), versions, on_hole, on_poison)
+        return cls(GroupLog(target, group, versions), versions, on_hole, on_poison, on_unknown)
 
     @classmethod
     def projection(
@@ -148,6 +164,7 @@ class OrderEvents:
         start: Mapping[int, int] | None = None,
         on_hole: OnHole = stop_at_hole,
         on_poison: OnPoison = stop_at_poison,
+        on_unknown: OnUnknown = "deliver",
         settings: Settings | None = None,
     ) -> Self:
         """Return a consumer of all events from the beginning, or from `start`: the next offset of each partition.
@@ -158,7 +175,7 @@ class OrderEvents:
         true for events that existed when the consumer was opened.
         """
         target, versions = settings_for(servers, settings), Versions()
-        return cls(AssignedLog(target, start or {}, versions), versions, on_hole, on_poison)
+        return cls(AssignedLog(target, start or {}, versions), versions, on_hole, on_poison, on_unknown)
 
     async def __aenter__(self) -> Self:
         await self._log.open()
@@ -194,22 +211,38 @@ class OrderEvents:
     async def _read(self, record: ConsumerRecord) -> EventRecord | None:
         """Return the event in a record, or None for a repeat or a skipped record."""
         try:
-            outcome = decode(record, self._log.names)
+            event, digest = _decode(record, self._log.names)
         except HistoryError as error:
             await _finish(self._on_poison(record, error))
             self._versions.lost_track((record.key or b"").decode(errors="replace"))
             return None
-        assert isinstance(outcome.message, Event)  # the topic has no other messages
-        event = outcome.message
         if self._versions.is_repeat(event.order_id, event.version):
             self.repeat_count += 1
             return None
+        if isinstance(event, UnknownEvent) and self._on_unknown == "stop":
+            raise HistoryError(_unknown(record, event))
         expected = self._versions.expected(record.partition, event.order_id, event.version)
         if event.version != expected:
             hole = Hole(event.order_id, expected, event.version, record.partition, record.offset)
             await _finish(self._on_hole(hole))
         self._versions.record(record.partition, event.order_id, event.version)
-        return EventRecord(event, record.partition, record.offset, outcome.digest, self._log.is_replay(record))
+        if isinstance(event, UnknownEvent) and self._on_unknown == "skip":
+            return None
+        return EventRecord(event, record.partition, record.offset, digest, self._log.is_replay(record))
+
+
+def _decode(record: ConsumerRecord, names: TopicNames) -> tuple[Event | UnknownEvent, bytes]:
+    """Return the event in a record, and its digest. Raises HistoryError."""
+    outcome = decode_outcome(record, names)
+    if isinstance(outcome, UnknownEvent):
+        return outcome, outcome.digest
+    assert isinstance(outcome.message, Event)  # the topic has no other messages
+    return outcome.message, outcome.digest
+
+
+def _unknown(record: ConsumerRecord, event: UnknownEvent) -> str:
+    position = f"offset {record.offset} of partition {record.partition} of {record.topic}"
+    return f"{position} is an event of the unknown type {event.type}: install a newer SDK, or set on_unknown"
 
 
 async def _finish(result: Awaitable[None] | None) -> None:

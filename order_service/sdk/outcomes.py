@@ -13,10 +13,12 @@ from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import Reason
 from order_service.errors import HistoryError
-from order_service.kafka.reader import OutcomeRecord, decode
+from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import TopicNames
+from order_service.sdk.later import decode_outcome
 from order_service.wire.changelog import POSITION_KEY, decode_position, waiting_key
 from order_service.wire.headers import command_offset_of
+from order_service.wire.later_versions import UnknownEvent
 
 GRACE_S: Final = 0.5
 """The delay between the position and the outcome of one transaction: each partition gets its marker separately."""
@@ -116,7 +118,11 @@ class Watch:
 
         The outcome of a later copy does not count: this copy was refused before, and its order did not remember that.
         """
-        outcome = decode(record, self._names)
+        outcome = decode_outcome(record, self._names)
+        if isinstance(outcome, UnknownEvent):
+            if (outcome.command_id, outcome.command_digest) != self._known:
+                return None
+            raise HistoryError(f"the command led to an event of the unknown type {outcome.type}: install a newer SDK")
         if (outcome.message.command_id, outcome.message.command_digest) != self._known:
             return None
         if outcome.command_offset is not None and outcome.command_offset > self._offset:

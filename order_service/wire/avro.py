@@ -70,6 +70,20 @@ def decode_avro_command(data: bytes, *, is_past: bool = False) -> Command:
     return with_ids(command, is_past=is_past)
 
 
+def decode_beginning(data: bytes, message: type[Message]) -> Any:
+    """Decode a message by the newest schema of its type, whatever its id, and ignore bytes after its fields.
+
+    Those are fields of a later version. Raises DecodeError if the message is not there.
+    """
+    try:
+        decoded, end = _READ[message](data, 5)
+    except UNREAD:
+        raise DecodeError(Why.NOT_AVRO, "not as the newest schema of its type") from None  # the cause can quote bytes
+    if end > len(data):
+        raise DecodeError(Why.NOT_AVRO, "truncated")
+    return decoded
+
+
 def _decoded(data: bytes, wanted: frozenset[type[Message]], max_bytes: int) -> Any:
     schema = _schema(data, wanted, max_bytes)
     return _usual(data, schema) or _by_fastavro(data, schema)

@@ -1,11 +1,13 @@
 """Ids as other systems have them, what no id can be, and the strategy for both ends of every way that ids take."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from order_service.domain.messages import Command, Event, OrderCreated, OrderPaid, OrderShipped
+from order_service.sdk import UnknownEvent
 from tests.support import samples
 from tests.support.samples import but
 
@@ -90,7 +92,7 @@ def life(ids: list[str], order_id: str = "order-1") -> tuple[Command, Command, C
     )
 
 
-def ids_in(events: list[Event]) -> list[str | None]:
+def ids_in(events: Sequence[Event | UnknownEvent]) -> list[str | None]:
     """Return the ids of `life` from the events that it led to."""
     created, paid, shipped = [event.fact for event in events]
     assert isinstance(created, OrderCreated)

@@ -17,6 +17,7 @@
         assert mails == ["thank you, dana"]
 
 Faults can be simulated: `repeat` writes an event again, `lose_next` omits a version, `poison` writes invalid bytes.
+`add_unknown` writes an event of a type that only a later version of the service knows.
 """
 
 from order_service.domain.decision import UserCheck

@@ -15,12 +15,13 @@ from order_service.errors import DecodeError
 from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
 from order_service.sdk.commands import WAIT_S, Commands
-from order_service.sdk.events import OnHole, OnPoison, OrderEvents, stop_at_hole, stop_at_poison
+from order_service.sdk.events import OnHole, OnPoison, OnUnknown, OrderEvents, stop_at_hole, stop_at_poison
 from order_service.sdk.outcomes import Accepted, AwaitingUser, Outcome, Refused, Unreadable
-from order_service.sdk.testing.samples import BEGIN, head_of
+from order_service.sdk.testing.samples import BEGIN, as_unknown, head_of, order_delivered
 from order_service.sdk.versions import Versions
 from order_service.wire import avro
 from order_service.wire.commands import partition_of
+from order_service.wire.headers import Headers
 from order_service.wire.ids import with_ids
 
 CheckUser = Callable[[str], UserCheck | None]
@@ -56,7 +57,7 @@ class InMemoryOrders:
 
     @property
     def events(self) -> list[Event]:
-        """All events so far. Raises DecodeError if `poison` was written."""
+        """All events so far. Raises DecodeError if `poison` or `add_unknown` was called."""
         return [avro.decode_event(record.value) for record in self.records]
 
     @property
@@ -69,10 +70,15 @@ class InMemoryOrders:
         return InMemoryCommands(self, actor)
 
     def effects(
-        self, *, group: str, on_hole: OnHole = stop_at_hole, on_poison: OnPoison = stop_at_poison
+        self,
+        *,
+        group: str,
+        on_hole: OnHole = stop_at_hole,
+        on_poison: OnPoison = stop_at_poison,
+        on_unknown: OnUnknown = "deliver",
     ) -> OrderEvents:
         """Return a consumer like `OrderEvents.effects`: when opened, a new group starts at the end."""
-        return OrderEvents(_GroupLog(self, group), Versions(), on_hole, on_poison)
+        return OrderEvents(_GroupLog(self, group), Versions(), on_hole, on_poison, on_unknown)
 
     def projection(
         self,
@@ -80,10 +86,11 @@ class InMemoryOrders:
         start: Mapping[int, int] | None = None,
         on_hole: OnHole = stop_at_hole,
         on_poison: OnPoison = stop_at_poison,
+        on_unknown: OnUnknown = "deliver",
     ) -> OrderEvents:
         """Return a consumer like `OrderEvents.projection`: all events, or those from `start` on."""
         versions = Versions()
-        return OrderEvents(_AssignedLog(self, start or {}, versions), versions, on_hole, on_poison)
+        return OrderEvents(_AssignedLog(self, start or {}, versions), versions, on_hole, on_poison, on_unknown)
 
     def add(self, event: Event) -> None:
         """Write any event: a sample, a repeat, or a version that leaves a hole."""
@@ -101,6 +108,15 @@ class InMemoryOrders:
     def poison(self, order_id: str, value: bytes = b"\0poison") -> None:
         """Write a record that cannot be decoded."""
         self._write(order_id, value)
+
+    def add_unknown(self, order_id: str, name: str = "OrderArchived") -> None:
+        """Write the next event of an existing order, of a type that only a later version of the service knows."""
+        entry = self._entries[order_id]
+        event = order_delivered(order_id, entry.version + 1, previous_digest=entry.head, occurred_at=self._tick())
+        value, headers = as_unknown(event, name)
+        known = (event.command_id, event.command_digest)
+        self._entries[order_id] = structs.replace(entry, head=avro.digest(value), accepted=(*entry.accepted, known))
+        self._write(order_id, value, headers)
 
     def end(self) -> None:
         """End the iteration of all subscribers after the last event."""
@@ -152,13 +168,23 @@ class InMemoryOrders:
             OutcomeRecord(rejection, self._partition(rejection.order_id), len(self.rejections) - 1, digest, None)
         )
 
-    def _write(self, order_id: str, value: bytes) -> None:
+    def _write(self, order_id: str, value: bytes, headers: Headers | None = None) -> None:
         partition, key = self._partition(order_id), order_id.encode()
         offset = self._ends[partition]
         milliseconds = int(self._now.timestamp() * 1000)
         self.records.append(
             ConsumerRecord(
-                self.names.events, partition, offset, milliseconds, 0, key, value, None, len(key), len(value), ()
+                self.names.events,
+                partition,
+                offset,
+                milliseconds,
+                0,
+                key,
+                value,
+                None,
+                len(key),
+                len(value),
+                headers or [],
             )
         )
         self._ends[partition] += 1

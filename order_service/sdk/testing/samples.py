@@ -32,12 +32,17 @@ from order_service.domain.messages import (
     ShipOrder,
 )
 from order_service.wire import avro
+from order_service.wire.headers import Headers, event_headers
+from order_service.wire.schemas.catalogue import prefix_of
+from order_service.wire.schemas.files import NAMESPACE
 
 ORDER_ID: Final = "order-1"
 USER_ID: Final = "dana"
 DANA: Final = f"user:{USER_ID}"
 SHOP: Final = "service:shop"
 CORRELATION_ID: Final = "visit-7"
+UNKNOWN_ID: Final = 1_999_999_999
+"""A schema id that no file has."""
 BEGIN: Final = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 """The example of the W3C Trace Context specification."""
@@ -172,6 +177,16 @@ def decided(*commands: Command) -> Iterator[tuple[Event, Entry]]:
             raise TypeError(f"the sample {command.command_id} is not accepted: {event}")
         entry = after_event(entry, event, head_of(event))
         yield event, entry
+
+
+def as_unknown(event: Event, name: str, schema_id: int = UNKNOWN_ID) -> tuple[bytes, Headers]:
+    """Return value and headers of an event of the type `name`, as a later version of the service may write them.
+
+    It has the fields of every event from `event`, and one of its own.
+    """
+    common = avro.encode_event(structs.replace(event, fact=DELIVERED))[5:]  # a delivery has no other fields
+    headers = dict(event_headers(event, None, None)) | {"ce_type": f"{NAMESPACE}.{name}".encode()}
+    return prefix_of(schema_id) + common + b"\x0ebecause", list(headers.items())
 
 
 def head_of(event: Event) -> bytes:

@@ -15,8 +15,8 @@ from order_service.web.docs.pages import PAGE, file_handler, with_base_path
 from order_service.web.http.responses import JSON
 
 HEAD: Final = """\
-<link rel="stylesheet" href="/static/contracts.css">
 <p>For programs: <a href="/asyncapi.json">AsyncAPI</a> and <a href="/schema-registry/subjects">schemas</a>.
+Commands and queries over HTTP: <a href="/docs">API</a>.
 """
 
 

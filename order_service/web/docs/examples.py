@@ -52,7 +52,7 @@ COMMAND_ID: Final = requests.new_id(DANA, KEY, "command")
 
 _SAMPLES: Final[dict[type[Body], Command]] = {
     CreateBody: samples.CREATE,
-    AmendBody: samples.amend_order(shipping=0),
+    AmendBody: samples.AMEND,
     PayBody: samples.PAY,
     ShipBody: samples.SHIP,
     DeliverBody: samples.DELIVER,
@@ -74,8 +74,8 @@ REFUSALS: Final = {
 }
 """The refusals with more than a reason."""
 FAULTS: Final[dict[Kind, list[Fault]]] = {
-    Trouble.INVALID_BODY: [Fault("/lines/0/quantity", "Input should be greater than or equal to 1")],
-    Trouble.INVALID_PARAMETER: [Fault("/limit", "Input should be less than or equal to 200")],
+    Trouble.INVALID_BODY: [Fault("/lines/0/quantity", "must be at least 1")],
+    Trouble.INVALID_PARAMETER: [Fault("/limit", "must be at most 200")],
 }
 
 

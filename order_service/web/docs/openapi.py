@@ -46,6 +46,8 @@ for any other version the command is refused with 412.
 **Problems.** Every error response is an RFC 9457 problem. Its `type` is [a page on this server](/problems) with the
 cause and what to do. A problem never repeats what was sent.
 
+**Topics.** [The events and the other topics in Kafka](/asyncapi) are for programs that follow all orders.
+
 **Evolution.** Responses may get new members: ignore unknown ones. Requests with unknown members are refused.
 """
 
@@ -244,9 +246,13 @@ def _problems(operation: Operation, kinds: list[Kind]) -> tuple[str, dict[str, A
 # Parameters and headers
 
 
-def _parameter(location: str, description: str, schema: Schema, example: str) -> dict[str, Any]:
-    is_required = {"required": True} if location == "path" else {}
-    return {"in": location, **is_required, "description": description, "schema": schema, "example": example}
+def _in_path(description: str, schema: Schema, example: str) -> dict[str, Any]:
+    return {"in": "path", "required": True, "description": description, "schema": schema, "example": example}
+
+
+def _in_header(description: str, schema: Schema, example: str) -> dict[str, Any]:
+    """Return an optional header. Its example is in the schema: Swagger UI would send one of the parameter itself."""
+    return {"in": "header", "description": description, "schema": schema | {"examples": [example]}}
 
 
 def _response_header(description: str, schema: Schema, *, required: bool = True) -> dict[str, Any]:
@@ -261,57 +267,48 @@ ID: Final[Schema] = {"type": "string", "pattern": ID_JSON_PATTERN}
 VISIBLE: Final[Schema] = {"type": "string", "pattern": "^[!-~]{1,200}$"}
 
 _PARAMETERS: Final = {
-    "order_id": _parameter("path", "The order id.", ID, examples.ORDER_ID),
-    "command_id": _parameter("path", "The command id, from a 202 response or a problem.", ID, examples.COMMAND_ID),
-    "id": _parameter(
-        "path",
+    "order_id": _in_path("The order id.", ID, examples.ORDER_ID),
+    "command_id": _in_path("The command id, from a 202 response or a problem.", ID, examples.COMMAND_ID),
+    "id": _in_path(
         "An order id, command id, payment id, tracking number or `Idempotency-Key`; or the partition and offset of a "
         "command, as `partition:offset`.",
         {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS},
-        examples.KEY,
+        examples.ORDER_ID,
     ),
-    "Idempotency-Key": _parameter(
-        "header",
+    "Idempotency-Key": _in_header(
         "Makes repeats safe: for one order, a command with the same key of the same caller is applied once. Use a "
         "new key for every new command.",
         VISIBLE,
         examples.KEY,
     ),
-    "If-Match": _parameter(
-        "header",
+    "If-Match": _in_header(
         "The version that the order must have, from `ETag`; `*` matches any version.",
         {"type": "string", "pattern": r'^(\*|"[0-9]{1,9}")$'},
         '"1"',
     ),
-    "If-None-Match": _parameter("header", "The versions that you already have, from `ETag`.", TEXT, '"1"'),
-    "Prefer": _parameter(
-        "header",
+    "If-None-Match": _in_header("The versions that you already have, from `ETag`.", TEXT, '"1"'),
+    "Prefer": _in_header(
         "How long to wait: `wait=<seconds>`, default 5, maximum 30; `respond-async` does not wait. RFC 7240.",
         TEXT,
         "wait=10",
     ),
-    "X-Decide-By": _parameter(
-        "header",
+    "X-Decide-By": _in_header(
         "The deadline of a command: an RFC 3339 time with `T`, and `Z` or an offset. After it, the command is "
         "refused with `deadline_passed`. Send it again with a later time and the same `Idempotency-Key`.",
         {"type": "string", "pattern": DATE_TIME},
         "2026-11-24T09:05:00Z",
     ),
-    "X-Correlation-Id": _parameter(
-        "header",
+    "X-Correlation-Id": _in_header(
         "A correlation id that the events of this command carry. It is sent in UTF-8, and nothing in it is decoded.",
         FOREIGN_ID_JSON_SCHEMA,
         samples.CORRELATION_ID,
     ),
-    "traceparent": _parameter(
-        "header",
+    "traceparent": _in_header(
         "The trace context of the request; ignored if malformed. W3C Trace Context.",
         TEXT,
         samples.TRACEPARENT,
     ),
-    "Last-Event-ID": _parameter(
-        "header", "The id of the last event received; the stream starts with the next one.", TEXT, "2"
-    ),
+    "Last-Event-ID": _in_header("The id of the last event received; the stream starts with the next one.", TEXT, "2"),
 }
 PARAMETERS: Final = {name: {"name": name, **parameter} for name, parameter in _PARAMETERS.items()}
 

@@ -34,19 +34,32 @@ TYPES: Final = {
 SHORT: Final = {"/": "index.html", "/docs": "docs/index.html", "/openapi.json": "openapi.json"}
 """Files that also have a shorter path than `/static/…`."""
 LINK: Final = re.compile(r'\b(href|src)="/')
+DOCUMENTED: Final = re.compile(rb"/(problems|asyncapi)\b")
+"""Matches the links of the OpenAPI document to other pages."""
 PIECE_BYTES: Final = 64 * 1024
 PAGE: Final = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{title}</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="/static/problems.css">
+<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="/static/frame.css">
+<link rel="stylesheet" href="/static/documents.css">
+<header>
+  <a class="brand" href="/"><img src="/static/icon.svg" alt="" width="26" height="26">Orders</a>
+  <nav aria-label="Documents">
+    <a href="/docs">API</a> <a href="/asyncapi">Events</a> <a href="/problems">Problems</a>
+  </nav>
+</header>
+<main>
 <h1>{title}</h1>
 {body}
+</main>
 </html>
 """
+"""A page of text. The static pages have the same header."""
 
 
 def routes(base_path: str) -> list[web.RouteDef]:
@@ -77,9 +90,8 @@ def _content(path: Path, base_path: str) -> bytes:
     if path.suffix == ".html":
         return with_base_path(content.decode(), base_path).encode()
     if path.name == "openapi.json":
-        return content.replace(b'"url": "/"', f'"url": "{base_path}"'.encode()).replace(
-            b"/problems", f"{base_path}/problems".encode()
-        )
+        content = content.replace(b'"url": "/"', f'"url": "{base_path}"'.encode())
+        return DOCUMENTED.sub(rf"{base_path}/\1".encode(), content)
     return content
 
 

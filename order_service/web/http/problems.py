@@ -90,7 +90,10 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
     ),
     Trouble.NOT_FOUND: Meaning("The resource does not exist, or you may not see it.", "Check the URL."),
     Trouble.METHOD_NOT_ALLOWED: Meaning("This route does not support the method.", "Use a method that `Allow` lists."),
-    Trouble.UNSUPPORTED_MEDIA_TYPE: Meaning("The body is not JSON.", "Send `Content-Type: application/json`."),
+    Trouble.UNSUPPORTED_MEDIA_TYPE: Meaning(
+        "The header `Content-Type` is missing or names another type than JSON, or the body is compressed.",
+        "Send JSON with the header `Content-Type: application/json`.",
+    ),
     Trouble.TOO_LARGE: Meaning("The body is larger than 64 KiB.", "Reduce the body to 64 KiB or less."),
     Trouble.TOO_SLOW: Meaning("The body was not received within 15 s.", "Send the complete body within 15 s."),
     Trouble.TOO_MANY_REQUESTS: Meaning(

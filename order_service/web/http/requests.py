@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 from uuid import uuid4
@@ -18,17 +18,19 @@ from order_service.domain.identity import keyed_id
 from order_service.domain.messages import FOREIGN_ID_MUST_BE, UtcTime
 from order_service.domain.validation import is_foreign_id
 from order_service.web.api.bodies import DATE_TIME, Body, Query
+from order_service.web.http.faults import faults_of, named, pointer_to
 from order_service.web.http.problems import Fault, Problem, Trouble
 
 MAX_BODY_BYTES: Final = 64 * 1024
 BODY_WITHIN_S: Final = 15.0
 DEFAULT_WAIT_S: Final = 5
 MAX_WAIT_S: Final = 30
+JSON: Final = "application/json"
+FORM: Final = "application/x-www-form-urlencoded"
 CLOSE: Final = {"Connection": "close"}
 
 _WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re.IGNORECASE)
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
@@ -43,12 +45,14 @@ async def read_body(request: web.Request, model: type[_B], *, may_be_empty: bool
     data = await _data(request)
     if not data and may_be_empty:
         return model()
-    if request.content_type != "application/json":
-        raise Problem(Trouble.UNSUPPORTED_MEDIA_TYPE)
+    if not data:
+        raise _missing_body(model)
+    if request.content_type != JSON:
+        raise Problem(Trouble.UNSUPPORTED_MEDIA_TYPE, _other_type(request))
     try:
         body = model.model_validate_json(data)
     except ValidationError as error:
-        raise Problem(Trouble.INVALID_BODY, errors=list(_faults(error))) from None  # the cause holds the input
+        raise Problem(Trouble.INVALID_BODY, errors=faults_of(error, model)) from None  # the cause holds the input
     json.loads(data, object_pairs_hook=_refuse_duplicates)  # pydantic takes the last one
     return body
 
@@ -58,11 +62,11 @@ def read_query(request: web.Request, model: type[_Q]) -> _Q:
     parameters = request.query
     duplicates = sorted(name for name in set(parameters) if len(parameters.getall(name)) > 1)
     if duplicates:
-        raise Problem(Trouble.INVALID_PARAMETER, errors=[Fault(f"/{_pointer_part(duplicates[0])}", "must appear once")])
+        raise Problem(Trouble.INVALID_PARAMETER, errors=[Fault(pointer_to(duplicates[:1]), "must appear once")])
     try:
         return model.model_validate(dict(parameters))
     except ValidationError as error:
-        raise Problem(Trouble.INVALID_PARAMETER, errors=list(_faults(error))) from None
+        raise Problem(Trouble.INVALID_PARAMETER, errors=faults_of(error, model)) from None
 
 
 class Preference(Struct, frozen=True):
@@ -170,6 +174,22 @@ async def _data(request: web.Request) -> bytes:
         raise Problem(Trouble.BAD_REQUEST, headers=CLOSE) from None
 
 
+def _missing_body(model: type[Body]) -> Problem:
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    must_be = f"must be a JSON object with {named(required)}" if required else "must be a JSON object"
+    return Problem(Trouble.INVALID_BODY, "The body is missing.", errors=[Fault("", must_be)])
+
+
+def _other_type(request: web.Request) -> str:
+    """Return what is wrong with the media type of a body."""
+    send = f"Send `Content-Type: {JSON}`."
+    if "Content-Type" not in request.headers:
+        return f"The header `Content-Type` is missing. {send}"
+    if request.content_type == FORM:
+        return f"`Content-Type` says that the body is a form, which is the default of curl. {send}"
+    return f"`Content-Type` names another type than JSON. {send}"
+
+
 def _visible_ascii(headers: Mapping[str, str], name: str) -> str | None:
     value = headers.get(name)
     if value is not None and not _VISIBLE.match(value):
@@ -188,19 +208,3 @@ def _version(tag: ETag) -> int | None:
 
 def _bad_header(name: str, must_be: str) -> Problem:
     return Problem(Trouble.INVALID_PARAMETER, errors=[Fault(name, must_be)])
-
-
-def _faults(error: ValidationError) -> Iterable[Fault]:
-    for fault in error.errors(include_url=False, include_context=False, include_input=False)[:20]:
-        pointer = "".join(f"/{_pointer_part(part)}" for part in fault["loc"])
-        yield Fault(pointer[:200], _detail(fault["type"], fault["msg"]))
-
-
-def _detail(kind: str, message: str) -> str:
-    """Return the text of a fault. For invalid JSON it is fixed, because the parser's message quotes the input."""
-    return "must be well-formed JSON" if kind == "json_invalid" else message.removeprefix("Value error, ")
-
-
-def _pointer_part(part: int | str) -> str:
-    """Return one part of a JSON pointer; `?` replaces a name that no field of this API can have."""
-    return str(part) if _NAME.match(str(part)) else "?"

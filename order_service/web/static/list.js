@@ -142,11 +142,11 @@ class List {
 function createRow(order, isNew, row = null) {
   const link = h("a", { href: `#/orders/${encodeURIComponent(order.order_id)}` }, order.order_id);
   const cells = [
-    h("td", { class: "id" }, order.user_id),
+    h("td", { class: "id user" }, order.user_id),
     h("td", {}, createStatusLabel(order.status)),
     h("td", { class: "number" }, formatMoney(order.total, order.currency)),
     h("td", { class: "wide" }, createTime(order.created_at)),
-    h("td", { class: "wide" }, createTime(order.changed_at)),
+    h("td", { class: "changed" }, createTime(order.changed_at)),
     h("td", { class: "wide number" }, String(order.version)),
   ];
   const head = row?.firstElementChild ?? h("th", { scope: "row", class: "id" }, link);
@@ -162,6 +162,7 @@ function fillForm(filters) {
   for (const [name, value] of Object.entries(filters)) {
     fields[name].value = name.startsWith("created") ? formatForInput(value) : value;
   }
+  byId("filter-box").open = Object.values(filters).some(Boolean) || matchMedia("(min-width: 45rem)").matches;
 }
 
 const convertToUtc = (name, value) => (name.startsWith("created") ? new Date(value).toISOString() : value);

@@ -14,12 +14,15 @@ from msgspec import Struct, structs
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Command, Fact, Rejection
 from order_service.errors import NotAvro, SchemaError
 from order_service.wire.schemas import evolution
-from order_service.wire.schemas.files import ReleasedFile, entries, folder, name_and_version
+from order_service.wire.schemas.files import ReleasedFile, entries, every_event, folder, name_and_version
 
 Message = Fact | Command | Rejection
 MESSAGE_TYPES: Final[dict[str, type[Message]]] = {
     message.__name__: message for message in (*FACT_TYPES, *COMMAND_TYPES, Rejection)
 }
+
+EVERY_EVENT: Final = every_event()
+"""The fields with which every event begins, as a record."""
 
 TEXT_MAX: Final = 256 * 1024
 """The maximum length of a schema from a registry, in characters."""
@@ -52,11 +55,17 @@ class Schema(Struct, frozen=True):
 
 
 class Catalogue:
-    """All schemas by id, the newest of each message, and the `released` ones of this program."""
+    """All schemas by id, the newest of each message, and the `released` ones of this program.
+
+    `new_types` has the ids of schemas of events that only a later version knows; `refused` those of schemas that break
+    the contract, so that nothing is assumed about their records.
+    """
 
     def __init__(self, released: Iterable[Schema]) -> None:
         self.released = tuple(released)
         self.by_id = {schema.id: schema for schema in self.released}
+        self.new_types: set[int] = set()
+        self.refused: set[int] = set()
         self.newest: dict[type[Message], Schema] = {}
         for schema in sorted(self.released, key=lambda schema: schema.version):
             self.newest[schema.message] = schema
@@ -79,23 +88,28 @@ class Catalogue:
         """Add a registry's id if its schema is a released one or a later version of one; return whether it was added.
 
         A later version of an event or a rejection has fields that this program does not know and leaves out. A command
-        must be read completely, so its later versions are not added. All other schemas are ignored.
+        must be read completely, so its later versions are not added. All other schemas are ignored: they belong to a
+        new type of event, or are refused.
         """
         avro = _parsed(text)
         message = MESSAGE_TYPES.get(str(avro.get("name")).rpartition(".")[2])
-        if message is None:
-            return False
         try:
-            known = next(
-                (schema for schema in self.released if schema.message is message and evolution.same(schema.avro, avro)),
-                None,
-            )
-            later = known or self._later(message, avro)
+            if message is None and evolution.begins_with(EVERY_EVENT, avro):
+                self.new_types.add(schema_id)
+                return False
+            later = None if message is None else self._known_or_later(message, avro)
         except (NotAvro, RecursionError):
-            return False
-        if later is not None:
+            later = None
+        if later is None:
+            self.refused.add(schema_id)
+        else:
             self._read_as(schema_id, later)
         return later is not None
+
+    def _known_or_later(self, message: type[Message], avro: dict[str, Any]) -> Schema | None:
+        of_message = [schema for schema in self.released if schema.message is message]
+        known = next((schema for schema in of_message if evolution.same(schema.avro, avro)), None)
+        return known or self._later(message, avro)
 
     def _later(self, message: type[Message], avro: dict[str, Any]) -> Schema | None:
         """Return a schema that decodes a later version, built only from our own schema and types that we support."""

@@ -60,6 +60,16 @@ def added(before: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
     return [type_[2] for _, type_ in essence(later)[2][len(before["fields"]) :]]
 
 
+def begins_with(beginning: Mapping[str, Any], record: Any) -> bool:
+    """Return whether a record begins with the fields of another: their names and types. Raises NotAvro."""
+    match record:
+        case {"type": "record", "fields": list()}:
+            fields = essence(beginning)[2]
+            return bool(essence(record)[2][: len(fields)] == fields)
+        case _:
+            raise NotAvro("it is not an Avro record")
+
+
 def faults(before: Mapping[str, Any], later: Any) -> list[str]:
     """Return the forbidden changes in a later version of a record; none if all readers read both. Raises NotAvro."""
     match later:

@@ -26,7 +26,8 @@ FIRST_ID: Final = 1_000_000_001
 """The first id, far above those of a registry, which count from 1."""
 
 NAMESPACE: Final = "orders.v1"
-NAMES: Final = frozenset(message.__name__ for message in (*FACT_TYPES, *COMMAND_TYPES, Rejection))
+FACTS: Final = frozenset(message.__name__ for message in FACT_TYPES)
+NAMES: Final = FACTS | {message.__name__ for message in (*COMMAND_TYPES, Rejection)}
 FILE: Final = re.compile(r"[A-Za-z]+\.v[1-9][0-9]*\.avsc")
 RELEASED: Final = {13: "95859c9136bfe1f7325b86a832f910d3d385d5141826aafb0aaf8288c6d8c21d"}
 """The SHA-256 of the first lines of `ids.json` by their count, at their release: released lines never change."""
@@ -44,6 +45,11 @@ def folder() -> Traversable:
     """Return the folder of the released files: inside the installed package, or beside it in a checkout."""
     installed = files("order_service") / "schemas"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "schemas"
+
+
+def every_event() -> dict[str, Any]:
+    """Return the record of the fields with which every event begins, also one of a later version."""
+    return _read(folder() / "OrderDelivered.v1.avsc")  # which has no other fields
 
 
 def entries(where: Traversable) -> list[ReleasedFile]:
@@ -119,12 +125,21 @@ def _faults_of_versions(where: Traversable, names: list[str]) -> Iterator[str]:
     for (name, version), avro in schemas.items():
         if name not in NAMES or (avro.get("namespace"), avro.get("name")) != (NAMESPACE, name):
             yield f"{name}.v{version}.avsc must be the record {NAMESPACE}.{name} of a message in domain/messages.py"
+        if name in FACTS and not _begins_as_every_event(avro):
+            yield f"{name}.v{version}.avsc must begin with the fields of every event, as OrderDelivered.v1.avsc does"
         for field in avro.get("fields", ()):
             if not field.get("doc"):
                 yield f"{name}.v{version}.avsc: describe in `doc` what the field `{field.get('name')}` means"
     for before, later in pairwise(sorted(schemas)):
         if later[0] == before[0]:
             yield from _faults_of_pair(later[0], before[1], later[1], schemas[before], schemas[later])
+
+
+def _begins_as_every_event(avro: dict[str, Any]) -> bool:
+    try:
+        return evolution.begins_with(every_event(), avro)
+    except NotAvro:
+        return False
 
 
 def _read(file: Traversable) -> dict[str, Any]:

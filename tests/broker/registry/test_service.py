@@ -13,8 +13,11 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from sqlalchemy import create_engine, text
 
 from order_service.local.broker import free_port
-from order_service.wire.avro import decode_event
-from order_service.wire.schemas.catalogue import SCHEMAS, prefix_of
+from order_service.sdk import OrderEvents, UnknownEvent
+from order_service.sdk.testing import order_delivered
+from order_service.sdk.testing.samples import as_unknown
+from order_service.wire.avro import decode_event, digest
+from order_service.wire.schemas.catalogue import EVERY_EVENT, SCHEMAS, prefix_of
 from order_service.wire.schemas.files import FIRST_ID
 from tests.broker.registry.foreign_schemas import LIST
 from tests.support import samples
@@ -248,3 +251,26 @@ def events_in(views):
             return connection.scalar(text("SELECT count(*) FROM order_events"))
     finally:
         engine.dispose()
+
+
+async def test_a_subscriber_goes_on_where_the_next_version_registers_a_new_type(service, foreign, with_registry):
+    """Its schema is in the registry, as `schemas register` of the next version puts it there."""
+    service.start_worker(**with_registry).wait_ready()
+    service.send([samples.create])
+    service.wait_outcomes(1)
+    [created] = service.read(service.names.events)
+    fields = [*EVERY_EVENT["fields"], {"name": "reason", "type": "string"}]
+    returned = {"type": "record", "name": "OrderReturned", "namespace": "orders.v1", "fields": fields}
+    subject = f"{service.names.events}-orders.v1.OrderReturned"
+    schema_id = foreign.register_schema(subject, Schema(json.dumps(returned), "AVRO"))
+    event = order_delivered(version=2, previous_digest=digest(created.value()))
+    value, headers = as_unknown(event, "OrderReturned", schema_id)
+    service.producer.produce(service.names.events, key=event.order_id, value=value, headers=headers)
+    assert service.producer.flush(30) == 0
+    settings = service.settings().model_copy(update={"schema_registry_url": with_registry["SCHEMA_REGISTRY_URL"]})
+    async with OrderEvents.projection(settings=settings) as events:
+        first, second = await anext(events), await anext(events)
+    assert schema_id in SCHEMAS.new_types
+    assert isinstance(second.event, UnknownEvent)
+    assert (second.event.type, second.event.version) == ("OrderReturned", 2)
+    assert second.event.previous_digest == first.digest

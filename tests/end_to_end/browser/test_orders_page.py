@@ -538,6 +538,26 @@ def test_it_fits_narrow_and_wide_light_and_dark(http, browser, width, scheme):
         assert page.evaluate("document.getAnimations().length") == 0
 
 
+def test_on_a_phone_the_list_shows_ids_and_times_before_anything_else(http, browser):
+    user_id = someone()
+    order_id = place(http, user_id=user_id)
+    size = {"width": 390, "height": 844}
+    with visit(browser, origin_of(http), viewport=size) as visited:
+        page = visited.page
+        page.goto("/")
+        row = row_of(page, order_id)
+        link = row.get_by_role("link", name=order_id)
+        assert link.evaluate("link => link.scrollWidth <= link.parentElement.clientWidth"), "no part of it is hidden"
+        expect(row.locator("time:visible")).to_have_count(1)
+        expect(page.get_by_label("Created from")).to_be_hidden()
+        assert page.locator("#orders").evaluate("list => list.getBoundingClientRect().top") < size["height"] / 4
+        page.get_by_text("Filters").click()
+        page.get_by_label("User").fill(user_id)
+        page.get_by_role("button", name="Filter", exact=True).click()
+        expect(page.locator("#rows tr")).to_have_count(1)
+        expect(page.get_by_label("User")).to_have_value(user_id)
+
+
 @pytest.mark.parametrize("view", ["list", "order", "empty", "problem"])
 def test_everything_has_a_name_and_is_reached_by_tab(http, visited, view):
     page, order_id = visited.page, place(http)

@@ -54,6 +54,7 @@ def test_only_a_worker_imports_faust():
         pytest.param([*NEW, "--line", "mug:two:5"], "whole numbers", id="a quantity that is no number"),
         pytest.param([*NEW, "--line", f"mug:1:{'5' * 5000}"], "whole numbers", id="a price of 5,000 digits"),
         pytest.param([*NEW, "--line", ":1:5"], "whole numbers", id="a line without a SKU"),
+        pytest.param([*NEW, "--line", "mug:1:12.50"], "1250 cents for EUR 12.50", id="a price in euros"),
         pytest.param([*NEW, "--line", "mug:1:5", "--metadata", "a"], "KEY=VALUE", id="metadata without a value"),
         pytest.param(NEW, "missing required field `lines`", id="an order without lines"),
         pytest.param(["deliver", "a b"], "$.order_id", id="an invalid order_id"),

@@ -2,13 +2,19 @@
 
 import pytest
 from aiokafka.structs import ConsumerRecord
+from msgspec import structs
 
 from order_service.domain.decision import reject
+from order_service.domain.messages import Rejection
 from order_service.domain.refusals import Reason, Refusal
+from order_service.errors import HistoryError
 from order_service.kafka.topics import topic_names
 from order_service.sdk.outcomes import Unreadable, Watch
+from order_service.sdk.testing.samples import UNKNOWN_ID, as_unknown
 from order_service.wire.avro import encode_event, encode_rejection
 from order_service.wire.changelog import POSITION_KEY, Position, encode, waiting_key
+from order_service.wire.headers import event_headers, rejection_headers
+from order_service.wire.schemas.catalogue import prefix_of
 from tests.support.samples import NOW, ORDER_ID, order_paid, pay
 
 NAMES = topic_names()
@@ -92,3 +98,36 @@ def test_the_event_of_an_earlier_copy_is_ours_and_that_of_a_later_one_is_not(wat
     assert watch.outcome_in(event) == found
     assert (None if found is None else found.repeated) == answer
     assert found is None or found.event == order_paid
+
+
+def later(message, value, headers):
+    """Return the record of an outcome that a later version of the service wrote."""
+    topic = NAMES.rejections if isinstance(message, Rejection) else NAMES.events
+    return record(topic, message.order_id.encode(), value, **dict(headers))
+
+
+def test_a_new_type_of_event_of_the_same_order_is_not_the_outcome(watch):
+    other = structs.replace(order_paid, command_id="another")
+    assert watch.observe(later(other, *as_unknown(other, "OrderReserved"))) is None
+
+
+def test_an_outcome_of_a_new_type_says_what_to_do(watch):
+    with pytest.raises(HistoryError, match="the command led to an event of the unknown type OrderReserved: install a"):
+        watch.observe(later(order_paid, *as_unknown(order_paid, "OrderReserved")))
+
+
+def test_an_outcome_with_a_new_field_is_the_outcome(watch):
+    new = prefix_of(UNKNOWN_ID), b"\2\x0ca note"
+    value = encode_event(order_paid)[5:].join(new)
+    assert watch.observe(later(order_paid, value, event_headers(order_paid, None, OFFSET))).event == order_paid
+    refused = reject(pay, None, NOW, Refusal(Reason.ORDER_NOT_FOUND))
+    value = encode_rejection(refused)[5:].join(new)
+    assert watch.observe(later(refused, value, rejection_headers(refused, None, OFFSET))).rejection == refused
+
+
+def test_a_rejection_among_the_events_is_not_read(watch):
+    refused = reject(pay, None, NOW, Refusal(Reason.ORDER_NOT_FOUND))
+    value = prefix_of(UNKNOWN_ID) + encode_rejection(refused)[5:]
+    misplaced = later(order_paid, value, rejection_headers(refused, None, OFFSET))
+    with pytest.raises(HistoryError, match=f"the schema id {UNKNOWN_ID} is unknown"):
+        watch.observe(misplaced)

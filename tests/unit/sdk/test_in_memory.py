@@ -1,6 +1,8 @@
 """Both ends in memory, and what holds for every subscriber: the stand-in differs from the real one in its log alone."""
 
 import asyncio
+from dataclasses import replace
+from datetime import timedelta
 from textwrap import dedent
 from typing import Any
 
@@ -19,6 +21,7 @@ from order_service.sdk import (
     Reason,
     Refused,
     SetupError,
+    UnknownEvent,
     Unreadable,
     skip,
     testing,
@@ -34,6 +37,10 @@ from order_service.sdk.testing import (
     sample_commands,
     sample_life,
 )
+from order_service.sdk.testing.samples import UNKNOWN_ID
+from order_service.wire import avro
+from order_service.wire.headers import event_headers
+from order_service.wire.schemas.catalogue import prefix_of
 
 
 @pytest.fixture
@@ -273,3 +280,80 @@ async def test_a_sample_life_is_what_the_service_would_write(orders):
     facts = [event.fact for event in orders.events]
     assert facts == [event.fact for event in sample_life()]
     assert facts[2] == OrderPaid("payment-1", 3800, "EUR") == order_paid().fact
+
+
+async def order_with_an_unknown_event(orders):
+    """Write versions 1, 2 of an unknown type, and 3."""
+    await orders.commands().send(create_order())
+    orders.add_unknown("order-1", "OrderReserved")
+    await orders.commands().send(pay_order())
+    orders.end()
+
+
+async def test_an_event_of_an_unknown_type_is_delivered_with_what_every_event_has(orders):
+    await order_with_an_unknown_event(orders)
+    async with orders.projection() as events:
+        created, unknown, paid = [record async for record in events]
+    event = unknown.event
+    assert isinstance(event, UnknownEvent)
+    assert (event.type, event.order_id, event.version, event.fact) == ("OrderReserved", "order-1", 2, None)
+    assert event.occurred_at == created.event.occurred_at + timedelta(seconds=1)
+    assert event.previous_digest == created.digest
+    assert event.digest == unknown.digest == paid.event.previous_digest
+    assert paid.event.version == 3
+
+
+async def test_an_unknown_type_can_be_skipped_and_its_version_counts(orders):
+    await order_with_an_unknown_event(orders)
+    async with orders.projection(on_unknown="skip") as events:
+        assert await read(events) == [("order-1", 1), ("order-1", 3)]
+
+
+async def test_an_unknown_type_can_stop_a_subscriber_until_it_is_updated(orders):
+    async with orders.effects(group="mailer") as events:
+        await order_with_an_unknown_event(orders)
+    async with orders.effects(group="mailer", on_unknown="stop") as events:
+        assert (await anext(events)).event.version == 1
+        for _ in range(2):
+            with pytest.raises(HistoryError, match=r"offset 1 of .* is an event of the unknown type OrderReserved"):
+                await anext(events)
+    async with orders.effects(group="mailer") as events:  # the updated one
+        assert [version for _, version in await read(events)] == [2, 3]
+
+
+async def test_an_unknown_event_that_comes_again_is_a_repeat_under_every_policy(orders):
+    await order_with_an_unknown_event(orders)
+    orders.records.append(orders.records[1])
+    async with orders.projection() as events:
+        assert len(await read(events)) == 3
+        assert events.repeat_count == 1
+
+
+async def test_a_version_missing_before_an_unknown_event_is_a_hole(orders):
+    await orders.commands().send(create_order())
+    orders.lose_next("order-1")
+    await orders.commands().send(amend_order())
+    orders.add_unknown("order-1")
+    orders.end()
+    async with orders.projection() as events:
+        assert (await anext(events)).event.version == 1
+        with pytest.raises(HoleError, match="version 2 of the order order-1 is missing: version 3 is next"):
+            await anext(events)
+
+
+async def test_a_new_field_of_a_known_type_is_left_out_without_a_registry(orders):
+    await orders.commands().send(create_order())
+    [record] = orders.records
+    event = orders.events[0]
+    value = prefix_of(UNKNOWN_ID) + record.value[5:] + b"\2\x0ca note"
+    orders.records[0] = replace(record, value=value, headers=event_headers(event, None, 7))
+    orders.end()
+    async with orders.projection() as events:
+        [seen] = [each async for each in events]
+    assert seen.event == event
+    assert seen.digest == avro.digest(value)
+
+
+def test_a_policy_that_does_not_exist_is_refused():
+    with pytest.raises(SetupError, match="on_unknown must be one of deliver, skip, stop"):
+        OrderEvents.projection(on_unknown="ignore")  # type: ignore[arg-type]

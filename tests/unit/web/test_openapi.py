@@ -70,9 +70,17 @@ def test_every_example_is_what_its_schema_says():
         if "schema" in node
         for value in ([node["example"]] if "example" in node else [])
         + [one["value"] for one in node.get("examples", {}).values()]
+        + node["schema"].get("examples", [])
     ]
     assert len(examples) > 50
     assert [(value, found) for schema, value in examples if (found := faults(schema, value))] == []
+
+
+def test_only_what_every_request_needs_has_an_example_that_swagger_ui_would_send():
+    for _, _, operation in CALLS:
+        for parameter in map(resolved, operation["parameters"]):
+            sent = "example" in parameter or "default" in parameter["schema"] or "example" in parameter["schema"]
+            assert not sent or parameter["in"] == "path" or "default" in parameter["schema"], parameter["name"]
 
 
 async def test_every_route_is_in_the_document_and_every_operation_of_it_is_a_route(tmp_path):

@@ -1,5 +1,7 @@
 """Pages and their files come once: who has a file already is told so."""
 
+import re
+
 import pytest
 
 from order_service.web.docs.pages import SHORT
@@ -45,3 +47,23 @@ def test_head_tells_of_a_file_what_get_does(http):
 
 def test_files_differ_in_their_tags(http):
     assert len({http.get(path).headers["etag"] for path in SHORT}) == len(SHORT)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/asyncapi", "/problems", "/problems/not_paid"])
+def test_every_page_has_the_same_header_and_leads_to_the_others(http, path):
+    page = http.get(path).body.decode()
+    [nav] = re.findall('<nav aria-label="Documents">(.*?)</nav>', page, re.DOTALL)
+    assert re.findall('href="(.*?)">(.*?)<', nav) == [
+        ("/docs", "API"),
+        ("/asyncapi", "Events"),
+        ("/problems", "Problems"),
+    ]
+    assert re.search('<a class="brand" href="(#?/)"><img src="/static/icon.svg" .*?>Orders</a>', page)
+    for sheet in re.findall('<link rel="stylesheet" href="(.*?)">', page):
+        assert http.get(sheet).status == 200
+    assert '<link rel="stylesheet" href="/static/frame.css">' in page
+
+
+def test_the_api_and_the_events_name_each_other(http):
+    assert "(/asyncapi)" in http.get("/openapi.json").body["info"]["description"]
+    assert 'over HTTP: <a href="/docs">API</a>' in http.get("/asyncapi").body.decode()

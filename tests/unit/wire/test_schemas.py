@@ -132,6 +132,12 @@ def test_a_file_with_two_ids_and_a_file_that_is_gone_are_seen(copy):
             "`currency`",
             id="another type",
         ),
+        pytest.param(
+            "OrderPaid.v2.avsc",
+            paid(fields=paid()["fields"][1:]),
+            "must begin with the fields of every event",
+            id="other fields first",
+        ),
     ],
 )
 def test_what_else_is_wrong_with_a_new_file_is_said(copy, file, avro, line):
