@@ -13,6 +13,7 @@ from order_service.errors import DecodeError
 from order_service.wire.avro import MAX_COMMAND_BYTES, decode_avro_command
 from order_service.wire.dead_letters import DeadLetterReason as Why
 from order_service.wire.ids import with_ids
+from order_service.wire.json_numbers import BYTE_ORDER_MARK, WHITESPACE, with_whole_numbers
 
 _AVRO: Final = 0
 _JSON: Final = ord("{")
@@ -25,8 +26,9 @@ _encode_json: Final = msgspec.json.Encoder().encode
 def decode_command(value: bytes | None, *, is_past: bool = False) -> Command:
     """Decode the value of a record of the commands topic. One that `is_past` may have the ids of an earlier version.
 
-    Shape:   Avro (first byte 0), or one JSON object (first byte `{`) with the `type` and the fields of a command. Of
-             duplicate names the last one counts, if all their values are valid.
+    Shape:   Avro (first byte 0), or one JSON object (first byte `{`, after an optional byte order mark and whitespace)
+             with the `type` and the fields of a command. Of duplicate names the last one counts. A number with a zero
+             fraction, such as 1250.0, is an integer.
     Units:   `decide_by` is returned in UTC and whole milliseconds, rounded down.
     Raises:  DecodeError with a DeadLetterReason for anything else.
     """
@@ -38,6 +40,8 @@ def decode_command(value: bytes | None, *, is_past: bool = False) -> Command:
         return decode_avro_command(value, is_past=is_past)
     if value[0] == _JSON:
         return with_ids(_in_utc(_from_json(value)), is_past=is_past)
+    if value.removeprefix(BYTE_ORDER_MARK).lstrip(WHITESPACE)[:1] == b"{":
+        return with_ids(_in_utc(_from_json(value.removeprefix(BYTE_ORDER_MARK))), is_past=is_past)
     raise DecodeError(Why.UNKNOWN_FORMAT, "the first byte is neither 0 (Avro) nor { (JSON)")
 
 
@@ -91,7 +95,12 @@ def _murmur2(data: bytes) -> int:
 
 def _from_json(value: bytes) -> Command:
     try:
-        return _decode_json(value)
+        try:
+            return _decode_json(value)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            return _decode_json(with_whole_numbers(value))
     except msgspec.ValidationError as error:
         raise DecodeError(Why.BAD_SHAPE, _without_values(str(error))) from None  # its cause would hold the values
     except msgspec.DecodeError as error:

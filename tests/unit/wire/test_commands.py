@@ -5,6 +5,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from order_service.domain.identity import command_digest
 from order_service.domain.messages import DeliverOrder
 from order_service.errors import DecodeError
 from order_service.wire.commands import check_key, decode_command, encode_json_command, partition_of
@@ -60,6 +61,27 @@ def test_what_json_means(value, field, meant):
     assert getattr(command, field) == meant
 
 
+@pytest.mark.parametrize("before", [b" ", b"\n", b"\r\n\t ", b"\xef\xbb\xbf", b"\xef\xbb\xbf \n"])
+def test_a_byte_order_mark_and_spaces_may_come_before_json(before):
+    assert decode_command(before + deliver()) == decode_command(deliver())
+
+
+@pytest.mark.parametrize("number", ["1250.0", "1250.000", "1.25e3", "1.25E+3", "12500e-1", "125000.0e-2"])
+def test_a_number_whose_fraction_is_zero_is_an_integer(number):
+    """The command has the same digest, so either is a repeat of the other."""
+    written = create(lines=f'[{{"sku": "mug-blue", "quantity": 2.0, "unit_price": {number}}}]')
+    assert decode_command(written) == decode_command(create())
+    assert command_digest(decode_command(written)) == command_digest(decode_command(create()))
+
+
+@pytest.mark.parametrize(
+    ("number", "meant"), [("-0.0", 0), ("0e999999999", 0), ("9007199254740993.0", 2**53 + 1), (f"1.{'0' * 9999}", 1)]
+)
+def test_a_whole_number_keeps_all_its_digits(number, meant):
+    command = decode_command(deliver(f'"expected_version": {number}'))
+    assert command.expected_version == meant
+
+
 def test_a_time_comes_back_in_utc():
     command = decode_command(deliver('"decide_by": "2026-01-05T10:00:00.123999+01:00"'))
     assert str(command.decide_by) == "2026-01-05 09:00:00.123000+00:00"
@@ -71,9 +93,21 @@ def test_a_time_comes_back_in_utc():
         pytest.param(None, "empty", "the record has no value: commands are never deleted", id="a tombstone"),
         pytest.param(b"", "empty", "the record has no value: commands are never deleted", id="no bytes"),
         pytest.param(b"[]", "unknown_format", "the first byte is neither 0", id="not an object"),
-        pytest.param(b" " + deliver(), "unknown_format", "the first byte is neither 0", id="a space before it"),
+        pytest.param(b" \n", "unknown_format", "the first byte is neither 0", id="spaces alone"),
+        pytest.param(b"\xef\xbb\xbf", "unknown_format", "the first byte is neither 0", id="a byte order mark alone"),
         pytest.param(
-            b"\xef\xbb\xbf" + deliver(), "unknown_format", "the first byte is neither 0", id="a byte order mark"
+            b"\xa0" + deliver(), "unknown_format", "the first byte is neither 0", id="another space before it"
+        ),
+        pytest.param(
+            b"\x0b" + deliver(), "unknown_format", "the first byte is neither 0", id="a vertical tab before it"
+        ),
+        pytest.param(b"\n[]", "unknown_format", "the first byte is neither 0", id="a line feed before an array"),
+        pytest.param(b" \0\0\0\0\0", "unknown_format", "the first byte is neither 0", id="a space before Avro"),
+        pytest.param(
+            b" \xef\xbb\xbf" + deliver(), "unknown_format", "the first byte is neither 0", id="a mark after a space"
+        ),
+        pytest.param(
+            b"\xef\xbb\xbf" * 2 + deliver(), "unknown_format", "the first byte is neither 0", id="two byte order marks"
         ),
         pytest.param(deliver().decode().encode("utf-16"), "unknown_format", "the first byte is neither 0", id="UTF-16"),
         pytest.param(b"\x01\0\0\0\0", "unknown_format", "the first byte is neither 0", id="another magic byte"),
@@ -118,8 +152,28 @@ def test_a_time_comes_back_in_utc():
         pytest.param(create('"metadata": {"hunter2": 1}'), "bad_shape", "`$.metadata[...]`", id="metadata of numbers"),
         pytest.param(deliver('"expected_version": "1"'), "bad_shape", "got `str`", id="a string for a number"),
         pytest.param(deliver('"expected_version": true'), "bad_shape", "got `bool`", id="true for a number"),
-        pytest.param(deliver('"expected_version": 1.0'), "bad_shape", "got `float`", id="a fraction for a number"),
-        pytest.param(deliver('"expected_version": 1e2'), "bad_shape", "got `float`", id="an exponent"),
+        pytest.param(deliver('"expected_version": 1.5'), "bad_shape", "got `float`", id="a fraction for a number"),
+        pytest.param(deliver('"expected_version": 1e-2'), "bad_shape", "got `float`", id="a negative exponent"),
+        pytest.param(
+            deliver(f'"expected_version": {2**53}.5'),
+            "bad_shape",
+            "got `float`",
+            id="a fraction that a double cannot hold",
+        ),
+        pytest.param(deliver('"expected_version": 1e-9999999999999999999'), "bad_shape", "float", id="almost nought"),
+        pytest.param(
+            deliver('"expected_version": 1e9999999999999999999'), "bad_shape", "out of range", id="a vast exponent"
+        ),
+        pytest.param(
+            deliver('"expected_version": 9223372036854775808.0'), "bad_shape", "float", id="2^63 with a fraction"
+        ),
+        pytest.param(
+            deliver('"expected_version": 1.0, "x": 01.0'), "not_json", "malformed", id="a nought, then a fraction"
+        ),
+        pytest.param(
+            deliver('"expected_version": 1.0, "actor": 1.0'), "bad_shape", "`str`", id="a number for a string"
+        ),
+        pytest.param(deliver('"expected_version": "1.0"'), "bad_shape", "got `str`", id="a fraction in a string"),
         pytest.param(deliver(f'"expected_version": {2**63}'), "bad_shape", "<= 9223372036854775807", id="2^63"),
         pytest.param(
             deliver(f'"expected_version": {-(2**63) - 1}'), "bad_shape", "-9223372036854775808", id="-2^63 - 1"
