@@ -117,6 +117,13 @@ GUARANTEES: Final = (
         "`rejection_id`: drop the duplicate.",
     ),
     Guarantee(
+        "Refused creates",
+        "A refusal is not final while the order does not exist. The same command can be sent again and is then "
+        "decided again: a rejection of a create can be followed by another one, or by the `OrderCreated` of the same "
+        "command. "
+        "The outcome with the highest `command_offset` counts. Over HTTP the same holds for an `Idempotency-Key`.",
+    ),
+    Guarantee(
         "Digest chain",
         "`previous_digest` is the BLAKE2b-128 of the whole value of the order's previous event, including its first "
         "five bytes. It is null at version 1. A damaged or changed history breaks the chain.",

@@ -62,8 +62,9 @@ DEAD_LETTER_GUARANTEE: Final = (
 )
 COMMANDS: Final = (
     "Every producer that may write to the commands topic is trusted: `actor` is not authenticated. The value is Avro "
-    "as above or one JSON object, and its first byte tells which: 0 or `{`. It has at most "
-    f"{MAX_COMMAND_BYTES // 1024} KiB. In JSON, `type` is the name of the command, times are RFC 3339, and fields that "
+    "as above or one JSON object, and its first byte tells which: 0, or `{` after an optional byte order mark and "
+    "whitespace. It has at most "
+    f"{MAX_COMMAND_BYTES // MIB} MiB. In JSON, `type` is the name of the command, times are RFC 3339, and fields that "
     "are null or at their default may be omitted. A field that is not listed here makes the record a dead letter. So "
     "does a `command_id`, an `order_id` or a `correlation_id` that is out of range or has a control character. Any "
     "other value out of range is refused as `invalid_order`, an `actor` as `not_allowed`. Send a command again with "

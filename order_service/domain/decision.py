@@ -28,6 +28,8 @@ from order_service.domain.order import ABSENT, Order, decide
 from order_service.domain.refusals import MEANINGS, Reason, Refusal, Status
 
 MAX_AMENDMENTS: Final = 50
+VERSION_MAX: Final = MAX_AMENDMENTS + 4
+"""The highest version of an order: created, amended, paid, shipped, delivered."""
 SERVICE_ACTOR: Final = "service:order-service"
 
 

@@ -30,6 +30,7 @@ CHANGES: Final = ("lines", "discount", "tax", "shipping", "shipping_address_ref"
 """The fields of an order that an amendment can change."""
 CancelReason = Literal["customer_request", "payment_failed", "payment_timeout", "out_of_stock", "fraud", "other"]
 CANCEL_REASONS: Final[tuple[str, ...]] = get_args(CancelReason)
+CURRENCY_JSON_PATTERN: Final = "^[A-Z]{3}$"
 CURRENCIES: Final = frozenset(
     """
     AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF
@@ -114,9 +115,9 @@ def _any_change(command: AmendOrder) -> Refusal | None:
 def _values(command: CreateOrder | AmendOrder) -> Refusal | None:
     return (
         _lines(command.lines)
-        or _not_negative("/discount", command.discount)
-        or _not_negative("/tax", command.tax)
-        or _not_negative("/shipping", command.shipping)
+        or _money("/discount", command.discount)
+        or _money("/tax", command.tax)
+        or _money("/shipping", command.shipping)
         or _foreign_id("/shipping_address_ref", command.shipping_address_ref)
         or _metadata(command.metadata)
     )
@@ -175,13 +176,8 @@ def _text(pointer: str, value: str | None) -> Refusal | None:
     return _invalid(pointer, f"at most {MAX_TEXT} characters")
 
 
-def _not_negative(pointer: str, amount: int | None) -> Refusal | None:
-    """Check the lower bound of a part of the total; the upper bound is that of the total."""
-    return None if amount is None or amount >= 0 else _invalid(pointer, "at least 0")
-
-
-def _money(pointer: str, amount: int) -> Refusal | None:
-    return None if 0 <= amount <= MAX_TOTAL else _invalid(pointer, f"0…{MAX_TOTAL}")
+def _money(pointer: str, amount: int | None) -> Refusal | None:
+    return None if amount is None or 0 <= amount <= MAX_TOTAL else _invalid(pointer, f"0…{MAX_TOTAL}")
 
 
 def _currency(currency: str) -> Refusal | None:

@@ -14,7 +14,7 @@ from order_service.domain.messages import Command
 from order_service.errors import KafkaAwayError, SetupError, TopicsError
 from order_service.kafka.connection import Producer, connection, partition_counts
 from order_service.kafka.reader import kafka_answers
-from order_service.kafka.topics import topic_names
+from order_service.kafka.topics import COMMAND_RECORD_BYTES, topic_names
 from order_service.runtime.library_logger import library_logger
 from order_service.settings import Settings
 from order_service.wire.avro import encode_command
@@ -87,7 +87,10 @@ class CommandsTopic:
         async with self._starting:
             if self._producer is None and not self._is_stopped:
                 producer = Producer(
-                    **self._connection, enable_idempotence=True, request_timeout_ms=int(self._within_s * 1000)
+                    **self._connection,
+                    enable_idempotence=True,
+                    request_timeout_ms=int(self._within_s * 1000),
+                    max_request_size=COMMAND_RECORD_BYTES,
                 )
                 try:
                     await producer.start()

@@ -17,6 +17,7 @@ from order_service.domain.messages import COMMAND_TYPES, Rejection
 from order_service.errors import KafkaAwayError, TopicsError
 from order_service.kafka.connection import UNKNOWN_TOPIC, Admin, connection, raise_for
 from order_service.settings import Settings
+from order_service.wire.avro import MAX_COMMAND_BYTES
 from order_service.wire.schemas.catalogue import Message
 
 log = structlog.get_logger()
@@ -33,6 +34,10 @@ hours. Brokers expire an idle producer after a day (`producer.id.expiration.ms`,
 that is removed before its producer leaves an empty batch, which aiokafka's own reader refuses. So markers stay an hour
 longer than a day, and no more: a claim reads over one marker for every turn.
 """
+COMMAND_RECORD_BYTES: Final = MAX_COMMAND_BYTES + MIB
+"""The largest record of a command, with its key and headers."""
+DEAD_LETTER_BYTES: Final = 8 * MIB
+"""The largest dead letter: a record of the commands topic, with our headers. Some hosted clusters allow no more."""
 COMPACTION_LAG_MAX_MS: Final = 7 * DAY_MS
 """How long a changelog may stay uncompacted; Kafka's own `segment.ms`. More loses nothing, but claims read it all."""
 
@@ -130,10 +135,10 @@ def topic_names(prefix: str = "") -> TopicNames:
 def topic_configs(names: TopicNames) -> dict[str, dict[str, str]]:
     """Return the settings that each topic must have."""
     return {
-        names.commands: _DELETE | {"retention.ms": str(7 * DAY_MS), "max.message.bytes": str(MIB)},
+        names.commands: _DELETE | {"retention.ms": str(7 * DAY_MS), "max.message.bytes": str(COMMAND_RECORD_BYTES)},
         names.events: _DELETE | {"retention.ms": "-1", "max.message.bytes": str(4 * MIB)},
         names.rejections: _DELETE | {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(4 * MIB)},
-        names.dead_letters: _DELETE | {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(4 * MIB)},
+        names.dead_letters: _DELETE | {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(DEAD_LETTER_BYTES)},
         names.table: dict(_CHANGELOG),
         names.waiting: dict(_CHANGELOG),
         names.operations: _DELETE | {"retention.ms": "-1", "max.message.bytes": str(4 * MIB)},

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from order_service.domain.entry import MAX_REFUSED
 from order_service.domain.messages import ID_PATTERN, Event, Rejection
-from order_service.domain.refusals import NEVER_REMEMBERED, Status
+from order_service.domain.refusals import NEVER_REMEMBERED, Reason, Status
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.views import order_view
@@ -33,6 +33,8 @@ from order_service.wire.commands import partition_of
 
 CHANGES_MAX: Final = 500
 """The number of offsets that one call of `changes_since` covers."""
+COPIES_MAX: Final = 100
+"""The number of refused copies of a command in which `command` looks for its outcome."""
 
 _T = TypeVar("_T")
 
@@ -216,16 +218,38 @@ class Views:
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
         """Return the outcome of a command: its event, or else its newest rejection; None if neither is in the views.
 
-        If several commands with the same id were refused, return the one refused first.
+        A rejection because the id was used before is the outcome only if there is no other.
         """
         for row in self._rows(_event_of(order_id, command_id)):
             return _events.decode(row.document)
         under_id = refusals.c.order_id == order_id, refusals.c.command_id == command_id
-        first = select(refusals.c.command_digest).where(*under_id).order_by(refusals.c.offset).limit(1)
-        newest = select(refusals.c.document).where(*under_id, refusals.c.command_digest == first.scalar_subquery())
-        for row in self._rows(newest.order_by(refusals.c.offset.desc()).limit(1)):
-            return _rejections.decode(row.document)
-        return None
+        newest = select(refusals.c.document).where(*under_id).order_by(refusals.c.offset.desc()).limit(COPIES_MAX)
+        rejections = [_rejections.decode(row.document) for row in self._rows(newest)]
+        of_the_id = [rejection for rejection in rejections if rejection.reason != Reason.COMMAND_ID_REUSED]
+        return next(iter(of_the_id or rejections), None)
+
+    def remembered(self, order_id: str, command_id: str) -> list[Event | Rejection]:
+        """Return the outcomes that the order remembers under a command id: a repeat of such a command has no other.
+
+        An order remembers what it accepted, and the newest MAX_REFUSED refusals since it exists.
+        """
+        created = select(order_events.c.command_offset).where(
+            order_events.c.order_id == order_id, order_events.c.version == 1
+        )
+        newest = (
+            select(refusals.c.command_id, refusals.c.document)
+            .where(
+                refusals.c.order_id == order_id,
+                refusals.c.is_momentary.is_(False),
+                refusals.c.command_offset > created.scalar_subquery(),
+            )
+            .order_by(refusals.c.offset.desc())
+            .limit(MAX_REFUSED)
+        )
+        return [
+            *(_events.decode(row.document) for row in self._rows(_event_of(order_id, command_id))),
+            *(_rejections.decode(row.document) for row in self._rows(newest) if row.command_id == command_id),
+        ]
 
     def outcome(self, order_id: str, command_id: str, digest: bytes, command_offset: int) -> Event | Rejection | None:
         """Return the outcome of one copy of a command, the copy at `command_offset`, or None while it is unknown.

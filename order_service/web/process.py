@@ -32,6 +32,7 @@ from order_service.web.api.routes import Api
 from order_service.web.http.connections import connections_possible, listen
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.live.command_results import CommandResults
+from order_service.web.live.log_ends import LogEnds, ends_of_events
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
@@ -112,7 +113,8 @@ async def run(settings: Settings) -> None:
     poller, readiness = ViewPoller(views), Readiness(views)
     topic, streams = CommandsTopic(settings), Streams(poller)
     outcomes = CommandResults(views, poller, topic, settings.web_waiting_max)
-    live = Live(views, poller, streams, names.events, settings.web_streams_max)
+    log_ends = LogEnds(ends_of_events(settings))
+    live = Live(views, poller, streams, names.events, settings.web_streams_max, log_ends)
     watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
     async with AsyncExitStack() as undo:
         watchdog.start()

@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
 from typing import Final, Self
 
 import structlog
@@ -14,15 +17,16 @@ from order_service.kafka.topics import TopicNames
 from order_service.settings import Settings
 from order_service.views.tables import translate_errors
 from order_service.web.access.auth import Everybody, Tokens
-from order_service.web.access.caller import LOCAL
+from order_service.web.access.caller import LOCAL, Caller
 from order_service.web.access.cors import CrossOrigin, preflight_response
 from order_service.web.access.local_only import is_from_here
-from order_service.web.access.rate_limit import Limits
+from order_service.web.access.rate_limit import LARGE_BYTES, Limits
 from order_service.web.api.operations import OPERATIONS, Operation
 from order_service.web.api.routes import Api, Call
 from order_service.web.docs import event_catalogue, pages, schema_registry
 from order_service.web.http import requests
 from order_service.web.http.problems import Problem, Trouble
+from order_service.web.live.sse import come_again
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -47,6 +51,9 @@ HEADERS: Final = {
 """Default headers of every response; pages override what they may load, orders how long they may be cached."""
 OPERATION: Final = web.RequestKey("operation", str)
 """The key of the operation name in a request."""
+RESUMES: Final = web.RequestKey("resumes", bool)
+"""Whether a request resumes an event stream: an error status would end a browser's EventSource for good."""
+TEMPORARY: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="orders"'}
 TROUBLE_OF: Final = {
     404: Trouble.NOT_FOUND,
@@ -108,6 +115,7 @@ class Server(Struct, frozen=True):
 
         async def serve(request: web.Request) -> web.StreamResponse:
             request[OPERATION] = operation.name
+            request[RESUMES] = operation.is_stream and requests.last_event_id(request.headers) is not None
             caller = await self.authentication.caller(request.headers.get("Authorization"))
             if caller is not LOCAL:
                 self.limits.take(caller.actor)
@@ -116,10 +124,19 @@ class Server(Struct, frozen=True):
             if problem := self.not_ready():
                 raise problem
             query = requests.read_query(request, operation.query)
-            response: web.StreamResponse = await handle(Call(request, operation, caller, query))
+            large_body = partial(self._large_body, caller)
+            response: web.StreamResponse = await handle(Call(request, operation, caller, query, large_body))
             return response
 
         return serve
+
+    @contextmanager
+    def _large_body(self, caller: Caller, size: int) -> Iterator[None]:
+        """Reserve a slot for a large body. Each further `LARGE_BYTES` of it count as a request."""
+        if caller is not LOCAL:
+            self.limits.take(caller.actor, size // LARGE_BYTES)
+        with self.limits.large_body(caller.actor):
+            yield
 
 
 @web.middleware
@@ -130,6 +147,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     status = 0
     try:
         response = await _respond(request, handler)
+        if request.get(RESUMES) and response.status in TEMPORARY:
+            response = come_again(float(response.headers.get("Retry-After", "1")))
         status = response.status
         return response
     finally:

@@ -20,7 +20,8 @@ from order_service.wire.dead_letters import DeadLetterReason as Why
 from order_service.wire.ids import with_ids
 from order_service.wire.schemas.catalogue import SCHEMAS, Message, Schema
 
-MAX_COMMAND_BYTES: Final = 256 * 1024
+MAX_COMMAND_BYTES: Final = 5 * 1024 * 1024
+"""The largest command that the contract allows, as JSON with every character escaped, fits. A test computes it."""
 MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
 
 _HEADER: Final = tuple(field for field in Event.__struct_fields__ if field != "fact")
@@ -64,7 +65,7 @@ def decode_rejection(data: bytes) -> Rejection:
 def decode_avro_command(data: bytes, *, is_past: bool = False) -> Command:
     """Decode one command; `commands.decode_command` decodes JSON as well.
 
-    Raises DecodeError for any other bytes, for more than 256 KiB, and for an invalid id (`with_ids`).
+    Raises DecodeError for any other bytes, for more than 5 MiB, and for an invalid id (`with_ids`).
     """
     command: Command = _decoded(data, _COMMANDS, MAX_COMMAND_BYTES)
     return with_ids(command, is_past=is_past)

@@ -22,7 +22,7 @@ CONTENT_TYPE: Final = "application/avro"
 """The `content-type` of every event and rejection."""
 _OFFSET_DIGITS: Final = 19
 MAX_ORIGINAL_BYTES: Final = 1024 * 1024
-"""The most bytes of original headers in a dead letter: all that fit a record of 1 MiB; the letter then fits 4 MiB."""
+"""The most bytes of original headers in a dead letter, which then fits its topic."""
 
 _CONSTANT: Final = {
     message: (

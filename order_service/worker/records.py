@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import DecodeError
+from order_service.kafka.topics import COMMAND_RECORD_BYTES
 from order_service.wire import avro
 from order_service.wire.headers import (
     Headers,
@@ -18,8 +19,8 @@ from order_service.wire.headers import (
 )
 
 MAX_DEAD_KEY: Final = 64 * 1024
-MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
-"""With 1 MiB of headers it fits into a record of 4 MiB. Records that were not compressed are never cut."""
+MAX_DEAD_VALUE: Final = COMMAND_RECORD_BYTES
+"""With 1 MiB of headers it fits into a dead letter. Values that were not compressed are never cut."""
 MAX_TRACEPARENT: Final = 256
 
 Record = tuple[bytes | None, bytes | None, Headers]

@@ -33,10 +33,11 @@ from msgspec import Struct
 
 from order_service.errors import Fenced, Stuck, TurnRefused
 from order_service.kafka.connection import NO_LEADER, Producer
+from order_service.kafka.topics import DEAD_LETTER_BYTES
 from order_service.runtime.deadline import deadline
 from order_service.worker.records import Record
 
-MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
+MAX_REQUEST_BYTES: Final = DEAD_LETTER_BYTES
 BATCH_BYTES: Final = 1024 * 1024
 DEADLINE_S: Final = 10.0
 """Limit for a commit, an abort, a start or a stop. After it the outcome is unknown, and the id is not used again."""

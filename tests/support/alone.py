@@ -19,6 +19,7 @@ from order_service.web.access.rate_limit import Limits
 from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.routes import Api
 from order_service.web.live.command_results import CommandResults
+from order_service.web.live.log_ends import LogEnds, ends_of_events
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
@@ -62,7 +63,7 @@ def application_alone(directory: Path, settings: Settings | None = None) -> Iter
         poller = ViewPoller(views)
         streams = Streams(poller)
         outcomes = CommandResults(views, poller, CommandsTopic(settings), waiting_max=10)
-        live = Live(views, poller, streams, names.events, streams_max=10)
+        live = Live(views, poller, streams, names.events, 10, LogEnds(ends_of_events(settings)))
         api = Api(views, poller, outcomes, streams, live, IdSearches(settings), settings.http_base_path)
         site = Site.of(settings)
         yield Server(api, Everybody(), Limits(50), lambda: None, names, partitions=4, site=site).application()

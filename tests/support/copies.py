@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from aiokafka.structs import TopicPartition
 from sqlalchemy import Engine, make_url
@@ -21,7 +23,7 @@ from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.views.projector import Projection
-from order_service.views.queries import Views
+from order_service.views.queries import Offsets, Views
 from order_service.views.stopped import BadRecord
 from order_service.views.tables import open_database, prepare
 from order_service.web.access.auth import Everybody
@@ -29,11 +31,12 @@ from order_service.web.access.rate_limit import Limits
 from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.routes import Api
 from order_service.web.live.command_results import CommandResults
-from order_service.web.live.sse import Live
+from order_service.web.live.log_ends import LogEnds
+from order_service.web.live.sse import HEARTBEAT_S, Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
 from order_service.web.server import Server
-from tests.support.event_log import START, after
+from tests.support.event_log import EVENTS, START, after
 from tests.support.samples import NOW, digest_of, take
 
 
@@ -91,6 +94,16 @@ class World:
 
         monkeypatch.setattr(self, "send", send)
 
+    def elsewhere(self, engine: Engine) -> "World":
+        """Return the same commands and outcomes with other views, which are projected on their own."""
+        other = World(engine)
+        other.commands, other._outcomes = self.commands, self._outcomes
+        return other
+
+    async def ends(self) -> Offsets:
+        """Return the end of the events in the log."""
+        return {EVENTS: sum(isinstance(seen.message, Event) for seen in self._outcomes)}
+
     async def sent(self, count: int) -> None:
         """Wait until so many commands were sent."""
         async with asyncio.timeout(30):
@@ -135,6 +148,8 @@ class World:
         outcomes = [seen for seen in self._outcomes if _place(seen) in read]
         new = [seen for seen in outcomes if seen.offset >= self._positions[_place(seen)]]
         moved = after(self._positions, new)
+        if not moved:
+            return
         self.projection.apply(new, self._positions, moved)
         self._positions |= moved
 
@@ -150,13 +165,14 @@ class World:
         self.projection.apply([BadRecord(place, offset, "not Avro")], self._positions, {place: offset + 1})
 
     @asynccontextmanager
-    async def server(self) -> AsyncIterator["Caller"]:
+    async def server(self, heartbeat_s: float = HEARTBEAT_S) -> AsyncIterator["Caller"]:
         """Serve HTTP."""
         topic: Any = self
         poller = ViewPoller(self.views)
         streams = Streams(poller)
         outcomes = CommandResults(self.views, poller, topic, waiting_max=100)
-        live = Live(self.views, poller, streams, topic_names().events, streams_max=10)
+        log_ends = LogEnds(self.ends, ask_every_s=0.0)
+        live = Live(self.views, poller, streams, topic_names().events, 10, log_ends, heartbeat_s)
         api = Api(self.views, poller, outcomes, streams, live, IdSearches(Settings()))
         server = Server(api, Everybody(), Limits(1000), not_ready=lambda: None, names=topic_names(), partitions=1)
         running = asyncio.create_task(poller.run())
@@ -175,14 +191,46 @@ class Caller:
         self._client = client
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
-        """Send a request."""
+        """Send a request; bytes, also in pieces, are sent as they are, any other body as JSON."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self._client.request(method, path, json=body, headers=given) as response:
+        content: dict[str, Any] = {"data": BytesIO(body) if isinstance(body, bytes) else body}
+        if not isinstance(body, bytes | AsyncIterator):
+            content = {"json": body}
+        async with self._client.request(method, path, **content, headers=given) as response:
             return Answer(response.status, await response.json(), response.headers)
+
+    @asynccontextmanager
+    async def stream(self, path: str, **headers: str) -> AsyncIterator["Stream"]:
+        """Open a response and read it later: an event stream, or one without a body."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with asyncio.timeout(60), self._client.get(path, headers=given) as response:
+            yield Stream(response)
 
     def asking(self, method: str, path: str, body: object = None, **headers: str) -> "asyncio.Task[Answer]":
         """Begin to ask."""
         return asyncio.create_task(self.ask(method, path, body, **headers))
+
+
+class Stream:
+    """An open event stream, or the answer instead of it."""
+
+    def __init__(self, response: ClientResponse) -> None:
+        self.status = response.status
+        self._content = response.content
+
+    async def next(self) -> tuple[str, str] | None:
+        """Return the id and the type of the next event, or None at the end of the stream."""
+        fields: dict[str, str] = {}
+        while line := (await self._content.readline()).decode():
+            name, _, value = line.rstrip("\n").partition(": ")
+            if not name and "event" in fields:
+                return fields["id"], fields["event"]
+            fields |= {name: value}
+        return None
+
+    async def text(self) -> str:
+        """Return all that is left."""
+        return (await self._content.read()).decode()
 
 
 def _name(message: object) -> str:
@@ -196,12 +244,27 @@ def _place(seen: OutcomeRecord) -> Any:
     return events if isinstance(seen.message, Event) else rejections
 
 
+def empty_views(directory: Path, name: str, stack: AsyncExitStack) -> Engine:
+    """Make views that are empty."""
+    engine = open_database(make_url(f"sqlite:///{directory}/{name}.db"), writes=True)
+    prepare(engine)
+    stack.callback(engine.dispose)
+    return engine
+
+
+@asynccontextmanager
+async def two_views(directory: Path) -> AsyncIterator[tuple[World, Caller, World, Caller]]:
+    """Run two servers over one log, each with views of its own that are empty."""
+    async with AsyncExitStack() as stack:
+        world = World(empty_views(directory, "views", stack))
+        late = world.elsewhere(empty_views(directory, "late", stack))
+        first, second = [await stack.enter_async_context(each.server()) for each in (world, late)]
+        yield world, first, late, second
+
+
 @asynccontextmanager
 async def two_servers(directory: Path) -> AsyncIterator[tuple[World, Caller, Caller]]:
     """Run two servers over views that are empty."""
-    engine = open_database(make_url(f"sqlite:///{directory}/views.db"), writes=True)
-    prepare(engine)
     async with AsyncExitStack() as stack:
-        stack.callback(engine.dispose)
-        world = World(engine)
+        world = World(empty_views(directory, "views", stack))
         yield world, await stack.enter_async_context(world.server()), await stack.enter_async_context(world.server())

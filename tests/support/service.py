@@ -35,7 +35,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.kafka.connection import ask_admin
-from order_service.kafka.topics import create_topics, topic_names
+from order_service.kafka.topics import COMMAND_RECORD_BYTES, create_topics, topic_names
 from order_service.local.broker import free_port
 from order_service.settings import Settings
 from order_service.users.stub import Stub, running
@@ -242,7 +242,9 @@ class Service:
         self.workers: list[WorkerProcess] = []
         quiet: dict[str, Any] = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
         self.kafka = AdminClient(quiet)
-        self.producer = Producer({**quiet, "partitioner": "murmur2_random", "linger.ms": 5})
+        self.producer = Producer(
+            {**quiet, "partitioner": "murmur2_random", "linger.ms": 5, "message.max.bytes": COMMAND_RECORD_BYTES}
+        )
 
     def __enter__(self) -> Self:
         asyncio.run(self._create_topics())

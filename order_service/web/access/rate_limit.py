@@ -1,15 +1,20 @@
-"""Rate limits per subject: a token bucket that holds two seconds of the rate."""
+"""Rate limits per subject: a token bucket that holds two seconds of the rate. Large bodies count more."""
 
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from order_service.web.http.problems import Problem, Trouble
 
 SUBJECTS_MAX: Final = 10_000
 BURST_S: Final = 2.0
+LARGE_BYTES: Final = 64 * 1024
+"""The size above which a body is large. Few orders are. It counts as a request for each such part."""
+LARGE_MAX: Final = 32
+"""Maximum number of large bodies that are received at a time, a quarter of them from one subject."""
 
 
 class Limits:
@@ -19,16 +24,31 @@ class Limits:
         self._per_s = per_s
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._large: Counter[str] = Counter()
 
-    def take(self, subject: str) -> None:
-        """Use one token for a request of a subject. Raises Problem if the bucket is empty."""
+    @contextmanager
+    def large_body(self, subject: str) -> Iterator[None]:
+        """Reserve a slot while a large body is received. Raises Problem if no slot is free."""
+        if self._large.total() >= LARGE_MAX or self._large[subject] >= LARGE_MAX // 4:
+            raise Problem(Trouble.TOO_MANY_REQUESTS, "Too many large bodies are sent.", headers={"Retry-After": "1"})
+        self._large[subject] += 1
+        try:
+            yield
+        finally:
+            self._large[subject] -= 1
+            if not self._large[subject]:
+                del self._large[subject]
+
+    def take(self, subject: str, count: int = 1) -> None:
+        """Use tokens of a subject, all of a full bucket at most. Raises Problem if the bucket does not hold as many."""
         now = self._clock()
         capacity = max(1.0, self._per_s * BURST_S)
         tokens, filled_at = self._buckets.pop(subject, (capacity, now))
         tokens = min(capacity, tokens + (now - filled_at) * self._per_s)
-        self._buckets[subject] = (max(0.0, tokens - 1.0), now) if tokens >= 1.0 else (tokens, now)
+        needed = min(float(count), capacity)
+        self._buckets[subject] = (tokens - needed, now) if tokens >= needed else (tokens, now)
         if len(self._buckets) > SUBJECTS_MAX:
             self._buckets.popitem(last=False)
-        if tokens < 1.0:
-            wait_s = math.ceil((1.0 - tokens) / self._per_s)
+        if tokens < needed:
+            wait_s = math.ceil((needed - tokens) / self._per_s)
             raise Problem(Trouble.TOO_MANY_REQUESTS, "Rate limit exceeded.", headers={"Retry-After": str(wait_s)})

@@ -48,7 +48,9 @@ def _foreign_id(value: str) -> str:
 ForeignId = Annotated[str, AfterValidator(_foreign_id), WithJsonSchema(FOREIGN_ID_JSON_SCHEMA)]
 Text = Annotated[str, Field(max_length=validation.MAX_TEXT)]
 Money = Annotated[int, Field(ge=0, le=validation.MAX_TOTAL, description="An amount in minor units, such as cents.")]
-Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="An ISO 4217 currency code.", examples=["EUR"])]
+Currency = Annotated[
+    str, Field(pattern=validation.CURRENCY_JSON_PATTERN, description="An ISO 4217 currency code.", examples=["EUR"])
+]
 Key = Annotated[str, Field(max_length=validation.MAX_METADATA_KEY)]
 Value = Annotated[str, Field(max_length=validation.MAX_METADATA_VALUE)]
 Metadata = Annotated[dict[Key, Value], Field(max_length=validation.MAX_METADATA)]

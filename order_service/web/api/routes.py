@@ -6,8 +6,9 @@ from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 from aiohttp import web
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from order_service.domain.decision import VERSION_MAX
 from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.domain.refusals import Reason, Status
@@ -52,12 +53,16 @@ RETRY_LATER: Final = {"Retry-After": "30"}
 
 
 class Call(Struct, frozen=True):
-    """A request, its operation, its caller, and its query parameters as the model of the operation."""
+    """A request, its operation, its caller, and its query parameters as the model of the operation.
+
+    `large_body` reserves a slot while a large body is received.
+    """
 
     request: web.Request
     operation: Operation
     caller: Caller
     query: Query
+    large_body: requests.LargeBody
 
     @property
     def order_id(self) -> str:
@@ -194,8 +199,18 @@ class Api:
     # Streams
 
     async def stream_order(self, call: Call) -> web.StreamResponse:
-        """Respond 200 with the events of an order, past and future."""
-        return await self._live.stream_order(call.request, call.caller, await self._visible(call))
+        """Respond 200 with the events of an order, past and future.
+
+        `Last-Event-ID` shows that the order exists: these views may lack it only because they are behind.
+        """
+        version = requests.last_version(call.request.headers)
+        if version == 0:
+            await self._visible(call)
+
+        async def is_visible() -> bool:
+            return await self._seen(call) is not None
+
+        return await self._live.stream_order(call.request, call.caller, call.order_id, version, is_visible)
 
     async def stream_events(self, call: Call) -> web.StreamResponse:
         """Respond 200 with the events of all orders that the caller may see, from now on or after `Last-Event-ID`."""
@@ -218,6 +233,7 @@ class Api:
     async def _command(self, call: Call, command: Command, status: int) -> web.StreamResponse:
         """Send a command; respond with the new state of the order, or with why the command was refused."""
         headers = call.request.headers
+        command = await self._on_condition(call, command)
         preference = requests.preference(call.request)
         outcome = await self._outcomes.outcome(
             command, requests.trace_headers(headers), preference.wait_s, is_new="Idempotency-Key" not in headers
@@ -243,6 +259,31 @@ class Api:
                 Trouble.VIEWS_NOT_READY, headers={"Retry-After": "1"}
             )  # the views were dropped in the meantime
         return order_response(view, status, {**response_headers, **({"Location": order_path} if status == 201 else {})})
+
+    async def _on_condition(self, call: Call, command: Command) -> Command:
+        """Return the command for the version in `If-Match`; of several versions, for the one that the order has.
+
+        A repeat gets the version of the first request: a command for another version is another command.
+        """
+        versions = requests.expected_versions(call.request)
+        if versions is None:
+            return command
+        if not versions:
+            raise Problem(Reason.VERSION_CONFLICT, "No order has a version with a tag in If-Match.")
+        possible = [version for version in versions if version <= VERSION_MAX] or versions[:1]
+        choices = [structs.replace(command, expected_version=version) for version in possible]
+        if len(choices) == 1:
+            return choices[0]
+        pending = self._outcomes.pending(command.order_id, command.command_id, command.actor)
+        earlier = await self._query(self._views.remembered, command.order_id, command.command_id)
+        digests = {outcome.command_digest for outcome in earlier} | ({pending.digest} if pending else set())
+        for choice in choices if digests else ():
+            if command_digest(choice) in digests:
+                return choice
+        order = await self._loader.order(command.order_id)
+        current = 0 if order is None else order.version
+        later = [choice for version, choice in zip(possible, choices, strict=True) if version >= current]
+        return (later or choices[-1:])[0]
 
     async def _decided(
         self, order_id: str, command_id: str, pending: PendingCommand | None
@@ -310,7 +351,9 @@ async def _body(call: Call) -> CommandBody:
     if not (caller.may(operation.scope) if caller.is_service else operation.users_may):
         raise Problem(Reason.NOT_ALLOWED, f"This requires a token with the scope {operation.scope}.")
     model = cast("type[CommandBody]", operation.body)
-    return await requests.read_body(call.request, model, may_be_empty=operation.may_be_empty)
+    return await requests.read_body(
+        call.request, model, may_be_empty=operation.may_be_empty, large_body=call.large_body
+    )
 
 
 def _head(call: Call, order_id: str) -> dict[str, Any]:
@@ -321,7 +364,6 @@ def _head(call: Call, order_id: str) -> dict[str, Any]:
         "command_id": requests.new_id(actor, requests.idempotency_key(headers), "command"),
         "order_id": order_id,
         "actor": actor,
-        "expected_version": requests.expected_version(call.request),
         "decide_by": requests.decide_by(headers),
         "correlation_id": requests.correlation_id(headers),
     }

@@ -33,7 +33,8 @@ Every change is a command. A command is decided exactly once, and its response i
 result.
 
 **Idempotency.** Send an `Idempotency-Key` with a command, and repeat both as often as you like. The command is applied
-once, and every repeat gets the first response, marked `Idempotency-Replayed: true`.
+once, and every repeat gets the first response, marked `Idempotency-Replayed: true`. A refusal of an order that does not
+exist is not final: a create that was refused is decided again when it is repeated, until it is accepted.
 
 **Waiting.** A response waits up to `Prefer: wait=<seconds>` (default 5, maximum 30); then the status is 202. Poll
 `Location`, on any server, for the outcome of this copy of the command. If you repeat a command while an earlier copy
@@ -282,8 +283,9 @@ _PARAMETERS: Final = {
         examples.KEY,
     ),
     "If-Match": _in_header(
-        "The version that the order must have, from `ETag`; `*` matches any version.",
-        {"type": "string", "pattern": r'^(\*|"[0-9]{1,9}")$'},
+        "The version that the order must have, from `ETag`, or several of them; `*` matches any version. A tag that a "
+        "proxy has weakened (`W/`) counts.",
+        {"type": "string", "pattern": r'^(\*|(W/)?"[!#-~]*"(, (W/)?"[!#-~]*")*)$'},
         '"1"',
     ),
     "If-None-Match": _in_header("The versions that you already have, from `ETag`.", TEXT, '"1"'),
@@ -308,7 +310,12 @@ _PARAMETERS: Final = {
         TEXT,
         samples.TRACEPARENT,
     ),
-    "Last-Event-ID": _in_header("The id of the last event received; the stream starts with the next one.", TEXT, "2"),
+    "Last-Event-ID": _in_header(
+        "The id of the last event received; the stream starts with the next one. An id that this server's views have "
+        "not reached yet is waited for.",
+        TEXT,
+        "2",
+    ),
 }
 PARAMETERS: Final = {name: {"name": name, **parameter} for name, parameter in _PARAMETERS.items()}
 

@@ -94,7 +94,7 @@ TROUBLES: Final[dict[Trouble, Meaning]] = {
         "The header `Content-Type` is missing or names another type than JSON, or the body is compressed.",
         "Send JSON with the header `Content-Type: application/json`.",
     ),
-    Trouble.TOO_LARGE: Meaning("The body is larger than 64 KiB.", "Reduce the body to 64 KiB or less."),
+    Trouble.TOO_LARGE: Meaning("The body is larger than 5 MiB.", "Reduce the body to 5 MiB or less."),
     Trouble.TOO_SLOW: Meaning("The body was not received within 15 s.", "Send the complete body within 15 s."),
     Trouble.TOO_MANY_REQUESTS: Meaning(
         "The rate limit is exceeded, too many requests are waiting, too many event streams are open, or another search "

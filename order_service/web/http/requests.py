@@ -1,28 +1,36 @@
 """Reads and checks the body, parameters and headers of a request. A Problem never repeats what was sent."""
 
 import asyncio
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 from uuid import uuid4
 
 import msgspec
-from aiohttp import ETag, web
-from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+from aiohttp import web
 from msgspec import Meta, Struct
 from pydantic import ValidationError
 
+from order_service.domain.decision import VERSION_MAX
 from order_service.domain.identity import keyed_id
 from order_service.domain.messages import FOREIGN_ID_MUST_BE, UtcTime
 from order_service.domain.validation import is_foreign_id
+from order_service.web.access.rate_limit import LARGE_BYTES
 from order_service.web.api.bodies import DATE_TIME, Body, Query
+from order_service.web.http.entity_tags import opaque_tags, version_of
 from order_service.web.http.faults import faults_of, named, pointer_to
 from order_service.web.http.problems import Fault, Problem, Trouble
+from order_service.wire.avro import MAX_COMMAND_BYTES
+from order_service.wire.json_numbers import BYTE_ORDER_MARK, with_whole_numbers
 
-MAX_BODY_BYTES: Final = 64 * 1024
+MAX_BODY_BYTES: Final = MAX_COMMAND_BYTES
 BODY_WITHIN_S: Final = 15.0
+TOKENS_MAX: Final = 20_000
+"""The maximum number of texts, brackets and commas in a large body: three times those of the largest order."""
 DEFAULT_WAIT_S: Final = 5
 MAX_WAIT_S: Final = 30
 JSON: Final = "application/json"
@@ -31,30 +39,31 @@ CLOSE: Final = {"Connection": "close"}
 
 _WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re.IGNORECASE)
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{,]', re.DOTALL)
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 _DateTime = Annotated[str, Meta(pattern=DATE_TIME)]
 
+LargeBody = Callable[[int], AbstractContextManager[None]]
+"""Reserves what a large body of a size in bytes needs while it is received."""
+
 _B = TypeVar("_B", bound=Body)
 _Q = TypeVar("_Q", bound=Query)
 
 
-async def read_body(request: web.Request, model: type[_B], *, may_be_empty: bool) -> _B:
-    """Read a JSON body. A duplicate name is refused: a proxy may have read the other value."""
-    data = await _data(request)
+async def read_body(request: web.Request, model: type[_B], *, may_be_empty: bool, large_body: LargeBody) -> _B:
+    """Read a JSON body. A large one is received within `large_body`, which raises Problem if too many are."""
+    data = (await _data(request, large_body)).removeprefix(BYTE_ORDER_MARK)
     if not data and may_be_empty:
         return model()
     if not data:
         raise _missing_body(model)
     if request.content_type != JSON:
         raise Problem(Trouble.UNSUPPORTED_MEDIA_TYPE, _other_type(request))
-    try:
-        body = model.model_validate_json(data)
-    except ValidationError as error:
-        raise Problem(Trouble.INVALID_BODY, errors=faults_of(error, model)) from None  # the cause holds the input
-    json.loads(data, object_pairs_hook=_refuse_duplicates)  # pydantic takes the last one
-    return body
+    if len(data) > LARGE_BYTES:  # it takes a tenth of a second
+        return await asyncio.to_thread(_parsed, data, model)
+    return _parsed(data, model)
 
 
 def read_query(request: web.Request, model: type[_Q]) -> _Q:
@@ -91,22 +100,29 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     return _visible_ascii(headers, "Idempotency-Key")
 
 
-def expected_version(request: web.Request) -> int | None:
-    """Return the version in `If-Match`, or None. `*` is ignored: a command needs an order anyway, or creates one."""
-    if "If-Match" not in request.headers:
+def expected_versions(request: web.Request) -> list[int] | None:
+    """Return the versions in `If-Match`, in ascending order, or None if any version matches.
+
+    The list is empty if no order can have one of these tags. `*` matches any: a command needs an order anyway, or
+    creates one. Raises Problem if the header is malformed.
+    """
+    text = _joined(request, "If-Match")
+    if text is None or text.strip() == "*":
         return None
-    tags = request.if_match or ()
-    if [tag.value for tag in tags] == ["*"]:
-        return None
-    version = _version(tags[0]) if len(tags) == 1 else None
-    if version is None:
-        raise _bad_header("If-Match", 'must be one version in quotes, as in ETag: "3"')
-    return version
+    tags = opaque_tags(text)
+    if tags is None:
+        raise _bad_header("If-Match", 'must be versions in quotes, as in ETag: "3" or "3", "4"; or *')
+    versions = {version_of(tag) for tag in tags}
+    return sorted(version for version in versions if version is not None)
 
 
 def etag_matches(request: web.Request, etag: str) -> bool:
-    """Return whether `If-None-Match` lists `etag`: then the caller already has the content."""
-    return any(candidate.value in ("*", etag) for candidate in request.if_none_match or ())
+    """Return whether `If-None-Match` lists `etag`, weakened or not: then the caller already has the content.
+
+    A malformed header matches nothing.
+    """
+    text = _joined(request, "If-None-Match")
+    return text is not None and (text.strip() == "*" or etag in (opaque_tags(text) or ()))
 
 
 def correlation_id(headers: Mapping[str, str]) -> str | None:
@@ -143,6 +159,14 @@ def last_event_id(headers: Mapping[str, str]) -> str | None:
     return headers.get("Last-Event-ID") or None
 
 
+def last_version(headers: Mapping[str, str]) -> int:
+    """Return the version in the `Last-Event-ID` of one order's stream, or 0. Raises Problem if no order can have it."""
+    event_id = last_event_id(headers) or "0"
+    if not (event_id.isascii() and event_id.isdigit() and len(event_id) < 10) or int(event_id) > VERSION_MAX:
+        raise bad_last_event_id()
+    return int(event_id)
+
+
 def bad_last_event_id() -> Problem:
     """Return the problem for a `Last-Event-ID` that this stream did not send."""
     return _bad_header("Last-Event-ID", "must be an id of this stream")
@@ -153,7 +177,34 @@ def new_id(actor: str, key: str | None, use: str) -> str:
     return str(uuid4()) if key is None else keyed_id(actor, use, key)
 
 
-async def _data(request: web.Request) -> bytes:
+def _parsed(data: bytes, model: type[_B]) -> _B:
+    """Return the body in `data`. Raises Problem."""
+    if len(data) > LARGE_BYTES:
+        _check_extent(data)
+    try:
+        body = _validated(data, model)
+    except ValidationError as error:
+        raise Problem(Trouble.INVALID_BODY, errors=faults_of(error, model)) from None  # the cause holds the input
+    json.loads(data, object_pairs_hook=_refuse_duplicates)  # pydantic takes the last one
+    return body
+
+
+def _validated(data: bytes, model: type[_B]) -> _B:
+    """Return the body in `data`. Raises ValidationError."""
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        if all(fault["type"] != "int_type" for fault in faults):
+            raise
+        try:
+            data = with_whole_numbers(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise error from None
+    return model.model_validate_json(data)
+
+
+async def _data(request: web.Request, large_body: LargeBody) -> bytes:
     """Read a body without decompression, within the limits of size and time."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem(
@@ -165,11 +216,12 @@ async def _data(request: web.Request) -> bytes:
         raise Problem(Trouble.TOO_LARGE, headers=CLOSE)
     try:
         async with asyncio.timeout(BODY_WITHIN_S):
-            return await request.read()
+            return await _received(request, large_body)
     except TimeoutError:
         raise Problem(Trouble.TOO_SLOW, headers=CLOSE) from None
-    except HTTPRequestEntityTooLarge:
-        raise Problem(Trouble.TOO_LARGE, headers=CLOSE) from None
+    except Problem as problem:
+        problem.headers = {**problem.headers, **CLOSE}
+        raise
     except (web.RequestPayloadError, ConnectionError):  # a bad chunk, or the sender has disconnected
         raise Problem(Trouble.BAD_REQUEST, headers=CLOSE) from None
 
@@ -197,13 +249,36 @@ def _visible_ascii(headers: Mapping[str, str], name: str) -> str | None:
     return value
 
 
+async def _received(request: web.Request, large_body: LargeBody) -> bytes:
+    data = bytearray()
+    with ExitStack() as stack:
+        async for chunk in request.content.iter_any():
+            if len(data) <= LARGE_BYTES < len(data) + len(chunk):
+                stack.enter_context(large_body(request.content_length or MAX_BODY_BYTES))
+            data += chunk
+            if len(data) > MAX_BODY_BYTES:
+                raise Problem(Trouble.TOO_LARGE)
+    return bytes(data)
+
+
+def _check_extent(data: bytes) -> None:
+    """Refuse a body with many times the names and values of an order, at the first one too many. Raises Problem.
+
+    The model would read and report all of them, which takes seconds for a million names or lines.
+    """
+    if next(itertools.islice(_TOKEN.finditer(data), TOKENS_MAX, None), None) is not None:
+        raise Problem(Trouble.INVALID_BODY, errors=[Fault("", "must not have more fields and lines than an order")])
+
+
 def _refuse_duplicates(members: list[tuple[str, Any]]) -> None:
+    """Refuse a duplicate name, of which a proxy may have read the other value."""
     if len(dict(members)) < len(members):
         raise Problem(Trouble.INVALID_BODY, errors=[Fault("", "must not have duplicate fields")])
 
 
-def _version(tag: ETag) -> int | None:
-    return int(tag.value) if re.fullmatch(r"[0-9]{1,9}", tag.value) and not tag.is_weak else None
+def _joined(request: web.Request, name: str) -> str | None:
+    """Return the value of a header that is a list, from all its lines, or None without one."""
+    return ", ".join(request.headers.getall(name)) if name in request.headers else None
 
 
 def _bad_header(name: str, must_be: str) -> Problem:

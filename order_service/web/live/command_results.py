@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, Event, Rejection
-from order_service.domain.refusals import NEVER_REMEMBERED, Reason
+from order_service.domain.refusals import Reason
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.sdk.outcomes import GRACE_S
 from order_service.views.queries import StoredEvent, StoredRejection, ViewChanges, Views
@@ -348,14 +348,17 @@ class CommandResults:
         self.on_changes(early)
 
     async def _first_outcome(self, command: Command, pending: PendingCommand) -> Event | Rejection | None:
-        """Return the outcome of an earlier copy, or None; a temporary refusal does not count, as it allows a retry."""
-        first = await asyncio.to_thread(self._views.command, command.order_id, command.command_id)
-        if first is None:
-            return None
-        if first.command_digest != pending.digest:
+        """Return the outcome that the order remembers of an earlier copy, or None: then a copy is decided again.
+
+        So a create that was refused is decided again, on every server, until it is accepted.
+        """
+        earlier = await asyncio.to_thread(self._views.remembered, command.order_id, command.command_id)
+        for outcome in earlier:
+            if outcome.command_digest == pending.digest:
+                return outcome
+        if earlier:
             raise _reused(command)
-        is_tried_again = isinstance(first, Rejection) and first.reason in NEVER_REMEMBERED
-        return None if is_tried_again else first
+        return None
 
 
 def _reused(command: Command) -> Problem:

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, cast
 
 from aiohttp import web
 from sqlalchemy.exc import SQLAlchemyError
 
-from order_service.views.order_view import OrderView
 from order_service.views.queries import Offsets, StoredEvent, Views
 from order_service.web.access.caller import Caller
 from order_service.web.http import requests
 from order_service.web.http.cursors import read_offsets, write_offsets
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.http.responses import encode, event_json
+from order_service.web.live.log_ends import LogEnds
 from order_service.web.live.subscriptions import Streams, Subject
 from order_service.web.live.view_poller import ViewPoller
 
@@ -30,6 +30,11 @@ WRITE_WITHIN_S: Final = 10.0
 LIFE_S: Final = 3600.0
 """Maximum age of a connection: a reader that resumes must send its token again."""
 PAGE: Final = 100
+STREAM_HEADERS: Final = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
 USERS_SHARE: Final = 0.01
 """The share of all streams that one user may open."""
 
@@ -106,11 +111,22 @@ StreamPosition = OrderPosition | LogPosition
 class Live:
     """Serves the events of one order or of all orders to at most `streams_max` readers, few of them of one user."""
 
-    def __init__(self, views: Views, poller: ViewPoller, streams: Streams, topic: str, streams_max: int) -> None:
+    def __init__(
+        self,
+        views: Views,
+        poller: ViewPoller,
+        streams: Streams,
+        topic: str,
+        streams_max: int,
+        log_ends: LogEnds,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
         self._views = views
         self._poller = poller
         self._streams = streams
         self._topic = topic
+        self._log_ends = log_ends
+        self._heartbeat_s = heartbeat_s
         self._streams_max = streams_max
         self._open: dict[asyncio.Task[object], str] = {}
 
@@ -120,13 +136,20 @@ class Live:
             task.cancel()
         self._streams.stop()
 
-    async def stream_order(self, request: web.Request, caller: Caller, view: OrderView) -> web.StreamResponse:
-        """Send the history of an order after `Last-Event-ID` (a version), then its new events."""
-        event_id = requests.last_event_id(request.headers) or "0"
-        if not (event_id.isascii() and event_id.isdigit() and len(event_id) < 10) or int(event_id) > view.version:
-            raise requests.bad_last_event_id()
-        position = OrderPosition(self._views, view.order_id, int(event_id))
-        return await self._serve(request, caller, Subject(order_id=view.order_id), position)
+    async def stream_order(
+        self,
+        request: web.Request,
+        caller: Caller,
+        order_id: str,
+        version: int,
+        is_visible: Callable[[], Awaitable[bool]],
+    ) -> web.StreamResponse:
+        """Send the history of an order after a version, then its new events.
+
+        If the caller cannot see the order yet, wait: the stream ends after 15 s, and its reader resumes.
+        """
+        position = OrderPosition(self._views, order_id, version)
+        return await self._serve(request, caller, Subject(order_id=order_id), position, is_visible)
 
     async def stream_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """Send the events that the caller may see, after `Last-Event-ID` or from now on; in order for each order."""
@@ -134,30 +157,54 @@ class Live:
         ends = await asyncio.to_thread(self._views.offsets)
         offsets: Offsets = {partition: offset for partition, offset in ends.items() if partition[0] == self._topic}
         if event_id is not None:
-            resumed = read_offsets(event_id, self._topic)
-            if resumed is None or any(offset > offsets.get(partition, -1) for partition, offset in resumed.items()):
-                raise requests.bad_last_event_id()  # also an id of earlier views, built from another log
-            offsets |= resumed
+            offsets |= await self._resumed(event_id, offsets)
         user_id = None if caller.is_service else caller.subject
         position = LogPosition(self._views, self._topic, user_id, offsets)
         return await self._serve(request, caller, Subject(user_id=user_id), position)
 
+    async def _resumed(self, event_id: str, ends: Offsets) -> Offsets:
+        """Return the offsets of a `Last-Event-ID`, which may be past the ends of these views, but not of the log.
+
+        Raises Problem for an id that this stream did not send. It may be from a log that was replaced.
+        """
+        resumed = read_offsets(event_id, self._topic)
+        if resumed is None or resumed.keys() - ends.keys():
+            raise requests.bad_last_event_id()
+        ahead = {partition: offset for partition, offset in resumed.items() if offset > ends[partition]}
+        if ahead and not await self._log_ends.reach(ahead):
+            raise requests.bad_last_event_id()
+        return resumed
+
     async def _serve(
-        self, request: web.Request, caller: Caller, subject: Subject, position: StreamPosition
+        self,
+        request: web.Request,
+        caller: Caller,
+        subject: Subject,
+        position: StreamPosition,
+        is_visible: Callable[[], Awaitable[bool]] | None = None,
     ) -> web.StreamResponse:
         stream = EventStreamResponse(request)
         with self._slot(caller):
             try:
                 async with asyncio.timeout(LIFE_S):
                     await stream.open(position.id)
-                    await self._send(stream, subject, position)
+                    await self._send(stream, subject, position, is_visible)
             except (TimeoutError, ConnectionError, SQLAlchemyError):
                 stream.abort()  # the response has begun and can only end; its reader resumes
         return stream.response
 
-    async def _send(self, stream: EventStreamResponse, subject: Subject, position: StreamPosition) -> None:
+    async def _send(
+        self,
+        stream: EventStreamResponse,
+        subject: Subject,
+        position: StreamPosition,
+        is_visible: Callable[[], Awaitable[bool]] | None,
+    ) -> None:
         with self._streams.subscription(subject) as subscription:
             await self._poller.wake()
+            while is_visible is not None and not await is_visible():
+                if await subscription.next(self._heartbeat_s) is None:
+                    return
             while True:
                 if subscription.is_behind:
                     subscription.restart()
@@ -165,7 +212,7 @@ class Live:
                         for recorded in page:
                             position.advance(recorded)
                             await stream.event(recorded, position.id)
-                following = await subscription.next(HEARTBEAT_S)
+                following = await subscription.next(self._heartbeat_s)
                 if following is None:
                     if subscription.is_drained:
                         position.advance_to(self._streams.reached)
@@ -187,14 +234,17 @@ class Live:
             del self._open[task]
 
 
+def come_again(after_s: float) -> web.Response:
+    """Return a stream that ends at once: its reader resumes after `after_s` seconds."""
+    return web.Response(text=f"retry: {round(after_s * 1000)}\n\n", headers=STREAM_HEADERS)
+
+
 class EventStreamResponse:
     """An open response with server-sent events."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
-        self.response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        )
+        self.response = web.StreamResponse(headers=STREAM_HEADERS)
 
     async def open(self, event_id: str) -> None:
         """Send the head, the reconnection delay and the id to resume after, which may be needed before any event."""

@@ -52,10 +52,10 @@ CHANGELOG = ALL | {
 }
 LOG = ALL | {"cleanup.policy": "delete", "max.message.bytes": str(4 * MIB)}
 TABLE = {
-    "commands": LOG | {"retention.ms": str(7 * DAY_MS), "max.message.bytes": str(MIB)},
+    "commands": LOG | {"retention.ms": str(7 * DAY_MS), "max.message.bytes": str(6 * MIB)},
     "events": LOG | {"retention.ms": "-1"},
     "rejections": LOG | {"retention.ms": str(30 * DAY_MS)},
-    "dead_letters": LOG | {"retention.ms": str(30 * DAY_MS)},
+    "dead_letters": LOG | {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(8 * MIB)},
     "table": CHANGELOG,
     "waiting": CHANGELOG,
     "operations": LOG | {"retention.ms": "-1"},
@@ -117,7 +117,7 @@ def test_less_is_refused_and_the_printed_lines_mend_it(service, tmp_path):
     service.configure(names.operations, retention_ms="1000")
     expected = [
         f"the topic {names.commands} has cleanup.policy=compact,delete, expected delete",
-        f"the topic {names.commands} has max.message.bytes=1000, expected at least {MIB}",
+        f"the topic {names.commands} has max.message.bytes=1000, expected at least {6 * MIB}",
         f"the topic {names.commands} has retention.ms=1000, expected at least {7 * DAY_MS}",
         f"the topic {names.dead_letters} has message.timestamp.type=CreateTime, expected LogAppendTime",
         f"the topic {names.events} has retention.bytes={1024 * MIB}, expected -1",

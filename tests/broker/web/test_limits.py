@@ -217,8 +217,8 @@ async def test_an_old_refusal_of_the_moment_is_not_the_outcome_of_the_retry():
             """Take it, at offset 7."""
             return Arrived(0, 7)
 
-        def command(self, _order_id, _command_id):
-            return old
+        def remembered(self, _order_id, _command_id):
+            return []
 
     sent: Any = Sent()
     outcomes = CommandResults(sent, sent, sent, waiting_max=8)

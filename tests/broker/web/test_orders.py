@@ -99,11 +99,20 @@ def test_a_version_that_has_passed_is_a_conflict(http, here):
     assert http.ask("POST", f"{here}/ship", SHIPMENT, If_Match='"2"').status == 200
 
 
-@pytest.mark.parametrize("tag", ['W/"1"', '"one"', "1", '"1", "2"', '"99999999999"'])
-def test_if_match_names_one_version(http, here, tag):
+@pytest.mark.parametrize(
+    ("tag", "status", "kind"),
+    [
+        ('W/"1"', 409, "not_paid"),
+        ('"2", "1"', 409, "not_paid"),
+        ('"one"', 412, "version_conflict"),
+        ('"01"', 412, "version_conflict"),
+        ('"99999999999"', 412, "version_conflict"),
+        ("1", 400, "invalid_parameter"),
+    ],
+)
+def test_if_match_names_versions(http, here, tag, status, kind):
     answer = http.ask("POST", f"{here}/deliver", If_Match=tag)
-    assert (answer.status, answer.body["type"]) == (400, "/problems/invalid_parameter")
-    assert answer.body["errors"][0]["pointer"] == "If-Match"
+    assert (answer.status, answer.body["type"]) == (status, f"/problems/{kind}")
 
 
 def test_a_repeat_gets_the_first_answer_on_any_server(http, other):
@@ -145,6 +154,21 @@ def test_a_key_is_not_used_for_something_else(http, other):
     for server in (http, other):
         answer = server.create("key-3", currency="USD")
         assert (answer.status, answer.body["type"]) == (422, "/problems/command_id_reused")
+
+
+def test_a_refused_create_is_decided_again_on_any_server_until_it_is_accepted(http, other):
+    for server in (http, other, http):
+        refused = server.create("key-6", user_id="unknown-erin")
+        assert (refused.status, refused.body["type"]) == (422, "/problems/user_not_found")
+        assert "idempotency-replayed" not in refused.headers
+    placed = other.create("key-6")
+    assert (placed.status, placed.body["order_id"]) == (201, refused.body["order_id"])
+    assert http.create("key-6").headers["idempotency-replayed"] == "true"
+    for server in (http, other):
+        assert server.create("key-6", user_id="unknown-erin").body["type"] == "/problems/command_id_reused"
+    history = http.get(f"{placed.headers['location']}/events?include_refused=true").body
+    assert [event["command_id"] for event in history["events"]] == [refused.body["command_id"]]
+    assert [rejection["reason"] for rejection in history["rejections"]] == ["user_not_found"]
 
 
 def test_those_who_ask_at_once_get_one_order(http, other):

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import sqlite3
+from contextlib import closing
 from http.client import HTTPConnection, IncompleteRead
 
 import pytest
@@ -85,6 +87,34 @@ def test_all_orders_are_followed_from_now_on_and_resumed_at_another_server(shop,
         with pytest.raises((EOFError, ConnectionError, IncompleteRead)):
             stream.next()
     assert process.wait_ended() == 0
+
+
+def test_a_stream_is_resumed_at_a_server_whose_views_are_behind(shop, http, here, tmp_path):
+    url = f"sqlite:///{tmp_path}/late.db"
+    views = str(make_url(shop.service.environment["ORDERS_DATABASE_URL"]).database)
+    with closing(sqlite3.connect(views)) as source, closing(sqlite3.connect(tmp_path / "late.db")) as target:
+        source.backup(target)
+    late, server = shop.serve(ORDERS_DATABASE_URL=url)
+    with Stream(http.port, f"{here}/stream", "1") as stream, Stream(http.port, "/v1/events") as all_events:
+        http.ask("POST", f"{here}/pay", PAYMENT)
+        assert stream.next()[0] == "2"
+        place = all_events.next()[0]
+    unknown = http.create().headers["location"]
+    assert late.get(here).body["version"] == 1
+    with (
+        Stream(late.port, f"{here}/stream", "2") as stream,
+        Stream(late.port, "/v1/events", place) as all_events,
+        Stream(late.port, f"{unknown}/stream", "1") as unseen,
+    ):
+        http.ask("POST", f"{here}/ship", SHIPMENT)
+        http.ask("POST", f"{unknown}/pay", PAYMENT)
+        projector = shop.service.start_worker(None, module=("order_service.cli", "projector"), ORDERS_DATABASE_URL=url)
+        assert stream.next()[:2] == ("3", "OrderShipped")
+        assert {all_events.next()[1] for _ in range(3)} == {"OrderCreated", "OrderShipped", "OrderPaid"}
+        assert unseen.next()[:2] == ("2", "OrderPaid")
+    for process in (server, projector):
+        process.send(signal.SIGTERM)
+        assert process.wait_ended() == 0
 
 
 @pytest.mark.parametrize("path", ["/stream", None])

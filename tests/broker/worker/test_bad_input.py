@@ -10,6 +10,7 @@ from confluent_kafka import Producer
 from msgspec import Struct
 
 from order_service.domain.messages import Command
+from order_service.kafka.topics import COMMAND_RECORD_BYTES
 from order_service.wire.avro import MAX_COMMAND_BYTES, encode_command
 from order_service.wire.commands import encode_json_command, partition_of
 from tests.support.samples import DANA, EVE, SHOP, amend, but, cancel, create, deliver, mugs, pay, ship
@@ -67,7 +68,7 @@ BAD = [
     Bad("a key that is no text", "key_mismatch", JSON, key=b"\xff\xfe" + MARKER),
     Bad("the wrong partition", "wrong_partition", as_json(order_id="new-1"), b"new-1", elsewhere(b"new-1")),
     Bad("a byte too large", "too_large", as_json(tracking_number=SECRET).ljust(MAX_COMMAND_BYTES + 1)),
-    Bad("as large as the topic takes", "too_large", MARKER.ljust(1024 * 1024 - 1024)),
+    Bad("as large as the topic takes", "too_large", MARKER.ljust(COMMAND_RECORD_BYTES - 1024)),
     Bad("JSON ids that are no UTF-8", "not_json", JSON.replace(b'"order-1"', b'"order-\xff"')),
     Bad("Avro ids that are no UTF-8", "not_avro", AVRO.replace(b"order-1", b"order-\xff")),
     Bad("an order_id that is a path", "bad_shape", as_json(order_id=".."), key=b".."),
@@ -79,7 +80,11 @@ BAD = [
 @pytest.fixture
 def large_producer(service):
     """Make the service's producer send what the topic takes; librdkafka stops at 10⁶ bytes by default."""
-    servers = {"log_level": 0, "bootstrap.servers": service.bootstrap_servers, "message.max.bytes": 1024 * 1024}
+    servers = {
+        "log_level": 0,
+        "bootstrap.servers": service.bootstrap_servers,
+        "message.max.bytes": COMMAND_RECORD_BYTES,
+    }
     service.producer = Producer(servers | {"partitioner": "murmur2_random", "linger.ms": 0})
 
 

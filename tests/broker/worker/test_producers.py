@@ -3,47 +3,33 @@
 import re
 from zlib import crc32
 
+import msgspec
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
-from order_service.domain.messages import Line
+from order_service.domain.messages import CreateOrder
 from order_service.wire.avro import MAX_COMMAND_BYTES
 from order_service.wire.commands import encode_json_command, partition_of
+from tests.support.extremes import WORTH, in_every_form, largest_order
 from tests.support.samples import SHOP, but, create, pay
 from tests.support.service import header, until
 
-ID_BYTES, LINES = 64, 500
-FULL = but(
-    create,
-    order_id="o" * ID_BYTES,
-    lines=tuple(
-        Line(line_id=f"{n}".zfill(ID_BYTES), sku="s" * ID_BYTES, name="n" * 200, quantity=10**6, unit_price=10)
-        for n in range(LINES)
-    ),
-    metadata={f"{n}".zfill(40): "m" * 500 for n in range(20)},
-)
-"""Every list is as long as it may be, and nearly every text."""
-
-
-def largest(command):
-    """Make a command's JSON as large as is accepted: spaces between a JSON object's fields mean nothing."""
-    value = encode_json_command(command)
-    assert MAX_COMMAND_BYTES * 0.8 < len(value) <= MAX_COMMAND_BYTES
-    return value[:-1].ljust(MAX_COMMAND_BYTES - 1) + b"}"
-
 
 @pytest.mark.parametrize("user_id", ["dana", "slow-1500-dana"])
-def test_the_largest_command_is_decided_at_once_and_after_waiting(service, user_id):
-    full = but(FULL, user_id=user_id, actor=SHOP)
+@pytest.mark.parametrize("form", ["UTF-8", "escaped", "Avro", "as large as is accepted"])
+def test_the_largest_command_is_decided_at_once_and_after_waiting(service, user_id, form):
+    order = largest_order(user_id=user_id, actor=SHOP, command_id="create-1")
+    written = in_every_form(order)
+    written["as large as is accepted"] = written["escaped"][:-1].ljust(MAX_COMMAND_BYTES - 1) + b"}"
     worker = service.start_worker().wait_lanes(4)
-    service.send([(full.order_id, largest(full))])
+    service.send([(order["order_id"], written[form])])
     if user_id != "dana":
         until(service.waiting, "it waits")
-    paid = but(pay, order_id=full.order_id, amount=LINES * 10**7 - 400 + 300 + 500)
+    paid = but(pay, order_id=order["order_id"], amount=500 * WORTH**2 + 10**14)
     service.send([paid])
     service.wait_outcomes(2)
-    service.check([full, paid])
+    service.check([msgspec.convert(order, CreateOrder), paid])
     assert worker.is_ready()
 
 

@@ -25,7 +25,7 @@ class Busy:
 
     def __init__(self):
         self.begun, self.end = asyncio.Event(), asyncio.Event()
-        self.application = web.Application()
+        self.application = web.Application(client_max_size=MAX_BODY_BYTES)
         self.application.router.add_post("/busy", self._wait)
         self.application.router.add_post("/read", self._read)
         self.application.router.add_get("/big", self._send)
