@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic.config import JsonDict
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 _T = TypeVar("_T")
 
@@ -31,6 +34,10 @@ Leeway = Annotated[float, Field(ge=0, le=3600)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Signature algorithms for tokens: asymmetric only, so that a process that checks tokens cannot issue one."""
+SECRET_MAX_BYTES: Final = 64 * 1024
+"""The largest file that is read for a secret."""
+_SERVICE_LINK: Final = re.compile(r"(tcp|udp|sctp)://")
+"""The beginning of what Kubernetes sets as `ORDERS_KAFKA_PORT` for a Service that is called `orders-kafka`."""
 
 NOT_FOUND_STATUSES: Final = frozenset({"204", *map(str, range(400, 500))} - {"401", "403", "407", "408", "429"})
 """Statuses that may mean that a user does not exist; the others concern the service, or our request."""
@@ -70,10 +77,30 @@ def _setting(
     )
 
 
+class _Environment(EnvSettingsSource):
+    """The environment. A secret can also be in a file, whose path is in `…_FILE`; links of Kubernetes are ignored."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the value, or in its place the error that `Settings` raises."""
+        value, key, is_complex = super().get_field_value(field, field_name)
+        name = variable(field_name)
+        if value and _is_service_link(name, value):
+            return None, key, is_complex
+        if self._has_twin(field, field_name) and (path := self.env_vars.get(f"{name}_FILE".lower())):
+            value = ValueError(f"set it or {name}_FILE, not both") if value else _secret(Path(path), f"{name}_FILE")
+        return value, key, is_complex
+
+    def _has_twin(self, field: FieldInfo, field_name: str) -> bool:
+        """Return whether a setting is a secret whose file is not a setting of its own."""
+        is_secret = SecretStr in (field.annotation, *get_args(field.annotation))
+        return is_secret and f"{field_name}_file" not in self.settings_cls.model_fields
+
+
 class Settings(BaseSettings):
     """All settings with their defaults, which suit a run on one machine. Names of times end in `_s` or `_ms`."""
 
-    model_config = SettingsConfigDict(env_prefix="ORDERS_", frozen=True, extra="ignore")
+    # Without the input: it may be a secret.
+    model_config = SettingsConfigDict(env_prefix="ORDERS_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     # Kafka
     kafka_bootstrap_servers: str = _setting(
@@ -453,6 +480,26 @@ class Settings(BaseSettings):
         """The URLs of the schema registry, or none."""
         return tuple(self.schema_registry_url.split(",")) if self.schema_registry_url else ()
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003, pydantic's signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from: arguments, then the environment."""
+        return init_settings, _Environment(settings_cls)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _raise_error(cls, value: object) -> object:
+        """Raise the error that the environment has in place of a value."""
+        if isinstance(value, ValueError):
+            raise value
+        return value
+
     @field_validator("user_service_url", "url")
     @classmethod
     def _http_url(cls, url: str, field: ValidationInfo) -> str:
@@ -601,3 +648,28 @@ def variable(field: str) -> str:
         return field
     alias = definition.validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ORDERS_{field.upper()}"
+
+
+def service_links(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the variables of settings that Kubernetes has set for a Service of that name. They are ignored."""
+    names = [variable(field) for field in Settings.model_fields]
+    return [name for name in names if _is_service_link(name, environment.get(name, ""))]
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return name.endswith("_PORT") and _SERVICE_LINK.match(value) is not None
+
+
+def _secret(path: Path, name: str) -> str | ValueError:
+    """Return the secret in a file without its trailing newline, or the error that the setting has."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(SECRET_MAX_BYTES + 1)
+        secret = content.decode().rstrip("\r\n")
+    except OSError as error:
+        return ValueError(f"the file {path} of {name} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        return ValueError(f"the file {path} of {name} is not text in UTF-8")
+    if len(content) > SECRET_MAX_BYTES:
+        return ValueError(f"the file {path} of {name} has more than {SECRET_MAX_BYTES} bytes")
+    return secret or ValueError(f"the file {path} of {name} is empty")
