@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -115,13 +115,52 @@ class Settings(BaseSettings):
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = _setting(
         "PLAINTEXT", EVERY_PROCESS, "The security protocol of every Kafka client."
     )
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = _setting(
-        "SCRAM-SHA-512", EVERY_PROCESS, "The SASL mechanism of every Kafka client."
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"] = _setting(
+        "SCRAM-SHA-512",
+        EVERY_PROCESS,
+        "The SASL mechanism of every Kafka client: see [Kafka](../guide/fit-in.md#kafka). `AWS_MSK_IAM` needs the "
+        "extra `aws`.",
     )
-    kafka_sasl_username: str = _setting("", EVERY_PROCESS, "The SASL user name for Kafka.")
-    kafka_sasl_password: SecretStr = _setting(SecretStr(""), EVERY_PROCESS, "The SASL password for Kafka.")
+    kafka_sasl_username: str = _setting("", EVERY_PROCESS, "The user name for `PLAIN` and `SCRAM-...`.")
+    kafka_sasl_password: SecretStr = _setting(SecretStr(""), EVERY_PROCESS, "The password for `PLAIN` and `SCRAM-...`.")
+    kafka_oauth_token_url: str = _setting(
+        "",
+        EVERY_PROCESS,
+        "For `OAUTHBEARER`: the token endpoint, for client credentials. Set this or `ORDERS_KAFKA_OAUTH_TOKEN_FILE`.",
+    )
+    kafka_oauth_client_id: str = _setting("", EVERY_PROCESS, "The client id at the token endpoint.")
+    kafka_oauth_client_secret: SecretStr = _setting(
+        SecretStr(""), EVERY_PROCESS, "The client secret at the token endpoint."
+    )
+    kafka_oauth_scope: str = _setting("", EVERY_PROCESS, "The scopes to request, separated by spaces.")
+    kafka_oauth_audience: str = _setting("", EVERY_PROCESS, "The audience to request, for providers that need one.")
+    kafka_oauth_ssl_cafile: Path | None = _setting(
+        None, EVERY_PROCESS, "The CA bundle that verifies the token endpoint.", shown="the system's"
+    )
+    kafka_oauth_token_file: Path | None = _setting(
+        None, EVERY_PROCESS, "For `OAUTHBEARER`: a file with the access token. It is read again when it changes."
+    )
+    kafka_oauth_extensions: str = _setting(
+        "",
+        EVERY_PROCESS,
+        "For `OAUTHBEARER`: SASL extensions as `name=value`, separated by commas. Confluent Cloud needs "
+        "`logicalCluster` and `identityPoolId`.",
+        pattern=r"^([A-Za-z]+=[\x21-\x2b\x2d-\x7e]+(,|$))*$",
+    )
+    kafka_aws_region: str = _setting(
+        "", EVERY_PROCESS, "For `AWS_MSK_IAM`: the AWS region of the cluster.", pattern=r"^[a-z0-9-]*$"
+    )
     kafka_ssl_cafile: Path | None = _setting(
         None, EVERY_PROCESS, "The CA bundle that verifies Kafka's certificates.", shown="the system's"
+    )
+    kafka_ssl_certfile: Path | None = _setting(
+        None, EVERY_PROCESS, "The client certificate for mutual TLS, with its chain, in PEM."
+    )
+    kafka_ssl_keyfile: Path | None = _setting(
+        None, EVERY_PROCESS, "The private key of the client certificate, in PEM. Both may be in one file."
+    )
+    kafka_ssl_key_password: SecretStr = _setting(
+        SecretStr(""), EVERY_PROCESS, "The password of the private key, if it is encrypted."
     )
     app_id: str = _setting(
         "orders",
@@ -513,14 +552,16 @@ class Settings(BaseSettings):
             raise ValueError("must not contain credentials: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
         return ",".join(dict.fromkeys(urls))
 
-    @field_validator("schema_registry_oauth_token_url", "user_service_oauth_token_url")
+    @field_validator("schema_registry_oauth_token_url", "user_service_oauth_token_url", "kafka_oauth_token_url")
     @classmethod
     def _without_credentials(cls, url: str) -> str:
         if urlsplit(url).username is not None:
             raise ValueError("must not contain credentials: set …_OAUTH_CLIENT_ID and …_OAUTH_CLIENT_SECRET")
         return url
 
-    @field_validator("jwt_jwks_url", "schema_registry_oauth_token_url", "user_service_oauth_token_url")
+    @field_validator(
+        "jwt_jwks_url", "schema_registry_oauth_token_url", "user_service_oauth_token_url", "kafka_oauth_token_url"
+    )
     @classmethod
     def _http_url_or_none(cls, url: str) -> str:
         """Return the URL unchanged: a query may name a policy, and a trailing slash may lead to another document."""
@@ -540,6 +581,11 @@ class Settings(BaseSettings):
         "user_service_ssl_cafile",
         "user_service_ssl_certfile",
         "user_service_ssl_keyfile",
+        "kafka_ssl_cafile",
+        "kafka_ssl_certfile",
+        "kafka_ssl_keyfile",
+        "kafka_oauth_ssl_cafile",
+        "kafka_oauth_token_file",
         mode="before",
     )
     @classmethod
@@ -616,6 +662,12 @@ class Settings(BaseSettings):
             raise ValueError(fault)
         return self
 
+    @model_validator(mode="after")
+    def _kafka_security_fits(self) -> Self:
+        if fault := _kafka_security_fault(self):
+            raise ValueError(fault)
+        return self
+
 
 def _base_url(url: str) -> str:
     TypeAdapter(HttpUrl).validate_python(url)
@@ -648,6 +700,78 @@ def variable(field: str) -> str:
         return field
     alias = definition.validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ORDERS_{field.upper()}"
+
+
+_SASL_SETTINGS: Final = {
+    "PLAIN": ("kafka_sasl_username", "kafka_sasl_password"),
+    "SCRAM-SHA-256": ("kafka_sasl_username", "kafka_sasl_password"),
+    "SCRAM-SHA-512": ("kafka_sasl_username", "kafka_sasl_password"),
+    "OAUTHBEARER": (),
+    "AWS_MSK_IAM": ("kafka_aws_region",),
+}
+"""What each mechanism needs, and no other mechanism uses."""
+_CLIENT_CREDENTIALS: Final = ("kafka_oauth_token_url", "kafka_oauth_client_id", "kafka_oauth_client_secret")
+_OAUTH_SETTINGS: Final = (
+    *_CLIENT_CREDENTIALS,
+    "kafka_oauth_token_file",
+    "kafka_oauth_scope",
+    "kafka_oauth_audience",
+    "kafka_oauth_ssl_cafile",
+    "kafka_oauth_extensions",
+)
+_TLS_SETTINGS: Final = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile", "kafka_ssl_key_password")
+
+
+def _kafka_security_fault(settings: Settings) -> str:
+    """Return why the settings of Kafka's security do not fit together, which names a setting, or an empty text."""
+    protocol = settings.kafka_security_protocol
+    if not protocol.endswith("SSL") and (names := _set_of(settings, _TLS_SETTINGS)):
+        return f"{names[0]} needs TLS: set ORDERS_KAFKA_SECURITY_PROTOCOL to SSL or SASL_SSL, not {protocol}"
+    if (settings.kafka_ssl_certfile is None) != (settings.kafka_ssl_keyfile is None):
+        return "set ORDERS_KAFKA_SSL_CERTFILE and ORDERS_KAFKA_SSL_KEYFILE, not one of them"
+    if settings.kafka_ssl_keyfile is None and settings.kafka_ssl_key_password.get_secret_value():
+        return "ORDERS_KAFKA_SSL_KEY_PASSWORD needs ORDERS_KAFKA_SSL_KEYFILE"
+    if protocol.startswith("SASL"):
+        return _sasl_fault(settings)
+    all_names = [name for names in _SASL_SETTINGS.values() for name in names]
+    if names := _set_of(settings, ("kafka_sasl_mechanism", *all_names, *_OAUTH_SETTINGS)):
+        return f"{names[0]} needs SASL: set ORDERS_KAFKA_SECURITY_PROTOCOL to SASL_SSL, not {protocol}"
+    return ""
+
+
+def _sasl_fault(settings: Settings) -> str:
+    mechanism = settings.kafka_sasl_mechanism
+    needed = _SASL_SETTINGS[mechanism]
+    others = {name: other for other, names in _SASL_SETTINGS.items() for name in names if name not in needed}
+    if mechanism != "OAUTHBEARER":
+        others |= dict.fromkeys(_OAUTH_SETTINGS, "OAUTHBEARER")
+    if names := _set_of(settings, others):
+        return f"{names[0]} is not for ORDERS_KAFKA_SASL_MECHANISM={mechanism}"
+    if missing := [variable(name) for name in needed if variable(name) not in _set_of(settings, needed)]:
+        return f"ORDERS_KAFKA_SASL_MECHANISM={mechanism} needs {' and '.join(missing)}"
+    if mechanism == "AWS_MSK_IAM" and settings.kafka_security_protocol != "SASL_SSL":
+        return "ORDERS_KAFKA_SASL_MECHANISM=AWS_MSK_IAM needs ORDERS_KAFKA_SECURITY_PROTOCOL=SASL_SSL"
+    return _oauth_fault(settings) if mechanism == "OAUTHBEARER" else ""
+
+
+def _oauth_fault(settings: Settings) -> str:
+    of_endpoint = (*_CLIENT_CREDENTIALS, "kafka_oauth_scope", "kafka_oauth_audience", "kafka_oauth_ssl_cafile")
+    names = _set_of(settings, of_endpoint)
+    if settings.kafka_oauth_token_file is not None:
+        return f"set ORDERS_KAFKA_OAUTH_TOKEN_FILE or {names[0]}, not both" if names else ""
+    missing = [variable(name) for name in _CLIENT_CREDENTIALS if variable(name) not in names]
+    if len(missing) == len(_CLIENT_CREDENTIALS):
+        return (
+            "ORDERS_KAFKA_SASL_MECHANISM=OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_URL or "
+            "ORDERS_KAFKA_OAUTH_TOKEN_FILE"
+        )
+    return f"the client credentials for Kafka need {' and '.join(missing)}" if missing else ""
+
+
+def _set_of(settings: Settings, fields: Iterable[str]) -> list[str]:
+    """Return the variables of those settings that differ from their default."""
+    definitions = Settings.model_fields
+    return [variable(field) for field in fields if getattr(settings, field) != definitions[field].default]
 
 
 def service_links(environment: Mapping[str, str] = os.environ) -> list[str]:
