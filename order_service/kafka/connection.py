@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.cluster import ClusterMetadata
-from aiokafka.conn import AIOKafkaConnection, collect_hosts
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
@@ -126,11 +126,37 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
         self._is_started = bool(own.brokers())
 
     async def bootstrap(self) -> None:
-        """Connect to a bootstrap server and read the metadata, unless `start_from` has done that."""
-        if not self._is_started:
+        """Connect to a bootstrap server and read the metadata, unless `start_from` has done that.
+
+        The cause of a KafkaConnectionError is a KafkaAwayError, if a server refuses us: see `refusal_of`.
+        """
+        if self._is_started:
+            self._sync_task = self._sync_task or asyncio.create_task(self._md_synchronizer(), name="metadata")
+            return
+        try:
             await super().bootstrap()
-        elif self._sync_task is None:
-            self._sync_task = asyncio.create_task(self._md_synchronizer(), name="metadata")
+        except KafkaConnectionError:
+            await self._check_refusal()
+            raise
+        if not self.cluster.brokers():  # aiokafka 0.14 reads this from a server that has refused an access token
+            await self._check_refusal()
+
+    async def _check_refusal(self) -> None:
+        for host, port, _ in self.hosts if self._security_protocol != "PLAINTEXT" else ():
+            if refusal := await refusal_of(host, port, self._security):
+                raise KafkaConnectionError(refusal) from _refused(self._bootstrap_servers, refusal)
+
+    @property
+    def _security(self) -> dict[str, Any]:
+        """The arguments of a connection that `security` has made."""
+        return {
+            "security_protocol": self._security_protocol,
+            "ssl_context": self._ssl_context,
+            "sasl_mechanism": self._sasl_mechanism,
+            "sasl_plain_username": self._sasl_plain_username,
+            "sasl_plain_password": self._sasl_plain_password,
+            "sasl_oauth_token_provider": self._sasl_oauth_token_provider,
+        }
 
     async def close(self) -> None:
         """Close all connections, also one that a task of the client is opening: aiokafka 0.14 would leave it open."""
@@ -198,14 +224,9 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
             broker.port,
             client_id=self._client_id,
             request_timeout_ms=self._request_timeout_ms,
-            ssl_context=self._ssl_context,
-            security_protocol=self._security_protocol,
             on_close=self._on_connection_closed,
             max_idle_ms=self._connections_max_idle_ms,
-            sasl_mechanism=self._sasl_mechanism,
-            sasl_plain_username=self._sasl_plain_username,
-            sasl_plain_password=self._sasl_plain_password,
-            sasl_oauth_token_provider=self._sasl_oauth_token_provider,
+            **self._security,
         )
         await opened.connect()
         return opened
@@ -238,10 +259,8 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
             await admin.start()
             return await ask(admin)
         except (KafkaError, TimeoutError) as error:
-            if refusal := await _refusal(arguments):
-                raise KafkaAwayError(
-                    f"Kafka at {servers} cannot be used with these ORDERS_KAFKA_… settings: {refusal}"
-                ) from error
+            if isinstance(error.__cause__, KafkaAwayError):
+                raise KafkaAwayError(str(error.__cause__)) from error
             if isinstance(error, KafkaError) and not error.retriable:
                 raise KafkaAwayError(f"Kafka at {servers} refuses the request: {error!r}") from error
             if time.monotonic() > give_up_at:
@@ -319,10 +338,5 @@ def _cure(code: int) -> str:
     return f"a topic cannot be used ({for_code(code).__name__})"
 
 
-async def _refusal(arguments: dict[str, Any]) -> str | None:
-    """Return why a reachable server cannot be used, if so. aiokafka reports only that no server can be used."""
-    options = {name: value for name, value in arguments.items() if name != "bootstrap_servers"}
-    for host, port, _ in collect_hosts(arguments["bootstrap_servers"]):
-        if refusal := await refusal_of(host, port, options):
-            return refusal
-    return None
+def _refused(servers: object, refusal: str) -> KafkaAwayError:
+    return KafkaAwayError(f"Kafka at {servers} cannot be used with these ORDERS_KAFKA_… settings: {refusal}")

@@ -298,6 +298,14 @@ def test_whom_kafka_does_not_let_in_is_told_why_at_once(kafka, of_others, kind, 
     assert PASSWORD not in line
 
 
+@pytest.mark.parametrize("arguments", [("timeline", "order-1"), ("deliver", "order-1", "--wait", "0")])
+def test_other_commands_and_the_sdk_are_told_why_too(kafka, of_others, arguments):
+    environment = kafka.environments["tokens"] | {"ORDERS_KAFKA_OAUTH_TOKEN_FILE": str(of_others / "expired")}
+    [line] = CommandLine(environment)(*arguments, code=1).stderr.splitlines()
+    assert "cannot be used with these ORDERS_KAFKA_… settings: " in line
+    assert "the access token is refused" in line
+
+
 def test_a_worker_that_kafka_does_not_let_in_ends_with_one_line(kafka, tmp_path, users, of_others):
     environment = kafka.environments["tokens"] | {"ORDERS_KAFKA_OAUTH_TOKEN_FILE": str(of_others / "expired")}
     with Service(kafka.servers, tmp_path, users) as service:
