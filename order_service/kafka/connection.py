@@ -199,7 +199,7 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
             return last
         try:
             async with self._get_conn_lock:
-                if self._conns.get(key) is last:  # else another task has opened one meanwhile
+                if self._conns.get(key) in {last, None}:  # else another task has opened one meanwhile
                     self._conns[key] = await self._open(node_id)
                     if last is not None:
                         self._close_later(last)
