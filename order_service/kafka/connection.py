@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.cluster import ClusterMetadata
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
@@ -191,6 +191,7 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
         key = node_id, group
         last: Any = self._conns.get(key)
         if last is not None and not last.connected():
+            last.close(reason=CloseReason.CONNECTION_BROKEN)  # its own task may not have noticed the end yet
             del self._conns[key]
             last = None
         if type(last) is AIOKafkaConnection:  # of `bootstrap`
