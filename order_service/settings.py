@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic.config import JsonDict
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 _T = TypeVar("_T")
 
@@ -31,6 +34,10 @@ Leeway = Annotated[float, Field(ge=0, le=3600)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Signature algorithms for tokens: asymmetric only, so that a process that checks tokens cannot issue one."""
+SECRET_MAX_BYTES: Final = 64 * 1024
+"""The largest file that is read for a secret."""
+_SERVICE_LINK: Final = re.compile(r"(tcp|udp|sctp)://")
+"""The beginning of what Kubernetes sets as `ORDERS_KAFKA_PORT` for a Service that is called `orders-kafka`."""
 
 NOT_FOUND_STATUSES: Final = frozenset({"204", *map(str, range(400, 500))} - {"401", "403", "407", "408", "429"})
 """Statuses that may mean that a user does not exist; the others concern the service, or our request."""
@@ -70,10 +77,30 @@ def _setting(
     )
 
 
+class _Environment(EnvSettingsSource):
+    """The environment. A secret can also be in a file, whose path is in `…_FILE`; links of Kubernetes are ignored."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the value, or in its place the error that `Settings` raises."""
+        value, key, is_complex = super().get_field_value(field, field_name)
+        name = variable(field_name)
+        if value and _is_service_link(name, value):
+            return None, key, is_complex
+        if self._has_twin(field, field_name) and (path := self.env_vars.get(f"{name}_FILE".lower())):
+            value = ValueError(f"set it or {name}_FILE, not both") if value else _secret(Path(path), f"{name}_FILE")
+        return value, key, is_complex
+
+    def _has_twin(self, field: FieldInfo, field_name: str) -> bool:
+        """Return whether a setting is a secret whose file is not a setting of its own."""
+        is_secret = SecretStr in (field.annotation, *get_args(field.annotation))
+        return is_secret and f"{field_name}_file" not in self.settings_cls.model_fields
+
+
 class Settings(BaseSettings):
     """All settings with their defaults, which suit a run on one machine. Names of times end in `_s` or `_ms`."""
 
-    model_config = SettingsConfigDict(env_prefix="ORDERS_", frozen=True, extra="ignore")
+    # Without the input: it may be a secret.
+    model_config = SettingsConfigDict(env_prefix="ORDERS_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     # Kafka
     kafka_bootstrap_servers: str = _setting(
@@ -88,13 +115,52 @@ class Settings(BaseSettings):
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = _setting(
         "PLAINTEXT", EVERY_PROCESS, "The security protocol of every Kafka client."
     )
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = _setting(
-        "SCRAM-SHA-512", EVERY_PROCESS, "The SASL mechanism of every Kafka client."
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"] = _setting(
+        "SCRAM-SHA-512",
+        EVERY_PROCESS,
+        "The SASL mechanism of every Kafka client: see [Kafka](../guide/fit-in.md#kafka). `AWS_MSK_IAM` needs the "
+        "extra `aws`.",
     )
-    kafka_sasl_username: str = _setting("", EVERY_PROCESS, "The SASL user name for Kafka.")
-    kafka_sasl_password: SecretStr = _setting(SecretStr(""), EVERY_PROCESS, "The SASL password for Kafka.")
+    kafka_sasl_username: str = _setting("", EVERY_PROCESS, "The user name for `PLAIN` and `SCRAM-...`.")
+    kafka_sasl_password: SecretStr = _setting(SecretStr(""), EVERY_PROCESS, "The password for `PLAIN` and `SCRAM-...`.")
+    kafka_oauth_token_url: str = _setting(
+        "",
+        EVERY_PROCESS,
+        "For `OAUTHBEARER`: the token endpoint, for client credentials. Set this or `ORDERS_KAFKA_OAUTH_TOKEN_FILE`.",
+    )
+    kafka_oauth_client_id: str = _setting("", EVERY_PROCESS, "The client id at the token endpoint.")
+    kafka_oauth_client_secret: SecretStr = _setting(
+        SecretStr(""), EVERY_PROCESS, "The client secret at the token endpoint."
+    )
+    kafka_oauth_scope: str = _setting("", EVERY_PROCESS, "The scopes to request, separated by spaces.")
+    kafka_oauth_audience: str = _setting("", EVERY_PROCESS, "The audience to request, for providers that need one.")
+    kafka_oauth_ssl_cafile: Path | None = _setting(
+        None, EVERY_PROCESS, "The CA bundle that verifies the token endpoint.", shown="the system's"
+    )
+    kafka_oauth_token_file: Path | None = _setting(
+        None, EVERY_PROCESS, "For `OAUTHBEARER`: a file with the access token. It is read again when it changes."
+    )
+    kafka_oauth_extensions: str = _setting(
+        "",
+        EVERY_PROCESS,
+        "For `OAUTHBEARER`: SASL extensions as `name=value`, separated by commas. Confluent Cloud needs "
+        "`logicalCluster` and `identityPoolId`.",
+        pattern=r"^([A-Za-z]+=[\x21-\x2b\x2d-\x7e]+(,|$))*$",
+    )
+    kafka_aws_region: str = _setting(
+        "", EVERY_PROCESS, "For `AWS_MSK_IAM`: the AWS region of the cluster.", pattern=r"^[a-z0-9-]*$"
+    )
     kafka_ssl_cafile: Path | None = _setting(
         None, EVERY_PROCESS, "The CA bundle that verifies Kafka's certificates.", shown="the system's"
+    )
+    kafka_ssl_certfile: Path | None = _setting(
+        None, EVERY_PROCESS, "The client certificate for mutual TLS, with its chain, in PEM."
+    )
+    kafka_ssl_keyfile: Path | None = _setting(
+        None, EVERY_PROCESS, "The private key of the client certificate, in PEM. Both may be in one file."
+    )
+    kafka_ssl_key_password: SecretStr = _setting(
+        SecretStr(""), EVERY_PROCESS, "The password of the private key, if it is encrypted."
     )
     app_id: str = _setting(
         "orders",
@@ -453,6 +519,26 @@ class Settings(BaseSettings):
         """The URLs of the schema registry, or none."""
         return tuple(self.schema_registry_url.split(",")) if self.schema_registry_url else ()
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003, pydantic's signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from: arguments, then the environment."""
+        return init_settings, _Environment(settings_cls)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _raise_error(cls, value: object) -> object:
+        """Raise the error that the environment has in place of a value."""
+        if isinstance(value, ValueError):
+            raise value
+        return value
+
     @field_validator("user_service_url", "url")
     @classmethod
     def _http_url(cls, url: str, field: ValidationInfo) -> str:
@@ -466,14 +552,16 @@ class Settings(BaseSettings):
             raise ValueError("must not contain credentials: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
         return ",".join(dict.fromkeys(urls))
 
-    @field_validator("schema_registry_oauth_token_url", "user_service_oauth_token_url")
+    @field_validator("schema_registry_oauth_token_url", "user_service_oauth_token_url", "kafka_oauth_token_url")
     @classmethod
     def _without_credentials(cls, url: str) -> str:
         if urlsplit(url).username is not None:
             raise ValueError("must not contain credentials: set …_OAUTH_CLIENT_ID and …_OAUTH_CLIENT_SECRET")
         return url
 
-    @field_validator("jwt_jwks_url", "schema_registry_oauth_token_url", "user_service_oauth_token_url")
+    @field_validator(
+        "jwt_jwks_url", "schema_registry_oauth_token_url", "user_service_oauth_token_url", "kafka_oauth_token_url"
+    )
     @classmethod
     def _http_url_or_none(cls, url: str) -> str:
         """Return the URL unchanged: a query may name a policy, and a trailing slash may lead to another document."""
@@ -493,6 +581,11 @@ class Settings(BaseSettings):
         "user_service_ssl_cafile",
         "user_service_ssl_certfile",
         "user_service_ssl_keyfile",
+        "kafka_ssl_cafile",
+        "kafka_ssl_certfile",
+        "kafka_ssl_keyfile",
+        "kafka_oauth_ssl_cafile",
+        "kafka_oauth_token_file",
         mode="before",
     )
     @classmethod
@@ -569,6 +662,12 @@ class Settings(BaseSettings):
             raise ValueError(fault)
         return self
 
+    @model_validator(mode="after")
+    def _kafka_security_fits(self) -> Self:
+        if fault := _kafka_security_fault(self):
+            raise ValueError(fault)
+        return self
+
 
 def _base_url(url: str) -> str:
     TypeAdapter(HttpUrl).validate_python(url)
@@ -601,3 +700,100 @@ def variable(field: str) -> str:
         return field
     alias = definition.validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ORDERS_{field.upper()}"
+
+
+_SASL_SETTINGS: Final = {
+    "PLAIN": ("kafka_sasl_username", "kafka_sasl_password"),
+    "SCRAM-SHA-256": ("kafka_sasl_username", "kafka_sasl_password"),
+    "SCRAM-SHA-512": ("kafka_sasl_username", "kafka_sasl_password"),
+    "OAUTHBEARER": (),
+    "AWS_MSK_IAM": ("kafka_aws_region",),
+}
+"""What each mechanism needs, and no other mechanism uses."""
+_CLIENT_CREDENTIALS: Final = ("kafka_oauth_token_url", "kafka_oauth_client_id", "kafka_oauth_client_secret")
+_OAUTH_SETTINGS: Final = (
+    *_CLIENT_CREDENTIALS,
+    "kafka_oauth_token_file",
+    "kafka_oauth_scope",
+    "kafka_oauth_audience",
+    "kafka_oauth_ssl_cafile",
+    "kafka_oauth_extensions",
+)
+_TLS_SETTINGS: Final = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile", "kafka_ssl_key_password")
+
+
+def _kafka_security_fault(settings: Settings) -> str:
+    """Return why the settings of Kafka's security do not fit together, which names a setting, or an empty text."""
+    protocol = settings.kafka_security_protocol
+    if not protocol.endswith("SSL") and (names := _set_of(settings, _TLS_SETTINGS)):
+        return f"{names[0]} needs TLS: set ORDERS_KAFKA_SECURITY_PROTOCOL to SSL or SASL_SSL, not {protocol}"
+    if (settings.kafka_ssl_certfile is None) != (settings.kafka_ssl_keyfile is None):
+        return "set ORDERS_KAFKA_SSL_CERTFILE and ORDERS_KAFKA_SSL_KEYFILE, not one of them"
+    if settings.kafka_ssl_keyfile is None and settings.kafka_ssl_key_password.get_secret_value():
+        return "ORDERS_KAFKA_SSL_KEY_PASSWORD needs ORDERS_KAFKA_SSL_KEYFILE"
+    if protocol.startswith("SASL"):
+        return _sasl_fault(settings)
+    all_names = [name for names in _SASL_SETTINGS.values() for name in names]
+    if names := _set_of(settings, ("kafka_sasl_mechanism", *all_names, *_OAUTH_SETTINGS)):
+        return f"{names[0]} needs SASL: set ORDERS_KAFKA_SECURITY_PROTOCOL to SASL_SSL, not {protocol}"
+    return ""
+
+
+def _sasl_fault(settings: Settings) -> str:
+    mechanism = settings.kafka_sasl_mechanism
+    needed = _SASL_SETTINGS[mechanism]
+    others = {name: other for other, names in _SASL_SETTINGS.items() for name in names if name not in needed}
+    if mechanism != "OAUTHBEARER":
+        others |= dict.fromkeys(_OAUTH_SETTINGS, "OAUTHBEARER")
+    if names := _set_of(settings, others):
+        return f"{names[0]} is not for ORDERS_KAFKA_SASL_MECHANISM={mechanism}"
+    if missing := [variable(name) for name in needed if variable(name) not in _set_of(settings, needed)]:
+        return f"ORDERS_KAFKA_SASL_MECHANISM={mechanism} needs {' and '.join(missing)}"
+    if mechanism == "AWS_MSK_IAM" and settings.kafka_security_protocol != "SASL_SSL":
+        return "ORDERS_KAFKA_SASL_MECHANISM=AWS_MSK_IAM needs ORDERS_KAFKA_SECURITY_PROTOCOL=SASL_SSL"
+    return _oauth_fault(settings) if mechanism == "OAUTHBEARER" else ""
+
+
+def _oauth_fault(settings: Settings) -> str:
+    of_endpoint = (*_CLIENT_CREDENTIALS, "kafka_oauth_scope", "kafka_oauth_audience", "kafka_oauth_ssl_cafile")
+    names = _set_of(settings, of_endpoint)
+    if settings.kafka_oauth_token_file is not None:
+        return f"set ORDERS_KAFKA_OAUTH_TOKEN_FILE or {names[0]}, not both" if names else ""
+    missing = [variable(name) for name in _CLIENT_CREDENTIALS if variable(name) not in names]
+    if len(missing) == len(_CLIENT_CREDENTIALS):
+        return (
+            "ORDERS_KAFKA_SASL_MECHANISM=OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_URL or "
+            "ORDERS_KAFKA_OAUTH_TOKEN_FILE"
+        )
+    return f"the client credentials for Kafka need {' and '.join(missing)}" if missing else ""
+
+
+def _set_of(settings: Settings, fields: Iterable[str]) -> list[str]:
+    """Return the variables of those settings that differ from their default."""
+    definitions = Settings.model_fields
+    return [variable(field) for field in fields if getattr(settings, field) != definitions[field].default]
+
+
+def service_links(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the variables of settings that Kubernetes has set for a Service of that name. They are ignored."""
+    names = [variable(field) for field in Settings.model_fields]
+    return [name for name in names if _is_service_link(name, environment.get(name, ""))]
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return name.endswith("_PORT") and _SERVICE_LINK.match(value) is not None
+
+
+def _secret(path: Path, name: str) -> str | ValueError:
+    """Return the secret in a file without its trailing newline, or the error that the setting has."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(SECRET_MAX_BYTES + 1)
+        secret = content.decode().rstrip("\r\n")
+    except OSError as error:
+        return ValueError(f"the file {path} of {name} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        return ValueError(f"the file {path} of {name} is not text in UTF-8")
+    if len(content) > SECRET_MAX_BYTES:
+        return ValueError(f"the file {path} of {name} has more than {SECRET_MAX_BYTES} bytes")
+    return secret or ValueError(f"the file {path} of {name} is empty")

@@ -1,13 +1,17 @@
 """The settings of every command, or one line for each invalid one."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
+import structlog
 import typer
 from pydantic import SecretStr, ValidationError
 
-from order_service.settings import Settings, variable
+from order_service.runtime import logs
+from order_service.settings import Settings, service_links, variable
+
+log = structlog.get_logger()
 
 LOCAL_PARTITIONS = 4
 """A local machine does not need 12 partitions, and starts faster with fewer."""
@@ -24,6 +28,13 @@ def read_settings(*, for_local: bool = True) -> Settings:
         for line in fault_lines(error):
             typer.echo(line, err=True)
         raise typer.Exit(2) from error
+
+
+def configure_log(style: Literal["", "json", "console"]) -> None:
+    """Configure the log of a process that keeps running, and warn about settings that it ignores."""
+    logs.configure(style)
+    if links := service_links():
+        log.warning("Variables that Kubernetes sets for Services are ignored as settings.", variables=links)
 
 
 def fault_lines(error: ValidationError) -> Iterator[str]:

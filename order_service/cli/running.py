@@ -8,10 +8,9 @@ import typer
 from msgspec import structs
 
 from order_service.cli import show
-from order_service.cli.environment import read_settings, redacted
+from order_service.cli.environment import configure_log, read_settings, redacted
 from order_service.cli.options import AsJson
 from order_service.cli.outcomes import show_outcomes
-from order_service.runtime import logs
 from order_service.runtime.signals import exit_on_signal, run_until_signal
 from order_service.settings import Settings
 
@@ -24,7 +23,7 @@ def up(quiet: Quiet = False, as_json: AsJson = False) -> None:
     from order_service.local import up as local_run  # noqa: PLC0415 - other commands start without it
 
     settings = read_settings()
-    logs.configure("json" if as_json else settings.log or "console")
+    configure_log("json" if as_json else settings.log or "console")
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # our line about Kafka has what matters
     started_at = time.monotonic()
 
@@ -71,7 +70,7 @@ def _begin(*, as_json: bool) -> Settings:
     """Prepare this process: its signals, settings and log. Return the settings."""
     exit_on_signal()
     settings = read_settings()
-    logs.configure("json" if as_json else settings.log)
+    configure_log("json" if as_json else settings.log)
     return settings
 
 

@@ -7,12 +7,11 @@ import msgspec
 import typer
 
 from order_service.cli import show
-from order_service.cli.environment import read_settings
+from order_service.cli.environment import configure_log, read_settings
 from order_service.cli.options import AsJson
 from order_service.domain.decision import UserCheck
 from order_service.errors import cannot_listen
 from order_service.operations.user_check import Explanation, check_user
-from order_service.runtime import logs
 from order_service.runtime.signals import run_until_signal
 
 users = typer.Typer(invoke_without_command=True)
@@ -31,7 +30,7 @@ def run_stub(
     if context.invoked_subcommand is not None:
         return
     settings = read_settings()
-    logs.configure(settings.log)
+    configure_log(settings.log)
     from order_service.users.stub import serve_stub  # noqa: PLC0415 - other commands need no HTTP server
 
     def ready(url: str) -> None:

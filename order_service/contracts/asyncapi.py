@@ -22,7 +22,13 @@ Node = dict[str, Any]
 AVRO: Final = "application/vnd.apache.avro;version=1.9.0"
 BINDING: Final = "0.5.0"
 KEY: Final = {"type": "string", "pattern": ID_JSON_PATTERN, "description": "The `order_id`, in UTF-8."}
-SASL: Final = ("scramSha512", "scramSha256", "plain")
+SECURITY: Final[Node] = {
+    **{
+        kind: {"type": kind, "description": "SASL, with name and password."}
+        for kind in ("scramSha512", "scramSha256", "plain")
+    },
+    "X509": {"type": "X509", "description": "Mutual TLS, with a client certificate."},
+}
 GROUP: Final[str] = Settings.model_fields["app_id"].default
 
 
@@ -41,7 +47,7 @@ def document(source: Source) -> Node:
             "schemas": shapes(source),
             "messageTraits": TRAITS,
             "correlationIds": CORRELATION,
-            "securitySchemes": {kind: {"type": kind, "description": "SASL, with name and password."} for kind in SASL},
+            "securitySchemes": SECURITY,
         },
     }
 
@@ -97,8 +103,9 @@ SERVERS: Final = {
     "plain": _server("kafka", "Kafka without encryption, as `order-service up` runs it on one machine."),
     "secured": _server(
         "kafka-secure",
-        "Kafka with SASL and TLS, if `ORDERS_KAFKA_SECURITY_PROTOCOL` is set to them.",
-        security=[_ref("securitySchemes", kind) for kind in SASL],
+        "Kafka with TLS, and with SASL or a client certificate, if `ORDERS_KAFKA_SECURITY_PROTOCOL` says so. SASL can "
+        "also be OAUTHBEARER with access tokens, which AsyncAPI cannot describe.",
+        security=[_ref("securitySchemes", kind) for kind in SECURITY],
     ),
 }
 

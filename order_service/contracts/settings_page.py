@@ -8,7 +8,9 @@ from order_service.settings import Settings, variable
 HEAD: Final = ("Setting", "Type", "Default", "Unit", "Meaning")
 ABOUT: Final = (
     "Settings are environment variables. `order-service config` prints all of them with the values in use, without "
-    "secrets. Each process reads the settings of the first table and those of its own tables."
+    "secrets. Each process reads the settings of the first table and those of its own tables. A secret can be in a "
+    "file instead: `..._FILE` is its path, as in `ORDERS_KAFKA_SASL_PASSWORD_FILE`. The file is read once, at the "
+    "start; newlines at its end are removed."
 )
 
 
@@ -47,7 +49,7 @@ def _type(schema: dict[str, Any]) -> str:
         case {"type": "integer" | "number" as name, "exclusiveMinimum": bound}:
             return f"{name} above {bound:g}" + (f", at most {schema['maximum']:,.0f}" if "maximum" in schema else "")
         case {"type": "string", "format": "password"}:
-            return "secret"
+            return "secret, or its file as `..._FILE`"
         case {"type": "string", "format": "path"}:
             return "path"
         case {"type": "string", "pattern": pattern}:

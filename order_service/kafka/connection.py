@@ -1,26 +1,24 @@
-"""The Kafka clients of the service: servers, SASL, TLS, and metadata requests that create no topics."""
+"""The Kafka clients of the service: their servers, and metadata requests that create no topics."""
 
 import asyncio
-import ssl
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.cluster import ClusterMetadata
-from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import (
-    AuthenticationFailedError,
-    AuthenticationMethodNotSupported,
     KafkaConnectionError,
     KafkaError,
-    SaslAuthenticationFailed,
+    StaleMetadata,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
-    UnsupportedSaslMechanismError,
     for_code,
 )
 from aiokafka.protocol.metadata import MetadataRequest
@@ -28,19 +26,13 @@ from aiokafka.structs import TopicPartition
 
 from order_service.errors import KafkaAwayError, TopicsError
 from order_service.kafka import record_batches
+from order_service.kafka.broker_connection import BrokerConnection
+from order_service.kafka.security import refusal_of, security
 from order_service.settings import Settings
 
 log = structlog.get_logger()
+_CLIENT_LOG: Final = logging.getLogger("aiokafka.client")
 _T = TypeVar("_T")
-
-REFUSALS: Final = (
-    AuthenticationFailedError,
-    AuthenticationMethodNotSupported,
-    SaslAuthenticationFailed,
-    UnsupportedSaslMechanismError,
-    ssl.SSLCertVerificationError,
-)
-"""Errors that no retry resolves: the server refuses our authentication, or we do not trust its certificate."""
 
 NODES_WITHIN_S = 2.0
 NODE_PAUSE_S = 0.1
@@ -120,6 +112,11 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
     _is_started = False
     _sync_task: asyncio.Task[None] | None
 
+    @cached_property
+    def _closing(self) -> dict[asyncio.Task[None], BrokerConnection]:
+        """The tasks that close connections, whose class was given to an object that exists: it has no `__init__`."""
+        return {}
+
     def start_from(self, metadata: ClusterMetadata, topics: Collection[str]) -> None:
         """Use this metadata instead of a request at the start, if it has any broker."""
         own, self._topics = self.cluster, set(topics)
@@ -129,17 +126,46 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
         self._is_started = bool(own.brokers())
 
     async def bootstrap(self) -> None:
-        """Connect to a bootstrap server and read the metadata, unless `start_from` has done that."""
-        if not self._is_started:
+        """Connect to a bootstrap server and read the metadata, unless `start_from` has done that.
+
+        The cause of a KafkaConnectionError is a KafkaAwayError, if a server refuses us: see `refusal_of`.
+        """
+        if self._is_started:
+            self._sync_task = self._sync_task or asyncio.create_task(self._md_synchronizer(), name="metadata")
+            return
+        try:
             await super().bootstrap()
-        elif self._sync_task is None:
-            self._sync_task = asyncio.create_task(self._md_synchronizer(), name="metadata")
+        except KafkaConnectionError:
+            await self._check_refusal()
+            raise
+        if not self.cluster.brokers():  # aiokafka 0.14 reads this from a server that has refused an access token
+            await self._check_refusal()
+
+    async def _check_refusal(self) -> None:
+        for host, port, _ in self.hosts if self._security_protocol != "PLAINTEXT" else ():
+            if refusal := await refusal_of(host, port, self._security):
+                raise KafkaConnectionError(refusal) from _refused(self._bootstrap_servers, refusal)
+
+    @property
+    def _security(self) -> dict[str, Any]:
+        """The arguments of a connection that `security` has made."""
+        return {
+            "security_protocol": self._security_protocol,
+            "ssl_context": self._ssl_context,
+            "sasl_mechanism": self._sasl_mechanism,
+            "sasl_plain_username": self._sasl_plain_username,
+            "sasl_plain_password": self._sasl_plain_password,
+            "sasl_oauth_token_provider": self._sasl_oauth_token_provider,
+        }
 
     async def close(self) -> None:
         """Close all connections, also one that a task of the client is opening: aiokafka 0.14 would leave it open."""
         self._is_closed = True
         if self._retry is not None:
             self._retry.cancel()
+        for closing, replaced in list(self._closing.items()):
+            closing.cancel()
+            replaced.close()
         await super().close()
 
     async def _metadata_update(self, cluster: ClusterMetadata, topics: Collection[str] | None) -> bool:
@@ -154,52 +180,70 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
         if self._retry is None or self._retry.when() <= loop.time():
             self._retry = loop.call_later(UNKNOWN_RETRY_S, self.force_metadata_update)
 
-    async def _get_conn(self, *args: Any, **kwargs: Any) -> AIOKafkaConnection | None:
-        connected = await super()._get_conn(*args, **kwargs)
-        if connected is not None and self._is_closed:
-            await connected.close()
+    async def _get_conn(
+        self,
+        node_id: int,
+        *,
+        group: int = ConnectionGroup.DEFAULT,
+        no_hint: bool = False,  # noqa: ARG002, aiokafka's signature
+    ) -> AIOKafkaConnection | None:
+        """Return an open connection to a broker, a new one if the session of the last one is about to end, or None."""
+        key = node_id, group
+        last: Any = self._conns.get(key)
+        if last is not None and not last.connected():
+            last.close(reason=CloseReason.CONNECTION_BROKEN)  # its own task may not have noticed the end yet
+            del self._conns[key]
+            last = None
+        if type(last) is AIOKafkaConnection:  # of `bootstrap`
+            last.__class__ = BrokerConnection
+        if last is not None and not last.is_expiring:
+            return last
+        try:
+            async with self._get_conn_lock:
+                if self._conns.get(key) in {last, None}:  # else another task has opened one meanwhile
+                    self._conns[key] = await self._open(node_id)
+                    if last is not None:
+                        self._close_later(last)
+        except (OSError, TimeoutError, KafkaError) as error:
+            _CLIENT_LOG.error("Unable connect to node with id %s: %s", node_id, error)
+            self.force_metadata_update()
+            if last is not None:  # its session has not ended yet
+                last.try_again_later()
+            return last
+        opened: AIOKafkaConnection = self._conns[key]
+        if self._is_closed:
+            await opened.close()
             return None
-        if type(connected) is AIOKafkaConnection:
-            connected.__class__ = _NoCreationConnection
-        return connected
+        return opened
 
+    async def _open(self, node_id: int) -> BrokerConnection:
+        broker = self.cluster.broker_metadata(node_id)
+        if broker is None:
+            raise StaleMetadata(f"Broker id {node_id} not in current metadata")
+        opened = BrokerConnection(
+            broker.host,
+            broker.port,
+            client_id=self._client_id,
+            request_timeout_ms=self._request_timeout_ms,
+            on_close=self._on_connection_closed,
+            max_idle_ms=self._connections_max_idle_ms,
+            **self._security,
+        )
+        await opened.connect()
+        return opened
 
-class _NoCreationConnection(AIOKafkaConnection):  # type: ignore[misc]
-    def send(self, request: Any, expect_response: bool = True) -> Any:
-        if isinstance(request, MetadataRequest):
-            request._allow_auto_topic_creation = False  # noqa: SLF001
-        return super().send(request, expect_response)
+    def _close_later(self, connection: BrokerConnection) -> None:
+        """Close a connection that another one has replaced, when all responses are there."""
+        closing = asyncio.create_task(connection.close_when_idle(), name="close a connection")
+        self._closing[closing] = connection
+        closing.add_done_callback(lambda task: self._closing.pop(task, None))
 
 
 def connection(settings: Settings) -> dict[str, Any]:
     """Return the arguments that every aiokafka client needs to reach and trust the brokers."""
     record_batches.install()
-    arguments: dict[str, Any] = {
-        "bootstrap_servers": settings.kafka_bootstrap_servers or f"127.0.0.1:{settings.kafka_port}",
-        "security_protocol": settings.kafka_security_protocol,
-        "ssl_context": tls(settings),
-    }
-    if settings.kafka_security_protocol.startswith("SASL"):
-        arguments |= {
-            "sasl_mechanism": settings.kafka_sasl_mechanism,
-            "sasl_plain_username": settings.kafka_sasl_username,
-            "sasl_plain_password": settings.kafka_sasl_password.get_secret_value(),
-        }
-    return arguments
-
-
-def tls(settings: Settings) -> ssl.SSLContext | None:
-    """Return the TLS context, or None without TLS. It trusts the system's CAs, or those of `ORDERS_KAFKA_SSL_CAFILE`.
-
-    Raises KafkaAwayError if that file cannot be read. Every call reads it again, also in a running process.
-    """
-    if not settings.kafka_security_protocol.endswith("SSL"):
-        return None
-    try:
-        return ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
-    except OSError as error:  # includes ssl.SSLError
-        file = settings.kafka_ssl_cafile
-        raise KafkaAwayError(f"the file {file} of ORDERS_KAFKA_SSL_CAFILE cannot be read: {error}") from error
+    servers = settings.kafka_bootstrap_servers or f"127.0.0.1:{settings.kafka_port}"
+    return {"bootstrap_servers": servers, **security(settings)}
 
 
 async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *, patience_s: float = 60.0) -> _T:
@@ -216,10 +260,8 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
             await admin.start()
             return await ask(admin)
         except (KafkaError, TimeoutError) as error:
-            if refusal := await _refusal(arguments):
-                raise KafkaAwayError(
-                    f"Kafka at {servers} cannot be used with these ORDERS_KAFKA_… settings: {refusal}"
-                ) from error
+            if isinstance(error.__cause__, KafkaAwayError):
+                raise KafkaAwayError(str(error.__cause__)) from error
             if isinstance(error, KafkaError) and not error.retriable:
                 raise KafkaAwayError(f"Kafka at {servers} refuses the request: {error!r}") from error
             if time.monotonic() > give_up_at:
@@ -297,15 +339,5 @@ def _cure(code: int) -> str:
     return f"a topic cannot be used ({for_code(code).__name__})"
 
 
-async def _refusal(arguments: dict[str, Any]) -> str | None:
-    """Return why a reachable server cannot be used, if so. aiokafka reports only that no server can be used."""
-    options = {name: value for name, value in arguments.items() if name != "bootstrap_servers"}
-    for host, port, _ in collect_hosts(arguments["bootstrap_servers"]):
-        try:
-            connected = await create_conn(host, port, **options, request_timeout_ms=5_000)
-        except REFUSALS as error:
-            return str(error)
-        except (OSError, KafkaError, TimeoutError):  # this server is away
-            continue
-        connected.close()
-    return None
+def _refused(servers: object, refusal: str) -> KafkaAwayError:
+    return KafkaAwayError(f"Kafka at {servers} cannot be used with these ORDERS_KAFKA_… settings: {refusal}")

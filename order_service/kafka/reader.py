@@ -382,6 +382,8 @@ def kafka_answers(servers: str) -> Iterator[None]:
     try:
         yield
     except KafkaConnectionError as error:
+        if isinstance(error.__cause__, KafkaAwayError):  # a server refuses us
+            raise KafkaAwayError(str(error.__cause__)) from error
         line = f"no Kafka answers at {servers}: start one (`order-service up`), or set KAFKA_BOOTSTRAP_SERVERS"
         raise KafkaAwayError(line) from error
     except KafkaError as error:

@@ -15,7 +15,7 @@ from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from order_service.errors import OrderServiceError
-from order_service.kafka.connection import Admin, Consumer, ask_admin, connection, tls
+from order_service.kafka.connection import Admin, Consumer, ask_admin, connection
 from order_service.kafka.registry_client import Ids, adopt_when_available, registry_of
 from order_service.kafka.topics import check_topics, create_topics, topic_names
 from order_service.runtime.admin import AdminServer
@@ -153,7 +153,6 @@ def build(
     app = RunApp(
         settings.group_id,
         broker=[f"kafka://{server}" for server in connection(settings)["bootstrap_servers"].split(",")],
-        broker_credentials=_credentials(settings),
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=min(settings.session_timeout_s / 5, HEARTBEAT_S),
         broker_request_timeout=max(30.0, settings.session_timeout_s + 5),
@@ -249,18 +248,6 @@ def _serve(
 
     app.before_start = on_start
     app.on_before_shutdown.connect(on_shutdown, weak=False)  # type: ignore[arg-type]
-
-
-def _credentials(settings: Settings) -> Any:
-    context = tls(settings)
-    if settings.kafka_security_protocol.startswith("SASL"):
-        return faust.SASLCredentials(
-            username=settings.kafka_sasl_username,
-            password=settings.kafka_sasl_password.get_secret_value(),
-            mechanism=settings.kafka_sasl_mechanism,
-            ssl_context=context,
-        )
-    return faust.SSLCredentials(context) if context is not None else None
 
 
 def end_process(

@@ -136,7 +136,7 @@ def test_every_wrong_setting_has_a_line():
 
 
 def test_config_shows_no_secret():
-    secrets = {"ORDERS_KAFKA_SASL_PASSWORD": "hidden", "USER_SERVICE_URL": "http://me:hidden@users:80"}
+    secrets = {"ORDERS_TOKEN": "hidden", "USER_SERVICE_URL": "http://me:hidden@users:80"}
     result = run("config", ORDERS_USER_SERVICE_TOKEN="hidden", **secrets)
     assert "hidden" not in result.output
     assert "http://**********@users:80" in result.stdout

@@ -1,11 +1,9 @@
 """What one node of a cluster says, or does not, on its own."""
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import NodeNotReadyError, TopicAuthorizationFailedError
 
 from order_service.kafka import connection
@@ -53,25 +51,3 @@ async def test_what_no_other_node_would_change_is_raised(monkeypatch, failure, w
     with pytest.raises(type(failure)):
         await partition_counts(client_of(nodes), ["orders"])
     assert nodes.asked <= 2
-
-
-async def test_a_connection_that_opens_while_its_client_closes_is_closed(monkeypatch):
-    opened, opening, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def close():
-        closed.set()
-
-    async def open_connection(*_):
-        opening.set()
-        await opened.wait()
-        return SimpleNamespace(close=close)
-
-    monkeypatch.setattr(AIOKafkaClient, "_get_conn", open_connection)
-    producer = connection.Producer(bootstrap_servers="127.0.0.1:1")
-    connecting = asyncio.create_task(producer.client._get_conn(1))
-    await opening.wait()
-    await producer.client.close()
-    opened.set()
-    assert await connecting is None
-    assert closed.is_set()
-    await producer.stop()

@@ -49,6 +49,7 @@ from order_service.settings import Settings
 from order_service.wire.changelog import WaitingCommand
 from order_service.worker.membership import CLIENT_PREFIX, Group, Member
 from order_service.worker.monitoring.end_offsets import End
+from tests.support.certificates import CertificateAuthority
 from tests.support.command_line import CommandLine
 from tests.support.samples import but, create, pay
 
@@ -302,7 +303,10 @@ ALLOWED = Rights(0, ALL)
 
 def judged(topics, group=ALLOWED):
     settings = Settings(
-        kafka_bootstrap_servers="kafka:9092", kafka_security_protocol="SASL_SSL", kafka_sasl_username="worker"
+        kafka_bootstrap_servers="kafka:9092",
+        kafka_security_protocol="SASL_SSL",
+        kafka_sasl_username="worker",
+        kafka_sasl_password=SECRET,
     )
     return judge_rights(settings, NAMES, EVERY | topics, group)
 
@@ -331,6 +335,22 @@ def test_missing_operations_are_named_with_the_line_that_grants_them():
         "kafka-acls --bootstrap-server kafka:9092 --command-config client.properties --add"
         f" --allow-principal User:worker --operation Write --topic {NAMES.events} --topic {NAMES.table}"
     )
+
+
+def test_the_principal_of_a_certificate_is_its_subject(tmp_path):
+    certfile, keyfile = CertificateAuthority(tmp_path).issue("orders worker")
+    settings = Settings(kafka_security_protocol="SSL", kafka_ssl_certfile=certfile, kafka_ssl_keyfile=keyfile)
+    [result, *_] = judge_rights(settings, NAMES, EVERY | {NAMES.events: without("Write")}, ALLOWED)
+    assert result.text.startswith("User:CN=orders worker lacks Write on ")
+    assert " --allow-principal 'User:CN=orders worker' " in result.fix
+
+
+def test_a_principal_whose_name_is_in_its_token_is_described(tmp_path):
+    settings = Settings(
+        kafka_security_protocol="SASL_SSL", kafka_sasl_mechanism="OAUTHBEARER", kafka_oauth_token_file=tmp_path
+    )
+    [result, *_] = judge_rights(settings, NAMES, EVERY | {NAMES.events: without("Write")}, ALLOWED)
+    assert " --allow-principal 'User:<the subject of the access token>' " in result.fix
 
 
 def test_a_topic_that_may_not_be_described_lacks_every_operation():

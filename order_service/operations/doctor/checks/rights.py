@@ -5,7 +5,10 @@ may do with transactional ids.
 """
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import Final
+
+from cryptography.x509 import load_pem_x509_certificates
 
 from order_service.kafka.connection import Admin, ask_admin
 from order_service.kafka.rights_requests import Rights, group_rights, topic_rights
@@ -55,14 +58,18 @@ def needs(operation: str, topic: str, names: TopicNames) -> bool:
 
 
 def principal_of(settings: Settings) -> str:
-    """Return the principal of the settings. With TLS, brokers may have rules for another name."""
-    uses_sasl = settings.kafka_security_protocol.startswith("SASL")
-    return f"User:{settings.kafka_sasl_username}" if uses_sasl else "User:ANONYMOUS"
+    """Return the principal of the settings, as brokers name it unless they have rules of their own."""
+    if settings.kafka_security_protocol.startswith("SASL"):
+        return f"User:{settings.kafka_sasl_username or '<the subject of the access token>'}"
+    if settings.kafka_ssl_certfile is None:
+        return "User:ANONYMOUS"
+    [certificate, *_] = load_pem_x509_certificates(settings.kafka_ssl_certfile.read_bytes())
+    return f"User:{certificate.subject.rfc4514_string()}"
 
 
 def _grant(settings: Settings, operation: str, option: str, resources: list[str]) -> str:
     where = " ".join(f"{option} {resource}" for resource in resources)
     return (
-        f"kafka-acls {servers_option(settings)} --add --allow-principal {principal_of(settings)}"
+        f"kafka-acls {servers_option(settings)} --add --allow-principal {quote(principal_of(settings))}"
         f" --operation {operation} {where}"
     )

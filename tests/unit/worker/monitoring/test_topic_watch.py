@@ -19,7 +19,7 @@ async def test_a_ca_file_that_cannot_be_read_leaves_the_last_result_and_is_logge
     assert watch.faults == ["the topic keeps less than it must"]
     [line] = logged
     assert line["event"] == "The topics could not be compared."
-    assert "missing.pem of ORDERS_KAFKA_SSL_CAFILE cannot be read: [Errno 2]" in line["why"]
+    assert "missing.pem of ORDERS_KAFKA_SSL_CAFILE cannot be read: No such file" in line["why"]
 
 
 async def test_a_ca_file_that_is_half_written_is_a_comparison_that_cannot_be_made(tmp_path):
