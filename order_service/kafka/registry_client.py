@@ -216,14 +216,16 @@ class SchemaRegistry:
                 await asyncio.sleep(waits_s[number // len(urls) - 1])
 
     async def _try(self, index: int, method: str, path: str, body: object) -> _Response:
-        """Ask at one URL. If this is cancelled, because it takes too long, the next request begins at the next URL."""
+        """Ask at one URL."""
         if self._http is None:
             raise RegistryAwayError("the schema registry client is closed")
         url = self._policy.urls[index]
-        self._index = (index + 1) % len(self._policy.urls)
         data = None if body is None else msgspec.json.encode(body)
         try:
             reply = await self._http.request(method, url + path, data)
+        except asyncio.CancelledError:  # because it takes too long: the next request begins at the next URL
+            self._index = (index + 1) % len(self._policy.urls)
+            raise
         except NoResponseInTime as error:
             raise RegistryAwayError(f"the schema registry at {url} does not answer in time") from error
         except ResponseTooLong as error:

@@ -278,6 +278,18 @@ async def test_a_request_that_is_cut_short_leaves_the_silent_url():
         assert await registry.text_of(7) is None
 
 
+async def test_requests_at_the_same_time_stay_with_the_url_that_answers():
+    together = asyncio.Barrier(4)
+
+    async def answer(_request):
+        await together.wait()
+        return web.json_response({"schema": "{}"})
+
+    async with server(answer) as url, server(hang) as silent, quick(url, silent) as registry:
+        async with asyncio.timeout(5.0):
+            assert await asyncio.gather(*map(registry.text_of, range(4))) == ["{}"] * 4
+
+
 async def test_urls_that_all_fail_are_each_named_within_the_time():
     async with server(hang) as silent, server(says(500)) as broken:
         urls = (silent, broken, f"http://127.0.0.1:{free_port()}")
