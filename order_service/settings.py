@@ -373,8 +373,8 @@ class Settings(BaseSettings):
     jwt_service_if: str = _setting(
         "",
         WEB,
-        "A token is a service's if it fulfils one of these conditions, otherwise a user's. With both settings, a token "
-        "that fulfils both or neither is refused.",
+        "A token is a service's if it fulfils one of these conditions, otherwise a user's; one that its provider marks "
+        "as a machine's is then refused. With both settings, a token that fulfils both or neither is refused.",
         shown="a token with a scope",
     )
 
