@@ -578,7 +578,7 @@ def _base_url(url: str) -> str:
 
 
 def _registry_fault(settings: Settings) -> str:
-    """Return why the credentials for the schema registry do not fit together, or an empty text."""
+    """Return why the credentials for the schema registry do not fit together or into a header, or an empty text."""
     of_oauth = ("oauth_token_url", "oauth_client_id", "oauth_client_secret")
     used = {
         name: f"ORDERS_SCHEMA_REGISTRY_{name.upper()}"
@@ -588,6 +588,10 @@ def _registry_fault(settings: Settings) -> str:
     ways = list(dict.fromkeys("oauth" if name.startswith("oauth") else name for name in used if name != "password"))
     if len(ways) > 1:
         return f"set only one credential for the schema registry, not {' and '.join(used.values())}"
+    if not re.fullmatch(r"[\x21-\x7e]*", settings.schema_registry_token.get_secret_value()):
+        return f"{used['token']} must be printable ASCII without blanks"
+    if ":" in settings.schema_registry_username:  # RFC 7617, 2
+        return f"{used['username']} must not contain a colon"
     if "password" in used and ways != ["username"]:
         return f"{used['password']} needs ORDERS_SCHEMA_REGISTRY_USERNAME"
     missing = [f"ORDERS_SCHEMA_REGISTRY_{name.upper()}" for name in of_oauth if name not in used]
