@@ -439,8 +439,8 @@ class Settings(BaseSettings):
     jwt_service_if: str = _setting(
         "",
         WEB,
-        "A token is a service's if it fulfils one of these conditions, otherwise a user's. With both settings, a token "
-        "that fulfils both or neither is refused.",
+        "A token is a service's if it fulfils one of these conditions, otherwise a user's; one that its provider marks "
+        "as a machine's is then refused. With both settings, a token that fulfils both or neither is refused.",
         shown="a token with a scope",
     )
 
@@ -677,7 +677,7 @@ def _base_url(url: str) -> str:
 
 
 def _registry_fault(settings: Settings) -> str:
-    """Return why the credentials for the schema registry do not fit together, or an empty text."""
+    """Return why the credentials for the schema registry do not fit together or into a header, or an empty text."""
     of_oauth = ("oauth_token_url", "oauth_client_id", "oauth_client_secret")
     used = {
         name: f"ORDERS_SCHEMA_REGISTRY_{name.upper()}"
@@ -687,6 +687,10 @@ def _registry_fault(settings: Settings) -> str:
     ways = list(dict.fromkeys("oauth" if name.startswith("oauth") else name for name in used if name != "password"))
     if len(ways) > 1:
         return f"set only one credential for the schema registry, not {' and '.join(used.values())}"
+    if not re.fullmatch(r"[\x21-\x7e]*", settings.schema_registry_token.get_secret_value()):
+        return f"{used['token']} must be printable ASCII without blanks"
+    if ":" in settings.schema_registry_username:  # RFC 7617, 2
+        return f"{used['username']} must not contain a colon"
     if "password" in used and ways != ["username"]:
         return f"{used['password']} needs ORDERS_SCHEMA_REGISTRY_USERNAME"
     missing = [f"ORDERS_SCHEMA_REGISTRY_{name.upper()}" for name in of_oauth if name not in used]

@@ -4,7 +4,7 @@ It speaks the Confluent Schema Registry API, which Apicurio also serves (under `
 `SCHEMA_REGISTRY_URL`, this module is unused. With it, we write with the registry's ids, and look up unknown ids. Their
 records are decoded if the schema is ours, or a later version of it.
 
-An id is looked up before anything is written. A level of compatibility that somebody has set is never changed.
+An id is looked up before anything is written. A compatibility level that is set is never changed.
 """
 
 import asyncio
@@ -39,10 +39,11 @@ from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Sc
 log = library_logger("order_service.registry")
 
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
-"""The level that our subjects need: a released schema is compatible with all earlier ones in its subject. Others ask
-for less: this one has the most."""
+"""The level that our subjects need: a released schema is compatible with all earlier ones in its subject. It is the
+strictest level."""
 DEFAULT_LEVELS: Final = frozenset({None, "BACKWARD", "NONE"})
-"""The global levels that registries have by default: Confluent, Karapace and Redpanda; Apicurio."""
+"""The global levels that registries have by default: `BACKWARD` in Confluent's, Karapace and Redpanda; `NONE`, or no
+level, in Apicurio."""
 TYPE: Final = "application/vnd.schemaregistry.v1+json"
 BODY_MAX: Final = 1024 * 1024
 REFUSED: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
@@ -134,7 +135,7 @@ class _Response(Struct):
 class SchemaRegistry:
     """A client, used with `async with`. Requests raise RegistryAwayError without an answer, SchemaError if refused.
 
-    It stays with the URL that answered, and goes on to the next one when that does not.
+    It stays with the URL that answered last, and tries the next URL when that one fails.
     """
 
     def __init__(self, policy: RegistryPolicy) -> None:
@@ -216,14 +217,16 @@ class SchemaRegistry:
                 await asyncio.sleep(waits_s[number // len(urls) - 1])
 
     async def _try(self, index: int, method: str, path: str, body: object) -> _Response:
-        """Ask at one URL. If this is cancelled, because it takes too long, the next request begins at the next URL."""
+        """Ask at one URL."""
         if self._http is None:
             raise RegistryAwayError("the schema registry client is closed")
         url = self._policy.urls[index]
-        self._index = (index + 1) % len(self._policy.urls)
         data = None if body is None else msgspec.json.encode(body)
         try:
             reply = await self._http.request(method, url + path, data)
+        except asyncio.CancelledError:  # because it takes too long: the next request begins at the next URL
+            self._index = (index + 1) % len(self._policy.urls)
+            raise
         except NoResponseInTime as error:
             raise RegistryAwayError(f"the schema registry at {url} does not answer in time") from error
         except ResponseTooLong as error:

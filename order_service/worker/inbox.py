@@ -118,13 +118,13 @@ def _size(received: Received) -> int:
     return len(received[0].value or b"")
 
 
-def decode_record(record: Any) -> Received:
-    """Return a record with its command or decode error.
+def decode_record(record: Any, *, is_past: bool = False) -> Received:
+    """Return a record with its command or decode error. One that `is_past` may have the ids of an earlier version.
 
     The error is a new object. A raised one references its frames, which reference a record of up to 6 MiB, until the
     garbage collector runs. 3,000 of them took 3 GB.
     """
     try:
-        return record, decode_command(record.value)
+        return record, decode_command(record.value, is_past=is_past)
     except DecodeError as error:
         return record, DecodeError(error.reason, error.detail)

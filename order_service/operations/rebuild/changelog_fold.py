@@ -123,7 +123,7 @@ class LastOutcome(Struct, frozen=True):
         """Return whether the record at the offset is the command that was decided. Its timestamp may be another one."""
         if self.dead_letter is not None:
             return self.dead_letter == dead_letter_parts(command)
-        _, decoded = decode_record(command)
+        _, decoded = decode_record(command, is_past=True)
         if isinstance(decoded, DecodeError) or not self.command_id:
             return bool(command.key == self.key)
         return decoded.command_id == self.command_id
@@ -400,7 +400,7 @@ class WaitingRoomFold:
 
     def take_command(self, record: ConsumerRecord) -> None:
         """Take a command for which `is_unanswered`. One of an existing order is a repeat, or `verify` reports it."""
-        _, command = decode_record(record)
+        _, command = decode_record(record, is_past=True)
         try:
             if isinstance(command, DecodeError):
                 raise command

@@ -235,7 +235,7 @@ class KeyServer:
 
     def _on_failure(self, fault: str) -> None:
         FETCHES.labels("failed").inc()
-        if self._fault is None:
+        if fault != self._fault:
             log.warning("JWKS fetch failed; known keys stay valid for a day.", fault=fault)
         self._fault = fault
 

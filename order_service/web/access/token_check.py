@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Final
@@ -181,7 +180,7 @@ def _shown(value: object) -> str:
 
 def _shown_time(value: object) -> str:
     """Return a time with its distance from now; any other value as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return _shown(value)
     now = datetime.now(UTC).timestamp()
     try:

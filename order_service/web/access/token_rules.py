@@ -136,7 +136,10 @@ def rights_of(claims: Claims, rules: TokenRules) -> Rights:
 
 
 def check_kind(claims: Claims, rules: TokenRules, rights: Rights) -> None:
-    """Check that a token with a scope is a service's, and one without is a user's; by default, its scope decides."""
+    """Check that a token with a scope is a service's, and one without is a user's; by default, its scope decides.
+
+    Only ORDERS_JWT_USER_IF can make a user's of a token that its provider marks as a service's.
+    """
     if not (rules.user_if or rules.service_if):
         if not rights.scopes:
             _check_user(claims, rules, rights)
@@ -153,14 +156,13 @@ def check_kind(claims: Claims, rules: TokenRules, rights: Rights) -> None:
             "the token is a user's, but has a scope, which only a service can have: see ORDERS_JWT_USER_IF,"
             " ORDERS_JWT_SERVICE_IF and ORDERS_JWT_SCOPE_CLAIMS"
         )
+    if not (is_service or rules.user_if):
+        _check_no_service_sign(claims, rules)
 
 
 def _check_user(claims: Claims, rules: TokenRules, rights: Rights) -> None:
     """Check that a token without a scope is a user's, and not a service's whose rights were not understood."""
-    if sign := service_sign(claims):
-        raise Unauthorized(
-            f"the token is a service's by its claim {sign}, but no value in {_names(rules)} gives a scope: {SEE_RIGHTS}"
-        )
+    _check_no_service_sign(claims, rules)
     if rights.not_understood:
         raise Unauthorized(
             f"no value in {', '.join(rights.not_understood)} gives a scope: {SEE_RIGHTS}, or ORDERS_JWT_USER_IF"
@@ -168,6 +170,13 @@ def _check_user(claims: Claims, rules: TokenRules, rights: Rights) -> None:
     if name := _unread(claims, rules):
         shown = name[:NAME_MAX] if name.isprintable() else "of another name"
         raise Unauthorized(f"the claim {shown} has a scope, but ORDERS_JWT_SCOPE_CLAIMS does not name it")
+
+
+def _check_no_service_sign(claims: Claims, rules: TokenRules) -> None:
+    if sign := service_sign(claims):
+        raise Unauthorized(
+            f"the token is a service's by its claim {sign}, but no value in {_names(rules)} gives a scope: {SEE_RIGHTS}"
+        )
 
 
 def service_sign(claims: Claims) -> str:

@@ -93,7 +93,7 @@ def test_a_failed_check_has_what_the_token_has_and_what_is_expected(settings, ch
     assert text in shown[check]
 
 
-@pytest.mark.parametrize("changes", [{"exp": 1e300}, {"exp": 1e13}, {"scope": "x" * 5_000}, {"nbf": True}])
+@pytest.mark.parametrize("changes", [{"exp": 1e300}, {"exp": 10**4000}, {"scope": "x" * 5_000}, {"nbf": True}])
 def test_odd_values_of_a_valid_token_are_shown_shortened(settings, changes):
     said = check(settings, token(**changes))
     assert "accepted" in said

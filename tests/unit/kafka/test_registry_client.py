@@ -236,6 +236,16 @@ OAUTH = {
             "ORDERS_SCHEMA_REGISTRY_OAUTH_SCOPE needs ORDERS_SCHEMA_REGISTRY_OAUTH_TOKEN_URL",
             id="a scope alone",
         ),
+        pytest.param(
+            {"schema_registry_token": SecretStr("hunter2\n")},
+            "ORDERS_SCHEMA_REGISTRY_TOKEN must be printable ASCII without blanks",
+            id="a line end in a token",
+        ),
+        pytest.param(
+            {"schema_registry_username": "us:er", "schema_registry_password": SecretStr("hunter2")},
+            "ORDERS_SCHEMA_REGISTRY_USERNAME must not contain a colon",
+            id="a colon in a user name",
+        ),
     ],
 )
 def test_credentials_that_do_not_fit_together_are_one_line_that_names_them(settings, line):
@@ -246,7 +256,15 @@ def test_credentials_that_do_not_fit_together_are_one_line_that_names_them(setti
     assert "hunter2" not in fault
 
 
-@pytest.mark.parametrize("settings", [OAUTH, {"schema_registry_username": "us"}, {}], ids=["oauth", "user", "none"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(OAUTH, id="oauth"),
+        pytest.param({"schema_registry_username": "us"}, id="user"),
+        pytest.param({"schema_registry_token": SecretStr("eyJ0.eyJp._-~+/==")}, id="token"),
+        pytest.param({}, id="none"),
+    ],
+)
 def test_credentials_that_fit_together_are_accepted(settings):
     assert Settings(schema_registry_url="http://registry", **settings).schema_registry_urls == ("http://registry",)
 
@@ -276,6 +294,18 @@ async def test_a_request_that_is_cut_short_leaves_the_silent_url():
             async with asyncio.timeout(0.1):
                 await registry.text_of(7)
         assert await registry.text_of(7) is None
+
+
+async def test_requests_at_the_same_time_stay_with_the_url_that_answers():
+    together = asyncio.Barrier(4)
+
+    async def answer(_request):
+        await together.wait()
+        return web.json_response({"schema": "{}"})
+
+    async with server(answer) as url, server(hang) as silent, quick(url, silent) as registry:
+        async with asyncio.timeout(5.0):
+            assert await asyncio.gather(*map(registry.text_of, range(4))) == ["{}"] * 4
 
 
 async def test_urls_that_all_fail_are_each_named_within_the_time():

@@ -490,6 +490,18 @@ def test_a_command_that_cannot_be_decoded_and_has_no_dead_letter_is_reported(top
     assert_rebuilt(topics, plan)
 
 
+def test_a_waiting_command_of_version_0_1_with_an_empty_correlation_id_waits_again():
+    topics = Topics()
+    command = named(create, "o-1", user_id="sam")
+    topics.send(command)
+    topics.send(named(create, "o-2"))
+    old = structs.replace(command, correlation_id="")
+    topics.replace(COMMANDS, 0, value=encode_json_command(old))
+    lose(topics, TABLE, WAITING)
+    plan = plan_of(topics)
+    assert (plan.notes, [each.command for each in plan.waiting.values()]) == ([], [old])
+
+
 def test_a_command_that_no_create_precedes_cannot_wait_and_is_reported():
     topics = Topics()
     topics.send(named(create, "o-1", user_id="sam"), named(amend, "o-1"))

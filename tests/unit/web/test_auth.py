@@ -627,6 +627,17 @@ async def test_an_issuer_that_is_away_stops_no_start_and_refuses_nobody(open_doo
     assert issuer.asked == 2
 
 
+async def test_each_new_reason_why_there_are_no_keys_is_logged_once(open_door, issuer, clock):
+    with capture_logs() as logs:
+        door = await open_door()
+        for answer in (status(503), status(503), body(NO_KEYS["a page"])):
+            issuer.answer = answer
+            await away(door, bearer())
+            clock.now += 10
+    reasons = ["status 503 with application/octet-stream", "an HTML page, not a JWKS document"]
+    assert [entry["fault"] for entry in logs] == reasons
+
+
 async def test_nobody_listening_is_no_answer(unused_tcp_port):
     keys = KeyServer(f"http://127.0.0.1:{unused_tcp_port}/jwks", ["RS256"])
     async with Tokens(keys, RULES, ["RS256"]) as door:

@@ -239,6 +239,7 @@ REFUSED = [
         "the token is a user's",
     ),
     ("Auth0", "a machine with other rights", AUTH0_MACHINE | {"scope": "read:users", "permissions": None}, NO_SCOPE),
+    ("Auth0", "a machine without gty", AUTH0_MACHINE | {"gty": None, "scope": "", "permissions": []}, NO_SCOPE),
     ("Okta", "a machine with other scopes", OKTA_MACHINE | {"scp": ["openid"]}, NO_SCOPE),
     ("Okta", "a user with a scope of services", OKTA_USER | {"scp": ["orders:admin"]}, "the token is a user's"),
     ("Okta", "of the organization's own server", OKTA_USER | {"aud": "https://shop.okta.com"}, "the claim aud is not"),
