@@ -604,4 +604,4 @@ def test_the_skip_link_leads_past_the_header(page):
     page.keyboard.press("Enter")
     expect(page.locator("main")).to_be_focused()
     page.keyboard.press("Tab")
-    expect(page.get_by_label("User", exact=True)).to_be_focused()
+    expect(page.locator("#filter-box > summary")).to_be_focused()
