@@ -9,7 +9,7 @@ from typing import Any
 from aiokafka import ConsumerRecord
 
 from chaos.verdict.checker import PartitionRecords
-from chaos.verdict.decoding import Record
+from chaos.verdict.decoding import MAX_COMMAND_BYTES, Record
 from order_service.domain.decision import UserCheck
 from order_service.domain.entry import Entry as TableEntry
 from order_service.domain.messages import Command, Line
@@ -217,7 +217,8 @@ BAD_SHAPES: list[bytes] = [
     DELIVER % b'"decide_by": "0001-01-01T00:00:00+09:00"',
     DELIVER % b'"expected_version": 9223372036854775808',
     DELIVER % b'"expected_version": true',
-    DELIVER % b'"expected_version": 1.0',
+    DELIVER % b'"expected_version": 1.5',
+    DELIVER % b'"expected_version": 1e400',
     CREATE % b'"lines": [], "discount": null',
     CREATE % b'"lines": [{"sku": "s", "quantity": 1, "unit_price": 1, "type": "Line"}]',
     b"{" * 5000,
@@ -235,7 +236,8 @@ BAD_SHAPES: list[bytes] = [
     b"\0" + (1_000_000_012).to_bytes(4, "big") + b"\xff" * 12,
     avro.encode_command(deliver) + b"\0",
     avro.encode_command(deliver)[:-1],
-    b"{" + b" " * 256 * 1024,
+    b"\xef\xbb\xbf[]",
+    b"{" + b" " * MAX_COMMAND_BYTES,
     b"",
 ]
 

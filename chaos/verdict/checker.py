@@ -53,7 +53,7 @@ KINDS: Final = (
     "ended",
 )
 MAX_DEAD_KEY: Final = 64 * 1024
-MAX_DEAD_VALUE: Final = 2 * 1024 * 1024
+MAX_DEAD_VALUE: Final = 6 * 1024 * 1024
 MAX_DEAD_HEADERS: Final = 1024 * 1024
 """What is kept whole of a dead letter: Kafka bounds records as they are compressed, so one can unpack to more."""
 MAX_READINGS: Final = 16

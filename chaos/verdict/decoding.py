@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
-MAX_COMMAND_BYTES: Final = 256 * 1024
+MAX_COMMAND_BYTES: Final = 5 * 1024 * 1024
 COMMAND_OFFSET: Final = "command_offset"
 POSITION_KEY: Final = b"\0position"
 IDS_FROM: Final = 1_000_000_000
@@ -292,14 +293,31 @@ def _decode_value(value: bytes | None) -> Command | Poison:
         return _TOO_LARGE
     if value[0] == 0:
         return _decode_avro(value)
-    if value[:1] == b"{":
-        return _decode_json(value)
-    return _UNKNOWN_FORMAT
+    return _decode_json(value.removeprefix(_MARK)) if _is_json(value) else _UNKNOWN_FORMAT
+
+
+def _is_json(value: bytes) -> bool:
+    """Return whether this begins as a JSON object does, after a byte order mark and whitespace."""
+    return value.removeprefix(_MARK).lstrip(b" \t\n\r")[:1] == b"{"
+
+
+def _whole(text: str) -> int | float:
+    """Return a number with a fraction or an exponent; as an int if it is whole and small enough for any field."""
+    number = float(text)
+    try:
+        exact = Decimal(text) if abs(number) < 2**64 else None
+    except InvalidOperation:  # the exponent has more digits than a Decimal can have
+        exact = None
+    return int(exact) if exact is not None and exact % 1 == 0 else number
+
+
+_MARK: Final = b"\xef\xbb\xbf"
+_read_json: Final = msgspec.json.Decoder(float_hook=_whole).decode
 
 
 def _decode_json(value: bytes) -> Command | Poison:
     try:
-        given = msgspec.json.decode(value)
+        given = _read_json(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _BROKEN_JSON
     name = given.pop("type", None)
@@ -313,7 +331,7 @@ def or_refused(command: Command | Poison, value: bytes | None) -> Command | Pois
 
     Which of both counts is nowhere said, and each of them may be looked at for its shape.
     """
-    if not value or value[:1] != b"{" or not _has_twins(value):
+    if not value or not _is_json(value) or not _has_twins(value):
         return command
     return Poison(("bad_shape", *(command.reasons if isinstance(command, Poison) else ())))
 
