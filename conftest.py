@@ -52,6 +52,8 @@ LONG = (
     "tests/broker/worker/",
     "tests/end_to_end/evolution/test_evolution.py",
     "tests/broker/group/",
+    "tests/end_to_end/browser/test_try_it_out.py",
+    "tests/broker/kafka/test_security.py",
     "tests/end_to_end/browser/test_orders_page.py",
     "tests/broker/web/test_hostile.py",
     "tests/broker/views/test_process.py",
