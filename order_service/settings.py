@@ -43,6 +43,8 @@ NOT_FOUND_STATUSES: Final = frozenset({"204", *map(str, range(400, 500))} - {"40
 """Statuses that may mean that a user does not exist; the others concern the service, or our request."""
 HOST_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?", re.ASCII)
 ORIGIN: Final = re.compile(rf"https?://{HOST_NAME.pattern}(?::[0-9]{{1,5}})?", re.ASCII)
+HEADERS: Final = re.compile(r"([A-Za-z0-9-]+=[\x21-\x2b\x2d-\x7e]+(,|$))*")
+DEFAULT_PORT: Final = re.compile(r"https:.*:443|http:.*:80")
 BASE_PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+", re.ASCII)
 SCHEMA_BYTES_MAX: Final = 63
 """PostgreSQL cuts longer names off."""
@@ -340,12 +342,11 @@ class Settings(BaseSettings):
     schema_registry_oauth_audience: str = _setting(
         "", EVERY_PROCESS, "The audience to request, for providers that need one."
     )
-    schema_registry_headers: str = _setting(
-        "",
+    schema_registry_headers: SecretStr = _setting(
+        SecretStr(""),
         EVERY_PROCESS,
         "More headers of each request, as `name=value`, separated by commas. Confluent Cloud needs `target-sr-cluster` "
         "and `Confluent-Identity-Pool-Id` with OAuth.",
-        pattern=r"^([A-Za-z0-9-]+=[\x21-\x2b\x2d-\x7e]+(,|$))*$",
     )
     schema_registry_ssl_cafile: Path | None = _setting(
         None,
@@ -542,6 +543,8 @@ class Settings(BaseSettings):
     @field_validator("user_service_url", "url")
     @classmethod
     def _http_url(cls, url: str, field: ValidationInfo) -> str:
+        if field.field_name == "user_service_url" and "{id}" in url:
+            raise ValueError("must not contain {id}: the path of a lookup is in ORDERS_USER_SERVICE_PATH")
         return _base_url(url) if url or field.field_name == "user_service_url" else url
 
     @field_validator("schema_registry_url")
@@ -551,6 +554,13 @@ class Settings(BaseSettings):
         if any(urlsplit(url).username is not None for url in urls):
             raise ValueError("must not contain credentials: set ORDERS_SCHEMA_REGISTRY_USERNAME and …_PASSWORD")
         return ",".join(dict.fromkeys(urls))
+
+    @field_validator("schema_registry_headers")
+    @classmethod
+    def _header_pairs(cls, headers: SecretStr) -> SecretStr:
+        if not HEADERS.fullmatch(headers.get_secret_value()):
+            raise ValueError("must be name=value, separated by commas: visible ASCII without blanks")
+        return headers
 
     @field_validator("schema_registry_oauth_token_url", "user_service_oauth_token_url", "kafka_oauth_token_url")
     @classmethod
@@ -647,6 +657,8 @@ class Settings(BaseSettings):
         origins = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
         if not all(map(ORIGIN.fullmatch, origins)):
             raise ValueError("must be origins such as https://shop.example, separated by commas: no path and no *")
+        if any(map(DEFAULT_PORT.fullmatch, origins)):
+            raise ValueError("must not have the ports 443 of https and 80 of http: browsers leave them out")
         return ",".join(origins)
 
     @field_validator("user_service_path")

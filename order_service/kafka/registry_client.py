@@ -94,10 +94,14 @@ class RegistryPolicy(Struct, frozen=True, kw_only=True):
         return cls(
             urls=settings.schema_registry_urls,
             authorization=lambda: _authorization(settings, ssl_context),
-            headers=dict(pair.split("=", 1) for pair in settings.schema_registry_headers.split(",") if pair),
+            headers=_headers(settings.schema_registry_headers.get_secret_value()),
             ssl_context=ssl_context,
             registers=settings.schema_registry_register,
         )
+
+
+def _headers(text: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in text.split(",") if pair)
 
 
 def _authorization(settings: Settings, ssl_context: SSLContext | None) -> str | TokenSource:

@@ -179,11 +179,16 @@ def _oauth(settings: Settings) -> OAuthClient | None:
         "ORDERS_USER_SERVICE_OAUTH_CLIENT_ID": settings.user_service_oauth_client_id,
         "ORDERS_USER_SERVICE_OAUTH_CLIENT_SECRET": settings.user_service_oauth_client_secret.get_secret_value(),
     }
+    options = {
+        "ORDERS_USER_SERVICE_OAUTH_SCOPE": settings.user_service_oauth_scope,
+        "ORDERS_USER_SERVICE_OAUTH_AUDIENCE": settings.user_service_oauth_audience,
+    }
     missing = [name for name, value in values.items() if not value]
-    if len(missing) == len(values):
+    used = [name for name, value in (values | options).items() if value]
+    if not used:
         return None
     if missing:
-        raise SetupError(f"{', '.join(name for name in values if name not in missing)} needs {' and '.join(missing)}")
+        raise SetupError(f"{', '.join(used)} needs {' and '.join(missing)}")
     return OAuthClient(
         token_url=settings.user_service_oauth_token_url,
         client_id=settings.user_service_oauth_client_id,

@@ -113,6 +113,11 @@ def test_a_command_without_a_name_gets_a_new_one():
         ("USER_SERVICE_URL", "hidden"),
         ("ORDERS_KAFKA", "hidden"),
         ("ORDERS_APP_ID", "-"),
+        ("ORDERS_SCHEMA_REGISTRY_HEADERS", "hidden"),
+        ("ORDERS_SCHEMA_REGISTRY_HEADERS", "apikey=hidden value"),
+        ("USER_SERVICE_URL", "http://users.example/{id}"),
+        ("ORDERS_HTTP_CORS_ORIGINS", "https://shop.example:443"),
+        ("ORDERS_HTTP_CORS_ORIGINS", "http://shop.example:80"),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_its_variable_and_without_its_value(variable, value):
@@ -137,6 +142,7 @@ def test_every_wrong_setting_has_a_line():
 
 def test_config_shows_no_secret():
     secrets = {"ORDERS_TOKEN": "hidden", "USER_SERVICE_URL": "http://me:hidden@users:80"}
+    secrets |= {"ORDERS_SCHEMA_REGISTRY_HEADERS": "apikey=hidden"}  # what a gateway before it asks for
     result = run("config", ORDERS_USER_SERVICE_TOKEN="hidden", **secrets)
     assert "hidden" not in result.output
     assert "http://**********@users:80" in result.stdout

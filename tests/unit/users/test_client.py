@@ -859,6 +859,14 @@ def test_probes_are_further_apart_than_a_lookup_takes():
             f"{OAUTH}_CLIENT_ID, {OAUTH}_CLIENT_SECRET needs {OAUTH}_TOKEN_URL",
         ),
         (
+            {"user_service_oauth_scope": "users"},
+            f"{OAUTH}_SCOPE needs {OAUTH}_TOKEN_URL and {OAUTH}_CLIENT_ID and {OAUTH}_CLIENT_SECRET",
+        ),
+        (
+            {"user_service_oauth_audience": "users"},
+            f"{OAUTH}_AUDIENCE needs {OAUTH}_TOKEN_URL and {OAUTH}_CLIENT_ID and {OAUTH}_CLIENT_SECRET",
+        ),
+        (
             {"user_service_ssl_keyfile": "orders.key"},
             "ORDERS_USER_SERVICE_SSL_KEYFILE is set without ORDERS_USER_SERVICE_SSL_CERTFILE: set both",
         ),
