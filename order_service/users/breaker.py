@@ -90,7 +90,7 @@ class Breaker:
 class Refusals:
     """Whether a service refuses our credential: from a 401 or 403 until an answer and `calm_s` without a refusal.
 
-    Without this pause, one forbidden user among many others would turn readiness on and off with every lookup.
+    Without this pause, a credential that only some instances accept would turn readiness on and off with every lookup.
     """
 
     def __init__(self, *, calm_s: float, clock: Clock) -> None:
@@ -137,10 +137,14 @@ class NoAnswers:
         self._why = ""
 
     @property
+    def has_answered(self) -> bool:
+        """Whether there was ever a usable answer."""
+        return self._answered_at > -math.inf
+
+    @property
     def reason(self) -> str | None:
         """Why the last lookup had no usable answer, or None before the third in a row."""
-        has_answered = self._answered_at > -math.inf
-        in_a_row = len(self._users) if has_answered else self._count
+        in_a_row = len(self._users) if self.has_answered else self._count
         return self._why if in_a_row >= IN_A_ROW else None
 
     def record_no_answer(self, user_id: str, asked_at: float, why: str) -> bool:

@@ -474,10 +474,15 @@ class UserClient:
             for notify in self.on_breaker_closed:
                 notify()
 
+    def _refuses_credential(self, status: int) -> bool:
+        """Return whether a status concerns our credential. If users ever had an answer, a 403 may concern one user."""
+        may_concern_user = status == HTTPStatus.FORBIDDEN and self._no_answers.has_answered
+        return status in CREDENTIAL_REFUSED and not may_concern_user
+
     def _note_no_answer(self, user_id: str, asked_at: float, no_answer: UserServiceUnavailable) -> None:
         NO_ANSWER.inc()
         why = str(no_answer)
-        if no_answer.status in CREDENTIAL_REFUSED:
+        if self._refuses_credential(no_answer.status):
             if self._refusals.record_refusal(no_answer.status):
                 log.error("The User Service refuses our credential; orders wait.", status=no_answer.status)
         elif self._no_answers.record_no_answer(user_id, asked_at, why):

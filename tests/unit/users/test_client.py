@@ -778,6 +778,18 @@ async def test_a_refused_credential_makes_us_not_ready_and_back(users, stub, clo
     assert [entry["log_level"] for entry in logs] == ["info"]
 
 
+async def test_one_forbidden_user_among_others_says_nothing_about_our_credential(users, stub):
+    await users.check("ann")
+    stub.mode = Mode.FORBIDDEN
+    for _ in range(3):
+        await no_answer(users, "bob")
+    assert (users.problem, users.no_answer) == (None, None)
+    for user_id in ("cid", "dan"):
+        await no_answer(users, user_id)
+    assert users.problem is None
+    assert "status 403" in str(users.no_answer)
+
+
 @pytest.mark.parametrize(
     ("story", "problem"),
     [
