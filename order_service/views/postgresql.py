@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 from psycopg import ClientCursor, Error, OperationalError
 from psycopg.abc import Params, Query
-from sqlalchemy import URL, Engine, create_engine, event, inspect, text
+from sqlalchemy import URL, Engine, create_engine, event, inspect
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -83,7 +83,7 @@ def create_schema(connection: Connection, schema: str) -> None:
         return
     name = quoted(schema)
     try:
-        connection.execute(text(f"CREATE SCHEMA {name}"))
+        connection.exec_driver_sql(f"CREATE SCHEMA {name}", execution_options={"no_parameters": True})
     except DBAPIError as error:
         if sqlstate(error) != PERMISSION_DENIED:
             raise

@@ -234,8 +234,7 @@ def prepare(engine: Engine, schema: str = "") -> bool:
 
 
 def _check_encoding(connection: Connection) -> None:
-    driver: Any = connection.connection.driver_connection
-    encoding = driver.info.parameter_status("server_encoding")
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()  # not every pooler reports it by itself
     if encoding != "UTF8":
         raise DatabaseError(f"the database has the encoding {encoding}, expected UTF8: create it with ENCODING 'UTF8'")
 

@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from order_service.errors import DatabaseError
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
+from order_service.views.postgresql import quoted
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, describe, open_database, open_views, orders, prepare
@@ -82,6 +83,15 @@ def test_views_in_a_schema_of_their_own_are_written_and_read_there(opened, ask):
     ask(f"SELECT * FROM {NAME}.orders")
     with pytest.raises(DBAPIError, match="does not exist"):
         ask("SELECT * FROM public.orders")
+
+
+@pytest.mark.parametrize("name", ["shop :views", 'a"b', "50%", "%s", "it's"])
+def test_a_schema_may_have_any_name_that_postgresql_keeps(name, opened, ask):
+    try:
+        writing, reading = opened(name)
+        assert order_of(Views(reading, topic_names()), project(writing)).version == len(events)
+    finally:
+        ask(f"DROP SCHEMA IF EXISTS {quoted(name)} CASCADE".replace(":", r"\:"))
 
 
 def test_two_schemas_of_one_database_do_not_see_each_other(opened, ask):
