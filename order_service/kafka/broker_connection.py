@@ -73,9 +73,16 @@ class BrokerConnection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has
 class _OAuthAuthenticator(OAuthAuthenticator):  # type: ignore[misc]
     """The steps of OAUTHBEARER. aiokafka 0.14 takes every answer of the broker as a success."""
 
+    _token = ""
+
     async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
         """Return the next message, or None at the end. A broker refuses a token in JSON (RFC 7628, 3.2.2)."""
         if payload:
+            self._sasl_oauth_token_provider.refused(self._token)
             raise SaslAuthenticationFailed(f"the access token is refused: {payload[:500].decode(errors='replace')}")
         step: tuple[bytes, bool] | None = await super().step(payload)
         return step
+
+    def _build_oauth_client_request(self, token: str, token_extensions: str) -> str:
+        self._token = token
+        return str(super()._build_oauth_client_request(token, token_extensions))

@@ -81,6 +81,11 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has
         except NoToken as error:
             raise KafkaConnectionError(f"no access token for Kafka: {error}") from error
 
+    def refused(self, token: str) -> None:
+        """Replace a token that a broker refused, unless it is new: its issuer may have other keys now."""
+        if source := self._sources.get(asyncio.get_running_loop()):
+            source.refused(token)
+
     def extensions(self) -> dict[str, str]:
         """Return the SASL extensions."""
         return self._extensions

@@ -8,13 +8,15 @@ from contextlib import suppress
 from types import ModuleType
 
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, SaslAuthenticationFailed
 from structlog.testing import capture_logs
 
+from order_service.access_tokens import REFUSED_PAUSE_S, ClientCredentials
 from order_service.errors import KafkaAwayError, NoToken, SetupError
 from order_service.kafka import security as module
+from order_service.kafka.broker_connection import BrokerConnection
 from order_service.kafka.connection import connection
-from order_service.kafka.security import MSK_TOKEN_S, MskToken, security
+from order_service.kafka.security import MSK_TOKEN_S, MskToken, TokenProvider, security
 from order_service.kafka.tls import tls
 from order_service.settings import Settings
 from tests.support.certificates import CertificateAuthority
@@ -337,6 +339,19 @@ async def test_without_a_token_a_client_takes_the_broker_for_away():
         with pytest.raises(KafkaConnectionError, match=r"no access token for Kafka: .*invalid_client") as raised:
             await provider_of(OAUTH | {"oauth_token_url": url}).token()
     assert PASSWORD not in str(raised.value)
+
+
+async def test_a_token_that_a_broker_refuses_is_replaced(clock):
+    endpoint = TokenEndpoint()
+    async with endpoint.serving() as url:
+        provider = TokenProvider(lambda: ClientCredentials(url, "orders", PASSWORD, clock=clock), {})
+        for age_s, expected in ((REFUSED_PAUSE_S, "token-2"), (REFUSED_PAUSE_S - 1, "token-2")):
+            steps = BrokerConnection("kafka", 9093, sasl_oauth_token_provider=provider).authenticator_oauth()
+            await steps.step(None)
+            clock.now += age_s
+            with pytest.raises(SaslAuthenticationFailed, match="invalid_token"):
+                await steps.step(b'{"status": "invalid_token"}')
+            assert await provider.token() == expected
 
 
 async def test_a_token_file_is_read_again(tmp_path):
