@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Final, TypeVar
@@ -16,6 +17,8 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
+    NodeNotReadyError,
+    RequestTimedOutError,
     StaleMetadata,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
@@ -117,6 +120,11 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
         """The tasks that close connections, whose class was given to an object that exists: it has no `__init__`."""
         return {}
 
+    @cached_property
+    def _opening(self) -> defaultdict[tuple[int, int], asyncio.Lock]:
+        """A lock for each connection. aiokafka 0.14 has one for all: a host that is lost would delay the others."""
+        return defaultdict(asyncio.Lock)
+
     def start_from(self, metadata: ClusterMetadata, topics: Collection[str]) -> None:
         """Use this metadata instead of a request at the start, if it has any broker."""
         own, self._topics = self.cluster, set(topics)
@@ -199,7 +207,7 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
         if last is not None and not last.is_expiring:
             return last
         try:
-            async with self._get_conn_lock:
+            async with self._opening[key]:
                 if self._conns.get(key) in {last, None}:  # else another task has opened one meanwhile
                     self._conns[key] = await self._open(node_id)
                     if last is not None:
@@ -215,6 +223,20 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
             await opened.close()
             return None
         return opened
+
+    async def send(self, node_id: int, request: Any, *, group: int = ConnectionGroup.DEFAULT) -> Any:
+        """Return the response of a broker. After the time limit, close the connection that the request has used.
+
+        aiokafka 0.14 closes the newest connection to the broker, which may have replaced that one.
+        """
+        used = await self._get_conn(node_id, group=group)
+        if used is None:
+            raise NodeNotReadyError(f"no connection to the broker with the id {node_id}")
+        try:
+            return await used.send(request)
+        except TimeoutError as error:
+            used.close(reason=CloseReason.CONNECTION_TIMEOUT)
+            raise RequestTimedOutError from error
 
     async def _open(self, node_id: int) -> BrokerConnection:
         broker = self.cluster.broker_metadata(node_id)

@@ -3,6 +3,9 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+import pytest
+from aiokafka.errors import RequestTimedOutError
+from aiokafka.protocol.admin import ApiVersionRequest
 from aiokafka.structs import BrokerMetadata
 
 from order_service.kafka.connection import _NoCreationClient
@@ -128,3 +131,33 @@ async def test_a_connection_that_opens_while_its_client_closes_is_closed():
         broker.go_on.set()
         assert await opening is None
         await broker.ended.wait()
+
+
+async def test_a_broker_that_is_lost_does_not_delay_connections_to_others():
+    lost, broker = Broker(), Broker()
+    lost.answers_at_once = False
+    async with client_of(lost) as other, client_of(broker) as client:
+        client.cluster._brokers[2] = other.cluster._brokers[1]
+        opening = asyncio.create_task(client._get_conn(2))
+        await lost.held.wait()
+        assert await client._get_conn(1) is not None
+        assert not opening.done()
+        lost.go_on.set()
+        assert await opening is not None
+
+
+async def test_a_request_without_a_response_closes_its_own_connection_only():
+    broker = Broker()
+    async with client_of(broker) as client:
+        first = await client._get_conn(1)
+        first._request_timeout = 0.2
+        broker.answers_at_once = False
+        asked = asyncio.create_task(client.send(1, ApiVersionRequest()))
+        await broker.held.wait()
+        broker.answers_at_once = True
+        first._renew_at = 0.0
+        second = await client._get_conn(1)
+        with pytest.raises(RequestTimedOutError):
+            await asked
+        assert not first.connected()
+        assert second.connected()
