@@ -42,6 +42,8 @@ NODE_PAUSE_S = 0.1
 NO_LEADER: Final = -1
 """The node id that Kafka returns for a partition without a leader."""
 UNKNOWN_TOPIC: Final[int] = UnknownTopicOrPartitionError.errno
+RENEW_WITHIN_S: Final = 5.0
+"""How long the successor of a connection may take to open; less than a commit may take (`transactions.DEADLINE_S`)."""
 UNKNOWN_RETRY_S: Final = 1.0
 """Time before a client asks again about a topic that Kafka reported as unknown."""
 
@@ -113,6 +115,7 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
     _retry: asyncio.TimerHandle | None = None
     _is_closed = False
     _is_started = False
+    _renew_within_s = RENEW_WITHIN_S
     _sync_task: asyncio.Task[None] | None
 
     @cached_property
@@ -207,7 +210,7 @@ class _NoCreationClient(AIOKafkaClient):  # type: ignore[misc]
         if last is not None and not last.is_expiring:
             return last
         try:
-            async with self._opening[key]:
+            async with asyncio.timeout(None if last is None else self._renew_within_s), self._opening[key]:
                 if self._conns.get(key) in {last, None}:  # else another task has opened one meanwhile
                     self._conns[key] = await self._open(node_id)
                     if last is not None:

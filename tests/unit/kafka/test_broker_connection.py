@@ -97,6 +97,20 @@ async def test_a_connection_that_cannot_be_replaced_is_used_on():
         assert not first.is_expiring
 
 
+async def test_a_connection_whose_successor_hangs_is_used_on():
+    broker = Broker()
+    async with client_of(broker) as client:
+        client._renew_within_s = 0.2
+        first = await client._get_conn(1)
+        first._renew_at = 0.0
+        broker.answers_at_once = False
+        async with asyncio.timeout(5.0):
+            assert await client._get_conn(1) is first
+        assert broker.connections == 2
+        assert first.connected()
+        assert not first.is_expiring
+
+
 async def test_a_connection_that_has_failed_is_not_used_on():
     broker = Broker()
     async with client_of(broker) as client:
