@@ -7,7 +7,7 @@ Source: PgBouncer, "SQL feature map for pooling modes".
 
 from typing import Any, Final, Self
 
-from psycopg import ClientCursor, Error, OperationalError
+from psycopg import ClientCursor, Error, OperationalError, ProgrammingError
 from psycopg.abc import Params, Query
 from sqlalchemy import URL, Engine, create_engine, event, inspect
 from sqlalchemy.engine import Connection
@@ -106,8 +106,8 @@ def message(error: DBAPIError) -> str:
     cause = error.orig
     if not isinstance(cause, Error):
         return ""
-    if cause.sqlstate is None:  # the connection: the client library's text has no values
-        return " ".join(str(cause).split()) if isinstance(cause, OperationalError) else ""
+    if cause.sqlstate is None:  # the connection, or a parameter of the URL: the client library's text has no values
+        return " ".join(str(cause).split()) if isinstance(cause, (OperationalError, ProgrammingError)) else ""
     if cause.sqlstate[:2] not in TELLING_CLASSES or cause.sqlstate == SYNTAX_ERROR:
         return ""
     return " ".join((cause.diag.message_primary or "").split())

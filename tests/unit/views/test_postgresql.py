@@ -168,6 +168,7 @@ def test_what_the_server_says_when_it_refuses_us_is_said_without_the_password(po
     assert 'database "none" does not exist' in said_by(postgresql.set(database="none"))
     assert 'role "absent" does not exist' in said_by(postgresql.set(username="absent"))
     assert "unsupported startup parameter" in said_by(pgbouncer.update_query_dict({"options": "-c work_mem=1MB"}))
+    assert 'invalid connection option "sslmod"' in said_by(postgresql.update_query_dict({"sslmod": "hunter2"}))
     writing = open_database(role, writes=True)
     with pytest.raises(DatabaseError) as refused:
         prepare(writing)
