@@ -34,10 +34,9 @@ from order_service.wire.avro import MAX_COMMAND_BYTES, MAX_CONTENT_BYTES, encode
 from order_service.wire.changelog import WaitingCommand
 from order_service.wire.commands import decode_command, encode_json_command
 from tests.support.copies import two_servers
-from tests.support.extremes import Bound, Extremes, in_every_form, largest_order, with_value
+from tests.support.extremes import HEAD, Bound, Extremes, body_of, in_every_form, largest_order, with_value
 from tests.support.samples import NOW, ORDER_ID, SHOP, but, cancel, create, deliver, entry_after, pay, ship, take
 
-HEAD = ("type", "command_id", "order_id", "actor", "expected_version", "decide_by", "correlation_id")
 OVERHEAD = 64 * 1024
 """More than the key and the headers of a record have."""
 
@@ -132,10 +131,6 @@ def body_schema(kind: type[Command]) -> dict[str, Any]:
     assert body is not None
     schema: dict[str, Any] = BODIES[body.__name__]
     return schema
-
-
-def body_of(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name not in HEAD}
 
 
 @pytest.mark.parametrize("kind", COMMAND_TYPES)
