@@ -76,7 +76,7 @@ def decode_avro_command(data: bytes, *, is_past: bool = False) -> Command:
 def decode_beginning(data: bytes, message: type[Message]) -> Any:
     """Decode a message by the newest schema of its type, whatever its id, and ignore bytes after its fields.
 
-    Those are fields of a later version. Raises DecodeError if the message is not there.
+    Those are fields of a later version. Raises DecodeError if a field of the newest schema is missing or invalid.
     """
     try:
         decoded, end = _READ[message](data, 5)

@@ -30,7 +30,7 @@ class LogEnds:
         self._asking = asyncio.Lock()
 
     async def reach(self, offsets: Offsets) -> bool:
-        """Return whether the log reaches these offsets. Also if Kafka does not answer: they may be reached then."""
+        """Return whether the log reaches these offsets, or True if Kafka does not answer: they may be valid."""
         arrived_at = time.monotonic()
         async with self._asking:
             if self._asked_at < arrived_at and not self._cover(offsets):
