@@ -464,7 +464,7 @@ DEAD_LETTERS: Final[dict[DeadLetterReason, Remedy]] = {
         _SENT_AGAIN,
     ),
     DeadLetterReason.TOO_LARGE: Remedy(
-        "The value is longer than a command may be.",
+        "The value is longer than a command may be, or its contents are without the escapes of JSON.",
         f"{_SHOW} `dl_detail` has both sizes.",
         "Let the producer send fewer or shorter fields.",
         _SENT_AGAIN,

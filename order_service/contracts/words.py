@@ -7,7 +7,7 @@ from order_service.contracts.meanings import causes
 from order_service.contracts.source import Topic
 from order_service.domain.messages import Rejection
 from order_service.kafka.topics import DAY_MS, MIB, TopicNames
-from order_service.wire.avro import MAX_COMMAND_BYTES
+from order_service.wire.avro import MAX_COMMAND_BYTES, MAX_CONTENT_BYTES
 from order_service.wire.schemas.catalogue import Message
 
 TITLE: Final = "Events of the Order Service"
@@ -63,13 +63,13 @@ DEAD_LETTER_GUARANTEE: Final = (
 COMMANDS: Final = (
     "Every producer that may write to the commands topic is trusted: `actor` is not authenticated. The value is Avro "
     "as above or one JSON object, and its first byte tells which: 0, or `{` after an optional byte order mark and "
-    "whitespace. It has at most "
-    f"{MAX_COMMAND_BYTES // MIB} MiB. In JSON, `type` is the name of the command, times are RFC 3339, and fields that "
-    "are null or at their default may be omitted. A field that is not listed here makes the record a dead letter. So "
-    "does a `command_id`, an `order_id` or a `correlation_id` that is out of range or has a control character. Any "
-    "other value out of range is refused as `invalid_order`, an `actor` as `not_allowed`. Send a command again with "
-    "the same `command_id` and content until its outcome arrives. Every command has these fields; its own are in its "
-    "section."
+    f"whitespace. It has at most {MAX_COMMAND_BYTES // MIB} MiB as JSON, and {MAX_CONTENT_BYTES // MIB} MiB as Avro or "
+    "without the escapes and spaces of JSON. In JSON, `type` is the name of the command, times are RFC 3339, and "
+    "fields that are null or at their default may be omitted. A field that is not listed here makes the record a dead "
+    "letter. So does a `command_id`, an `order_id` or a `correlation_id` that is out of range or has a control "
+    "character. Any other value out of range is refused as `invalid_order`, an `actor` as `not_allowed`. Send a "
+    "command again with the same `command_id` and content until its outcome arrives. Every command has these fields; "
+    "its own are in its section."
 )
 RULES: Final = (
     "Every command produces one event or one rejection. Which one depends on the status of its order. A command can "

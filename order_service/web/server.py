@@ -134,7 +134,7 @@ class Server(Struct, frozen=True):
     def _large_body(self, caller: Caller, size: int) -> Iterator[None]:
         """Reserve a slot for a large body. Each further `LARGE_BYTES` of it count as a request."""
         if caller is not LOCAL:
-            self.limits.take(caller.actor, size // LARGE_BYTES)
+            self.limits.take_parts(caller.actor, size // LARGE_BYTES)
         with self.limits.large_body(caller.actor):
             yield
 

@@ -22,6 +22,8 @@ from order_service.wire.schemas.catalogue import SCHEMAS, Message, Schema
 
 MAX_COMMAND_BYTES: Final = 5 * 1024 * 1024
 """The largest command that the contract allows, as JSON with every character escaped, fits. A test computes it."""
+MAX_CONTENT_BYTES: Final = 2 * 1024 * 1024
+"""The largest command that the contract allows, as Avro or MessagePack, fits: rejections and changelogs hold it."""
 MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
 
 _HEADER: Final = tuple(field for field in Event.__struct_fields__ if field != "fact")
@@ -65,16 +67,16 @@ def decode_rejection(data: bytes) -> Rejection:
 def decode_avro_command(data: bytes, *, is_past: bool = False) -> Command:
     """Decode one command; `commands.decode_command` decodes JSON as well.
 
-    Raises DecodeError for any other bytes, for more than 5 MiB, and for an invalid id (`with_ids`).
+    Raises DecodeError for any other bytes, for more than 2 MiB, and for an invalid id (`with_ids`).
     """
-    command: Command = _decoded(data, _COMMANDS, MAX_COMMAND_BYTES)
+    command: Command = _decoded(data, _COMMANDS, MAX_CONTENT_BYTES)
     return with_ids(command, is_past=is_past)
 
 
 def decode_beginning(data: bytes, message: type[Message]) -> Any:
     """Decode a message by the newest schema of its type, whatever its id, and ignore bytes after its fields.
 
-    Those are fields of a later version. Raises DecodeError if the message is not there.
+    Those are fields of a later version. Raises DecodeError if a field of the newest schema is missing or invalid.
     """
     try:
         decoded, end = _READ[message](data, 5)

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from order_service.domain.messages import COMMAND_TYPES, Command
 from order_service.errors import DecodeError
-from order_service.wire.avro import MAX_COMMAND_BYTES, decode_avro_command
+from order_service.wire.avro import MAX_COMMAND_BYTES, MAX_CONTENT_BYTES, decode_avro_command
 from order_service.wire.dead_letters import DeadLetterReason as Why
 from order_service.wire.ids import with_ids
 from order_service.wire.json_numbers import BYTE_ORDER_MARK, WHITESPACE, with_whole_numbers
@@ -21,6 +21,9 @@ _NAMES: Final = ", ".join(command.__name__ for command in COMMAND_TYPES)
 
 _decode_json: Final[Callable[[bytes], Command]] = msgspec.json.Decoder(Command).decode
 _encode_json: Final = msgspec.json.Encoder().encode
+_encode_contents: Final = msgspec.msgpack.Encoder().encode
+_SMALL: Final = MAX_CONTENT_BYTES // 8
+"""The size up to which no value has too large contents: an empty line has 5 bytes in Avro, and 31 in MessagePack."""
 
 
 def decode_command(value: bytes | None, *, is_past: bool = False) -> Command:
@@ -30,19 +33,24 @@ def decode_command(value: bytes | None, *, is_past: bool = False) -> Command:
              with the `type` and the fields of a command. Of duplicate names the last one counts. A number with a zero
              fraction, such as 1250.0, is an integer.
     Units:   `decide_by` is returned in UTC and whole milliseconds, rounded down.
-    Raises:  DecodeError with a DeadLetterReason for anything else.
+    Raises:  DecodeError with a DeadLetterReason for anything else, and for contents of more than 2 MiB: the command may
+             have to wait in a changelog, and its rejection repeats its actor.
     """
     if not value:
         raise DecodeError(Why.EMPTY, "the record has no value: commands are never deleted")
     if len(value) > MAX_COMMAND_BYTES:
         raise DecodeError(Why.TOO_LARGE, f"{len(value)} bytes, at most {MAX_COMMAND_BYTES}")
     if value[0] == _AVRO:
-        return decode_avro_command(value, is_past=is_past)
-    if value[0] == _JSON:
-        return with_ids(_in_utc(_from_json(value)), is_past=is_past)
-    if value.removeprefix(BYTE_ORDER_MARK).lstrip(WHITESPACE)[:1] == b"{":
-        return with_ids(_in_utc(_from_json(value.removeprefix(BYTE_ORDER_MARK))), is_past=is_past)
-    raise DecodeError(Why.UNKNOWN_FORMAT, "the first byte is neither 0 (Avro) nor { (JSON)")
+        command = decode_avro_command(value, is_past=is_past)
+    elif value[0] == _JSON:
+        command = with_ids(_in_utc(_from_json(value)), is_past=is_past)
+    elif value.removeprefix(BYTE_ORDER_MARK).lstrip(WHITESPACE)[:1] == b"{":
+        command = with_ids(_in_utc(_from_json(value.removeprefix(BYTE_ORDER_MARK))), is_past=is_past)
+    else:
+        raise DecodeError(Why.UNKNOWN_FORMAT, "the first byte is neither 0 (Avro) nor { (JSON)")
+    if len(value) > _SMALL and (size := len(_encode_contents(command))) > MAX_CONTENT_BYTES:
+        raise DecodeError(Why.TOO_LARGE, f"{size} bytes of contents, at most {MAX_CONTENT_BYTES}")
+    return command
 
 
 def encode_json_command(command: Command) -> bytes:

@@ -19,6 +19,8 @@ FIRST_WIDE: Final = 0x1F300
 LONGEST: Final = 1_000
 """The length from which a text counts as without bound."""
 
+HEAD: Final = frozenset({"type", *CreateOrder.__struct_fields__[:6]})
+
 WORTH: Final = 10**6
 """The quantity and the unit price of each line of the largest order: its total is in bounds."""
 
@@ -168,6 +170,11 @@ def largest_order(**changes: Any) -> dict[str, Any]:
     for line in order["lines"]:
         line["quantity"] = line["unit_price"] = WORTH
     return order | {"discount": 10**14, "tax": 10**14, "shipping": 10**14, "expected_version": 0, **changes}
+
+
+def body_of(command: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a command without the fields that HTTP has in the path, in headers and in the token."""
+    return {name: value for name, value in command.items() if name not in HEAD}
 
 
 def in_every_form(order: dict[str, Any]) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ class Limits:
 
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s = per_s
+        self._capacity = max(1.0, per_s * BURST_S)
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._large: Counter[str] = Counter()
@@ -39,16 +40,25 @@ class Limits:
             if not self._large[subject]:
                 del self._large[subject]
 
-    def take(self, subject: str, count: int = 1) -> None:
-        """Use tokens of a subject, all of a full bucket at most. Raises Problem if the bucket does not hold as many."""
+    def take(self, subject: str) -> None:
+        """Use one token for a request of a subject. Raises Problem if the bucket is empty."""
+        self._take(subject, 1.0, again=1.0)
+
+    def take_parts(self, subject: str, count: int) -> None:
+        """Use a token for each part of a large body, at most what its request leaves of a full bucket.
+
+        Raises Problem if the bucket does not hold as many: its `Retry-After` counts the repeated request, too.
+        """
+        needed = min(float(count), self._capacity - 1.0)
+        self._take(subject, needed, again=needed + 1.0)
+
+    def _take(self, subject: str, needed: float, *, again: float) -> None:
         now = self._clock()
-        capacity = max(1.0, self._per_s * BURST_S)
-        tokens, filled_at = self._buckets.pop(subject, (capacity, now))
-        tokens = min(capacity, tokens + (now - filled_at) * self._per_s)
-        needed = min(float(count), capacity)
+        tokens, filled_at = self._buckets.pop(subject, (self._capacity, now))
+        tokens = min(self._capacity, tokens + (now - filled_at) * self._per_s)
         self._buckets[subject] = (tokens - needed, now) if tokens >= needed else (tokens, now)
         if len(self._buckets) > SUBJECTS_MAX:
             self._buckets.popitem(last=False)
         if tokens < needed:
-            wait_s = math.ceil((needed - tokens) / self._per_s)
+            wait_s = math.ceil((again - tokens) / self._per_s)
             raise Problem(Trouble.TOO_MANY_REQUESTS, "Rate limit exceeded.", headers={"Retry-After": str(wait_s)})

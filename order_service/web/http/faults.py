@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from order_service.web.http.problems import Fault
 
 FAULTS_MAX: Final = 20
+_OF_NAME: Final = "[key]"
+"""What pydantic adds to the location of an entry whose name is invalid, such as /metadata/colour."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _SIMILAR: Final = 0.6
 """How similar a known name must be to an unknown one (`difflib` ratio)."""
@@ -18,7 +20,7 @@ _SIMILAR: Final = 0.6
 def faults_of(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
     """Return the faults of a value of this model, `FAULTS_MAX` at most."""
     errors = error.errors(include_url=False, include_input=False)[:FAULTS_MAX]
-    return [Fault(pointer_to(fault["loc"]), _detail(fault, model)) for fault in errors]
+    return [_fault(fault["loc"], _detail(fault, model)) for fault in errors]
 
 
 def pointer_to(parts: Sequence[int | str]) -> str:
@@ -29,6 +31,12 @@ def pointer_to(parts: Sequence[int | str]) -> str:
 def named(names: Sequence[str]) -> str:
     """Return names as a list for people, each in backticks."""
     return ", ".join(f"`{name}`" for name in names)
+
+
+def _fault(location: Sequence[int | str], detail: str) -> Fault:
+    if location[2:] == (_OF_NAME,):
+        return Fault(pointer_to(location[:-1]), f"its name {detail}")
+    return Fault(pointer_to(location), detail)
 
 
 def _detail(fault: Any, model: type[BaseModel]) -> str:

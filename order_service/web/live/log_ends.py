@@ -26,22 +26,28 @@ class LogEnds:
         self._ask_every_s = ask_every_s
         self._ends: Offsets = {}
         self._asked_at = -ask_every_s
+        self._is_known = False
         self._asking = asyncio.Lock()
 
     async def reach(self, offsets: Offsets) -> bool:
-        """Return whether the log reaches these offsets. Also if Kafka does not answer: they may be reached then."""
+        """Return whether the log reaches these offsets, or True if Kafka does not answer: they may be valid."""
         arrived_at = time.monotonic()
         async with self._asking:
             if self._asked_at < arrived_at and not self._cover(offsets):
                 await asyncio.sleep(self._asked_at + self._ask_every_s - time.monotonic())
-                self._asked_at = time.monotonic()
-                try:
-                    async with asyncio.timeout(ASK_WITHIN_S):
-                        self._ends = await self._ask()
-                except (KafkaAwayError, TopicsError, TimeoutError) as error:
-                    log.warning("The ends of the events are unknown; a stream waits.", error=type(error).__name__)
-                    return True
-            return self._cover(offsets)
+                self._is_known = await self._update()
+            return not self._is_known or self._cover(offsets)
+
+    async def _update(self) -> bool:
+        """Ask for the ends; return whether Kafka has answered."""
+        self._asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(ASK_WITHIN_S):
+                self._ends = await self._ask()
+        except (KafkaAwayError, TopicsError, TimeoutError) as error:
+            log.warning("The ends of the events are unknown; a stream waits.", error=type(error).__name__)
+            return False
+        return True
 
     def _cover(self, offsets: Offsets) -> bool:
         return all(offset <= self._ends.get(partition, 0) for partition, offset in offsets.items())

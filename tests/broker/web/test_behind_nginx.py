@@ -1,5 +1,6 @@
 """A real nginx with the configuration of the guide: TLS, gzip, and a prefix that it strips."""
 
+import json
 import re
 import ssl
 from contextlib import closing
@@ -9,7 +10,9 @@ from urllib.parse import urljoin
 import pytest
 
 from order_service.local.broker import free_port
+from order_service.web.http.requests import MAX_BODY_BYTES
 from tests.support.certificates import CertificateAuthority
+from tests.support.extremes import body_of, largest_order
 from tests.support.proxies import nginx_of_the_guide, running_nginx
 from tests.support.shop import ORDER, Http
 
@@ -62,6 +65,13 @@ def order(proxied):
 def test_the_address_of_an_order_leads_back_through_the_proxy(proxied, order):
     assert order.startswith(f"{PREFIX}/v1/orders/")
     assert proxied.get(order).body["status"] == "created"
+
+
+def test_the_largest_order_passes_the_proxy(proxied):
+    body = json.dumps(body_of(largest_order(user_id="dana"))).encode()
+    placed = proxied.ask("POST", f"{PREFIX}/v1/orders", body, Prefer="wait=30")
+    assert placed.status == 201
+    assert proxied.ask("POST", f"{PREFIX}/v1/orders", b" " * MAX_BODY_BYTES + body).status == 413
 
 
 def test_the_address_of_an_outcome_leads_back_through_the_proxy(proxied):
@@ -122,12 +132,14 @@ def test_a_proxy_that_does_not_strip_the_prefix_is_served_the_same(direct, order
     assert direct.get(order.replace(PREFIX, "/other")).status == 404
 
 
-def test_a_compressed_order_is_the_same_and_its_weak_tag_is_known(proxied, order):
+def test_a_compressed_order_is_the_same_and_its_weak_tag_is_good_for_a_change(proxied, order):
     plain = proxied.get(order)
     packed = proxied.ask("GET", order, Accept_Encoding="gzip")
     assert (packed.headers["content-encoding"], packed.headers["etag"]) == ("gzip", 'W/"1"')
     assert (plain.headers["etag"], plain.body) == ('"1"', packed.body)
     assert proxied.ask("GET", order, If_None_Match='W/"1"', Accept_Encoding="gzip").status == 304
+    assert proxied.ask("POST", f"{order}/cancel", If_Match='W/"2"').status == 412
+    assert proxied.ask("POST", f"{order}/cancel", If_Match=packed.headers["etag"]).status == 200
 
 
 def test_an_event_arrives_at_once(proxied, order):

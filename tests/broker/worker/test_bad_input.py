@@ -44,6 +44,7 @@ def elsewhere(key: bytes, partitions: int = 4) -> int:
 
 AVRO = encode_command(SHIP)
 JSON = encode_json_command(SHIP)
+LONG = random.Random(7).randbytes(2_300_000).hex()
 BAD = [
     Bad("random bytes", "unknown_format", b"\x7f" + random.Random(7).randbytes(200) + MARKER),
     Bad("random bytes after an Avro prefix", "not_avro", AVRO[:5] + b"\xff" * 30 + MARKER),
@@ -68,6 +69,7 @@ BAD = [
     Bad("a key that is no text", "key_mismatch", JSON, key=b"\xff\xfe" + MARKER),
     Bad("the wrong partition", "wrong_partition", as_json(order_id="new-1"), b"new-1", elsewhere(b"new-1")),
     Bad("a byte too large", "too_large", as_json(tracking_number=SECRET).ljust(MAX_COMMAND_BYTES + 1)),
+    Bad("larger than a rejection", "too_large", as_json(actor="user:" + LONG)),
     Bad("as large as the topic takes", "too_large", MARKER.ljust(COMMAND_RECORD_BYTES - 1024)),
     Bad("JSON ids that are no UTF-8", "not_json", JSON.replace(b'"order-1"', b'"order-\xff"')),
     Bad("Avro ids that are no UTF-8", "not_avro", AVRO.replace(b"order-1", b"order-\xff")),

@@ -3,6 +3,7 @@
 from datetime import UTC, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
@@ -18,7 +19,7 @@ from order_service.operations.dead_letters.past_operations import PastOperations
 from order_service.operations.dead_letters.proposal import check_users, propose
 from order_service.operations.dead_letters.scan import LetterScan
 from order_service.settings import Settings
-from order_service.wire.avro import MAX_COMMAND_BYTES
+from order_service.wire.avro import MAX_CONTENT_BYTES
 from order_service.wire.commands import decode_command, encode_json_command
 from order_service.wire.headers import dead_letter_headers
 from order_service.wire.operations import (
@@ -186,11 +187,13 @@ async def test_invalid_settings_of_the_user_service_are_named():
 
 
 def test_a_command_that_would_become_too_large_is_not_sent():
-    room = MAX_COMMAND_BYTES - len(encode_json_command(but(CREATE, metadata={"key": ""})))
-    large = but(CREATE, metadata={"key": "v" * room})
-    assert len(encode_json_command(large)) == MAX_COMMAND_BYTES
-    [decision] = decided([large])
-    assert (decision.planned, decision.why_not[:9]) == (None, "too large")
+    rest = len(msgspec.msgpack.encode(but(CREATE, metadata={"key": "v" * 100_000}))) - 100_000
+    for spare, is_planned in ((100, True), (0, False)):
+        large = but(CREATE, metadata={"key": "v" * (MAX_CONTENT_BYTES - rest - spare)})
+        assert decode_command(encode_json_command(large)) == large
+        [decision] = decided([large])
+        assert (decision.planned is not None) is is_planned
+        assert decision.why_not[:9] == ("" if is_planned else "too large")
 
 
 # Dead letters

@@ -11,22 +11,32 @@ import pytest
 
 from order_service.contracts import asyncapi
 from order_service.contracts.source import Source
+from order_service.domain.decision import reject
 from order_service.domain.entry import Entry
-from order_service.domain.messages import COMMAND_TYPES, AmendOrder, Command, CreateOrder, Event, Rejection
+from order_service.domain.messages import (
+    COMMAND_TYPES,
+    AmendOrder,
+    CancelOrder,
+    Command,
+    CreateOrder,
+    Event,
+    Line,
+    Rejection,
+)
+from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import DecodeError
 from order_service.kafka.topics import topic_configs, topic_names
 from order_service.web.api.operations import OPERATIONS
 from order_service.web.docs import openapi
 from order_service.web.http.requests import MAX_BODY_BYTES
 from order_service.wire import changelog
-from order_service.wire.avro import MAX_COMMAND_BYTES, encode_command, encode_event
+from order_service.wire.avro import MAX_COMMAND_BYTES, MAX_CONTENT_BYTES, encode_command, encode_event, encode_rejection
 from order_service.wire.changelog import WaitingCommand
 from order_service.wire.commands import decode_command, encode_json_command
 from tests.support.copies import two_servers
-from tests.support.extremes import Bound, Extremes, in_every_form, largest_order, with_value
+from tests.support.extremes import HEAD, Bound, Extremes, body_of, in_every_form, largest_order, with_value
 from tests.support.samples import NOW, ORDER_ID, SHOP, but, cancel, create, deliver, entry_after, pay, ship, take
 
-HEAD = ("type", "command_id", "order_id", "actor", "expected_version", "decide_by", "correlation_id")
 OVERHEAD = 64 * 1024
 """More than the key and the headers of a record have."""
 
@@ -123,10 +133,6 @@ def body_schema(kind: type[Command]) -> dict[str, Any]:
     return schema
 
 
-def body_of(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name not in HEAD}
-
-
 @pytest.mark.parametrize("kind", COMMAND_TYPES)
 async def test_every_bound_of_the_openapi_document_holds_over_http(shop, kind):
     world, http = shop
@@ -202,6 +208,38 @@ def test_the_limits_follow_from_the_largest_order():
     }
     for topic, size in records.items():
         assert size + OVERHEAD <= int(topic_configs(names)[topic]["max.message.bytes"]), topic
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(lambda size: {"actor": "user:" + "a" * size}, id="an actor, which its rejection repeats"),
+        pytest.param(lambda size: {"note": "ж" * (size // 2)}, id="a note, which waits for the user of its order"),
+    ],
+)
+def test_contents_that_are_accepted_fit_the_topics_and_larger_ones_are_a_dead_letter(changes):
+    """Kafka would refuse the turn that writes a larger record, and its lane would be parked."""
+    command = CancelOrder(command_id="c", order_id="o", actor=SHOP, reason="other")
+    fits = but(command, **changes(MAX_CONTENT_BYTES - 200))
+    fitting = decode_command(encode_json_command(fits))
+    refused = encode_rejection(reject(fitting, None, NOW, Refusal(Reason.NOT_ALLOWED)))
+    waiting = changelog.encode(WaitingCommand(fitting, 1, NOW, None))
+    names, configs = topic_names(), topic_configs(topic_names())
+    for topic, size in ((names.rejections, len(refused)), (names.waiting, len(waiting))):
+        assert size + OVERHEAD <= int(configs[topic]["max.message.bytes"]), topic
+    with pytest.raises(DecodeError, match=f"at most {MAX_CONTENT_BYTES}"):
+        decode_command(encode_json_command(but(command, **changes(MAX_CONTENT_BYTES))))
+
+
+@pytest.mark.parametrize(("count", "is_accepted"), [(60_000, True), (100_000, False)])
+def test_many_small_lines_in_avro_count_as_large_as_they_are_stored(count, is_accepted):
+    line = Line(sku="", quantity=-33, unit_price=-33)
+    value = encode_command(AmendOrder(command_id="c", order_id="o", actor=SHOP, lines=(line,) * count))
+    if is_accepted:
+        assert len(changelog.encode(WaitingCommand(decode_command(value), 1, NOW, None))) <= MAX_CONTENT_BYTES
+    else:
+        with pytest.raises(DecodeError, match="too_large"):
+            decode_command(value)
 
 
 def test_a_byte_more_than_the_largest_command_is_a_dead_letter():

@@ -53,6 +53,10 @@ def test_the_example_has_no_fault():
         ({"currency": "eur"}, "/currency", "must match the pattern ^[A-Z]{3}$"),
         ({"metadata": []}, "/metadata", "must be an object"),
         ({"metadata": {str(number): "" for number in range(21)}}, "/metadata", "must have at most 20 entries"),
+        ({"metadata": {"n" * 41: ""}}, f"/metadata/{'n' * 41}", "its name must have at most 40 characters"),
+        ({"metadata": {"n n" * 14: ""}}, "/metadata/?", "its name must have at most 40 characters"),
+        ({"metadata": {"n": "v" * 501}}, "/metadata/n", "must have at most 500 characters"),
+        ({"metadata": {"[key]": 7}}, "/metadata/?", "must be a string"),
     ],
 )
 def test_a_fault_of_a_body_says_what_is_expected(http, changes, pointer, detail):

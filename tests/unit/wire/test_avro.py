@@ -12,6 +12,7 @@ from order_service.domain.messages import CancelOrder, Event, Rejection
 from order_service.errors import DecodeError
 from order_service.wire.avro import (
     MAX_COMMAND_BYTES,
+    MAX_CONTENT_BYTES,
     MAX_EVENT_BYTES,
     decode_avro_command,
     decode_event,
@@ -123,7 +124,7 @@ def test_a_message_of_another_kind_is_refused(case, decode):
     ("decode", "at_most"),
     [
         (decode_command, MAX_COMMAND_BYTES),
-        (decode_avro_command, MAX_COMMAND_BYTES),
+        (decode_avro_command, MAX_CONTENT_BYTES),
         (decode_event, MAX_EVENT_BYTES),
         (decode_rejection, MAX_EVENT_BYTES),
     ],
@@ -136,7 +137,7 @@ def test_a_byte_too_many_is_not_even_looked_at(decode, at_most):
 
 def test_a_command_of_just_the_most_bytes_is_looked_at():
     with pytest.raises(DecodeError) as caught:
-        decode_command(bytes(MAX_COMMAND_BYTES))
+        decode_command(bytes(MAX_CONTENT_BYTES))
     assert (caught.value.reason, caught.value.detail) == ("unknown_schema", "the schema id 0 is unknown")
 
 
