@@ -33,7 +33,7 @@ def execute(page, tag, name):
         operation.locator(".btn-clear").click()
     operation.locator(".execute").click()
     shown = operation.locator(".live-responses-table tbody .response-col_status")
-    expect(shown).to_be_visible()
+    expect(shown).to_be_visible(timeout=60_000)  # a busy machine renders the long page slowly
     return int(shown.inner_text().split()[0]), operation
 
 
