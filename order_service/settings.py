@@ -224,7 +224,10 @@ class Settings(BaseSettings):
         unit="s",
     )
     waiting_max: PositiveInt = _setting(
-        20_000, WORKER, "How many commands may wait per partition before that partition pauses.", unit="commands"
+        20_000,
+        WORKER,
+        "How many commands may wait per partition before that partition pauses. With 128 MiB of them it pauses, too.",
+        unit="commands",
     )
     payment_due_s: Positive | None = _setting(
         None, WORKER, "The time after which an unpaid order is cancelled.", unit="s", shown="off"

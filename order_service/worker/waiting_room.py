@@ -11,6 +11,7 @@ from typing import Final
 from order_service.domain.decision import UserCheck
 from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, CreateOrder
+from order_service.wire import changelog
 from order_service.wire.changelog import WaitingCommand
 
 MAX_PER_ORDER: Final = 32
@@ -30,6 +31,8 @@ class WaitingRoom:
         self._deadlines: list[tuple[datetime, str, int]] = []
         self._answers: dict[str, UserCheck] = {}
         self._count = 0
+        self.size_bytes = 0
+        """The size of all waiting commands as they are stored."""
 
     def __len__(self) -> int:
         return self._count
@@ -54,6 +57,7 @@ class WaitingRoom:
         queue = self._queues.setdefault(waiting.command.order_id, deque())
         queue.append(waiting)
         self._count += 1
+        self.size_bytes += _size_bytes(waiting)
         if len(queue) == 1:
             self._register_head(waiting)
 
@@ -78,7 +82,7 @@ class WaitingRoom:
     def pop_head(self, order_id: str) -> None:
         """Remove the first command of an order, which is decided."""
         queue = self._queues[order_id]
-        queue.popleft()
+        self.size_bytes -= _size_bytes(queue.popleft())
         self._count -= 1
         if not queue:
             del self._queues[order_id]
@@ -154,3 +158,7 @@ class WaitingRoom:
         if not orders:
             del self._orders_of[user_id]
         return True
+
+
+def _size_bytes(waiting: WaitingCommand) -> int:
+    return len(changelog.encode(waiting))

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from order_service.domain.decision import UserCheck, answer
 from order_service.domain.entry import Entry, after_event, after_rejection
@@ -98,6 +99,18 @@ def test_an_answer_after_the_timeout_is_not_wanted_and_changes_nothing():
     assert not world.lane.room.has_answers()
     assert not world.learn(USER_ID, UserCheck.ACTIVE, at(62))
     assert world.answers() == {"create-1": "user_check_timed_out"}
+
+
+def test_a_lane_is_full_while_the_commands_that_wait_are_too_large():
+    world = World(structs.replace(POLICY, waiting_max=1_000, waiting_max_bytes=20_000))
+    world.send(create)
+    assert not world.lane.is_full()
+    world.send(but(amend, metadata={str(number): "v" * 500 for number in range(20)}))
+    assert not world.lane.is_full()
+    world.send(but(amend, command_id="amend-2", metadata={str(number): "w" * 500 for number in range(20)}))
+    assert world.lane.is_full()
+    world.learn(USER_ID, UserCheck.ACTIVE)
+    assert (world.lane.is_full(), world.lane.room.size_bytes) == (False, 0)
 
 
 def test_a_lane_is_full_until_some_of_what_waits_is_decided():
