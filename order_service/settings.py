@@ -712,6 +712,11 @@ def _registry_fault(settings: Settings) -> str:
     return f"{next(iter(used.values()))} needs {' and '.join(missing)}" if ways == ["oauth"] and missing else ""
 
 
+def pairs(text: str) -> dict[str, str]:
+    """Return the pairs of a setting that lists `name=value`, separated by commas."""
+    return dict(pair.split("=", 1) for pair in text.split(",") if pair)
+
+
 def variable(field: str) -> str:
     """Return the environment variable of a setting; of any other name, the name itself."""
     definition = Settings.model_fields.get(field)

@@ -33,7 +33,7 @@ from order_service.errors import (
 )
 from order_service.http_client import HttpClient, Reply, TokenSource, tls_context
 from order_service.runtime.library_logger import library_logger
-from order_service.settings import Settings
+from order_service.settings import Settings, pairs
 from order_service.wire.schemas.catalogue import SCHEMAS, Catalogue, Message, Schema
 
 log = library_logger("order_service.registry")
@@ -94,14 +94,10 @@ class RegistryPolicy(Struct, frozen=True, kw_only=True):
         return cls(
             urls=settings.schema_registry_urls,
             authorization=lambda: _authorization(settings, ssl_context),
-            headers=_headers(settings.schema_registry_headers.get_secret_value()),
+            headers=pairs(settings.schema_registry_headers.get_secret_value()),
             ssl_context=ssl_context,
             registers=settings.schema_registry_register,
         )
-
-
-def _headers(text: str) -> dict[str, str]:
-    return dict(pair.split("=", 1) for pair in text.split(",") if pair)
 
 
 def _authorization(settings: Settings, ssl_context: SSLContext | None) -> str | TokenSource:

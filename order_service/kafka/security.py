@@ -25,7 +25,7 @@ from order_service.errors import NoToken, SetupError
 from order_service.http_client import TokenSource, tls_context
 from order_service.kafka.broker_connection import BrokerConnection
 from order_service.kafka.tls import cause_of, tls
-from order_service.settings import Settings
+from order_service.settings import Settings, pairs
 
 OAUTHBEARER: Final = "OAUTHBEARER"
 REFUSALS: Final = (
@@ -164,12 +164,12 @@ def _oauth_provider(
     cafile: Path | None,
     extensions: str,
 ) -> TokenProvider:
-    pairs = dict(pair.split("=", 1) for pair in extensions.split(",") if pair)
+    listed = pairs(extensions)
     if token_file is not None:
-        return TokenProvider(partial(FileToken, token_file), pairs)
+        return TokenProvider(partial(FileToken, token_file), listed)
     context = tls_context("ORDERS_KAFKA_OAUTH_SSL_", cafile, None, None)
     credentials = partial(ClientCredentials, token_url, client_id, client_secret)
-    return TokenProvider(partial(credentials, scope=scope, audience=audience, ssl_context=context), pairs)
+    return TokenProvider(partial(credentials, scope=scope, audience=audience, ssl_context=context), listed)
 
 
 async def refusal_of(host: str, port: int, arguments: Mapping[str, Any]) -> str | None:
