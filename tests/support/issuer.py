@@ -10,6 +10,8 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from tests.support.serving import serving
+
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
 THEIRS = rsa.generate_private_key(65537, 2048)
@@ -103,12 +105,6 @@ async def running_issuer(ssl_context=None):
     it = Issuer()
     app = web.Application()
     app.add_routes([web.get("/jwks", it.publish), web.get("/elsewhere", it.elsewhere)])
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl_context).start()
-    scheme = "http" if ssl_context is None else "https"
-    it.url = "{}://{}:{}/jwks".format(scheme, *runner.addresses[0])
-    try:
+    async with serving(app, ssl_context) as url:
+        it.url = f"{url}/jwks"
         yield it
-    finally:
-        await runner.cleanup()

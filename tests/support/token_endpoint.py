@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, unquote_plus
 
 from aiohttp import web
 
+from tests.support.serving import serving
+
 
 class TokenEndpoint:
     """Answers each request with the next token (`token-1`, `token-2`, ...), or with `answer`."""
@@ -43,14 +45,8 @@ class TokenEndpoint:
         """Serve on a free port, and yield the URL."""
         app = web.Application()
         app.router.add_post("/oauth2/token", self.issue)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl_context).start()
-            host, port = runner.addresses[0][:2]
-            yield f"{'http' if ssl_context is None else 'https'}://{host}:{port}/oauth2/token"
-        finally:
-            await runner.cleanup()
+        async with serving(app, ssl_context) as url:
+            yield f"{url}/oauth2/token"
 
     def hang(self):
         """Hold the answers back until the returned event is set."""

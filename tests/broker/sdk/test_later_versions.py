@@ -13,6 +13,7 @@ from order_service.sdk.testing.samples import as_unknown
 from order_service.wire.avro import encode_event
 from order_service.wire.headers import event_headers
 from order_service.wire.schemas.catalogue import EVERY_EVENT, SCHEMAS, prefix_of
+from tests.support.serving import serving
 
 RETURNED = {"type": "record", "name": "OrderReturned", "namespace": "orders.v1"} | {
     "fields": [*EVERY_EVENT["fields"], {"name": "reason", "type": "string"}]
@@ -87,13 +88,8 @@ async def newer_server(schemas):
 
     app = web.Application()
     app.router.add_get("/schema-registry/schemas/ids/{id}", schema)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/schema-registry", state
-    finally:
-        await runner.cleanup()
+    async with serving(app) as url:
+        yield f"{url}/schema-registry", state
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from order_service.sdk import OrderEvents
 from order_service.sdk.testing import order_delivered
 from order_service.wire.avro import encode_event
 from order_service.wire.schemas.catalogue import SCHEMAS, prefix_of
+from tests.support.serving import serving
 
 DELIVERED = SCHEMAS.of_file("OrderDelivered.v1.avsc")
 
@@ -27,21 +28,16 @@ class Registry:
 
 @pytest.fixture
 async def registry():
-    async with serving(Registry()) as made:
+    async with answering(Registry()) as made:
         yield made
 
 
 @asynccontextmanager
-async def serving(registry):
+async def answering(registry):
     app = web.Application()
     app.router.add_get("/schemas/ids/{id}", registry.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    registry.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield registry
-    await runner.cleanup()
+    async with serving(app) as registry.url:
+        yield registry
 
 
 def projection(settings, _group):

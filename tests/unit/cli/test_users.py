@@ -90,8 +90,8 @@ def test_a_body_without_the_field_names_the_setting(users):
 
 
 def test_a_service_that_is_away_or_hangs_is_named(users):
-    nobody = f"http://127.0.0.1:{free_port()}"
-    explained = check(users, "dana", 1, USER_SERVICE_URL=nobody)
+    silent = f"http://127.0.0.1:{free_port()}"
+    explained = check(users, "dana", 1, USER_SERVICE_URL=silent)
     assert (explained["status"], explained["took_ms"]) == (None, None)
     assert explained["reason"] == "the connection failed: Connection refused"
     with answering(users, Mode.HANG):

@@ -10,21 +10,16 @@ from aiohttp import web
 from order_service.errors import NoResponse, NoToken, SetupError
 from order_service.http_client import HttpClient, Reply, tls_context
 from tests.support.certificates import CertificateAuthority
+from tests.support.serving import serving
 
 
 @asynccontextmanager
-async def serving(answer, ssl_context=None):
+async def answering(answer, ssl_context=None):
     """Serve one answer at every path, and yield the URL."""
     app = web.Application()
     app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl_context).start()
-        host, port = runner.addresses[0][:2]
-        yield f"{'http' if ssl_context is None else 'https'}://{host}:{port}/"
-    finally:
-        await runner.cleanup()
+    async with serving(app, ssl_context) as url:
+        yield f"{url}/"
 
 
 @asynccontextmanager
@@ -97,7 +92,7 @@ async def test_each_request_carries_the_token_of_its_time():
         return web.Response(status=401)
 
     tokens = Tokens()
-    async with serving(answer) as url, calling(authorization=tokens) as client:
+    async with answering(answer) as url, calling(authorization=tokens) as client:
         for _ in range(2):
             await client.request("GET", url)
         with pytest.raises(NoToken, match="there is no other token"):
@@ -111,7 +106,9 @@ async def test_each_request_carries_the_token_of_its_time():
 
 async def test_a_connection_that_fails_says_why(unused_tcp_port):
     assert await failure(f"http://127.0.0.1:{unused_tcp_port}/") == "the connection failed: Connection refused"
-    assert await failure("http://nobody.invalid/") == ("the connection failed: the name of the host cannot be resolved")
+    assert await failure("http://missing.invalid/") == (
+        "the connection failed: the name of the host cannot be resolved"
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +152,7 @@ async def peer(request):
 
 
 async def test_a_server_is_trusted_only_by_the_ca_file(authority, server_context, tmp_path):
-    async with serving(peer, server_context) as url:
+    async with answering(peer, server_context) as url:
         async with calling(ssl_context=tls_context("X_", authority.file, None, None)) as client:
             assert (await client.request("GET", url)).status == 200
         another = tls_context("X_", CertificateAuthority(tmp_path, "another").file, None, None)
@@ -167,7 +164,7 @@ async def test_a_client_certificate_is_sent_to_a_server_that_requires_one(author
     server_context.verify_mode = ssl.CERT_REQUIRED
     server_context.load_verify_locations(authority.file)
     cert_file, key_file = authority.issue("orders")
-    async with serving(peer, server_context) as url:
+    async with answering(peer, server_context) as url:
         async with calling(ssl_context=tls_context("X_", authority.file, cert_file, key_file)) as client:
             assert b"orders" in (await client.request("GET", url)).body
         why = await failure(url, ssl_context=tls_context("X_", authority.file, None, None))

@@ -22,6 +22,7 @@ from order_service.local.broker import free_port
 from order_service.settings import Settings
 from order_service.wire.schemas.catalogue import load
 from tests.support.certificates import CertificateAuthority
+from tests.support.serving import serving
 from tests.support.token_endpoint import TokenEndpoint
 
 TRIES = 2
@@ -38,14 +39,8 @@ async def server(answer, ssl_context=None):
         return await answer(request)
 
     app.router.add_route("*", "/{path:.*}", respond)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=ssl_context).start()
-    try:
-        yield f"http{'' if ssl_context is None else 's'}://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
+    async with serving(app, ssl_context) as url:
+        yield url
 
 
 def says(status, body="{}", **headers):
@@ -488,7 +483,7 @@ async def test_nothing_is_written_to_a_registry_that_has_the_schemas():
 
 
 @pytest.mark.parametrize("level", ["BACKWARD", "NONE"])
-async def test_a_new_subject_gets_our_level_in_a_registry_where_nobody_has_set_one(level):
+async def test_a_new_subject_gets_our_level_in_a_registry_without_a_chosen_one(level):
     stub = Stub(level)
     await adopted(stub)
     assert {subject for kind, subject in stub.writes if kind == "FULL_TRANSITIVE"} == SUBJECTS

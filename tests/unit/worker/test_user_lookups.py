@@ -109,7 +109,7 @@ async def test_after_three_lookups_without_an_answer_the_reason_is_known(world):
         for user_id, why in (("dana", "status 400"), ("sam", "status 302")):
             await world.fail(user_id, why)
     assert world.asking.reason(users) == "no usable answer about 2 users: status 400 (1), status 302 (1)"
-    assert world.asking.reason(["sam", "nobody"]) == "no usable answer about 1 user: status 302 (1)"
+    assert world.asking.reason(["sam", "eve"]) == "no usable answer about 1 user: status 302 (1)"
     await world.at(35)
     world.users.lookups["sam"].set_result(UserCheck.ACTIVE)
     await world.settled()
