@@ -212,7 +212,7 @@ class Settings(BaseSettings):
         unit="s",
     )
     turn_ms: PositiveInt = _setting(
-        20,
+        12,
         WORKER,
         "The minimum time between the starts of two turns; a quarter of it after a turn of one command.",
         unit="ms",

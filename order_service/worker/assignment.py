@@ -65,6 +65,9 @@ class Fetching(Protocol):
     async def open(self, partition: int, offset: int, seek: int) -> None:
         """Start fetching a partition at an offset. Its runs carry the number of this seek."""
 
+    def fetch_before(self, at: float) -> None:
+        """Fetch shortly before this time of the monotonic clock, when the next turn begins."""
+
     def pause(self, partition: int) -> None:
         """Pause fetching of a partition."""
 
@@ -183,6 +186,7 @@ class Assignment:
             turn_s=context.settings.turn_ms / 1000,
             clock=context.clock,
             end_of=context.fetching.end_of,
+            fetch_before=context.fetching.fetch_before,
             park=lambda partition, text, error: self.park(partition, ParkingReason.CANNOT_DECIDE, text, error),
             failpoint=context.failpoint,
         )

@@ -75,6 +75,7 @@ class TurnLoop:
         turn_s: float,
         clock: Clock,
         end_of: Callable[[int], int],
+        fetch_before: Callable[[float], None],
         park: Callable[[int, str, Exception], None],
         failpoint: Callable[[str], None],
     ) -> None:
@@ -86,6 +87,7 @@ class TurnLoop:
         self._turn_s = turn_s
         self._clock = clock
         self._end_of = end_of
+        self._fetch_before = fetch_before
         self._park = park
         self._failpoint = failpoint
         self._wake = asyncio.Event()
@@ -148,19 +150,19 @@ class TurnLoop:
             await self._wait_for_commit()
             if turn is not None:
                 self._commit_task = asyncio.create_task(self._commit(turn), name="commit of a turn")
-                await asyncio.sleep(max(0.0, began_at + self._pace(turn) - time.monotonic()))
+                await asyncio.sleep(max(0.0, began_at + self._pace(turn.decided + turn.queued) - time.monotonic()))
         await self._wait_for_commit()
         await self._write_last_positions()
         if self._is_leaving_all:
             await self._release_all()
 
-    def _pace(self, turn: Turn) -> float:
-        """Return the minimum time in seconds between the starts of this turn and the next.
+    def _pace(self, count: int) -> float:
+        """Return the minimum time in seconds between the starts of a turn of `count` commands and the next.
 
         The cost of a transaction does not depend on its size. So under load fewer turns are better, and a turn with at
         most one command is followed sooner.
         """
-        return self._turn_s if turn.decided + turn.queued > 1 else self._turn_s / 4
+        return self._turn_s if count > 1 else self._turn_s / 4
 
     def stop(self, *, leaves: bool = False) -> None:
         """Make `run` return after the turn in flight. If the worker `leaves`, release all of its partitions then."""
@@ -223,6 +225,7 @@ class TurnLoop:
         """
         self.update_unavailable()
         taken = self._inbox.take(MAX_COMMANDS, self._closed())
+        self._fetch_before(began_at + self._pace(sum(map(len, taken.values()))))
         lanes = self._available()
         # An order that becomes due after this may have its payment in `taken`.
         due = {lane.partition: self._due.pop(lane.partition, []) for lane in lanes}

@@ -68,6 +68,10 @@ class FaustFetching:
         consumer = self._consumer
         await consumer.run_in_fetch_thread(consumer.thread.open(self._topic_partition(partition), offset, seek))
 
+    def fetch_before(self, at: float) -> None:
+        """Fetch shortly before this time of the monotonic clock, when the next turn begins."""
+        self._consumer.thread.fetch_before(at)
+
     def pause(self, partition: int) -> None:
         """Pause the fetching of a partition."""
         self._consumer.call_soon_in_fetch_thread(self._consumer.thread.pause, self._topic_partition(partition))
@@ -188,7 +192,8 @@ def _wire(app: RunApp, worker: Worker, topic: str) -> None:
     async def receive(runs: Any) -> None:
         """Pass each run of commands to the worker; the next turn decides them."""
         async for event in runs.noack().events():
-            worker.receive(event.message.partition, event.value)
+            for partition, run in event.value.items():
+                worker.receive(partition, run)
 
     @app.on_partitions_assigned.connect  # type: ignore[arg-type]
     async def assigned(_app: Any, assigned: Any = (), *_: Any, **__: Any) -> None:

@@ -35,6 +35,7 @@ from order_service.kafka.connection import Consumer, knows_leader, missing_right
 from order_service.kafka.record_batches import damaged_partition
 from order_service.runtime.tasks import failure_of
 from order_service.runtime.watchdog import write_at_once
+from order_service.worker.faust.paced_fetcher import LEAD_S, PacedFetcher
 from order_service.worker.inbox import Run
 from order_service.worker.membership import LaneAssignor, Member, Membership, members_of, reason_of, twin_of
 
@@ -64,7 +65,10 @@ class Partitions(set[TP]):
 
 
 class FetchThread(driver.AIOKafkaConsumerThread):
-    """The thread that fetches. It delivers one Faust record per run, and numbers the runs since a partition's seek."""
+    """The thread that fetches. It delivers one Faust record per fetch: a dict with the run of each partition.
+
+    It numbers the runs of a partition since its seek.
+    """
 
     logger = _FAUST_LOG
     consumer: "RunConsumer"
@@ -111,6 +115,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
                 if self.should_stop:
                     return
             else:
+                self._fetcher.__class__ = PacedFetcher
                 self.start_checking()
                 return
         raise KafkaAwayError(f"Kafka does not answer after {STARTS} attempts")
@@ -143,6 +148,14 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             log.warning("The consumer could not be closed; the group removes it when its session expires.")
         else:
             closing.result()
+
+    @property
+    def _fetcher(self) -> Any:
+        return self._ensure_consumer()._fetcher  # noqa: SLF001
+
+    def fetch_before(self, at: float) -> None:
+        """Send the next fetch shortly before this time of the monotonic clock. May be called from any thread."""
+        self._fetcher.wait_until(at - LEAD_S)
 
     @property
     def coordinator(self) -> Any | None:
@@ -277,7 +290,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             if not isinstance(error, KafkaError) or self._failed() is None:
                 raise
             return {}  # an error of the group is raised here too; the check ends the process and logs the reason
-        return {partition: [self._as_run(partition, records)] for partition, records in fetched.items()}
+        return self._as_one_record(fetched) if fetched else {}
 
     def _stop_delivering(self, error: CorruptRecordException) -> None:
         """Stop delivering, and report the partition with a damaged batch: all partitions are opened again."""
@@ -296,10 +309,17 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         self._delivered.clear()
         self._seeks.clear()
 
-    def _as_run(self, partition: TopicPartition, records: list[Any]) -> Any:
+    def _as_one_record(self, fetched: Mapping[TP, list[Any]]) -> dict[TP, list[Any]]:
+        """Return the runs of all partitions as one record of Faust, so that the same turn can take all of them."""
+        self._fetcher.pause()
+        runs = {partition.partition: self._as_run(partition, records) for partition, records in fetched.items()}
+        partition, records = next(iter(fetched.items()))
+        return {partition: [replace(records[-1], value=runs)]}
+
+    def _as_run(self, partition: TopicPartition, records: list[Any]) -> Run:
         number = self._numbers.get(partition, 0)
         self._numbers[partition] = number + 1
-        return replace(records[-1], value=Run(self._seeks.get(partition, -1), number, records))
+        return Run(self._seeks.get(partition, -1), number, records)
 
     def _park(self, partition: TopicPartition, reason: str) -> None:
         self._ensure_consumer().pause(partition)

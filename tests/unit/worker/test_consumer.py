@@ -88,6 +88,7 @@ class Draining:
             _subscriptions=SimpleNamespace(fetch_context=nullcontext),
             error_future=asyncio.Future(),
             fetched_records=self._fetched_records,
+            pause=lambda: None,
         )
         self._position = 0
 
@@ -138,11 +139,12 @@ async def test_records_drained_before_an_error_are_not_taken_for_read(app, error
     assert await thread.reached(PARTITION) == (10, None, 0)
     consumer.error = None
     thread.resume(PARTITION)  # by a lane whose queue was long: it has not heard of the error yet
-    [run] = (await thread._fetch_records(consumer, set(), 1.0, 10))[PARTITION]
-    assert run.value.seek == -1
+    [fetched] = (await thread._fetch_records(consumer, set(), 1.0, 10))[PARTITION]
+    assert fetched.value[PARTITION.partition].seek == -1
     await thread.open(PARTITION, 0, 8)
-    [run] = (await thread._fetch_records(consumer, set(), 1.0, 10))[PARTITION]
-    assert (run.value.seek, run.value.number) == (8, 0)
+    [fetched] = (await thread._fetch_records(consumer, set(), 1.0, 10))[PARTITION]
+    run = fetched.value[PARTITION.partition]
+    assert (run.seek, run.number) == (8, 0)
     assert await thread.reached(PARTITION) == (10, 8, 1)
 
 

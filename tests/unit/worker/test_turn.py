@@ -1,6 +1,7 @@
 """The turn without a broker: what may happen between two slices of a turn that the loop is given."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ class BrokenLane(Lane):
         raise HistoryError("version 3 of an order cannot follow on version 1")
 
 
-def turns_over(lanes, written, failpoint, park=lambda *_: None, named=(), leaving=()) -> tuple[TurnLoop, Inbox]:
+def turns_over(
+    lanes, written, failpoint, park=lambda *_: None, named=(), leaving=(), fetch_before=lambda _at: None, turn_s=0.001
+) -> tuple[TurnLoop, Inbox]:
     """Make what takes turns over these lanes, and the inbox that it takes from."""
     inbox = Inbox(lambda _partition: None, lambda _partition: None)
     turns = TurnLoop(
@@ -35,9 +38,10 @@ def turns_over(lanes, written, failpoint, park=lambda *_: None, named=(), leavin
         inbox,
         named=set() if named == () else named,
         leaving=set(leaving),
-        turn_s=0.001,
+        turn_s=turn_s,
         clock=Clock(60),
         end_of=lambda _partition: 0,
+        fetch_before=fetch_before,
         park=park,
         failpoint=failpoint,
     )
@@ -124,6 +128,18 @@ async def test_the_text_of_a_lane_that_cannot_decide_has_what_raised_the_error(m
     async with asyncio.timeout(30):
         await turns.run()
     assert parked == [detail]
+
+
+@pytest.mark.parametrize(("count", "pause_s"), [(1, 15), (2, 60)])
+async def test_the_next_fetch_is_due_when_the_next_turn_may_begin(count, pause_s):
+    written: Any = Written()
+    due_at: list[float] = []
+    turns: TurnLoop
+    turns, inbox = turns_over([lane_with(0, {})], written, lambda _name: None, fetch_before=due_at.append, turn_s=60)
+    inbox.put(0, [received(but(create, command_id=f"create-{n}"), n, 0) for n in range(count)])
+    began_at = time.monotonic()
+    await turns._decide(began_at)
+    assert due_at == [began_at + pause_s]
 
 
 async def test_an_order_due_within_a_turn_is_not_cancelled_before_its_payment_there():
