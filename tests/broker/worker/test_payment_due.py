@@ -86,7 +86,7 @@ class Unread:
         self.has_read = False
         self.ends_asked = 0
         self.looked = 0
-        self.pause = self.resume = self.end_of = self.announce = print
+        self.pause = self.resume = self.end_of = self.announce = self.fetch_before = print
 
     async def end(self, _partition):
         self.ends_asked += 1
