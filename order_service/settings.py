@@ -204,6 +204,14 @@ class Settings(BaseSettings):
     )
 
     # Worker
+    workers: PositiveInt = _setting(
+        1,
+        "`worker` and `up`",
+        "The number of processes of a worker, for a machine with several cores. Each is a member of the group of its "
+        "own: `.1` and so on is added to its name. The partitions of all workers should be at least as many. See "
+        "[several processes](../operations/workers.md). `up` uses half of the cores by default.",
+        unit="processes",
+    )
     clock_skew_max_s: Positive = _setting(
         60.0,
         WORKER,

@@ -19,7 +19,7 @@ from msgspec import Struct, structs
 from order_service.errors import EmbeddedError, PortTakenError
 from order_service.local.broker import free_port, is_taken
 from order_service.local.kafka import External, Local, choose_kafka, local_broker
-from order_service.runtime.supervisor import Child, Supervisor
+from order_service.runtime.supervisor import CLI, Child, Supervisor
 from order_service.settings import Settings
 
 Report = Callable[[str], object]
@@ -32,8 +32,6 @@ NAMES = {
     "projector": "the projector",
     "web": "the HTTP server",
 }
-CLI = (sys.executable, "-P", "-m", "order_service.cli")
-"""`-P`: a file in the current directory must not replace a module."""
 
 
 class Running(Struct, frozen=True):

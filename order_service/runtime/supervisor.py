@@ -20,6 +20,8 @@ from msgspec import Struct
 from order_service.errors import EmbeddedError, TopicsError
 from order_service.runtime.watcher import kill_group, watched
 
+CLI = (sys.executable, "-P", "-m", "order_service.cli")
+"""Our command line, as the command of a child. `-P`: a file in the current directory must not replace a module."""
 Write = Callable[[str], object]
 Beside = Callable[[Callable[[], object]], Awaitable[object]]
 """Work in this process, beside the children; it gets what to call when it has begun."""
@@ -165,9 +167,7 @@ class Supervisor:
         prefixes = {child.name: f"{child.name:<{width}} | " for child in children}
         reports = reports or _Lines(err, prefixes)
         self._runners = [
-            _ChildRunner(
-                child, restarts or Restarts(), prefixes[child.name], out, err, reports, grace_s=stop_within_s
-            )
+            _ChildRunner(child, restarts or Restarts(), prefixes[child.name], out, err, reports, grace_s=stop_within_s)
             for child in children
         ]
         self._stop_within_s = stop_within_s
