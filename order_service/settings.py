@@ -207,9 +207,9 @@ class Settings(BaseSettings):
     workers: PositiveInt = _setting(
         1,
         "`worker` and `up`",
-        "The number of processes of a worker, for a machine with several cores. Each is a member of the group of its "
-        "own: `.1` and so on is added to its name. The partitions of all workers should be at least as many. See "
-        "[several processes](../operations/workers.md). `up` uses half of the cores by default.",
+        "The number of processes of a worker, since one process uses one core: see [several "
+        "processes](command-line.md#several-processes). Limits of a worker hold for each process. By default, `up` "
+        "runs one for two cores, and not more than there are partitions.",
         unit="processes",
     )
     clock_skew_max_s: Positive = _setting(

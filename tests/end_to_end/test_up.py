@@ -31,7 +31,7 @@ def environment(tmp_path):
     kept.pop("USER_SERVICE_URL", None)
     ports = {name: str(free_port()) for name in PORTS}
     data = {"ORDERS_DATA_DIR": str(tmp_path / "data"), "ORDERS_TOPIC_PREFIX": "up."}
-    return kept | ports | data | {"JDK_JAVA_OPTIONS": java_options()}
+    return kept | ports | data | {"ORDERS_WORKERS": "1"} | {"JDK_JAVA_OPTIONS": java_options()}
 
 
 class Up:
