@@ -234,7 +234,8 @@ class Settings(BaseSettings):
     waiting_max: PositiveInt = _setting(
         20_000,
         WORKER,
-        "How many commands may wait per partition before that partition pauses. With 128 MiB of them it pauses, too.",
+        "How many commands may wait per partition before that partition pauses. With 128 MiB of them it pauses, too. "
+        "If all partitions of a process have 256 MiB, those with the most pause.",
         unit="commands",
     )
     payment_due_s: Positive | None = _setting(

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import pytest
-from prometheus_client import Metric
+from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from order_service.local.broker import free_port
@@ -127,7 +127,7 @@ def test_each_metric_is_described_once_and_keeps_its_type_and_labels():
         "# HELP orders_y_seconds Some.\n# TYPE orders_y_seconds histogram\n"
         'orders_y_seconds_bucket{le="+Inf"} 1.0\norders_y_seconds_count 1.0\norders_y_seconds_sum 0.5\n'
     )
-    combined = combined_admin.generate_latest(combined_admin.Combined({"1": text, "2": text})).decode()
+    combined = generate_latest(combined_admin.Combined({"1": text, "2": text})).decode()
     assert combined.count("# TYPE orders_x_total counter") == 1
     assert 'orders_x_total{process="2",reason="a \\"b\\""} 3.0' in combined
     assert 'orders_y_seconds_bucket{le="+Inf",process="1"} 1.0' in combined

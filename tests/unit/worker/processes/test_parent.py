@@ -48,7 +48,8 @@ class Parent:
             text = file.read_text() if file.exists() else ""
             return int(text) if text and int(text) != other_than else 0
 
-        return until(read, f"process {number} runs: {self.log_path.read_text()}")
+        pid: int = until(read, f"process {number} runs: {self.log_path.read_text()}")
+        return pid
 
 
 @pytest.fixture
