@@ -4,10 +4,10 @@ import json
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 
+from tests.support.process_tree import descendants, has_ended
 from tests.support.service import GRACE_S, histories, until
 
 LONG_SESSION = {"ORDERS_SESSION_TIMEOUT_S": "45"}
@@ -26,7 +26,7 @@ class Processes:
         """Return the pid of each process that answers, by its number."""
         metrics = self.worker.admin("/metrics")[1]
         shown = re.findall(r'^process_start_time_seconds{process="(\d+)"} (\S+)', metrics, re.MULTILINE)
-        children = _descendants(self.worker.process.pid)
+        children = descendants(self.worker.process.pid)
         return {
             number: next(pid for pid, arguments in children.items() if is_process(arguments, number))
             for number, _ in shown
@@ -47,23 +47,6 @@ class Processes:
 def is_process(arguments, number):
     """Return whether these are the arguments of a process itself, and not of its watcher."""
     return f"--process={number}" in arguments and not any("watcher.py" in argument for argument in arguments)
-
-
-def _descendants(pid):
-    """Return the arguments of the processes that a process has started, and of those that these have."""
-    found = {}
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found[child] = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-            found |= _descendants(child)
-    return found
-
-
-def is_gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 @pytest.fixture
@@ -108,7 +91,7 @@ def test_no_process_outlives_its_killed_parent_and_the_next_worker_goes_on(servi
         two.worker.wait_ended()
         port = str(two.worker.admin_port)
         again = service.start_worker(module=COMMAND, **TWO, **LONG_SESSION, ORDERS_ADMIN_PORT=port)
-        until(lambda: all(map(is_gone, pids)), "the processes of the killed parent end", within_s=GRACE_S)
+        until(lambda: all(map(has_ended, pids)), "the processes of the killed parent end", within_s=GRACE_S)
         Processes(again).wait_lanes(of_1=2, of_2=2)
     service.wait_outcomes(len(commands))
     service.check(commands)

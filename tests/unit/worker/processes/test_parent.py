@@ -11,6 +11,7 @@ import pytest
 
 from order_service.local.broker import free_port
 from order_service.worker.processes.parent import RESTARTS
+from tests.support.process_tree import has_ended
 from tests.support.service import until
 
 PARENT = """
@@ -66,20 +67,12 @@ def parent(tmp_path):
         each.process.wait()
 
 
-def is_gone(pid):
-    """Return whether a process has ended; it may be a zombie that is not reaped yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 def test_sigterm_stops_all_processes_and_the_exit_status_is_0(parent):
     running = parent()
     pids = [running.pid(1), running.pid(2)]
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(30) == 0
-    assert all(map(is_gone, pids))
+    assert all(map(has_ended, pids))
 
 
 def test_a_killed_process_is_started_again_and_the_other_runs_on(parent):
@@ -87,7 +80,7 @@ def test_a_killed_process_is_started_again_and_the_other_runs_on(parent):
     first, second = running.pid(1), running.pid(2)
     os.kill(second, signal.SIGKILL)
     assert running.pid(2, other_than=second) != second
-    assert not is_gone(first)
+    assert not has_ended(first)
     assert '"exit_code": 137' in running.log_path.read_text()
 
 
@@ -95,7 +88,7 @@ def test_no_process_outlives_a_parent_that_is_killed(parent):
     running = parent()
     pids = [running.pid(1), running.pid(2)]
     running.process.kill()
-    until(lambda: all(map(is_gone, pids)), "the processes have ended")
+    until(lambda: all(map(has_ended, pids)), "the processes have ended")
 
 
 @pytest.mark.parametrize("code", [2, 13])
@@ -111,7 +104,7 @@ def test_processes_that_do_not_stop_are_killed_within_the_time_that_containers_h
     began_at = time.monotonic()
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(30) == 0
-    assert all(map(is_gone, pids))
+    assert all(map(has_ended, pids))
     assert time.monotonic() - began_at < 15
 
 
