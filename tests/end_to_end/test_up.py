@@ -142,6 +142,26 @@ def write(environment, topic, partition, key, value):
     assert producer.flush(30) == 0
 
 
+def test_a_run_with_two_processes_of_the_worker(shared, tmp_path):
+    """As on a machine with four cores."""
+    up = Up(shared | {"ORDERS_WORKERS": "2"}, tmp_path)
+    try:
+        until(up.is_ready, "it is ready")
+        address = f"http://127.0.0.1:{shared['ORDERS_ADMIN_PORT']}"
+        with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
+            lanes = re.findall(
+                r'^orders_lanes{process="(\d)",state="running"} (\d)', answer.read().decode(), re.MULTILINE
+            )
+        assert lanes == [("1", "1"), ("2", "1")]
+        CommandLine(shared)("create", "order-1", "--user", "dana", "--currency", "EUR", "--line", "mug:2:1250")
+        processes = up.processes()
+        assert up.ends_by_ctrl_c()
+        until(lambda: not any(map(is_there, processes)), "no process remains")
+    finally:
+        up.process.kill()
+        up.process.wait()
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("option", ["", "--quiet"])
 def test_a_parked_lane_holds_nothing_else_up_and_a_first_mistake_is_shown(shared, tmp_path, option):
