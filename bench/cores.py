@@ -45,7 +45,7 @@ def measure(world: World) -> list[Row]:
 
 
 def decide(service: Service, count: int, per_s: list[float], processor_us: list[float]) -> None:
-    """Let a worker of so many processes decide the backlog; add its speed, and its processor time for a command."""
+    """Run a worker of so many processes on the backlog; add its speed, and its processor time for a command."""
     settings = {"ORDERS_WORKERS": str(count), "ORDERS_SESSION_TIMEOUT_S": SESSION_TIMEOUT_S}
     worker = service.start_worker(None, module=COMMAND, **settings).wait_ready()
     pids = [worker.process.pid, *descendants(worker.process.pid)]
