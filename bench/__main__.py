@@ -15,6 +15,7 @@ from rich.console import Console
 
 from bench import (
     backlog,
+    cores,
     fleet,
     http,
     idle,
@@ -57,6 +58,7 @@ PARTS = {
     "idle": Part(idle.HOW, idle.measure),
 }
 LONG = {
+    "cores": Part(cores.HOW, cores.measure),
     "http": Part(http.HOW, http.measure),
     "views": Part(views.HOW, views.measure),
     "streams": Part(streams.HOW, streams.measure),

@@ -204,6 +204,14 @@ class Settings(BaseSettings):
     )
 
     # Worker
+    workers: PositiveInt = _setting(
+        1,
+        "`worker` and `up`",
+        "The number of processes of a worker, since one process uses one core: see [several "
+        "processes](command-line.md#several-processes). Limits of a worker hold for each process. By default, `up` "
+        "runs one for two cores, and not more than there are partitions.",
+        unit="processes",
+    )
     clock_skew_max_s: Positive = _setting(
         60.0,
         WORKER,
@@ -226,7 +234,8 @@ class Settings(BaseSettings):
     waiting_max: PositiveInt = _setting(
         20_000,
         WORKER,
-        "How many commands may wait per partition before that partition pauses. With 128 MiB of them it pauses, too.",
+        "How many commands may wait per partition before that partition pauses. With 128 MiB of them it pauses, too. "
+        "If all partitions of a process have 256 MiB, those with the most pause.",
         unit="commands",
     )
     payment_due_s: Positive | None = _setting(

@@ -30,9 +30,9 @@ def read_settings(*, for_local: bool = True) -> Settings:
         raise typer.Exit(2) from error
 
 
-def configure_log(style: Literal["", "json", "console"]) -> None:
+def configure_log(style: Literal["", "json", "console"], **fields: object) -> None:
     """Configure the log of a process that keeps running, and warn about settings that it ignores."""
-    logs.configure(style)
+    logs.configure(style, fields=fields)
     if links := service_links():
         log.warning("Variables that Kubernetes sets for Services are ignored as settings.", variables=links)
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,12 +43,19 @@ def up(quiet: Quiet = False, as_json: AsJson = False) -> None:
 def worker(
     make_topics: Annotated[bool, typer.Option("--create-topics", help="Create missing topics first.")] = False,
     as_json: LogAsJson = False,
+    process: Annotated[int, typer.Option(hidden=True, help="The number of this process of several.")] = 0,
+    admin_socket: Annotated[Path | None, typer.Option(hidden=True, help="Where it serves its health.")] = None,
 ) -> None:
-    """Decide commands, until SIGTERM or Ctrl-C."""
-    settings = _begin(as_json=as_json)
+    """Decide commands, until SIGTERM or Ctrl-C. ORDERS_WORKERS sets the number of processes."""
+    settings = _begin(as_json=as_json, **({"process": process} if process else {}))
+    if settings.workers > 1 and not process:
+        from order_service.worker.processes.parent import run_processes  # noqa: PLC0415 - others have no processes
+
+        options = [*(["--create-topics"] if make_topics else []), *(["--json"] if as_json else [])]
+        raise typer.Exit(run_processes(settings, options))
     from order_service.worker.faust.app import run  # noqa: PLC0415 - faust alone takes longer than the rest
 
-    run(settings, make_topics=make_topics)
+    run(settings, make_topics=make_topics, process=process, admin_socket=admin_socket)
 
 
 def projector(as_json: LogAsJson = False) -> None:
@@ -66,11 +74,11 @@ def web(as_json: LogAsJson = False) -> None:
     run_until_signal(run(settings))
 
 
-def _begin(*, as_json: bool) -> Settings:
-    """Prepare this process: its signals, settings and log. Return the settings."""
+def _begin(*, as_json: bool, **fields: object) -> Settings:
+    """Prepare this process: its signals, settings and log, whose lines all have the fields. Return the settings."""
     exit_on_signal()
     settings = read_settings()
-    configure_log("json" if as_json else settings.log)
+    configure_log("json" if as_json else settings.log, **fields)
     return settings
 
 

@@ -16,8 +16,9 @@ HEAD: Final = ("Metric", "Type", "Labels", "Unit", "Meaning", "Alert")
 ABOUT: Final = (
     "Each process serves its metrics at `/metrics` on `ORDERS_ADMIN_PORT`, in the text format of Prometheus. A worker "
     "reports its own partitions. Over all workers, take the maximum of ages, states, faults, strangers and the clock "
-    "skew, and the sum of all others. The metrics of Python and of the process (`python_...` and `process_...`) are "
-    "there, too."
+    "skew, and the sum of all others. A worker with several processes adds the label "
+    "`process` to all metrics: a number, or `parent`. The metrics of Python and of the process (`python_...` and "
+    "`process_...`) are there, too."
 )
 FORMS: Final = (
     "A histogram has `_bucket`, `_sum` and `_count`; counters and histograms also have `_created`, the time of their "
@@ -90,6 +91,9 @@ USES: Final = {
     ),
     "orders_never_read_offsets_total": Use(
         WORKER, "offsets", "It grows: commands were deleted undecided. Their retention is too short."
+    ),
+    "orders_worker_process_starts_total": Use(
+        WORKER, "starts", "It grows: a process of a worker with several ends again and again. The log has its reason."
     ),
     "orders_views_lag_offsets": Use(PROJECTOR, "offsets", "It grows for 5 minutes: reads are out of date."),
     "orders_views_stopped": Use(PROJECTOR, "0 or 1", "It is 1: `order-service views --help` has what to do."),

@@ -289,6 +289,27 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
         "Start the registry, correct `SCHEMA_REGISTRY_URL`, or run `order-service schemas register`.",
         _READY,
     ),
+    NotReady.OF_PROCESS: Remedy(
+        "One process of a worker with several (`ORDERS_WORKERS`) is not ready.",
+        "The rest of the text is one of the other texts of this page. The log lines of that process have its number as "
+        "`process`.",
+        "What the row of that text says.",
+        _READY,
+    ),
+    NotReady.PROCESS_DOWN: Remedy(
+        "One process of a worker with several is starting, or it has ended. The text has its exit status and the pause "
+        "before its next start.",
+        "`This worker ends.` in the log, with this `process`, has the reason.",
+        "What the [exit status](#exit-codes) says. The parent starts the process again by itself.",
+        _READY,
+    ),
+    NotReady.PROCESS_SILENT: Remedy(
+        "One process of a worker with several listens, but does not answer. The liveness of the worker fails, too.",
+        "`process_cpu_seconds_total` of that process, and the load of the machine.",
+        "Kill that process if it stays silent: it is started again under its name. A liveness probe restarts the "
+        "worker.",
+        _READY,
+    ),
     NotReady.NO_ASSIGNMENT: Remedy(
         "The worker joins its group, and has no partitions yet.",
         "If it stays, compare the number of workers with `ORDERS_PARTITIONS`. Read the log for errors of the group.",

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Self
 
 from order_service.errors import EmbeddedError
-from order_service.local.supervisor import Child, open_log
-from order_service.local.watcher import KILL_NOW, kill_group, watched
+from order_service.runtime.supervisor import Child, open_log
+from order_service.runtime.watcher import KILL_NOW, kill_group, watched
 
 HOST = "127.0.0.1"
 LOG = "kafka.log"

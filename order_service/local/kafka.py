@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from order_service.errors import EmbeddedError
 from order_service.local.broker import HOST, LOG, Broker, free_port
-from order_service.local.supervisor import open_log
+from order_service.runtime.supervisor import open_log
 from order_service.settings import Settings
 
 log = structlog.get_logger(__name__)

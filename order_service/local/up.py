@@ -19,7 +19,7 @@ from msgspec import Struct, structs
 from order_service.errors import EmbeddedError, PortTakenError
 from order_service.local.broker import free_port, is_taken
 from order_service.local.kafka import External, Local, choose_kafka, local_broker
-from order_service.local.supervisor import Child, Supervisor
+from order_service.runtime.supervisor import CLI, Child, Supervisor
 from order_service.settings import Settings
 
 Report = Callable[[str], object]
@@ -32,8 +32,6 @@ NAMES = {
     "projector": "the projector",
     "web": "the HTTP server",
 }
-CLI = (sys.executable, "-P", "-m", "order_service.cli")
-"""`-P`: a file in the current directory must not replace a module."""
 
 
 class Running(Struct, frozen=True):
@@ -193,6 +191,7 @@ def _environment(settings: Settings, servers: str, user_service_url: str, *, is_
         "KAFKA_BOOTSTRAP_SERVERS": servers,
         "ORDERS_KAFKA": "",
         "ORDERS_PARTITIONS": str(settings.partitions),
+        "ORDERS_WORKERS": str(worker_count(settings, os.cpu_count() or 1)),
         "ORDERS_USERS_PORT": str(settings.users_port),
         "ORDERS_HTTP_PORT": str(settings.http_port),
         "ORDERS_LOG": settings.log or ("console" if sys.stderr.isatty() else "json"),
@@ -202,6 +201,16 @@ def _environment(settings: Settings, servers: str, user_service_url: str, *, is_
         # A restarted worker with the same id gets its partitions back at once, not after its session has expired.
         overrides["ORDERS_INSTANCE_ID"] = "up-1"
     return dict(os.environ) | overrides
+
+
+def worker_count(settings: Settings, cores: int) -> int:
+    """Return the number of worker processes: ORDERS_WORKERS, or one for two cores. Kafka and the others need the rest.
+
+    More than one for each partition would have nothing to do.
+    """
+    if "workers" in settings.model_fields_set:
+        return settings.workers
+    return max(1, min(cores // 2, settings.partitions))
 
 
 def _announced(child: Child, report: Report) -> Child:

@@ -6,6 +6,7 @@ It has its own thread and event loop, so it answers before Kafka is up, and whil
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from threading import Thread
 from typing import Final, Self
 
@@ -18,6 +19,7 @@ from order_service.errors import cannot_listen
 from order_service.runtime.readiness import ReadinessFault
 
 STOP_WITHIN_S: Final = 5.0
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class AdminServer:
@@ -25,15 +27,19 @@ class AdminServer:
 
     `faults` returns why the process is not ready. `is_starting` returns whether it has not begun its work yet: a
     process may work and have faults. `lanes` returns the state of each lane, and only workers have it. All of them may
-    be replaced at any time, and are called from another thread.
+    be replaced at any time, and are called from another thread. With a `socket_path`, it listens there and not on
+    the port.
     """
 
-    def __init__(self, host: str, port: int, faults: Callable[[], list[ReadinessFault]]) -> None:
+    def __init__(
+        self, host: str, port: int, faults: Callable[[], list[ReadinessFault]], *, socket_path: Path | None = None
+    ) -> None:
         self.faults = faults
         self.is_starting: Callable[[], bool] = lambda: True
         self.lanes: Callable[[], Sequence[Struct]] | None = None
         self._host = host
         self._port = port
+        self._socket_path = socket_path
         self._loop = asyncio.new_event_loop()
         self._stop_requested = asyncio.Event()
         self._thread = Thread(target=self._run, name="admin", daemon=True)
@@ -77,6 +83,9 @@ class AdminServer:
 
     async def _listen(self, runner: web.AppRunner) -> None:
         await runner.setup()
+        if self._socket_path is not None:
+            await web.UnixSite(runner, self._socket_path).start()
+            return
         try:
             await web.TCPSite(runner, self._host, self._port).start()
         except OSError as error:
@@ -87,7 +96,10 @@ class AdminServer:
 
     async def _ready(self, _request: web.Request) -> web.Response:
         faults = self.faults()
-        body = {"ready": not faults, "starting": bool(faults) and self.is_starting(), "faults": faults}
+        return self._readiness(faults, is_starting=bool(faults) and self.is_starting())
+
+    def _readiness(self, faults: list[ReadinessFault], *, is_starting: bool) -> web.Response:
+        body = {"ready": not faults, "starting": is_starting, "faults": faults}
         return web.json_response(body, status=503 if faults else 200)
 
     async def _lanes(self, _request: web.Request) -> web.Response:
@@ -96,6 +108,4 @@ class AdminServer:
         return web.Response(body=msgspec.json.encode({"lanes": self.lanes()}), content_type="application/json")
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+        return web.Response(body=generate_latest(), headers={"Content-Type": METRICS_TYPE})

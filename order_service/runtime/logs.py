@@ -11,16 +11,26 @@ import os
 import queue
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Thread
+from types import MappingProxyType
 from typing import Final, Literal, TextIO
 
 import stamina
 import structlog
 from prometheus_client import Counter
 
+common_fields: Final[dict[str, object]] = {}
+"""The fields of every line of this process: the number of a worker's process."""
+
+
+def _add_common_fields(_logger: object, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {**common_fields, **entry}
+
+
 _SHARED = (
     structlog.contextvars.merge_contextvars,
+    _add_common_fields,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.StackInfoRenderer(),
@@ -141,8 +151,16 @@ def _writer_to(stream: TextIO) -> Callable[[str], object]:
     return write
 
 
-def configure(style: Literal["", "json", "console"] = "", level: int = logging.INFO) -> None:
-    """Configure our logs and those of the libraries: to stderr, in one style. Without a style, the terminal decides."""
+def configure(
+    style: Literal["", "json", "console"] = "",
+    level: int = logging.INFO,
+    fields: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Configure our logs and those of the libraries: to stderr, in one style. Without a style, the terminal decides.
+
+    Every line has the `fields`.
+    """
+    common_fields.update(fields)
     console = style == "console" or (style == "" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     tail: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Final
 
 from order_service.errors import LoopHung
+from order_service.runtime.logs import common_fields
 
 TICK_S: Final = 0.5
 SILENCE_MIN_S: Final = 10.0
@@ -113,7 +114,7 @@ def stack_of(frame: FrameType | None) -> list[str]:
 
 def write_at_once(event: str, *, level: str = "error", **fields: object) -> None:
     """Write one line to stderr, bypassing the log, which may hang. Write nothing if stderr is not writable."""
-    entry = {**fields, "event": event, "level": level, "timestamp": datetime.now(UTC).isoformat()}
+    entry = {**common_fields, **fields, "event": event, "level": level, "timestamp": datetime.now(UTC).isoformat()}
     line = json.dumps(entry).encode()[: LINE_BYTES - 1] + b"\n"
     if select.select([], [STDERR], [], 0)[1]:
         os.write(STDERR, line)

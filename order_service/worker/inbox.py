@@ -1,5 +1,6 @@
 """The inbox: for each lane, the commands that were fetched but are not yet part of a turn."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -10,14 +11,17 @@ from msgspec import Struct
 from order_service.domain.messages import Command
 from order_service.errors import DecodeError
 from order_service.wire.commands import decode_command
+from order_service.worker.bounds import Bound
 
-HIGH: Final = 8_000
+MIB: Final = 1024 * 1024
+HIGH: Final = Bound(8_000, 64_000)
 """Queued commands at which a partition is paused. One more run, of 1 MiB or one record, may still arrive."""
-LOW: Final = 2_000
-"""Queued commands at which a paused partition is resumed."""
-HIGH_BYTES: Final = 16 * 1024 * 1024
-MAX_BYTES: Final = 4 * 1024 * 1024
-"""Bytes taken from a lane in one turn: the outcomes must be committed within the deadline."""
+HIGH_BYTES: Final = Bound(16 * MIB, 128 * MIB)
+LOW: Final = Bound(2_001, 16_000)
+"""Queued commands below which a paused partition is resumed: the commands of one turn are left."""
+LOW_BYTES: Final = Bound(4 * MIB, 32 * MIB)
+TAKEN_BYTES: Final = Bound(4 * MIB, 48 * MIB)
+"""Bytes taken in one turn: the outcomes must be committed within the deadline."""
 
 Received = tuple["ConsumerRecord[bytes, bytes]", Command | DecodeError]
 """A record of the commands topic, and its command or decode error."""
@@ -41,17 +45,20 @@ class Inbox:
         self._bytes: dict[int, int] = {}
         self._paused: set[int] = set()
         self._held: set[int] = set()
-        self._turn = 0
+        self._first = 0
+        self._count_of_all = 0
+        self._bytes_of_all = 0
 
     def open(self, partition: int) -> None:
         """Start an empty queue for a partition."""
+        self.close(partition)
         self._queues[partition] = deque()
         self._bytes[partition] = 0
-        self._paused.discard(partition)
 
     def close(self, partition: int) -> None:
         """Drop the queue of a partition. Its commands stay in the log, where the next owner reads them again."""
-        self._queues.pop(partition, None)
+        self._count_of_all -= len(self._queues.pop(partition, ()))
+        self._bytes_of_all -= self._bytes.pop(partition, 0)
         self._paused.discard(partition)
         self._held.discard(partition)
 
@@ -69,10 +76,12 @@ class Inbox:
 
     def put(self, partition: int, received: list[Received]) -> None:
         """Add received commands to the queue of a partition."""
-        queue = self._queues[partition]
-        queue.extend(received)
-        self._bytes[partition] += sum(map(_size, received))
-        if (len(queue) >= HIGH or self._bytes[partition] >= HIGH_BYTES) and partition not in self._paused:
+        self._queues[partition].extend(received)
+        size = sum(map(_size, received))
+        self._count_of_all += len(received)
+        self._bytes[partition] += size
+        self._bytes_of_all += size
+        if partition not in self._paused and self._has_reached(HIGH, HIGH_BYTES, partition):
             self._paused.add(partition)
             self._pause(partition)
 
@@ -87,31 +96,47 @@ class Inbox:
     def take(self, limit: int, closed: set[int]) -> dict[int, list[Received]]:
         """Take up to `limit` commands, evenly over the lanes, starting with a different lane each time.
 
-        Lanes in `closed` are skipped: they accept no commands for now.
+        Lanes in `closed` are skipped: they accept no commands for now. Lanes that are left because the commands are
+        large come first the next time.
         """
         filled = sorted(partition for partition, queue in self._queues.items() if queue and partition not in closed)
         if not filled:
             return {}
-        self._turn += 1
-        first = self._turn % len(filled)
+        start = bisect_left(filled, self._first)
+        in_sequence = filled[start:] + filled[:start]
+        self._first = in_sequence[0] + 1
+        bytes_after = self._bytes_of_all - TAKEN_BYTES.of_worker
         taken = {}
-        for lanes_left, partition in zip(range(len(filled), 0, -1), filled[first:] + filled[:first], strict=True):
-            taken[partition] = self._take_from(partition, max(1, limit // lanes_left))
+        for lanes_left, partition in zip(range(len(filled), 0, -1), in_sequence, strict=True):
+            bytes_left = self._bytes_of_all - bytes_after
+            if bytes_left <= 0:
+                self._first = partition
+                break
+            share = min(TAKEN_BYTES.of_lane, max(1, bytes_left // lanes_left))
+            taken[partition] = self._take_from(partition, max(1, limit // lanes_left), share)
             limit -= len(taken[partition])
         return taken
 
-    def _take_from(self, partition: int, limit: int) -> list[Received]:
+    def _take_from(self, partition: int, limit: int, limit_bytes: int) -> list[Received]:
         queue, size = self._queues[partition], 0
         taken: list[Received] = []
-        while queue and len(taken) < limit and size < MAX_BYTES:
+        while queue and len(taken) < limit and size < limit_bytes:
             taken.append(queue.popleft())
             size += _size(taken[-1])
+        self._count_of_all -= len(taken)
         self._bytes[partition] -= size
-        if partition in self._paused and len(queue) <= LOW and self._bytes[partition] < HIGH_BYTES // 4:
+        self._bytes_of_all -= size
+        if partition in self._paused and not self._has_reached(LOW, LOW_BYTES, partition):
             self._paused.discard(partition)
             if partition not in self._held:
                 self._resume(partition)
         return taken
+
+    def _has_reached(self, commands: Bound, size: Bound, partition: int) -> bool:
+        lane_count = len(self._queues)
+        return commands.is_reached(len(self._queues[partition]), self._count_of_all, lane_count) or size.is_reached(
+            self._bytes[partition], self._bytes_of_all, lane_count
+        )
 
 
 def _size(received: Received) -> int:

@@ -18,6 +18,7 @@ from order_service.errors import DecodeError, RunLost
 from order_service.wire import changelog
 from order_service.wire.changelog import Ends, Position, WaitingCommand
 from order_service.wire.commands import check_key
+from order_service.worker.bounds import Bound
 from order_service.worker.inbox import Received, Run
 from order_service.worker.records import Origin, Record, dead_letter_record, event_record, origin_of, rejection_record
 from order_service.worker.table import Table
@@ -30,10 +31,10 @@ OutcomeLabels = tuple[str, str, str]
 
 RESTORED_AT_A_TIME: Final = 500
 """Orders or waiting commands restored before control returns to the event loop: about 2 ms."""
-WAITING_MAX_BYTES: Final = 128 * 1024 * 1024
-"""The size of waiting commands at which a lane accepts no more. 20,000 usual ones have a tenth of it."""
-MAX_DUE: Final = 1_000
-"""Unpaid orders cancelled in one turn. After a long outage, or when the timeout is new, many are due at once."""
+WAITING_BYTES: Final = Bound(128 * 1024 * 1024, 256 * 1024 * 1024)
+"""The size of waiting commands at which a lane accepts no more. 20,000 usual ones have a tenth of the first bound."""
+DUE: Final = Bound(1_000, 4_000)
+"""Unpaid orders cancelled at once. After a long outage, or when the timeout is new, many are due together."""
 
 
 class Changes(Struct):
@@ -74,7 +75,7 @@ class LanePolicy(Struct, frozen=True):
     commands_topic: str
     user_deadline_s: float = 3600.0
     waiting_max: int = 20_000
-    waiting_max_bytes: int = WAITING_MAX_BYTES
+    waiting_bytes: Bound = WAITING_BYTES
     payment_due_s: float | None = None
 
 
@@ -180,10 +181,11 @@ class Lane:
         self.next_run += 1
         return True
 
-    def is_full(self) -> bool:
-        """Return whether so many commands wait that the lane accepts no more."""
-        policy = self.policy
-        return len(self.room) >= policy.waiting_max or self.room.size_bytes >= policy.waiting_max_bytes
+    def is_full(self, waiting_bytes_of_all: int = 0, lane_count: int = 1) -> bool:
+        """Return whether so many commands wait that the lane accepts no more. The worker has `lane_count` lanes."""
+        return len(self.room) >= self.policy.waiting_max or self.policy.waiting_bytes.is_reached(
+            self.room.size_bytes, waiting_bytes_of_all, lane_count
+        )
 
     def decide(self, received: list[Received], now: datetime) -> None:
         """Decide commands in log order. Those below the position are skipped: they were decided before."""
@@ -213,7 +215,7 @@ class Lane:
         """The approximate number of bytes that this turn writes for the lane so far."""
         return self._changes.size
 
-    def due_orders(self, now: datetime, limit: int = MAX_DUE) -> list[str]:
+    def due_orders(self, now: datetime, limit: int = DUE.of_lane) -> list[str]:
         """Take up to `limit` orders whose payment is due by `now`. The caller decides all earlier payments first."""
         due: list[str] = []
         while self._timers and self._timers[0][0] <= now and len(due) < limit:

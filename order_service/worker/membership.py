@@ -101,7 +101,7 @@ class Membership(Struct, frozen=True):
     With an `instance_id`, a restarted process is the same member and causes no rebalance; with None, each start is a
     new member. `is_named` is True for an id that an operator chose: that member stays in the group even after a
     requested stop. `client_id` has host and admin port. For a default `instance_id` it also has the machine, since two
-    machines may share a host name.
+    machines may share a host name. Each process of a worker that has several adds its number to both.
     """
 
     group_id: str
@@ -111,16 +111,26 @@ class Membership(Struct, frozen=True):
     session_timeout_s: float
 
     @classmethod
-    def from_settings(cls, settings: Settings, host: str | None = None, machine: str | None = None) -> "Membership":
-        """Return the membership of a worker, from ORDERS_INSTANCE_ID or else from host name and admin port."""
+    def from_settings(
+        cls, settings: Settings, host: str | None = None, machine: str | None = None, *, process: int = 0
+    ) -> "Membership":
+        """Return the membership of a worker, from ORDERS_INSTANCE_ID or else from host name and admin port.
+
+        `process` is the number of the process, 0 if the worker has one only.
+        """
         host = socket.gethostname() if host is None else host
         machine = this_machine() if machine is None else machine
-        address = f"{host}-{settings.admin_port}"
+        number = f".{process}" if process else ""
+        address = f"{host}-{settings.admin_port}{number}"
         client = f"{address}-{machine}" if machine and not settings.instance_id else address
         is_host = HOST_NAME.fullmatch(host) is not None and host.partition(".")[0] != "localhost"
         return cls(
             group_id=settings.group_id,
-            instance_id=settings.instance_id or (address if is_host and settings.admin_port else None),
+            instance_id=(
+                f"{settings.instance_id}{number}"
+                if settings.instance_id
+                else (address if is_host and settings.admin_port else None)
+            ),
             is_named=bool(settings.instance_id),
             client_id=f"{CLIENT_PREFIX}{client}",
             session_timeout_s=settings.session_timeout_s,

@@ -8,7 +8,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from order_service.worker.clock import Clock
-from order_service.worker.lane import Lane
+from order_service.worker.lane import DUE, Lane
 
 log = structlog.get_logger()
 
@@ -40,7 +40,8 @@ class PaymentDeadlines:
         self._read_to = read_to
         self._cancel = cancel
         self._spawn = spawn
-        self._cancelling: set[int] = set()
+        self._cancelling: dict[int, int] = {}
+        """How many orders of each partition are being cancelled."""
 
     async def run(self) -> None:
         """Look for orders whose payment is due, until cancelled."""
@@ -51,9 +52,9 @@ class PaymentDeadlines:
             for lane in list(self._lanes.values()):
                 if lane.partition in self._cancelling:
                     continue
-                due = lane.due_orders(now)
+                due = lane.due_orders(now, DUE.left(sum(self._cancelling.values()), len(self._lanes)))
                 if due:
-                    self._cancelling.add(lane.partition)
+                    self._cancelling[lane.partition] = len(due)
                     self._spawn(self._cancel_once_read(lane, due))
             await asyncio.sleep(CHECK_EVERY_S)
 
@@ -70,7 +71,7 @@ class PaymentDeadlines:
             if self._lanes.get(lane.partition) is lane:
                 self._cancel(lane.partition, order_ids)
         finally:
-            self._cancelling.discard(lane.partition)
+            self._cancelling.pop(lane.partition, None)
 
     async def _has_read(self, lane: Lane, end: int) -> bool:
         """Return whether all commands before `end` are decided. The fetch skips control records.

@@ -6,6 +6,7 @@ A failed turn or commit ends the process, or the assignment if Kafka refused it:
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
@@ -19,9 +20,10 @@ from order_service.runtime.deadline import deadline
 from order_service.wire import changelog
 from order_service.wire.changelog import POSITION_KEY, RELEASE_KEY, Ends, Position
 from order_service.worker import metrics
+from order_service.worker.bounds import Bound
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox, Received
-from order_service.worker.lane import Changes, Lane
+from order_service.worker.lane import DUE, Changes, Lane
 from order_service.worker.records import Record
 from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer
 
@@ -29,8 +31,8 @@ log = structlog.get_logger()
 
 MAX_COMMANDS: Final = 2_000
 """Commands in one turn: about 50 ms of deciding, so that new commands do not wait long behind a backlog."""
-MAX_BYTES: Final = 4 * 1024 * 1024
-"""Bytes of outcomes per turn and lane after which no more waiting orders are released: a commit has a deadline."""
+RELEASED_BYTES: Final = Bound(4 * 1024 * 1024, 48 * 1024 * 1024)
+"""Bytes of outcomes per turn after which no more waiting orders are released: a commit has a deadline."""
 RELEASE_ALL_WITHIN_S: Final = 5.0
 """How long a worker that leaves its group tries to release its partitions."""
 AT_A_TIME: Final = 200
@@ -78,6 +80,7 @@ class TurnLoop:
         fetch_before: Callable[[float], None],
         park: Callable[[int, str, Exception], None],
         failpoint: Callable[[str], None],
+        released_bytes: Bound = RELEASED_BYTES,
     ) -> None:
         self.lanes: dict[int, Lane] = {}
         self.unavailable: dict[int, str] = {}
@@ -91,6 +94,8 @@ class TurnLoop:
         self._park = park
         self._failpoint = failpoint
         self._wake = asyncio.Event()
+        self._released_bytes = released_bytes
+        self._first_to_settle = 0
         self._stopping = False
         self._is_leaving_all = False
         self._commit_task: asyncio.Task[None] | None = None
@@ -228,10 +233,13 @@ class TurnLoop:
         self._fetch_before(began_at + self._pace(sum(map(len, taken.values()))))
         lanes = self._available()
         # An order that becomes due after this may have its payment in `taken`.
-        due = {lane.partition: self._due.pop(lane.partition, []) for lane in lanes}
+        due = self._take_due(lanes)
         self._failpoint("turn.taken")
         now = self._clock.now()
+        await self._settle(lanes, now)
         for lane in lanes:
+            if self.lanes.get(lane.partition) is not lane:  # it has just been parked
+                continue
             try:
                 await self._decide_lane(lane, taken.get(lane.partition, []), due[lane.partition], now)
             except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
@@ -247,15 +255,43 @@ class TurnLoop:
         self._failpoint("turn.decided")
         return Turn(changes, began_at, released)
 
+    def _take_due(self, lanes: list[Lane]) -> dict[int, list[str]]:
+        """Take the orders to cancel of each lane. The next turn takes those that are left, and follows at once."""
+        taken: dict[int, list[str]] = {}
+        count = 0
+        for lane in lanes:
+            order_ids, limit = self._due.pop(lane.partition, []), DUE.left(count, len(lanes))
+            taken[lane.partition] = order_ids[:limit]
+            count += len(taken[lane.partition])
+            if len(order_ids) > limit:
+                self._due[lane.partition] = order_ids[limit:]
+                self.wake()
+        return taken
+
     def _take_leaving(self) -> frozenset[int]:
         """Take the partitions to release that can be written to."""
         released = frozenset(self._leaving - self._producer.unavailable(self._names.table).keys())
         self._leaving -= released
         return released
 
+    async def _settle(self, lanes: list[Lane], now: datetime) -> None:
+        """Decide waiting commands that are ready, evenly over the lanes. Lanes that are left come first next time."""
+        ready = sorted((lane for lane in lanes if lane.room.is_ready(now)), key=lambda lane: lane.partition)
+        start = bisect_left([lane.partition for lane in ready], self._first_to_settle)
+        bytes_left = self._released_bytes.of_worker
+        for lanes_left, lane in zip(range(len(ready), 0, -1), ready[start:] + ready[:start], strict=True):
+            if bytes_left <= 0:
+                self._first_to_settle = lane.partition
+                return
+            share = min(self._released_bytes.of_lane, max(1, bytes_left // lanes_left))
+            try:
+                while lane.change_bytes < share and lane.settle(now):  # noqa: ASYNC110, other tasks run meanwhile
+                    await asyncio.sleep(0)
+            except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
+                self._park(lane.partition, _fault_of(lane), error)
+            bytes_left -= lane.change_bytes
+
     async def _decide_lane(self, lane: Lane, received: list[Received], due: list[str], now: datetime) -> None:
-        while lane.change_bytes < MAX_BYTES and lane.settle(now):  # noqa: ASYNC110, other tasks run meanwhile
-            await asyncio.sleep(0)
         lane.cancel_unpaid(due, now)
         for start in range(0, len(received), AT_A_TIME):
             lane.decide(received[start : start + AT_A_TIME], now)
@@ -263,7 +299,10 @@ class TurnLoop:
 
     def _closed(self) -> set[int]:
         """Return the partitions that accept no commands for now."""
-        return {partition for partition, lane in self.lanes.items() if lane.is_full()} | self.unavailable.keys()
+        lanes = self.lanes
+        waiting_bytes = sum(lane.room.size_bytes for lane in lanes.values())
+        full = {partition for partition, lane in lanes.items() if lane.is_full(waiting_bytes, len(lanes))}
+        return full | self.unavailable.keys()
 
     def _available(self) -> list[Lane]:
         return [lane for partition, lane in self.lanes.items() if partition not in self.unavailable]

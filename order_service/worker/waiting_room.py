@@ -116,6 +116,10 @@ class WaitingRoom:
                 released.append((order_id, UserCheck.TIMED_OUT))
         return released
 
+    def is_ready(self, now: datetime) -> bool:
+        """Return whether `take_released` may return an order."""
+        return bool(self._answers) or bool(self._deadlines and self._deadlines[0][0] < now)
+
     def has_answers(self) -> bool:
         """Return whether an answer is waiting for the next release."""
         return bool(self._answers)

@@ -31,7 +31,7 @@ def environment(tmp_path):
     kept.pop("USER_SERVICE_URL", None)
     ports = {name: str(free_port()) for name in PORTS}
     data = {"ORDERS_DATA_DIR": str(tmp_path / "data"), "ORDERS_TOPIC_PREFIX": "up."}
-    return kept | ports | data | {"JDK_JAVA_OPTIONS": java_options()}
+    return kept | ports | data | {"ORDERS_WORKERS": "1"} | {"JDK_JAVA_OPTIONS": java_options()}
 
 
 class Up:
@@ -140,6 +140,26 @@ def write(environment, topic, partition, key, value):
     producer = Producer({"bootstrap.servers": environment["KAFKA_BOOTSTRAP_SERVERS"]})
     producer.produce(environment["ORDERS_TOPIC_PREFIX"] + topic, value, key, partition)
     assert producer.flush(30) == 0
+
+
+def test_a_run_with_two_processes_of_the_worker(shared, tmp_path):
+    """As on a machine with four cores."""
+    up = Up(shared | {"ORDERS_WORKERS": "2"}, tmp_path)
+    try:
+        until(up.is_ready, "it is ready")
+        address = f"http://127.0.0.1:{shared['ORDERS_ADMIN_PORT']}"
+        with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
+            lanes = re.findall(
+                r'^orders_lanes{process="(\d)",state="running"} (\d)', answer.read().decode(), re.MULTILINE
+            )
+        assert lanes == [("1", "1"), ("2", "1")]
+        CommandLine(shared)("create", "order-1", "--user", "dana", "--currency", "EUR", "--line", "mug:2:1250")
+        processes = up.processes()
+        assert up.ends_by_ctrl_c()
+        until(lambda: not any(map(is_there, processes)), "no process remains")
+    finally:
+        up.process.kill()
+        up.process.wait()
 
 
 @pytest.mark.timeout(400)

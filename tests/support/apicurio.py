@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from order_service.local.broker import HOST, free_port
 from order_service.local.kafka import cache_dir, find_program, made_once
-from order_service.local.watcher import KILL_NOW, kill_group, watched
+from order_service.runtime.watcher import KILL_NOW, kill_group, watched
 from tests.support.service import until
 
 VERSION: Final = "3.0.9"  # newer ones need Java 21; compose runs the same

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import faust
@@ -147,11 +148,13 @@ def build(
     clock: Clock,
     in_sync: dict[str, int],
     *,
+    process: int = 0,
     failpoint: Callable[[str], None] = lambda _step: None,
 ) -> RunApp:
     """Return the app of a worker. `in_sync` is the `min.insync.replicas` of each topic.
 
-    `failpoint` is called after each step of a claim and of a turn: tests stop the process there.
+    `process` is the number of this process, 0 if the worker has one only. `failpoint` is called after each step of a
+    claim and of a turn: tests stop the process there.
     """
     names = topic_names(settings.topic_prefix)
     app = RunApp(
@@ -173,7 +176,7 @@ def build(
     )
     app.connection = connection(settings)
     app.delivers = asyncio.Event()
-    app.membership = Membership.from_settings(settings)
+    app.membership = Membership.from_settings(settings, process=process)
     app.end = lambda error: end_process(error, leave_group=app.leave_group)
     fetching = FaustFetching(app, names.commands)
     users = UserClient(CallPolicy.from_settings(settings))
@@ -281,13 +284,18 @@ def run(
     settings: Settings,
     *,
     make_topics: bool = False,
+    process: int = 0,
+    admin_socket: Path | None = None,
     clock: Clock | None = None,
     failpoint: Callable[[str], None] = lambda _step: None,
 ) -> NoReturn:
-    """Run a worker until SIGTERM or SIGINT. Raises SetupError, TopicsError or KafkaAwayError if it cannot start."""
+    """Run a worker until SIGTERM or SIGINT. Raises SetupError, TopicsError or KafkaAwayError if it cannot start.
+
+    With several processes, `process` is the number of this one, and its admin server listens on `admin_socket`.
+    """
     CallPolicy.from_settings(settings)  # raises for settings that do not fit together, before Kafka is asked
     waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
-    with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving:
+    with AdminServer(settings.host, settings.admin_port, lambda: [waiting], socket_path=admin_socket) as serving:
         preparing = ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics))
         in_sync = run_until_signal(preparing)
         if settings.schema_registry_url:
@@ -295,7 +303,7 @@ def run(
         clock = clock or Clock(settings.clock_skew_max_s)
         run_until_signal(_wait_for_clock(settings, clock, serving))
         collect_less_often()
-        app = build(settings, serving, clock, in_sync, failpoint=failpoint)
+        app = build(settings, serving, clock, in_sync, process=process, failpoint=failpoint)
         worker = QuietWorker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()

@@ -43,6 +43,10 @@ log = structlog.get_logger()
 
 FETCH_WAIT_MS: Final = 250
 PARTITION_FETCH_BYTES: Final = 1024 * 1024
+ALL_FETCH_BYTES: Final = 96 * 1024 * 1024
+"""The size of fetched records of all partitions that are not yet delivered. Each may have `PARTITION_FETCH_BYTES`."""
+LEAST_FETCH_BYTES: Final = 256 * 1024
+"""With less, many batches would be larger. Kafka returns only the first of those in a response."""
 METADATA_AGE_MS: Final = 5_000
 """How long a changed partition count stays undetected. Until then, commands are read whose keys have moved."""
 STARTS: Final = 60
@@ -231,7 +235,8 @@ class FetchThread(driver.AIOKafkaConsumerThread):
 
     def hold(self, partitions: Iterable[TopicPartition]) -> None:
         """Pause new partitions until their lanes run. Offset 0 is a placeholder: `open` seeks after the claim."""
-        consumer = self._ensure_consumer()
+        consumer, partitions = self._ensure_consumer(), list(partitions)
+        consumer._fetcher._max_partition_fetch_bytes = fetch_bytes(len(partitions))  # noqa: SLF001
         self._delivered.clear()
         for partition in partitions:
             consumer.pause(partition)
@@ -338,6 +343,11 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             log.warning("Offset commit for lag monitoring failed.", error=repr(error))
             return False
         return True
+
+
+def fetch_bytes(partition_count: int) -> int:
+    """Return how many bytes to fetch of each of so many partitions at a time."""
+    return max(LEAST_FETCH_BYTES, min(PARTITION_FETCH_BYTES, ALL_FETCH_BYTES // max(1, partition_count)))
 
 
 def _error_of(task: "asyncio.Task[Any]") -> BaseException:

@@ -26,8 +26,8 @@ from order_service.local.kafka import (
     choose_kafka,
     embedded_broker,
 )
-from order_service.local.supervisor import Supervisor
-from order_service.local.watcher import kill_group
+from order_service.runtime.supervisor import Supervisor
+from order_service.runtime.watcher import kill_group
 from order_service.settings import Settings
 from tests.support.kafka import running_broker, running_kafka
 from tests.support.quick_kafka import java_options

@@ -13,6 +13,7 @@ from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
 from order_service.wire import avro
 from order_service.wire.commands import encode_json_command
+from order_service.worker.bounds import Bound
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import LanePolicy
 from tests.support.samples import LATER, NOW, USER_ID, amend, but, create
@@ -102,7 +103,7 @@ def test_an_answer_after_the_timeout_is_not_wanted_and_changes_nothing():
 
 
 def test_a_lane_is_full_while_the_commands_that_wait_are_too_large():
-    world = World(structs.replace(POLICY, waiting_max=1_000, waiting_max_bytes=20_000))
+    world = World(structs.replace(POLICY, waiting_max=1_000, waiting_bytes=Bound(20_000, 1_000_000)))
     world.send(create)
     assert not world.lane.is_full()
     world.send(but(amend, metadata={str(number): "v" * 500 for number in range(20)}))

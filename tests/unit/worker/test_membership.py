@@ -169,6 +169,19 @@ def test_the_name_of_a_worker(changes, host, instance_id, is_named):
     assert (found.group_id, found.instance_id, found.is_named) == ("shop.orders", instance_id, is_named)
 
 
+@pytest.mark.parametrize(
+    ("changes", "instance_id", "client_id"),
+    [
+        pytest.param({}, "orders-0-9100.2", "order-service@orders-0-9100.2-1f2e3d4c", id="host name and admin port"),
+        pytest.param({"instance_id": "w-1"}, "w-1.2", "order-service@orders-0-9100.2", id="what the operator says"),
+        pytest.param({"admin_port": 0}, None, "order-service@orders-0-0.2-1f2e3d4c", id="none, without a port"),
+    ],
+)
+def test_each_process_of_a_worker_has_a_name_of_its_own(changes, instance_id, client_id):
+    found = Membership.from_settings(settings(**changes), "orders-0", "1f2e3d4c", process=2)
+    assert (found.instance_id, found.client_id) == (instance_id, client_id)
+
+
 def test_default_names_of_two_machines_with_one_host_name_are_told_apart():
     here, there = (Membership.from_settings(settings(), "orders-0", machine) for machine in ("1f2e3d4c", "00112233"))
     assert here.instance_id == there.instance_id

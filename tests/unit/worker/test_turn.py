@@ -5,14 +5,16 @@ import time
 from typing import Any
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import Fenced, HistoryError, Stuck, TurnRefused
-from order_service.wire.changelog import RELEASE_KEY, WaitingCommand
+from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand
+from order_service.worker.bounds import Bound
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox
-from order_service.worker.lane import Lane
+from order_service.worker.lane import DUE, Lane
 from order_service.worker.turn import AT_A_TIME, TurnLoop
 from tests.support.samples import NOW, ORDER_ID, but, create, entry_after, pay
 from tests.unit.worker.blocking import block_loop, shorten
@@ -28,7 +30,15 @@ class BrokenLane(Lane):
 
 
 def turns_over(
-    lanes, written, failpoint, park=lambda *_: None, named=(), leaving=(), fetch_before=lambda _at: None, turn_s=0.001
+    lanes,
+    written,
+    failpoint,
+    park=lambda *_: None,
+    named=(),
+    leaving=(),
+    fetch_before=lambda _at: None,
+    turn_s=0.001,
+    **bounds,
 ) -> tuple[TurnLoop, Inbox]:
     """Make what takes turns over these lanes, and the inbox that it takes from."""
     inbox = Inbox(lambda _partition: None, lambda _partition: None)
@@ -44,6 +54,7 @@ def turns_over(
         fetch_before=fetch_before,
         park=park,
         failpoint=failpoint,
+        **bounds,
     )
     for lane in lanes:
         inbox.open(lane.partition)
@@ -128,6 +139,68 @@ async def test_the_text_of_a_lane_that_cannot_decide_has_what_raised_the_error(m
     async with asyncio.timeout(30):
         await turns.run()
     assert parked == [detail]
+
+
+def waiting_lane(partition, count):
+    """Return a lane in which creates of so many orders wait for one user."""
+    lane = Lane(partition, POLICY, lambda _user_id: None, lambda _user_id: None)
+    lane.restore({}, [], Position(0, "owner", 0, None))
+    for number in range(count):
+        order_id = f"order-{partition}-{number}"
+        lane.room.add(WaitingCommand(but(create, order_id=order_id, command_id=f"c-{order_id}"), number, NOW, None))
+    return lane
+
+
+async def test_the_outcomes_of_a_turn_are_bounded_over_all_lanes_and_each_lane_has_its_time():
+    """After an outage of the User Service, the orders of all lanes become ready together."""
+    lanes = [waiting_lane(partition, 60) for partition in range(40)]
+    turns, _ = turns_over(lanes, Written(), lambda _name: None, released_bytes=Bound(10_000, 30_000))
+    for lane in lanes:
+        lane.room.add_answer(create.user_id, UserCheck.ACTIVE)
+    served: list[set[int]] = []
+    while any(len(lane.room) for lane in lanes):
+        turn = await turns._decide(time.monotonic())
+        assert turn is not None
+        assert sum(changes.size for _, changes in turn.changes) < 30_000 + 10_000
+        served.append({lane.partition for lane, _ in turn.changes})
+    assert len(served) > 12
+    assert len(set().union(*served[:8])) == 40, "no lane waits until others have decided all of theirs"
+
+
+async def test_one_lane_may_use_what_the_others_do_not_release():
+    lane = waiting_lane(0, 60)
+    turns, _ = turns_over([lane, *(lane_with(number, {}) for number in range(1, 40))], Written(), lambda _name: None)
+    lane.room.add_answer(create.user_id, UserCheck.ACTIVE)
+    turn = await turns._decide(time.monotonic())
+    assert turn is not None
+    assert turn.decided == 60
+
+
+async def test_above_the_bound_of_a_worker_only_lanes_with_less_waiting_than_their_share_take_more():
+    lanes = [waiting_lane(0, 40), waiting_lane(1, 10), waiting_lane(2, 0)]
+    turns, _ = turns_over(lanes, Written(), lambda _name: None)
+    size = lanes[1].room.size_bytes
+    for lane in lanes:
+        lane.policy = structs.replace(POLICY, waiting_bytes=Bound(100 * size, 6 * size))
+    assert turns._closed() == set()
+    for lane in lanes:
+        lane.policy = structs.replace(POLICY, waiting_bytes=Bound(100 * size, 4 * size))
+    assert turns._closed() == {0}, "a third of the bound is more than one and less than four"
+    lanes[0].room.add_answer(create.user_id, UserCheck.ACTIVE)
+    await turns._decide(time.monotonic())
+    assert turns._closed() == set()
+
+
+async def test_orders_to_cancel_that_have_piled_up_are_cancelled_over_several_turns():
+    """A lane that waited for Kafka meanwhile may have any number of them."""
+    lanes = [lane_with(0, {}), lane_with(1, {})]
+    turns, _ = turns_over(lanes, Written(), lambda _name: None)
+    turns.cancel_unpaid(0, [f"order-{number}" for number in range(DUE.of_lane + 500)])
+    turns.cancel_unpaid(1, ["order-x"])
+    assert {partition: len(due) for partition, due in turns._take_due(lanes).items()} == {0: DUE.of_lane, 1: 1}
+    assert turns._wake.is_set()
+    assert {partition: len(due) for partition, due in turns._take_due(lanes).items()} == {0: 500, 1: 0}
+    assert turns._due == {}
 
 
 @pytest.mark.parametrize(("count", "pause_s"), [(1, 15), (2, 60)])

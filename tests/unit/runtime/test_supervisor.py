@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import order_service
-from order_service.local.supervisor import Child, Restarts, Supervisor
-from order_service.local.watcher import kill_group, watched
+from order_service.runtime.supervisor import Child, Restarts, Supervisor
+from order_service.runtime.watcher import kill_group, watched
 
 ROOT = Path(order_service.__file__).parent.parent
 QUICK = Restarts(wait_initial_s=0.01, wait_max_s=0.05, quick_max=2)
@@ -28,7 +28,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + OB
 
 PARENT = """
 import asyncio, sys
-from order_service.local.supervisor import Child, Supervisor
+from order_service.runtime.supervisor import Child, Supervisor
 children = [Child(name=str(n), command=(sys.executable, "-c", code)) for n, code in enumerate(sys.argv[1:])]
 sys.exit(asyncio.run(Supervisor(children, stop_within_s=6.0).run(lambda: print("ready", flush=True))))
 """

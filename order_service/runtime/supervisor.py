@@ -1,4 +1,4 @@
-"""Keep the processes of `up` running: start them in order, show their output, restart them, stop them in reverse.
+"""Keep child processes running: start them in order, show their output, restart them, stop them in reverse.
 
 Every child runs under a watcher (`watcher.py`), so none outlives this process, however it ends.
 """
@@ -13,13 +13,15 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from msgspec import Struct
 
 from order_service.errors import EmbeddedError, TopicsError
-from order_service.local.watcher import kill_group, watched
+from order_service.runtime.watcher import kill_group, watched
 
+CLI = (sys.executable, "-P", "-m", "order_service.cli")
+"""Our command line, as the command of a child. `-P`: a file in the current directory must not replace a module."""
 Write = Callable[[str], object]
 Beside = Callable[[Callable[[], object]], Awaitable[object]]
 """Work in this process, beside the children; it gets what to call when it has begun."""
@@ -47,9 +49,9 @@ def write_err(line: str) -> None:
 class Child(Struct, frozen=True, kw_only=True):
     """A process to keep running.
 
-    Without `env` it has our environment. With `log_path` its output is appended to that file, otherwise shown line by
-    line after its name. `ready` is called in a thread until it returns True; then the next child starts. `why` explains
-    an end.
+    Without `env` it has our environment. With `log_path` its output is appended to that file, and with
+    `inherits_output` it writes to our stdout and stderr itself. Otherwise its output is shown line by line after its
+    name. `ready` is called in a thread until it returns True; then the next child starts. `why` explains an end.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Child(Struct, frozen=True, kw_only=True):
     env: Mapping[str, str] | None = None
     directory: Path | None = None
     log_path: Path | None = None
+    inherits_output: bool = False
     ready: Callable[[], bool] | None = None
     ready_within_s: float = 60.0
     why: Callable[[], str] | None = None
@@ -101,10 +104,52 @@ def open_log(path: Path) -> BinaryIO:
     return log
 
 
+class Reports(Protocol):
+    """What a supervisor reports about its children."""
+
+    def started(self, child: Child) -> None:
+        """Report that the process of a child has been started, perhaps again."""
+
+    def ended(self, child: Child, code: int, wait_s: float | None) -> None:
+        """Report an end without a request, and the seconds before the next start; None if the child is given up."""
+
+    def not_ready(self, child: Child, within_s: float) -> None:
+        """Report that a child was not ready in time, and is stopped."""
+
+    def killed(self, child: Child, within_s: float) -> None:
+        """Report that a child did not stop in time, and is killed."""
+
+
+class _Lines:
+    """Reports as lines, after the name of the child."""
+
+    def __init__(self, err: Write, prefixes: Mapping[str, str]) -> None:
+        self._err = err
+        self._prefixes = prefixes
+
+    def started(self, child: Child) -> None:
+        pass
+
+    def ended(self, child: Child, code: int, wait_s: float | None) -> None:
+        why = f": {child.why()}" if child.why is not None else ""
+        action = "not restarting it" if wait_s is None else f"restarting it in {wait_s:g} s"
+        self._write(child, f"ended with exit code {code}, {action}{why}")
+
+    def not_ready(self, child: Child, within_s: float) -> None:
+        self._write(child, f"was not ready within {within_s:g} s, stopping it")
+
+    def killed(self, child: Child, within_s: float) -> None:
+        self._write(child, f"did not end within {within_s:.0f} s, killing it")
+
+    def _write(self, child: Child, text: str) -> None:
+        self._err(f"{self._prefixes[child.name]}{text}\n")
+
+
 class Supervisor:
     """Runs children until a signal arrives or a child is given up; `run` may be called once.
 
-    `out` and `err` take whole lines. All children are stopped within `stop_within_s`, and no process remains.
+    `out` and `err` take whole lines; `reports` replaces the lines about the children. All children are stopped within
+    `stop_within_s`, in reverse order or, with `stops_together`, at the same time. No process remains.
     """
 
     def __init__(
@@ -113,15 +158,20 @@ class Supervisor:
         *,
         restarts: Restarts | None = None,
         stop_within_s: float = 15.0,
+        stops_together: bool = False,
         out: Write = write_out,
         err: Write = write_err,
+        reports: Reports | None = None,
     ) -> None:
         width = max((len(child.name) for child in children), default=0)
+        prefixes = {child.name: f"{child.name:<{width}} | " for child in children}
+        reports = reports or _Lines(err, prefixes)
         self._runners = [
-            _ChildRunner(child, restarts or Restarts(), f"{child.name:<{width}} | ", out, err, grace_s=stop_within_s)
+            _ChildRunner(child, restarts or Restarts(), prefixes[child.name], out, err, reports, grace_s=stop_within_s)
             for child in children
         ]
         self._stop_within_s = stop_within_s
+        self._stops_together = stops_together
 
     async def run(self, on_ready: Callable[[], object] = lambda: None, beside: Beside | None = None) -> int:
         """Run until SIGINT or SIGTERM (0) or until a child is given up (its exit code), then stop all.
@@ -152,6 +202,9 @@ class Supervisor:
         return 0
 
     async def _stop_all(self) -> None:
+        if self._stops_together:
+            await asyncio.gather(*(runner.stop(self._stop_within_s - RESERVE_S) for runner in self._runners))
+            return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._stop_within_s
         for remaining, runner in reversed(list(enumerate(self._runners))):
@@ -187,10 +240,18 @@ def _settle(result: asyncio.Future[int], task: asyncio.Task[int], *, only_errors
 
 
 class _ChildRunner:
-    """One child and its current process; `prefix` precedes each line of its output and about it."""
+    """One child and its current process; `prefix` precedes each line of its output."""
 
     def __init__(
-        self, child: Child, restarts: Restarts, prefix: str, out: Write, err: Write, *, grace_s: float
+        self,
+        child: Child,
+        restarts: Restarts,
+        prefix: str,
+        out: Write,
+        err: Write,
+        reports: Reports,
+        *,
+        grace_s: float,
     ) -> None:
         self.ready = asyncio.Event()
         self._child = child
@@ -198,6 +259,7 @@ class _ChildRunner:
         self._prefix = prefix
         self._out = out
         self._err = err
+        self._reports = reports
         self._grace_s = grace_s
         self._stopping = asyncio.Event()
         self._process: Process | None = None
@@ -214,7 +276,7 @@ class _ChildRunner:
             return
         _, late = await asyncio.wait([self._task], timeout=within_s)
         if late and self._process is not None:
-            self._report(f"did not end within {within_s:.0f} s, killing it")
+            self._reports.killed(self._child, within_s)
             kill_group(self._process.pid)
             await asyncio.wait([self._task], timeout=RESERVE_S)
 
@@ -228,12 +290,13 @@ class _ChildRunner:
                 return code
             quick_ends = self._restarts.count(quick_ends, loop.time() - started_at)
             wait_s = self._restarts.wait_s(code, quick_ends)
-            self._report_end(code, wait_s)
+            self._reports.ended(self._child, code, wait_s)
             if wait_s is None or await self._is_stopped_within(wait_s):
                 return code
 
     async def _run_once(self) -> int:
         self._process = process = await self._spawn()
+        self._reports.started(self._child)
         if self._stopping.is_set():
             self._close_stdin()
         try:
@@ -250,7 +313,8 @@ class _ChildRunner:
 
     async def _spawn(self) -> Process:
         child = self._child
-        with nullcontext(PIPE) if child.log_path is None else open_log(child.log_path) as output:
+        piped = nullcontext(None if child.inherits_output else PIPE)
+        with piped if child.log_path is None else open_log(child.log_path) as output:
             return await asyncio.create_subprocess_exec(
                 *watched(child.command, self._grace_s),
                 cwd=child.directory,
@@ -269,7 +333,7 @@ class _ChildRunner:
         deadline = asyncio.get_running_loop().time() + self._child.ready_within_s
         while self._child.ready is not None and not await asyncio.to_thread(self._child.ready):
             if asyncio.get_running_loop().time() > deadline:
-                self._report(f"was not ready within {self._child.ready_within_s:g} s, stopping it")
+                self._reports.not_ready(self._child, self._child.ready_within_s)
                 self._close_stdin()
                 return
             await asyncio.sleep(POLL_S)
@@ -285,14 +349,6 @@ class _ChildRunner:
                 return await self._stopping.wait()
         except TimeoutError:
             return False
-
-    def _report_end(self, code: int, wait_s: float | None) -> None:
-        why = f": {self._child.why()}" if self._child.why is not None else ""
-        action = "not restarting it" if wait_s is None else f"restarting it in {wait_s:g} s"
-        self._report(f"ended with exit code {code}, {action}{why}")
-
-    def _report(self, text: str) -> None:
-        self._err(f"{self._prefix}{text}\n")
 
 
 async def _exit_code(process: Process) -> int:
