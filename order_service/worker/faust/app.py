@@ -282,7 +282,7 @@ def run(
     """Run a worker until SIGTERM or SIGINT. Raises SetupError, TopicsError or KafkaAwayError if it cannot start."""
     CallPolicy.from_settings(settings)  # raises for settings that do not fit together, before Kafka is asked
     waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
-    with AdminServer(settings.host, settings.admin_port, lambda: [waiting]) as serving:
+    with AdminServer(settings.admin_address, settings.admin_port, lambda: [waiting]) as serving:
         preparing = ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics))
         in_sync = run_until_signal(preparing)
         if settings.schema_registry_url:
