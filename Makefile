@@ -13,10 +13,10 @@ RUNS ?= 1000000
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check browser proxies format openapi contracts chaos proof fuzz bench lock clean
+.PHONY: help setup run test test-fast check browser proxies format container test-container openapi contracts chaos proof fuzz bench lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install all that the project needs into .venv
 
@@ -53,9 +53,24 @@ proxies: ## install PgBouncer and nginx for the tests, unless they are there
 
 test: check browser proxies ## all checks and all tests, on a real Kafka and in a real browser
 	$(BIN)/pytest -n $(JOBS) --durations 10
+	@echo 'tests/container was not run: `make test-container` builds and runs the images, where Docker is'
 
 test-fast: setup proxies ## the tests that need neither Kafka nor a browser: a minute
 	$(BIN)/pytest -n $(JOBS) tests/unit
+
+# Of podman, a health check needs the format of Docker.
+container: ## build the images order-service:local and order-service-cli:local, with Docker or podman
+	@for engine in docker podman none; do $$engine info >/dev/null 2>&1 && break; done; test $$engine != none \
+	  || { echo 'no container engine answers: start Docker or install podman; nothing was built' >&2; exit 1; }; \
+	version="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)"; \
+	for image in service:order-service cli:order-service-cli; do BUILDAH_FORMAT=docker $$engine build --target "$${image%%:*}" \
+	  --build-arg VERSION="$$version" --build-arg REVISION="$$(git rev-parse HEAD)" --build-arg CREATED="$$(git log -1 --format=%cI)" \
+	  --tag "$${image##*:}:$$version" --tag "$${image##*:}:local" . || exit; done
+
+test-container: setup ## build the images, run them and the compose file, and walk the README on it: needs Docker, ten minutes
+	@docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 \
+	  || { echo 'no Docker engine with Compose answers: tests/container was not run' >&2; exit 1; }
+	$(BIN)/pytest tests/container --durations 10
 
 format: setup ## put the code into its form
 	$(BIN)/ruff format .
@@ -94,6 +109,8 @@ bench: setup ## measure throughput, latency, lookups, restore, takeover, memory 
 lock: setup ## resolve the versions in requirements*.lock again
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service --extra dev pyproject.toml -o requirements-dev.lock
+	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra cli pyproject.toml -o requirements-cli.lock
+	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --group image -o requirements-image.lock
 
 clean: ## remove what was built and the data of the embedded run
 	rm -rf .data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info $(VENV)

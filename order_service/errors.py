@@ -249,7 +249,8 @@ def cannot_listen(host: str, port: int, setting: str, error: OSError) -> PortTak
     if error.errno == errno.EADDRINUSE:
         return PortTakenError(f"port {port} is taken: set {setting} to another")
     cause = error.strerror or error
-    return PortTakenError(f"port {port} of {host} cannot be used ({cause}): set ORDERS_HOST or {setting} to another")
+    address = "ORDERS_ADMIN_HOST" if setting == "ORDERS_ADMIN_PORT" else "ORDERS_HOST"
+    return PortTakenError(f"port {port} of {host} cannot be used ({cause}): set {address} or {setting} to another")
 
 
 class SetupError(OrderServiceError):

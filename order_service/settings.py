@@ -501,6 +501,13 @@ class Settings(BaseSettings):
 
     # Addresses, files and logs
     host: str = _setting("127.0.0.1", EVERY_PROCESS, "The address to listen on.")
+    admin_host: str = _setting(
+        "",
+        SERVED,
+        "The address to listen on with `ORDERS_ADMIN_PORT`, if it differs from `ORDERS_HOST`: `0.0.0.0` opens health "
+        "and metrics, and leaves the port for callers on loopback.",
+        shown="`ORDERS_HOST`",
+    )
     http_port: Port = _setting(8080, "`web`, `up`, `show` and `list`", "The port for callers.")
     admin_port: Port = _setting(
         9100,
@@ -526,6 +533,11 @@ class Settings(BaseSettings):
     def group_id(self) -> str:
         """The consumer group of the workers and the prefix of their transactional ids, unique for each topic prefix."""
         return f"{self.topic_prefix}{self.app_id}"
+
+    @property
+    def admin_address(self) -> str:
+        """The address on which health and metrics are served."""
+        return self.admin_host or self.host
 
     @property
     def schema_registry_urls(self) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ async def _resume(
 
 
 def _addresses(settings: Settings, workers: Sequence[str] | None) -> Sequence[str]:
-    return workers or [f"{settings.host}:{settings.admin_port}"]
+    return workers or [f"{settings.admin_address}:{settings.admin_port}"]
 
 
 def _as_json(partition: int, previewed: Preview, done: LaneResumed | None) -> dict[str, Any]:

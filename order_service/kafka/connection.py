@@ -271,6 +271,10 @@ def connection(settings: Settings) -> dict[str, Any]:
     return {"bootstrap_servers": servers, **security(settings)}
 
 
+REPORT_EVERY_S: Final = 10.0
+"""How often `ask_admin` logs that it waits for Kafka."""
+
+
 async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *, patience_s: float = 60.0) -> _T:
     """Return the result of `ask` with an admin client. Wait until Kafka is up, and retry if it goes away meanwhile.
 
@@ -278,7 +282,10 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
     """
     arguments = connection(settings)
     servers = arguments["bootstrap_servers"]
+    if not (settings.kafka_bootstrap_servers or settings.kafka):
+        servers += " (KAFKA_BOOTSTRAP_SERVERS is not set)"
     give_up_at = time.monotonic() + patience_s
+    reported_at = -REPORT_EVERY_S
     while True:
         admin = Admin(**arguments, request_timeout_ms=10_000)
         try:
@@ -293,7 +300,9 @@ async def ask_admin(settings: Settings, ask: Callable[[Admin], Awaitable[_T]], *
                 within = f" within {patience_s:.0f} s" if patience_s else ""
                 why = "" if isinstance(error, KafkaConnectionError) else f": {error!r}"  # its text has addresses only
                 raise KafkaAwayError(f"no Kafka answers at {servers}{within}{why}") from error
-            log.warning("Kafka does not answer yet; trying again.", servers=servers)
+            if time.monotonic() - reported_at >= REPORT_EVERY_S:
+                log.warning("Kafka does not answer yet; trying again.", servers=servers)
+                reported_at = time.monotonic()
         finally:
             await admin.close()
         await asyncio.sleep(1.0)

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -33,6 +33,9 @@ HINTS = {
     "Could not reserve enough space": "there is too little memory: it needs about 600 MB",
 }
 
+ERRORS = (" ERROR ", "Error response from daemon")
+"""What is in the line of an error: of Kafka's log, and of the docker client, which adds how to get help."""
+ERROR_STARTS = ("Error", "Exception", "Caused by")
 
 _ports = deque(secrets.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)))
 
@@ -81,7 +84,8 @@ def metadata_answers(port: int, within_s: float = 1.0) -> bool:
 class Broker:
     """A Kafka node that lives no longer than this process.
 
-    `command` runs in `directory`, and its output is appended to `kafka.log` there. Start and stop block, for tests and
+    `command` runs in `directory`, and its output is appended to `kafka.log` there. `clean` removes what an earlier run
+    left behind; it is called before each start and after each end. Start and stop block, for tests and
     scripts (use `asyncio.to_thread` elsewhere). `child` describes the same node to the supervisor of `up`.
     """
 
@@ -92,6 +96,7 @@ class Broker:
         port: int,
         start_within_s: float = 60.0,
         stop_within_s: float = 10.0,
+        clean: Callable[[], object] = lambda: None,
     ) -> None:
         self.command = list(command)
         self.directory = directory
@@ -99,6 +104,7 @@ class Broker:
         self.log_path = directory / LOG
         self._start_within_s = start_within_s
         self._stop_within_s = stop_within_s
+        self._clean = clean
         self._log_start = 0
         self._watcher: subprocess.Popen[bytes] | None = None
 
@@ -150,6 +156,7 @@ class Broker:
             ready=self.answers,
             ready_within_s=self._start_within_s,
             why=self.why,
+            clean=self._clean,
         )
 
     def why(self) -> str:
@@ -167,6 +174,7 @@ class Broker:
         self.stop()
 
     def _prepare(self) -> None:
+        self._clean()
         if is_taken(self.port):
             line = f"port {self.port} is taken: stop the process that uses it, or set ORDERS_KAFKA_PORT to another one"
             raise EmbeddedError(line)
@@ -194,9 +202,10 @@ class Broker:
             # Also if the watcher itself was killed, or this wait is interrupted: no process may remain.
             kill_group(watcher.pid)
             watcher.wait()
+            self._clean()
 
 
 def _last_error(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if " ERROR " in line or line.startswith(("Error", "Exception", "Caused by"))]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Run 'docker ")]
+    errors = [line for line in lines if any(sign in line for sign in ERRORS) or line.startswith(ERROR_STARTS)]
     return (errors or lines or ["it wrote no output"])[-1][:300]

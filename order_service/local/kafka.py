@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -302,14 +303,45 @@ def docker_broker(choice: Docker, directory: Path, port: int = 0) -> Broker:
     """
     port = port or free_port()
     directory.mkdir(parents=True, exist_ok=True)
-    name = f"order-service-kafka-{port}"
-    # A container that a killed run left behind would keep the name. Its data is in the volume.
-    subprocess.run([choice.docker, "rm", "--force", name], capture_output=True, timeout=60, check=False)  # noqa: S603
+    name = _container(port)
     options = ["--rm", "--name", name, "--publish", f"{HOST}:{port}:9092", "--volume", f"{name}:/var/lib/kafka/data"]
+    options += ["--label", _label(directory)]
     variables = [part for key, value in container_env(port).items() for part in ("--env", f"{key}={value}")]
     command = [choice.docker, "run", *options, *variables, IMAGE]
     # The image may have to be pulled first.
-    return Broker(command, directory, port, start_within_s=600.0)
+    clean = partial(remove_left_container, choice, directory, port)
+    return Broker(command, directory, port, start_within_s=600.0, clean=clean)
+
+
+def remove_left_container(choice: Docker, directory: Path, port: int) -> None:
+    """Remove the container that a run in `directory` left behind, for example because its docker client was killed.
+
+    It would keep the port and the name. Its data is in the volume. Raises EmbeddedError if that run is still alive, or
+    if the engine hangs. A container of another directory is not touched.
+    """
+    log_path = directory / LOG
+    if log_path.exists():
+        open_log(log_path).close()
+    filters = ["--filter", f"name=^/?{_container(port)}$", "--filter", f"label={_label(directory)}"]
+    for container in _output([choice.docker, "ps", "--all", "--quiet", *filters]).split():
+        _output([choice.docker, "rm", "--force", "--volumes", container])
+
+
+def _container(port: int) -> str:
+    return f"order-service-kafka-{port}"
+
+
+def _label(directory: Path) -> str:
+    return f"order-service.directory={directory.resolve()}"
+
+
+def _output(command: list[str]) -> str:
+    """Return the output of a docker command. One that fails has no output: `docker run` then reports why."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EmbeddedError(f"the Docker engine does not answer: {error}") from error
+    return done.stdout if done.returncode == 0 else ""
 
 
 def container_env(port: int) -> dict[str, str]:

@@ -18,7 +18,7 @@ from msgspec import Struct, structs
 
 from order_service.errors import EmbeddedError, PortTakenError
 from order_service.local.broker import free_port, is_taken
-from order_service.local.kafka import External, Local, choose_kafka, local_broker
+from order_service.local.kafka import Docker, External, Local, choose_kafka, local_broker, remove_left_container
 from order_service.runtime.supervisor import CLI, Child, Supervisor
 from order_service.settings import Settings
 
@@ -66,6 +66,8 @@ def run(
     choice = choose_kafka(settings)
     servers = choice.bootstrap_servers if isinstance(choice, External) else f"127.0.0.1:{settings.kafka_port}"
     has_stub = "user_service_url" not in settings.model_fields_set
+    if isinstance(choice, Docker):
+        remove_left_container(choice, settings.data_dir / "kafka", settings.kafka_port)
     _check_ports(settings, has_kafka=not isinstance(choice, External), has_stub=has_stub)
     url = _url(settings.host, settings.users_port) if has_stub else settings.user_service_url
     environment = _environment(settings, servers, url, is_local=not isinstance(choice, External))
@@ -73,7 +75,7 @@ def run(
     children += [_users(settings, environment)] if has_stub else []
     admin_ports = {"worker": settings.admin_port, "projector": free_port(), "web": free_port()}
     children += [_process(name, port, settings, environment) for name, port in admin_ports.items()]
-    health = {name: f"{_url(settings.host, port)}/health/ready" for name, port in admin_ports.items()}
+    health = {name: f"{_url(settings.admin_address, port)}/health/ready" for name, port in admin_ports.items()}
     running = Running(_url(settings.host, settings.http_port), servers, _without_user(url), health, hints)
     supervisor = Supervisor([_announced(child, report) for child in children])
     reachable = settings.model_copy(update={"kafka_bootstrap_servers": servers})
@@ -180,7 +182,7 @@ def _process(name: str, admin_port: int, settings: Settings, environment: Mappin
         name=name,
         command=(*CLI, name, *(["--create-topics"] if is_worker else [])),
         env={**environment, "ORDERS_ADMIN_PORT": str(admin_port)},
-        ready=lambda: has_started(settings.host, admin_port),
+        ready=lambda: has_started(settings.admin_address, admin_port),
         ready_within_s=120.0 if is_worker else 3600.0,
     )
 

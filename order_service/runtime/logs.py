@@ -47,8 +47,17 @@ FLUSH_WITHIN_S: Final = 1.0
 DROPPED: Final = Counter("orders_log_lines_dropped_total", "Log lines that stderr did not take in time.")
 
 
+REPEAT_S: Final = 10.0
+"""How often a sentence about a state that lasts is logged."""
+UNREACHABLE: Final = "Unable connect to"
+"""How a line of aiokafka about a broker that does not accept a connection begins. Our clients connect again."""
+
+
 class RepeatFilter(logging.Filter):
-    """Passes a sentence of a library once a second: aiokafka repeats it every few ms while Kafka is away."""
+    """Passes a sentence of a library once in `REPEAT_S`: aiokafka repeats it every few ms while Kafka is away.
+
+    That a broker cannot be reached is a warning.
+    """
 
     def __init__(self, library: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -60,10 +69,12 @@ class RepeatFilter(logging.Filter):
         """Return whether this record is not a repeat."""
         if not record.name.startswith(self._library):
             return True
-        now = self._clock()
-        if now - self._logged_at.get(str(record.msg), now - 1) < 1:
+        now, sentence = self._clock(), str(record.msg)
+        if now - self._logged_at.get(sentence, now - REPEAT_S) < REPEAT_S:
             return False
-        self._logged_at[str(record.msg)] = now
+        self._logged_at[sentence] = now
+        if sentence.startswith(UNREACHABLE):
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
         return True
 
 

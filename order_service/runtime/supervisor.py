@@ -52,6 +52,7 @@ class Child(Struct, frozen=True, kw_only=True):
     Without `env` it has our environment. With `log_path` its output is appended to that file, and with
     `inherits_output` it writes to our stdout and stderr itself. Otherwise its output is shown line by line after its
     name. `ready` is called in a thread until it returns True; then the next child starts. `why` explains an end.
+    `clean` removes what a process left behind; it is called in a thread before each start and after the last end.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Child(Struct, frozen=True, kw_only=True):
     ready: Callable[[], bool] | None = None
     ready_within_s: float = 60.0
     why: Callable[[], str] | None = None
+    clean: Callable[[], object] | None = None
 
 
 class Restarts(Struct, frozen=True, kw_only=True):
@@ -281,9 +283,20 @@ class _ChildRunner:
             await asyncio.wait([self._task], timeout=RESERVE_S)
 
     async def _run(self) -> int:
+        try:
+            return await self._keep_running()
+        finally:
+            await self._clean()
+
+    async def _clean(self) -> None:
+        if self._child.clean is not None:
+            await asyncio.to_thread(self._child.clean)
+
+    async def _keep_running(self) -> int:
         loop = asyncio.get_running_loop()
         quick_ends = 0
         while True:
+            await self._clean()
             started_at = loop.time()
             code = await self._run_once()
             if self._stopping.is_set():

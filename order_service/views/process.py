@@ -120,7 +120,9 @@ async def run(settings: Settings) -> NoReturn:
     waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
     watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
     watchdog.start()
-    starting = AdminServer(settings.host, settings.admin_port, lambda: projection.database.faults() or [waiting])
+    starting = AdminServer(
+        settings.admin_address, settings.admin_port, lambda: projection.database.faults() or [waiting]
+    )
     try:
         with starting as serving, translate_errors():
             with projection.database.query():

@@ -121,7 +121,7 @@ async def run(settings: Settings) -> None:
         undo.callback(watchdog.stop)
         undo.callback(engine.dispose)
         starting = [NotReady.NOT_LISTENING.fault()]
-        admin = AdminServer(settings.host, settings.admin_port, lambda: [*readiness.faults(), *starting])
+        admin = AdminServer(settings.admin_address, settings.admin_port, lambda: [*readiness.faults(), *starting])
         undo.enter_context(admin)
         undo.push_async_callback(topic.stop)
         authenticator = authentication(settings)
@@ -140,6 +140,7 @@ async def run(settings: Settings) -> None:
         listening = await _listen(runner, settings)
         admin.faults = lambda: [*readiness.faults(), *_key_faults(authenticator)]
         admin.is_starting = lambda: False
+        log.info("Serving HTTP.", host=settings.host, port=listening.sockets[0].getsockname()[1])
         undo.callback(listening.close)  # first, so that new callers find another process
         await _run_until_signalled(poller, readiness, adopt_when_available(settings, names.of, _go_on_without))
 

@@ -8,28 +8,13 @@ import re
 import shlex
 import signal
 import subprocess
-from threading import Timer
 
 import pytest
 
 from order_service.local.broker import free_port
+from tests.support.consoles import HTTP, README, assert_shown, block, output_of, steps
 from tests.support.quick_kafka import java_options
 from tests.support.service import ROOT, until
-
-README, HTTP = ROOT / "README.md", ROOT / "docs" / "reference" / "http.md"
-VARIES = re.compile(r"offset\":\d+|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|\d{4}-\d\d-\d\dT[\d:.]+Z")
-VARYING = "\0"  # not `…`, which stands for any text
-
-
-def block(document, section, language):
-    text = document.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return "".join(re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL))
-
-
-def steps(document, section):
-    """Return each command of a section's consoles with the output shown under it."""
-    parts = re.split(r"^\$ ", block(document, section, "console"), flags=re.MULTILINE)
-    return [tuple(part.partition("\n")[::2]) for part in parts if part]
 
 
 @pytest.fixture
@@ -59,32 +44,6 @@ def running(environment, tmp_path):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def assert_shown(output, shown, command):
-    """Check that a command printed what is shown. In a shortened output, `…` stands for what was left out."""
-    actual, expected = (VARIES.sub(VARYING, text.rstrip("\n")) for text in (output, shown))
-    if "…" in shown:
-        assert re.fullmatch(".*".join(map(re.escape, expected.split("…"))), actual), f"{command}\n{actual}"
-    else:
-        assert actual == expected, command
-
-
-def output_of(arguments, environment):
-    """Return what a command prints; of `tail`, which does not end by itself, the first line."""
-    is_endless = "tail" in arguments
-    with subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        deadline = Timer(60, process.kill)
-        deadline.start()
-        try:
-            return process.stdout.readline() if is_endless else process.stdout.read()
-        finally:
-            deadline.cancel()
-            if is_endless:
-                process.kill()
 
 
 def outcomes(text):

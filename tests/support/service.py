@@ -173,6 +173,7 @@ def without_kafka(directory: Path, **settings: str) -> dict[str, str]:
     """Return the environment of a process whose Kafka is away."""
     return os.environ | {
         "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
+        "ORDERS_KAFKA": "",
         "ORDERS_HTTP_PORT": str(free_port()),
         "ORDERS_DATA_DIR": str(directory),
         "ORDERS_LOG": "json",
@@ -230,6 +231,7 @@ class Service:
         self.group_id = f"{name}.{self.app_id}"
         self.environment = os.environ | {
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
+            "ORDERS_KAFKA": "",  # it would go first
             "USER_SERVICE_URL": users.url,
             "ORDERS_TOPIC_PREFIX": f"{name}.",
             "ORDERS_APP_ID": self.app_id,

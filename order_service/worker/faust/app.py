@@ -295,7 +295,8 @@ def run(
     """
     CallPolicy.from_settings(settings)  # raises for settings that do not fit together, before Kafka is asked
     waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
-    with AdminServer(settings.host, settings.admin_port, lambda: [waiting], socket_path=admin_socket) as serving:
+    address, port = settings.admin_address, settings.admin_port
+    with AdminServer(address, port, lambda: [waiting], socket_path=admin_socket) as serving:
         preparing = ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics))
         in_sync = run_until_signal(preparing)
         if settings.schema_registry_url:

@@ -76,5 +76,5 @@ def run_processes(settings: Settings, options: Sequence[str], *, command: Sequen
             stops_together=True,
             reports=_Reports(processes),
         )
-        with CombinedAdminServer(settings.host, settings.admin_port, processes):
+        with CombinedAdminServer(settings.admin_address, settings.admin_port, processes):
             return asyncio.run(supervisor.run())

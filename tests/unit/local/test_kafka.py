@@ -23,10 +23,13 @@ from order_service.local.kafka import (
     External,
     choose_kafka,
     container_env,
+    docker_broker,
     fetch_jars,
     local_broker,
     parse_java_version,
+    remove_left_container,
 )
+from order_service.runtime.supervisor import open_log
 from order_service.settings import Settings
 
 ROOT = Path(order_service.__file__).parent.parent
@@ -216,6 +219,41 @@ def test_a_container_is_published_on_loopback_only(tmp_path):
     assert broker.command[-1] == f"apache/kafka:{VERSION}"
 
 
+def make_docker(tmp_path):
+    """A docker client that notes how it is called; `ps` prints what is in the file `left`."""
+    calls, left = shlex.quote(str(tmp_path / "calls")), shlex.quote(str(tmp_path / "left"))
+    lines = [f'echo "$@" >> {calls}', f'case "$1" in ps) cat {left};; rm) : > {left};; esac']
+    Path(tmp_path, "left").write_text("abc\n")
+    return Docker(script(tmp_path / "docker", *lines))
+
+
+def test_a_container_that_was_left_is_removed_before_the_port_is_checked_and_after_the_end(tmp_path):
+    broker = docker_broker(make_docker(tmp_path), tmp_path, free_port())
+    child = broker.child()
+    assert (tmp_path / "left").read_text() == ""
+    (tmp_path / "left").write_text("def\n")
+    assert child.clean is not None
+    child.clean()
+    called = (tmp_path / "calls").read_text().splitlines()
+    assert [call for call in called if call.startswith("rm ")] == [
+        f"rm --force --volumes {name}" for name in ("abc", "def")
+    ]
+    assert f"label=order-service.directory={tmp_path}" in called[0]
+    assert f"--label order-service.directory={tmp_path}" in " ".join(broker.command)
+
+
+def test_the_container_of_a_run_that_is_alive_is_not_removed(tmp_path):
+    docker = make_docker(tmp_path)
+    with open_log(tmp_path / "kafka.log"), pytest.raises(EmbeddedError, match="another run uses"):
+        remove_left_container(docker, tmp_path, 9092)
+    assert (tmp_path / "left").read_text() == "abc\n"
+
+
+def test_a_docker_engine_that_hangs_is_one_line(tmp_path):
+    with pytest.raises(EmbeddedError, match=r"^the Docker engine does not answer: "):
+        remove_left_container(Docker(str(tmp_path / "missing")), tmp_path, 9092)
+
+
 def test_a_taken_port_is_one_line_that_names_the_setting(tmp_path):
     with socket.create_server((HOST, 0)) as server:
         port = server.getsockname()[1]
@@ -229,6 +267,11 @@ def test_a_taken_port_is_one_line_that_names_the_setting(tmp_path):
         pytest.param("x ERROR kafka.Kafka - it is broken", "it is broken", id="an error of the log"),
         pytest.param("java.net.BindException: Address already in use", "set ORDERS_KAFKA_PORT", id="a port is taken"),
         pytest.param("", "it wrote no output", id="silence"),
+        pytest.param(
+            "docker: Error response from daemon: no space left on device\n\nRun 'docker run --help' for more",
+            "no space left on device",
+            id="docker adds how to get help",
+        ),
     ],
 )
 def test_a_broker_that_ends_at_once_says_why(tmp_path, says, hint):

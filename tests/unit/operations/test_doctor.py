@@ -536,6 +536,7 @@ def test_each_fault_of_a_process_is_a_result():
 )
 def test_the_address_of_the_health_of_a_process(host, address):
     assert admin_address(Settings(host=host)) == address
+    assert admin_address(Settings(host="192.0.2.1", admin_host=host)) == address
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import Future
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -22,7 +23,7 @@ from order_service.settings import Settings
 from order_service.web.process import _listen
 from order_service.worker.lane_states import LaneState, LaneStates
 from tests.support.samples import NOW
-from tests.support.service import WorkerProcess, until
+from tests.support.service import WorkerProcess, until, without_kafka
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ FOREIGN = "203.0.113.1"
 
 
 def test_an_address_of_another_machine_is_not_a_taken_admin_port():
-    said = f"port 9100 of {FOREIGN} cannot be used .*: set ORDERS_HOST or ORDERS_ADMIN_PORT to another"
+    said = f"port 9100 of {FOREIGN} cannot be used .*: set ORDERS_ADMIN_HOST or ORDERS_ADMIN_PORT to another"
     with pytest.raises(PortTakenError, match=said), AdminServer(FOREIGN, 9100, list):
         pass
 
@@ -153,3 +154,20 @@ def test_only_a_worker_has_lanes():
         with urllib.request.urlopen(url) as response:
             lanes = msgspec.json.decode(response.read(), type=LaneStates)
     assert lanes.lanes == [LaneState(1, "parked", NOW, "damaged")]
+
+
+def test_health_has_an_address_of_its_own(tmp_path):
+    environment = without_kafka(tmp_path, ORDERS_HOST="127.0.0.1", ORDERS_ADMIN_HOST="127.0.0.2")
+    process = WorkerProcess("worker", environment, tmp_path, None, ("order_service.cli", "worker"))
+    live = f"http://127.0.0.2:{process.admin_port}/health/live"
+
+    def is_live():
+        with suppress(OSError), urllib.request.urlopen(live, timeout=5) as response:
+            return response.status == 200
+        return False
+
+    try:
+        until(is_live, "it answers on the address for health")
+        assert process.admin("/health/live") == (0, "")
+    finally:
+        process.end()

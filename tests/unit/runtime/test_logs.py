@@ -19,7 +19,7 @@ def record(name, sentence, exc_info=None):
     return logging.LogRecord(name, logging.WARNING, "", 0, sentence, ("a",), exc_info)
 
 
-def test_a_library_says_the_same_sentence_once_a_second():
+def test_a_library_says_the_same_sentence_once_in_ten_seconds():
     now = [100.0]
     seldom = RepeatFilter("aiokafka", clock=lambda: now[0])
     assert seldom.filter(record("aiokafka.client", "no node %s"))
@@ -27,8 +27,17 @@ def test_a_library_says_the_same_sentence_once_a_second():
     assert seldom.filter(record("aiokafka.client", "another"))
     assert seldom.filter(record("order_service.kafka.connection", "no node %s"))
     assert seldom.filter(record("order_service.kafka.connection", "no node %s"))
+    now[0] += 9
+    assert not seldom.filter(record("aiokafka.client", "no node %s"))
     now[0] += 1
     assert seldom.filter(record("aiokafka.client", "no node %s"))
+
+
+def test_a_broker_that_cannot_be_reached_is_a_warning():
+    unreachable = record("aiokafka", 'Unable connect to "%s": %s')
+    unreachable.levelno, unreachable.levelname = logging.ERROR, "ERROR"
+    assert RepeatFilter("aiokafka").filter(unreachable)
+    assert (unreachable.levelno, unreachable.levelname) == (logging.WARNING, "WARNING")
 
 
 def test_of_the_coordinator_only_what_it_does_not_try_again_is_said():

@@ -111,6 +111,14 @@ def test_a_child_that_ran_for_a_minute_starts_the_count_anew():
     assert Restarts().count(quick_ends=4, lasted_s=1.0) == 5
 
 
+async def test_what_a_child_left_is_removed_before_each_start_and_after_the_last_end():
+    cleaned: list[float] = []
+    child = python("x", "raise SystemExit(3)", clean=lambda: cleaned.append(time.monotonic()))
+    assert await run(child, lines=Lines()) == 3
+    starts = QUICK.quick_max + 1
+    assert len(cleaned) == starts + 1
+
+
 async def test_lines_of_children_carry_their_names():
     lines = Lines()
     one = python("worker", "print('hello'); import time; time.sleep(600)".replace("'hello'", "'hello', flush=True"))

@@ -32,12 +32,12 @@ async def check_readiness(settings: Settings) -> list[Result]:
         return [
             not_checked(
                 f"No process answers at {address}: Kafka does not show whether lanes run, are claimed or parked.",
-                "Read /health/ready of each worker, or set ORDERS_HOST and ORDERS_ADMIN_PORT to the address of one.",
+                "Read /health/ready of each worker, or set ORDERS_ADMIN_HOST and ORDERS_ADMIN_PORT to those of one.",
             )
         ]
     except msgspec.MsgspecError:
         text = f"The program at {address} is not a process of this service."
-        return [not_checked(text, "Set ORDERS_HOST and ORDERS_ADMIN_PORT to the address of a worker.")]
+        return [not_checked(text, "Set ORDERS_ADMIN_HOST and ORDERS_ADMIN_PORT to the address of a worker.")]
     return judge_readiness(address, readiness)
 
 
@@ -51,7 +51,8 @@ def judge_readiness(address: str, readiness: Readiness) -> list[Result]:
 
 def admin_address(settings: Settings) -> str:
     """Return where a process with these settings serves its health, as seen from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104, it is not listened on
+    host = settings.admin_address
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104, it is not listened on
     return f"http://[{host}]:{settings.admin_port}" if ":" in host else f"http://{host}:{settings.admin_port}"
 
 
