@@ -368,8 +368,13 @@ def test_the_guide_lists_every_alert():
 
 def test_alerts_follow_the_settings():
     by_name = {alert["alert"]: alert["expr"] for alert in alerts()}
+    defaults = Settings()
     assert by_name["OrdersLanesNotRunning"].endswith("< 24")
     assert "> 500000 * sum" in by_name["OrdersWaitingRoomFilling"]
+    assert by_name["OrdersClockSkew"].endswith(f"> {defaults.clock_skew_max_s / 2:g}")
+    assert by_name["OrdersUserLookupsSaturated"].endswith(f">= {defaults.user_service_concurrency}")
+    limit = (defaults.web_waiting_max + defaults.web_streams_max) * 0.8
+    assert by_name["OrdersHttpSaturated"].endswith(f"> {limit:g}")
 
 
 def test_the_readme_has_every_value():

@@ -10,6 +10,7 @@ import yaml
 from tests.support.chart import (
     CHART,
     NEWEST,
+    PROCESSES,
     TOOLS,
     VALUE_SETS,
     container,
@@ -64,6 +65,17 @@ def test_the_check_finds_a_wrong_field(kind):
     resource = of_kind(rendered("everything"), kind)[0]
     resource["spec"]["unknown"] = 1
     assert [found[0] for found in conforms(yaml.safe_dump(resource), NEWEST)] == [kind]
+
+
+def test_every_optional_part_can_be_switched_off():
+    parts = ["networkPolicy.enabled", "serviceAccount.create"]
+    parts += [
+        f"{process}.{part}.enabled" for process in PROCESSES for part in ("podDisruptionBudget", "topologySpread")
+    ]
+    off = ("--set", ",".join(f"{part}=false" for part in parts), "--set", "web.preStopSeconds=0")
+    manifests = rendered_text("minimal", *off)
+    assert conforms(manifests, NEWEST) == []
+    assert {resource["kind"] for resource in rendered("minimal", *off)} == {"Service", "StatefulSet", "Deployment"}
 
 
 def test_older_versions_of_kubernetes_are_refused():

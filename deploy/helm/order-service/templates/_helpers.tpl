@@ -45,13 +45,14 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* A setting as all processes have it, or an empty text. Call it with a list: the root, the name. */}}
+{{/* A setting that is in use, or its default, as a text. Call it with a list: the root, the process, the name. */}}
 {{- define "order-service.setting" -}}
-{{- $root := index . 0 -}}
-{{- $name := index . 1 -}}
-{{- $value := get $root.Values.settings $name -}}
-{{- if not (kindIs "invalid" $value) -}}
-{{- include "order-service.text" $value -}}
+{{- $configuration := include "order-service.configuration" (list (index . 0) (index . 1)) | fromJson -}}
+{{- if hasKey $configuration.settings (index . 2) -}}
+{{- include "order-service.text" (get $configuration.settings (index . 2)) -}}
+{{- else -}}
+{{- $known := (index . 0).Files.Get "files/settings.yaml" | fromYaml -}}
+{{- include "order-service.text" (get $known (index . 2)).default -}}
 {{- end -}}
 {{- end -}}
 
@@ -143,6 +144,8 @@ It fails for a name that is not a setting, one of another kind, and one that the
 {{- $configuration := include "order-service.configuration" . | fromJson -}}
 - name: ORDERS_ADMIN_PORT
   value: "9100"
+- name: TMPDIR
+  value: /data
 {{- if ne $process "worker" }}
 - name: ORDERS_DATA_DIR
   value: /data
