@@ -13,8 +13,8 @@ from order_service.settings import EVERY_PROCESS, Settings, variable
 
 PROCESSES: Final = ("worker", "projector", "web")
 """The processes that the chart runs."""
-SET_BY_CHART: Final = frozenset({"instance_id", "admin_port", "http_port", "data_dir"})
-"""Settings that the chart sets itself: the name of a pod, and ports and folders inside of it."""
+SET_BY_CHART: Final = frozenset({"instance_id", "admin_port", "http_port"})
+"""Settings that the chart sets itself, beside folders (`…_dir`): the name of a pod, and ports inside of it."""
 LOCAL: Final = frozenset({"kafka", "kafka_port"})
 """Settings of a local Kafka, which no pod runs."""
 
@@ -35,7 +35,7 @@ def kind(field: str, schema: dict[str, Any]) -> str:
 
     It sets one of the kind `chart` itself, and one of the kind `twin` through the file setting of the same name.
     """
-    if field in SET_BY_CHART:
+    if field in SET_BY_CHART or field.endswith("_dir"):
         return "chart"
     if f"{field}_file" in Settings.model_fields:
         return "twin"

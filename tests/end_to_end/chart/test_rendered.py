@@ -186,6 +186,29 @@ def test_selectors_select_pods_of_one_process(name):
             assert selected(spread["labelSelector"]["matchLabels"]) == [process]
 
 
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_every_mount_has_a_volume_and_no_name_is_there_twice(name):
+    resources = rendered(name)
+    claims = {
+        claim["metadata"]["name"]
+        for workers in of_kind(resources, "StatefulSet")
+        for claim in workers["spec"].get("volumeClaimTemplates", [])
+    }
+    for process, pod in pods(resources).items():
+        volumes = {volume["name"] for volume in pod["spec"]["volumes"]} | (claims if process == "worker" else set())
+        assert {mount["name"] for mount in container(pod)["volumeMounts"]} == volumes
+        names = [entry["name"] for entry in container(pod)["env"]]
+        assert sorted(set(names)) == sorted(names)
+    keys = [(resource["kind"], resource["metadata"]["name"]) for resource in resources]
+    assert sorted(set(keys)) == sorted(keys)
+
+
+def test_long_names_are_shortened_to_what_kubernetes_accepts():
+    done = helm_template("--values", values_file("production"), "--set", f"fullnameOverride={'a' * 53}")
+    names = [resource["metadata"]["name"] for resource in yaml.safe_load_all(done.stdout) if resource]
+    assert max(map(len, names)) <= 52  # a StatefulSet's pods have a label with its name and a hash: 63 in all
+
+
 def test_the_stateful_set_has_its_service():
     resources = rendered("minimal")
     [workers] = of_kind(resources, "StatefulSet")
