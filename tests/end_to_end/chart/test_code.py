@@ -10,6 +10,7 @@ import promql_parser
 import pytest
 import yaml
 
+from order_service.cli import app as cli
 from order_service.contracts.chart_files import LOCAL, SET_BY_CHART, processes
 from order_service.contracts.metrics_page import SHOWS_WHY, USES, all_metrics
 from order_service.kafka.topic_formats import TopicFormat, format_topics
@@ -186,6 +187,15 @@ def test_the_version_is_that_of_the_package():
     package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert chart["version"] == chart["appVersion"] == package["version"]
     assert container(pods(rendered("minimal"))["worker"])["image"] == f"{package['name']}:{package['version']}"
+
+
+def test_pods_run_as_the_user_of_the_image_and_call_its_commands():
+    users = set(re.findall(r"^USER (\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    commands = {command.name for command in cli.registered_commands}
+    for process, pod in pods(rendered("minimal")).items():
+        assert {str(pod["spec"]["securityContext"]["runAsUser"])} == users
+        assert container(pod)["args"] == [process]
+        assert process in commands
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
