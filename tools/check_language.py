@@ -26,6 +26,7 @@ SUFFIXES: Final = ("md", "py", "go", "java", "js", "cs")
 CHECKED: Final = (
     "*.md",
     "docs/**/*.md",
+    "deploy/**/*.md",
     "conftest.py",
     *(f"{folder}/**/*.py" for folder in ("bench", "chaos", "order_service", "tests")),
     "chaos/*.md",

@@ -32,14 +32,14 @@ def blocks() -> list[Block]:
 
 def _row(field: str, schema: dict[str, Any]) -> list[str]:
     default = schema["default_text"] or _value(schema["default"])
-    return [f"`{variable(field)}`", _type(schema), default, schema["unit"], schema["description"]]
+    return [f"`{variable(field)}`", type_of(schema), default, schema["unit"], schema["description"]]
 
 
-def _type(schema: dict[str, Any]) -> str:
+def type_of(schema: dict[str, Any]) -> str:
     """Return the type of a setting in words, from its JSON Schema."""
     match schema:
         case {"anyOf": [wanted, {"type": "null"}]}:
-            return _type(wanted)
+            return type_of(wanted)
         case {"enum": values}:
             return ", ".join(f"`{value}`" for value in values if value)
         case {"type": "boolean"}:
