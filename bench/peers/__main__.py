@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     signal.signal(signal.SIGTERM, _end)
-    console.print(machine(), highlight=False)
+    console.print(machine(options.rounds), highlight=False)
     with TemporaryDirectory(prefix="orders-peers-") as place, running_kafka(Path(place) / "kafka") as servers:
         broker = listening_on(int(servers.split(",")[0].rpartition(":")[2]))
         world = World(servers, Path(place), console, Others(broker))

@@ -20,6 +20,7 @@ from tests.support.service import Service, until
 SEED = 1
 ORDERS = 400
 DEFAULT = ("ours", "streams-20ms", "streams-rocksdb-100ms", "quix-1000ms")
+WITHIN_S = 120.0
 TIME = "ce_time"
 """The one header that differs, because peers decide at different times."""
 LAST = CancelOrder(command_id="last", order_id="last", actor="service:parity", reason="other")
@@ -183,7 +184,8 @@ def _last_ones(service: Service) -> Iterator[tuple[str, bytes]]:
 def _outcomes(service: Service, name: str, running: peer.Running, lasts: set[str]) -> Outcomes:
     """Wait until a peer has answered the last command of each partition, and return all its outcomes."""
     try:
-        until(lambda: lasts <= {refused.order_id for refused in service.rejections()}, f"{name} has decided all")
+        is_done = lambda: lasts <= {refused.order_id for refused in service.rejections()}  # noqa: E731
+        until(is_done, f"{name} has decided all", within_s=WITHIN_S)
     except AssertionError as error:
         counts = f"{service.outcome_count():,} outcomes, {len(service.dead_letters()):,} of them dead letters"
         raise WrongResult(f"{error}, {counts}; its log ends with {running.log()}") from error

@@ -33,8 +33,17 @@ final class Validation {
 
     /** Returns whether a text is an id of another system: 1 to 255 characters, no control character among them. */
     static boolean isForeignId(String text) {
-        return !text.isEmpty() && isWithin(text, MAX_FOREIGN_ID)
-            && text.codePoints().noneMatch(c -> Character.isISOControl(c) || c >= 0xD800 && c <= 0xDFFF);
+        for (int i = 0; i < text.length(); i++) {
+            char c = text.charAt(i);
+            if (Character.isISOControl(c)) {
+                return false;
+            }
+            if (Character.isSurrogate(c)
+                && (i + 1 == text.length() || !Character.isSurrogatePair(c, text.charAt(++i)))) {
+                return false;
+            }
+        }
+        return !text.isEmpty() && isWithin(text, MAX_FOREIGN_ID);
     }
 
     /** Returns a refusal for the first value that is out of range, or null. */
