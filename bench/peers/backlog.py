@@ -56,7 +56,7 @@ def _run(world: World, broker: int | None, shared: Service, name: str, number: i
         with loaded(world, orders) as service:
             return decided(broker, service, name, orders)
 
-    return undisturbed(world, f"backlog {number}, {name}", broker, measured)
+    return undisturbed(world, f"backlog {number}, {name}", measured)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Latency from produce to a committed event in a consumer's hands, peer beside peer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bench.latency import WARM_S, paced
 from bench.load import Shop
 from bench.others import tree_s
-from bench.peers import peer
+from bench.peers.peer import Running, named
 from bench.peers.rounds import Run, rotated, table, undisturbed
 from bench.table import percentile
 from bench.watching import WrongResult
@@ -40,31 +40,32 @@ def measure(
     for number, order in rotated(names, rounds):
         for count in partitions:
             for name in order:
-                with world.service(partitions=count) as service, peer.named(name).running(service) as running:
+                with world.service(partitions=count) as service, named(name).running(service) as running:
                     paced(service, Shop("warm"), PEER_WARM_PER_S, PEER_WARM_S)
                     for rate in rates:
                         what = f"latency {number}, {count} partitions, {rate:,}/s, {name}"
-                        run = undisturbed(world, what, broker, _Measured(service, running, broker, rate, seconds))
+                        run = undisturbed(world, what, _measuring(service, running, broker, rate, seconds))
                         runs[f"{count} partitions", f"{rate:,}/s", name].append(run)
     how = HOW.format(seconds=seconds, warm=WARM_S, peer_warm=PEER_WARM_S + WARM_S, per_s=PEER_WARM_PER_S)
     world.console.print(how, highlight=False)
     table(world, "Latency", runs, ["topics", "rate", "peer"])
 
 
-class _Measured:
-    """Sends at a rate once per call; each call is for orders of its own."""
+def _measuring(
+    service: Service, running: Running, broker: int | None, rate: int, seconds: float
+) -> Callable[[int], dict[str, float]]:
+    """Return what sends at a rate and returns the figures; each call is for orders of its own."""
 
-    def __init__(self, service: Service, running: peer.Running, broker: int | None, rate: int, seconds: float) -> None:
-        self._service, self._running, self._broker = service, running, broker
-        self._rate, self._seconds = rate, seconds
+    def processor_s() -> tuple[float, float]:
+        return running.processor_s(), 0.0 if broker is None else tree_s({broker})
 
-    def __call__(self, attempt: int) -> dict[str, float]:
-        before = self._processor_s()
+    def measured(attempt: int) -> dict[str, float]:
+        before = processor_s()
         try:
-            seen, sent = paced(self._service, Shop(f"s{self._rate}-{attempt}"), self._rate, self._seconds)
+            seen, sent = paced(service, Shop(f"s{rate}-{attempt}"), rate, seconds)
         except WrongResult as error:
-            raise WrongResult(f"{error}; the peer's log ends with {self._running.log()}") from error
-        cpu_s, broker_s = (after - earlier for after, earlier in zip(self._processor_s(), before, strict=True))
+            raise WrongResult(f"{error}; the peer's log ends with {running.log()}") from error
+        cpu_s, broker_s = (now - then for now, then in zip(processor_s(), before, strict=True))
         latencies = [event.latency_ms for event in seen]
         return {
             "p50 ms": percentile(latencies, 50),
@@ -74,5 +75,4 @@ class _Measured:
             "sent late, p99 ms": sent.late_ms,
         }
 
-    def _processor_s(self) -> tuple[float, float]:
-        return self._running.processor_s(), 0.0 if self._broker is None else tree_s({self._broker})
+    return measured

@@ -43,7 +43,7 @@ def check(world: World, names: Sequence[str]) -> None:
         for name in names:
             if name != "ours":
                 with other_outputs(world, service) as view, peer.named(name).running(view) as running:
-                    _compare(name, _outcomes(view, name, running, lasts), expected)
+                    compare(name, _outcomes(view, name, running, lasts), expected)
         counts = ", ".join(f"{found.total():,} {kind}" for kind, found in expected.items())
         world.say(f"parity: {len(records):,} commands, {counts}; the same from {', '.join(names)}")
 
@@ -197,8 +197,7 @@ def _outcomes(service: Service, name: str, running: peer.Running, lasts: set[str
         "rejections": Counter(_rejection(message) for message in service.read(service.names.rejections)),
         "dead letters": Counter(_dead_letter(message) for message in service.dead_letters()),
     }
-    if empty := [kind for kind, all_ in found.items() if not all_]:
-        raise WrongResult(f"{name} wrote no {' and no '.join(empty)}")
+    check_not_empty(name, found)
     return found
 
 
@@ -233,7 +232,14 @@ def _headers(message: Any) -> list[tuple[str, bytes]]:
     return sorted((name, value) for name, value in message.headers() if name != TIME)
 
 
-def _compare(name: str, found: Outcomes, expected: Outcomes) -> None:
+def check_not_empty(name: str, found: Outcomes) -> None:
+    """Raise WrongResult if a peer wrote nothing of a kind: two that write nothing would be equal."""
+    if empty := [kind for kind, written in found.items() if not written]:
+        raise WrongResult(f"{name} wrote no {' and no '.join(empty)}")
+
+
+def compare(name: str, found: Outcomes, expected: Outcomes) -> None:
+    """Raise WrongResult if the outcomes of a peer are not those of our worker."""
     differences = [
         f"{len(only)} {kind} {whose}, such as {next(iter(only))[:1500]}"
         for kind in expected

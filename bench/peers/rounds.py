@@ -7,7 +7,6 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
-from bench.others import Others
 from bench.table import number
 from bench.world import World
 
@@ -37,15 +36,15 @@ def rotated(items: Sequence[_T], rounds: int) -> Iterator[tuple[int, list[_T]]]:
         yield index + 1, [*items[first:], *items[:first]]
 
 
-def undisturbed(world: World, what: str, broker: int | None, measure: Callable[[int], dict[str, float]]) -> Run:
+def undisturbed(world: World, what: str, measure: Callable[[int], dict[str, float]]) -> Run:
     """Measure, and again while others take too much of the machine, `ATTEMPTS` times at most; print each attempt.
 
     Returns the attempt that others disturbed least. `measure` gets the number of the attempt, from 1.
     """
     runs: list[Run] = []
     while len(runs) < ATTEMPTS and all(run.is_disturbed for run in runs):
-        others = Others(broker)
-        run = Run(measure(len(runs) + 1), others.percent())
+        world.others.percent()
+        run = Run(measure(len(runs) + 1), world.others.percent())
         runs.append(run)
         figures = ", ".join(f"{name} {number(value)}" for name, value in run.figures.items())
         foreign = f"others took {run.foreign:.0f} %{', too much' if run.is_disturbed else ''}"
