@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> int:
     console.print(machine(options.rounds), highlight=False)
     with TemporaryDirectory(prefix="orders-peers-") as place, running_kafka(Path(place) / "kafka") as servers:
         broker = listening_on(int(servers.split(",")[0].rpartition(":")[2]))
+        if broker is None:
+            console.print("Kafka is not a process on this machine: its processor time is unknown, and may be others'.")
         world = World(servers, Path(place), console, Others(broker))
         try:
             _measure(world, broker, options)

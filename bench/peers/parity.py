@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import structs
@@ -53,14 +54,17 @@ def _produce(service: Service, records: Sequence[tuple[str, bytes]]) -> None:
 
 
 def mixed(seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield keys and values: the lives of orders, some shuffled, with faults, repeats and bytes that are no command."""
+    """Yield keys and values: the lives of orders, some shuffled, with faults, repeats and bytes that are no command.
+
+    The first one creates an order. All users are known and active.
+    """
     draw = random.Random(seed)
     shop = Shop("parity")
     long_life = _long_life(shop, ORDERS)
     yield next(long_life)
     for number in range(ORDERS):
         commands = [step(shop, number) for step in LIFE] + [_cancel(draw, shop, number)]
-        if draw.random() < 0.5:
+        if draw.random() < 0.2:
             draw.shuffle(commands)
         for command in commands:
             for sent in _variants(draw, command):
@@ -97,7 +101,7 @@ def _cancel(draw: random.Random, shop: Shop, number: int) -> Command:
 
 def _variants(draw: random.Random, command: Command) -> Iterator[Command]:
     """Yield the command, perhaps with a fault, and perhaps again."""
-    if draw.random() < 0.4:
+    if draw.random() < (0.15 if isinstance(command, CreateOrder) else 0.3):
         command = draw.choice(FAULTS)(draw, command)
     yield command
     if draw.random() < 0.15:
@@ -106,6 +110,8 @@ def _variants(draw: random.Random, command: Command) -> Iterator[Command]:
         yield structs.replace(command, correlation_id="again")
     if draw.random() < 0.05:
         yield structs.replace(command, actor="service:another")
+    if draw.random() < 0.15:
+        yield structs.replace(command, command_id=f"{command.command_id}-again")
 
 
 def _with(**changes: Any) -> Callable[[random.Random, Command], Command]:
@@ -145,7 +151,8 @@ FAULTS: tuple[Callable[[random.Random, Command], Command], ...] = (
     _with(actor="user:eve"),
     _with(actor="service:"),
     _with(actor="nobody"),
-    _with(decide_by=None, correlation_id="trace 1"),
+    _with(decide_by=datetime(2020, 1, 1, tzinfo=UTC)),
+    _with(decide_by=datetime(2100, 1, 1, 2, 30, 0, 500_000, tzinfo=UTC), correlation_id="trace 1"),
     _with(currency="XXX"),
     _with(amount=1),
     _with(amount=-1),

@@ -25,7 +25,7 @@ class Run(Struct, frozen=True):
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether others took too much, in the last attempt too."""
+        """Whether others took too much of the machine."""
         return self.foreign > MAX_FOREIGN
 
 

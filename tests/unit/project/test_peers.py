@@ -1,6 +1,7 @@
 """How peers are compared: the order of rounds, runs that others disturb, and outcomes that differ."""
 
 from collections import Counter
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from bench.peers import parity, peer
 from bench.peers.rounds import Run, rotated, table, undisturbed
 from bench.watching import WrongResult
 from bench.world import World
+from order_service.domain.decision import UserCheck, answer
+from order_service.domain.entry import Entry, after_event, after_rejection
+from order_service.domain.messages import FACT_TYPES, Event, Rejection
+from order_service.domain.refusals import Reason
+from order_service.errors import DecodeError
+from order_service.wire.avro import digest, encode_event
+from order_service.wire.commands import decode_command
 
 SAME = {"events": Counter(["created", "paid"]), "rejections": Counter(["refused"])}
 
@@ -110,3 +118,29 @@ def test_a_peer_with_other_outcomes_fails(events, fault):
 def test_the_mix_of_commands_is_the_same_in_every_run():
     assert list(parity.mixed(1)) == list(parity.mixed(1))
     assert list(parity.mixed(1)) != list(parity.mixed(2))
+
+
+def test_the_mix_leads_to_every_fact_and_every_reason_that_needs_no_user_service():
+    table: dict[str, Entry] = {}
+    found: set[object] = set()
+    for key, value in parity.mixed(parity.SEED):
+        try:
+            command = decode_command(value)
+        except DecodeError:
+            continue
+        before = table.get(key)
+        outcome = answer(command, before, datetime.now(UTC), UserCheck.ACTIVE)
+        if isinstance(outcome, Event):
+            found.add(type(outcome.fact))
+            table[key] = after_event(before, outcome, digest(encode_event(outcome)))
+        elif isinstance(outcome, Rejection):
+            found.add(Reason(outcome.reason))
+            if (after := after_rejection(before, outcome)) is not None:
+                table[key] = after
+    assert found >= set(FACT_TYPES)
+    assert set(Reason) - found == {
+        Reason.TOO_MANY_WAITING,
+        Reason.USER_NOT_FOUND,
+        Reason.USER_NOT_ACTIVE,
+        Reason.USER_CHECK_TIMED_OUT,
+    }
