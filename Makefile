@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(VENV)/uv/bin/uv
+QUIX := $(VENV)/quix
+STREAMS := bench/peers/streams
 # Most tests wait for brokers and workers, so four at once suit two cores. All share one Kafka.
 JOBS ?= 6
 RUNS ?= 1000000
@@ -18,7 +20,7 @@ CHART_STAMP := .tools/$(subst /,-,$(HELM)-$(KUBECONFORM))
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check browser proxies chart format container test-container openapi contracts chaos proof fuzz bench lock clean
+.PHONY: help setup run test test-fast check browser proxies chart format container test-container openapi contracts chaos proof fuzz bench peers peers-setup lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,12 +127,27 @@ fuzz: setup ## decode damaged bytes: a million from a seed, then RUNS more that 
 bench: setup ## measure throughput, latency, lookups, restore, takeover, memory and idling, and print the table: half an hour
 	$(BIN)/python -m bench
 
+peers: peers-setup ## compare with Kafka Streams and Quix Streams on one Kafka (Java 17, Maven): three quarters of an hour
+	$(BIN)/python -m bench.peers
+
+peers-setup: setup $(STREAMS)/target/.built $(QUIX)/.installed ## build and install what `make peers` compares with
+
+$(STREAMS)/target/.built: $(STREAMS)/pom.xml $(shell find $(STREAMS)/src -name '*.java')
+	mvn --quiet --batch-mode --file $< compile
+	@touch $@
+
+$(QUIX)/.installed: bench/peers/quix.lock
+	@test -x $(QUIX)/bin/python || $(PYTHON) -m venv $(QUIX)
+	$(UV) pip sync --quiet --compile-bytecode --python $(QUIX)/bin/python --require-hashes $<
+	@touch $@
+
 lock: setup ## resolve the versions in requirements*.lock again
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service --extra dev pyproject.toml -o requirements-dev.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra cli pyproject.toml -o requirements-cli.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --group image -o requirements-image.lock
+	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 bench/peers/quix.txt -o bench/peers/quix.lock
 
 clean: ## remove what was built and the data of the embedded run
-	rm -rf .data .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info $(VENV)
+	rm -rf $(STREAMS)/target .data .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info $(VENV)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -109,12 +109,12 @@ def measured(world: World, name: str) -> list[Row]:
     return rows
 
 
-def machine() -> str:
-    """Return what this runs on."""
+def machine(runs: int = RUNS) -> str:
+    """Return what this runs on, and how often each figure is taken."""
     scale = "" if SCALE == 1 else f", sizes x {SCALE:g}: a quick look"
     return (
         f"{_processor()}, {os.cpu_count()} cores shared with the broker; {platform.system()} {platform.release()}; "
-        f"Python {platform.python_version()}; {_load()}; medians of {RUNS} runs{scale}"
+        f"Python {platform.python_version()}; {_load()}; medians of {runs} runs{scale}"
     )
 
 

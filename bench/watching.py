@@ -3,7 +3,7 @@
 import gc
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -51,11 +51,20 @@ class Growing(Protocol):
         """Return how much is done."""
 
 
-def growth_per_s(ends: Growing, goal: int, worker: WorkerProcess | None = None, *, every_s: float = 0.03) -> float:
+def growth_per_s(
+    ends: Growing,
+    goal: int,
+    worker: WorkerProcess | None = None,
+    *,
+    every_s: float = 0.03,
+    silence_s: float = SILENCE_S,
+    grown: Callable[[float, int], None] = lambda _now, _end: None,
+) -> float:
     """Return the records per second from the first commit that is seen to the last.
 
     Only what came after that first commit counts. It is the last when nothing came for 2 s and the goal is reached;
-    transaction markers take an offset too, and are left out by the share that they have of all.
+    transaction markers take an offset too, and are left out by the share that they have of all. `grown` is called with
+    the time (monotonic) and the count whenever that has grown.
     """
     first: tuple[float, int] | None = None
     last = (time.monotonic(), 0)
@@ -64,12 +73,13 @@ def growth_per_s(ends: Growing, goal: int, worker: WorkerProcess | None = None, 
         if end != last[1]:
             last = now, end
             first = first or last
+            grown(now, end)
         if end >= goal and now - last[0] > STILL_S:
             break
         if worker is not None and worker.process.poll() is not None:
             raise WrongResult(f"the worker ended with {worker.process.returncode}")
-        if now - last[0] > SILENCE_S:
-            raise WrongResult(f"{end} of {goal} events, and for {SILENCE_S:.0f} s no more of them")
+        if now - last[0] > silence_s:
+            raise WrongResult(f"{end} of {goal} events, and for {silence_s:.0f} s no more of them")
         time.sleep(every_s)
     if first is None or first == last:
         raise WrongResult("all was there before the first look: take a larger size")

@@ -12,7 +12,7 @@ def test_every_folder_of_code_and_the_schemas_are_installed():
 
 
 def test_the_locks_name_no_host():
-    for name in ("requirements.lock", "requirements-dev.lock"):
+    for name in ("requirements.lock", "requirements-dev.lock", "bench/peers/quix.lock"):
         text = (ROOT / name).read_text()
         assert "--hash=sha256:" in text
         assert "://" not in text
