@@ -14,6 +14,7 @@ from msgspec import Struct
 from rich.console import Console
 
 from bench import (
+    awaiting,
     backlog,
     fleet,
     http,
@@ -62,6 +63,7 @@ LONG = {
     "verify": Part(verify.HOW, verify.measure),
     "rebuild": Part(rebuild.HOW, rebuild.measure),
     "modes": Part(modes.HOW, modes.measure),
+    "awaiting": Part(awaiting.HOW, awaiting.measure),
     "large": Part(large.HOW, large.measure),
     "fleet": Part(fleet.HOW, fleet.measure),
     "soak": Part(soak.HOW, soak.measure),
