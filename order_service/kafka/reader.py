@@ -338,6 +338,16 @@ class Reader:
             behind = await self._pause_at(ends)
             yield [record for record in records if record.offset < limits[record.topic, record.partition]]
 
+    async def within(self, ranges: Mapping[TopicPartition, Sequence[tuple[int, int]]]) -> AsyncIterator[ConsumerRecord]:
+        """Yield the records in these ranges of offsets, each partition's in sequence. Raises as `between` does."""
+        begins = await self.starts(list(ranges))  # older records are deleted: Kafka would return all from the start
+        for round_number in range(max(map(len, ranges.values()), default=0)):
+            spans = {partition: each[round_number] for partition, each in ranges.items() if len(each) > round_number}
+            starts = {partition: max(first, begins[partition]) for partition, (first, _) in spans.items()}
+            async for records in self.between(starts, {partition: end for partition, (_, end) in spans.items()}):
+                for record in records:
+                    yield record
+
     async def _pause_at(self, ends: Mapping[TopicPartition, int]) -> int:
         """Pause what was read to these ends, and return the number of offsets that remain.
 

@@ -6,12 +6,12 @@ late the reading begins. It is paused when nothing in it is awaited any more.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Final
 
 from aiokafka.structs import TopicPartition
 
+from order_service.errors import KafkaAwayError
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import TopicNames
 
@@ -46,19 +46,22 @@ class FollowedPartitions:
         self._assigning: asyncio.TimerHandle | None = None
         self._is_read = asyncio.Event()
 
-    @asynccontextmanager
-    async def following(self, partition: int) -> AsyncIterator[None]:
-        """Read a partition during this block. Raises LeaderAwayError, KafkaAwayError if its ends are not known."""
+    async def follow(self, partition: int) -> None:
+        """Read a partition from now on, until `release`. Raises LeaderAwayError, KafkaAwayError without its ends."""
         self._awaiting[partition] += 1
         try:
             while partition not in self._read:  # again if the reading has failed meanwhile
                 await self._begin(partition)
-            yield
-        finally:
-            self._awaiting[partition] -= 1
-            if not self._awaiting[partition]:
-                del self._awaiting[partition]
-                self._stop(partition)
+        except BaseException:
+            self.release(partition)
+            raise
+
+    def release(self, partition: int) -> None:
+        """Pause a partition, unless another command in it is awaited. Call it once for each `follow` that returned."""
+        self._awaiting[partition] -= 1
+        if not self._awaiting[partition]:
+            del self._awaiting[partition]
+            self._stop(partition)
 
     async def until_read(self) -> None:
         """Wait until a partition is read."""
@@ -92,7 +95,10 @@ class FollowedPartitions:
         if lookup is None:
             lookup = self._lookups[partition] = asyncio.create_task(self._look_up(partition))
             lookup.add_done_callback(_retrieve_error)
-        await asyncio.shield(lookup)  # its other callers go on if this one is cancelled
+        await asyncio.wait([lookup])  # unlike `await lookup`, it goes on for other callers if this one is cancelled
+        if lookup.cancelled():
+            raise KafkaAwayError("the reader of outcomes was stopped")
+        lookup.result()
 
     async def _look_up(self, partition: int) -> None:
         """Look up the ends of a partition, and read from there if it is still awaited."""
@@ -113,7 +119,7 @@ class FollowedPartitions:
         self._is_read.set()
 
     def _stop(self, partition: int) -> None:
-        """Pause a partition. It stays assigned, because a changed assignment costs the other partitions their fetch."""
+        """Pause a partition. It stays assigned: it may be read again soon, and a new assignment has its price."""
         if partition not in self._read:
             return
         self._read.discard(partition)
@@ -123,21 +129,34 @@ class FollowedPartitions:
             self._reader.pause(self._of(partition))
             self._stopped_at[partition] = asyncio.get_running_loop().time()
 
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other partition is read than those that wait for an assignment, so that no fetch is lost."""
+        return self._read <= self._starts.keys()
+
     def _assign_soon(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._assigning is None:
+        if self._is_alone:
+            self._assign()
+        elif self._assigning is None:
             self._assigning = loop.call_at(max(loop.time(), self._assigned_at + ASSIGN_EVERY_S), self._assign)
 
     def _assign(self) -> None:
-        """Read the partitions that wait for an assignment. Above ASSIGNED_MAX, drop those that are not read now."""
+        """Read the partitions that wait for an assignment.
+
+        Drop those that are not read now if there are more than ASSIGNED_MAX, or if no fetch of others is under way.
+        """
+        if self._assigning is not None:
+            self._assigning.cancel()
         self._assigning, self._assigned_at = None, asyncio.get_running_loop().time()
         if not self._starts:
             return
+        is_alone = self._is_alone
         starts = {topic_partition: start for each in self._starts.values() for topic_partition, start in each.items()}
         self._assigned |= self._starts.keys()
         self._starts.clear()
         dropped: set[int] = set()
-        if len(self._assigned) > ASSIGNED_MAX:
+        if is_alone or len(self._assigned) > ASSIGNED_MAX:
             dropped = self._assigned - self._read
             self._assigned -= dropped
             for partition in dropped:

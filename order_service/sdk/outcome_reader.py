@@ -19,12 +19,13 @@ from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.sdk.followed_partitions import FollowedPartitions
+from order_service.sdk.log_index import LogIndex
 from order_service.sdk.outcomes import GRACE_S, Accepted, AwaitingUser, Outcome, Refused, Repeated, Undecided, Watch
 from order_service.settings import Settings
 from order_service.wire.changelog import POSITION_KEY
 from order_service.wire.commands import partition_of
 
-FETCH_MAX_WAIT_MS: Final = 25
+FETCH_MAX_WAIT_MS: Final = 50
 """How long Kafka may hold a fetch: so long a partition that is awaited meanwhile waits to be fetched."""
 
 
@@ -83,6 +84,11 @@ class AwaitedOutcome:
                 self.resolve(outcome)
             self._earlier_outcome = outcome if isinstance(outcome, Refused) else self._earlier_outcome
 
+    @property
+    def has_earlier_outcome(self) -> bool:
+        """Return whether the history has a rejection of the command."""
+        return isinstance(self._earlier_outcome, Refused)
+
     def on_history_end(self) -> None:
         """Resolve with the last rejection in the history, or with Repeated without one."""
         self.resolve(self._earlier_outcome)
@@ -110,10 +116,17 @@ class AwaitedOutcome:
 class OutcomeReader:
     """A consumer of the partitions in which commands are awaited. Outcomes of repeats are searched in the history."""
 
-    def __init__(self, settings: Settings, within_s: float, new_reader: Callable[..., Reader] = Reader) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        within_s: float,
+        index: LogIndex | None = None,
+        *,
+        new_reader: Callable[..., Reader] = Reader,
+    ) -> None:
         self._servers: str = connection(settings)["bootstrap_servers"]
         self._within_s = within_s
-        self._history = HistorySearch(settings)
+        self._history = HistorySearch(settings, index)
         self._names = topic_names(settings.topic_prefix)
         self._new_lookup_reader = partial(new_reader, settings)
         self._new_reader = partial(new_reader, settings, fetch_max_wait_ms=FETCH_MAX_WAIT_MS)
@@ -155,20 +168,21 @@ class OutcomeReader:
         """
         key = command.order_id.encode()
         awaited = AwaitedOutcome(self._names, command, partition_of(key, self._partition_count))
-        async with AsyncExitStack() as stack:
-            with kafka_answers(self._servers):
-                async with asyncio.timeout(self._within_s):
-                    await stack.enter_async_context(self._followed.following(awaited.partition))
-            if self._task is None or self._task.done():
-                self._task = asyncio.create_task(self._follow())
-            self._awaited[key].append(awaited)
-            try:
-                yield awaited
-            finally:
-                awaited.outcome.cancel()
-                self._awaited[key].remove(awaited)
-                if not self._awaited[key]:
-                    del self._awaited[key]
+        with kafka_answers(self._servers):
+            async with asyncio.timeout(self._within_s):
+                await self._followed.follow(awaited.partition)
+        # With its outcome, before the next fetch begins: Kafka would hold that one, and the next partition behind it.
+        awaited.outcome.add_done_callback(lambda _: self._followed.release(awaited.partition))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._follow())
+        self._awaited[key].append(awaited)
+        try:
+            yield awaited
+        finally:
+            awaited.outcome.cancel()
+            self._awaited[key].remove(awaited)
+            if not self._awaited[key]:
+                del self._awaited[key]
 
     def set_offset(self, awaited: AwaitedOutcome, offset: int) -> None:
         """Set the offset of an awaited command."""
@@ -229,9 +243,10 @@ class OutcomeReader:
 class HistorySearch:
     """A search of the history for the outcomes of earlier copies; one scan serves all commands added meanwhile."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, index: LogIndex | None = None) -> None:
         self.task: asyncio.Task[None] | None = None
         self._settings = settings
+        self._index = index
         self._queue: list[AwaitedOutcome] = []
 
     def add(self, awaited: AwaitedOutcome) -> None:
@@ -254,12 +269,10 @@ class HistorySearch:
     async def _scan(self, searched: Sequence[AwaitedOutcome]) -> None:
         """Read the partitions of these commands, until each has an outcome or is no longer awaited.
 
+        With an index, read only where the records of their orders are. What it does not find, the log may have.
         The scan ends at the log end, not at the last stable offset. A transaction whose position was observed is
         committed, but its marker may be late in other partitions; its records are before that end.
         """
-        by_key: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
-        for awaited in searched:
-            by_key[awaited.key].append(awaited)
         async with Reader(self._settings) as reader:
             events, rejections = reader.names.events, reader.names.rejections
             numbers = {awaited.partition for awaited in searched}
@@ -271,15 +284,37 @@ class HistorySearch:
             left = [awaited for awaited in searched if awaited.is_missed]
             numbers = {awaited.partition for awaited in left}
             partitions = [partition for partition in partitions if partition.partition in numbers]
-            async for record in reader.until(await _log_ends(self._settings, partitions)):
-                for awaited in by_key.get(record.key, ()):
-                    awaited.on_history_record(record)
-                while left and not left[-1].is_missed:
-                    left.pop()
-                if not left:
-                    return
+            ends = await _log_ends(self._settings, partitions)
+            if self._index is not None and left:
+                ranges = await self._index.ranges({awaited.key.decode() for awaited in left}, ends)
+                if ranges is not None:
+                    await _search(reader.within(ranges), left)
+                    left = [awaited for awaited in left if awaited.is_missed and not awaited.has_earlier_outcome]
+            if left:
+                await _search(reader.until(_of_partitions(ends, left)), left)
         for awaited in searched:
             awaited.on_history_end()
+
+
+def _of_partitions(ends: dict[TopicPartition, int], awaited: Sequence[AwaitedOutcome]) -> dict[TopicPartition, int]:
+    """Return the ends of the partitions of these commands."""
+    numbers = {each.partition for each in awaited}
+    return {partition: end for partition, end in ends.items() if partition.partition in numbers}
+
+
+async def _search(records: AsyncIterator[ConsumerRecord], searched: Sequence[AwaitedOutcome]) -> None:
+    """Process the records of these commands' orders, until each command has an outcome or is no longer awaited."""
+    by_key: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
+    for awaited in searched:
+        by_key[awaited.key].append(awaited)
+    left = list(searched)
+    async for record in records:
+        for awaited in by_key.get(record.key, ()):
+            awaited.on_history_record(record)
+        while left and not left[-1].is_missed:
+            left.pop()
+        if not left:
+            return
 
 
 async def _log_ends(settings: Settings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:

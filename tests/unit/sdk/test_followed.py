@@ -167,8 +167,8 @@ async def test_only_the_partitions_of_awaited_commands_are_read(world):
         await until(lambda: followed(world) == {1})
         async with world.outcomes.awaiting(but(pay, order_id=order_in(3))):
             await until(lambda: followed(world) == {1, 3})
-        assert followed(world) == {1}
-    assert followed(world) == set()
+        await until(lambda: followed(world) == {1})
+    await until(lambda: followed(world) == set())
     for partition in range(PARTITIONS):
         world.log.append(NAMES.events, partition, b"other", b"")
     await world.call(order_in(2))

@@ -58,3 +58,21 @@ async def test_a_lookup_without_an_answer_delays_only_the_commands_of_its_partit
     await world.call(BY_PARTITION[0])
     with pytest.raises(KafkaAwayError, match="does not answer in time"):
         await waiting
+
+
+async def test_a_caller_whose_lookup_hangs_hears_that_the_client_closes(monkeypatch):
+    world = World(Random(1), PARTITIONS)
+    await world.outcomes.open()
+    is_asked = asyncio.Event()
+
+    async def hang(_):
+        is_asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.lookups, "ends", hang)
+    waiting = [asyncio.create_task(world.call(BY_PARTITION[1])) for _ in range(2)]
+    await is_asked.wait()
+    waiting.pop().cancel()
+    await world.outcomes.close()
+    with pytest.raises(KafkaAwayError, match="was stopped"):
+        await waiting[0]
