@@ -14,6 +14,7 @@ from msgspec import Struct
 from rich.console import Console
 
 from bench import (
+    awaiting,
     backlog,
     cores,
     fleet,
@@ -66,6 +67,7 @@ LONG = {
     "rebuild": Part(rebuild.HOW, rebuild.measure),
     "size": Part(order_size.HOW, order_size.measure),
     "modes": Part(modes.HOW, modes.measure),
+    "awaiting": Part(awaiting.HOW, awaiting.measure),
     "large": Part(large.HOW, large.measure),
     "fleet": Part(fleet.HOW, fleet.measure),
     "soak": Part(soak.HOW, soak.measure),

@@ -379,7 +379,8 @@ class Settings(BaseSettings):
         "The database of the views: `sqlite:///FILE` or `postgresql://...`. The views can be dropped (the "
         "files `views.db*`, or the tables) and are then rebuilt from the log. The URL must lead to one "
         "server: behind an address that spreads reads over several replicas, `web` can miss an outcome and "
-        "answer 202.",
+        "answer 202. If it is set, `timeline` and the commands that send find the records of an order by "
+        "these views, instead of reading its partition from the start.",
         shown="`views.db` in `ORDERS_DATA_DIR`",
     )
     database_schema: str = _setting(

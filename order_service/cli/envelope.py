@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from order_service.cli import show
-from order_service.cli.environment import read_settings
+from order_service.cli.environment import log_index_of, read_settings
 from order_service.cli.options import WAIT_MAX_S, AsJson
 from order_service.domain.messages import Command, Rejection
 from order_service.domain.refusals import MEANINGS, Reason
@@ -98,7 +98,7 @@ def build_command(
 
 
 async def _send(settings: Settings, command: Command, encode: Callable[[Command], bytes], *, wait_s: float) -> Sent:
-    async with Sender(settings, encode=encode) as sender:
+    async with Sender(settings, encode=encode, index=log_index_of(settings)) as sender:
         return await sender.send(command, wait_s)
 
 

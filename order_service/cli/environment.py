@@ -9,6 +9,7 @@ import typer
 from pydantic import SecretStr, ValidationError
 
 from order_service.runtime import logs
+from order_service.sdk.log_index import LogIndex
 from order_service.settings import Settings, service_links, variable
 
 log = structlog.get_logger()
@@ -28,6 +29,15 @@ def read_settings(*, for_local: bool = True) -> Settings:
         for line in fault_lines(error):
             typer.echo(line, err=True)
         raise typer.Exit(2) from error
+
+
+def log_index_of(settings: Settings) -> LogIndex | None:
+    """Return the views as an index of the log, or None if ORDERS_DATABASE_URL is not set."""
+    if not settings.database_url.get_secret_value():
+        return None
+    from order_service.views.log_index import ViewsIndex  # noqa: PLC0415 - a database driver takes long to import
+
+    return ViewsIndex(settings)
 
 
 def configure_log(style: Literal["", "json", "console"], **fields: object) -> None:

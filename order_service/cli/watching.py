@@ -11,7 +11,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from rich.progress import Progress
 
 from order_service.cli import show
-from order_service.cli.environment import read_settings
+from order_service.cli.environment import log_index_of, read_settings
 from order_service.cli.history import Chain, Step, moment_of, steps, time_of
 from order_service.cli.options import AsJson, At
 from order_service.domain.messages import Contents, Event
@@ -97,7 +97,9 @@ async def _timeline(settings: Settings, order_id: str, at: datetime | None, *, f
     async with Reader(settings) as reader:
         partitions = await reader.partitions_of(order_id, reader.names.events, reader.names.rejections)
         ends = await reader.ends(partitions)
-        outcomes = await _outcomes(reader, ends, order_id)
+        outcomes = await _indexed_outcomes(settings, reader, ends, order_id)
+        if outcomes is None:
+            outcomes = await _outcomes(reader, ends, order_id)
         operations = await _operations(reader, order_id)
         chain = Chain()
         history = steps([outcome for outcome in outcomes if at is None or moment_of(outcome) <= at], chain)
@@ -180,7 +182,28 @@ async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=sum(ends.values()) - sum(starts.values()))
         records = _counted(reader.until(ends), starts, lambda done: progress.update(task, completed=done))
-        return [decode(record, reader.names) async for record in records if record.key == order_id.encode()]
+        return [decode(record, reader.names) async for record in records if _is_of(record, order_id)]
+
+
+async def _indexed_outcomes(
+    settings: Settings, reader: Reader, ends: Mapping[TopicPartition, int], order_id: str
+) -> list[OutcomeRecord] | None:
+    """Read the events and rejections of one order where the views say that they are, and what the views lack yet.
+
+    Return None without views, or if these records are not a whole history: the whole log decides then.
+    """
+    index = log_index_of(settings)
+    ranges = None if index is None else await index.ranges([order_id], ends)
+    if ranges is None:
+        return None
+    outcomes = [decode(record, reader.names) async for record in reader.within(ranges) if _is_of(record, order_id)]
+    chain = Chain()
+    is_whole = not any(step.fault for step in steps(outcomes, chain)) and chain.order is not ABSENT
+    return outcomes if is_whole else None
+
+
+def _is_of(record: ConsumerRecord, order_id: str) -> bool:
+    return bool(record.key == order_id.encode())
 
 
 async def _operations(reader: Reader, order_id: str) -> list[Operation]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Self
 
@@ -40,6 +40,9 @@ LOOK_UP_S: Final = 2.5
 LOOK_UP_AGAIN_S: Final = 30.0
 """How long `look_up` does not query a registry after a failure."""
 
+FETCH_MAX_WAIT_MS: Final = 200
+"""How long Kafka may hold a fetch until there is news."""
+
 POLL_MAX: Final = 8_000
 """The most records that `poll` returns: one transaction of a projector, which takes half longer by thousands."""
 
@@ -69,7 +72,7 @@ class Reader:
     that returns records raises RegistryAwayError, and the next `poll` returns the same records.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, fetch_max_wait_ms: int = FETCH_MAX_WAIT_MS) -> None:
         self.names: TopicNames = topic_names(settings.topic_prefix)
         self._connection = connection(settings)
         self._servers: str = self._connection["bootstrap_servers"]
@@ -78,6 +81,7 @@ class Reader:
         self._away_at = 0.0
         self._fetched: list[ConsumerRecord] = []
         self._reached: dict[TopicPartition, int] = {}
+        self._paused: set[TopicPartition] = set()
         self._answered: dict[TopicPartition, tuple[int | None, float]] = {}
         """When Kafka last answered for a partition, by the wall clock, and when we saw that, by the monotonic one."""
         self._consumer = Consumer(
@@ -85,7 +89,7 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            fetch_max_wait_ms=200,
+            fetch_max_wait_ms=fetch_max_wait_ms,
             request_timeout_ms=round(SILENT_S * 1000),
         )
 
@@ -164,15 +168,46 @@ class Reader:
 
     def begin(self, starts: Mapping[TopicPartition, int]) -> None:
         """Assign these partitions, and seek to these offsets."""
-        self._fetched, self._reached, self._answered = [], dict(starts), {}
+        self._fetched, self._paused = [], set()
+        self._assign(starts)
+
+    def _assign(self, starts: Mapping[TopicPartition, int]) -> None:
+        self._reached, self._answered = dict(starts), {}
         self._consumer.assign(list(starts))
         for partition, offset in starts.items():
             self._consumer.seek(partition, offset)
+        if self._paused:
+            self._consumer.pause(*self._paused)
 
-    async def add(self, starts: Mapping[TopicPartition, int]) -> None:
-        """Read these partitions too, from these offsets; the others continue from their positions."""
-        positions = {partition: await self._consumer.position(partition) for partition in self._consumer.assignment()}
-        self.begin({**positions, **starts})
+    def read_also(self, starts: Mapping[TopicPartition, int], *, without: Collection[TopicPartition] = ()) -> None:
+        """Read these partitions too, from these offsets, paused ones again. The others continue, `without` some.
+
+        A change of the assignment ends the fetches under way, and repeats them.
+        """
+        kept = self._reached.keys() - without
+        self._paused &= kept
+        if without or not starts.keys() <= kept:
+            self._assign({**{partition: self._reached[partition] for partition in kept}, **starts})
+        else:
+            self._reached |= starts
+            for partition, offset in starts.items():
+                self._consumer.seek(partition, offset)
+        self.resume(starts)
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        """Stop reading these assigned partitions; records that were fetched are still returned."""
+        self._consumer.pause(*partitions)
+        self._paused |= set(partitions)
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Read paused partitions on from where they stopped."""
+        resumed = self._paused.intersection(partitions)
+        self._consumer.resume(*resumed)
+        self._paused -= resumed
+
+    def discard(self) -> None:
+        """Drop the records that were fetched and not returned, because looking up their schemas has failed."""
+        self._fetched = []
 
     async def poll(self, *, learn: bool = True) -> list[ConsumerRecord]:
         """Return up to `POLL_MAX` buffered records, or an empty list after 0.5 s without any.
@@ -193,7 +228,7 @@ class Reader:
             fetched = await self._consumer.getmany(timeout_ms=500, max_records=POLL_MAX)
         except CorruptRecordException as error:
             # aiokafka drops what it has drained of the other partitions, and its positions are past them
-            self.begin(self._reached)
+            self._assign(self._reached)
             partition = damaged_partition(error)
             if partition is None:
                 raise
@@ -302,6 +337,16 @@ class Reader:
             records = await self.poll()
             behind = await self._pause_at(ends)
             yield [record for record in records if record.offset < limits[record.topic, record.partition]]
+
+    async def within(self, ranges: Mapping[TopicPartition, Sequence[tuple[int, int]]]) -> AsyncIterator[ConsumerRecord]:
+        """Yield the records in these ranges of offsets, each partition's in sequence. Raises as `between` does."""
+        begins = await self.starts(list(ranges))  # older records are deleted: Kafka would return all from the start
+        for round_number in range(max(map(len, ranges.values()), default=0)):
+            spans = {partition: each[round_number] for partition, each in ranges.items() if len(each) > round_number}
+            starts = {partition: max(first, begins[partition]) for partition, (first, _) in spans.items()}
+            async for records in self.between(starts, {partition: end for partition, (_, end) in spans.items()}):
+                for record in records:
+                    yield record
 
     async def _pause_at(self, ends: Mapping[TopicPartition, int]) -> int:
         """Pause what was read to these ends, and return the number of offsets that remain.

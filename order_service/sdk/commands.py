@@ -18,6 +18,7 @@ from order_service.domain.messages import (
     ShipOrder,
 )
 from order_service.kafka.command_producer import WITHIN_S
+from order_service.sdk.log_index import LogIndex
 from order_service.sdk.outcomes import Outcome
 from order_service.sdk.sending import Sender
 from order_service.sdk.target import settings_for
@@ -124,7 +125,8 @@ class OrderCommands(Commands):
     * `Repeated`: the command was decided before, and its outcome is no longer stored (rejections are kept 30 days).
 
     The outcome of a repeated command is searched in the whole history of its partition. If that takes longer than
-    `wait_s`, the result is `Undecided`.
+    `wait_s`, the result is `Undecided`. With an `index`, only the order's own records are read: a program that has the
+    service installed passes `order_service.views.log_index.ViewsIndex(settings)`.
 
     A call raises:
 
@@ -151,9 +153,10 @@ class OrderCommands(Commands):
         in_flight_max: int = IN_FLIGHT_MAX,
         within_s: float = WITHIN_S,
         settings: Settings | None = None,
+        index: LogIndex | None = None,
     ) -> None:
         super().__init__(actor)
-        self._sender = Sender(settings_for(servers, settings), within_s)
+        self._sender = Sender(settings_for(servers, settings), within_s, index=index)
         self._slots = asyncio.Semaphore(in_flight_max)
 
     async def __aenter__(self) -> Self:

@@ -1,13 +1,14 @@
-"""The reader of outcomes: one consumer of the topics for all commands of a client that are awaited.
+"""The reader of outcomes: one consumer for all commands of a client that are awaited.
 
-It starts with the first awaited command, at the ends of the topics, before that command is sent. So it cannot miss an
-outcome. It stops some seconds after the last awaited command.
+It reads the partitions of these commands only, from the ends that they had before the command was sent. So it cannot
+miss an outcome, and the load in other partitions costs it nothing.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
 from aiokafka.structs import ConsumerRecord, TopicPartition
@@ -17,16 +18,15 @@ from order_service.errors import HistoryError, KafkaAwayError, LeaderAwayError, 
 from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
 from order_service.kafka.topics import TopicNames, topic_names
+from order_service.sdk.followed_partitions import FollowedPartitions
+from order_service.sdk.log_index import LogIndex
 from order_service.sdk.outcomes import GRACE_S, Accepted, AwaitingUser, Outcome, Refused, Repeated, Undecided, Watch
 from order_service.settings import Settings
 from order_service.wire.changelog import POSITION_KEY
 from order_service.wire.commands import partition_of
 
-LINGER_S: Final = 10.0
-"""How long the reader continues when no command is awaited: a restart takes up to a fifth of a second."""
-
-ADD_EVERY_S: Final = 1.0
-"""How often partitions without a leader are checked again."""
+FETCH_MAX_WAIT_MS: Final = 50
+"""How long Kafka may hold a fetch: so long a partition that is awaited meanwhile waits to be fetched."""
 
 
 class AwaitedOutcome:
@@ -84,6 +84,11 @@ class AwaitedOutcome:
                 self.resolve(outcome)
             self._earlier_outcome = outcome if isinstance(outcome, Refused) else self._earlier_outcome
 
+    @property
+    def has_earlier_outcome(self) -> bool:
+        """Return whether the history has a rejection of the command."""
+        return isinstance(self._earlier_outcome, Refused)
+
     def on_history_end(self) -> None:
         """Resolve with the last rejection in the history, or with Repeated without one."""
         self.resolve(self._earlier_outcome)
@@ -109,34 +114,40 @@ class AwaitedOutcome:
 
 
 class OutcomeReader:
-    """A consumer that runs while commands are awaited. Outcomes of repeated commands are searched in the history."""
+    """A consumer of the partitions in which commands are awaited. Outcomes of repeats are searched in the history."""
 
-    def __init__(self, settings: Settings, within_s: float) -> None:
-        self._settings = settings
-        self._reader: Reader
+    def __init__(
+        self,
+        settings: Settings,
+        within_s: float,
+        index: LogIndex | None = None,
+        *,
+        new_reader: Callable[..., Reader] = Reader,
+    ) -> None:
         self._servers: str = connection(settings)["bootstrap_servers"]
         self._within_s = within_s
-        self._history = HistorySearch(settings)
+        self._history = HistorySearch(settings, index)
         self._names = topic_names(settings.topic_prefix)
-        self._partitions: list[TopicPartition] = []
-        self._leaderless: list[TopicPartition] = []
+        self._new_lookup_reader = partial(new_reader, settings)
+        self._new_reader = partial(new_reader, settings, fetch_max_wait_ms=FETCH_MAX_WAIT_MS)
+        self._reader: Reader
+        self._followed: FollowedPartitions
+        self._open_readers = AsyncExitStack()
         self._partition_count = 0
         self._awaited: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
-        self._started: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
-        """Connect, and look up the partitions of the topics. Raises KafkaAwayError, TopicsError."""
-        self._reader = await Reader(self._settings).__aenter__()
+        """Connect, and look up the partitions of the commands. Raises KafkaAwayError, TopicsError."""
         names = self._names
-        try:
-            self._partition_count = len(await self._reader.partitions(names.commands))  # raises if it is missing
-            self._partitions = await self._reader.partitions(
-                names.events, names.rejections, names.dead_letters, names.table, names.waiting
-            )
-        except BaseException:
-            await self._reader.__aexit__(None, None, None)
-            raise
+        async with AsyncExitStack() as opened:
+            lookups = await opened.enter_async_context(self._new_lookup_reader())
+            others = (names.events, names.rejections, names.dead_letters, names.table, names.waiting)
+            partitions = await lookups.partitions(names.commands, *others)  # raises if a topic is missing
+            self._partition_count = sum(topic == names.commands for topic, _ in partitions)
+            self._reader = await opened.enter_async_context(self._new_reader())
+            self._followed = FollowedPartitions(names, self._reader, lookups)
+            self._open_readers = opened.pop_all()
 
     async def close(self) -> None:
         """Resolve all awaited commands as Undecided, and stop reading."""
@@ -146,17 +157,26 @@ class OutcomeReader:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        await self._reader.__aexit__(None, None, None)
+        await self._followed.close()
+        await self._open_readers.aclose()
 
     @asynccontextmanager
     async def awaiting(self, command: Command) -> AsyncIterator[AwaitedOutcome]:
-        """Follow the records of this command from now on. The block sends it and calls `set_offset`."""
+        """Follow the records of this command from now on. The block sends it and calls `set_offset`.
+
+        Raises LeaderAwayError or KafkaAwayError if an outcome of the command could be missed.
+        """
         key = command.order_id.encode()
         awaited = AwaitedOutcome(self._names, command, partition_of(key, self._partition_count))
+        with kafka_answers(self._servers):
+            async with asyncio.timeout(self._within_s):
+                await self._followed.follow(awaited.partition)
+        # With its outcome, before the next fetch begins: Kafka would hold that one, and the next partition behind it.
+        awaited.outcome.add_done_callback(lambda _: self._followed.release(awaited.partition))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._follow())
         self._awaited[key].append(awaited)
         try:
-            await self._start()
-            self._check_followed(awaited.partition)
             yield awaited
         finally:
             awaited.outcome.cancel()
@@ -174,69 +194,23 @@ class OutcomeReader:
         if awaited.is_missed:
             asyncio.get_running_loop().call_later(GRACE_S, self._history.add, awaited)
 
-    async def _start(self) -> None:
-        """Wait until the offsets are known from which on all records are read."""
-        if self._started is None:
-            self._started = asyncio.get_running_loop().create_future()
-            self._task = asyncio.create_task(self._follow(self._started))
-        with kafka_answers(self._servers):
-            async with asyncio.timeout(self._within_s):
-                await asyncio.shield(self._started)
-
-    def _check_followed(self, partition: int) -> None:
-        """Raise LeaderAwayError if an outcome of a command in this partition could be missed."""
-        if missing := [leaderless for leaderless in self._leaderless if leaderless.partition == partition]:
-            raise LeaderAwayError(missing)
-
-    async def _follow(self, started: "asyncio.Future[None]") -> None:
+    async def _follow(self) -> None:
+        """Read while commands are awaited. An error fails all of them; the next ones are read from new ends."""
         try:
-            self._reader.begin(await self._ends_of(self._partitions))
-            started.set_result(None)
-            await self._poll()
-        except OrderServiceError as error:
-            self._fail(started, error)
-        finally:
-            if self._started is started:  # it was cancelled or has failed
-                self._started = None
-                self._fail(started, KafkaAwayError("the reader of outcomes was stopped"))
+            while True:
+                await self._followed.until_read()
+                try:
+                    self._dispatch(await self._reader.poll())
+                except OrderServiceError as error:
+                    self._fail(error)
+        finally:  # it was cancelled, or has failed
+            self._fail(KafkaAwayError("the reader of outcomes was stopped"))
 
-    def _fail(self, started: "asyncio.Future[None]", error: OrderServiceError) -> None:
-        """Raise an error in all callers that wait for the start or for an outcome."""
-        if not started.done():
-            started.set_exception(error)
-            started.exception()  # its callers may have gone: avoids a warning of asyncio
+    def _fail(self, error: OrderServiceError) -> None:
+        """Raise an error in all callers that wait for an outcome."""
+        self._followed.forget()
         for awaited in self._all():
             awaited.fail(error)
-
-    async def _ends_of(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the end offsets; partitions without a leader are left for later, and get no command until then."""
-        leaderless = await self._reader.leaderless(partitions)
-        ends = await self._reader.ends([partition for partition in partitions if partition not in leaderless])
-        self._leaderless = leaderless
-        return ends
-
-    async def _add(self) -> None:
-        """Start reading the partitions that have a leader again."""
-        try:
-            ends = await self._ends_of(self._leaderless)
-        except LeaderAwayError:  # one lost its leader meanwhile
-            return
-        if ends:
-            await self._reader.add(ends)
-
-    async def _poll(self) -> None:
-        now = asyncio.get_running_loop().time
-        stop_at, add_at = now() + LINGER_S, now() + ADD_EVERY_S
-        while True:
-            self._dispatch(await self._reader.poll())
-            if self._leaderless and now() > add_at:
-                await self._add()
-                add_at = now() + ADD_EVERY_S
-            if self._awaited:
-                stop_at = now() + LINGER_S
-            elif now() > stop_at:
-                self._started = None  # immediately: the next awaited command restarts the reader
-                return
 
     def _dispatch(self, records: Sequence[ConsumerRecord]) -> None:
         positions: dict[int, ConsumerRecord] = {}
@@ -269,9 +243,10 @@ class OutcomeReader:
 class HistorySearch:
     """A search of the history for the outcomes of earlier copies; one scan serves all commands added meanwhile."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, index: LogIndex | None = None) -> None:
         self.task: asyncio.Task[None] | None = None
         self._settings = settings
+        self._index = index
         self._queue: list[AwaitedOutcome] = []
 
     def add(self, awaited: AwaitedOutcome) -> None:
@@ -294,12 +269,10 @@ class HistorySearch:
     async def _scan(self, searched: Sequence[AwaitedOutcome]) -> None:
         """Read the partitions of these commands, until each has an outcome or is no longer awaited.
 
+        With an index, read only where the records of their orders are. What it does not find, the log may have.
         The scan ends at the log end, not at the last stable offset. A transaction whose position was observed is
         committed, but its marker may be late in other partitions; its records are before that end.
         """
-        by_key: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
-        for awaited in searched:
-            by_key[awaited.key].append(awaited)
         async with Reader(self._settings) as reader:
             events, rejections = reader.names.events, reader.names.rejections
             numbers = {awaited.partition for awaited in searched}
@@ -311,15 +284,37 @@ class HistorySearch:
             left = [awaited for awaited in searched if awaited.is_missed]
             numbers = {awaited.partition for awaited in left}
             partitions = [partition for partition in partitions if partition.partition in numbers]
-            async for record in reader.until(await _log_ends(self._settings, partitions)):
-                for awaited in by_key.get(record.key, ()):
-                    awaited.on_history_record(record)
-                while left and not left[-1].is_missed:
-                    left.pop()
-                if not left:
-                    return
+            ends = await _log_ends(self._settings, partitions)
+            if self._index is not None and left:
+                ranges = await self._index.ranges({awaited.key.decode() for awaited in left}, ends)
+                if ranges is not None:
+                    await _search(reader.within(ranges), left)
+                    left = [awaited for awaited in left if awaited.is_missed and not awaited.has_earlier_outcome]
+            if left:
+                await _search(reader.until(_of_partitions(ends, left)), left)
         for awaited in searched:
             awaited.on_history_end()
+
+
+def _of_partitions(ends: dict[TopicPartition, int], awaited: Sequence[AwaitedOutcome]) -> dict[TopicPartition, int]:
+    """Return the ends of the partitions of these commands."""
+    numbers = {each.partition for each in awaited}
+    return {partition: end for partition, end in ends.items() if partition.partition in numbers}
+
+
+async def _search(records: AsyncIterator[ConsumerRecord], searched: Sequence[AwaitedOutcome]) -> None:
+    """Process the records of these commands' orders, until each command has an outcome or is no longer awaited."""
+    by_key: dict[bytes, list[AwaitedOutcome]] = defaultdict(list)
+    for awaited in searched:
+        by_key[awaited.key].append(awaited)
+    left = list(searched)
+    async for record in records:
+        for awaited in by_key.get(record.key, ()):
+            awaited.on_history_record(record)
+        while left and not left[-1].is_missed:
+            left.pop()
+        if not left:
+            return
 
 
 async def _log_ends(settings: Settings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:

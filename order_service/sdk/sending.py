@@ -9,6 +9,7 @@ from msgspec import Struct
 from order_service.domain.messages import Command
 from order_service.errors import SetupError
 from order_service.kafka.command_producer import WITHIN_S, CommandsTopic
+from order_service.sdk.log_index import LogIndex
 from order_service.sdk.outcome_reader import OutcomeReader
 from order_service.sdk.outcomes import Outcome, Undecided
 from order_service.settings import Settings
@@ -27,11 +28,15 @@ class Sender:
     """A producer of commands with a reader that misses none of their outcomes. Open it with `async with`."""
 
     def __init__(
-        self, settings: Settings, within_s: float = WITHIN_S, encode: Callable[[Command], bytes] = encode_command
+        self,
+        settings: Settings,
+        within_s: float = WITHIN_S,
+        encode: Callable[[Command], bytes] = encode_command,
+        index: LogIndex | None = None,
     ) -> None:
         self._new_topic = partial(CommandsTopic, settings, within_s, encode)
         self._topic: CommandsTopic | None = None
-        self._outcomes = OutcomeReader(settings, within_s)
+        self._outcomes = OutcomeReader(settings, within_s, index)
 
     async def __aenter__(self) -> Self:
         await self._outcomes.open()  # raises for a missing topic, on which a producer would wait

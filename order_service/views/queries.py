@@ -1,7 +1,7 @@
 """Queries of the views: an order now or in the past, lists of orders, histories, and the outcome of a command."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
@@ -214,6 +214,15 @@ class Views:
             rejection = _rejections.decode(row.document)
             newest.setdefault(rejection.rejection_id, rejection)
         return tuple(reversed(newest.values()))
+
+    def offsets_of(self, order_ids: Collection[str]) -> dict[tuple[str, int], list[int]]:
+        """Return the offsets of all events and rejections of these orders, by topic and partition."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for topic, table in ((self._names.events, order_events), (self._names.rejections, refusals)):
+            query = select(table.c.partition, table.c.offset).where(table.c.order_id.in_(order_ids))
+            for row in self._rows(query):
+                found.setdefault((topic, row.partition), []).append(row.offset)
+        return found
 
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
         """Return the outcome of a command: its event, or else its newest rejection; None if neither is in the views.

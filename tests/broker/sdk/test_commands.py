@@ -30,7 +30,7 @@ from order_service.sdk.testing import create_order, pay_order
 from order_service.settings import Settings
 from order_service.wire.commands import encode_json_command
 from tests.support.kafka import running_broker
-from tests.support.service import ROOT, Service, until
+from tests.support.service import ROOT, Service, histories, until
 
 MUG = Line(sku="mug-blue", quantity=2, unit_price=1250)
 ids = (f"order-{number}" for number in count(4))
@@ -191,6 +191,37 @@ async def test_a_reading_that_stopped_begins_anew(working):
         reading.cancel()
         await asyncio.wait([reading])
         assert isinstance(await orders.create(next(ids), "dana", "EUR", [MUG]), Accepted)
+
+
+async def test_only_the_partition_of_an_awaited_command_is_read(working, orders):
+    awaited, other = (next(one for one in ids if working.partition_of(one) == partition) for partition in (0, 1))
+    consumer = orders._sender._outcomes._reader._consumer
+
+    def followed():
+        return {partition for _, partition in consumer.assignment() - consumer.paused()}
+
+    waiting = asyncio.create_task(orders.create(awaited, "slow-60000-dana", "EUR", [MUG], wait_s=60))
+    await asyncio.to_thread(until, lambda: followed() == {0}, "its partition is read")
+    assert isinstance(await orders.send(create_order(other)), Accepted)
+    await asyncio.to_thread(until, lambda: followed() == {0}, "the other one is read no more")
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await asyncio.to_thread(until, lambda: followed() == set(), "nothing is read")
+
+
+async def test_no_outcome_is_missed_beside_the_load_of_others(working):
+    """Callers come and go in all partitions, so that each is read again and again from new ends."""
+    async with OrderCommands(actor="service:shop", settings=working.settings()) as shop:
+
+        async def call(number):
+            for _ in range(10):
+                await asyncio.sleep(number % 7 * 0.03)
+                outcome = await shop.create(next(ids), "dana", "EUR", [MUG], wait_s=60)
+                assert isinstance(outcome, Accepted), outcome
+
+        with working.sending(histories(400, first=100_000), per_s=500):
+            await asyncio.gather(*[call(number) for number in range(20)])
 
 
 async def test_a_thousand_at_once_stay_within_their_bound(working):

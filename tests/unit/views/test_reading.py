@@ -114,13 +114,6 @@ async def test_the_silence_of_a_partition_without_a_leader_is_not_the_silence_of
     assert reader.without_leader_now() == [LED, AWAY]
 
 
-async def test_partitions_that_are_added_move_no_other_one(reader, played):
-    begun: list[dict[TopicPartition, int]] = []
-    reader.begin = begun.append
-    await reader.add({AWAY: 7})
-    assert begun == [{LED: 5, AWAY: 7}]
-
-
 DAMAGED, WHOLE = TopicPartition(NAMES.rejections, 1), TopicPartition(NAMES.events, 1)
 
 
@@ -209,6 +202,71 @@ async def test_damage_of_a_partition_that_is_not_named_is_reported_and_nothing_i
         await reader.poll(learn=False)
     monkeypatch.setattr(played, "getmany", whole)
     assert [record.offset for record in await reader.poll(learn=False)] == list(range(3, 10))
+
+
+class Pausing(Draining):
+    """A consumer whose paused partitions return nothing. It drops its pauses with its assignment, as aiokafka does."""
+
+    def __init__(self, damaged_at=None):
+        super().__init__(damaged_at)
+        self.paused = set()
+
+    def assign(self, places):
+        super().assign(places)
+        self.paused = set()
+
+    def pause(self, *places):
+        assert set(places) <= self.positions.keys()
+        self.paused |= set(places)
+
+    def resume(self, *places):
+        self.paused -= set(places)
+
+    async def getmany(self, *places, timeout_ms, max_records):
+        kept, self.positions = (
+            self.positions,
+            {place: offset for place, offset in self.positions.items() if place not in self.paused},
+        )
+        try:
+            return await super().getmany(*places, timeout_ms=timeout_ms, max_records=max_records)
+        finally:
+            self.positions = {**kept, **self.positions}
+
+
+async def offsets_of(reader):
+    records = await reader.poll(learn=False)
+    return {place: [each.offset for each in records if each.topic == place.topic] for place in (WHOLE, DAMAGED)}
+
+
+async def test_partitions_that_are_read_also_move_no_other_one(reader):
+    reader._consumer = Pausing()
+    reader.begin({WHOLE: 3})
+    assert await offsets_of(reader) == {WHOLE: [*range(3, 10)], DAMAGED: []}
+    reader.read_also({DAMAGED: 8})
+    assert reader._consumer.positions == {WHOLE: 10, DAMAGED: 8}
+    reader.read_also({DAMAGED: 7}, without=[WHOLE])
+    assert reader._consumer.positions == {DAMAGED: 7}
+
+
+async def test_a_paused_partition_is_read_on_from_where_it_stopped_or_from_a_new_offset(reader):
+    reader._consumer = Pausing()
+    reader.begin({WHOLE: 3, DAMAGED: 5})
+    reader.pause([DAMAGED])
+    assert await offsets_of(reader) == {WHOLE: [*range(3, 10)], DAMAGED: []}
+    reader.resume([DAMAGED])
+    assert await offsets_of(reader) == {WHOLE: [], DAMAGED: [*range(5, 10)]}
+    reader.pause([DAMAGED])
+    reader.read_also({DAMAGED: 9})
+    assert await offsets_of(reader) == {WHOLE: [], DAMAGED: [9]}
+
+
+async def test_a_paused_partition_stays_paused_when_others_are_assigned_or_damaged(reader):
+    reader._consumer = Pausing(damaged_at=6)
+    reader.begin({WHOLE: 3})
+    reader.pause([WHOLE])
+    reader.read_also({DAMAGED: 4})
+    assert await offsets_of(reader) == {WHOLE: [], DAMAGED: [4, 5]}
+    assert reader._consumer.paused == {WHOLE}
 
 
 class Registry:
