@@ -396,7 +396,7 @@ class Assignment:
             payment_due_s=settings.payment_due_s,
         )
         lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask)
-        restoring = lane.restoring(claimed.entries, claimed.waiting, claimed.position)
+        restoring = lane.restoring(claimed.table, claimed.waiting, claimed.position)
         is_restored = False
         while not is_restored:
             async with progress.slice():

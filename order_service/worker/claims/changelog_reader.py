@@ -13,7 +13,6 @@ from typing import Final
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
-from order_service.domain.entry import Entry
 from order_service.errors import HistoryError, LaneParked, ParkingReason, Stuck
 from order_service.kafka.connection import Consumer
 from order_service.kafka.record_batches import damaged_partition
@@ -21,6 +20,7 @@ from order_service.kafka.topics import TopicNames
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, RELEASE_KEY, Position, WaitingCommand
 from order_service.worker.claims.progress import Progress
+from order_service.worker.table import Table
 
 LOOK_EVERY_S: Final = 1.0
 """A reader that fetches nothing costs 1 % of a processor, and hundreds may wait."""
@@ -30,6 +30,8 @@ WAIT_MS: Final = 50
 READ_AT_A_TIME: Final = 500
 DECODED_AT_A_TIME: Final = 500
 """The number of records between two yields to the event loop: some 2 ms each time."""
+DECODED_BYTES: Final = 1024 * 1024
+"""The size after which a slice ends early. Orders may have 4 MB, and decoding 1 MB takes some 5 ms."""
 CONTINUED_FOR_S: Final = 3600.0
 """How long after its start an interrupted claim may be continued. Kafka keeps tombstones for a day or more."""
 RESTORE: Final = "Restore the lost records of this partition from a mirror or a backup before it continues."
@@ -163,7 +165,7 @@ class ChangelogState:
         self.position: Position | None = None
         self.position_offset = -1
         self.is_released = False
-        self.entries: dict[str, Entry] = {}
+        self.table = Table()
         self.waiting: dict[bytes, WaitingCommand] = {}
         self.undecoded: defaultdict[str, Raw] = defaultdict(dict)
         self.next_offsets: dict[str, int] = {}
@@ -202,9 +204,9 @@ class Changelogs:
         return self.state.position
 
     @property
-    def entries(self) -> dict[str, Entry]:
-        """The entries that were read, by order id."""
-        return self.state.entries
+    def table(self) -> Table:
+        """The table that was read."""
+        return self.state.table
 
     @property
     def waiting(self) -> dict[bytes, WaitingCommand]:
@@ -259,13 +261,11 @@ class Changelogs:
         await self.reader.read_past({partition: end - 1 for partition, end in ends.items()}, self._apply)
         while raw := self.state.undecoded[self._names.table]:
             async with self._progress.slice():
-                for _ in range(min(len(raw), DECODED_AT_A_TIME)):
-                    self._decode_entry(*raw.popitem())
+                self._decode_some(raw, DECODED_AT_A_TIME, self._decode_entry)
             await self._progress.moved()
         while raw := self.state.undecoded[self._names.waiting]:
             async with self._progress.slice():
-                for _ in range(min(len(raw), DECODED_AT_A_TIME // 10)):
-                    self._decode_waiting(*raw.popitem())
+                self._decode_some(raw, DECODED_AT_A_TIME // 10, self._decode_waiting)
             await self._progress.moved()
         self.read_to = ends
 
@@ -280,16 +280,20 @@ class Changelogs:
             self.state.undecoded[record.topic][record.key] = (record.offset, record.value)
         self.state.next_offsets[record.topic] = record.offset + 1
 
-    def _decode_entry(self, key: bytes, newest: tuple[int, bytes | None]) -> None:
-        offset, value = newest
-        with self._readable(self._names.table, offset):
-            if value is None:
-                self.entries.pop(key.decode(), None)
-            else:
-                self.entries[key.decode()] = changelog.decode_entry(value)
+    def _decode_some(self, raw: Raw, count: int, decode: Callable[[bytes, int, bytes | None], None]) -> None:
+        """Decode up to `count` records, and fewer if they are large."""
+        size_bytes = 0
+        while raw and count > 0 and size_bytes < DECODED_BYTES:
+            key, (offset, value) = raw.popitem()
+            decode(key, offset, value)
+            count -= 1
+            size_bytes += len(value or b"")
 
-    def _decode_waiting(self, key: bytes, newest: tuple[int, bytes | None]) -> None:
-        offset, value = newest
+    def _decode_entry(self, key: bytes, offset: int, value: bytes | None) -> None:
+        with self._readable(self._names.table, offset):
+            self.table.restore(key.decode(), value)
+
+    def _decode_waiting(self, key: bytes, offset: int, value: bytes | None) -> None:
         with self._readable(self._names.waiting, offset):
             if value is None:
                 self.waiting.pop(key, None)

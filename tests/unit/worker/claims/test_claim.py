@@ -115,7 +115,7 @@ async def test_a_claim_opens_its_transaction_only_after_it_has_read_the_table(cl
     """Kafka aborts a transaction that is open for 15 s, and a large table takes longer."""
     partition = Partition()
     claimed = await claim(partition)
-    assert (claimed.position.owner, list(claimed.entries)) == ("next", [create.order_id])
+    assert (claimed.position.owner, [order_id for order_id, _ in claimed.table.items()]) == ("next", [create.order_id])
     assert partition.calls == STEPS
 
 
@@ -188,7 +188,7 @@ async def test_an_interrupted_claim_is_continued_without_reading_again(claim, mo
     state = await interrupt(partition, monkeypatch)
     read_to = state.next_offsets[NAMES.table]
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == (STATE_OF_ORDER, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == (STATE_OF_ORDER, [])
     assert (claimed.position.owner, claimed.position.next_offset) == ("next", 4)
     assert all(offset >= read_to for topic, offset in partition.reads if topic == NAMES.table)
 
@@ -200,7 +200,7 @@ async def test_a_claim_that_was_interrupted_while_it_read_continues_there(claim,
     state.next_offsets, state.ends = {NAMES.table: 1}, {NAMES.table: 2}
     state.undecoded[NAMES.table][create.order_id.encode()] = (0, encode(ENTRY))
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == (STATE_OF_ORDER, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == (STATE_OF_ORDER, [])
     assert (NAMES.table, 0) not in partition.reads
 
 
@@ -219,7 +219,7 @@ async def test_an_interrupted_claim_starts_over_if_another_process_has_written_s
         partition.step = again
         await interrupt(partition, monkeypatch, state)
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == ({}, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == ({}, [])
 
 
 @AGAIN
@@ -232,7 +232,7 @@ async def test_an_interrupted_claim_starts_over_if_the_changelog_has_lost_its_en
         partition.step = again
         await interrupt(partition, monkeypatch, state)
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == ({}, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == ({}, [])
 
 
 @pytest.mark.parametrize("age_s", [CONTINUED_FOR_S, -1.0])
@@ -242,7 +242,7 @@ async def test_an_interrupted_claim_starts_over_when_tombstones_may_be_gone(clai
     partition.remove_order()
     state.began_at -= age_s
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == ({}, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == ({}, [])
 
 
 RELEASED: Made = (RELEASE_KEY, b"worker", [])
@@ -254,7 +254,7 @@ async def test_a_partition_that_its_owner_has_released_needs_no_fence(claim):
     partition = Partition()
     partition.write(RELEASED)
     claimed = await claim(partition, others={"worker"})
-    assert (claimed.position.owner, list(claimed.entries)) == ("next", [create.order_id])
+    assert (claimed.position.owner, [order_id for order_id, _ in claimed.table.items()]) == ("next", [create.order_id])
     assert partition.calls == UNFENCED
 
 
