@@ -240,7 +240,7 @@ async def test_an_interrupted_claim_starts_over_when_tombstones_may_be_gone(clai
     partition = InterruptedOnce("claim.read")
     state = await interrupt(partition, monkeypatch)
     partition.remove_order()
-    state.began_at -= age_s
+    state.as_of -= age_s
     claimed = await claim(partition, state)
     assert (dict(claimed.table.items()), claimed.waiting) == ({}, [])
 
