@@ -99,7 +99,7 @@ class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
             }
         assignments: dict[str, ConsumerProtocolMemberAssignment] = super().assign(cluster, members)
         assigned = {member_id: assignment.partitions() for member_id, assignment in assignments.items()}
-        standbys = standby_plan(assigned, stood_by)
+        plan = standby_plan(assigned, stood_by)
         for member_id, assignment in assignments.items():
             taken = set(assigned[member_id])
             sent = [
@@ -108,8 +108,8 @@ class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
                 if other != member_id and taken.intersection(had[other].partitions)
                 for word in _owners_in(words[other])
             ]
-            if member_id in standbys:
-                sent.append(encode_standbys(standbys[member_id]))
+            if member_id in plan:
+                sent.append(encode_standbys(plan[member_id]))
             assignment.user_data = " ".join(sent).encode()
         return assignments
 

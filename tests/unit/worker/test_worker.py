@@ -44,7 +44,8 @@ def ended():
 def context(ended):
     unused = dict.fromkeys(("pause", "resume", "end_of", "end", "announce"), print)
     fetching: Any = type("Fetching", (), unused)()
-    fetching.releasing_owners, fetching.fetch_before = frozenset, lambda _at: None
+    fetching.releasing_owners = fetching.standbys = frozenset
+    fetching.fetch_before = lambda _at: None
     servers = {"bootstrap_servers": "127.0.0.1:1"}
     users = UserClient(CallPolicy.from_settings(Settings()))
     return Context(
