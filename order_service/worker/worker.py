@@ -25,13 +25,14 @@ from order_service.runtime.tasks import failure_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
 from order_service.worker.claims.changelog_reader import ChangelogState
+from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import Lane
 from order_service.worker.lane_states import LaneState
 from order_service.worker.monitoring.resume_watch import CommittedEnds, ResumeWatch
 from order_service.worker.monitoring.stall_watch import StallWatch
 from order_service.worker.monitoring.topic_watch import TopicWatch
-from order_service.worker.standbys.standbys import Standbys
+from order_service.worker.standbys.standbys import FETCH_WAIT_MS, Standbys
 from order_service.worker.user_lookups import UserLookups
 
 log = structlog.get_logger()
@@ -63,7 +64,8 @@ class Worker:
         self._stalls = StallWatch(context.names.commands)
         self._operations = CommittedEnds(context.connection)
         self._resumes = ResumeWatch(context.names.operations, self._operations.read)
-        self._standbys = Standbys(context.names, context.connection)
+        clients = ClaimClients(context.connection, set(), fetch_wait_ms=FETCH_WAIT_MS)
+        self._standbys = Standbys(context.names, clients)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

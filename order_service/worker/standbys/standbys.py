@@ -23,7 +23,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from aiokafka import TopicPartition
@@ -73,10 +73,10 @@ class _Slot(ClaimSlots):
 class Standbys:
     """The partitions of other workers that this worker follows, with what was read of each."""
 
-    def __init__(self, names: TopicNames, connection: dict[str, Any]) -> None:
+    def __init__(self, names: TopicNames, clients: ClaimClients) -> None:
         self._topics = (names.table, names.waiting)
         self._names = names
-        self._clients = ClaimClients(connection, set(), fetch_wait_ms=FETCH_WAIT_MS)
+        self._clients = clients
         self._partitions: frozenset[int] = frozenset()
         self._states: dict[int, ChangelogState] = {}
         self._complete: set[int] = set()
