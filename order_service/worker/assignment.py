@@ -417,7 +417,7 @@ class Assignment:
         self.parked_at.pop(lane.partition, None)
         metrics.PARKED.labels(lane.partition).set(0)
 
-    async def _fetch(self, lane: Lane, message: str, *, read_records: int = 0) -> None:
+    async def _fetch(self, lane: Lane, message: str, **numbers: int) -> None:
         """Fetch the commands of a running lane, look up the users that its orders wait for, and log the message."""
         try:
             await self._context.fetching.open(lane.partition, lane.resume_at, lane.seek)
@@ -436,7 +436,7 @@ class Assignment:
             offset=lane.next_offset,
             orders=len(lane.table),
             waiting=len(lane.room),
-            read_records=read_records,
+            **numbers,
         )
         self._look_up_users(lane)
         self.turns.wake()

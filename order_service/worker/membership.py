@@ -68,6 +68,9 @@ class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
     releasing_owners: ClassVar[frozenset[str]] = frozenset()
     stands_by: ClassVar[bool] = False
     standbys: ClassVar[frozenset[int]] = frozenset()
+    lacks_standbys: ClassVar[bool] = False
+    """Whether the leader did not know that this member stands by: it joined with another setting, or by another
+    version. A static member gets the assignment of its predecessor."""
 
     @classmethod
     def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
@@ -119,7 +122,9 @@ class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
         super().on_assignment(assignment)
         words = (assignment.user_data or b"").decode(errors="replace").split()
         cls.releasing_owners = frozenset(_owners_in(words))
-        cls.standbys = decode_standbys(words) or frozenset()
+        standbys = decode_standbys(words)
+        cls.standbys = standbys or frozenset()
+        cls.lacks_standbys = cls.stands_by and standbys is None
 
 
 def _words_of(user_data: bytes | None) -> list[str]:

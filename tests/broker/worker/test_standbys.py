@@ -1,8 +1,12 @@
 """A worker that stands by for partitions of another one takes them over without restoring their tables."""
 
+import json
 import re
 import signal
+import subprocess
+import sys
 
+from order_service.local.broker import free_port
 from tests.support.service import histories, until
 
 ORDERS = 400
@@ -20,7 +24,7 @@ def lags(worker):
 
 def held(worker):
     """Return the partitions that it was assigned last."""
-    return set(worker.lines("Partitions assigned.")[-1]["partitions"])
+    return {partition for line in worker.lines("Partitions assigned.")[-1:] for partition in line["partitions"]}
 
 
 def stand_by_for_each_other(*workers):
@@ -67,3 +71,25 @@ def test_workers_that_stand_by_lose_nothing_when_they_die_leave_and_join_under_l
         assert third.lines("A standby cannot use its changelogs.") == []
     service.wait_outcomes(len(commands))
     service.check(commands)
+
+
+def test_workers_that_stay_members_offer_to_stand_by_when_they_come_back_with_the_setting(service):
+    """A static member that is started again gets the assignment of its predecessor, without a rebalance."""
+    ports = [str(free_port()) for _ in range(2)]
+    before = [service.start_worker(ORDERS_ADMIN_PORT=port, ORDERS_SESSION_TIMEOUT_S="30") for port in ports]
+    until(lambda: [worker.lanes() for worker in before] == [2, 2], "each worker runs half")
+    workers = []
+    for worker, port in zip(before, ports, strict=True):
+        worker.send(signal.SIGKILL)
+        worker.wait_ended()
+        workers.append(service.start_worker(ORDERS_ADMIN_PORT=port, ORDERS_SESSION_TIMEOUT_S="30", ORDERS_STANDBYS="1"))
+    until(lambda: stand_by_for_each_other(*workers), "each follows the other")
+    listed = subprocess.run(
+        [sys.executable, "-m", "order_service.cli", "lanes", "--json"],
+        env=service.environment,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    rows = json.loads(listed.stdout)["lanes"]
+    assert all(row["standby"] not in {None, row["worker"]} for row in rows)
