@@ -25,6 +25,7 @@ from bench import (
     rebuild,
     restore,
     soak,
+    standby,
     streams,
     takeover,
     users,
@@ -63,6 +64,7 @@ LONG = {
     "rebuild": Part(rebuild.HOW, rebuild.measure),
     "modes": Part(modes.HOW, modes.measure),
     "large": Part(large.HOW, large.measure),
+    "standby": Part(standby.HOW, standby.measure),
     "fleet": Part(fleet.HOW, fleet.measure),
     "soak": Part(soak.HOW, soak.measure),
 }
