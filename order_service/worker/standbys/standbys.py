@@ -205,7 +205,10 @@ class Standbys:
 
     def _failed(self, partition: int, error: BaseException) -> None:
         """Try a partition again later. If a record cannot be read, forget the state: the next claim parks the lane."""
+        self._complete.discard(partition)
         if isinstance(error, KafkaError | OSError | TimeoutError):
+            state = self._states[partition]
+            state.ends = dict(state.next_offsets)  # not up to where it was to read
             self._retry_at[partition] = time.monotonic() + RETRY_S
             log.warning("A standby cannot read its changelogs.", partition=partition, error=repr(error))
             return

@@ -193,6 +193,35 @@ async def test_while_kafka_is_away_a_state_is_kept_and_tried_again_later(logs, s
     assert orders_of(standbys.take({0})) == {0: {create.order_id, "other-1"}}
 
 
+async def test_what_a_failed_read_has_not_reached_does_not_count_as_read(logs, standbys, monkeypatch):
+    """The state starts over, and Kafka goes away in the middle of it."""
+    await standbys._round()
+    as_of = standbys._states[0].as_of - 3600
+    standbys._states[0].as_of = as_of
+    logs.write(order(1))
+    getmany = logs.getmany
+
+    async def first_only(*places, **_):
+        logs.error = KafkaTimeoutError() if logs.reads[2:] else None
+        return await getmany(*places, timeout_ms=0, max_records=1)
+
+    monkeypatch.setattr(logs, "getmany", first_only)
+    await standbys._round()
+    assert standbys._states[0].next_offsets[NAMES.table] == 1
+    cleared_at = standbys._states[0].as_of
+    monkeypatch.setattr(logs, "getmany", getmany)
+    logs.error = None
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + RETRY_S + 1)
+    monkeypatch.setattr(module, "STEP_OFFSETS", 1)
+    assert await standbys._round()
+    assert standbys._states[0].as_of == cleared_at
+    while await standbys._round():
+        pass
+    assert standbys._states[0].as_of > cleared_at
+    assert orders_of(standbys.take({0})) == {0: {create.order_id, "other-1"}}
+
+
 async def test_a_record_that_cannot_be_read_ends_only_this_standby(logs, standbys):
     logs.write((POSITION_KEY, b"\x09", []))
     with capture_logs() as lines:
