@@ -234,7 +234,7 @@ class Run:
         return verdict
 
     def _count_takeovers(self) -> None:
-        """Say how many claims of a filled lane have continued from a standby, or from a claim that was interrupted."""
+        """Report how many claims of a filled lane have continued from a standby, or from an interrupted claim."""
         claims = [line for worker in self._service.workers for line in worker.lines("Lane started.") if line["orders"]]
         continued = sum(line["read_records"] < line["orders"] for line in claims)
         self._say(f"{continued} of {len(claims)} claims had their table from a standby or an interrupted claim")

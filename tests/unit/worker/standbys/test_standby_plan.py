@@ -14,7 +14,7 @@ def lanes(*numbers):
 
 
 def shared(partitions, *members):
-    """Give the partitions to the members, one after the other."""
+    """Return the partitions of each member, dealt one after the other."""
     return {member: lanes(*range(first, partitions, len(members))) for first, member in enumerate(members)}
 
 
