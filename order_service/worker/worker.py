@@ -75,8 +75,9 @@ class Worker:
             asyncio.create_task(self._watch(), name="watch"),
             asyncio.create_task(self._topics.run(), name="topics"),
             asyncio.create_task(self._resume_lanes(), name="operations"),
-            asyncio.create_task(self._standbys.run(), name="standbys"),
         ]
+        if self._context.settings.standbys:
+            self._tasks.append(asyncio.create_task(self._standbys.run(), name="standbys"))
         for task in self._tasks:
             task.add_done_callback(self._ended)
 

@@ -18,6 +18,7 @@ from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
 from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand, encode
 from order_service.worker.assignment import Assignment, Context, Owner
+from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import Claimed
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
@@ -117,6 +118,25 @@ async def test_a_worker_has_started_when_each_of_its_partitions_runs_or_is_parke
         assert worker.is_starting()
         worker._assignment.park(partition, ParkingReason.DAMAGED_BATCH, "why")
     assert not worker.is_starting()
+
+
+async def test_a_claim_begins_with_what_the_standby_of_this_worker_has_read(context, worker):
+    context.fetching.standbys = lambda: frozenset({2, 3, 4})
+    await worker.assigned({0, 1, 2})
+    standbys = worker._standbys
+    assert standbys._partitions == {3, 4}, "not for its own"
+    state = standbys._states[3] = ChangelogState(is_followed=True)
+    context.fetching.standbys = lambda: frozenset({4})
+    await worker.assigned({0, 1, 2, 3})
+    assert worker._assignment.interrupted == {3: state}
+    assert (standbys._partitions, standbys._states) == ({4}, {})
+
+
+async def test_an_interrupted_claim_goes_on_with_what_it_has_read_itself(context, worker):
+    own = worker._assignment.interrupted[0] = ChangelogState()
+    worker._standbys._states[0] = ChangelogState(is_followed=True)
+    await worker.assigned({0, 1, 2})
+    assert worker._assignment.interrupted == {0: own}
 
 
 def reasons(assignment):
