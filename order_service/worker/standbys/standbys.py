@@ -201,6 +201,9 @@ class Standbys:
         finally:
             progress.leave()
         state.ends = {topic: end for (topic, _), end in step.items()}
+        if state.is_too_old():  # the machine was suspended meanwhile
+            state.clear()
+            return False
         return step == ends
 
     def _failed(self, partition: int, error: BaseException) -> None:

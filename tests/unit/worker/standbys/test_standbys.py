@@ -157,6 +157,23 @@ async def test_a_state_starts_over_if_no_end_was_reached_for_an_hour(logs, stand
     assert orders_of(standbys.take({0})) == {0: {"other-1"}}
 
 
+async def test_a_state_starts_over_if_the_machine_was_suspended_in_the_middle_of_a_reading(logs, standbys, monkeypatch):
+    await standbys._round()
+    logs.write(order(1))
+    getmany = logs.getmany
+
+    async def late(*places, **arguments):
+        standbys._states[0].as_of -= 3600
+        monkeypatch.setattr(logs, "getmany", getmany)
+        return await getmany(*places, **arguments)
+
+    monkeypatch.setattr(logs, "getmany", late)
+    logs.reads.clear()
+    await standbys._round()
+    await standbys._round()
+    assert logs.reads == [1, 2, 0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "records",
     [
