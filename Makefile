@@ -103,8 +103,8 @@ openapi: setup ## generate the OpenAPI document
 contracts: setup ## generate the AsyncAPI document, the catalogue of events, the pages of settings, metrics and reasons, and files of the chart
 	$(BIN)/python -m order_service.contracts
 
-export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS
-chaos: setup ## inject faults under load, then count what was lost or doubled: four minutes (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD KINDS)
+export SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD STANDBYS KINDS
+chaos: setup ## inject faults under load, then count what was lost or doubled: four minutes (SEED COMMANDS ORDERS RATE WORKERS BROKERS FAULTS OLD STANDBYS KINDS)
 	$(BIN)/python -m chaos
 
 # With an even seed all workers are static members. At 4,000/s one machine cannot also run callers and readers.
@@ -116,6 +116,7 @@ proof: setup ## the long runs of the proof, one after the other: two hours
 	SEED=3 COMMANDS=100000 ORDERS=20000 RATE=120 FAULTS=20 BROKERS=3 KINDS="broker outside partition-away unwritable" $(BIN)/python -m chaos
 	SEED=4 COMMANDS=30000 ORDERS=3000 RATE=150 FAULTS=44 KINDS="network static" $(BIN)/python -m chaos
 	SEED=5 COMMANDS=30000 ORDERS=3000 RATE=150 FAULTS=12 OLD=1000000 KINDS="kill pause large-table" $(BIN)/python -m chaos
+	SEED=6 STANDBYS=1 $(BIN)/python -m chaos
 	$(BIN)/python -m chaos outage
 	$(BIN)/python -m bench soak
 

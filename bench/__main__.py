@@ -28,6 +28,7 @@ from bench import (
     rebuild,
     restore,
     soak,
+    standby,
     streams,
     takeover,
     users,
@@ -69,6 +70,7 @@ LONG = {
     "modes": Part(modes.HOW, modes.measure),
     "awaiting": Part(awaiting.HOW, awaiting.measure),
     "large": Part(large.HOW, large.measure),
+    "standby": Part(standby.HOW, standby.measure),
     "fleet": Part(fleet.HOW, fleet.measure),
     "soak": Part(soak.HOW, soak.measure),
 }

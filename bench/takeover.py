@@ -1,6 +1,7 @@
 """Takeover: a worker with a static member id is killed (kill -9) and started again at once; commands keep coming."""
 
 import time
+from collections.abc import Sequence
 
 from bench.latency import under_way
 from bench.load import Pace, Shop
@@ -43,7 +44,7 @@ def measure(world: World) -> list[Row]:
     ]
 
 
-def after_s(seen: list[Seen], kill: tuple[int, float], partitions: range, *, all_of_them: bool) -> float:
+def after_s(seen: list[Seen], kill: tuple[int, float], partitions: Sequence[int], *, all_of_them: bool) -> float:
     """Return the seconds from a kill to the first event decided after it, in any partition or in all."""
     killed_ns, killed_at = kill
     firsts = [

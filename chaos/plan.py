@@ -73,7 +73,8 @@ RESTORED_PER_S: Final = 25_000
 class Sizes(Struct, frozen=True, kw_only=True):
     """How large a run is, as the make variables say.
 
-    `rate` is commands per second; `old` is how many orders the tables hold before it; `kinds` can leave some out.
+    `rate` is commands per second; `old` is how many orders the tables hold before it; `kinds` can leave some out. With
+    `standbys` 1 each partition has a standby.
     """
 
     seed: int = 1
@@ -84,6 +85,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     brokers: int = 1
     faults: int = 3 * len(REPEATED) + len(ONCE)
     old: int = 20_000
+    standbys: int = 0
     kinds: tuple[str, ...] = KINDS
 
     @classmethod

@@ -222,6 +222,8 @@ class Run:
                 kept = msgspec.structs.replace(kept, cut=self._cut_tail())
                 keep(kept, self.directory)
             self.ends = self._fleet.ends
+            if self.sizes.standbys:
+                self._count_takeovers()
             self.problems += self._watch.problems[:3]
             self.findings = check(kept, cluster.bootstrap_servers, self._say, self._watched, self._outside)
             self.problems += islice(problems_of_verify(service.environment, kept), SHOWN)
@@ -230,6 +232,14 @@ class Run:
         verdict = verdict_of(self.findings, faults=faults, seed=self.sizes.seed)
         self.problems += self.shortfalls(verdict)
         return verdict
+
+    def _count_takeovers(self) -> None:
+        """Report how many claims of a filled lane have continued from a standby, or from an interrupted claim."""
+        claims = [line for worker in self._service.workers for line in worker.lines("Lane started.") if line["orders"]]
+        continued = sum(line["read_records"] < line["orders"] for line in claims)
+        self._say(f"{continued} of {len(claims)} claims had their table from a standby or an interrupted claim")
+        if not continued:
+            self.problems.append("no claim had its table from a standby")
 
     def shortfalls(self, verdict: Verdict) -> Iterator[str]:
         """Yield what was not as planned, though nothing may have been lost by it."""
@@ -750,6 +760,7 @@ def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cl
                 "ORDERS_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
                 "ORDERS_USER_DEADLINE_S": str(USER_DEADLINE_S),
                 "ORDERS_PAYMENT_DUE_S": str(PAYMENT_DUE_S),
+                "ORDERS_STANDBYS": str(sizes.standbys),
                 # A partition is taken away by leaving it one replica. A worker that starts would refuse that.
                 "TEST_FEW_REPLICAS_ARE_ENOUGH": "yes",
                 "TEST_TOPICS_EVERY_S": str(TOPICS_EVERY_S),

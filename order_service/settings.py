@@ -241,6 +241,12 @@ class Settings(BaseSettings):
     payment_due_s: Positive | None = _setting(
         None, WORKER, "The time after which an unpaid order is cancelled.", unit="s", shown="off"
     )
+    standbys: Annotated[int, Field(ge=0, le=1)] = _setting(
+        0,
+        WORKER,
+        "With 1, a second worker follows the changelogs of each partition, and takes the partition over without "
+        "restoring its table. It doubles the memory for tables: see [Standbys](../operations/standbys.md).",
+    )
 
     # User Service
     user_service_url: str = _setting(

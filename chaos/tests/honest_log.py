@@ -18,6 +18,7 @@ from order_service.wire.commands import encode_json_command, partition_of
 from order_service.worker.inbox import decode_record
 from order_service.worker.lane import Changes, Lane, LanePolicy
 from order_service.worker.records import Record as Written
+from order_service.worker.table import Table
 from tests.support.samples import NOW, SHOP, amend, but, cancel, create, deliver, pay, ship
 
 PARTITION, PARTITIONS = 1, 3
@@ -90,9 +91,7 @@ class Service:
 
     def _write(self, changes: Changes) -> None:
         position = changelog.Position(changes.next_offset, "owner", changes.next_offset, changes.last_timestamp_ms)
-        table: list[Written] = [
-            (order_id.encode(), changelog.encode(entry), []) for order_id, entry in changes.table.items()
-        ]
+        table: list[Written] = [(order_id.encode(), value, []) for order_id, value in changes.table.items()]
         table.append((changelog.POSITION_KEY, changelog.encode(position), []))
         waiting: list[Written] = [(key, value, []) for key, value in changes.waiting.items()]
         self._append("table", table)
@@ -109,15 +108,17 @@ class Service:
 
     def restart(self) -> None:
         """Replace the lane by another one, which knows only what the changelogs say."""
-        table = {record.key or b"": record.value or b"" for record in self.topics["table"].records}
-        if changelog.POSITION_KEY not in table:
+        newest_entries = {record.key or b"": record.value or b"" for record in self.topics["table"].records}
+        if changelog.POSITION_KEY not in newest_entries:
             return
-        position = changelog.decode_position(table.pop(changelog.POSITION_KEY))
-        entries: dict[str, TableEntry] = {key.decode(): changelog.decode_entry(value) for key, value in table.items()}
+        position = changelog.decode_position(newest_entries.pop(changelog.POSITION_KEY))
+        table = Table()
+        for key, value in newest_entries.items():
+            table.restore(key.decode(), value)
         newest = {record.key: record.value for record in self.topics["waiting"].records}
         self.lane = self._new_lane()
         self.lane.restore(
-            entries, [changelog.decode_waiting(value) for value in newest.values() if value is not None], position
+            table, [changelog.decode_waiting(value) for value in newest.values() if value is not None], position
         )
 
     def answer(self, user_id: str) -> None:

@@ -29,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 
 @lanes.callback()
 def list_all(context: typer.Context, worker: WorkerAddresses = None, as_json: AsJson = False) -> None:
-    """List every partition: its state, owner, position, lag and waiting commands.
+    """List every partition: its state, owner, position, lag, waiting commands and standby.
 
     Position, lag and waiting commands come from Kafka. Whether a lane runs or is parked only its worker knows. Without
     `--worker`, the worker of this machine is asked.
@@ -45,11 +45,15 @@ def list_all(context: typer.Context, worker: WorkerAddresses = None, as_json: As
         return
     for note in listing.notes:
         typer.echo(f"order-service: {note}", err=True)
-    heads = ("partition", "state", "since", "owner", "position", "lag", "waiting", "worker", "reason")
+    has_standbys = any(row.standby for row in listing.rows)
+    heads = ("partition", "state", "since", "owner", "position", "lag", "waiting", "worker")
     rows = [
-        (row.partition, row.state, row.since, row.owner, row.position, row.lag, row.waiting, row.worker, row.reason)
+        (row.partition, row.state, row.since, row.owner, row.position, row.lag, row.waiting, row.worker)
+        + ((row.standby,) if has_standbys else ())
+        + (row.reason,)
         for row in listing.rows
     ]
+    heads += (*(("standby",) if has_standbys else ()), "reason")
     show.table(heads, rows, ["red" if row.state == "parked" else "" for row in listing.rows])
 
 

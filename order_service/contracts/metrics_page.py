@@ -46,6 +46,9 @@ USES: Final = {
         "partitions",
         "The sum of `running` stays below the number of partitions for 5 minutes, or `stalled` is above 0.",
     ),
+    "orders_standby_lag_offsets": Use(
+        WORKER, "offsets", "It grows for minutes: [the standby is behind](../operations/standbys.md)."
+    ),
     "orders_lane_parked": Use(WORKER, "0 or 1", "It is 1: [resume the lane](../operations/lanes.md)."),
     "orders_commands_total": Use(
         WORKER, "commands", "Nothing is counted while `orders_lag_commands` grows, or one `reason` grows suddenly."

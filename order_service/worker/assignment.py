@@ -8,7 +8,7 @@ a rebalance interrupts is continued by the next assignment.
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -95,6 +95,9 @@ class Fetching(Protocol):
     def releasing_owners(self) -> frozenset[str]:
         """Return the owner ids of the other members of the group, as of the last rebalance."""
 
+    def standbys(self) -> frozenset[int]:
+        """Return the partitions for which this worker stands by, as of the last rebalance."""
+
 
 class Context(Struct, frozen=True):
     """The objects shared by all assignments of a worker. `in_sync` has `min.insync.replicas` by topic, as last read."""
@@ -137,6 +140,7 @@ class Owner:
 class Assignment:
     """The lanes of one assignment. It continues the `previous` one if all turns of that are committed.
 
+    `states` has what standbys have read of the partitions that this worker takes over.
     Claims wait until `reading_ends` has read the ends of the operations: see `ResumeWatch`.
     """
 
@@ -149,6 +153,7 @@ class Assignment:
         deliver: Callable[[int, Run], None],
         *,
         previous: "Assignment | None" = None,
+        states: Mapping[int, ChangelogState] | None = None,
         reading_ends: "asyncio.Task[None] | None" = None,
     ) -> None:
         self.partitions = partitions
@@ -159,9 +164,9 @@ class Assignment:
         self._context = context
         self._continued = previous if previous is not None and previous.is_clean else None
         self.owner: Owner = Owner(context) if self._continued is None else self._continued.owner
-        interrupted = {} if previous is None else previous.interrupted
+        read = dict(states or {}) | ({} if previous is None else previous.interrupted)
         self.interrupted: dict[int, ChangelogState] = {
-            partition: interrupted[partition] for partition in partitions & interrupted.keys()
+            partition: read[partition] for partition in partitions & read.keys()
         }
         """What was read for each partition whose claim is not done. It outlives this assignment."""
         if previous is not None:
@@ -359,7 +364,7 @@ class Assignment:
             claimed = await claim_until_done(claimer, partition, state, progress)
             lane = await self._restore_lane(partition, claimed, progress)
             self._run(lane)
-            await self._fetch(lane, message)
+            await self._fetch(lane, message, read_records=claimed.record_count)
         except (WorkerError, KafkaError, OSError):  # not specific to this partition
             raise
         except Exception as error:  # noqa: BLE001, one partition must not end each worker that claims it
@@ -396,7 +401,7 @@ class Assignment:
             payment_due_s=settings.payment_due_s,
         )
         lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask)
-        restoring = lane.restoring(claimed.entries, claimed.waiting, claimed.position)
+        restoring = lane.restoring(claimed.table, claimed.waiting, claimed.position)
         is_restored = False
         while not is_restored:
             async with progress.slice():
@@ -412,7 +417,7 @@ class Assignment:
         self.parked_at.pop(lane.partition, None)
         metrics.PARKED.labels(lane.partition).set(0)
 
-    async def _fetch(self, lane: Lane, message: str) -> None:
+    async def _fetch(self, lane: Lane, message: str, **numbers: int) -> None:
         """Fetch the commands of a running lane, look up the users that its orders wait for, and log the message."""
         try:
             await self._context.fetching.open(lane.partition, lane.resume_at, lane.seek)
@@ -431,6 +436,7 @@ class Assignment:
             offset=lane.next_offset,
             orders=len(lane.table),
             waiting=len(lane.room),
+            **numbers,
         )
         self._look_up_users(lane)
         self.turns.wake()

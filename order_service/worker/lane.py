@@ -43,7 +43,7 @@ class Changes(Struct):
     events: list[Record] = field(default_factory=list)
     rejections: list[Record] = field(default_factory=list)
     dead_letters: list[Record] = field(default_factory=list)
-    table: dict[str, Entry] = field(default_factory=dict)
+    table: dict[str, bytes] = field(default_factory=dict)
     waiting: dict[bytes, bytes | None] = field(default_factory=dict)
     outcomes: Counter[OutcomeLabels] = field(default_factory=Counter)
     dead_reasons: Counter[str] = field(default_factory=Counter)
@@ -111,14 +111,14 @@ class Lane:
         self._timers: list[tuple[datetime, str]] = []
         self._due: set[str] = set()
 
-    def restore(self, entries: dict[str, Entry], waiting: list[WaitingCommand], position: Position) -> None:
+    def restore(self, table: Table, waiting: list[WaitingCommand], position: Position) -> None:
         """Restore the lane from the changelogs."""
-        for _ in self.restoring(entries, waiting, position):
+        for _ in self.restoring(table, waiting, position):
             pass
 
-    def restoring(self, entries: dict[str, Entry], waiting: list[WaitingCommand], position: Position) -> Iterator[None]:
+    def restoring(self, table: Table, waiting: list[WaitingCommand], position: Position) -> Iterator[None]:
         """Restore the lane from the changelogs. Yields every `RESTORED_AT_A_TIME` items, so that other work can run."""
-        self.table = Table(entries)
+        self.table = table
         self.room = WaitingRoom(self.policy.user_deadline_s)
         self.next_offset, self.last_timestamp_ms = position.next_offset, position.last_timestamp_ms
         self.read_to = position.read_to

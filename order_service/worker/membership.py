@@ -8,6 +8,7 @@ it and end. A foreign program with our assignor would hold partitions beside the
 import asyncio
 import re
 import socket
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from hashlib import blake2b
 from io import BytesIO
@@ -16,7 +17,11 @@ from typing import Any, ClassVar, Final
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyAssignorUserDataV1, StickyPartitionAssignor
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import (
+    StickyAssignorMemberMetadataV1,
+    StickyAssignorUserDataV1,
+    StickyPartitionAssignor,
+)
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
@@ -29,6 +34,8 @@ from msgspec import Struct
 
 from order_service.kafka.connection import raise_for
 from order_service.settings import Settings
+from order_service.worker.standbys.standby_plan import WORD as STANDBYS_WORD
+from order_service.worker.standbys.standby_plan import decode_standbys, encode_standbys, inherited, standby_plan
 
 log = structlog.get_logger()
 
@@ -50,49 +57,115 @@ class LaneAssignor(StickyPartitionAssignor):  # type: ignore[misc]
     Each member sends the leader its owner id, too. With its assignment it gets those of the other members that have had
     any of its partitions: such an owner releases them. A static member that is started again gets the assignment of its
     predecessor, whose owner id is not in it.
+
+    A member that `stands_by` for partitions of others sends which ones, and gets those of the next generation, as one
+    more word: see `standby_plan`. A version without standbys takes it for an owner id that no changelog names.
     """
 
     name = "orders-sticky"
     member_assignment: ClassVar[list[TopicPartition]] = []  # with None, aiokafka sends no data
     owner: ClassVar[str] = ""
     releasing_owners: ClassVar[frozenset[str]] = frozenset()
+    stands_by: ClassVar[bool] = False
+    standbys: ClassVar[frozenset[int]] = frozenset()
+    lacks_standbys: ClassVar[bool] = False
+    """Whether the leader did not know that this member stands by: it joined with another setting, or by another
+    version. A static member gets the assignment of its predecessor."""
 
     @classmethod
     def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
-        """Return what this member tells the leader: the data of aiokafka's assignor, then the owner id."""
+        """Return what this member tells the leader: the data of aiokafka's assignor, the owner id, the standbys."""
         metadata = super().metadata(topics)
-        metadata.user_data += cls.owner.encode()
+        words = [cls.owner, *([encode_standbys(cls.standbys)] if cls.stands_by else [])]
+        metadata.user_data += " ".join(words).encode()
         return metadata
 
     @classmethod
     def assign(
         cls, cluster: Any, members: Mapping[str, ConsumerProtocolMemberMetadata]
     ) -> dict[str, ConsumerProtocolMemberAssignment]:
-        """Assign the partitions to the members, each with the owner ids of those that have had its partitions."""
-        owners = {member_id: _owner_of(metadata.user_data) for member_id, metadata in members.items()}
-        had = {member_id: cls.parse_member_metadata(metadata).partitions for member_id, metadata in members.items()}
+        """Assign the partitions to the members, each with the owner ids of those that have had its partitions.
+
+        A partition that no member has had goes to the member that stands by for it, if the shares stay even.
+        """
+        had = {member_id: cls.parse_member_metadata(metadata) for member_id, metadata in members.items()}
+        words = {member_id: _words_of(metadata.user_data) for member_id, metadata in members.items()}
+        stood_by = {
+            member_id: standbys
+            for member_id in sorted(had, key=lambda member_id: (had[member_id].generation, member_id))
+            if (standbys := decode_standbys(words[member_id])) is not None
+        }
+        if stood_by:
+            members = {
+                member_id: _with_partitions(members[member_id], [*had[member_id].partitions, *more], had[member_id])
+                for member_id, more in _inherited(cluster, had, stood_by).items()
+            }
         assignments: dict[str, ConsumerProtocolMemberAssignment] = super().assign(cluster, members)
+        assigned = {member_id: assignment.partitions() for member_id, assignment in assignments.items()}
+        plan = standby_plan(assigned, stood_by)
         for member_id, assignment in assignments.items():
-            taken = set(assignment.partitions())
-            others = [owner for other, owner in owners.items() if other != member_id and taken.intersection(had[other])]
-            assignment.user_data = " ".join(others).encode()
+            taken = set(assigned[member_id])
+            sent = [
+                word
+                for other in members
+                if other != member_id and taken.intersection(had[other].partitions)
+                for word in _owners_in(words[other])
+            ]
+            if member_id in plan:
+                sent.append(encode_standbys(plan[member_id]))
+            assignment.user_data = " ".join(sent).encode()
         return assignments
 
     @classmethod
     def on_assignment(cls, assignment: ConsumerProtocolMemberAssignment) -> None:
-        """Record the assigned partitions, and the owner ids of the members that have had them."""
+        """Record the assigned partitions, the owner ids of the members that have had them, and the standbys."""
         super().on_assignment(assignment)
-        cls.releasing_owners = frozenset((assignment.user_data or b"").decode(errors="replace").split())
+        words = (assignment.user_data or b"").decode(errors="replace").split()
+        cls.releasing_owners = frozenset(_owners_in(words))
+        standbys = decode_standbys(words)
+        cls.standbys = standbys or frozenset()
+        cls.lacks_standbys = cls.stands_by and standbys is None
 
 
-def _owner_of(user_data: bytes | None) -> str:
-    """Return the owner id that a member has sent, or "" for a foreign program with another format."""
+def _words_of(user_data: bytes | None) -> list[str]:
+    """Return the words that a member has sent: none for a foreign program with another format."""
     data = BytesIO(user_data or b"")
     try:
         StickyAssignorUserDataV1.decode(data)
-        return data.read().decode()
+        return data.read().decode().split()
     except (ValueError, TypeError):
-        return ""
+        return []
+
+
+def _owners_in(words: Iterable[str]) -> list[str]:
+    return [word for word in words if not word.startswith(STANDBYS_WORD)]
+
+
+def _inherited(
+    cluster: Any, had: Mapping[str, StickyAssignorMemberMetadataV1], stood_by: Mapping[str, frozenset[int]]
+) -> dict[str, list[TopicPartition]]:
+    """Return the partitions of lost members that go to the members that stand by for them."""
+    everything = {
+        TopicPartition(topic, partition)
+        for topic in {topic for member in had.values() for topic in member.subscription}
+        for partition in cluster.partitions_for_topic(topic) or ()
+    }
+    held = {member_id: everything.intersection(member.partitions) for member_id, member in had.items()}
+    lost = everything.difference(*held.values())
+    return inherited(lost, {member_id: len(partitions) for member_id, partitions in held.items()}, stood_by)
+
+
+def _with_partitions(
+    metadata: ConsumerProtocolMemberMetadata,
+    partitions: Iterable[TopicPartition],
+    had: StickyAssignorMemberMetadataV1,
+) -> ConsumerProtocolMemberMetadata:
+    """Return the metadata of a member as if it had had these partitions."""
+    by_topic: defaultdict[str, list[int]] = defaultdict(list)
+    for topic, partition in partitions:
+        by_topic[topic].append(partition)
+    user_data = StickyAssignorUserDataV1(by_topic.items(), had.generation).encode()
+    return ConsumerProtocolMemberMetadata(metadata.version, metadata.subscription, user_data)
 
 
 class Membership(Struct, frozen=True):
@@ -174,6 +247,14 @@ class Member(Struct, frozen=True):
             return sorted(ConsumerProtocolMemberAssignment.decode(self.assignment).partitions())
         except (ValueError, TypeError):
             return []
+
+    def standbys(self) -> frozenset[int]:
+        """Return the partitions of the commands for which this member stands by. Empty like `partitions`."""
+        try:
+            user_data = ConsumerProtocolMemberAssignment.decode(self.assignment).user_data or b""
+            return decode_standbys(user_data.decode().split()) or frozenset()
+        except (ValueError, TypeError):
+            return frozenset()
 
     def __str__(self) -> str:
         return f"{self.client_id} at {self.host.lstrip('/')}"

@@ -37,6 +37,11 @@ NEVER_READ: Final = Counter(
     "Offsets of the commands topic that were deleted before any worker read their partition.",
     ["partition"],
 )
+STANDBY_LAG: Final = Gauge(
+    "orders_standby_lag_offsets",
+    "Offsets of the changelogs of another worker's partition that this worker, which stands by for it, has not read.",
+    ["partition"],
+)
 PARKED: Final = Gauge("orders_lane_parked", "1 for a lane that is parked and needs an operator.", ["partition"])
 STRANGERS: Final = Gauge(
     "orders_group_strangers", "Members of the consumer group that are not workers of this service."

@@ -362,9 +362,7 @@ class TurnLoop:
         )
 
     def _records(self, changes: Changes, position: Position) -> list[tuple[str, list[Record]]]:
-        table: list[Record] = [
-            (order_id.encode(), changelog.encode(entry), []) for order_id, entry in changes.table.items()
-        ]
+        table: list[Record] = [(order_id.encode(), value, []) for order_id, value in changes.table.items()]
         table.append((POSITION_KEY, changelog.encode(position), []))
         waiting: list[Record] = [(key, value, []) for key, value in changes.waiting.items()]
         by_topic = [

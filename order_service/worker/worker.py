@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, Final
 
 import structlog
@@ -24,12 +24,15 @@ from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
+from order_service.worker.claims.changelog_reader import ChangelogState
+from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import Lane
 from order_service.worker.lane_states import LaneState
 from order_service.worker.monitoring.resume_watch import CommittedEnds, ResumeWatch
 from order_service.worker.monitoring.stall_watch import StallWatch
 from order_service.worker.monitoring.topic_watch import TopicWatch
+from order_service.worker.standbys.standbys import FETCH_WAIT_MS, Standbys
 from order_service.worker.user_lookups import UserLookups
 
 log = structlog.get_logger()
@@ -61,16 +64,20 @@ class Worker:
         self._stalls = StallWatch(context.names.commands)
         self._operations = CommittedEnds(context.connection)
         self._resumes = ResumeWatch(context.names.operations, self._operations.read)
+        clients = ClaimClients(context.connection, set(), fetch_wait_ms=FETCH_WAIT_MS)
+        self._standbys = Standbys(context.names, clients)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start the user lookups, the metrics and the topic watch."""
+        """Start the user lookups, the metrics, the topic watch and the standbys."""
         self._tasks = [
             asyncio.create_task(self._user_lookups.run(), name="user lookups"),
             asyncio.create_task(self._watch(), name="watch"),
             asyncio.create_task(self._topics.run(), name="topics"),
             asyncio.create_task(self._resume_lanes(), name="operations"),
         ]
+        if self._context.settings.standbys:
+            self._tasks.append(asyncio.create_task(self._standbys.run(), name="standbys"))
         for task in self._tasks:
             task.add_done_callback(self._ended)
 
@@ -88,6 +95,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._operations.close()
+        await self._standbys.close()
 
     async def assigned(self, partitions: set[int]) -> None:
         """Start to claim partitions. Returns before the claims are done. A worker that is stopping claims nothing."""
@@ -95,7 +103,9 @@ class Worker:
         if self._leaving:
             return
         last, self._last = self._last, None
-        self._assignment = self._new_assignment(partitions, last)
+        states = self._standbys.take(partitions)
+        self._standbys.follow(self._context.fetching.standbys() - partitions)
+        self._assignment = self._new_assignment(partitions, last, states)
         log.info("Partitions assigned.", partitions=sorted(partitions), owner=self._assignment.owner.id)
         self._assignment.start()
 
@@ -177,7 +187,9 @@ class Worker:
         self._suspected_at.update(dict.fromkeys(suspects, now))
         return repeated
 
-    def _new_assignment(self, partitions: set[int], previous: Assignment | None) -> Assignment:
+    def _new_assignment(
+        self, partitions: set[int], previous: Assignment | None, states: Mapping[int, ChangelogState] | None = None
+    ) -> Assignment:
         reading_ends = asyncio.create_task(self._resumes.read_before_claims(partitions), name="operations")
         self._end_reads.add(reading_ends)
         reading_ends.add_done_callback(self._end_reads.discard)
@@ -189,6 +201,7 @@ class Worker:
             self._on_refused,
             self._deliver,
             previous=previous,
+            states=states,
             reading_ends=reading_ends,
         )
 

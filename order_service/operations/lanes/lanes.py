@@ -26,7 +26,10 @@ NOT_ASSIGNED: Final = "not assigned"
 
 
 class LaneRow(Struct, frozen=True):
-    """One partition. `worker` is the address that answered, or else the member of the group that has the partition."""
+    """One partition. `worker` is the address that answered, or else the member of the group that has the partition.
+
+    `standby` is the member that stands by for it, if there is one.
+    """
 
     partition: int
     state: str
@@ -37,6 +40,7 @@ class LaneRow(Struct, frozen=True):
     position: int | None
     lag: int | None
     waiting: int | None
+    standby: str | None
 
 
 class Lanes(Struct, frozen=True):
@@ -60,11 +64,9 @@ async def list_lanes(settings: Settings, reader: Reader, addresses: Sequence[str
     newest = await newest_positions(reader, [partition for _, partition in commands])
     workers = await ask_workers(addresses)
     notes = list(workers.notes)
-    members: dict[int, Member] | None = None
+    members: list[Member] | None = None
     try:
-        members = await ask_admin(
-            settings, lambda admin: _members(admin, settings.group_id, reader.names.commands), patience_s=5.0
-        )
+        members = await ask_admin(settings, lambda admin: _members(admin, settings.group_id), patience_s=5.0)
     except KafkaAwayError as error:
         notes.append(f"the members of the group {settings.group_id} are unknown: {error}")
     return Lanes(rows_of(newest, ends, workers.states, members), notes)
@@ -74,15 +76,18 @@ def rows_of(
     newest: Mapping[int, NewestPosition],
     ends: Mapping[TopicPartition, int],
     states: Mapping[int, tuple[str, LaneState]],
-    members: Mapping[int, Member] | None,
+    members: Iterable[Member] | None,
 ) -> list[LaneRow]:
-    """Return one row for each partition. `members` has the member for each assigned partition; None if unknown."""
+    """Return one row for each partition. `members` are those of the group; None if they are unknown."""
     rows = []
-    for (_, partition), end in sorted(ends.items()):
+    holders = {each: member for member in members or () for each in member.partitions()}
+    standbys = {partition: str(member) for member in members or () for partition in member.standbys()}
+    for topic_partition, end in sorted(ends.items()):
+        partition = topic_partition.partition
         recorded = newest[partition]
         position = recorded.position
         address, lane = states.get(partition, (None, None))
-        member = None if members is None else members.get(partition)
+        member = holders.get(topic_partition)
         rows.append(
             LaneRow(
                 partition,
@@ -94,6 +99,7 @@ def rows_of(
                 None if position is None else position.resume_at,
                 None if position is None else max(0, end - position.resume_at),
                 None if position is None or position.waiting_count == REBUILDING else position.waiting_count,
+                standbys.get(partition),
             )
         )
     return rows
@@ -130,11 +136,10 @@ async def _ask(client: HttpClient, address: str) -> LaneStates | str:
         return f"another program has this port ({error})"
 
 
-async def _members(admin: Admin, group_id: str, topic: str) -> dict[int, Member]:
+async def _members(admin: Admin, group_id: str) -> list[Member]:
     coordinator = await admin.find_coordinator(group_id)
 
     async def send(request: Any) -> Any:
         return await admin._send_request(request, coordinator)  # noqa: SLF001, its own method returns less
 
-    members = await members_of(group_id, send)
-    return {partition: member for member in members for name, partition in member.partitions() if name == topic}
+    return await members_of(group_id, send)

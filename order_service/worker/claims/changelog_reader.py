@@ -13,7 +13,6 @@ from typing import Final
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
-from order_service.domain.entry import Entry
 from order_service.errors import HistoryError, LaneParked, ParkingReason, Stuck
 from order_service.kafka.connection import Consumer
 from order_service.kafka.record_batches import damaged_partition
@@ -21,6 +20,7 @@ from order_service.kafka.topics import TopicNames
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, RELEASE_KEY, Position, WaitingCommand
 from order_service.worker.claims.progress import Progress
+from order_service.worker.table import Table
 
 LOOK_EVERY_S: Final = 1.0
 """A reader that fetches nothing costs 1 % of a processor, and hundreds may wait."""
@@ -30,8 +30,10 @@ WAIT_MS: Final = 50
 READ_AT_A_TIME: Final = 500
 DECODED_AT_A_TIME: Final = 500
 """The number of records between two yields to the event loop: some 2 ms each time."""
+DECODED_BYTES: Final = 1024 * 1024
+"""The size after which a slice ends early. Orders may have 4 MB, and decoding 1 MB takes some 5 ms."""
 CONTINUED_FOR_S: Final = 3600.0
-"""How long after its start an interrupted claim may be continued. Kafka keeps tombstones for a day or more."""
+"""How old a state may be that is continued: see `ChangelogState.as_of`. Kafka keeps tombstones for a day or more."""
 RESTORE: Final = "Restore the lost records of this partition from a mirror or a backup before it continues."
 
 UNREADABLE: Final = f"Run the version of this service that wrote it. If it is damaged: {RESTORE}"
@@ -153,27 +155,36 @@ class ChangelogState:
 
     The next claim continues from it. It starts over if another process has written a position since, if a changelog has
     become shorter, or after `CONTINUED_FOR_S`.
+
+    A standby follows what other workers write. So a state that `is_followed` does not start over when another process
+    has written. Instead, each reading begins with the last record of the state, and starts over if that is not there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_followed: bool = False) -> None:
+        self.is_followed = is_followed
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything that was read."""
         self.position: Position | None = None
         self.position_offset = -1
         self.is_released = False
-        self.entries: dict[str, Entry] = {}
+        self.table = Table()
         self.waiting: dict[bytes, WaitingCommand] = {}
         self.undecoded: defaultdict[str, Raw] = defaultdict(dict)
         self.next_offsets: dict[str, int] = {}
+        self.timestamps: dict[str, int] = {}
+        """The timestamp of the last record of each topic."""
         self.ends: dict[str, int] = {}
-        """The last stable offset of each topic when the first claim began to read, or after the position it wrote."""
-        self.began_at = time.time()
+        """The last stable offset of each topic when the first claim began to read, or after the position it wrote.
+
+        Of a standby, the offset of each topic up to which it has read."""
+        self.as_of = time.time()
+        """Everything committed before this time was read. At first, it is the time at which the reading began."""
 
     def is_too_old(self) -> bool:
         """Return whether Kafka may have removed tombstones that were not read."""
-        return not 0 <= time.time() - self.began_at < CONTINUED_FOR_S
+        return not 0 <= time.time() - self.as_of < CONTINUED_FOR_S
 
 
 class Changelogs:
@@ -193,8 +204,17 @@ class Changelogs:
             state.clear()
         self.read_to: dict[TopicPartition, int] = {}
         """The offsets up to which everything was read."""
+        self.record_count = 0
+        """The number of records that were added to the state."""
         self._is_continued = bool(state.next_offsets)
-        self.reader.read_from({partition: state.next_offsets.get(partition.topic, 0) for partition in self.partitions})
+        self._unconfirmed = set(state.next_offsets if state.is_followed else ())
+        """The topics whose last record has to be read once more."""
+        self.reader.read_from(
+            {
+                partition: state.next_offsets.get(partition.topic, 0) - (partition.topic in self._unconfirmed)
+                for partition in self.partitions
+            }
+        )
 
     @property
     def position(self) -> Position | None:
@@ -202,9 +222,9 @@ class Changelogs:
         return self.state.position
 
     @property
-    def entries(self) -> dict[str, Entry]:
-        """The entries that were read, by order id."""
-        return self.state.entries
+    def table(self) -> Table:
+        """The table that was read."""
+        return self.state.table
 
     @property
     def waiting(self) -> dict[bytes, WaitingCommand]:
@@ -217,24 +237,40 @@ class Changelogs:
         return None if self.position is None or self.state.is_released else self.position.owner
 
     def is_outdated(self) -> bool:
-        """Return whether another process may have written since an earlier claim began to read."""
-        return self._is_continued and self.state.position_offset >= self.state.ends.get(self._names.table, 0)
+        """Return whether another process may have written since an earlier claim began to read.
+
+        Not so for a standby: it has read what others wrote, and its last record was found again.
+        """
+        is_continued = self._is_continued and not self.state.is_followed
+        return is_continued and self.state.position_offset >= self.state.ends.get(self._names.table, 0)
 
     def note_position(self, position: Position, offset: int) -> None:
         """Record the position that this claim wrote."""
         self.state.position, self.state.position_offset, self.state.is_released = position, offset, False
         self.state.next_offsets[self._names.table] = self.state.ends[self._names.table] = offset + 1
+        self.state.is_followed = False  # no other process may write from here on
 
     async def read_to_end(self) -> None:
-        """Read up to the last stable offset, and decode the records: most of the work of a claim.
+        """Read up to the last stable offset, and decode the records: most of the work of a claim."""
+        await self.continue_to({partition: await self.reader.end(partition) for partition in self.partitions})
 
-        A log that has become shorter than an earlier claim found it is read from its start again.
+    async def continue_to(self, ends: dict[TopicPartition, int]) -> None:
+        """Read from where the state ends up to these ends, and decode the records.
+
+        A log is read from its start again if it has become shorter than an earlier claim or a standby found it, or if
+        the last record of a standby is not there.
         """
-        ends = {partition: await self.reader.end(partition) for partition in self.partitions}
-        if self._is_continued and any(end < self._known_end(partition.topic) for partition, end in ends.items()):
+        is_replaced = self._is_continued and any(end < self._known_end(each.topic) for each, end in ends.items())
+        if not is_replaced:
+            await self._read_on(ends)
+        if is_replaced or self._unconfirmed:
             self.state.clear()
             self._is_continued = False
+            self._unconfirmed.clear()
             self.reader.read_from(dict.fromkeys(self.partitions, 0))
+            await self._read_on(ends)
+
+    async def _read_on(self, ends: dict[TopicPartition, int]) -> None:
         for partition, end in ends.items():
             self.state.ends.setdefault(partition.topic, end)
         await self.read(ends)
@@ -259,17 +295,19 @@ class Changelogs:
         await self.reader.read_past({partition: end - 1 for partition, end in ends.items()}, self._apply)
         while raw := self.state.undecoded[self._names.table]:
             async with self._progress.slice():
-                for _ in range(min(len(raw), DECODED_AT_A_TIME)):
-                    self._decode_entry(*raw.popitem())
+                self._decode_some(raw, DECODED_AT_A_TIME, self._decode_entry)
             await self._progress.moved()
         while raw := self.state.undecoded[self._names.waiting]:
             async with self._progress.slice():
-                for _ in range(min(len(raw), DECODED_AT_A_TIME // 10)):
-                    self._decode_waiting(*raw.popitem())
+                self._decode_some(raw, DECODED_AT_A_TIME // 10, self._decode_waiting)
             await self._progress.moved()
         self.read_to = ends
 
     def _apply(self, record: "ConsumerRecord[bytes, bytes]") -> None:
+        if record.topic in self._unconfirmed:
+            self._confirm(record)
+            return
+        self.record_count += 1
         if record.key == POSITION_KEY:
             with self._readable(record.topic, record.offset):
                 self.state.position = None if record.value is None else changelog.decode_position(record.value)
@@ -279,17 +317,31 @@ class Changelogs:
         elif record.key != BARRIER_KEY:
             self.state.undecoded[record.topic][record.key] = (record.offset, record.value)
         self.state.next_offsets[record.topic] = record.offset + 1
+        self.state.timestamps[record.topic] = record.timestamp
 
-    def _decode_entry(self, key: bytes, newest: tuple[int, bytes | None]) -> None:
-        offset, value = newest
+    def _confirm(self, record: "ConsumerRecord[bytes, bytes]") -> None:
+        """Note whether a record is the last one of the state. If not, the topic was replaced: add none of its records.
+
+        Kafka sets the timestamp when it appends a record.
+        """
+        last = (self.state.next_offsets[record.topic] - 1, self.state.timestamps[record.topic])
+        if (record.offset, record.timestamp) == last:
+            self._unconfirmed.remove(record.topic)
+
+    def _decode_some(self, raw: Raw, count: int, decode: Callable[[bytes, int, bytes | None], None]) -> None:
+        """Decode up to `count` records, and fewer if they are large."""
+        size_bytes = 0
+        while raw and count > 0 and size_bytes < DECODED_BYTES:
+            key, (offset, value) = raw.popitem()
+            decode(key, offset, value)
+            count -= 1
+            size_bytes += len(value or b"")
+
+    def _decode_entry(self, key: bytes, offset: int, value: bytes | None) -> None:
         with self._readable(self._names.table, offset):
-            if value is None:
-                self.entries.pop(key.decode(), None)
-            else:
-                self.entries[key.decode()] = changelog.decode_entry(value)
+            self.table.restore(key.decode(), value)
 
-    def _decode_waiting(self, key: bytes, newest: tuple[int, bytes | None]) -> None:
-        offset, value = newest
+    def _decode_waiting(self, key: bytes, offset: int, value: bytes | None) -> None:
         with self._readable(self._names.waiting, offset):
             if value is None:
                 self.waiting.pop(key, None)

@@ -219,7 +219,7 @@ class Checks:
         return True
 
     def _compare(self, record: "ConsumerRecord[bytes, bytes]", event: Event) -> None:
-        entry = self._logs.entries.get(event.order_id)
+        entry = self._logs.table.get(event.order_id)
         version = 0 if entry is None else entry.version
         if entry is None or version < event.version:
             raise self._lost(

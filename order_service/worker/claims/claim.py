@@ -30,7 +30,6 @@ from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from msgspec import Struct
 
-from order_service.domain.entry import Entry
 from order_service.errors import LaneParked, Stuck, TurnRefused
 from order_service.kafka.connection import missing_right
 from order_service.kafka.topics import TopicNames
@@ -41,6 +40,7 @@ from order_service.worker.claims.changelog_reader import Changelogs, ChangelogSt
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import Progress
+from order_service.worker.table import Table
 from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer, claiming
 
 log = structlog.get_logger()
@@ -54,11 +54,16 @@ _BARRIER: Final = BARRIER_KEY, b""
 
 
 class Claimed(Struct, frozen=True):
-    """The result of a claim: the position to continue from, and the orders and waiting commands of the partition."""
+    """The result of a claim: the position to continue from, and the table and waiting commands of the partition.
+
+    `record_count` is the number of changelog records that this claim has read, without those of an interrupted claim or
+    of a standby, from which it has continued.
+    """
 
     position: Position
-    entries: dict[str, Entry]
+    table: Table
     waiting: list[WaitingCommand]
+    record_count: int = 0
 
 
 class Claimer(Struct, frozen=True):
@@ -112,7 +117,7 @@ class Claimer(Struct, frozen=True):
             logs.note_position(position, await self._name_ourselves(lock, logs, position))
         checks.count_never_read()
         self.failpoint("claim.named")
-        return Claimed(position, logs.entries, list(logs.waiting.values()))
+        return Claimed(position, logs.table, list(logs.waiting.values()), logs.record_count)
 
     async def _wait_for_release(self, logs: Changelogs, progress: Progress) -> None:
         """Wait until an owner that is a member of the group has released the partition, or `RELEASE_WITHIN_S`."""

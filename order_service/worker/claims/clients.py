@@ -15,14 +15,16 @@ from order_service.kafka.connection import Consumer
 from order_service.worker.transactions import fence
 
 FETCH_BYTES: Final = 2 * 1024 * 1024
-_SHARED: Final = {"enable_auto_commit": False, "auto_offset_reset": "earliest", "fetch_max_wait_ms": 100}
+FETCH_WAIT_MS: Final = 100
+_SHARED: Final = {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
 
 
 class ClaimClients:
     """The readers, offset client and fences that the claims of one assignment share. `fenced` has the fenced owners."""
 
-    def __init__(self, connection: dict[str, Any], fenced: set[str]) -> None:
+    def __init__(self, connection: dict[str, Any], fenced: set[str], *, fetch_wait_ms: int = FETCH_WAIT_MS) -> None:
         self._connection = connection
+        self._fetch_wait_ms = fetch_wait_ms
         self._idle: list[Consumer] = []
         self._offsets: Consumer | None = None
         self._starting = asyncio.Lock()
@@ -83,6 +85,7 @@ class ClaimClients:
             **self._connection,
             **_SHARED,
             isolation_level="read_committed" if committed else "read_uncommitted",
+            fetch_max_wait_ms=self._fetch_wait_ms,
             max_partition_fetch_bytes=FETCH_BYTES,
         )
         try:

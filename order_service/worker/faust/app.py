@@ -136,6 +136,10 @@ class FaustFetching:
         """Return the owner ids of the other members of the group, as of the last rebalance."""
         return LaneAssignor.releasing_owners
 
+    def standbys(self) -> frozenset[int]:
+        """Return the partitions for which this worker stands by, as of the last rebalance."""
+        return LaneAssignor.standbys if LaneAssignor.stands_by else frozenset()
+
     async def close(self) -> None:
         """Close the consumer that reads end offsets, if it was opened."""
         if self._offsets is not None:
@@ -178,6 +182,7 @@ def build(
     app.delivers = asyncio.Event()
     app.membership = Membership.from_settings(settings, process=process)
     app.end = lambda error: end_process(error, leave_group=app.leave_group)
+    LaneAssignor.stands_by = settings.standbys > 0
     fetching = FaustFetching(app, names.commands)
     users = UserClient(CallPolicy.from_settings(settings))
     ids = Ids(registry_of(settings))

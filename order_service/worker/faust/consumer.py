@@ -54,6 +54,8 @@ CLOSE_WITHIN_S: Final = 5.0
 """How long a stop waits for the consumer to leave the group; a turn in flight has its own deadline before that."""
 LEAVE_WITHIN_S: Final = 1.0
 CHECK_EVERY_S: Final = 0.5
+OFFER_AFTER_S: Final = 1.0
+"""The rebalance in which it is noticed must be over."""
 PARKING: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError)
 """Errors of one partition that no retry resolves: its lane parks, the others continue."""
 
@@ -84,6 +86,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         self._delivered = Partitions()
         self._checking: asyncio.Task[None] | None = None
         self._has_joined = False
+        self._has_offered = False
         self._last_member_id = ""
 
     def _create_worker_consumer(self, transport: object) -> Consumer:  # noqa: ARG002, Faust's signature
@@ -222,6 +225,13 @@ class FetchThread(driver.AIOKafkaConsumerThread):
     async def members(self) -> list[Member]:
         """Return the members of the group. Raises KafkaError if the coordinator does not answer or refuses."""
         return await members_of(self.membership.group_id, self._ensure_consumer()._coordinator._send_req)  # noqa: SLF001
+
+    def offer_standbys(self) -> None:
+        """Join once more, once per process, if the assignment does not say for what this worker stands by."""
+        if LaneAssignor.lacks_standbys and not self._has_offered:
+            self._has_offered = True
+            coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001
+            asyncio.get_running_loop().call_later(OFFER_AFTER_S, coordinator.request_rejoin)
 
     def remember_member(self) -> None:
         """Record the member id of this process: aiokafka drops it when its generation is over."""
@@ -384,6 +394,7 @@ class RebalanceListener(driver.ConsumerRebalanceListener):
         partitions = list(assigned)
         LaneAssignor.on_generation_assignment(self._thread._ensure_consumer()._coordinator.generation)  # noqa: SLF001
         self._thread.remember_member()
+        self._thread.offer_standbys()
         self._thread.hold(partitions)
         await super().on_partitions_assigned(partitions)
 

@@ -19,6 +19,7 @@ from order_service.worker.clock import Clock
 from order_service.worker.lane import Lane, LanePolicy
 from tests.support.samples import but, create, entry_after, pay
 from tests.support.service import until
+from tests.support.tables import table_of
 
 DUE = {"ORDERS_PAYMENT_DUE_S": "3"}
 unpaid = but(create, order_id="unpaid", command_id="create-unpaid")
@@ -103,7 +104,7 @@ async def test_however_long_a_lane_is_behind_one_question_at_a_time_asks_how_far
     lane = Lane(0, policy, lambda _user_id: UserCheck.ACTIVE, print)
     due_now = entry_after([create], now=now - timedelta(seconds=1))
     due_soon = entry_after([create], now=now - timedelta(seconds=0.8))
-    lane.restore({"first": due_now, "second": due_soon}, [], Position(3, "owner", 10, None))
+    lane.restore(table_of({"first": due_now, "second": due_soon}), [], Position(3, "owner", 10, None))
     unread: Any = Unread()
     nobody: Any = None
     settings = Settings(payment_due_s=1)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.structs import TopicPartition
 from msgspec.structs import replace
 
@@ -149,14 +150,21 @@ def test_what_was_lost_has_the_actual_and_the_recorded_number():
     assert lost_tails(replace(FOUND, position=unknown, waiting_count=1), NAMES) == {}
 
 
+def _assigned(partitions, user_data):
+    return ConsumerProtocolMemberAssignment(0, [(NAMES.commands, sorted(partitions))], user_data.encode()).encode()
+
+
 def test_a_row_has_what_its_worker_tells_or_else_what_kafka_tells():
     ends = {TopicPartition(NAMES.commands, partition): 50 for partition in range(4)}
     newest = dict.fromkeys(range(3), NewestPosition(9, POSITION)) | {3: NewestPosition(fault="damaged")}
     parked = LaneState(1, "parked", NOW, "a batch is damaged")
-    member = Member("id", "orders-worker-host", "/10.0.0.1")
-    rows = rows_of(newest, ends, {1: ("host:9100", parked)}, {0: member, 1: member, 3: member})
+    held = _assigned({0, 1, 3}, "orders-worker-1 standbys=")
+    member = Member("id", "orders-worker-host", "/10.0.0.1", held)
+    other = Member("other", "orders-worker-other", "/10.0.0.2", _assigned(set(), "standbys=1,3"))
+    rows = rows_of(newest, ends, {1: ("host:9100", parked)}, [member, other])
     assert [row.state for row in rows] == ["unknown", "parked", "not assigned", "unknown"]
     assert [row.worker for row in rows] == [str(member), "host:9100", None, str(member)]
+    assert [row.standby for row in rows] == [None, str(other), None, str(other)]
     assert [row.reason for row in rows] == ["", "a batch is damaged", "", "damaged"]
     assert (rows[1].since, rows[1].owner, rows[1].position, rows[1].lag, rows[1].waiting) == (NOW, "one", 42, 8, 2)
     assert (rows[3].owner, rows[3].position, rows[3].lag) == (None, None, None)
@@ -165,5 +173,5 @@ def test_a_row_has_what_its_worker_tells_or_else_what_kafka_tells():
 
 def test_a_row_of_an_unfinished_rebuild_has_no_number_of_waiting_commands():
     newest = {0: NewestPosition(9, replace(POSITION, waiting_count=REBUILDING))}
-    [row] = rows_of(newest, {TopicPartition(NAMES.commands, 0): 50}, {}, {})
+    [row] = rows_of(newest, {TopicPartition(NAMES.commands, 0): 50}, {}, [])
     assert (row.waiting, row.position) == (None, 42)

@@ -64,7 +64,7 @@ class Topics:
         ):
             self._write(topic, written, now)
         self._write(WAITING, [(key, value, ()) for key, value in changes.waiting.items()], now)
-        table = [(order_id.encode(), changelog.encode(entry), ()) for order_id, entry in changes.table.items()]
+        table = [(order_id.encode(), value, ()) for order_id, value in changes.table.items()]
         position = Position(
             changes.next_offset, "owner", self.ends[COMMANDS], changes.last_timestamp_ms, 0, known, len(lane.room)
         )

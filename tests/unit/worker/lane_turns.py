@@ -9,6 +9,7 @@ from order_service.wire import avro
 from order_service.wire.changelog import Position
 from order_service.wire.commands import encode_json_command
 from order_service.worker.lane import Lane, LanePolicy
+from tests.support.tables import table_of
 
 NAMES = topic_names()
 POLICY = LanePolicy(partition_count=2, commands_topic=NAMES.commands, payment_due_s=1)
@@ -60,5 +61,5 @@ def received(command, offset, partition):
 
 def lane_with(partition, entries):
     lane = Lane(partition, POLICY, lambda _user_id: UserCheck.ACTIVE, lambda _user_id: None)
-    lane.restore(entries, [], Position(0, "owner", 0, None))
+    lane.restore(table_of(entries), [], Position(0, "owner", 0, None))
     return lane

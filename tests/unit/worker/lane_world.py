@@ -10,11 +10,12 @@ from order_service.domain.decision import UserCheck
 from order_service.domain.entry import Entry
 from order_service.domain.messages import Event
 from order_service.wire import avro
-from order_service.wire.changelog import Position, decode_waiting
+from order_service.wire.changelog import Position, decode_entry, decode_waiting
 from order_service.wire.commands import encode_json_command
 from order_service.worker.inbox import decode_record
 from order_service.worker.lane import Lane, LanePolicy
 from tests.support.samples import NOW, amend, but, cancel, create, pay, ship
+from tests.support.tables import table_of
 
 POLICY = LanePolicy(partition_count=1, commands_topic="commands")
 
@@ -54,7 +55,7 @@ class World:
         self.asked.clear()
         self.lane = Lane(0, self.lane.policy, self.known.get, self.asked.append)
         waiting = [decode_waiting(value) for value in log.waiting.values()]
-        self.lane.restore(dict(log.table), waiting, Position(log.next_offset, "owner", log.next_offset, None))
+        self.lane.restore(table_of(log.table), waiting, Position(log.next_offset, "owner", log.next_offset, None))
         self.asked += self.lane.room.users()
 
     def changes(self):
@@ -105,7 +106,7 @@ class Log:
 
     def write(self, changes):
         """Write a turn; of an order, outcomes stand in the order in which their commands were sent."""
-        self.table |= changes.table
+        self.table |= {order_id: decode_entry(value) for order_id, value in changes.table.items()}
         self.waiting |= {key: value for key, value in changes.waiting.items() if value is not None}
         for key in [key for key, value in changes.waiting.items() if value is None]:
             del self.waiting[key]  # a tombstone without its record is an error

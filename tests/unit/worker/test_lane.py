@@ -16,10 +16,11 @@ from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_re
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import RunLost
 from order_service.wire import avro
-from order_service.wire.changelog import Position, WaitingCommand, decode_waiting
+from order_service.wire.changelog import Position, WaitingCommand, decode_entry, decode_waiting
 from order_service.wire.commands import encode_json_command
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane, LanePolicy
+from order_service.worker.table import Table
 from order_service.worker.waiting_room import MAX_PER_ORDER
 from tests.support.samples import (
     LATER,
@@ -35,11 +36,17 @@ from tests.support.samples import (
     pay,
     ship,
 )
+from tests.support.tables import table_of
 from tests.unit.worker.lane_world import CHECKS, Log, Outcome, World, users, wishes
 
 
 def knowing(**policy):
     return World(LanePolicy(partition_count=1, commands_topic="commands", **policy), **{USER_ID: UserCheck.ACTIVE})
+
+
+def restored(written):
+    """Return the table that a claim restores from these values."""
+    return table_of({order_id: decode_entry(value) for order_id, value in written.items()})
 
 
 def test_commands_become_events_rejections_and_the_folded_order():
@@ -54,7 +61,7 @@ def test_commands_become_events_rejections_and_the_folded_order():
         "cancel-1": "already_delivered",
     }
     assert list(changes.table) == [ORDER_ID]
-    assert changes.table[ORDER_ID].version == 5
+    assert decode_entry(changes.table[ORDER_ID]).version == 5
     assert (changes.next_offset, changes.last_timestamp_ms) == (6, 7)
     assert [record[0] for record in changes.events] == [ORDER_ID.encode()] * 5
 
@@ -178,7 +185,7 @@ def test_a_restart_keeps_what_waits_and_does_not_extend_its_deadline():
     world = World(policy)
     records = [value for value in world.send(create, amend).waiting.values() if value is not None]
     again = World(policy)
-    again.lane.restore({}, [decode_waiting(value) for value in reversed(records)], Position(2, "owner", 2, 7))
+    again.lane.restore(Table(), [decode_waiting(value) for value in reversed(records)], Position(2, "owner", 2, 7))
     assert [again.lane.next_offset, *again.lane.room.users()] == [2, USER_ID]
     again.settle(NOW + timedelta(seconds=61))
     assert again.answers() == {"create-1": "user_check_timed_out", "amend-1": "order_not_found"}
@@ -198,7 +205,7 @@ def test_an_event_names_the_trace_of_its_command_however_long_that_waited(header
     at_once.lane.decide([decode_record(record)], NOW)
     later.lane.decide([decode_record(record)], NOW)
     kept = [decode_waiting(value or b"") for value in later.changes().waiting.values()]
-    restarted.lane.restore({}, kept, Position(1, "owner", 1, 7))
+    restarted.lane.restore(Table(), kept, Position(1, "owner", 1, 7))
     for changes in (at_once.changes(), *(world.learn(USER_ID, UserCheck.ACTIVE) for world in (later, restarted))):
         [(_, _, made)] = changes.events
         assert dict(made).get("traceparent") == trace
@@ -276,21 +283,22 @@ def test_a_paid_order_does_not_cancel_itself():
 
 def test_the_timers_come_back_from_the_table():
     world = knowing(payment_due_s=60)
-    entries = world.send(create).table
+    written = world.send(create).table
     again = knowing(payment_due_s=60)
-    again.lane.restore(entries, [], Position(1, "owner", 1, 7))
+    again.lane.restore(restored(written), [], Position(1, "owner", 1, 7))
     assert again.lane.due_orders(LATER) == [ORDER_ID]
 
 
 def test_an_orders_time_from_a_fast_clock_stays_until_the_clock_reaches_it():
     ahead = NOW + timedelta(hours=2)
-    entries = knowing().send(create, now=ahead).table
+    written = knowing().send(create, now=ahead).table
     world = knowing()
-    world.lane.restore(entries, [], Position(0, "owner", 0, None))
-    assert world.send(pay, now=NOW).table[ORDER_ID].changed_at == ahead
-    assert world.send(ship, now=NOW + timedelta(minutes=1)).table[ORDER_ID].changed_at == ahead
+    world.lane.restore(restored(written), [], Position(0, "owner", 0, None))
+    assert decode_entry(world.send(pay, now=NOW).table[ORDER_ID]).changed_at == ahead
+    shipped = world.send(ship, now=NOW + timedelta(minutes=1)).table[ORDER_ID]
+    assert decode_entry(shipped).changed_at == ahead
     later = ahead + timedelta(minutes=1)
-    assert world.send(deliver, now=later).table[ORDER_ID].changed_at == later
+    assert decode_entry(world.send(deliver, now=later).table[ORDER_ID]).changed_at == later
     assert [event.version for event in world.outcomes] == [2, 3, 4]
     assert [event.occurred_at for event in world.outcomes] == [ahead, ahead, later]
 
@@ -363,7 +371,7 @@ def test_restoring_pauses_after_some_waiting_commands_and_after_some_orders():
     orders = {f"order-{number}": entry_after([create]) for number in range(3 * RESTORED_AT_A_TIME)}
     waiting = [WaitingCommand(but(create, order_id=f"waits-{n}"), n, NOW, None) for n in range(3 * RESTORED_AT_A_TIME)]
     lane = World(LanePolicy(partition_count=1, commands_topic="commands", payment_due_s=86_400)).lane
-    restoring = lane.restoring(orders, waiting, Position(0, "owner", 0, None))
+    restoring = lane.restoring(table_of(orders), waiting, Position(0, "owner", 0, None))
     restored = [0, *(len(lane.room) + len(lane._timers) for _ in restoring), len(orders) + len(waiting)]
     assert len(lane.room) + len(lane._timers) == restored[-1]
     assert max(after - before for before, after in pairwise(restored)) == RESTORED_AT_A_TIME

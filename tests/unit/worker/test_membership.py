@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyAssignorUserDataV1
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
@@ -27,6 +29,7 @@ from order_service.worker.membership import (
     this_machine,
     twin_of,
 )
+from order_service.worker.standbys.standby_plan import decode_standbys
 
 TOPIC = "orders.commands.v1"
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -123,6 +126,71 @@ def test_a_member_learns_the_owners_that_have_had_its_partitions():
     assert share("a", "b") == {"a": frozenset(), "b": frozenset()}
     assert share("a", "b", "c") == {"a": frozenset(), "b": frozenset(), "c": {"orders-worker-a", "orders-worker-b"}}
     assert share("a", "b", "c") == dict.fromkeys("abc", frozenset())
+
+
+class Members:
+    """Members that stand by for each other, each with what its process remembers."""
+
+    def __init__(self, partitions):
+        self._cluster = Group(partitions)._cluster
+        self._processes: dict[str, Any] = {}
+        self._generation = 0
+
+    def share(self, *members, without_standbys=()):
+        """Assign the partitions, and return those that each member holds and stands by for."""
+        for member in members:
+            if member not in self._processes:
+                stands_by = member not in without_standbys
+                self._processes[member] = type(
+                    member, (LaneAssignor,), {"owner": f"id-{member}", "stands_by": stands_by}
+                )
+        known = {member: self._processes[member].metadata([TOPIC]) for member in members}
+        self._generation += 1
+        for member, assignment in LaneAssignor.assign(self._cluster, known).items():
+            self._processes[member].on_assignment(assignment)
+            self._processes[member].on_generation_assignment(self._generation)
+        held = {member: {lane.partition for lane in self._processes[member].member_assignment} for member in members}
+        return held, {member: self._processes[member].standbys for member in members}
+
+    def releasing(self, member):
+        return self._processes[member].releasing_owners
+
+
+@pytest.mark.parametrize(("partitions", "size"), [(12, 3), (4, 2), (10, 4), (300, 20)])
+def test_the_partitions_of_a_lost_member_go_to_those_that_stand_by_for_them(partitions, size):
+    group, members = Members(partitions), [f"m{number}" for number in range(size)]
+    before, standbys = group.share(*members)
+    assert sorted(lane for each in standbys.values() for lane in each) == list(range(partitions))
+    after, planned = group.share(*members[1:])
+    assert is_even(after, partitions)
+    assert kept(before, after, members[1:]) == partitions - len(before["m0"])
+    moved = {member: after[member] - before[member] for member in members[1:]}
+    at_standby = sum(len(moved[member] & standbys[member]) for member in members[1:])
+    assert at_standby >= len(before["m0"]) - 1  # of an uneven share, one partition may have to go elsewhere
+    if size > 2:
+        assert sorted(lane for each in planned.values() for lane in each) == list(range(partitions))
+
+
+def test_a_member_without_standbys_is_in_a_group_with_those_that_have_them():
+    group = Members(12)
+    held, standbys = group.share("old", "a", "b", without_standbys={"old"})
+    assert is_even(held, 12)
+    assert standbys["old"] == frozenset()
+    assert standbys["a"] | standbys["b"] == set(range(12))
+    assert group.share("old", "a", "b") == (held, standbys)
+    group.share("old", "a", "b", "c")
+    assert group.releasing("c") == {"id-old", "id-a", "id-b"}
+
+
+def test_a_version_without_standbys_takes_the_word_for_an_owner_that_no_changelog_names():
+    """This is how it reads its assignment, and the data of the members if it is the leader."""
+    group = Members(12)
+    group.share("a", "b")
+    sent = group._processes["a"].metadata([TOPIC]).user_data
+    data = BytesIO(sent)
+    StickyAssignorUserDataV1.decode(data)
+    owner, word = data.read().decode().split(" ")
+    assert (owner, decode_standbys([word])) == ("id-a", group._processes["a"].standbys)
 
 
 def test_a_member_whose_data_have_another_format_gets_its_share():

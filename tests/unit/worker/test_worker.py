@@ -16,14 +16,16 @@ from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
-from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand
+from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand, encode
 from order_service.worker.assignment import Assignment, Context, Owner
+from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import Claimed
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Run
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
 from order_service.worker.payment_deadlines import PaymentDeadlines
+from order_service.worker.table import Table
 from order_service.worker.worker import SUSPECT_S, Worker
 from tests.support.samples import NOW, ORDER_ID, SHOP, but, cancel, create, entry_after
 from tests.unit.worker.ended_tasks import cancelled_from_within, until_told
@@ -43,7 +45,8 @@ def ended():
 def context(ended):
     unused = dict.fromkeys(("pause", "resume", "end_of", "end", "announce"), print)
     fetching: Any = type("Fetching", (), unused)()
-    fetching.releasing_owners, fetching.fetch_before = frozenset, lambda _at: None
+    fetching.releasing_owners = fetching.standbys = frozenset
+    fetching.fetch_before = lambda _at: None
     servers = {"bootstrap_servers": "127.0.0.1:1"}
     users = UserClient(CallPolicy.from_settings(Settings()))
     return Context(
@@ -117,6 +120,25 @@ async def test_a_worker_has_started_when_each_of_its_partitions_runs_or_is_parke
     assert not worker.is_starting()
 
 
+async def test_a_claim_begins_with_what_the_standby_of_this_worker_has_read(context, worker):
+    context.fetching.standbys = lambda: frozenset({2, 3, 4})
+    await worker.assigned({0, 1, 2})
+    standbys = worker._standbys
+    assert standbys._partitions == {3, 4}, "not for its own"
+    state = standbys._states[3] = ChangelogState(is_followed=True)
+    context.fetching.standbys = lambda: frozenset({4})
+    await worker.assigned({0, 1, 2, 3})
+    assert worker._assignment.interrupted == {3: state}
+    assert (standbys._partitions, standbys._states) == ({4}, {})
+
+
+async def test_an_interrupted_claim_goes_on_with_what_it_has_read_itself(context, worker):
+    own = worker._assignment.interrupted[0] = ChangelogState()
+    worker._standbys._states[0] = ChangelogState(is_followed=True)
+    await worker.assigned({0, 1, 2})
+    assert worker._assignment.interrupted == {0: own}
+
+
 def reasons(assignment):
     """Return why each partition is parked, as readiness shows it."""
     return {partition: str(why) for partition, why in assignment.parked.items()}
@@ -186,7 +208,7 @@ def claim(context, monkeypatch):
     """Claim partition 0, whose waiting room cannot be restored for this reason, if any; gives the assignment."""
 
     async def claimed(*_):
-        return Claimed(Position(0, "me", 0, None), {}, [])
+        return Claimed(Position(0, "me", 0, None), Table(), [])
 
     asking: Any = SimpleNamespace(ask=print)
 
@@ -256,7 +278,7 @@ async def test_an_error_that_is_not_of_the_partition_ends_the_process(claim, end
     assert not assignment.parked
 
 
-class CountedOrders(dict[str, Any]):
+class CountedOrders(Table):
     """The orders of a claim, and how many of them have got their timer."""
 
     timed = 0
@@ -270,7 +292,9 @@ class CountedOrders(dict[str, Any]):
 async def test_the_payments_due_of_a_large_table_are_restored_in_slices(context):
     context = replace(context, settings=Settings(payment_due_s=86_400))
     assignment = Assignment(context, {0}, SimpleNamespace(ask=print), UNUSED, UNUSED)  # type: ignore[arg-type]
-    orders = CountedOrders(dict.fromkeys((f"order-{number}" for number in range(ORDERS)), entry_after([create])))
+    orders, value = CountedOrders(), encode(entry_after([create]))
+    for number in range(ORDERS):
+        orders.restore(f"order-{number}", value)
     claimed = Claimed(Position(0, "me", 0, None), orders, [])
     slices: list[int] = []
 
@@ -404,12 +428,12 @@ async def test_a_worker_that_is_fenced_after_a_rebalance_claims_its_partitions_a
 
 @pytest.fixture
 def endless_claims(context, monkeypatch):
-    """Make claims that read one entry and then wait; gives the partition and the entries that each began with."""
+    """Make claims that read one entry and then wait; gives the partition and the orders that each began with."""
     begun = []
 
     async def claim(_claimer, partition, state, _progress):
-        begun.append((partition, dict(state.entries)))
-        state.entries[f"read by claim {len(begun)}"] = ENTRY
+        begun.append((partition, [order_id for order_id, _ in state.table.items()]))
+        state.table.restore(f"read by claim {len(begun)}", encode(ENTRY))
         await asyncio.Event().wait()
 
     async def start(_owner, _context):
@@ -437,10 +461,10 @@ async def test_a_claim_continues_what_the_claim_before_the_rebalance_has_read(co
         await until_begun(endless_claims, count)
     await worker.stop()
     assert endless_claims == [
-        (0, {}),
-        (0, {"read by claim 1": ENTRY}),
-        (1, {}),
-        (0, {}),  # another worker had it in between
+        (0, []),
+        (0, ["read by claim 1"]),
+        (1, []),
+        (0, []),  # another worker had it in between
     ]
 
 
@@ -451,7 +475,7 @@ async def test_a_claim_continues_after_a_turn_of_another_lane_was_refused(contex
     await worker._claim_again(worker._assignment, TurnRefused("why", {}))
     await until_begun(endless_claims, 2)
     await worker.stop()
-    assert endless_claims[1] == (0, {"read by claim 1": ENTRY})
+    assert endless_claims[1] == (0, ["read by claim 1"])
 
 
 async def test_a_lane_that_runs_is_not_claimed_with_what_its_claim_had_read(claim, context):
@@ -478,7 +502,7 @@ async def test_a_resumed_lane_is_claimed_again_after_its_release_and_the_other_l
     assert assignment._claims[1].step == "the release of the parked lane"
     await until_begun(endless_claims, 1)
     assert written.records == [(topic_names().table, 1, (RELEASE_KEY, written.transactional_id.encode(), []))]
-    assert endless_claims == [(1, {})]
+    assert endless_claims == [(1, [])]
     assert assignment.lanes == {0: lane}
     assert assignment.parked_at == {1: since}, "it has not run since"
     await assignment.stop()
@@ -492,7 +516,7 @@ async def test_a_claim_whose_fetching_opens_late_does_not_touch_the_claim_after_
     asking: Any = SimpleNamespace(ask=print)
 
     async def claimed(*_):
-        return Claimed(Position(0, "me", 0, None), {}, [])
+        return Claimed(Position(0, "me", 0, None), Table(), [])
 
     async def open_late(*_):
         call = next(calls)
@@ -651,7 +675,7 @@ async def resumable(context, endless_claims, monkeypatch):
     """Make a worker whose claims of partition 0 go on at offset 7; gives what assigns it, with turns in memory."""
 
     async def claimed(*_):
-        return Claimed(Position(7, "me", 7, None), {}, [])
+        return Claimed(Position(7, "me", 7, None), Table(), [])
 
     async def opened(*_):
         pass

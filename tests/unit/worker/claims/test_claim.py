@@ -11,7 +11,7 @@ from msgspec import structs
 
 from order_service.errors import Fenced, LaneParked, Stuck
 from order_service.wire.changelog import POSITION_KEY, RELEASE_KEY, encode
-from order_service.worker.claims.changelog_reader import CONTINUED_FOR_S, ChangelogState
+from order_service.worker.claims.changelog_reader import CONTINUED_FOR_S, Changelogs, ChangelogState
 from order_service.worker.claims.claim import Claimer, claim_until_done
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.samples import create
@@ -115,7 +115,7 @@ async def test_a_claim_opens_its_transaction_only_after_it_has_read_the_table(cl
     """Kafka aborts a transaction that is open for 15 s, and a large table takes longer."""
     partition = Partition()
     claimed = await claim(partition)
-    assert (claimed.position.owner, list(claimed.entries)) == ("next", [create.order_id])
+    assert (claimed.position.owner, [order_id for order_id, _ in claimed.table.items()]) == ("next", [create.order_id])
     assert partition.calls == STEPS
 
 
@@ -188,7 +188,7 @@ async def test_an_interrupted_claim_is_continued_without_reading_again(claim, mo
     state = await interrupt(partition, monkeypatch)
     read_to = state.next_offsets[NAMES.table]
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == (STATE_OF_ORDER, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == (STATE_OF_ORDER, [])
     assert (claimed.position.owner, claimed.position.next_offset) == ("next", 4)
     assert all(offset >= read_to for topic, offset in partition.reads if topic == NAMES.table)
 
@@ -200,7 +200,7 @@ async def test_a_claim_that_was_interrupted_while_it_read_continues_there(claim,
     state.next_offsets, state.ends = {NAMES.table: 1}, {NAMES.table: 2}
     state.undecoded[NAMES.table][create.order_id.encode()] = (0, encode(ENTRY))
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == (STATE_OF_ORDER, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == (STATE_OF_ORDER, [])
     assert (NAMES.table, 0) not in partition.reads
 
 
@@ -219,7 +219,7 @@ async def test_an_interrupted_claim_starts_over_if_another_process_has_written_s
         partition.step = again
         await interrupt(partition, monkeypatch, state)
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == ({}, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == ({}, [])
 
 
 @AGAIN
@@ -232,7 +232,7 @@ async def test_an_interrupted_claim_starts_over_if_the_changelog_has_lost_its_en
         partition.step = again
         await interrupt(partition, monkeypatch, state)
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == ({}, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == ({}, [])
 
 
 @pytest.mark.parametrize("age_s", [CONTINUED_FOR_S, -1.0])
@@ -240,9 +240,84 @@ async def test_an_interrupted_claim_starts_over_when_tombstones_may_be_gone(clai
     partition = InterruptedOnce("claim.read")
     state = await interrupt(partition, monkeypatch)
     partition.remove_order()
-    state.began_at -= age_s
+    state.as_of -= age_s
     claimed = await claim(partition, state)
-    assert (claimed.entries, claimed.waiting) == ({}, [])
+    assert (dict(claimed.table.items()), claimed.waiting) == ({}, [])
+
+
+class Followed(InterruptedOnce):
+    """A partition that this worker has stood by for; the reader does not get the offsets that are `gone`."""
+
+    def __init__(self):
+        super().__init__("never")
+        self.gone: set[int] = set()
+
+    async def followed(self):
+        """Return what a standby has read so far."""
+        state = ChangelogState(is_followed=True)
+        progress = Progress(ClaimSlots(1))
+        reader: Any = self
+        await Changelogs(0, NAMES, reader, state, progress).read_to_end()
+        progress.leave()
+        state.ends = dict.fromkeys((NAMES.table, NAMES.waiting), 0) | state.next_offsets
+        self.reads.clear()
+        return state
+
+    async def getmany(self, *places, timeout_ms, max_records):
+        fetched = await super().getmany(*places, timeout_ms=timeout_ms, max_records=max_records)
+        return {
+            place: [each for each in records if place != TABLE or each.offset not in self.gone]
+            for place, records in fetched.items()
+        }
+
+
+async def test_a_claim_continues_from_what_its_standby_has_read_although_another_process_has_written_since(claim):
+    partition = Followed()
+    state = await partition.followed()
+    partition.write(BARRIER, (POSITION_KEY, encode(at(6)), []))
+    claimed = await claim(partition, state)
+    assert (dict(claimed.table.items()), claimed.waiting) == (STATE_OF_ORDER, [])
+    assert claimed.position.next_offset == 6
+    assert {offset for topic, offset in partition.reads if topic == NAMES.table} == {1, 2, 3, 4}, (
+        "one more, for the lock"
+    )
+    assert claimed.record_count == 3
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+async def test_a_claim_starts_over_if_the_last_record_that_its_standby_has_read_is_not_there(claim, is_gone):
+    """The log was cut before that record, and has grown again."""
+    partition = Followed()
+    state = await partition.followed()
+    partition.remove_order()
+    partition.write(BARRIER, (POSITION_KEY, encode(at(4)), []))
+    if is_gone:
+        partition.gone.add(1)
+    else:
+        state.timestamps[NAMES.table] -= 1
+    claimed = await claim(partition, state)
+    assert (dict(claimed.table.items()), claimed.waiting) == ({}, [])
+
+
+async def test_a_claim_starts_over_if_its_standby_has_read_no_end_for_an_hour(claim):
+    partition = Followed()
+    state = await partition.followed()
+    partition.remove_order()
+    state.as_of -= CONTINUED_FOR_S
+    claimed = await claim(partition, state)
+    assert dict(claimed.table.items()) == {}
+
+
+async def test_a_claim_that_continued_from_a_standby_and_was_interrupted_after_its_position_continues(
+    claim, monkeypatch
+):
+    partition = Followed()
+    state = await partition.followed()
+    partition.step = "claim.named"
+    await interrupt(partition, monkeypatch, state)
+    claimed = await claim(partition, state)
+    assert (dict(claimed.table.items()), claimed.position.owner) == (STATE_OF_ORDER, "next")
+    assert (NAMES.table, 0) not in partition.reads
 
 
 RELEASED: Made = (RELEASE_KEY, b"worker", [])
@@ -254,7 +329,7 @@ async def test_a_partition_that_its_owner_has_released_needs_no_fence(claim):
     partition = Partition()
     partition.write(RELEASED)
     claimed = await claim(partition, others={"worker"})
-    assert (claimed.position.owner, list(claimed.entries)) == ("next", [create.order_id])
+    assert (claimed.position.owner, [order_id for order_id, _ in claimed.table.items()]) == ("next", [create.order_id])
     assert partition.calls == UNFENCED
 
 

@@ -73,7 +73,7 @@ async def test_a_large_table_is_restored_in_slices():
         """Note how much is read and decoded each time before the loop gets to others."""
         last = 0
         while True:
-            done = log.read + len(logs.entries)
+            done = log.read + len(logs.table)
             slices.append(done - last)
             last = done
             await asyncio.sleep(0)
@@ -85,8 +85,8 @@ async def test_a_large_table_is_restored_in_slices():
     await logs.read_to_end()
     watching.cancel()
     progress.leave()
-    assert (logs.position, len(logs.entries), logs.entries["order-8"]) == (position, ORDERS - 1, entry)
-    assert "order-7" not in logs.entries
+    assert (logs.position, len(logs.table), logs.table.get("order-8")) == (position, ORDERS - 1, entry)
+    assert logs.table.get("order-7") is None
     assert sum(slices) > 1.9 * ORDERS
     assert max(slices) <= max(READ_AT_A_TIME, DECODED_AT_A_TIME)
 
