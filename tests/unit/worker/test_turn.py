@@ -17,6 +17,7 @@ from order_service.worker.inbox import Inbox
 from order_service.worker.lane import DUE, Lane
 from order_service.worker.turn import AT_A_TIME, TurnLoop
 from tests.support.samples import NOW, ORDER_ID, but, create, entry_after, pay
+from tests.support.tables import table_of
 from tests.unit.worker.blocking import block_loop, shorten
 from tests.unit.worker.lane_turns import NAMES, POLICY, Written, lane_with, received
 
@@ -144,7 +145,7 @@ async def test_the_text_of_a_lane_that_cannot_decide_has_what_raised_the_error(m
 def waiting_lane(partition, count):
     """Return a lane in which creates of so many orders wait for one user."""
     lane = Lane(partition, POLICY, lambda _user_id: None, lambda _user_id: None)
-    lane.restore({}, [], Position(0, "owner", 0, None))
+    lane.restore(table_of({}), [], Position(0, "owner", 0, None))
     for number in range(count):
         order_id = f"order-{partition}-{number}"
         lane.room.add(WaitingCommand(but(create, order_id=order_id, command_id=f"c-{order_id}"), number, NOW, None))
