@@ -38,7 +38,7 @@ COPIES_MAX: Final = 100
 
 _T = TypeVar("_T")
 
-_IS_BUILT: Final = select(form.c.is_built)
+_IS_BUILT: Final = select(positions.c.is_built).distinct()
 _IN_SPANS_POSTGRESQL: Final = """\
 SELECT found.*
 FROM unnest(CAST(:partitions AS integer[]), CAST(:starts AS bigint[]), CAST(:ends AS bigint[]))
@@ -422,7 +422,7 @@ def _faults(connection: Connection) -> list[ReadinessFault]:
     actual = form_of(connection)
     if actual != FORM:
         return [NotReady.VIEWS_OF_ANOTHER_VERSION.fault(actual=actual, expected=FORM)]
-    return [] if connection.scalar(_IS_BUILT) else [NotReady.VIEWS_BUILT.fault()]
+    return [] if connection.scalars(_IS_BUILT).all() == [True] else [NotReady.VIEWS_BUILT.fault()]
 
 
 def _event_of(order_id: str, command_id: str) -> Select[Any]:
