@@ -147,7 +147,7 @@ class BuildProgress:
 def share_of(settings: Settings, url: URL) -> Share:
     """Return the share of this projector. Raises SetupError for several projectors on SQLite, or without an index.
 
-    SQLite has one writer at a time: a second projector would wait for the first, and gain nothing.
+    SQLite has one writer at a time: the orders of one projector would wait for those of another one.
     """
     if settings.projectors == 1:
         return Share()

@@ -130,7 +130,7 @@ class Views:
     def __init__(self, engine: Engine, names: TopicNames) -> None:
         self._engine = engine
         self._names = names
-        # A list for each topic, not a row for each partition: of 1,000 partitions, rows take three times as long.
+        # A list for each topic, not a row for each partition: of 1,000 partitions, rows take twice as long.
         self._is_postgresql = engine.dialect.name == "postgresql"
         listed = func.array_agg if self._is_postgresql else func.json_group_array
         columns = listed(positions.c.partition).label("partitions"), listed(positions.c.next_offset).label("offsets")
