@@ -64,7 +64,7 @@ def measure(world: World) -> list[Row]:
     ]
 
 
-def build(world: World, service: Service, url: str, projectors: int) -> tuple[float, float]:
+def build(world: World, service: Service, url: str, projectors: int = 1) -> tuple[float, float]:
     """Build the views; return the events per second, and the processor time of all projectors in seconds."""
     engine = open_database(database_of(Settings(database_url=SecretStr(url))))
     with ExitStack() as stack:
