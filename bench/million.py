@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlencode
 from uuid import UUID
 
+from aiokafka.structs import TopicPartition
 from msgspec import Struct
 from pydantic import SecretStr
 
@@ -62,7 +63,9 @@ def fill(url: str) -> list[Written]:
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
             connection.exec_driver_sql("ANALYZE")  # as it does by itself after a minute
-    Projection(engine, topic_names()).mark_built()
+    projection, partitions = Projection(engine, topic_names()), [TopicPartition(topic_names().events, 0)]
+    projection.positions(partitions)
+    projection.mark_built(partitions)
     engine.dispose()
     return written
 

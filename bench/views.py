@@ -5,6 +5,7 @@ Not part of the whole bench: `python -m bench views`. VIEWS_EVENTS says how many
 
 import os
 import time
+from contextlib import ExitStack
 from typing import Final
 
 from pydantic import SecretStr
@@ -29,45 +30,59 @@ ORDERS: Final = int(os.environ.get("VIEWS_EVENTS", scaled(120_000))) // len(LIFE
 EVENTS: Final = ORDERS * len(LIFE)
 SAY_EVERY_S: Final = 5.0
 TARGETS: Final = {"SQLite": 15_000, "PostgreSQL": 8_000}
+TWO: Final = "PostgreSQL, two projectors"
+BUILDS: Final = {kind: (kind, 1) for kind in DATABASES} | {TWO: ("PostgreSQL", 2)}
+"""What is built: the kind of database, and how many projectors share the partitions."""
 
 HOW: Final = f"""\
 {EVENTS:,} events of {ORDERS:,} orders (created to delivered, blocks of 5,000 side by side), decided by a worker, in \
-4 partitions; then a projector is started on an empty database, its default settings. Measured from the first batch \
-that is seen in the database to the last (asked every 30 ms); then all events and states are counted. Processor time \
-is the projector's own, with its start; PostgreSQL's comes on top of it."""
+4 partitions; then one projector, or two that share the partitions, are started on an empty database, with default \
+settings. Measured from the first batch that is seen in the database to the last (asked every 30 ms); then all events \
+and states are counted. Processor time is that of the projectors, with their start; PostgreSQL's comes on top of it."""
 
 
 def measure(world: World) -> list[Row]:
     """Build the views once per run and kind of database, in turn."""
-    per_s: dict[str, list[float]] = {kind: [] for kind in DATABASES}
-    processor_us: dict[str, list[float]] = {kind: [] for kind in DATABASES}
+    per_s: dict[str, list[float]] = {name: [] for name in BUILDS}
+    processor_us: dict[str, list[float]] = {name: [] for name in BUILDS}
     with databases(world.directory) as make, world.service() as service:
         worker = service.start_worker().wait_lanes(service.partitions)
         put(service, Shop("shop"), ORDERS)
         worker.end()
         for run in range(1, RUNS + 1):
-            for kind in DATABASES:
-                built_per_s, took_s = build(world, service, make(kind))
-                per_s[kind].append(built_per_s)
-                processor_us[kind].append(took_s / EVENTS * 1e6)
-                world.say(f"views {run}: {kind}: {built_per_s:,.0f} events/s")
+            for name, (kind, projectors) in BUILDS.items():
+                built_per_s, took_s = build(world, service, make(kind), projectors)
+                per_s[name].append(built_per_s)
+                processor_us[name].append(took_s / EVENTS * 1e6)
+                world.say(f"views {run}: {name}: {built_per_s:,.0f} events/s")
+    times_one = [two / one for two, one in zip(per_s[TWO], per_s["PostgreSQL"], strict=True)]
     return [
         *[Row(f"projector into {kind}", "/s", per_s[kind], Target(">=", TARGETS[kind])) for kind in DATABASES],
-        *[Row(f"its processor time per event, {kind}", "us", processor_us[kind]) for kind in DATABASES],
+        Row(TWO, "/s", per_s[TWO]),
+        Row("two projectors, times one", "x", times_one, Target(">=", 1.7)),
+        *[Row(f"their processor time per event, {name}", "us", times) for name, times in processor_us.items()],
     ]
 
 
-def build(world: World, service: Service, url: str) -> tuple[float, float]:
-    """Build the views with a projector; return its events per second, and its processor time in seconds."""
+def build(world: World, service: Service, url: str, projectors: int = 1) -> tuple[float, float]:
+    """Build the views; return the events per second, and the processor time of all projectors in seconds."""
     engine = open_database(database_of(Settings(database_url=SecretStr(url))))
-    projector = service.start_worker(module=("order_service.cli", "projector"), ORDERS_DATABASE_URL=url)
-    try:
-        per_s = growth_per_s(Built(world, Views(engine, service.names)), EVENTS, projector)
-        took_s = processor_s(projector.process.pid)
+    with ExitStack() as stack:
+        stack.callback(engine.dispose)
+        running = [
+            service.start_worker(
+                module=("order_service.cli", "projector"),
+                ORDERS_DATABASE_URL=url,
+                ORDERS_PROJECTORS=str(projectors),
+                ORDERS_PROJECTOR_INDEX=str(index),
+            )
+            for index in range(projectors)
+        ]
+        for projector in running:
+            stack.callback(projector.end)
+        per_s = growth_per_s(Built(world, Views(engine, service.names)), EVENTS, *running)
+        took_s = sum(processor_s(projector.process.pid) for projector in running)
         check(engine)
-    finally:
-        projector.end()
-        engine.dispose()
     return per_s, took_s
 
 

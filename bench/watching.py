@@ -54,8 +54,7 @@ class Growing(Protocol):
 def growth_per_s(
     ends: Growing,
     goal: int,
-    worker: WorkerProcess | None = None,
-    *,
+    *workers: WorkerProcess,
     every_s: float = 0.03,
     silence_s: float = SILENCE_S,
     grown: Callable[[float, int], None] = lambda _now, _end: None,
@@ -76,8 +75,9 @@ def growth_per_s(
             grown(now, end)
         if end >= goal and now - last[0] > STILL_S:
             break
-        if worker is not None and worker.process.poll() is not None:
-            raise WrongResult(f"the worker ended with {worker.process.returncode}")
+        for worker in workers:
+            if worker.process.poll() is not None:
+                raise WrongResult(f"{worker.name} ended with {worker.process.returncode}")
         if now - last[0] > silence_s:
             raise WrongResult(f"{end} of {goal} events, and for {silence_s:.0f} s no more of them")
         time.sleep(every_s)

@@ -395,6 +395,20 @@ class Settings(BaseSettings):
         "The PostgreSQL schema of the views. The projector creates it if the role may do that.",
         shown="by `search_path`",
     )
+    projectors: PositiveInt = _setting(
+        1,
+        "`projector` and `up`",
+        "The number of projectors that share the partitions: see [several projectors]"
+        "(../guide/fit-in.md#several-projectors). With more than one, the views must be in PostgreSQL.",
+        unit="projectors",
+    )
+    projector_index: Annotated[int, Field(ge=0, le=9999)] | None = _setting(
+        None,
+        "`projector`",
+        "With several projectors: which one this is, from 0. It reads the partitions whose number modulo "
+        "`ORDERS_PROJECTORS` is this index.",
+        shown="0 if `ORDERS_PROJECTORS` is 1",
+    )
 
     # Authentication
     jwt_jwks_url: str = _setting(
@@ -703,6 +717,15 @@ class Settings(BaseSettings):
     def _one_credential_for_the_registry(self) -> Self:
         if fault := _registry_fault(self):
             raise ValueError(fault)
+        return self
+
+    @model_validator(mode="after")
+    def _projector_exists(self) -> Self:
+        if self.projector_index is not None and self.projector_index >= self.projectors:
+            raise ValueError(
+                f"ORDERS_PROJECTOR_INDEX is {self.projector_index}, expected less than ORDERS_PROJECTORS, which is "
+                f"{self.projectors}"
+            )
         return self
 
     @model_validator(mode="after")

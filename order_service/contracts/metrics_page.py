@@ -99,6 +99,9 @@ USES: Final = {
         WORKER, "starts", "It grows: a process of a worker with several ends again and again. The log has its reason."
     ),
     "orders_views_lag_offsets": Use(PROJECTOR, "offsets", "It grows for 5 minutes: reads are out of date."),
+    "orders_views_unread_partitions": Use(
+        PROJECTOR, "partitions", "It is above 0 for a minute: start the projectors that its `/health/ready` names."
+    ),
     "orders_views_stopped": Use(PROJECTOR, "0 or 1", "It is 1: `order-service views --help` has what to do."),
     "orders_http_request_seconds": Use(
         WEB, "s", "Statuses from 500 on are above 1 % of the requests, or the 99th percentile rises."

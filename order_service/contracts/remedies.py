@@ -459,6 +459,13 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
         "Start the brokers that hold the partition.",
         _READY,
     ),
+    NotReady.VIEWS_UNREAD: Remedy(
+        "Several projectors share the partitions, and one of them does not run, or has not reached the database for "
+        "20 s. Writes over HTTP to orders of its partitions get 202, and reads show their last state.",
+        "Which projectors run: each has the settings `ORDERS_PROJECTORS` and `ORDERS_PROJECTOR_INDEX`.",
+        "Start the missing projectors, or set `ORDERS_PROJECTORS` of all to the number that runs.",
+        "`orders_views_unread_partitions` is 0.",
+    ),
     NotReady.KEYS_AWAY: Remedy(
         "The HTTP server has no key that verifies tokens: it has fetched none since its start, or none for a day. "
         "Every request is answered with 503.",

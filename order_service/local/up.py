@@ -73,7 +73,9 @@ def run(
     environment = _environment(settings, servers, url, is_local=not isinstance(choice, External))
     children = [] if isinstance(choice, External) else [_kafka(choice, settings, report)]
     children += [_users(settings, environment)] if has_stub else []
-    admin_ports = {"worker": settings.admin_port, "projector": free_port(), "web": free_port()}
+    several = [f"projector-{index}" for index in range(settings.projectors)] if settings.projectors > 1 else []
+    names = ["worker", *(several or ["projector"]), "web"]
+    admin_ports = {name: settings.admin_port if name == "worker" else free_port() for name in names}
     children += [_process(name, port, settings, environment) for name, port in admin_ports.items()]
     health = {name: f"{_url(settings.admin_address, port)}/health/ready" for name, port in admin_ports.items()}
     running = Running(_url(settings.host, settings.http_port), servers, _without_user(url), health, hints)
@@ -176,12 +178,17 @@ def _users(settings: Settings, environment: Mapping[str, str]) -> Child:
 
 
 def _process(name: str, admin_port: int, settings: Settings, environment: Mapping[str, str]) -> Child:
-    """Return a child that is ready when it does its work; those that need the views wait until all are built."""
+    """Return a child that is ready when it does its work; those that need the views wait until all are built.
+
+    The name of one of several projectors ends with its index.
+    """
+    command, _, index = name.partition("-")
     is_worker = name == "worker"
+    of_several = {"ORDERS_PROJECTOR_INDEX": index} if index else {}
     return Child(
         name=name,
-        command=(*CLI, name, *(["--create-topics"] if is_worker else [])),
-        env={**environment, "ORDERS_ADMIN_PORT": str(admin_port)},
+        command=(*CLI, command, *(["--create-topics"] if is_worker else [])),
+        env={**environment, **of_several, "ORDERS_ADMIN_PORT": str(admin_port)},
         ready=lambda: has_started(settings.admin_address, admin_port),
         ready_within_s=120.0 if is_worker else 3600.0,
     )
@@ -217,7 +224,8 @@ def worker_count(settings: Settings, cores: int) -> int:
 
 def _announced(child: Child, report: Report) -> Child:
     """Return the child with a readiness check that also reports when it starts and when it has started."""
-    name, is_ready = NAMES[child.name], child.ready or (lambda: True)
+    kind, _, index = child.name.partition("-")
+    name, is_ready = f"{NAMES[kind]} {index}".rstrip(), child.ready or (lambda: True)
     is_starting = False
 
     def ready() -> bool:

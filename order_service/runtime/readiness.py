@@ -51,6 +51,10 @@ class NotReady(StrEnum):
         "--help`)"
     )
     VIEWS_LEADERLESS = "partition {partition} of {topic} has no leader: its views are not updated"
+    VIEWS_UNREAD = (
+        "no projector reads {count} partitions, partition {partition} of {topic} among them: start one for each "
+        "ORDERS_PROJECTOR_INDEX of {indexes}"
+    )
     KEYS_AWAY = "no token can be verified: {why}"
     NOT_LISTENING = "the HTTP server does not listen yet"
 

@@ -8,7 +8,9 @@ from typing import Final, NoReturn
 import structlog
 from aiokafka.structs import TopicPartition
 from prometheus_client import Gauge
+from sqlalchemy import URL
 
+from order_service.errors import SetupError
 from order_service.kafka.connection import Admin, ask_admin, connection
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
@@ -18,18 +20,28 @@ from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
 from order_service.views.projector import Projection, follow
+from order_service.views.share import Share, Unread
 from order_service.views.stopped import BadRecord
 from order_service.views.tables import database_of, open_database, prepare, translate_errors
 
 log = structlog.get_logger()
 
 LOG_EVERY_S: Final = 5.0
+NAMED_MAX: Final = 10
+"""The number of unread partitions that the log names."""
 STOPPED: Final = Gauge(
     "orders_views_stopped",
     "1 for each partition that is stopped at a bad record.",
     ["topic", "partition"],
 )
-BEHIND: Final = Gauge("orders_views_lag_offsets", "Offsets of events and rejections that are not in the views yet.")
+UNREAD: Final = Gauge(
+    "orders_views_unread_partitions",
+    "Partitions of the events and rejections that no running projector reads.",
+)
+BEHIND: Final = Gauge(
+    "orders_views_lag_offsets",
+    "Offsets of events and rejections, in the partitions of this projector, that are not in the views yet.",
+)
 
 
 class BuildProgress:
@@ -42,6 +54,7 @@ class BuildProgress:
         self._lag: int | None = 0
         self._bad: dict[TopicPartition, BadRecord] = {}
         self._leaderless: frozenset[TopicPartition] = frozenset()
+        self._unread = Unread()
 
     def report_left(self, left: int) -> None:
         """Record the number of offsets that are left of the log as of the start; log it every few seconds.
@@ -86,8 +99,23 @@ class BuildProgress:
             log.info("A partition has a leader again.", topic=topic, partition=partition)
         self._leaderless = now
 
+    def report_unread(self, unread: Unread) -> None:
+        """Record the partitions that no projector reads, of all shares; log every change and set the metric."""
+        if unread.partitions and unread != self._unread:
+            names = [f"{topic}-{partition}" for topic, partition in unread.partitions[:NAMED_MAX]]
+            log.error(
+                "No projector reads these partitions: their views are not updated.",
+                count=len(unread.partitions),
+                first=names,
+                missing_projector_indexes=list(unread.indexes),
+            )
+        elif self._unread.partitions and not unread.partitions:
+            log.info("Projectors read all partitions again.")
+        UNREAD.set(len(unread.partitions))
+        self._unread = unread
+
     def faults(self) -> list[ReadinessFault]:
-        """Return why the views should not be read yet, and which partitions are stopped or have no leader."""
+        """Return why the views should not be read yet, and which partitions are stopped, unread or without a leader."""
         stopped = [
             NotReady.VIEWS_STOPPED.fault(partition=partition, topic=topic, offset=record.offset, why=record.reason)
             for (topic, partition), record in self._bad.items()
@@ -96,7 +124,15 @@ class BuildProgress:
             NotReady.VIEWS_LEADERLESS.fault(partition=partition, topic=topic)
             for topic, partition in sorted(self._leaderless)
         ]
-        return self._faults() + stopped + leaderless
+        return self._faults() + stopped + leaderless + self._unread_faults()
+
+    def _unread_faults(self) -> list[ReadinessFault]:
+        if not self._unread.partitions:
+            return []
+        topic, partition = self._unread.partitions[0]
+        indexes = ", ".join(map(str, self._unread.indexes))
+        count = len(self._unread.partitions)
+        return [NotReady.VIEWS_UNREAD.fault(count=count, partition=partition, topic=topic, indexes=indexes)]
 
     def _faults(self) -> list[ReadinessFault]:
         match self._left:
@@ -108,6 +144,26 @@ class BuildProgress:
                 return [NotReady.VIEWS_BUILT_BY_THIS_PROCESS.fault(offsets=f"{left:,}")]
 
 
+def share_of(settings: Settings, url: URL) -> Share:
+    """Return the share of this projector. Raises SetupError for several projectors on SQLite, or without an index.
+
+    SQLite has one writer at a time: the orders of one projector would wait for those of another one.
+    """
+    if settings.projectors == 1:
+        return Share()
+    if url.get_backend_name() != "postgresql":
+        raise SetupError(
+            f"ORDERS_PROJECTORS is {settings.projectors}, but the views are in SQLite, which has one writer at a time: "
+            "set it to 1, or use PostgreSQL"
+        )
+    if settings.projector_index is None:
+        raise SetupError(
+            f"ORDERS_PROJECTORS is {settings.projectors}: set ORDERS_PROJECTOR_INDEX to a number from 0 to "
+            f"{settings.projectors - 1}, another one for each projector"
+        )
+    return Share(settings.projector_index, settings.projectors)
+
+
 async def run(settings: Settings) -> NoReturn:
     """Run the projector until cancelled.
 
@@ -115,7 +171,9 @@ async def run(settings: Settings) -> NoReturn:
     """
     collect_less_often()
     progress = BuildProgress()
-    engine = open_database(database_of(settings), settings.database_schema, writes=True)
+    url = database_of(settings)
+    share = share_of(settings, url)
+    engine = open_database(url, settings.database_schema, writes=True)
     projection = Projection(engine, topic_names(settings.topic_prefix))
     waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
     watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
@@ -131,7 +189,7 @@ async def run(settings: Settings) -> NoReturn:
             serving.is_starting = lambda: progress.is_starting
             serving.faults = lambda: projection.database.faults() + progress.faults()
             async with Reader(settings) as reader:
-                await follow(reader, projection, progress)
+                await follow(reader, projection, progress, share)
     finally:
         engine.dispose()
         watchdog.stop()

@@ -7,6 +7,9 @@ later records do not bring them back. A partition without a leader is left out u
 
 Two projectors may run at once, and either may be killed at any point. A transaction begins by moving each position from
 its expected value. If another projector was faster, this one raises OvertakenError, rolls back, and continues there.
+
+Several projectors can share the partitions (`share.py`). No transaction then writes a row that a projector of other
+partitions writes, so none waits for another, or for its order.
 """
 
 import asyncio
@@ -40,8 +43,20 @@ from order_service.views import order_view
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.order_heads import OrderHead, OrderHeads, head_after
 from order_service.views.rows import Put, Row
+from order_service.views.share import BEAT_EVERY_S, SEEN_WITHIN_S, UNREAD_AFTER_S, Share, Unread, unread
 from order_service.views.stopped import TRY_AGAIN_S, BadRecord, Stopped, bad_record
-from order_service.views.tables import FORM, form, form_of, milliseconds, order_events, orders, positions, refusals
+from order_service.views.tables import (
+    FORM,
+    database_time_s,
+    form,
+    form_of,
+    milliseconds,
+    order_events,
+    orders,
+    positions,
+    projectors,
+    refusals,
+)
 
 log = structlog.get_logger()
 
@@ -69,6 +84,15 @@ _COMPLETE: Final = (
     .where(*_WHERE_LEFT, positions.c.complete_offset < bindparam("complete"))
     .values(complete_offset=bindparam("complete"))
 )
+_BUILT: Final = (
+    positions.update()
+    .where(
+        positions.c.topic == bindparam("of_topic"),
+        positions.c.partition == bindparam("of_partition"),
+        positions.c.is_built.is_(False),
+    )
+    .values(is_built=True)
+)
 
 LOOK_EVERY_S: Final = 1.0
 """How often to report the lag."""
@@ -84,6 +108,7 @@ class Projection:
         self._engine = engine
         self._names = names
         self._heads = OrderHeads()
+        self._database_time_s = database_time_s(engine)
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
         self._put_events = Put(engine.dialect, order_events)
         self._put_orders = Put(engine.dialect, orders, changes=("status", "head", "document"))
@@ -91,7 +116,8 @@ class Projection:
 
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
         """Return the next offset of each known partition. Unknown partitions in `new` are added at offset 0."""
-        added = [{**_key(partition), "next_offset": 0, "complete_offset": 0, "is_lost": False} for partition in new]
+        fresh = {"next_offset": 0, "complete_offset": 0, "is_lost": False, "is_built": False}
+        added = [{**_key(partition), **fresh} for partition in sorted(new)]
         with self._transaction() as connection:
             if added:
                 connection.execute(self._insert(positions).on_conflict_do_nothing(), added)
@@ -102,15 +128,31 @@ class Projection:
                 raise DatabaseError(f"the database holds views of other topics: {', '.join(sorted(others))}")
         return offsets
 
-    def mark_built(self) -> None:
-        """Record that the views hold everything that the log held when the projector started."""
-        with self._transaction() as connection:
-            connection.execute(form.update().values(is_built=True))
+    def mark_built(self, partitions: Iterable[TopicPartition]) -> None:
+        """Record that the views hold what the logs of these partitions held when their projector started."""
+        rows = [{"of_topic": topic, "of_partition": partition} for topic, partition in sorted(partitions)]
+        if rows:
+            with self._transaction() as connection:
+                connection.execute(_BUILT, rows)
 
-    def is_built(self) -> bool:
-        """Return whether the views have caught up with the log as of the start of a projector."""
+    def is_built(self, partitions: Iterable[TopicPartition]) -> bool:
+        """Return whether the views have caught up with these partitions as of the start of a projector."""
         with self._transaction() as connection:
-            return bool(connection.scalar(select(form.c.is_built)))
+            rows = connection.execute(select(positions.c.topic, positions.c.partition).where(positions.c.is_built))
+            built = {TopicPartition(row.topic, row.partition) for row in rows}
+        return built.issuperset(partitions)
+
+    def beat(self, share: Share) -> set[Share]:
+        """Record that the projector of this share runs. Return the shares of all projectors that run."""
+        now = self._database_time_s
+        key = {"projector_count": share.count, "projector_index": share.index}
+        seen = self._insert(projectors).values(**key, seen_at_s=now)
+        is_running = projectors.c.seen_at_s > now - SEEN_WITHIN_S
+        with self._transaction() as connection:
+            _check_form(connection)
+            connection.execute(seen.on_conflict_do_update(index_elements=list(key), set_={"seen_at_s": now}))
+            rows = connection.execute(select(projectors).where(is_running))
+            return {Share(row.projector_index, row.projector_count) for row in rows}
 
     def skip(self, topic_partition: TopicPartition, offset: int) -> bool:
         """Move a stopped partition past the record at `offset`; return whether it was stopped there."""
@@ -257,29 +299,41 @@ class Progress(Protocol):
     def report_leaderless(self, partitions: Collection[TopicPartition]) -> None:
         """Record the partitions that have no leader now."""
 
+    def report_unread(self, unread: Unread) -> None:
+        """Record the partitions that no projector reads."""
 
-async def follow(reader: Reader, projection: Projection, progress: Progress) -> NoReturn:
-    """Apply all existing and all future records, and report the progress.
+
+async def follow(reader: Reader, projection: Projection, progress: Progress, share: Share = Share()) -> NoReturn:  # noqa: B008 - it is frozen
+    """Apply all existing and all future records of a share of the partitions, and report the progress.
 
     Raises KafkaAwayError, TopicsError and SQLAlchemyError. Raises HistoryError if the views do not match the log: one
     of the two was replaced. The views are rebuilt once their tables are removed.
     """
     partitions = await reader.partitions(reader.names.events, reader.names.rejections)
-    follower = _Follower(reader, projection, progress, partitions)
+    follower = _Follower(reader, projection, progress, partitions, share)
     while True:
         await follower.follow()
 
 
 class _Follower:
-    """Follows the partitions that are not stopped, and those that have a leader."""
+    """Follows the partitions of its share that are not stopped, and that have a leader."""
 
     def __init__(
-        self, reader: Reader, projection: Projection, progress: Progress, partitions: Sequence[TopicPartition]
+        self,
+        reader: Reader,
+        projection: Projection,
+        progress: Progress,
+        partitions: Sequence[TopicPartition],
+        share: Share,
     ) -> None:
         self._reader = reader
         self._projection = projection
         self._progress = progress
         self._partitions = partitions
+        self._share = share
+        self._own = [partition for partition in partitions if share.holds(partition)]
+        self._beat_at = 0.0
+        self._unread_since: float | None = None
         self._goal: dict[TopicPartition, int] = {}
         """The end of each partition at the time when it first had a leader."""
         self._left: int | None = None
@@ -289,7 +343,7 @@ class _Follower:
 
     async def follow(self) -> None:
         """Follow the partitions until one stops, a retry is due, or another projector is faster."""
-        if self._left == 0 and not await asyncio.to_thread(self._projection.is_built):
+        if self._left == 0 and not await asyncio.to_thread(self._projection.is_built, self._own):
             self._left, self._completeness = None, Completeness(self._reader.names)  # the tables were recreated
         try:
             await self._follow()
@@ -302,11 +356,14 @@ class _Follower:
 
     async def _follow(self) -> None:
         reader, projection, stopped = self._reader, self._projection, self._stopped
-        at = await asyncio.to_thread(projection.positions, self._partitions)
-        _check_partitions(at, self._partitions)
-        leaderless = await reader.leaderless(self._partitions)
+        everywhere = await asyncio.to_thread(projection.positions, self._partitions)
+        _check_partitions(everywhere, self._partitions)
+        at = self._of_share(everywhere)
+        await self._beat()
+        without_leader = await reader.leaderless(self._partitions)
+        leaderless = [partition for partition in without_leader if partition in at]
         self._progress.report_leaderless(leaderless)
-        reading, resting = await self._begin(at, leaderless)  # moves `at` where records are missing
+        reading, resting = await self._begin(at, everywhere, without_leader)  # moves `at` where records are missing
         if not reading:
             if not leaderless:  # all partitions are stopped, and nothing else is left
                 await self._report_left(0)
@@ -325,7 +382,7 @@ class _Follower:
                 stopped.forget_passed(at)
                 stopped.add(bad)
                 self._progress.report_stopped(stopped.records)
-            elif at != await asyncio.to_thread(projection.positions):
+            elif at != self._of_share(await asyncio.to_thread(projection.positions)):
                 raise OvertakenError(
                     "the tables were recreated, or another projector has read records that this one has not read yet"
                 )
@@ -334,26 +391,51 @@ class _Follower:
             if time.monotonic() >= look_at:
                 await self._report_lag(resting, leaderless)
                 look_at = time.monotonic() + LOOK_EVERY_S
+                await self._beat()
                 if not bad and (complete := await self._completeness.check(reader, at)):
                     await asyncio.to_thread(projection.complete, complete, at)
             if bad or stopped.is_due() or time.monotonic() >= begin_again_at:
                 return
 
+    async def _beat(self) -> None:
+        """Record that this projector runs, and report which partitions no projector has read for some time."""
+        if time.monotonic() < self._beat_at:
+            return
+        self._beat_at = time.monotonic() + BEAT_EVERY_S
+        found = unread(self._partitions, self._share, await asyncio.to_thread(self._projection.beat, self._share))
+        if not found.partitions:
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = time.monotonic()
+        is_late = self._unread_since is not None and time.monotonic() - self._unread_since >= UNREAD_AFTER_S
+        self._progress.report_unread(found if is_late else Unread())
+
+    def _of_share(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        return {partition: offset for partition, offset in offsets.items() if self._share.holds(partition)}
+
     async def _begin(
-        self, at: dict[TopicPartition, int], leaderless: Collection[TopicPartition]
+        self,
+        at: dict[TopicPartition, int],
+        everywhere: Mapping[TopicPartition, int],
+        leaderless: Collection[TopicPartition],
     ) -> tuple[dict[TopicPartition, int], int]:
         """Return the start offset of each partition to read, and the number of unread offsets in the stopped ones.
 
-        Partitions without a leader are not read, and the number of offsets in them is unknown.
+        Partitions without a leader are not read, and the number of offsets in them is unknown. The positions
+        `everywhere`, of all shares, tell a log that lost records from another log.
         """
         reader, projection, stopped = self._reader, self._projection, self._stopped
-        led = [partition for partition in at if partition not in leaderless]
-        starts, ends = await reader.starts(led), await reader.ends(led)
+        all_led = [partition for partition in everywhere if partition not in leaderless]
+        all_starts, all_ends = await reader.starts(all_led), await reader.ends(all_led)
+        led = [partition for partition in all_led if partition in at]
+        starts, ends = self._of_share(all_starts), self._of_share(all_ends)
         self._goal |= {partition: end for partition, end in ends.items() if partition not in self._goal}
-        lost = await asyncio.to_thread(projection.lost)
+        lost = [record for record in await asyncio.to_thread(projection.lost) if record.topic_partition in at]
         known = {record.topic_partition for record in lost}
         unreachable = [
-            record for record in _unreachable(at, starts, ends, reader.names) if record.topic_partition not in known
+            record
+            for record in _unreachable(everywhere, all_starts, all_ends, reader.names)
+            if record.topic_partition in at and record.topic_partition not in known
         ]
         if unreachable:
             await asyncio.to_thread(projection.stop_lost, unreachable, at)
@@ -379,7 +461,7 @@ class _Follower:
     async def _report_left(self, left: int | None) -> None:
         self._left = left
         if left == 0:
-            await asyncio.to_thread(self._projection.mark_built)
+            await asyncio.to_thread(self._projection.mark_built, self._own)
         if left is not None:
             self._progress.report_left(left)
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Engine,
     Index,
     Integer,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
+    literal_column,
     select,
 )
 from sqlalchemy.engine import Connection, make_url
@@ -47,7 +49,7 @@ from order_service.views.postgresql import (
 )
 from order_service.wire.avro_codegen import EPOCH, MILLISECOND
 
-FORM: Final = 8
+FORM: Final = 9
 """The version of these tables and documents. Raise it with every change: views of an older form are rebuilt."""
 
 FORMER: Final = ("commands",)
@@ -71,7 +73,6 @@ form: Final = Table(
     "view_form",
     _metadata,
     Column("form", Integer, primary_key=True, autoincrement=False),
-    Column("is_built", Boolean, nullable=False),
 )
 
 _FORM_OF: Final = select(form.c.form)
@@ -85,12 +86,24 @@ positions: Final = Table(
     Column("complete_offset", BigInteger, nullable=False),
     Column("fault", Text),
     Column("is_lost", Boolean, nullable=False),
+    Column("is_built", Boolean, nullable=False),
 )
 """The position of the views in each partition. `fault` is the reason why the record at `next_offset` cannot be applied.
-If the partition `is_lost`, its log lacks the records that should follow, and it is not retried automatically.
+If the partition `is_lost`, its log lacks the records that should follow, and it is not retried automatically. It
+`is_built` once the views hold what its log held when its projector started.
 
 For the rejections, `complete_offset` is an offset of the same partition of the events. All rejections that were
 committed before or with an event below that offset are in the views."""
+
+projectors: Final = Table(
+    "view_projectors",
+    _metadata,
+    Column("projector_count", Integer, primary_key=True, autoincrement=False),
+    Column("projector_index", Integer, primary_key=True, autoincrement=False),
+    Column("seen_at_s", BigInteger, nullable=False),
+)
+"""The projectors that run or ran, each with the seconds since 1970 UTC, by the database's clock, when it was last seen.
+No two projectors write to one row, except where one replaces another."""
 
 orders: Final = Table(
     "orders",
@@ -218,10 +231,8 @@ def prepare(engine: Engine, schema: str = "") -> bool:
             raise DatabaseError(reason)
         if actual == FORM:
             return False
-        _metadata.drop_all(connection)
-        if actual > 0:  # otherwise another program may have created them
-            for name in FORMER:
-                connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
+        if existing:
+            _drop(connection, has_former=actual > 0)
         try:
             _metadata.create_all(connection)
         except DBAPIError as error:
@@ -229,8 +240,21 @@ def prepare(engine: Engine, schema: str = "") -> bool:
                 raise
             why = f"{describe(error)}; set ORDERS_DATABASE_SCHEMA to a schema where the role may create tables"
             raise DatabaseError(f"the tables of the views cannot be created: {why}") from error
-        connection.execute(form.insert().values(form=FORM, is_built=False))
+        connection.execute(form.insert().values(form=FORM))
     return True
+
+
+def _drop(connection: Connection, *, has_former: bool) -> None:
+    """Drop the tables of an older form, which a projector may be writing to.
+
+    `has_former` means that tables with the FORMER names are ours; another program may have created them.
+    """
+    if connection.dialect.name == "postgresql" and inspect(connection).has_table(positions.name):
+        # Every transaction of a projector locks this table first: it waits here, and there is no deadlock.
+        connection.exec_driver_sql(f"LOCK TABLE {positions.name} IN ACCESS EXCLUSIVE MODE")
+    _metadata.drop_all(connection)
+    for name in FORMER if has_former else ():
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
 
 
 def _check_encoding(connection: Connection) -> None:
@@ -257,6 +281,13 @@ def open_views(url: URL, schema: str = "", *, writes: bool = False) -> Iterator[
             yield engine
     finally:
         engine.dispose()
+
+
+def database_time_s(engine: Engine) -> ColumnElement[int]:
+    """Return the expression for the seconds since 1970 UTC by the clock of the database."""
+    if engine.dialect.name == "postgresql":
+        return literal_column("CAST(extract(epoch FROM clock_timestamp()) AS bigint)", BigInteger())
+    return literal_column("CAST(strftime('%s', 'now') AS INTEGER)", BigInteger())
 
 
 def form_of(connection: Connection) -> int:

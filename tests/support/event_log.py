@@ -8,6 +8,7 @@ from order_service.domain.messages import Event
 from order_service.errors import DamagedError, LeaderAwayError
 from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
+from order_service.views.share import Unread
 from order_service.wire.avro import encode_event
 from tests.support.samples import digest_of
 
@@ -124,6 +125,7 @@ class Progress:
         self.behind = []
         self.left = []
         self.leaderless = set()
+        self.unread = Unread()
 
     def report_left(self, left):
         self.left.append(left)
@@ -136,3 +138,6 @@ class Progress:
 
     def report_leaderless(self, partitions):
         self.leaderless = set(partitions)
+
+    def report_unread(self, unread):
+        self.unread = unread

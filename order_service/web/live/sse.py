@@ -84,7 +84,8 @@ class LogPosition:
     async def page(self) -> Sequence[StoredEvent]:
         """Return the next events that the reader may see; without any, move to the end of the views."""
         end = await asyncio.to_thread(self._views.offsets)
-        page = await asyncio.to_thread(self._views.events_of, self._offsets, user_id=self._user_id, limit=PAGE)
+        behind = {each: offset for each, offset in self._offsets.items() if offset < end.get(each, 0)}
+        page = await asyncio.to_thread(self._views.events_of, behind, user_id=self._user_id, limit=PAGE)
         if not page:
             self.advance_to(end)
         return page

@@ -396,8 +396,8 @@ async def test_views_that_are_built_are_not_being_built_again_for_a_stopped_part
         await holds(lambda: [EVENTS in places for places in log.begun].count(True) > 3)
         assert progress.left == [0]
         with projection._engine.begin() as connection:
-            connection.execute(form.update().values(is_built=False))  # as another version does that builds them again
-        await holds(lambda: len(progress.left) > 1 and projection.is_built())
+            connection.execute(positions.update().values(is_built=False))  # as another version that builds them again
+        await holds(lambda: len(progress.left) > 1 and projection.is_built(OTHERS))
 
 
 async def test_a_partition_that_lost_its_end_stops_again_when_it_is_skipped(projection, views, monkeypatch):

@@ -11,9 +11,9 @@ from order_service.domain.refusals import Status
 from order_service.kafka.topics import topic_names
 from order_service.views import queries
 from order_service.views.queries import Filter, Offsets, Views
-from order_service.views.tables import FORM, form, refusals
+from order_service.views.tables import FORM, form, positions, refusals
 from tests.support import samples
-from tests.support.event_log import EVENTS, START, after, order_of, seens
+from tests.support.event_log import EVENTS, REJECTIONS, START, after, order_of, seens
 from tests.support.foreign_ids import NINE, TABLE, ids_in, life, some
 from tests.support.samples import NOW, ORDER_ID, but, event_of, take
 
@@ -44,7 +44,7 @@ def ids(page):
 def test_who_reads_does_not_wait_for_who_writes(views, engine, projection):
     put(projection, HISTORY)
     with engine.begin() as writing:
-        writing.execute(form.update().values(is_built=True))
+        writing.execute(positions.update().values(is_built=True))
         assert order_of(views, ORDER_ID).version == len(HISTORY)
         assert views.faults() == ["the views are being built"]
 
@@ -228,7 +228,11 @@ def test_a_refusal_that_an_older_projector_stored_has_no_pointer(engine, project
 def test_views_that_are_not_there_or_not_built_are_not_to_be_read(engine, projection):
     views = Views(engine, topic_names())
     assert views.faults() == ["the views are being built"]
-    projection.mark_built()
+    projection.positions(START)
+    assert views.faults() == ["the views are being built"]
+    projection.mark_built([EVENTS])
+    assert views.faults() == ["the views are being built"], "another projector still builds the rejections"
+    projection.mark_built([REJECTIONS])
     assert views.faults() == []
     with engine.begin() as connection:
         connection.execute(form.update().values(form=FORM + 1))
