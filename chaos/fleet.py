@@ -90,7 +90,12 @@ class Fleet:
         if not clock.exists():
             clock.write_text("0")
         port = self._ports.setdefault(number, free_port())
-        settings = {"ORDERS_INSTANCE_ID": member, "ORDERS_ADMIN_PORT": str(port), "TEST_CLOCK_FILE": str(clock)}
+        settings = {
+            "ORDERS_INSTANCE_ID": member,
+            "ORDERS_ADMIN_PORT": str(port),
+            "ORDERS_TABLE_DIR": str(self._service.directory / f"tables-{number}"),
+            "TEST_CLOCK_FILE": str(clock),
+        }
         worker = self._service.start_worker(None, module=MODULE, **settings)
         self._numbers[worker.process.pid] = number
         return worker

@@ -142,6 +142,18 @@ class TopicsError(OrderServiceError):
     exit_code = 13
 
 
+class StoreError(OrderServiceError):
+    """The table of a lane on disk cannot be used. The changelog has everything that was in it."""
+
+
+class StoreDamaged(StoreError):
+    """A store on disk is damaged: it is thrown away, and the table is restored from its changelog."""
+
+
+class StoreUnavailable(StoreError):
+    """The disk of a store is full, read-only or broken: its lane waits until it can be used."""
+
+
 class ParkingReason(StrEnum):
     """Every reason for which a lane parks: a closed set, for the log, readiness and the documents."""
 

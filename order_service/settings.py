@@ -219,6 +219,23 @@ class Settings(BaseSettings):
         "does not take part.",
         unit="s",
     )
+    table: Literal["memory", "rocksdb"] = _setting(
+        "memory",
+        WORKER,
+        "Where a worker keeps its orders: in memory, or in RocksDB on disk. See [table on "
+        "disk](../operations/table-on-disk.md).",
+    )
+    table_dir: Path = _setting(
+        Path(".data/table"),
+        WORKER,
+        "For `ORDERS_TABLE=rocksdb`: the directory of the tables. Each worker needs one of its own.",
+    )
+    table_cache_mb: Annotated[int, Field(ge=8, le=1_000_000)] = _setting(
+        256,
+        WORKER,
+        "For `ORDERS_TABLE=rocksdb`: the memory for blocks, filters and unwritten changes, of all partitions together.",
+        unit="MiB",
+    )
     turn_ms: PositiveInt = _setting(
         12,
         WORKER,
@@ -712,6 +729,12 @@ class Settings(BaseSettings):
         if not path.startswith("/") or path.count("{id}") != 1:
             raise ValueError("must start with / and contain {id} exactly once")
         return path
+
+    @model_validator(mode="after")
+    def _standbys_fit(self) -> Self:
+        if self.standbys and self.table != "memory":
+            raise ValueError("ORDERS_STANDBYS needs ORDERS_TABLE=memory: a standby keeps its tables in memory")
+        return self
 
     @model_validator(mode="after")
     def _one_credential_for_the_registry(self) -> Self:

@@ -92,6 +92,12 @@ USES: Final = {
     "orders_clock_skew_seconds": Use(
         WORKER, "s", "It is above half of `ORDERS_CLOCK_SKEW_MAX_S`, or below minus half of it."
     ),
+    "orders_table_store_fault": Use(
+        WORKER, "0 or 1", "It is 1: free or repair [the disk of the tables](../operations/table-on-disk.md)."
+    ),
+    "orders_table_stores_discarded_total": Use(
+        WORKER, "tables", "It grows often: check [the disk of the tables](../operations/table-on-disk.md)."
+    ),
     "orders_never_read_offsets_total": Use(
         WORKER, "offsets", "It grows: commands were deleted undecided. Their retention is too short."
     ),

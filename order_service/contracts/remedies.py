@@ -329,9 +329,10 @@ NOT_READY: Final[dict[NotReady, Remedy]] = {
         _RUNS,
     ),
     NotReady.LANE_CLAIMED: Remedy(
-        "The worker takes the partition over. The text says what the claim waits for, or why it failed.",
+        "The worker takes the partition over. The text says how far its table is restored, what the claim waits for, "
+        "or why it failed.",
         "If it names an open transaction: [A transaction that hangs](hanging-transactions.md). If it names a right: "
-        "`kafka-acls --list`.",
+        "`kafka-acls --list`. If it names a disk: [Tables on disk](table-on-disk.md).",
         "Nothing, if it makes progress. Otherwise remove what it waits for: the claim goes on by itself.",
         _RUNS,
     ),

@@ -1,14 +1,18 @@
-"""Two requests to Kafka that aiokafka 0.14 does not have: ListTransactions, and IncrementalAlterConfigs.
+"""Three requests to Kafka that aiokafka 0.14 does not have: ListTransactions, IncrementalAlterConfigs, topic ids.
 
-Source: Kafka protocol guide; KIP-664 (transactions), KIP-339 (incremental changes of settings).
+Source: Kafka protocol guide; KIP-664 (transactions), KIP-339 (incremental changes of settings), KIP-516 (topic
+ids, in version 12 of Metadata).
 """
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any, Final
+from uuid import UUID
 
 from aiokafka.admin.config_resource import ConfigResourceType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
+    AbstractType,
     Array,
     Boolean,
     CompactArray,
@@ -21,6 +25,7 @@ from aiokafka.protocol.types import (
     String,
     TaggedFields,
 )
+from msgspec import Struct
 
 from order_service.kafka.connection import Admin, raise_for
 
@@ -111,6 +116,100 @@ class _AlterConfigs(Request[_AlterConfigsRequest]):  # type: ignore[misc]
     def build(self, request_struct_class: Any) -> Any:
         changes = [(name, _DELETE if value is None else _SET, value) for name, value in self._values.items()]
         return request_struct_class([(ConfigResourceType.TOPIC, self._topic, changes)], False)
+
+
+class TopicIdentity(Struct, frozen=True):
+    """A topic, and what changes if it is deleted and created again: its id. The cluster has an id of its own."""
+
+    name: str
+    cluster_id: str
+    topic_id: str
+
+
+class _Uuid(AbstractType[UUID]):  # type: ignore[misc]
+    @classmethod
+    def encode(cls, value: UUID) -> bytes:
+        return value.bytes
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> UUID:
+        return UUID(bytes=data.read(16))
+
+
+class _TopicIdsResponse(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 12
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", CompactString("utf-8")),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicIdsRequest(RequestStruct):  # type: ignore[misc]
+    FLEXIBLE_VERSION = True
+    API_KEY = 3
+    API_VERSION = 12
+    RESPONSE_TYPE = _TopicIdsResponse
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", _Uuid), ("name", CompactString("utf-8")), ("tags", TaggedFields))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicIds(Request[_TopicIdsRequest]):  # type: ignore[misc]
+    API_KEY = 3
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    def build(self, request_struct_class: Any) -> Any:
+        return request_struct_class([(UUID(int=0), self._topic, {})], False, False, {})
+
+
+async def topic_identity(admin: Admin, topic: str) -> TopicIdentity:
+    """Return the identity of a topic. Raises KafkaError if it does not exist, or for a broker before Kafka 3.1."""
+    response = await admin._send_request(_TopicIds(topic))  # noqa: SLF001
+    [(code, _, topic_id, *_)] = response.topics
+    raise_for(code)
+    return TopicIdentity(topic, response.cluster_id or "", str(topic_id))
 
 
 async def transactional_ids(admin: Admin, prefix: str) -> list[str]:

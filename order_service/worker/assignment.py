@@ -23,6 +23,7 @@ from order_service.errors import (
     LaneParked,
     OrderServiceError,
     ParkingReason,
+    StoreError,
     Stuck,
     TurnRefused,
     WorkerError,
@@ -45,6 +46,7 @@ from order_service.worker.lane import Lane, LanePolicy
 from order_service.worker.monitoring.resume_watch import ENDS_READ_WITHIN_S
 from order_service.worker.payment_deadlines import PaymentDeadlines
 from order_service.worker.schema_lookups import SchemaLookups
+from order_service.worker.store import Stores
 from order_service.worker.transactions import TurnProducer, stop
 from order_service.worker.turn import TurnLoop
 from order_service.worker.user_lookups import UserLookups
@@ -112,6 +114,7 @@ class Context(Struct, frozen=True):
     end_process: Callable[[BaseException], None]
     clock: Clock
     failpoint: Callable[[str], None]
+    stores: Stores | None = None
 
 
 class Owner:
@@ -192,7 +195,7 @@ class Assignment:
             clock=context.clock,
             end_of=context.fetching.end_of,
             fetch_before=context.fetching.fetch_before,
-            park=lambda partition, text, error: self.park(partition, ParkingReason.CANNOT_DECIDE, text, error),
+            park=self._failed,
             failpoint=context.failpoint,
         )
         self.lookups = SchemaLookups(context.ids, self.inbox, deliver, lambda work: self._spawn(work, "schema lookup"))
@@ -227,10 +230,8 @@ class Assignment:
         lines = []
         for partition in self.claiming():
             progress = self._claims.get(partition)
-            waits_for = "" if progress is None else progress.waits_for()
-            lines.append(
-                NotReady.LANE_CLAIMED.fault(partition=partition, progress=f": {waits_for}" if waits_for else "")
-            )
+            text = "" if progress is None else progress.text()
+            lines.append(NotReady.LANE_CLAIMED.fault(partition=partition, progress=f": {text}" if text else ""))
         return lines
 
     def open_transactions(self) -> dict[TopicPartition, float]:
@@ -289,12 +290,27 @@ class Assignment:
         log.error("Lane parked.", partition=partition, reason=reason, detail=detail, exc_info=bug)
         self.parked[partition] = LaneParked(reason, detail)
         self.parked_at.setdefault(partition, self._context.clock.now())
+        self._stop_lane(partition)
+        metrics.PARKED.labels(partition).set(1)
+
+    def _failed(self, partition: int, detail: str, error: Exception) -> None:
+        """Stop a lane that cannot decide. One whose store cannot be used is claimed again, any other one parks."""
+        claimer = self._claimer
+        if not isinstance(error, StoreError) or claimer is None:
+            self.park(partition, ParkingReason.CANNOT_DECIDE, detail, error)
+            return
+        self._stop_lane(partition)
+        claimer.drop_store(partition, ChangelogState(), error)
+        self._start_claim(claimer, partition, "Lane claimed again.")
+
+    def _stop_lane(self, partition: int) -> None:
         self.lanes.pop(partition, None)
         self.turns.forget(partition)
         self.interrupted.pop(partition, None)
         self.inbox.close(partition)
         self._context.fetching.pause(partition)
-        metrics.PARKED.labels(partition).set(1)
+        if self._context.stores is not None:
+            self._context.stores.close(partition)
         if partition in self.owner.named:  # then an operator need not fence this owner, which has other lanes
             self._releasing.add(partition)
             self._leaving.add(partition)
@@ -343,6 +359,7 @@ class Assignment:
             self.owner.producer.client.cluster,
             self._clients,
             context.failpoint,
+            context.stores,
         )
         for partition in self.claiming():
             self._start_claim(claimer, partition)
@@ -361,10 +378,9 @@ class Assignment:
         state = self.interrupted.setdefault(partition, ChangelogState())
         began_at = time.monotonic()
         try:
-            claimed = await claim_until_done(claimer, partition, state, progress)
-            lane = await self._restore_lane(partition, claimed, progress)
+            lane, read_records = await self._claim_lane(claimer, partition, state, progress)
             self._run(lane)
-            await self._fetch(lane, message, read_records=claimed.record_count)
+            await self._fetch(lane, message, read_records=read_records)
         except (WorkerError, KafkaError, OSError):  # not specific to this partition
             raise
         except Exception as error:  # noqa: BLE001, one partition must not end each worker that claims it
@@ -382,6 +398,20 @@ class Assignment:
                 del self._claims[partition]
         metrics.CLAIMS.labels("restored").inc()
         metrics.CLAIM_SECONDS.observe(time.monotonic() - began_at)
+
+    async def _claim_lane(
+        self, claimer: Claimer, partition: int, state: ChangelogState, progress: Progress
+    ) -> tuple[Lane, int]:
+        """Claim a partition and restore its lane. Return it, and how many records were read.
+
+        Claim it again if the store of its table turns out to be damaged.
+        """
+        while True:
+            claimed = await claim_until_done(claimer, partition, state, progress)
+            try:
+                return await self._restore_lane(partition, claimed, progress), claimed.record_count
+            except StoreError as error:
+                claimer.drop_store(partition, state, error)
 
     async def _until_released(self, partition: int, progress: Progress) -> None:
         """Wait until the release of a parked lane is written. After our next position, it would release that one."""
@@ -416,6 +446,8 @@ class Assignment:
         self.lanes[lane.partition] = lane
         self.parked_at.pop(lane.partition, None)
         metrics.PARKED.labels(lane.partition).set(0)
+        if lane.table.store is not None:
+            metrics.STORE_FAULTS.labels(lane.partition).set(0)
 
     async def _fetch(self, lane: Lane, message: str, **numbers: int) -> None:
         """Fetch the commands of a running lane, look up the users that its orders wait for, and log the message."""
@@ -454,11 +486,20 @@ class Assignment:
         """Write stale positions, so that a claim does not mistake offsets already read for lost records."""
         while True:
             await asyncio.sleep(POSITION_EVERY_S)
+            await self._refresh_stores()
             stale = [lane for lane in self.lanes.values() if lane.is_position_stale()]
             for lane in stale:
                 lane.write_position()
             if stale:
                 self.turns.wake()
+
+    async def _refresh_stores(self) -> None:
+        for lane in list(self.lanes.values()):
+            try:
+                await lane.table.refresh()
+            except StoreError as error:
+                if self.lanes.get(lane.partition) is lane:
+                    self._failed(lane.partition, "the store of its table cannot be written", error)
 
     async def read_to(self, lane: Lane) -> int:
         """Return the offset before which nothing is left to decide, also past control records and aborted commands."""

@@ -109,7 +109,7 @@ class Lane:
         self._ask = ask
         self._changes = Changes()
         self._timers: list[tuple[datetime, str]] = []
-        self._due: set[str] = set()
+        self._due: dict[str, datetime] = {}
 
     def restore(self, table: Table, waiting: list[WaitingCommand], position: Position) -> None:
         """Restore the lane from the changelogs."""
@@ -136,11 +136,9 @@ class Lane:
 
     def restore_due_timers(self) -> None:
         """Set the timers again for orders that were due and are not cancelled yet."""
-        due, self._due = self._due, set()
-        for order_id in due:
-            entry = self.table.get(order_id)
-            if entry is not None:
-                self._set_timer(order_id, entry)
+        due, self._due = self._due, {}
+        for order_id, due_at in due.items():
+            heapq.heappush(self._timers, (due_at, order_id))
 
     def follow(self, seek: int) -> None:
         """Accept only the runs that follow this seek."""
@@ -219,13 +217,15 @@ class Lane:
         """Take up to `limit` orders whose payment is due by `now`. The caller decides all earlier payments first."""
         due: list[str] = []
         while self._timers and self._timers[0][0] <= now and len(due) < limit:
-            due.append(heapq.heappop(self._timers)[1])
-        self._due.update(due)
+            due_at, order_id = heapq.heappop(self._timers)
+            due.append(order_id)
+            self._due[order_id] = due_at
         return due
 
     def cancel_unpaid(self, order_ids: list[str], now: datetime) -> None:
         """Cancel the orders that are still unpaid. The lane's own command is always the same for an order."""
-        self._due.difference_update(order_ids)
+        for order_id in order_ids:
+            self._due.pop(order_id, None)
         for order_id in order_ids:
             self.deciding = f"the cancellation of the unpaid order {order_id}"
             entry = self.table.get(order_id)

@@ -55,6 +55,14 @@ TOPIC_FAULTS: Final = Gauge("orders_topic_faults", "Topic settings that are belo
 WAITING: Final = Gauge("orders_waiting_commands", "Commands that are waiting for the User Service.")
 WAITING_OLDEST: Final = Gauge("orders_waiting_oldest_seconds", "Age of the oldest waiting command.")
 CLOCK_SKEW: Final = Gauge("orders_clock_skew_seconds", "Seconds by which this worker's clock is ahead of Kafka's.")
+STORES_DISCARDED: Final = Counter(
+    "orders_table_stores_discarded_total",
+    "Tables on disk that were thrown away and restored from their changelogs.",
+    ["partition"],
+)
+STORE_FAULTS: Final = Gauge(
+    "orders_table_store_fault", "1 for a lane that waits because the disk of its table cannot be used.", ["partition"]
+)
 CLAIMS: Final = Counter("orders_claims_total", "Claims of a partition, by outcome: restored or parked.", ["outcome"])
 CLAIM_SECONDS: Final = Histogram(
     "orders_claim_seconds",

@@ -61,11 +61,12 @@ REFUSALS: Final = (
 
 
 class Sent(Struct, frozen=True):
-    """A batch in flight. The future resolves to its metadata when the broker acknowledges it."""
+    """A batch of so many records in flight. The future resolves to its metadata when the broker acknowledges it."""
 
     topic: str
     partition: int
     future: "asyncio.Future[RecordMetadata]"
+    record_count: int = 1
 
 
 class TurnProducer(Producer):
@@ -136,13 +137,14 @@ class TurnProducer(Producer):
 
     async def _send(self, batch: Any, topic: str, partition: int) -> None:
         with _translated_errors(self):
+            record_count = batch.record_count()
             if (refusal := self._transaction_error()) is not None:  # aiokafka would fail an assertion
                 raise refusal
             try:
                 future = await self.send_batch(batch, topic, partition=partition)
             except AssertionError as error:  # refused while this batch waited for the previous one
                 raise self._transaction_error() or error from error
-        self._sent.append(Sent(topic, partition, future))
+        self._sent.append(Sent(topic, partition, future, record_count))
 
     async def wait_for_acks(self, sent: list[Sent]) -> list[RecordMetadata]:
         """Wait until the broker has acknowledged every batch. Raises TurnRefused, Fenced or Stuck if one fails."""

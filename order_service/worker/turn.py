@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 from msgspec import Struct
 
-from order_service.errors import Stuck, TurnRefused, WorkerError
+from order_service.errors import StoreError, Stuck, TurnRefused, WorkerError
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
 from order_service.wire import changelog
@@ -325,23 +325,34 @@ class TurnLoop:
         owner = self._producer.transactional_id.encode()
         for partition in turn.released:
             sent += await self._producer.send_all(self._names.table, partition, [(RELEASE_KEY, owner, [])])
-        last: list[tuple[Lane, Position, dict[str, int]]] = []
+        last: list[tuple[Lane, Changes, Position, dict[str, int]]] = []
         for lane, changes in turn.changes:
             position = self._position(lane, changes)
             batches: dict[str, int] = {}
             for topic, records in self._records(changes, position):
                 sent += await self._producer.send_all(topic, lane.partition, records)
                 batches[topic] = len(sent) - 1
-            last.append((lane, position, batches))
+            last.append((lane, changes, position, batches))
         await self._producer.wait_for_acks(sent)
         self._failpoint("turn.produced")
         acknowledged = await self._producer.commit(sent)
         self._failpoint("turn.committed")
-        self._clock.compare(acknowledged[batches[self._names.table]] for _, _, batches in last)
-        for lane, position, batches in last:
+        self._clock.compare(acknowledged[batches[self._names.table]] for _, _, _, batches in last)
+        for lane, _, position, batches in last:
             offsets = {topic: acknowledged[index].offset for topic, index in batches.items()}
             lane.committed(position, self._ends(lane.ends, offsets))
         self._named -= turn.released
+        for lane, changes, position, batches in last:
+            if lane.table.store is not None and self.lanes.get(lane.partition) is lane:
+                index = batches[self._names.table]
+                await self._save(lane, changes, position, acknowledged[index].offset + sent[index].record_count - 1)
+
+    async def _save(self, lane: Lane, changes: Changes, position: Position, offset: int) -> None:
+        """Write what a lane has committed to the store of its table."""
+        try:
+            await lane.table.save(changes.table, position, offset)
+        except StoreError as error:
+            self._park(lane.partition, "the store of its table cannot be written", error)
 
     def _ends(self, before: Ends, offsets: dict[str, int]) -> Ends:
         """Return lower bounds of a lane's end offsets, from the offset of the last acknowledged batch per topic."""

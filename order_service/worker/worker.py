@@ -96,6 +96,8 @@ class Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._operations.close()
         await self._standbys.close()
+        if self._context.stores is not None:
+            self._context.stores.close_all()
 
     async def assigned(self, partitions: set[int]) -> None:
         """Start to claim partitions. Returns before the claims are done. A worker that is stopping claims nothing."""
@@ -103,6 +105,8 @@ class Worker:
         if self._leaving:
             return
         last, self._last = self._last, None
+        if self._context.stores is not None:
+            self._context.stores.keep(partitions)
         states = self._standbys.take(partitions)
         self._standbys.follow(self._context.fetching.standbys() - partitions)
         self._assignment = self._new_assignment(partitions, last, states)

@@ -284,7 +284,8 @@ class Service:
         """
         name = f"worker-{len(self.workers) + 1}"
         port = int(settings.get("ORDERS_ADMIN_PORT", free_port()))
-        worker = WorkerProcess(name, self.environment | settings, self.directory, failpoint, module, root, port)
+        own = {"ORDERS_TABLE_DIR": str(self.directory / f"tables of {name}")}
+        worker = WorkerProcess(name, self.environment | own | settings, self.directory, failpoint, module, root, port)
         self.workers.append(worker)
         return worker
 

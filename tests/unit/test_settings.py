@@ -126,3 +126,8 @@ def test_without_links_a_process_warns_about_nothing():
     with capture_logs() as lines:
         CommandLine({"ORDERS_HOST": "256.0.0.1"})("users", code=1)
     assert lines == []
+
+
+def test_standbys_and_tables_on_disk_are_not_combined():
+    with pytest.raises(ValueError, match="ORDERS_STANDBYS needs ORDERS_TABLE=memory"):
+        Settings(table="rocksdb", standbys=1)

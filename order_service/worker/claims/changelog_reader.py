@@ -6,21 +6,25 @@ It never holds the event loop for more than a few milliseconds at a time: other 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
-from order_service.errors import HistoryError, LaneParked, ParkingReason, Stuck
+from order_service.errors import HistoryError, LaneParked, ParkingReason, StoreDamaged, Stuck
 from order_service.kafka.connection import Consumer
 from order_service.kafka.record_batches import damaged_partition
 from order_service.kafka.topics import TopicNames
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, RELEASE_KEY, Position, WaitingCommand
 from order_service.worker.claims.progress import Progress
-from order_service.worker.table import Table
+from order_service.worker.store import Meta, TableStore
+from order_service.worker.table import UNDECODED_BYTES, UNDECODED_MAX, Table
+
+log = structlog.get_logger()
 
 LOOK_EVERY_S: Final = 1.0
 """A reader that fetches nothing costs 1 % of a processor, and hundreds may wait."""
@@ -32,15 +36,21 @@ DECODED_AT_A_TIME: Final = 500
 """The number of records between two yields to the event loop: some 2 ms each time."""
 DECODED_BYTES: Final = 1024 * 1024
 """The size after which a slice ends early. Orders may have 4 MB, and decoding 1 MB takes some 5 ms."""
+REPORT_EVERY_S: Final = 10.0
 CONTINUED_FOR_S: Final = 3600.0
 """How old a state may be that is continued: see `ChangelogState.as_of`. Kafka keeps tombstones for a day or more."""
 RESTORE: Final = "Restore the lost records of this partition from a mirror or a backup before it continues."
 
 UNREADABLE: Final = f"Run the version of this service that wrote it. If it is damaged: {RESTORE}"
 
+Then = Callable[[], Awaitable[None]]
 Apply = Callable[["ConsumerRecord[bytes, bytes]"], None]
 Raw = dict[bytes, tuple[int, bytes | None]]
 """The offset and value of the newest record of each key."""
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 class PartitionReader:
@@ -65,8 +75,8 @@ class PartitionReader:
             self._reader.seek(partition, offset)
         self._reader.resume(*starts)
 
-    async def read_past(self, last: dict[TopicPartition, int], apply: Apply) -> None:
-        """Read until past these offsets, however long a foreign transaction hides them.
+    async def read_past(self, last: dict[TopicPartition, int], apply: Apply, then: Then = _nothing) -> None:
+        """Read until past these offsets, however long a foreign transaction hides them. Call `then` after each slice.
 
         Raises LaneParked for a damaged record, KafkaError if Kafka is unavailable.
         """
@@ -74,6 +84,7 @@ class PartitionReader:
         while behind := await self._behind(last):
             try:
                 if await self._read_fetched(partitions, apply) or await self._behind(last) != behind:
+                    await then()
                     continue  # a marker at the end is no record
                 if not await self._wait_for_record(partitions, apply):
                     self._progress.open_transactions = self._open_transactions(behind)
@@ -170,6 +181,8 @@ class ChangelogState:
         self.position_offset = -1
         self.is_released = False
         self.table = Table()
+        self.loaded: Meta | None = None
+        """What the store of the table was a copy of when the first claim opened it."""
         self.waiting: dict[bytes, WaitingCommand] = {}
         self.undecoded: defaultdict[str, Raw] = defaultdict(dict)
         self.next_offsets: dict[str, int] = {}
@@ -181,6 +194,12 @@ class ChangelogState:
         Of a standby, the offset of each topic up to which it has read."""
         self.as_of = time.time()
         """Everything committed before this time was read. At first, it is the time at which the reading began."""
+
+    def load(self, store: TableStore) -> None:
+        """Begin with a store. Its newest position is read again, to see that the changelog is the one of the store."""
+        self.table, self.loaded = Table(store), store.meta
+        if store.meta.position_offset >= 0:
+            self.next_offsets[store.meta.topic] = store.meta.position_offset
 
     def is_too_old(self) -> bool:
         """Return whether Kafka may have removed tombstones that were not read."""
@@ -200,13 +219,13 @@ class Changelogs:
         topics = (names.table, names.waiting, names.events, names.rejections, names.dead_letters, names.commands)
         self.reader = PartitionReader(reader, [TopicPartition(topic, partition) for topic in topics], progress)
         self.partitions = [TopicPartition(topic, partition) for topic in (names.table, names.waiting)]
-        if state.is_too_old():
+        if state.table.store is None and state.is_too_old():
             state.clear()
         self.read_to: dict[TopicPartition, int] = {}
         """The offsets up to which everything was read."""
         self.record_count = 0
         """The number of records that were added to the state."""
-        self._is_continued = bool(state.next_offsets)
+        self._is_continued = bool(state.ends)
         self._unconfirmed = set(state.next_offsets if state.is_followed else ())
         """The topics whose last record has to be read once more."""
         self.reader.read_from(
@@ -215,6 +234,9 @@ class Changelogs:
                 for partition in self.partitions
             }
         )
+        self._undecoded_bytes = 0
+        self._began_at = self._reported_at = time.monotonic()
+        self._first_offset = state.next_offsets.get(names.table, 0)
 
     @property
     def position(self) -> Position | None:
@@ -264,6 +286,8 @@ class Changelogs:
         if not is_replaced:
             await self._read_on(ends)
         if is_replaced or self._unconfirmed:
+            if self.state.table.store is not None:
+                raise StoreDamaged(f"{self._names.table} partition {self._partition} has become shorter")
             self.state.clear()
             self._is_continued = False
             self._unconfirmed.clear()
@@ -292,18 +316,57 @@ class Changelogs:
 
     async def read(self, ends: dict[TopicPartition, int]) -> None:
         """Read everything before these ends, and decode the new records."""
-        await self.reader.read_past({partition: end - 1 for partition, end in ends.items()}, self._apply)
-        while raw := self.state.undecoded[self._names.table]:
-            async with self._progress.slice():
-                self._decode_some(raw, DECODED_AT_A_TIME, self._decode_entry)
-            await self._progress.moved()
+        last = {partition: end - 1 for partition, end in ends.items()}
+
+        async def decode_many() -> None:
+            self._report(ends.get(self.partitions[0], 0))
+            is_full = (
+                len(self.state.undecoded[self._names.table]) >= UNDECODED_MAX
+                or self._undecoded_bytes >= UNDECODED_BYTES
+            )
+            if self.table.store is not None and is_full:
+                await self._decode_entries()
+
+        await self.reader.read_past(last, self._apply, decode_many)
+        await self._decode_entries()
         while raw := self.state.undecoded[self._names.waiting]:
             async with self._progress.slice():
                 self._decode_some(raw, DECODED_AT_A_TIME // 10, self._decode_waiting)
             await self._progress.moved()
         self.read_to = ends
+        self._progress.reading = ""
+
+    async def _decode_entries(self) -> None:
+        self._undecoded_bytes = 0
+        while raw := self.state.undecoded[self._names.table]:
+            async with self._progress.slice():
+                self._decode_some(raw, DECODED_AT_A_TIME, self._decode_entry)
+            await self._progress.moved()
+            await self.table.save_restored()
+
+    def _report(self, end: int) -> None:
+        """Report how far the table is restored: in readiness, and every `REPORT_EVERY_S` in the log."""
+        now, offset = time.monotonic(), self.state.next_offsets.get(self._names.table, 0)
+        per_s = round((offset - self._first_offset) / max(now - self._began_at, 0.001))
+        self._progress.reading = f"{offset} of {end} offsets are restored, {per_s}/s"
+        if now - self._reported_at >= REPORT_EVERY_S:
+            self._reported_at = now
+            log.info("Table is being restored.", partition=self._partition, offset=offset, end=end, offsets_per_s=per_s)
+
+    def check_store(self) -> None:
+        """Check, once all is read, that the changelog has the position of the store or a newer one.
+
+        Raises StoreDamaged otherwise: the store is a copy of another changelog.
+        """
+        loaded = self.state.loaded
+        if loaded is not None and self.state.position_offset < loaded.position_offset:
+            raise StoreDamaged(
+                f"its position at offset {loaded.position_offset} is missing in {loaded.topic} partition"
+                f" {self._partition}"
+            )
 
     def _apply(self, record: "ConsumerRecord[bytes, bytes]") -> None:
+        self._compare_with_store(record)
         if record.topic in self._unconfirmed:
             self._confirm(record)
             return
@@ -316,6 +379,7 @@ class Changelogs:
             self.state.is_released |= record.value == (self.owner or "").encode()
         elif record.key != BARRIER_KEY:
             self.state.undecoded[record.topic][record.key] = (record.offset, record.value)
+            self._undecoded_bytes += len(record.value or b"")
         self.state.next_offsets[record.topic] = record.offset + 1
         self.state.timestamps[record.topic] = record.timestamp
 
@@ -327,6 +391,14 @@ class Changelogs:
         last = (self.state.next_offsets[record.topic] - 1, self.state.timestamps[record.topic])
         if (record.offset, record.timestamp) == last:
             self._unconfirmed.remove(record.topic)
+
+    def _compare_with_store(self, record: "ConsumerRecord[bytes, bytes]") -> None:
+        """Raise StoreDamaged if the changelog has another record where the store has its position."""
+        loaded = self.state.loaded
+        if loaded is None or (record.topic, record.offset) != (loaded.topic, loaded.position_offset):
+            return
+        if (record.key, record.value) != (POSITION_KEY, loaded.position):
+            raise StoreDamaged(f"{record.topic} partition {self._partition} has another record at {record.offset}")
 
     def _decode_some(self, raw: Raw, count: int, decode: Callable[[bytes, int, bytes | None], None]) -> None:
         """Decode up to `count` records, and fewer if they are large."""

@@ -30,7 +30,7 @@ from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from msgspec import Struct
 
-from order_service.errors import LaneParked, Stuck, TurnRefused
+from order_service.errors import LaneParked, StoreError, Stuck, TurnRefused
 from order_service.kafka.connection import missing_right
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.deadline import deadline
@@ -40,6 +40,7 @@ from order_service.worker.claims.changelog_reader import Changelogs, ChangelogSt
 from order_service.worker.claims.checks import Checks
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import Progress
+from order_service.worker.store import Stores
 from order_service.worker.table import Table
 from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer, claiming
 
@@ -82,6 +83,7 @@ class Claimer(Struct, frozen=True):
     metadata: ClusterMetadata
     clients: ClaimClients
     failpoint: Callable[[str], None]
+    stores: Stores | None = None
 
     async def claim(self, partition: int, state: ChangelogState, progress: Progress) -> Claimed:
         """Take over a partition. Continue from `state`, which an interrupted claim may have left.
@@ -101,6 +103,7 @@ class Claimer(Struct, frozen=True):
     ) -> Claimed | None:
         """Do steps 2 to 6. Return None if the state does not match the log."""
         await progress.at(f"the brokers of partition {partition}")
+        await self._open_store(partition, state)
         async with self.clients.reader() as reader:
             logs = Changelogs(partition, self.names, reader, state, progress)
             await logs.read_to_end()
@@ -110,14 +113,34 @@ class Claimer(Struct, frozen=True):
             await self._read_all(lock, logs, checks, progress)
             if logs.is_outdated():
                 return None
+            logs.check_store()
             await progress.at(f"the ends of the commands and outcomes of partition {partition}")
             position = await self._checked_position(lock, logs, checks)
             self.failpoint("claim.checked")
             await progress.at(f"a commit to the changelogs of partition {partition}")
-            logs.note_position(position, await self._name_ourselves(lock, logs, position))
+            offset = await self._name_ourselves(lock, logs, position)
+            logs.note_position(position, offset)
+            await logs.table.save_claimed(position, offset, state.as_of)
         checks.count_never_read()
         self.failpoint("claim.named")
         return Claimed(position, logs.table, list(logs.waiting.values()), logs.record_count)
+
+    async def _open_store(self, partition: int, state: ChangelogState) -> None:
+        """Open the store of the table, unless the table is in memory, or an interrupted claim has opened it."""
+        if state.is_too_old():
+            state.clear()
+        if self.stores is None or state.table.store is not None:
+            return
+        state.clear()  # nothing but a store has a part of the table
+        table = TopicPartition(self.names.table, partition)
+        starts, ends = await self.clients.starts([table]), await self.clients.ends([table])
+        state.load(await self.stores.open(partition, starts[table], ends[table]))
+
+    def drop_store(self, partition: int, state: ChangelogState, error: StoreError) -> None:
+        """Close the store of a partition, so that its next claim opens it again; throw away a damaged one."""
+        state.clear()
+        if self.stores is not None:
+            self.stores.drop(partition, error)
 
     async def _wait_for_release(self, logs: Changelogs, progress: Progress) -> None:
         """Wait until an owner that is a member of the group has released the partition, or `RELEASE_WITHIN_S`."""
@@ -224,9 +247,11 @@ async def claim_until_done(
     while True:
         try:
             return await _claim_with_warnings(claimer.claim(partition, state, progress), partition, progress)
-        except (KafkaError, Stuck, TurnRefused) as error:
+        except (KafkaError, StoreError, Stuck, TurnRefused) as error:
             if isinstance(error, TurnRefused) and error.lanes:
                 raise
+            if isinstance(error, StoreError):
+                claimer.drop_store(partition, state, error)
             progress.failure = _reason(error)
             log.warning("A claim failed; trying again.", partition=partition, error=progress.failure)
             progress.leave()

@@ -37,6 +37,8 @@ class Progress:
     def __init__(self, slots: ClaimSlots) -> None:
         self.step = "other claims"
         self.failure = ""
+        self.reading = ""
+        """How far the table is restored."""
         self.has_slot = False
         self.has_begun = False
         self.open_transactions: dict[TopicPartition, int] = {}
@@ -83,6 +85,10 @@ class Progress:
             return f"it failed and is tried again: {self.failure}"
         waits_s = self.waits_s()
         return f"it has waited {waits_s:.0f} s for {self._awaited()}" if waits_s >= self._slots.patience_s else ""
+
+    def text(self) -> str:
+        """Return what the claim waits for, or else how far it is."""
+        return self.waits_for() or self.reading
 
     def open_for(self) -> dict[TopicPartition, float]:
         """Return for how many seconds the claim has waited for each open transaction; empty while it works."""

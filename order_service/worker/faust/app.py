@@ -16,6 +16,7 @@ from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from order_service.errors import OrderServiceError
+from order_service.kafka.admin_requests import topic_identity
 from order_service.kafka.connection import Admin, Consumer, ask_admin, connection
 from order_service.kafka.registry_client import Ids, adopt_when_available, registry_of
 from order_service.kafka.topics import check_topics, create_topics, topic_names
@@ -33,6 +34,7 @@ from order_service.worker.faust.consumer import NoTables, RawSchema, RunApp, Run
 from order_service.worker.membership import LaneAssignor, Member, Membership
 from order_service.worker.monitoring.end_offsets import End, LogEnds
 from order_service.worker.monitoring.group_watch import GroupWatch
+from order_service.worker.store import MEGABYTE, Stores
 from order_service.worker.worker import Worker
 
 log = structlog.get_logger()
@@ -154,6 +156,7 @@ def build(
     *,
     process: int = 0,
     failpoint: Callable[[str], None] = lambda _step: None,
+    stores: Stores | None = None,
 ) -> RunApp:
     """Return the app of a worker. `in_sync` is the `min.insync.replicas` of each topic.
 
@@ -186,7 +189,9 @@ def build(
     fetching = FaustFetching(app, names.commands)
     users = UserClient(CallPolicy.from_settings(settings))
     ids = Ids(registry_of(settings))
-    worker = Worker(Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, failpoint))
+    worker = Worker(
+        Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, failpoint, stores)
+    )
     _wire(app, worker, names.commands)
     _serve(app, settings, worker, users, fetching, ids, serving)
     return app
@@ -309,11 +314,21 @@ def run(
         clock = clock or Clock(settings.clock_skew_max_s)
         run_until_signal(_wait_for_clock(settings, clock, serving))
         collect_less_often()
-        app = build(settings, serving, clock, in_sync, process=process, failpoint=failpoint)
+        stores = _stores(settings, process, failpoint)
+        app = build(settings, serving, clock, in_sync, process=process, failpoint=failpoint, stores=stores)
         worker = QuietWorker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()
     raise SystemExit(0)
+
+
+def _stores(settings: Settings, process: int, failpoint: Callable[[str], None]) -> Stores | None:
+    """Open the directory in which this process has its tables. Return None if tables are in memory."""
+    if settings.table == "memory":
+        return None
+    table = topic_names(settings.topic_prefix).table
+    identity = run_until_signal(ask_admin(settings, lambda admin: topic_identity(admin, table)))
+    return Stores(settings.table_dir / str(process), settings.table_cache_mb * MEGABYTE, identity, failpoint)
 
 
 async def _prepare_topics(admin: Admin, settings: Settings, *, make_topics: bool) -> dict[str, int]:

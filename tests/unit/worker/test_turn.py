@@ -9,12 +9,13 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import Fenced, HistoryError, Stuck, TurnRefused
+from order_service.errors import Fenced, HistoryError, StoreDamaged, StoreUnavailable, Stuck, TurnRefused
 from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand
 from order_service.worker.bounds import Bound
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox
 from order_service.worker.lane import DUE, Lane
+from order_service.worker.table import Table
 from order_service.worker.turn import AT_A_TIME, TurnLoop
 from tests.support.samples import NOW, ORDER_ID, but, create, entry_after, pay
 from tests.support.tables import table_of
@@ -87,6 +88,35 @@ async def test_a_lane_that_cannot_decide_parks_and_the_others_go_on():
         await turns.run()
     assert parked == [(1, HistoryError)]
     assert (written.facts(0), written.facts(1)) == (["OrderCreated"], [])
+
+
+@pytest.mark.parametrize("error", [StoreDamaged("a block"), StoreUnavailable("no space")])
+async def test_a_committed_turn_that_cannot_be_saved_stops_its_lane_only(monkeypatch, error):
+    async def save(table, *_):
+        if table is broken.table:
+            raise error
+
+    written: Any = Written()
+    broken, whole = lane_with(1, {}), lane_with(0, {})
+    store: Any = object()
+    broken.table.store = whole.table.store = store
+    monkeypatch.setattr(Table, "get", lambda *_: None)
+    monkeypatch.setattr(Table, "save", save)
+    parked = []
+    turns: TurnLoop
+
+    def park(partition, _reason, why):
+        parked.append((partition, why))
+        del turns.lanes[partition]
+        turns.stop()
+
+    turns, inbox = turns_over([broken, whole], written, lambda _name: None, park)
+    inbox.put(0, [received(create, 0, 0)])
+    inbox.put(1, [received(create, 0, 1)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert parked == [(1, error)]
+    assert {partition for topic, partition, _ in written.records if topic == NAMES.table} == {0, 1}
 
 
 def waiting(lane):

@@ -11,7 +11,16 @@ from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
 from order_service.domain.order import Cancelled
-from order_service.errors import Fenced, HistoryError, LaneParked, ParkingReason, TurnRefused
+from order_service.errors import (
+    Fenced,
+    HistoryError,
+    LaneParked,
+    ParkingReason,
+    StoreDamaged,
+    StoreUnavailable,
+    TurnRefused,
+)
+from order_service.kafka.admin_requests import TopicIdentity
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
@@ -19,12 +28,13 @@ from order_service.users.client import CallPolicy, UserClient
 from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand, encode
 from order_service.worker.assignment import Assignment, Context, Owner
 from order_service.worker.claims.changelog_reader import ChangelogState
-from order_service.worker.claims.claim import Claimed
+from order_service.worker.claims.claim import Claimed, Claimer
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Run
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane
 from order_service.worker.payment_deadlines import PaymentDeadlines
+from order_service.worker.store import MEGABYTE, Stores
 from order_service.worker.table import Table
 from order_service.worker.worker import SUSPECT_S, Worker
 from tests.support.samples import NOW, ORDER_ID, SHOP, but, cancel, create, entry_after
@@ -507,6 +517,27 @@ async def test_a_resumed_lane_is_claimed_again_after_its_release_and_the_other_l
     assert assignment.parked_at == {1: since}, "it has not run since"
     await assignment.stop()
     await assignment.close()
+
+
+@pytest.mark.parametrize("error", [StoreDamaged("a block"), StoreUnavailable("no space")])
+async def test_a_lane_whose_store_cannot_be_used_is_claimed_again_and_the_others_run_on(
+    context, endless_claims, error, tmp_path
+):
+    stores = Stores(tmp_path, MEGABYTE, TopicIdentity(topic_names().table, "cluster", "topic"))
+    assignment, lane = await with_lane(replace(context, stores=stores))
+    assignment.owner.named |= {0, 1}
+    claimer: Any = Claimer("g", "me", set(), frozenset(), topic_names(), {}, UNUSED, UNUSED, print, stores)
+    assignment._claimer = claimer
+    await stores.open(1, 0, 0)
+    assignment.turns._park(1, "the command at offset 3 cannot be decided", error)
+    assert (assignment.parked, assignment.claiming()) == ({}, [1])
+    assert (tmp_path / f"{topic_names().table}-1").exists() == isinstance(error, StoreUnavailable)
+    await until_begun(endless_claims, 1)
+    assert endless_claims == [(1, [])]
+    assert assignment.lanes == {0: lane}
+    await assignment.stop()
+    await assignment.close()
+    stores.close_all()
 
 
 async def test_a_claim_whose_fetching_opens_late_does_not_touch_the_claim_after_it(context, monkeypatch):

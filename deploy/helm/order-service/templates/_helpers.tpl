@@ -151,6 +151,8 @@ It fails for a name that is not a setting, one of another kind, and one that the
   value: /data
 {{- end }}
 {{- if eq $process "worker" }}
+- name: ORDERS_TABLE_DIR
+  value: /data/table
 # The pod that replaces this one is the same member of the group, and has the same partitions.
 - name: ORDERS_INSTANCE_ID
   valueFrom:

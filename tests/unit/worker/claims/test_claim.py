@@ -9,11 +9,14 @@ from aiokafka.cluster import ClusterMetadata
 from aiokafka.structs import RecordMetadata
 from msgspec import structs
 
-from order_service.errors import Fenced, LaneParked, Stuck
+from order_service.errors import Fenced, LaneParked, StoreUnavailable, Stuck
+from order_service.kafka.admin_requests import TopicIdentity
 from order_service.wire.changelog import POSITION_KEY, RELEASE_KEY, encode
 from order_service.worker.claims.changelog_reader import CONTINUED_FOR_S, Changelogs, ChangelogState
-from order_service.worker.claims.claim import Claimer, claim_until_done
+from order_service.worker.claims.claim import Claimed, Claimer, claim_until_done
 from order_service.worker.claims.progress import ClaimSlots, Progress
+from order_service.worker.metrics import STORES_DISCARDED
+from order_service.worker.store import MEGABYTE, Stores, TableStore
 from tests.support.samples import create
 from tests.unit.worker.blocking import block_loop, shorten
 from tests.unit.worker.claims.topics import BARRIER, ENTRY, EVENT, NAMES, Made, Topics, at
@@ -506,3 +509,91 @@ async def test_a_lane_does_not_park_because_of_records_that_were_not_read(claim)
     with pytest.raises(Stuck, match="a new record is at 50"):
         await claim(partition)
     assert "commit" not in partition.calls
+
+
+@pytest.fixture
+def stores(tmp_path):
+    opened = Stores(tmp_path / "tables", 16 * MEGABYTE, TopicIdentity(NAMES.table, "cluster", "topic"))
+    yield opened
+    opened.close_all()
+
+
+def discarded():
+    return STORES_DISCARDED.labels(0)._value.get()
+
+
+async def claim_from_disk(partition, stores, monkeypatch, state=None) -> Claimed:
+    """Claim a partition with its table on disk, as a worker does."""
+    monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
+    claimer = structs.replace(claimer_of(partition, "next", partition.calls.append), stores=stores)
+    progress = Progress(ClaimSlots(1))
+    claimed = await claim_until_done(claimer, 0, state or ChangelogState(), progress, pause_s=0)
+    progress.leave()
+    return claimed
+
+
+async def test_the_next_claim_reads_a_table_on_disk_from_its_last_position_on(stores, monkeypatch):
+    partition = InterruptedOnce(None)
+    first = await claim_from_disk(partition, stores, monkeypatch)
+    assert first.table.get(create.order_id) == ENTRY
+    partition.reads.clear()
+    claimed = await claim_from_disk(partition, stores, monkeypatch)
+    assert claimed.table.get(create.order_id) == ENTRY
+    position_at = max(offset for topic, offset in partition.reads if topic == NAMES.table)
+    assert [offset for topic, offset in partition.reads if topic == NAMES.table] == [position_at]
+
+
+async def test_a_table_on_disk_gets_what_other_workers_have_written_since(stores, monkeypatch):
+    partition = Partition()
+    await claim_from_disk(partition, stores, monkeypatch)
+    partition.write((b"other", encode(ENTRY), []), (POSITION_KEY, encode(at(5)), []))
+    claimed = await claim_from_disk(partition, stores, monkeypatch)
+    assert (claimed.table.get("other"), claimed.position.next_offset) == (ENTRY, 5)
+
+
+@pytest.mark.parametrize("other", [(POSITION_KEY, encode(at(3)), []), (b"other", encode(ENTRY), [])])
+async def test_a_table_on_disk_of_a_changelog_with_another_record_there_is_thrown_away(stores, monkeypatch, other):
+    partition = Partition()
+    await claim_from_disk(partition, stores, monkeypatch)
+    records = partition._records[TABLE]
+    partition._records[TABLE] = [*records[:-1], other, (POSITION_KEY, encode(at(4)), [])]
+    before = discarded()
+    claimed = await claim_from_disk(partition, stores, monkeypatch)
+    assert (claimed.table.get(create.order_id), discarded() - before) == (ENTRY, 1)
+
+
+async def test_a_table_on_disk_whose_position_is_missing_in_the_changelog_is_thrown_away(stores, monkeypatch):
+    partition = Partition()
+    await claim_from_disk(partition, stores, monkeypatch)
+    partition._records[TABLE] = [*partition._records[TABLE][:-1], BARRIER]
+    before = discarded()
+    claimed = await claim_from_disk(partition, stores, monkeypatch)
+    assert (claimed.position.next_offset, discarded() - before) == (4, 1)
+
+
+async def test_an_interrupted_claim_of_a_table_on_disk_is_continued(stores, monkeypatch):
+    partition = InterruptedOnce("claim.read")
+    monkeypatch.setattr("order_service.worker.claims.claim.claiming", partition.claiming)
+    state, progress = ChangelogState(), Progress(ClaimSlots(1))
+    with pytest.raises(Interrupted):
+        await structs.replace(claimer_of(partition, "first", partition.note), stores=stores).claim(0, state, progress)
+    progress.leave()
+    partition.reads.clear()
+    claimed = await claim_from_disk(partition, stores, monkeypatch, state)
+    assert claimed.table.get(create.order_id) == ENTRY
+    assert (NAMES.table, 0) not in partition.reads
+
+
+async def test_a_disk_that_fills_up_during_a_claim_delays_it_until_it_has_space(stores, monkeypatch):
+    partition = Partition()
+    failures = ["No space left on device"] * 2
+    write = TableStore.write
+
+    async def full(store, values, meta):
+        if values and failures:
+            raise StoreUnavailable(failures.pop())
+        await write(store, values, meta)
+
+    monkeypatch.setattr(TableStore, "write", full)
+    claimed = await claim_from_disk(partition, stores, monkeypatch)
+    assert (claimed.table.get(create.order_id), failures) == (ENTRY, [])

@@ -5,14 +5,19 @@ import time
 from typing import Any
 
 import pytest
+import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from order_service.errors import LaneParked
+from order_service.kafka.admin_requests import TopicIdentity
 from order_service.kafka.topics import topic_names
-from order_service.wire.changelog import POSITION_KEY, Position, encode
+from order_service.wire.changelog import POSITION_KEY, Position, decode_entry, encode
 from order_service.worker.claims.changelog_reader import DECODED_AT_A_TIME, READ_AT_A_TIME, Changelogs, ChangelogState
 from order_service.worker.claims.progress import ClaimSlots, Progress
+from order_service.worker.store import MEGABYTE, Stores
 from tests.support.samples import create, deliver, entry_after, pay, ship
 
 NAMES = topic_names()
@@ -100,6 +105,28 @@ async def test_a_damaged_batch_parks_its_lane_and_tells_where():
         await logs.read_to_end()
 
 
+async def test_a_restore_says_how_far_it_is_and_how_fast(monkeypatch):
+    monkeypatch.setattr("order_service.worker.claims.changelog_reader.REPORT_EVERY_S", 0.0)
+    value = encode(entry_after([create]))
+    log: Any = Log([record(b"order-%d" % number, value, number) for number in range(1_200)])
+    progress = Progress(ClaimSlots(1))
+    texts: list[str] = []
+    moved = progress.moved
+
+    async def note():
+        texts.append(progress.text())
+        await moved()
+
+    progress.moved = note  # type: ignore[method-assign]
+    with structlog.testing.capture_logs() as logged:
+        await Changelogs(0, NAMES, log, ChangelogState(), progress).read_to_end()
+    progress.leave()
+    said = [(line["event"], line["partition"], line["offset"], line["end"]) for line in logged]
+    assert said == [("Table is being restored.", 0, offset, 1_200) for offset in (500, 1_000, 1_200)]
+    assert any(text.startswith("1000 of 1200 offsets are restored, ") for text in texts)
+    assert progress.text() == ""
+
+
 class Held(Log):
     """A log of which a committed reader gets no more than `stable` records, until the test changes that."""
 
@@ -150,3 +177,39 @@ async def test_a_claim_that_waits_knows_which_transaction_is_open_until_it_has_e
         await reading
     assert progress.open_transactions == {}
     progress.leave()
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Have a table on disk decoded and written in parts of ten records."""
+    monkeypatch.setattr("order_service.worker.claims.changelog_reader.UNDECODED_MAX", 10)
+    monkeypatch.setattr("order_service.worker.claims.changelog_reader.READ_AT_A_TIME", 7)
+    monkeypatch.setattr("order_service.worker.table.UNSAVED_MAX", 10)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4)), max_size=300), st.integers(0, 300))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+async def test_a_table_on_disk_is_restored_in_parts_as_one_in_memory_is(small_parts, tmp_path_factory, changes, cut):
+    """Versions of orders and their deletions, in any order; the claim is interrupted after some, and tried again."""
+    life: list[Any] = [create, pay, ship, deliver]
+    values = [None, *(encode(entry_after(life[: count + 1])) for count in range(len(life)))]
+    records = [record(b"order-%d" % number, values[kind], at) for at, (number, kind) in enumerate(changes)]
+    expected: dict[str, Any] = {}
+    for number, kind in changes:
+        expected[f"order-{number}"] = values[kind]
+    stores = Stores(
+        tmp_path_factory.mktemp("tables"), MEGABYTE, TopicIdentity(NAMES.table, "cluster", "topic"), lambda _step: None
+    )
+    for log in (Log(records[:cut]), Log(records)):
+        state = ChangelogState()
+        state.load(await stores.open(0, 0, len(records)))
+        progress = Progress(ClaimSlots(1))
+        logs = Changelogs(0, NAMES, log, state, progress)  # type: ignore[arg-type]
+        await logs.read_to_end()
+        progress.leave()
+        assert len(logs.table._values) < 10 + 7
+    got = {order_id: logs.table.get(order_id) for order_id in expected}
+    stores.close_all()
+    assert got == {order_id: None if value is None else decode_entry(value) for order_id, value in expected.items()}
