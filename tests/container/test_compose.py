@@ -97,7 +97,7 @@ def test_our_containers_have_no_rights_and_a_root_that_cannot_be_written(compose
         assert host["CapDrop"] == ["ALL"], service
         assert host["SecurityOpt"] == ["no-new-privileges:true"], service
         assert host["Memory"] > 0, service
-        assert not host["Init"], service
+        assert not host.get("Init"), service
         assert container["Mounts"] == [], service
 
 
