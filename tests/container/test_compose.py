@@ -97,8 +97,13 @@ def test_our_containers_have_no_rights_and_a_root_that_cannot_be_written(compose
         assert host["CapDrop"] == ["ALL"], service
         assert host["SecurityOpt"] == ["no-new-privileges:true"], service
         assert host["Memory"] > 0, service
-        assert not host["Init"], service
+        assert not host.get("Init"), service
         assert container["Mounts"] == [], service
+
+
+def test_our_containers_may_write_to_the_data_folder(compose):
+    for service in ("worker", "projector", "web"):
+        compose("exec", "--no-tty", service, "python", "-c", "open('/data/written', 'w').close()")
 
 
 def test_an_http_server_logs_where_it_serves(compose):

@@ -103,7 +103,7 @@ def test_only_the_data_folder_can_be_written_whoever_runs_it(run, service):
 @pytest.mark.parametrize("process", ["worker", "projector", "web"])
 def test_a_process_is_number_one_alive_without_kafka_and_ends_on_sigterm(run, service, process):
     name = f"order-service-test-{uuid4().hex[:8]}"
-    options = ("--name", name, "--tmpfs", "/data:mode=1777", "--health-interval", "1s")
+    options = ("--name", name, "--tmpfs", "/data:uid=10001", "--health-interval", "1s")
     run("run", "--detach", *HARDENED, *options, "--env", f"KAFKA_BOOTSTRAP_SERVERS={NO_KAFKA}", service, process)
     try:
         until(lambda: run("inspect", "--format", "{{.State.Health.Status}}", name) == "healthy", "it is healthy")
