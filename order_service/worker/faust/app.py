@@ -40,8 +40,11 @@ from order_service.worker.worker import Worker
 log = structlog.get_logger()
 
 REBALANCE_TIMEOUT_S: Final = 30.0
-HEARTBEAT_S: Final = 1.0
-"""Members learn of a rebalance from the response to a heartbeat. The first ones wait for the last one."""
+HEARTBEAT_S: Final = 0.5
+"""Members learn of a rebalance from the response to a heartbeat. The first ones wait for the last one.
+
+So a takeover takes the session timeout, this, and the time of a claim.
+"""
 
 
 class FaustFetching:
