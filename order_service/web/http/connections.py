@@ -31,7 +31,9 @@ ANSWERED_WITHIN_S: Final = 30.0
 LINGER_S: Final = 2.0
 """How long the rest of a refused body is discarded, so that the sender reads the problem, not a broken pipe."""
 HEADERS_MAX: Final = 64
-"""Maximum number of header fields, each of at most 8 KiB (aiohttp's limit): room for proxies and a token."""
+"""Maximum number of header fields: room for proxies and a token."""
+FIELD_MAX: Final = 16 * 1024
+"""Maximum size of a header field. A `Last-Event-ID` has 15 bytes for each partition of a billion events."""
 UNSERVED_MAX: Final = 64 * 1024
 """Maximum size of a head, and of all that waits behind a request being served, with bodies. aiohttp would keep 32 heads
 of half a MiB each. A caller that waits for each response has nothing there; a few small pipelined requests fit."""
@@ -223,6 +225,7 @@ async def listen(
             keepalive_timeout=keep_alive_s,
             lingering_time=LINGER_S,
             max_headers=HEADERS_MAX,
+            max_field_size=FIELD_MAX,
             read_bufsize=UNREAD_MAX,
             auto_decompress=False,  # a small body can expand to a huge one; `requests.read_body` refuses compression
         )

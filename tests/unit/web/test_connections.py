@@ -113,6 +113,14 @@ async def test_who_sends_more_than_is_served_is_cut_off(busy, data):
     assert await heard(reader) == b""
 
 
+@pytest.mark.parametrize(("size", "status"), [(15_000, b"200"), (17_000, b"400")])
+async def test_the_position_in_a_stream_of_a_thousand_partitions_is_accepted(server, size, status):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    with closing(writer):
+        writer.write(post("/read", f"Last-Event-ID: {'1' * size}", "Connection: close"))
+        assert (await heard(reader)).split()[1] == status
+
+
 async def test_what_stands_behind_a_body_is_bounded_too(server):
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     with closing(writer):
