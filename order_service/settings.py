@@ -222,8 +222,8 @@ class Settings(BaseSettings):
     table: Literal["memory", "rocksdb"] = _setting(
         "memory",
         WORKER,
-        "Where a worker keeps its orders: in memory, or in RocksDB on disk. See [table on "
-        "disk](../operations/table-on-disk.md).",
+        "Where a worker keeps its orders: in memory, or in RocksDB on disk, which excludes `ORDERS_STANDBYS`. See "
+        "[tables on disk](../operations/table-on-disk.md).",
     )
     table_dir: Path = _setting(
         Path(".data/table"),
@@ -233,7 +233,8 @@ class Settings(BaseSettings):
     table_cache_mb: Annotated[int, Field(ge=8, le=1_000_000)] = _setting(
         256,
         WORKER,
-        "For `ORDERS_TABLE=rocksdb`: the memory for blocks, filters and unwritten changes, of all partitions together.",
+        "For `ORDERS_TABLE=rocksdb`: the memory for blocks, filters and unwritten changes, of all partitions of a "
+        "process.",
         unit="MiB",
     )
     turn_ms: PositiveInt = _setting(
@@ -262,7 +263,8 @@ class Settings(BaseSettings):
         0,
         WORKER,
         "With 1, a second worker follows the changelogs of each partition, and takes the partition over without "
-        "restoring its table. It doubles the memory for tables: see [Standbys](../operations/standbys.md).",
+        "restoring its table. It doubles the memory for tables, and needs `ORDERS_TABLE=memory`: see [Standbys]"
+        "(../operations/standbys.md).",
     )
 
     # User Service

@@ -13,8 +13,8 @@ from order_service.settings import EVERY_PROCESS, Settings, variable
 
 PROCESSES: Final = ("worker", "projector", "web")
 """The processes that the chart runs."""
-SET_BY_CHART: Final = frozenset({"instance_id", "admin_port", "http_port"})
-"""Settings that the chart sets itself, beside folders (`…_dir`): the name of a pod, and ports inside of it."""
+SET_BY_CHART: Final = frozenset({"instance_id", "admin_port", "http_port", "projectors", "projector_index"})
+"""Settings that the chart sets itself, beside folders (`…_dir`): name and number of a pod, and ports inside of it."""
 LOCAL: Final = frozenset({"kafka", "kafka_port"})
 """Settings of a local Kafka, which no pod runs."""
 

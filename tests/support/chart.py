@@ -51,13 +51,18 @@ def of_kind(resources, *kinds):
     return [resource for resource in resources if resource["kind"] in kinds]
 
 
+def workloads(resources):
+    """Return what has pods: one for each process, but one for each projector."""
+    return of_kind(resources, "StatefulSet", "Deployment")
+
+
+def process_of(resource):
+    return resource["metadata"]["labels"]["app.kubernetes.io/component"]
+
+
 def pods(resources):
-    """Return the pod template of each process."""
-    workloads = of_kind(resources, "StatefulSet", "Deployment")
-    by_process = {
-        workload["spec"]["template"]["spec"]["containers"][0]["name"]: workload["spec"]["template"]
-        for workload in workloads
-    }
+    """Return the pod template of each process; of several projectors, that of the last one."""
+    by_process = {process_of(workload): workload["spec"]["template"] for workload in workloads(resources)}
     assert sorted(by_process) == sorted(PROCESSES)
     return by_process
 

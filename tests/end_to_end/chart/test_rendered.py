@@ -16,13 +16,16 @@ from tests.support.chart import (
     TOOLS,
     VALUE_SETS,
     container,
+    environment,
     helm_template,
     of_kind,
     pods,
+    process_of,
     rendered,
     rendered_text,
     tool,
     values_file,
+    workloads,
 )
 from tests.support.service import ROOT
 
@@ -98,6 +101,8 @@ def test_the_linter_of_helm_finds_nothing(name):
             id="secret with a file",
         ),
         pytest.param({"settings.ORDERS_INSTANCE_ID": "a"}, "the chart sets it", id="set by the chart"),
+        pytest.param({"settings.ORDERS_PROJECTORS": "2"}, "the chart sets it", id="the number of replicas"),
+        pytest.param({"worker.settings.ORDERS_TABLE": "rocksdb"}, "needs worker.persistence.enabled", id="no volume"),
         pytest.param({"worker.settings.ORDERS_JWT_ISSUER": "a"}, "worker does not use it", id="of another process"),
         pytest.param(
             {"secrets.ORDERS_DATABASE_URL": "postgresql://"}, "it must be {secret: NAME", id="secret in values"
@@ -165,25 +170,27 @@ def test_no_value_is_a_secret():
 @pytest.mark.parametrize("name", VALUE_SETS)
 def test_selectors_select_pods_of_one_process(name):
     resources = rendered(name)
-    labels = {process: pod["metadata"]["labels"] for process, pod in pods(resources).items()}
+    labels = [(process_of(one), one["spec"]["template"]["metadata"]["labels"]) for one in workloads(resources)]
 
     def selected(selector):
-        return [process for process, own in labels.items() if selector.items() <= own.items()]
+        return [process for process, own in labels if selector.items() <= own.items()]
 
-    for resource in of_kind(resources, "StatefulSet", "Deployment", "PodDisruptionBudget"):
-        assert selected(resource["spec"]["selector"]["matchLabels"]) == [resource["metadata"]["name"].split("-")[-1]]
+    for resource in workloads(resources):
+        assert selected(resource["spec"]["selector"]["matchLabels"]) == [process_of(resource)]
+    for resource in of_kind(resources, "PodDisruptionBudget"):
+        assert set(selected(resource["spec"]["selector"]["matchLabels"])) == {process_of(resource)}
     for resource in of_kind(resources, "Service"):
-        [process] = selected(resource["spec"]["selector"])
+        [process] = set(selected(resource["spec"]["selector"]))
         names = [port["name"] for port in container(pods(resources)[process])["ports"]]
         assert [port["targetPort"] for port in resource["spec"]["ports"]] == [
             names[0] if len(names) == 1 else port["name"] for port in resource["spec"]["ports"]
         ]
     for resource in of_kind(resources, "NetworkPolicy"):
-        [process] = selected(resource["spec"]["podSelector"]["matchLabels"])
+        [process] = set(selected(resource["spec"]["podSelector"]["matchLabels"]))
         assert resource["metadata"]["name"].endswith(process)
     for process, pod in pods(resources).items():
         for spread in pod["spec"]["topologySpreadConstraints"]:
-            assert selected(spread["labelSelector"]["matchLabels"]) == [process]
+            assert set(selected(spread["labelSelector"]["matchLabels"])) == {process}
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
@@ -201,6 +208,27 @@ def test_every_mount_has_a_volume_and_no_name_is_there_twice(name):
         assert sorted(set(names)) == sorted(names)
     keys = [(resource["kind"], resource["metadata"]["name"]) for resource in resources]
     assert sorted(set(keys)) == sorted(keys)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_each_projector_is_a_deployment_that_reads_its_share(count):
+    resources = rendered("minimal", "--set", f"projector.replicas={count}")
+    projectors = [one for one in workloads(resources) if process_of(one) == "projector"]
+    shares = [environment(one["spec"]["template"]) for one in projectors]
+    assert [share["ORDERS_PROJECTOR_INDEX"] for share in shares] == [str(index) for index in range(count)]
+    assert {share["ORDERS_PROJECTORS"] for share in shares} <= {str(count)}
+    for one in projectors:
+        assert one["kind"] == "Deployment"
+        assert (one["spec"]["replicas"], one["spec"]["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_tables_on_disk_are_on_the_volume_of_the_worker():
+    worker = pods(rendered("everything"))["worker"]
+    [state] = [mount["mountPath"] for mount in container(worker)["volumeMounts"] if mount["name"] == "state"]
+    variables = environment(worker)
+    assert variables["ORDERS_TABLE"] == "rocksdb"
+    assert variables["ORDERS_TABLE_DIR"].startswith(f"{state}/")
+    assert "ORDERS_TABLE_DIR" not in environment(pods(rendered("minimal"))["worker"])
 
 
 def test_long_names_are_shortened_to_what_kubernetes_accepts():

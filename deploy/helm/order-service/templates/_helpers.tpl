@@ -31,9 +31,13 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 |
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* The labels that select the pods of a process, or of one projector. Call it with a list: the root, the process, its number. */}}
 {{- define "order-service.selectorLabels" -}}
 {{ include "order-service.releaseLabels" (index . 0) }}
 app.kubernetes.io/component: {{ index . 1 }}
+{{- if gt (len .) 2 }}
+order-service/projector-index: {{ index . 2 | quote }}
+{{- end }}
 {{- end -}}
 
 {{/* The labels of a resource. Call it with a list: the root, the process or another part. */}}
@@ -137,7 +141,7 @@ It fails for a name that is not a setting, one of another kind, and one that the
 {{- end -}}
 {{- end -}}
 
-{{/* The environment of a process. */}}
+{{/* The environment of a process. Call it with a list: the root, the process, and the number of a projector. */}}
 {{- define "order-service.environment" -}}
 {{- $root := index . 0 -}}
 {{- $process := index . 1 -}}
@@ -151,13 +155,24 @@ It fails for a name that is not a setting, one of another kind, and one that the
   value: /data
 {{- end }}
 {{- if eq $process "worker" }}
+{{- $rocksdb := eq (include "order-service.setting" (list $root "worker" "ORDERS_TABLE")) "rocksdb" }}
+{{- if $root.Values.worker.persistence.enabled }}
 - name: ORDERS_TABLE_DIR
-  value: /data/table
+  value: {{ $root.Values.worker.persistence.mountPath }}/table
+{{- else if $rocksdb }}
+  {{- fail "ORDERS_TABLE=rocksdb needs worker.persistence.enabled: the tables need a volume" }}
+{{- end }}
 # The pod that replaces this one is the same member of the group, and has the same partitions.
 - name: ORDERS_INSTANCE_ID
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
+{{- else if eq $process "projector" }}
+# The projectors share the partitions: this one reads those of its number.
+- name: ORDERS_PROJECTORS
+  value: {{ int $root.Values.projector.replicas | quote }}
+- name: ORDERS_PROJECTOR_INDEX
+  value: {{ index . 2 | quote }}
 {{- end }}
 {{- range $name, $value := merge (deepCopy $configuration.settings) (dict "ORDERS_HOST" "0.0.0.0" "ORDERS_LOG" "json") }}
 - name: {{ $name }}
