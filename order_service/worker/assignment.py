@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import closing
 from datetime import datetime
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -431,11 +432,12 @@ class Assignment:
             payment_due_s=settings.payment_due_s,
         )
         lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask)
-        restoring = lane.restoring(claimed.table, claimed.waiting, claimed.position)
         is_restored = False
-        while not is_restored:
-            async with progress.slice():
-                is_restored = next(restoring, True) is True
+        # An iterator of RocksDB that is not closed keeps its store open, so that the next claim could not open it.
+        with closing(lane.restoring(claimed.table, claimed.waiting, claimed.position)) as restoring:
+            while not is_restored:
+                async with progress.slice():
+                    is_restored = next(restoring, True) is True
         return lane
 
     def _run(self, lane: Lane) -> None:

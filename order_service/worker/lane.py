@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import datetime
 from typing import Final, assert_never
 
@@ -116,7 +116,7 @@ class Lane:
         for _ in self.restoring(table, waiting, position):
             pass
 
-    def restoring(self, table: Table, waiting: list[WaitingCommand], position: Position) -> Iterator[None]:
+    def restoring(self, table: Table, waiting: list[WaitingCommand], position: Position) -> Generator[None, None, None]:
         """Restore the lane from the changelogs. Yields every `RESTORED_AT_A_TIME` items, so that other work can run."""
         self.table = table
         self.room = WaitingRoom(self.policy.user_deadline_s)

@@ -96,10 +96,9 @@ class TableStore:
 
     async def write(self, values: Mapping[str, bytes | None], meta: Meta) -> None:
         """Write the values of orders (None deletes one) and what the store is a copy of then, in one batch."""
-        batch = self._batch(values, meta)
         self._failpoint("store.write")
         give_up_at = time.monotonic() + STALL_LIMIT_S
-        while not self._has_written(batch):
+        while not self._has_written(self._batch(values, meta)):  # a batch can be used once, also if it is refused
             if time.monotonic() > give_up_at:
                 raise StoreUnavailable(f"{self.path}: RocksDB has refused a write for {STALL_LIMIT_S:.0f} s")
             await asyncio.sleep(STALL_POLL_S)
@@ -119,10 +118,18 @@ class TableStore:
         return sum(count or 0 for count in counts)
 
     def close(self) -> None:
-        """Close the store. Any later use raises StoreUnavailable."""
-        for part in (self._open, self._closed, self._database):
-            part.close()
+        """Close the store. Any later use raises StoreUnavailable.
+
+        What RocksDB cannot flush before it closes, because the disk is full, is in its log or in the changelog.
+        """
+        parts = (self._open, self._closed, self._database)
         self._open = self._closed = self._database = _ClosedStore()
+        for part in parts:
+            try:
+                part.close()
+            except Exception as error:  # noqa: BLE001, rocksdict raises no other type, after it has closed the part
+                why = str(_translated(self.path, error))
+                log.warning("Table store closed without a flush.", partition=self.meta.partition, why=why)
 
     def _batch(self, values: Mapping[str, bytes | None], meta: Meta) -> Any:
         from rocksdict import WriteBatch  # noqa: PLC0415, 11 MB that only this mode needs
@@ -152,6 +159,8 @@ class TableStore:
         options.no_slowdown = True
         try:
             self._database.write(batch, options)
+        except StoreError:  # it was closed while this waited
+            raise
         except Exception as error:  # rocksdict raises no other type
             if "Result incomplete" in str(error):
                 return False
@@ -313,8 +322,8 @@ def _why_unusable(meta: Meta, expected: Meta, start: int, end: int) -> str:
         return f"it is older than {TOO_OLD_S / 3600:.0f} hours, or from the future"
     if meta.next_offset > end:
         return f"it is ahead of the changelog: it ends at offset {meta.next_offset}, the changelog at {end}"
-    if meta.position_offset >= 0 and meta.position_offset < start:
-        return f"the changelog begins at offset {start}, after the last position {meta.position_offset} in the store"
+    if (needed := max(0, meta.position_offset)) < start:
+        return f"the changelog begins at offset {start}, the store needs it from offset {needed} on"
     return ""
 
 

@@ -238,17 +238,13 @@ class TurnLoop:
         now = self._clock.now()
         await self._settle(lanes, now)
         for lane in lanes:
-            if self.lanes.get(lane.partition) is not lane:  # it has just been parked
+            if not self._runs(lane):  # it has just been parked
                 continue
             try:
                 await self._decide_lane(lane, taken.get(lane.partition, []), due[lane.partition], now)
             except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
                 self._park(lane.partition, _fault_of(lane), error)
-        changes = [
-            (lane, lane_changes)
-            for lane in lanes
-            if self.lanes.get(lane.partition) is lane and (lane_changes := lane.take_changes())
-        ]
+        changes = [(lane, lane_changes) for lane in lanes if self._runs(lane) and (lane_changes := lane.take_changes())]
         released = self._take_leaving()
         if not (changes or released):
             return None
@@ -285,7 +281,7 @@ class TurnLoop:
                 return
             share = min(self._released_bytes.of_lane, max(1, bytes_left // lanes_left))
             try:
-                while lane.change_bytes < share and lane.settle(now):  # noqa: ASYNC110, other tasks run meanwhile
+                while self._runs(lane) and lane.change_bytes < share and lane.settle(now):  # noqa: ASYNC110, others run
                     await asyncio.sleep(0)
             except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
                 self._park(lane.partition, _fault_of(lane), error)
@@ -294,6 +290,8 @@ class TurnLoop:
     async def _decide_lane(self, lane: Lane, received: list[Received], due: list[str], now: datetime) -> None:
         lane.cancel_unpaid(due, now)
         for start in range(0, len(received), AT_A_TIME):
+            if not self._runs(lane):  # it was parked between two slices: its store is closed
+                return
             lane.decide(received[start : start + AT_A_TIME], now)
             await asyncio.sleep(0)
 
@@ -304,55 +302,69 @@ class TurnLoop:
         full = {partition for partition, lane in lanes.items() if lane.is_full(waiting_bytes, len(lanes))}
         return full | self.unavailable.keys()
 
+    def _runs(self, lane: Lane) -> bool:
+        """Return whether a lane still runs. It may have been parked, and even claimed again, while others ran."""
+        return self.lanes.get(lane.partition) is lane
+
     def _available(self) -> list[Lane]:
         return [lane for partition, lane in self.lanes.items() if partition not in self.unavailable]
 
     async def _commit(self, turn: Turn) -> None:
         try:
             async with deadline(DEADLINE_S):
-                await self._write(turn)
+                positions = await self._write(turn)
         except TimeoutError as error:
             raise Stuck(
                 f"a commit of {self._producer.transactional_id} takes longer than {DEADLINE_S:.0f} s"
             ) from error
         _update_metrics(turn)
+        saved = [(lane, changes) for lane, changes in turn.changes if lane.table.store is not None]
+        # A disk that is slow delays all of them at once. The commit is done, so its deadline does not count that.
+        await asyncio.gather(*(self._save(lane, changes, *positions[lane.partition]) for lane, changes in saved))
 
-    async def _write(self, turn: Turn) -> None:
-        """Write a turn in one transaction. It is committed when the broker has acknowledged every batch."""
+    async def _write(self, turn: Turn) -> dict[int, tuple[Position, int]]:
+        """Write a turn in one transaction. It is committed when the broker has acknowledged every batch.
+
+        Return the position of each lane, and its offset in the changelog.
+        """
         await self._producer.begin()
         self._failpoint("turn.begun")
         sent: list[Sent] = []
         owner = self._producer.transactional_id.encode()
         for partition in turn.released:
             sent += await self._producer.send_all(self._names.table, partition, [(RELEASE_KEY, owner, [])])
-        last: list[tuple[Lane, Changes, Position, dict[str, int]]] = []
+        last: list[tuple[Lane, Position, dict[str, int]]] = []
         for lane, changes in turn.changes:
             position = self._position(lane, changes)
             batches: dict[str, int] = {}
             for topic, records in self._records(changes, position):
                 sent += await self._producer.send_all(topic, lane.partition, records)
                 batches[topic] = len(sent) - 1
-            last.append((lane, changes, position, batches))
+            last.append((lane, position, batches))
         await self._producer.wait_for_acks(sent)
         self._failpoint("turn.produced")
         acknowledged = await self._producer.commit(sent)
         self._failpoint("turn.committed")
-        self._clock.compare(acknowledged[batches[self._names.table]] for _, _, _, batches in last)
-        for lane, _, position, batches in last:
+        self._clock.compare(acknowledged[batches[self._names.table]] for _, _, batches in last)
+        for lane, position, batches in last:
             offsets = {topic: acknowledged[index].offset for topic, index in batches.items()}
             lane.committed(position, self._ends(lane.ends, offsets))
         self._named -= turn.released
-        for lane, changes, position, batches in last:
-            if lane.table.store is not None and self.lanes.get(lane.partition) is lane:
-                index = batches[self._names.table]
-                await self._save(lane, changes, position, acknowledged[index].offset + sent[index].record_count - 1)
+        positions = {}
+        for lane, position, batches in last:
+            index = batches[self._names.table]
+            positions[lane.partition] = position, acknowledged[index].offset + sent[index].record_count - 1
+        return positions
 
     async def _save(self, lane: Lane, changes: Changes, position: Position, offset: int) -> None:
-        """Write what a lane has committed to the store of its table."""
+        """Write what a lane has committed to the store of its table, if the lane still runs."""
+        if not self._runs(lane):
+            return
         try:
             await lane.table.save(changes.table, position, offset)
         except StoreError as error:
-            self._park(lane.partition, "the store of its table cannot be written", error)
+            if self._runs(lane):  # else it was parked while the write waited, which has closed the store
+                self._park(lane.partition, "the store of its table cannot be written", error)
 
     def _ends(self, before: Ends, offsets: dict[str, int]) -> Ends:
         """Return lower bounds of a lane's end offsets, from the offset of the last acknowledged batch per topic."""

@@ -125,6 +125,7 @@ class Worker:
                 self._last = assignment
                 metrics.LAG.clear()  # the next owner reports these partitions
                 metrics.PARKED.clear()
+                metrics.STORE_FAULTS.clear()
 
     def damaged(self, partition: int, reason: str) -> None:
         """Park the lane of a partition with a damaged batch. The other partitions are fetched again."""

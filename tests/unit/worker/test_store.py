@@ -1,5 +1,6 @@
 """The table of a lane on disk: what it returns, when it is thrown away, and what damage and a full disk do."""
 
+import asyncio
 import errno
 import os
 import shutil
@@ -112,7 +113,16 @@ CHANGES: list[Any] = [
     pytest.param({"as_of": -TOO_OLD_S}, 0, 10, "it is older than 24 hours, or from the future", id="too old"),
     pytest.param({"as_of": 60.0}, 0, 10, "it is older than 24 hours, or from the future", id="from the future"),
     pytest.param({}, 0, 9, "it is ahead of the changelog: it ends at offset 10, the changelog at 9", id="ahead"),
-    pytest.param({}, 10, 20, "the changelog begins at offset 10, after the last position 9", id="a deleted head"),
+    pytest.param(
+        {}, 10, 20, "the changelog begins at offset 10, the store needs it from offset 9 on", id="a deleted head"
+    ),
+    pytest.param(
+        {"next_offset": 0, "position_offset": -1},
+        1,
+        20,
+        "the changelog begins at offset 1, the store needs it from offset 0 on",
+        id="a deleted head, and a part of what was before it",
+    ),
 ]
 
 
@@ -251,6 +261,68 @@ async def test_a_write_that_would_wait_for_compaction_is_tried_again(made, monke
     table.store._database = Refusing(table.store._database, *[stall] * 9)
     with pytest.raises(StoreUnavailable, match="has refused a write"):
         await table.store.write({}, table.store.meta)
+
+
+def set_stall(store, *, stalls):
+    """Make RocksDB refuse the writes of a store, or accept them again: for its many small files, or for few of them."""
+    files = "1" if stalls else "100"
+    limits = {"level0_slowdown_writes_trigger": files, "level0_stop_writes_trigger": files}
+    store._open.set_options(limits | {"level0_file_num_compaction_trigger": "1000"})
+
+
+async def stalled(made):
+    """Return a table whose store RocksDB does not write, because its compaction is behind."""
+    table = await filled(made(), {})
+    assert table.store is not None
+    for number in range(2):
+        table.store._open[b"%d" % number] = b""
+        table.store._open.flush()
+    set_stall(table.store, stalls=True)
+    table.put(ORDER_ID, CREATED)
+    return table, table.store
+
+
+async def test_a_write_that_rocksdb_has_refused_is_written_when_its_compaction_has_caught_up(made):
+    table, store = await stalled(made)
+    saving = asyncio.create_task(table.save(table.take_changes(), POSITION, 10))
+    await asyncio.sleep(0)
+    assert (store.get(ORDER_ID), saving.done()) == (None, False)
+    set_stall(store, stalls=False)
+    await asyncio.wait_for(saving, 30)
+    assert (store.get(ORDER_ID), store.meta.next_offset) == (encode(CREATED), 11)
+
+
+async def test_a_store_that_is_closed_while_a_write_waits_is_not_damaged(made):
+    table, store = await stalled(made)
+    saving = asyncio.create_task(table.save(table.take_changes(), POSITION, 10))
+    await asyncio.sleep(0)
+    store.close()
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        await asyncio.wait_for(saving, 30)
+
+
+class Unflushable:
+    """A part of a store that is closed, although it cannot be flushed."""
+
+    def __init__(self, part):
+        self._part = part
+
+    def close(self):
+        self._part.close()
+        raise Exception("IO error: Writer has previous error.")  # noqa: TRY002, as rocksdict does
+
+
+async def test_a_store_that_cannot_be_flushed_is_closed_and_opened_again(made, capsys):
+    stores = made()
+    await filled(stores, {ORDER_ID: CREATED})
+    store = stores._stores[0]
+    store._open, store._closed = Unflushable(store._open), Unflushable(store._closed)
+    store._database = Unflushable(store._database)
+    stores.close(0)
+    assert capsys.readouterr().out.count("Table store closed without a flush.") == 3
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        store.get(ORDER_ID)
+    assert Table(await stores.open(0, 0, 10)).get(ORDER_ID) == CREATED
 
 
 def test_two_workers_do_not_share_a_directory(made, tmp_path, monkeypatch):

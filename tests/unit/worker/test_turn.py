@@ -19,7 +19,7 @@ from order_service.worker.table import Table
 from order_service.worker.turn import AT_A_TIME, TurnLoop
 from tests.support.samples import NOW, ORDER_ID, but, create, entry_after, pay
 from tests.support.tables import table_of
-from tests.unit.worker.blocking import block_loop, shorten
+from tests.unit.worker.blocking import DEADLINE_S, block_loop, shorten
 from tests.unit.worker.lane_turns import NAMES, POLICY, Written, lane_with, received
 
 
@@ -117,6 +117,79 @@ async def test_a_committed_turn_that_cannot_be_saved_stops_its_lane_only(monkeyp
         await turns.run()
     assert parked == [(1, error)]
     assert {partition for topic, partition, _ in written.records if topic == NAMES.table} == {0, 1}
+
+
+async def test_disks_that_are_slow_neither_fail_a_commit_nor_wait_for_each_other(monkeypatch):
+    shorten(monkeypatch, "turn")
+    lanes = [lane_with(0, {}), lane_with(1, {})]
+    store: Any = object()
+    saving, are_caught_up = [], asyncio.Event()
+
+    async def save(*_):
+        saving.append("begun")
+        if len(saving) == len(lanes):
+            asyncio.get_running_loop().call_later(5 * DEADLINE_S, are_caught_up.set)
+        await are_caught_up.wait()
+        saving.append("done")
+        turns.stop()
+
+    for lane in lanes:
+        lane.table.store = store
+    monkeypatch.setattr(Table, "get", lambda *_: None)
+    monkeypatch.setattr(Table, "save", save)
+    turns: TurnLoop
+    turns, inbox = turns_over(lanes, Written(), lambda _name: None)
+    for partition in (0, 1):
+        inbox.put(partition, [received(create, 0, partition)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert saving == ["begun", "begun", "done", "done"]
+
+
+async def test_a_lane_that_was_parked_within_a_turn_decides_and_saves_nothing_more(monkeypatch):
+    """Its store is closed: a second error of the lane would start a claim, although it is parked."""
+    parked = []
+    turns: TurnLoop
+
+    class Parked(Lane):
+        """A lane that another task parks after its first slice."""
+
+        def settle(self, _now):
+            return self._use()
+
+        def decide(self, _received, _now):
+            self._use()
+
+        def _use(self):
+            asyncio.get_running_loop().call_soon(turns.lanes.pop, self.partition, None)
+            if self in parked:
+                raise StoreUnavailable("the store is closed")
+            parked.append(self)
+            return True
+
+    async def save(*_):
+        turns.lanes.pop(2)
+        raise StoreUnavailable("the store is closed")
+
+    decides, settles = (Parked(number, POLICY, lambda _: UserCheck.ACTIVE, lambda _: None) for number in (0, 1))
+    waiting(settles)
+    saves = lane_with(2, {})
+    store: Any = object()
+    saves.table.store = store
+    monkeypatch.setattr(Table, "get", lambda *_: None)
+    monkeypatch.setattr(Table, "save", save)
+
+    def failpoint(name):
+        if name == "turn.committed":
+            turns.stop()
+
+    failed = []
+    turns, inbox = turns_over([decides, settles, saves], Written(), failpoint, lambda *why: failed.append(why))
+    inbox.put(0, [received(create, offset, 0) for offset in range(2 * AT_A_TIME)])
+    inbox.put(2, [received(create, 0, 2)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert ({lane.partition for lane in parked}, turns.lanes, failed) == ({0, 1}, {}, [])
 
 
 def waiting(lane):

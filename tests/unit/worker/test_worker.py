@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib
+import time
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +28,7 @@ from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
 from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand, encode
+from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context, Owner
 from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import Claimed, Claimer
@@ -538,6 +541,38 @@ async def test_a_lane_whose_store_cannot_be_used_is_claimed_again_and_the_others
     await assignment.stop()
     await assignment.close()
     stores.close_all()
+
+
+async def test_a_restore_that_is_interrupted_does_not_keep_its_store_open(context, tmp_path):
+    stores = Stores(tmp_path, 16 * MEGABYTE, TopicIdentity(topic_names().table, "cluster", "topic"))
+    position = Position(0, "me", 0, None)
+    table = Table(await stores.open(0, 0, 0))
+    for number in range(2 * RESTORED_AT_A_TIME):
+        table.restore(f"order-{number}", encode(ENTRY))
+    await table.save_claimed(position, 9, time.time())
+    has_begun = asyncio.Event()
+
+    @asynccontextmanager
+    async def endless():
+        yield
+        has_begun.set()
+        await asyncio.get_running_loop().create_future()
+
+    asking: Any = SimpleNamespace(ask=print, slice=endless)
+    assignment = Assignment(replace(context, settings=Settings(payment_due_s=60)), {0}, asking, UNUSED, UNUSED)
+    restoring = asyncio.create_task(assignment._restore_lane(0, Claimed(position, table, []), asking))
+    await asyncio.wait_for(has_begun.wait(), 30)
+    restoring.cancel()
+    await asyncio.wait({restoring})
+    assert Table(await stores.open(0, 0, 10)).get("order-1") == ENTRY
+    await assignment.stop()
+    stores.close_all()
+
+
+async def test_a_store_that_was_at_fault_is_no_fault_of_a_worker_that_no_longer_has_its_partition(worker):
+    metrics.STORE_FAULTS.labels(2).set(1)
+    await worker.revoked()
+    assert next(iter(metrics.STORE_FAULTS.collect())).samples == []
 
 
 async def test_a_claim_whose_fetching_opens_late_does_not_touch_the_claim_after_it(context, monkeypatch):
