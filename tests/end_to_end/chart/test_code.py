@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from order_service.cli import app as cli
-from order_service.contracts.chart_files import LOCAL, SET_BY_CHART, processes
+from order_service.contracts.chart_files import NOT_IN_CHART, SET_BY_CHART, processes
 from order_service.contracts.metrics_page import SHOWS_WHY, USES, all_metrics
 from order_service.kafka.topic_formats import TopicFormat, format_topics
 from order_service.kafka.topics import topic_configs, topic_names, topic_specs
@@ -99,9 +99,10 @@ def test_every_file_that_a_variable_names_is_mounted(name):
 
 
 def test_every_setting_of_the_processes_can_be_set(tmp_path):
-    """Except those of a local Kafka. What the chart sets itself is refused: see test_rendered.py."""
+    """Except those that no pod can have. What the chart sets itself is refused: see test_rendered.py."""
     known = yaml.safe_load((CHART / "files" / "settings.yaml").read_text())
-    assert {NAMES[name] for name, used_by in USED_BY.items() if used_by} - LOCAL == {NAMES[name] for name in known}
+    used = {NAMES[name] for name, used_by in USED_BY.items() if used_by}
+    assert used - NOT_IN_CHART == {NAMES[name] for name in known}
     own = {NAMES[name] for name, setting in known.items() if setting["kind"] == "chart"}
     assert {field for field in own if not field.endswith("_dir")} == SET_BY_CHART
     wanted: dict[str, dict[str, object]] = {"settings": {}, "secrets": {}, "files": {}}
