@@ -32,11 +32,16 @@ def read_settings(*, for_local: bool = True) -> Settings:
 
 
 def log_index_of(settings: Settings) -> LogIndex | None:
-    """Return the views as an index of the log, or None if ORDERS_DATABASE_URL is not set."""
+    """Return the views as an index of the log, or None if ORDERS_DATABASE_URL is not set.
+
+    Also None where only the command line is installed: it has no database driver, and reads the log.
+    """
     if not settings.database_url.get_secret_value():
         return None
-    from order_service.views.log_index import ViewsIndex  # noqa: PLC0415 - a database driver takes long to import
-
+    try:
+        from order_service.views.log_index import ViewsIndex  # noqa: PLC0415 - a database driver takes long to import
+    except ModuleNotFoundError:
+        return None
     return ViewsIndex(settings)
 
 

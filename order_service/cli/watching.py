@@ -21,6 +21,7 @@ from order_service.kafka.reader import OutcomeRecord, Reader, decode
 from order_service.operations.verify import verify
 from order_service.operations.why.id_search import search_for
 from order_service.operations.why.why import why
+from order_service.sdk.log_index import IndexEntries
 from order_service.settings import Settings
 from order_service.wire.operations import Operation
 from order_service.wire.operations import decode as decode_operation
@@ -96,8 +97,10 @@ def timeline(
 async def _timeline(settings: Settings, order_id: str, at: datetime | None, *, follow: bool, as_json: bool) -> None:
     async with Reader(settings) as reader:
         partitions = await reader.partitions_of(order_id, reader.names.events, reader.names.rejections)
-        ends = await reader.ends(partitions)
-        outcomes = await _indexed_outcomes(settings, reader, ends, order_id)
+        index = log_index_of(settings)
+        entries = None if index is None else await index.find([order_id])
+        ends = await reader.ends(partitions)  # after the index, which grows with the log
+        outcomes = None if entries is None else await _indexed_outcomes(reader, entries, ends, order_id)
         if outcomes is None:
             outcomes = await _outcomes(reader, ends, order_id)
         operations = await _operations(reader, order_id)
@@ -186,14 +189,13 @@ async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id
 
 
 async def _indexed_outcomes(
-    settings: Settings, reader: Reader, ends: Mapping[TopicPartition, int], order_id: str
+    reader: Reader, entries: IndexEntries, ends: Mapping[TopicPartition, int], order_id: str
 ) -> list[OutcomeRecord] | None:
     """Read the events and rejections of one order where the views say that they are, and what the views lack yet.
 
-    Return None without views, or if these records are not a whole history: the whole log decides then.
+    Return None if these records are not a whole history: the whole log decides then.
     """
-    index = log_index_of(settings)
-    ranges = None if index is None else await index.ranges([order_id], ends)
+    ranges = entries.ranges(ends)
     if ranges is None:
         return None
     outcomes = [decode(record, reader.names) async for record in reader.within(ranges) if _is_of(record, order_id)]

@@ -195,7 +195,7 @@ class Reader:
         self.resume(starts)
 
     def pause(self, partitions: Collection[TopicPartition]) -> None:
-        """Stop reading these assigned partitions; records that were fetched are still returned."""
+        """Stop reading these assigned partitions. aiokafka drops what it has buffered of them, and fetches it again."""
         self._consumer.pause(*partitions)
         self._paused |= set(partitions)
 

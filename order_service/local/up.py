@@ -56,11 +56,12 @@ def run(
     """Run everything until SIGINT or SIGTERM, then stop it; return the exit code.
 
     `report` gets a line for each step, `on_ready` once the addresses. `beside` runs in this process from when all is
-    ready, with the settings to reach Kafka; `on_ready` then waits until it has begun. Raises EmbeddedError or
-    PortTakenError with one line if the run cannot start.
+    ready, with the settings to reach Kafka; `on_ready` then waits until it has begun. Raises EmbeddedError,
+    PortTakenError, SetupError or DatabaseError with one line if the run cannot start.
     """
     # Until the supervisor takes over, SIGTERM must stop a running Maven, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    check_projectors(settings)
     hints = _hints(settings)
     settings = _with_ports(settings)
     choice = choose_kafka(settings)
@@ -112,6 +113,18 @@ def _program() -> str:
     if script.name != "order-service":
         return "order-service"
     return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
+
+
+def check_projectors(settings: Settings) -> None:
+    """Raise SetupError or DatabaseError if the views cannot have as many projectors as are set.
+
+    Otherwise each of them would end, and be started again for minutes.
+    """
+    if settings.projectors > 1:
+        from order_service.views.process import share_of  # noqa: PLC0415 - a database driver takes long to import
+        from order_service.views.tables import database_of  # noqa: PLC0415 - likewise
+
+        share_of(settings.model_copy(update={"projector_index": 0}), database_of(settings))
 
 
 def _hints(settings: Settings) -> dict[str, str]:

@@ -68,7 +68,7 @@ class FollowedPartitions:
         await self._is_read.wait()
 
     def forget(self) -> None:
-        """Read nothing more, and no partition from where it stopped: the reading has failed."""
+        """Stop reading all partitions, because the reading has failed. Each begins again from new ends."""
         self._reader.pause(self._of(*self._assigned))
         self._reader.discard()
         self._read.clear()
@@ -119,7 +119,7 @@ class FollowedPartitions:
         self._is_read.set()
 
     def _stop(self, partition: int) -> None:
-        """Pause a partition. It stays assigned: it may be read again soon, and a new assignment has its price."""
+        """Pause a partition. It stays assigned: it may be read again soon, and an assignment ends fetches under way."""
         if partition not in self._read:
             return
         self._read.discard(partition)

@@ -19,7 +19,7 @@ from order_service.kafka.connection import Consumer, connection
 from order_service.kafka.reader import Reader, kafka_answers
 from order_service.kafka.topics import TopicNames, topic_names
 from order_service.sdk.followed_partitions import FollowedPartitions
-from order_service.sdk.log_index import LogIndex
+from order_service.sdk.log_index import IndexEntries, LogIndex
 from order_service.sdk.outcomes import GRACE_S, Accepted, AwaitingUser, Outcome, Refused, Repeated, Undecided, Watch
 from order_service.settings import Settings
 from order_service.wire.changelog import POSITION_KEY
@@ -270,6 +270,7 @@ class HistorySearch:
         """Read the partitions of these commands, until each has an outcome or is no longer awaited.
 
         With an index, read only where the records of their orders are. What it does not find, the log may have.
+        The index comes before the ends of the log, because it grows with the log.
         The scan ends at the log end, not at the last stable offset. A transaction whose position was observed is
         committed, but its marker may be late in other partitions; its records are before that end.
         """
@@ -284,16 +285,21 @@ class HistorySearch:
             left = [awaited for awaited in searched if awaited.is_missed]
             numbers = {awaited.partition for awaited in left}
             partitions = [partition for partition in partitions if partition.partition in numbers]
+            entries = await self._find(left)
             ends = await _log_ends(self._settings, partitions)
-            if self._index is not None and left:
-                ranges = await self._index.ranges({awaited.key.decode() for awaited in left}, ends)
-                if ranges is not None:
-                    await _search(reader.within(ranges), left)
-                    left = [awaited for awaited in left if awaited.is_missed and not awaited.has_earlier_outcome]
+            if entries is not None and (ranges := entries.ranges(ends)) is not None:
+                await _search(reader.within(ranges), left)
+                left = [awaited for awaited in left if awaited.is_missed and not awaited.has_earlier_outcome]
             if left:
                 await _search(reader.until(_of_partitions(ends, left)), left)
         for awaited in searched:
             awaited.on_history_end()
+
+    async def _find(self, searched: Sequence[AwaitedOutcome]) -> IndexEntries | None:
+        """Return what the index has of the orders of these commands; None without an index or an answer."""
+        if self._index is None or not searched:
+            return None
+        return await self._index.find({awaited.key.decode() for awaited in searched})
 
 
 def _of_partitions(ends: dict[TopicPartition, int], awaited: Sequence[AwaitedOutcome]) -> dict[TopicPartition, int]:

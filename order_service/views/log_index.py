@@ -1,65 +1,68 @@
 """The views as an index of the log: the offsets of an order's records, so that its partition need not be read."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
+from threading import BoundedSemaphore
 from typing import Final
 
 from aiokafka.structs import TopicPartition
 
 from order_service.errors import DatabaseError
 from order_service.kafka.topics import topic_names
+from order_service.runtime.daemon_thread import in_daemon_thread
 from order_service.runtime.library_logger import library_logger
-from order_service.sdk.log_index import Ranges
+from order_service.sdk.log_index import IndexEntries
 from order_service.settings import Settings
+from order_service.views.postgresql import BUSY_S
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_views
 
 log = library_logger("order_service.views")
 
-GAP: Final = 500
-"""Offsets this close are read as one range: fewer records than a fetch returns anyway."""
-RANGES_MAX: Final = 200
-"""Above this number of ranges in a partition, the log is read from the first one on."""
+QUERIES_MAX: Final = 4
+"""How many queries may be open: a database that never answers keeps their threads."""
 
 
 class ViewsIndex:
-    """Where the records of orders are, according to the views of ORDERS_DATABASE_URL."""
+    """An index of the log in the views of ORDERS_DATABASE_URL."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, within_s: float = BUSY_S) -> None:
         self._settings = settings
+        self._within_s = within_s
+        self._free = BoundedSemaphore(QUERIES_MAX)
 
-    async def ranges(self, order_ids: Collection[str], ends: Mapping[TopicPartition, int]) -> Ranges | None:
-        """Return where the records of these orders are; None, with a warning, if the views cannot be read.
-
-        Also None if the views are ahead of the log: they are of another one.
-        """
+    async def find(self, order_ids: Collection[str]) -> IndexEntries | None:
+        """Return where the records of these orders are. None, with a warning, if the views cannot be read in time."""
         try:
-            return await asyncio.to_thread(self._ranges, order_ids, ends)
+            async with asyncio.timeout(self._within_s):
+                return await self._find_in_thread(order_ids)
         except DatabaseError as error:
-            log.warning("The views cannot be used as an index; the log is read from its start.", error=str(error))
-            return None
+            why = str(error)
+        except TimeoutError:
+            why = f"the database of ORDERS_DATABASE_URL does not answer within {self._within_s:g} s"
+        log.warning("The views cannot be used as an index; the log is read from its start.", error=why)
+        return None
 
-    def _ranges(self, order_ids: Collection[str], ends: Mapping[TopicPartition, int]) -> Ranges | None:
+    async def _find_in_thread(self, order_ids: Collection[str]) -> IndexEntries:
+        if not self._free.acquire(blocking=False):
+            raise DatabaseError(f"the database of ORDERS_DATABASE_URL has not answered {QUERIES_MAX} queries yet")
+
+        def find() -> IndexEntries:
+            try:
+                return self._find(order_ids)
+            finally:
+                self._free.release()
+
+        return await in_daemon_thread(find)
+
+    def _find(self, order_ids: Collection[str]) -> IndexEntries:
         settings = self._settings
         with open_views(database_of(settings), settings.database_schema) as engine:
             views = Views(engine, topic_names(settings.topic_prefix))
-            positions = views.offsets()  # first: every record before them has a row
+            positions = views.offsets()  # first: every record before them has a row, or was skipped before
             offsets = views.offsets_of(order_ids)
-        if any(positions.get(partition, 0) > end for partition, end in ends.items()):
-            return None
-        return {
-            partition: ranges(offsets.get(partition, ()), positions.get(partition, 0), end)
-            for partition, end in ends.items()
-        }
-
-
-def ranges(offsets: Iterable[int], position: int, end: int) -> list[tuple[int, int]]:
-    """Return ranges that cover these offsets, and all from `position` to `end`."""
-    covered: list[tuple[int, int]] = []
-    single = [(offset, offset + 1) for offset in sorted(offsets) if offset < position]
-    for first, behind in [*single, (position, end)]:
-        if covered and first - covered[-1][1] < GAP:
-            covered[-1] = covered[-1][0], max(covered[-1][1], behind)
-        elif first < behind:
-            covered.append((first, behind))
-    return covered if len(covered) <= RANGES_MAX else [(covered[0][0], end)]
+            skipped = views.skipped_partitions()
+        return IndexEntries(
+            {TopicPartition(*key): offset_list for key, offset_list in offsets.items()},
+            {TopicPartition(*key): position for key, position in positions.items() if key not in skipped},
+        )

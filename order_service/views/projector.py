@@ -116,17 +116,18 @@ class Projection:
 
     def positions(self, new: Iterable[TopicPartition] = ()) -> dict[TopicPartition, int]:
         """Return the next offset of each known partition. Unknown partitions in `new` are added at offset 0."""
-        fresh = {"next_offset": 0, "complete_offset": 0, "is_lost": False, "is_built": False}
-        added = [{**_key(partition), **fresh} for partition in sorted(new)]
+        fresh = {"next_offset": 0, "complete_offset": 0, "is_lost": False, "is_built": False, "has_skipped": False}
         with self._transaction() as connection:
-            if added:
-                connection.execute(self._insert(positions).on_conflict_do_nothing(), added)
-            _check_form(connection)
             rows = connection.execute(select(positions))
             offsets = {TopicPartition(row.topic, row.partition): row.next_offset for row in rows}
+            _check_form(connection)
             if new and (others := {topic for topic, _ in offsets} - {topic for topic, _ in new}):
                 raise DatabaseError(f"the database holds views of other topics: {', '.join(sorted(others))}")
-        return offsets
+            # Only missing ones: even with DO NOTHING, PostgreSQL waits for a transaction that updates the row.
+            if missing := sorted(set(new) - offsets.keys()):
+                added = [{**_key(partition), **fresh} for partition in missing]
+                connection.execute(self._insert(positions).on_conflict_do_nothing(), added)
+        return offsets | dict.fromkeys(missing, 0)
 
     def mark_built(self, partitions: Iterable[TopicPartition]) -> None:
         """Record that the views hold what the logs of these partitions held when their projector started."""
@@ -149,8 +150,8 @@ class Projection:
         seen = self._insert(projectors).values(**key, seen_at_s=now)
         is_running = projectors.c.seen_at_s > now - SEEN_WITHIN_S
         with self._transaction() as connection:
-            _check_form(connection)
             connection.execute(seen.on_conflict_do_update(index_elements=list(key), set_={"seen_at_s": now}))
+            _check_form(connection)
             rows = connection.execute(select(projectors).where(is_running))
             return {Share(row.projector_index, row.projector_count) for row in rows}
 
@@ -162,16 +163,17 @@ class Projection:
             positions.c.next_offset == offset,
             positions.c.fault.is_not(None),
         )
+        moved = skipped.values(next_offset=offset + 1, fault=None, is_lost=False, has_skipped=True)
         with self._transaction() as connection:
+            is_skipped = connection.execute(moved).rowcount == 1
             _check_form(connection)
-            moved = skipped.values(next_offset=offset + 1, fault=None, is_lost=False)
-            return connection.execute(moved).rowcount == 1
+        return is_skipped
 
     def stop_lost(self, records: Sequence[BadRecord], before: Mapping[TopicPartition, int]) -> None:
         """Stop partitions at these records until an operator acts: their logs lack the records that should follow."""
         with self._transaction() as connection:
-            _check_form(connection)
             connection.execute(_STOP, [_stop(record, before[record.topic_partition], lost=True) for record in records])
+            _check_form(connection)
 
     def complete(self, offsets: Mapping[TopicPartition, int], at: Mapping[TopicPartition, int]) -> None:
         """Record up to which event no earlier rejection is missing; skip positions that another projector has moved."""
@@ -185,8 +187,8 @@ class Projection:
             for topic_partition in sorted(offsets)
         ]
         with self._transaction() as connection:
-            _check_form(connection)
             connection.execute(_COMPLETE, rows)
+            _check_form(connection)
 
     def lost(self) -> list[BadRecord]:
         """Return the partitions that are stopped until an operator acts."""
@@ -587,6 +589,7 @@ def _stop(record: BadRecord, before: int, *, lost: bool = False) -> Row:
 
 
 def _check_form(connection: Connection) -> None:
+    """Raise DatabaseError if another version has recreated the tables. Use another table first: see `LOCK_ORDER`."""
     actual = form_of(connection)
     if actual != FORM:
         raise DatabaseError(f"the views now have schema version {actual}, this program supports {FORM}")

@@ -252,12 +252,17 @@ class Views:
 
     def offsets_of(self, order_ids: Collection[str]) -> dict[tuple[str, int], list[int]]:
         """Return the offsets of all events and rejections of these orders, by topic and partition."""
-        found: dict[tuple[str, int], list[int]] = {}
+        offsets: dict[tuple[str, int], list[int]] = {}
         for topic, table in ((self._names.events, order_events), (self._names.rejections, refusals)):
             query = select(table.c.partition, table.c.offset).where(table.c.order_id.in_(order_ids))
             for row in self._rows(query):
-                found.setdefault((topic, row.partition), []).append(row.offset)
-        return found
+                offsets.setdefault((topic, row.partition), []).append(row.offset)
+        return offsets
+
+    def skipped_partitions(self) -> set[tuple[str, int]]:
+        """Return the partitions in which an operator has skipped a record: the views lack rows of them."""
+        skipped = select(positions.c.topic, positions.c.partition).where(positions.c.has_skipped)
+        return {(row.topic, row.partition) for row in self._rows(skipped)}
 
     def command(self, order_id: str, command_id: str) -> Event | Rejection | None:
         """Return the outcome of a command: its event, or else its newest rejection; None if neither is in the views.

@@ -33,5 +33,5 @@ class Unread(Struct, frozen=True):
 
 def unread(partitions: Iterable[TopicPartition], own: Share, running: Collection[Share]) -> Unread:
     """Return the partitions that no share of the running projectors holds. They may have different counts."""
-    found = tuple(each for each in sorted(partitions) if not any(share.holds(each) for share in running))
-    return Unread(found, tuple(sorted({each.partition % own.count for each in found})))
+    missing = tuple(each for each in sorted(partitions) if not any(share.holds(each) for share in running))
+    return Unread(missing, tuple(sorted({each.partition % own.count for each in missing})))

@@ -5,7 +5,7 @@ and sorted code point by code point. Times are milliseconds since 1970 UTC.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +49,7 @@ from order_service.views.postgresql import (
 )
 from order_service.wire.avro_codegen import EPOCH, MILLISECOND
 
-FORM: Final = 9
+FORM: Final = 10
 """The version of these tables and documents. Raise it with every change: views of an older form are rebuilt."""
 
 FORMER: Final = ("commands",)
@@ -87,10 +87,12 @@ positions: Final = Table(
     Column("fault", Text),
     Column("is_lost", Boolean, nullable=False),
     Column("is_built", Boolean, nullable=False),
+    Column("has_skipped", Boolean, nullable=False),
 )
 """The position of the views in each partition. `fault` is the reason why the record at `next_offset` cannot be applied.
 If the partition `is_lost`, its log lacks the records that should follow, and it is not retried automatically. It
-`is_built` once the views hold what its log held when its projector started.
+`is_built` once the views hold what its log held when its projector started. It `has_skipped` if an operator has skipped
+a record of it: the views lack rows below the position.
 
 For the rejections, `complete_offset` is an offset of the same partition of the events. All rejections that were
 committed before or with an event below that offset are in the views."""
@@ -156,6 +158,11 @@ A rejection that `is_momentary` has a reason that orders do not remember (`NEVER
 
 All rejections of an order are in one partition, so their offsets give their order; the clocks of workers do not.
 """
+
+
+LOCK_ORDER: Final = (positions, projectors, form)
+"""The order in which each transaction of a projector uses these tables, before all others that it uses. Who drops them
+locks them in the same order, so that PostgreSQL finds no deadlock."""
 
 
 def database_of(settings: Settings) -> URL:
@@ -232,7 +239,7 @@ def prepare(engine: Engine, schema: str = "") -> bool:
         if actual == FORM:
             return False
         if existing:
-            _drop(connection, has_former=actual > 0)
+            _drop(connection, existing, has_former=actual > 0)
         try:
             _metadata.create_all(connection)
         except DBAPIError as error:
@@ -244,14 +251,15 @@ def prepare(engine: Engine, schema: str = "") -> bool:
     return True
 
 
-def _drop(connection: Connection, *, has_former: bool) -> None:
-    """Drop the tables of an older form, which a projector may be writing to.
+def _drop(connection: Connection, existing: Collection[str], *, has_former: bool) -> None:
+    """Drop the `existing` tables of an older form, which a projector may be writing to.
 
     `has_former` means that tables with the FORMER names are ours; another program may have created them.
     """
-    if connection.dialect.name == "postgresql" and inspect(connection).has_table(positions.name):
-        # Every transaction of a projector locks this table first: it waits here, and there is no deadlock.
-        connection.exec_driver_sql(f"LOCK TABLE {positions.name} IN ACCESS EXCLUSIVE MODE")
+    if connection.dialect.name == "postgresql":
+        for table in LOCK_ORDER:
+            if table.name in existing:
+                connection.exec_driver_sql(f"LOCK TABLE {table.name} IN ACCESS EXCLUSIVE MODE")
     _metadata.drop_all(connection)
     for name in FORMER if has_former else ():
         connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")

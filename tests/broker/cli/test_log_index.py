@@ -10,6 +10,7 @@ from sqlalchemy.engine import make_url
 
 from order_service.kafka.reader import Reader
 from order_service.sdk import Accepted, OrderCommands, Refused
+from order_service.sdk.log_index import IndexEntries
 from order_service.sdk.testing import create_order, pay_order
 from order_service.views.log_index import ViewsIndex
 from order_service.views.tables import open_database, order_events, refusals
@@ -66,8 +67,10 @@ def settings_of(service, url):
 async def read_by_index(settings, order_id):
     """Return how many records are read for an order, and how many its partition has."""
     async with Reader(settings) as reader:
+        entries = await ViewsIndex(settings).find([order_id])
         ends = await reader.ends(await reader.partitions_of(order_id, reader.names.events, reader.names.rejections))
-        ranges = await ViewsIndex(settings).ranges([order_id], ends)
+        assert entries is not None
+        ranges = entries.ranges(ends)
         assert ranges is not None
         read = [record async for record in reader.within(ranges)]
     assert [record.offset for record in read if record.topic == reader.names.events] == sorted(
@@ -113,6 +116,53 @@ async def test_a_client_of_the_sdk_finds_the_outcomes_of_repeats_by_an_index(ser
         assert isinstance(refused, Refused)
         assert await orders.send(create_order(order_id)) == Accepted(first.record, repeated=True)
         assert await orders.send(pay_order(order_id, amount=1)) == Refused(refused.record, repeated=True)
+
+
+class GrowingIndex(ViewsIndex):
+    """An index whose log has grown, and the views with it, when it answers."""
+
+    def __init__(self, settings, grow):
+        super().__init__(settings)
+        self.grow = grow
+        self.ranges = []
+
+    async def find(self, order_ids):
+        await asyncio.to_thread(self.grow)
+        entries = await super().find(order_ids)
+        assert entries is not None
+        index = self
+
+        class Kept(IndexEntries, frozen=True):
+            def ranges(self, ends):
+                index.ranges.append(IndexEntries.ranges(self, ends))
+                return index.ranges[-1]
+
+        return Kept(entries.offsets, entries.positions)
+
+
+async def test_views_that_grow_while_they_are_asked_are_used(service, projected, tmp_path):
+    url = f"sqlite:///{tmp_path}/growing.db"
+    projector = service.start_worker(module=("order_service.cli", "projector"), ORDERS_DATABASE_URL=url).wait_ready()
+    settings = settings_of(service, url)
+
+    def grow():
+        """Write to all partitions, and wait until the views have it."""
+        commands = histories(8, first=100_000)
+        before = service.outcome_count()
+        service.send(commands)
+        service.wait_outcomes(before + len(commands))
+        until(lambda: "\norders_views_lag_offsets 0.0\n" in projector.admin("/metrics")[1], "the views have all")
+
+    index = GrowingIndex(settings, grow)
+    async with OrderCommands(actor="service:shop", settings=settings, index=index) as orders:
+        order_id = f"order-{uuid4().hex[:8]}"
+        first = await orders.send(create_order(order_id))
+        assert isinstance(first, Accepted)
+        assert await orders.send(create_order(order_id), wait_s=60) == Accepted(first.record, repeated=True)
+    assert index.ranges
+    assert None not in index.ranges
+    projector.send(signal.SIGTERM)
+    await asyncio.to_thread(projector.process.wait, 30)
 
 
 def test_views_that_lack_rows_hide_no_order_and_no_outcome(projected, cli, url):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from order_service.local.up import worker_count
+from order_service.errors import SetupError
+from order_service.local.up import check_projectors, worker_count
 from order_service.settings import Settings
 
 
@@ -19,3 +20,10 @@ from order_service.settings import Settings
 )
 def test_the_number_of_worker_processes_of_a_local_run(cores, settings, count):
     assert worker_count(Settings(partitions=4, **settings), cores) == count
+
+
+def test_several_projectors_on_sqlite_are_refused_before_anything_starts():
+    check_projectors(Settings())
+    check_projectors(Settings(projectors=2, database_url="postgresql://db/views"))
+    with pytest.raises(SetupError, match="ORDERS_PROJECTORS is 2, but the views are in SQLite"):
+        check_projectors(Settings(projectors=2))

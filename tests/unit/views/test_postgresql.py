@@ -148,7 +148,7 @@ def test_a_role_that_may_only_read_reads(opened, ask, role):
     reading.dispose()
     writing = open_database(role, SCHEMA, writes=True)
     with pytest.raises(DBAPIError) as refused:
-        Projection(writing, topic_names()).positions(START)
+        Projection(writing, topic_names()).mark_built(START)
     assert describe(refused.value) == ("InsufficientPrivilege (42501): permission denied for table view_positions")
     writing.dispose()
 

@@ -11,7 +11,7 @@ from aiokafka.structs import TopicPartition
 from pydantic import ValidationError
 from sqlalchemy import false, select
 
-from order_service.errors import DatabaseError, SetupError
+from order_service.errors import DatabaseError, OvertakenError, SetupError
 from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
 from order_service.settings import Settings
@@ -19,6 +19,7 @@ from order_service.views import projector, stopped
 from order_service.views.process import BuildProgress, share_of
 from order_service.views.projector import Projection, follow
 from order_service.views.share import SEEN_WITHIN_S, Share, Unread, unread
+from order_service.views.stopped import BadRecord
 from order_service.views.tables import (
     FORM,
     database_of,
@@ -270,6 +271,7 @@ def test_a_projector_that_hangs_in_a_transaction_holds_up_no_other_and_no_reader
         connection.execute(positions.update().where(of_odd).values(fault="it hangs here"))
         projection.apply(outcomes_of(2, 0, 3, rejected=False), EVERYWHERE, {place(2): 3})
         assert projection.beat(EVEN) == {EVEN}
+        assert projection.positions(EVERYWHERE) == {**EVERYWHERE, place(2): 3}, "as at each begin of its reading"
         projection.mark_built([place(0), place(2)])
         changes = views.changes_since({})
         assert [(each.partition, each.offset) for each in changes.events] == [(2, 0), (2, 1), (2, 2)]
@@ -319,6 +321,44 @@ def test_tables_are_recreated_while_a_projector_of_the_old_form_writes(url, engi
         writer.result(30)
     assert Projection(engine, topic_names()).positions() == {}
     writing.dispose()
+
+
+USES = {
+    "positions": lambda projection: projection.positions(),
+    "complete": lambda projection: projection.complete({place(0): 1}, EVERYWHERE),
+    "beat": lambda projection: projection.beat(EVEN),
+    "skip": lambda projection: projection.skip(place(0), 0),
+    "stop_lost": lambda projection: projection.stop_lost([BadRecord(place(0), 0, "lost")], EVERYWHERE),
+    "apply": lambda projection: projection.apply([], EVERYWHERE, {place(0): 0}),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_no_use_of_the_tables_is_in_a_deadlock_with_the_projector_that_recreates_them(url, engine, use):
+    projection = Projection(engine, topic_names())
+    is_writing, is_done = threading.Event(), threading.Event()
+    recreating = open_database(url, writes=True)
+
+    def write():
+        """Use the tables without a pause. Other partitions, or another form, are no failure."""
+        while not is_done.is_set():
+            with suppress(OvertakenError, DatabaseError):
+                use(projection)
+            is_writing.set()
+
+    with ThreadPoolExecutor() as pool:
+        writer = pool.submit(write)
+        try:
+            assert is_writing.wait(30)
+            for _ in range(20):
+                with recreating.begin() as connection:
+                    connection.execute(positions.delete())
+                    connection.execute(form.update().values(form=FORM - 1))
+                assert prepare(recreating)
+        finally:
+            is_done.set()
+        writer.result(30)
+    recreating.dispose()
 
 
 def test_a_projector_that_has_another_form_does_not_count_itself_as_running(engine, projection):
