@@ -155,11 +155,10 @@ It fails for a name that is not a setting, one of another kind, and one that the
   value: /data
 {{- end }}
 {{- if eq $process "worker" }}
-{{- $rocksdb := eq (include "order-service.setting" (list $root "worker" "ORDERS_TABLE")) "rocksdb" }}
 {{- if $root.Values.worker.persistence.enabled }}
 - name: ORDERS_TABLE_DIR
   value: {{ $root.Values.worker.persistence.mountPath }}/table
-{{- else if $rocksdb }}
+{{- else if eq (include "order-service.setting" (list $root "worker" "ORDERS_TABLE")) "rocksdb" }}
   {{- fail "ORDERS_TABLE=rocksdb needs worker.persistence.enabled: the tables need a volume" }}
 {{- end }}
 # The pod that replaces this one is the same member of the group, and has the same partitions.
