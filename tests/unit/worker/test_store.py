@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from structlog.testing import capture_logs
 
 from order_service.errors import SetupError, StoreDamaged, StoreUnavailable
 from order_service.kafka.admin_requests import TopicIdentity
@@ -127,15 +128,16 @@ CHANGES: list[Any] = [
 
 
 @pytest.mark.parametrize(("changes", "start", "end", "why"), CHANGES)
-async def test_a_store_that_is_no_copy_of_the_changelog_is_thrown_away(made, changes, start, end, why, capsys):
+async def test_a_store_that_is_no_copy_of_the_changelog_is_thrown_away(made, changes, start, end, why):
     table = await filled(made(), {ORDER_ID: CREATED})
     if "as_of" in changes:
         changes = {"as_of": time.time() + changes["as_of"]}
     assert table.store is not None
     await table.store.write({}, structs.replace(table.store.meta, **changes))
-    store = await made().open(0, start, end)
+    with capture_logs() as lines:
+        store = await made().open(0, start, end)
     assert (store.get(ORDER_ID), store.meta.next_offset, store.meta.position_offset) == (None, 0, -1)
-    assert why in capsys.readouterr().out
+    assert [why in line["why"] for line in lines if line["log_level"] == "warning"] == [True]
 
 
 async def test_a_store_within_its_age_is_kept(made):
@@ -312,14 +314,15 @@ class Unflushable:
         raise Exception("IO error: Writer has previous error.")  # noqa: TRY002, as rocksdict does
 
 
-async def test_a_store_that_cannot_be_flushed_is_closed_and_opened_again(made, capsys):
+async def test_a_store_that_cannot_be_flushed_is_closed_and_opened_again(made):
     stores = made()
     await filled(stores, {ORDER_ID: CREATED})
     store = stores._stores[0]
     store._open, store._closed = Unflushable(store._open), Unflushable(store._closed)
     store._database = Unflushable(store._database)
-    stores.close(0)
-    assert capsys.readouterr().out.count("Table store closed without a flush.") == 3
+    with capture_logs() as lines:
+        stores.close(0)
+    assert [line["event"] for line in lines] == ["Table store closed without a flush."] * 3
     with pytest.raises(StoreUnavailable, match="the store is closed"):
         store.get(ORDER_ID)
     assert Table(await stores.open(0, 0, 10)).get(ORDER_ID) == CREATED
