@@ -250,7 +250,7 @@ class Stores:
         is a copy of. Raises StoreUnavailable if the disk cannot be read or written.
         """
         self.close(partition)
-        path = self._directory / f"{self._topic.name}-{partition}"
+        path = self._path(partition)
         topic = self._topic
         empty = Meta(FORM, topic.cluster_id, topic.name, topic.topic_id, partition, 0, -1, b"", time.time())
         try:
@@ -273,7 +273,7 @@ class Stores:
         log.warning("Table store thrown away; the table is restored from its changelog.", partition=partition, why=why)
         metrics.STORES_DISCARDED.labels(partition).inc()
         self.close(partition)
-        path = self._directory / f"{self._topic.name}-{partition}"
+        path = self._path(partition)
         try:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -293,6 +293,9 @@ class Stores:
         if isinstance(error, StoreUnavailable):
             metrics.STORE_FAULTS.labels(partition).set(1)
             log.error("The disk of a table cannot be used; its lane waits.", partition=partition, why=str(error))
+
+    def _path(self, partition: int) -> Path:
+        return self._directory / f"{self._topic.name}-{partition}"
 
     def keep(self, partitions: set[int]) -> None:
         """Close the stores of all other partitions."""

@@ -1,6 +1,6 @@
 package orders;
 
-/** The outcome of a decided command. A repeated command has none. */
+/** The outcome of a decided command. A repeated command has no outcome. */
 sealed interface Outcome {
     record Event(
         String eventId, String orderId, long version, String commandId, byte[] commandDigest, String correlationId,
