@@ -40,7 +40,7 @@ async def delete_before(settings: Settings, topic_partition: TopicPartition, off
             await ask_admin(settings, lambda admin: alter_topic(admin, topic, _DELETABLE))
             await ask_admin(settings, lambda admin: _delete(admin, topic_partition, offset))
         finally:
-            await ask_admin(settings, lambda admin: alter_topic(admin, topic, _COMPACTED))
+            await ask_admin(settings, lambda admin: _set_back(admin, topic))
 
 
 async def _delete(admin: Admin, topic_partition: TopicPartition, offset: int) -> None:
@@ -71,8 +71,24 @@ async def restore_policy(settings: Settings, names: TopicNames) -> list[str]:
         changed = await ask_admin(settings, lambda admin: _deletable(admin, topics))
     for topic in changed:
         with _granted(f"AlterConfigs on {topic}"):
-            await ask_admin(settings, partial(alter_topic, topic=topic, values=_COMPACTED))
+            await ask_admin(settings, partial(_set_back, topic=topic))
     return changed
+
+
+async def _set_back(admin: Admin, topic: str) -> None:
+    """Set the policy of a changelog back, and wait until a broker shows it: a worker that starts before is refused.
+
+    Brokers get a new setting from the controller a moment after it is made.
+    """
+    await alter_topic(admin, topic, _COMPACTED)
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + APPLIED_WITHIN_S
+    while await _deletable(admin, [topic]):
+        if loop.time() > give_up_at:
+            raise KafkaAwayError(
+                f"{topic} does not get cleanup.policy=compact back: the broker still shows the old one"
+            )
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _deletable(admin: Admin, topics: list[str]) -> list[str]:
