@@ -20,6 +20,7 @@ from aiohttp.typedefs import StrOrURL
 from msgspec import Struct
 
 from order_service.errors import NoResponse, NoResponseInTime, ResponseTooLong, SetupError
+from order_service.tls_files import FileContext
 
 HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "order-service"}
 HOST: Final = re.compile(r"[a-z0-9._:-]{1,255}", re.IGNORECASE)
@@ -76,13 +77,18 @@ def tls_context(prefix: str, ca_file: Path | None, cert_file: Path | None, key_f
     """Return the TLS context with the CAs of a file and a client certificate, or None if neither is set.
 
     The file's CAs are trusted beside the system's: the token endpoint of a service may have a public certificate.
-    Without a key file, the certificate's file holds the key. Raises SetupError, which names the setting: `prefix` is
-    what stands before `CAFILE`, `CERTFILE` and `KEYFILE`.
+    Without a key file, the certificate's file holds the key. Changed files are read again for new connections. Raises
+    SetupError, which names the setting: `prefix` is what stands before `CAFILE`, `CERTFILE` and `KEYFILE`.
     """
     if key_file is not None and cert_file is None:
         raise SetupError(f"{prefix}KEYFILE is set without {prefix}CERTFILE: set both")
     if ca_file is None and cert_file is None:
         return None
+    return FileContext([ca_file, cert_file, key_file], lambda: _read_tls(prefix, ca_file, cert_file, key_file))
+
+
+def _read_tls(prefix: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> SSLContext:
+    """Return a context with the present contents of the files. Raises SetupError, which names the setting."""
     context = create_default_context()
     try:
         if ca_file is not None:

@@ -237,7 +237,7 @@ class Settings(BaseSettings):
         "process.",
         unit="MiB",
     )
-    turn_ms: PositiveInt = _setting(
+    turn_ms: Annotated[int, Field(ge=1, le=1000)] = _setting(
         12,
         WORKER,
         "The minimum time between the starts of two turns; a quarter of it after a turn of one command.",

@@ -2,14 +2,10 @@
 
 import ssl
 from pathlib import Path
-from typing import Any, Self
-
-import structlog
 
 from order_service.errors import KafkaAwayError
 from order_service.settings import Settings
-
-log = structlog.get_logger()
+from order_service.tls_files import FileContext
 
 
 def tls(settings: Settings) -> ssl.SSLContext | None:
@@ -19,34 +15,7 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
     """
     if not settings.kafka_security_protocol.endswith("SSL"):
         return None
-    return FileContext(settings)
-
-
-class FileContext(ssl.SSLContext):
-    """A context for clients, which reads its files again for a new connection if they have changed.
-
-    So a certificate can be replaced while a process runs, before it expires.
-    """
-
-    def __new__(cls, _settings: Settings) -> Self:
-        """Return a context for clients: it verifies certificates and host names."""
-        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._stamp = _stamp(settings)
-        self._current = _read(settings)
-
-    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
-        """Return the TLS of a new connection."""
-        stamp = _stamp(self._settings)
-        if stamp != self._stamp:
-            self._stamp = stamp
-            try:
-                self._current = _read(self._settings)
-            except KafkaAwayError as error:
-                log.warning("The changed TLS files for Kafka cannot be used; the last ones are kept.", why=str(error))
-        return self._current.wrap_bio(*args, **kwargs)
+    return FileContext([*_files(settings).values()], lambda: _read(settings))
 
 
 def cause_of(error: Exception) -> str:
@@ -62,18 +31,6 @@ def _files(settings: Settings) -> dict[str, Path | None]:
         "ORDERS_KAFKA_SSL_CERTFILE": settings.kafka_ssl_certfile,
         "ORDERS_KAFKA_SSL_KEYFILE": settings.kafka_ssl_keyfile,
     }
-
-
-def _stamp(settings: Settings) -> list[tuple[int, int, int] | None]:
-    """Return what changes with the contents of the files."""
-    stamps: list[tuple[int, int, int] | None] = []
-    for file in _files(settings).values():
-        try:
-            stat = file.stat() if file is not None else None
-        except OSError:  # it may be replaced just now
-            stat = None
-        stamps.append(None if stat is None else (stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    return stamps
 
 
 def _read(settings: Settings) -> ssl.SSLContext:

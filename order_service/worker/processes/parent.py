@@ -5,6 +5,7 @@ command: it only supervises, and answers on the admin port for all of them.
 """
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Final
 import structlog
 from prometheus_client import Counter
 
-from order_service.errors import TopicsError
+from order_service.errors import SetupError, TopicsError
 from order_service.runtime.supervisor import CLI, Child, Restarts, Supervisor
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 
 STOP_WITHIN_S: Final = 12.0
 """Within this time all processes have stopped, or are killed: docker-compose.yml kills a worker after 15 s."""
+SOCKET_PATH_MAX: Final = 103
+"""The longest path of a socket, in bytes (`sun_path` in sys/un.h): 107 on Linux, 103 on macOS."""
 USAGE_ERROR: Final = 2
 RESTARTS: Final = Restarts(final_codes=frozenset({USAGE_ERROR, TopicsError.exit_code}))
 """A process that has ended 11 times in a row, each time within a minute, ends the worker, with its exit status."""
@@ -61,6 +64,7 @@ def run_processes(settings: Settings, options: Sequence[str], *, command: Sequen
     CallPolicy.from_settings(settings)
     with tempfile.TemporaryDirectory(prefix="order-service-") as directory:
         processes = [Process(n, Path(directory, f"{n}.sock")) for n in range(1, settings.workers + 1)]
+        _check_length(processes[-1].socket)
         children = [
             Child(
                 name=str(process.number),
@@ -78,3 +82,12 @@ def run_processes(settings: Settings, options: Sequence[str], *, command: Sequen
         )
         with CombinedAdminServer(settings.admin_address, settings.admin_port, processes):
             return asyncio.run(supervisor.run())
+
+
+def _check_length(socket: Path) -> None:
+    """Raise SetupError if the path of a socket is too long for the system. Its child would end for ever."""
+    if (size := len(os.fsencode(socket))) > SOCKET_PATH_MAX:
+        raise SetupError(
+            f"the path {socket} has {size} bytes, and that of a socket at most {SOCKET_PATH_MAX}: "
+            "set TMPDIR to a shorter folder, such as /tmp"
+        )

@@ -172,6 +172,8 @@ class Standbys:
         lag = sum(max(0, end - _read_to(state, topic)) for (topic, _), end in ends.items())
         metrics.STANDBY_LAG.labels(partition).set(lag)
         if any(end != _read_to(state, topic) for (topic, _), end in ends.items()):
+            if state.is_too_old():
+                self._start_over(partition, state)
             task = asyncio.create_task(self._read_step(partition, ends, state), name=f"standby of {partition}")
             self._reading = partition, task
             try:
@@ -202,9 +204,16 @@ class Standbys:
             progress.leave()
         state.ends = {topic: end for (topic, _), end in step.items()}
         if state.is_too_old():  # the machine was suspended meanwhile
-            state.clear()
+            self._start_over(partition, state)
             return False
         return step == ends
+
+    def _start_over(self, partition: int, state: ChangelogState) -> None:
+        """Forget what was read of a partition. If that happens every hour, its standby is of no use."""
+        log.warning(
+            "A standby has reached no end for an hour and starts over.", partition=partition, orders=len(state.table)
+        )
+        state.clear()
 
     def _failed(self, partition: int, error: BaseException) -> None:
         """Try a partition again later. If a record cannot be read, forget the state: the next claim parks the lane."""

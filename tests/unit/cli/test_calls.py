@@ -109,6 +109,7 @@ def test_a_command_without_a_name_gets_a_new_one():
     [
         ("ORDERS_PARTITIONS", "none"),
         ("ORDERS_TURN_MS", "0"),
+        ("ORDERS_TURN_MS", "1001"),
         ("ORDERS_ADMIN_PORT", "70000"),
         ("USER_SERVICE_URL", "hidden"),
         ("ORDERS_KAFKA", "hidden"),

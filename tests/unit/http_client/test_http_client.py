@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from order_service.errors import NoResponse, NoToken, SetupError
 from order_service.http_client import HttpClient, Reply, tls_context
@@ -169,6 +170,29 @@ async def test_a_client_certificate_is_sent_to_a_server_that_requires_one(author
             assert b"orders" in (await client.request("GET", url)).body
         why = await failure(url, ssl_context=tls_context("X_", authority.file, None, None))
         assert why.startswith("the connection failed: ")  # the server may have closed it before its alert is read
+
+
+async def test_replaced_files_are_used_for_the_next_connection(authority, server_context, tmp_path):
+    """Also by a client that runs. What cannot be used is reported, and the files that were read last stay in use."""
+    server_context.verify_mode = ssl.CERT_REQUIRED
+    server_context.load_verify_locations(authority.file)
+    files = tmp_path / "tls.crt", tmp_path / "tls.key"
+    _put(authority.issue("first"), files)
+    async with answering(peer, server_context) as url:
+        context = tls_context("X_", authority.file, *files)
+        async with calling(ssl_context=context, keeps_alive=False) as client:
+            assert b"first" in (await client.request("GET", url)).body
+            _put(authority.issue("second"), files)
+            assert b"second" in (await client.request("GET", url)).body
+            files[1].write_text("no key")
+            with capture_logs() as lines:
+                assert b"second" in (await client.request("GET", url)).body
+            assert "tls.crt with X_KEYFILE" in lines[0]["why"]
+
+
+def _put(issued, files):
+    for file, new in zip(files, issued, strict=True):
+        new.replace(file)
 
 
 async def test_a_certificate_and_its_key_may_stand_in_one_file(authority, tmp_path):

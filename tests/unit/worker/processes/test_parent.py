@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from order_service.errors import SetupError
 from order_service.local.broker import free_port
-from order_service.worker.processes.parent import RESTARTS
+from order_service.settings import Settings
+from order_service.worker.processes.parent import RESTARTS, run_processes
 from tests.support.process_tree import has_ended
 from tests.support.service import until
 
@@ -106,6 +109,14 @@ def test_processes_that_do_not_stop_are_killed_within_the_time_that_containers_h
     assert running.process.wait(30) == 0
     assert all(map(has_ended, pids))
     assert time.monotonic() - began_at < 15
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(SetupError, match="and that of a socket at most 103: set TMPDIR to a shorter folder"):
+        run_processes(Settings(workers=2), [])
 
 
 @pytest.mark.parametrize(

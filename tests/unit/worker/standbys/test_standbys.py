@@ -20,6 +20,7 @@ from tests.unit.worker.claims.topics import BARRIER, ENTRY, NAMES, Made, Topics,
 
 TABLE = TopicPartition(NAMES.table, 0)
 ORDER: Made = (create.order_id.encode(), encode(ENTRY), [])
+STARTS_OVER = ("A standby has reached no end for an hour and starts over.", 0, 1)
 POSITION: Made = (POSITION_KEY, encode(at(4)), [])
 
 
@@ -153,7 +154,9 @@ async def test_a_state_starts_over_if_no_end_was_reached_for_an_hour(logs, stand
     await standbys._round()
     standbys._states[0].as_of -= 3600
     logs.replace(BARRIER, POSITION, order(1))
-    await standbys._round()
+    with capture_logs() as lines:
+        await standbys._round()
+    assert [(line["event"], line["partition"], line["orders"]) for line in lines] == [STARTS_OVER]
     assert orders_of(standbys.take({0})) == {0: {"other-1"}}
 
 
@@ -169,9 +172,11 @@ async def test_a_state_starts_over_if_the_machine_was_suspended_in_the_middle_of
 
     monkeypatch.setattr(logs, "getmany", late)
     logs.reads.clear()
-    await standbys._round()
-    await standbys._round()
+    with capture_logs() as lines:
+        await standbys._round()
+        await standbys._round()
     assert logs.reads == [1, 2, 0, 1, 2]
+    assert [line["event"] for line in lines] == [STARTS_OVER[0]]
 
 
 @pytest.mark.parametrize(
