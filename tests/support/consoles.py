@@ -18,8 +18,18 @@ def block(document, section, language):
 
 def steps(document, section):
     """Return each command of a section's consoles with the output shown under it."""
-    parts = re.split(r"^\$ ", block(document, section, "console"), flags=re.MULTILINE)
+    return _steps(block(document, section, "console"))
+
+
+def _steps(text):
+    parts = re.split(r"^\$ ", text, flags=re.MULTILINE)
     return [tuple(part.partition("\n")[::2]) for part in parts if part]
+
+
+def page_steps(document):
+    """Return each command of all consoles of a document, in order, with the output shown under it."""
+    text = "".join(re.findall(r"```console\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL))
+    return _steps(text)
 
 
 def assert_shown(output, shown, command):

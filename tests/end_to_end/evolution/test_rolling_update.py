@@ -58,12 +58,12 @@ class Fleet:
 
 @pytest.mark.timeout(240)  # it starts nine workers
 def test_workers_of_both_releases_share_a_group_forward_and_back(service, previous):
-    """While commands come, one worker after the other is replaced, some by kill -9. The previous release has no standbys."""
+    """While commands come, one worker after the other is replaced, some by kill -9. Only this release has standbys."""
     fleet = Fleet(service, previous)
-    commands = histories(400)
+    commands = histories(200)
     fleet.start(1, "previous")
     fleet.start(2, "previous")
-    with service.sending(commands, per_s=100):
+    with service.sending(commands, per_s=50):
         fleet.kill(1)
         fleet.start(1, "this")
         fleet.kill(1)
@@ -88,8 +88,9 @@ def test_views_of_a_later_release_are_refused_until_they_are_dropped(service, pr
     for root in (previous, ROOT):
         service.start_worker(module=PROJECTOR, root=root, **views).wait_ready().end()
     refused = service.start_worker(module=PROJECTOR, root=previous, **views)
-    assert refused.wait_ended() == 1
-    assert "the views have schema version 10, this program supports 8: install a newer release" in refused.log()
+    reason = "the views have schema version 10, this program supports 8: install a newer release"
+    until(lambda: reason in refused.log(), "the projector of the previous release says why it refuses the views")
+    refused.end()
     for file in tmp_path.glob("views.db*"):
         file.unlink()
     service.start_worker(module=PROJECTOR, root=previous, **views).wait_ready()
