@@ -42,6 +42,7 @@ _SERVICE_LINK: Final = re.compile(r"(tcp|udp|sctp)://")
 NOT_FOUND_STATUSES: Final = frozenset({"204", *map(str, range(400, 500))} - {"401", "403", "407", "408", "429"})
 """Statuses that may mean that a user does not exist; the others concern the service, or our request."""
 HOST_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?", re.ASCII)
+ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}", re.ASCII)
 ORIGIN: Final = re.compile(rf"https?://{HOST_NAME.pattern}(?::[0-9]{{1,5}})?", re.ASCII)
 HEADERS: Final = re.compile(r"([A-Za-z0-9-]+=[\x21-\x2b\x2d-\x7e]+(,|$))*")
 DEFAULT_PORT: Final = re.compile(r"https:.*:443|http:.*:80")
@@ -166,7 +167,7 @@ class Settings(BaseSettings):
     )
     app_id: str = _setting(
         "orders",
-        "`worker` and the SDK",
+        "`worker`, `web` and the SDK",
         "With `ORDERS_TOPIC_PREFIX` before it: the consumer group, and the prefix of the transactional ids.",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
     )
@@ -534,6 +535,20 @@ class Settings(BaseSettings):
     )
     web_streams_max: PositiveInt = _setting(4_000, WEB, "How many streams may be open.", unit="streams")
     web_rate_per_s: Positive = _setting(50.0, WEB, "The request rate allowed for each subject.", unit="requests/s")
+    admin_addresses: str = _setting(
+        "",
+        WEB,
+        "The admin ports of all processes, as `HOST:PORT` separated by commas, for [the operator's page](../operations/"
+        "operators-page.md). A host name that has several addresses stands for a process at each of them.",
+        shown="those of the workers in the group",
+    )
+    runbook_base_url: str = _setting(
+        "",
+        WEB,
+        "Where you publish these documents. The links of [the operator's page](../operations/operators-page.md) begin "
+        "with it.",
+        shown="no links",
+    )
 
     # Command line: the HTTP server to call
     url: str = _setting("", CLIENTS, "The HTTP server to call.", shown="the local one")
@@ -714,6 +729,19 @@ class Settings(BaseSettings):
         if not all(map(HOST_NAME.fullmatch, hosts)):
             raise ValueError("must be host names or IPv4 addresses without a port, separated by commas")
         return ",".join(hosts)
+
+    @field_validator("admin_addresses")
+    @classmethod
+    def _addresses(cls, text: str) -> str:
+        addresses = [address.strip() for address in text.split(",") if address.strip()]
+        if not all(map(ADDRESS.fullmatch, addresses)):
+            raise ValueError("must be HOST:PORT, separated by commas; an IPv6 address in brackets")
+        return ",".join(addresses)
+
+    @field_validator("runbook_base_url")
+    @classmethod
+    def _document_url(cls, url: str) -> str:
+        return _base_url(url) if url else url
 
     @field_validator("http_cors_origins")
     @classmethod

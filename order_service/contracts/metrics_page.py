@@ -118,6 +118,7 @@ USES: Final = {
     "orders_jwks_fetches_total": Use(
         WEB, "fetches", "Only `failed` grows for an hour. Known keys are accepted for a day."
     ),
+    "orders_build_info": Use(EVERY_PROCESS, "1", f"{SHOWS_WHY} It has the version."),
     "orders_log_lines_dropped_total": Use(EVERY_PROCESS, "lines", "It grows: no process reads the log output."),
 }
 """Each metric, in the sequence of the page."""

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -77,6 +77,7 @@ def run(
     several = [f"projector-{index}" for index in range(settings.projectors)] if settings.projectors > 1 else []
     names = ["worker", *(several or ["projector"]), "web"]
     admin_ports = {name: settings.admin_port if name == "worker" else free_port() for name in names}
+    environment["ORDERS_ADMIN_ADDRESSES"] = _addresses(settings.admin_address, admin_ports.values())
     children += [_process(name, port, settings, environment) for name, port in admin_ports.items()]
     health = {name: f"{_url(settings.admin_address, port)}/health/ready" for name, port in admin_ports.items()}
     running = Running(_url(settings.host, settings.http_port), servers, _without_user(url), health, hints)
@@ -281,6 +282,10 @@ def _without_user(url: str) -> str:
     """Return a URL without user name and password, to show it."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _addresses(host: str, ports: Iterable[int]) -> str:
+    return ",".join(urlsplit(_url(host, port)).netloc for port in ports)
 
 
 def _url(host: str, port: int) -> str:

@@ -53,12 +53,14 @@ def _decoded(record: ConsumerRecord) -> NewestPosition:
         return NewestPosition(record.offset, fault=f"{place} cannot be read: {error}")
 
 
-async def newest_positions(reader: Reader, partitions: Iterable[int]) -> dict[int, NewestPosition]:
-    """Read the newest committed position of each partition."""
+async def newest_positions(
+    reader: Reader, partitions: Iterable[int], first_window: int | None = None
+) -> dict[int, NewestPosition]:
+    """Read the newest committed position of each partition. `first_window` replaces `FIRST_WINDOW`."""
     tables = [TopicPartition(reader.names.table, partition) for partition in partitions]
     starts, ends = await reader.starts(tables), await reader.ends(tables)
     newest: dict[int, NewestPosition] = {}
-    unread, window = tables, FIRST_WINDOW
+    unread, window = tables, first_window or FIRST_WINDOW
     while unread:
         begins = {table: max(starts[table], ends[table] - window) for table in unread}
         try:

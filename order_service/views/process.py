@@ -15,6 +15,7 @@ from order_service.kafka.connection import Admin, ask_admin, connection
 from order_service.kafka.reader import Reader
 from order_service.kafka.topics import topic_names
 from order_service.runtime.admin import AdminServer
+from order_service.runtime.build_info import report_build
 from order_service.runtime.garbage_collector import collect_less_often
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.watchdog import Watchdog, silence_limit_s
@@ -170,6 +171,7 @@ async def run(settings: Settings) -> NoReturn:
     Raises DatabaseError if the database cannot be used, and everything that `follow` raises.
     """
     collect_less_often()
+    report_build("projector")
     progress = BuildProgress()
     url = database_of(settings)
     share = share_of(settings, url)

@@ -17,6 +17,7 @@ from order_service.kafka.command_producer import CommandsTopic
 from order_service.kafka.registry_client import adopt_when_available
 from order_service.kafka.topics import topic_names
 from order_service.runtime.admin import AdminServer
+from order_service.runtime.build_info import report_build
 from order_service.runtime.garbage_collector import freeze_objects
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.signals import force_exit_after
@@ -33,6 +34,7 @@ from order_service.web.http.connections import connections_possible, listen
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.live.command_results import CommandResults
 from order_service.web.live.log_ends import LogEnds, ends_of_events
+from order_service.web.live.overview_watch import OverviewWatch
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
@@ -107,6 +109,7 @@ def _key_faults(authenticator: Everybody | Tokens) -> list[ReadinessFault]:
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises PortTakenError, DatabaseError, SetupError."""
+    report_build("web")
     names = topic_names(settings.topic_prefix)
     engine = open_database(database_of(settings), settings.database_schema)
     views = Views(engine, names)
@@ -127,7 +130,8 @@ async def run(settings: Settings) -> None:
         authenticator = authentication(settings)
         await undo.enter_async_context(authenticator)
         await readiness.check()
-        api = Api(views, poller, outcomes, streams, live, IdSearches(settings), settings.http_base_path)
+        overview = OverviewWatch(settings)
+        api = Api(views, poller, outcomes, streams, live, IdSearches(settings), overview, settings.http_base_path)
         limits = Limits(settings.web_rate_per_s)
         server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions, Site.of(settings))
         # A caller that hangs up ends its request; its command is still sent, by a separate task.
@@ -142,14 +146,15 @@ async def run(settings: Settings) -> None:
         admin.is_starting = lambda: False
         log.info("Serving HTTP.", host=settings.host, port=listening.sockets[0].getsockname()[1])
         undo.callback(listening.close)  # first, so that new callers find another process
-        await _run_until_signalled(poller, readiness, adopt_when_available(settings, names.of, _go_on_without))
+        adopting = adopt_when_available(settings, names.of, _go_on_without)
+        await _run_until_signalled(poller.run(), readiness.run(), overview.run(), adopting)
 
 
 def _go_on_without(why: str) -> None:
     log.warning("Commands use the schema ids of schemas/ until the schema registry responds.", why=why)
 
 
-async def _run_until_signalled(poller: ViewPoller, readiness: Readiness, adopting: Coroutine[Any, Any, None]) -> None:
+async def _run_until_signalled(*works: Coroutine[Any, Any, None]) -> None:
     signalled = asyncio.Event()
 
     def on_signal() -> None:
@@ -160,7 +165,7 @@ async def _run_until_signalled(poller: ViewPoller, readiness: Readiness, adoptin
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(work) for work in (poller.run(), readiness.run(), adopting)]
+        tasks = [group.create_task(work) for work in works]
         await signalled.wait()
         for task in tasks:
             task.cancel()

@@ -121,7 +121,7 @@ class Server(Struct, frozen=True):
                 self.limits.take(caller.actor)
             elif not is_from_here(request.headers, self.site.hosts, self.site.cross_origin.origins):
                 raise Problem(Trouble.CROSS_SITE_REQUEST)
-            if problem := self.not_ready():
+            if operation.needs_views and (problem := self.not_ready()):
                 raise problem
             query = requests.read_query(request, operation.query)
             large_body = partial(self._large_body, caller)

@@ -40,6 +40,8 @@ from order_service.worker.standbys.standby_plan import decode_standbys, encode_s
 log = structlog.get_logger()
 
 CLIENT_PREFIX: Final = "order-service@"
+CLIENT_ID: Final = re.compile(rf"{CLIENT_PREFIX}.+-([1-9][0-9]{{0,4}})(?:\.[0-9]+)?(?:-[0-9a-f]{{8}})?")
+"""The client id of a worker: its host and admin port, perhaps the number of its process, and its machine."""
 HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,200}")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 HOST_NAME_FILE: Final = Path("/etc/hostname")
@@ -240,6 +242,15 @@ class Member(Struct, frozen=True):
     def has_instance_id(self, instance_id: str | None) -> bool:
         """Return whether this member joined with this instance id."""
         return instance_id is not None and self.member_id[: -UUID_CHARS - 1] == instance_id
+
+    @property
+    def admin_address(self) -> str | None:
+        """Where this worker answers on its admin port, as the broker sees its host; None for another program."""
+        match = CLIENT_ID.fullmatch(self.client_id)
+        if match is None:
+            return None
+        host = self.host.lstrip("/")
+        return f"[{host}]:{match[1]}" if ":" in host else f"{host}:{match[1]}"
 
     def partitions(self) -> list[TopicPartition]:
         """Return the assigned partitions. Empty during a rebalance, or if another program uses a different format."""

@@ -142,6 +142,14 @@ def write(environment, topic, partition, key, value):
     assert producer.flush(30) == 0
 
 
+def states_of(environment):
+    """Return the components that the operator's page shows as ready, each with the number of its processes."""
+    address = f"http://127.0.0.1:{environment['ORDERS_HTTP_PORT']}/v1/operations/overview"
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        rows = json.load(answer)["processes"]
+    return sorted((row["component"], row["process_count"]) for row in rows if row["state"] == "ready")
+
+
 def test_a_run_with_two_processes_of_the_worker(shared, tmp_path):
     """As on a machine with four cores."""
     up = Up(shared | {"ORDERS_WORKERS": "2"}, tmp_path)
@@ -153,6 +161,7 @@ def test_a_run_with_two_processes_of_the_worker(shared, tmp_path):
                 r'^orders_lanes{process="(\d)",state="running"} (\d)', answer.read().decode(), re.MULTILINE
             )
         assert lanes == [("1", "1"), ("2", "1")]
+        until(lambda: states_of(shared) == [("projector", 1), ("web", 1), ("worker", 2)], "operators see all of them")
         CommandLine(shared)("create", "order-1", "--user", "dana", "--currency", "EUR", "--line", "mug:2:1250")
         processes = up.processes()
         assert up.ends_by_ctrl_c()

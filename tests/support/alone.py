@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from order_service.web.access.auth import Everybody
 from order_service.web.access.rate_limit import Limits
 from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.routes import Api
+from order_service.web.http.problems import Problem
 from order_service.web.live.command_results import CommandResults
 from order_service.web.live.log_ends import LogEnds, ends_of_events
+from order_service.web.live.overview_watch import OverviewWatch
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
@@ -53,7 +55,9 @@ def server_alone(directory: Path) -> Iterator[int]:
 
 
 @contextmanager
-def application_alone(directory: Path, settings: Settings | None = None) -> Iterator[web.Application]:
+def application_alone(
+    directory: Path, settings: Settings | None = None, not_ready: Callable[[], Problem | None] = lambda: None
+) -> Iterator[web.Application]:
     """Make the application as the process does, with SQLite in this directory; this needs a running loop."""
     settings, names = (settings or Settings()).model_copy(update={"data_dir": directory}), topic_names()
     engine = open_database(database_of(settings), writes=True)
@@ -64,8 +68,9 @@ def application_alone(directory: Path, settings: Settings | None = None) -> Iter
         streams = Streams(poller)
         outcomes = CommandResults(views, poller, CommandsTopic(settings), waiting_max=10)
         live = Live(views, poller, streams, names.events, 10, LogEnds(ends_of_events(settings)))
-        api = Api(views, poller, outcomes, streams, live, IdSearches(settings), settings.http_base_path)
+        overview = OverviewWatch(settings)
+        api = Api(views, poller, outcomes, streams, live, IdSearches(settings), overview, settings.http_base_path)
         site = Site.of(settings)
-        yield Server(api, Everybody(), Limits(50), lambda: None, names, partitions=4, site=site).application()
+        yield Server(api, Everybody(), Limits(50), not_ready, names, partitions=4, site=site).application()
     finally:
         engine.dispose()

@@ -32,6 +32,7 @@ from order_service.web.api.id_searches import IdSearches
 from order_service.web.api.routes import Api
 from order_service.web.live.command_results import CommandResults
 from order_service.web.live.log_ends import LogEnds
+from order_service.web.live.overview_watch import OverviewWatch
 from order_service.web.live.sse import HEARTBEAT_S, Live
 from order_service.web.live.subscriptions import Streams
 from order_service.web.live.view_poller import ViewPoller
@@ -173,7 +174,7 @@ class World:
         outcomes = CommandResults(self.views, poller, topic, waiting_max=100)
         log_ends = LogEnds(self.ends, ask_every_s=0.0)
         live = Live(self.views, poller, streams, topic_names().events, 10, log_ends, heartbeat_s)
-        api = Api(self.views, poller, outcomes, streams, live, IdSearches(Settings()))
+        api = Api(self.views, poller, outcomes, streams, live, IdSearches(Settings()), OverviewWatch(Settings()))
         server = Server(api, Everybody(), Limits(1000), not_ready=lambda: None, names=topic_names(), partitions=1)
         running = asyncio.create_task(poller.run())
         async with TestClient(TestServer(server.application())) as client:

@@ -66,7 +66,7 @@ async def list_lanes(settings: Settings, reader: Reader, addresses: Sequence[str
     notes = list(workers.notes)
     members: list[Member] | None = None
     try:
-        members = await ask_admin(settings, lambda admin: _members(admin, settings.group_id), patience_s=5.0)
+        members = await group_members(settings)
     except KafkaAwayError as error:
         notes.append(f"the members of the group {settings.group_id} are unknown: {error}")
     return Lanes(rows_of(newest, ends, workers.states, members), notes)
@@ -103,6 +103,16 @@ def rows_of(
             )
         )
     return rows
+
+
+def row_without_kafka(address: str, lane: LaneState) -> LaneRow:
+    """Return the row of a lane that a worker reports while Kafka does not answer."""
+    return LaneRow(lane.partition, lane.state, lane.since, lane.reason, address, None, None, None, None, None)
+
+
+async def group_members(settings: Settings, *, patience_s: float = 5.0) -> list[Member]:
+    """Return the members of the workers' group. Raises KafkaAwayError after `patience_s`."""
+    return await ask_admin(settings, lambda admin: _members(admin, settings.group_id), patience_s=patience_s)
 
 
 async def ask_workers(addresses: Iterable[str]) -> Workers:

@@ -33,6 +33,7 @@ class Operation(Struct, frozen=True):
     """A route: `name` is the method of `Api` that serves it, `answers` maps each success status to its schema.
 
     A route with a `body` sends its command. A service needs the `scope` for it; a user may send it only if `users_may`.
+    Only a route without `needs_views` is served while they cannot be read.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Operation(Struct, frozen=True):
     users_may: bool = False
     query: type[Query] = NoQuery
     is_stream: bool = False
+    needs_views: bool = True
 
     @property
     def command(self) -> type[Command] | None:
@@ -124,6 +126,10 @@ OPERATIONS: Final = (
         "why", "GET", "/v1/operations/why/{id}", "Find out where an order or a command is now", {200: "Why"},
         query=WhyQuery,
     ),
+    Operation(
+        "overview", "GET", "/v1/operations/overview", "Get the state of the service, as operators see it",
+        {200: "Overview"}, needs_views=False,
+    ),
 )  # fmt: skip
 """All routes under `/v1`."""
 
@@ -149,6 +155,6 @@ def problems_of(operation: Operation) -> list[Kind]:
         kinds.add(Trouble.NOT_FOUND)
     if operation.body is not None:
         kinds |= {Trouble.INVALID_BODY, Trouble.UNSUPPORTED_MEDIA_TYPE, Trouble.TOO_LARGE, Trouble.TOO_SLOW}
-    if operation.name in {"list_orders", "stream_events", "why"}:
+    if operation.name in {"list_orders", "stream_events", "why", "overview"}:
         kinds.add(Reason.NOT_ALLOWED)
     return [kind for kind in STATUS if kind in kinds]

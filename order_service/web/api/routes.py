@@ -41,6 +41,7 @@ from order_service.web.http.responses import (
 )
 from order_service.web.live.command_results import CommandResults, PendingCommand
 from order_service.web.live.order_loader import OrderLoader
+from order_service.web.live.overview_watch import OverviewWatch
 from order_service.web.live.sse import Live
 from order_service.web.live.subscriptions import Streams, Subject
 from order_service.web.live.view_poller import ViewPoller
@@ -84,6 +85,7 @@ class Api:
         streams: Streams,
         live: Live,
         id_searches: IdSearches,
+        overview_watch: OverviewWatch,
         base_path: str = "",
     ) -> None:
         self._views = views
@@ -93,6 +95,7 @@ class Api:
         self._streams = streams
         self._live = live
         self._id_searches = id_searches
+        self._overview_watch = overview_watch
         self._base_path = base_path
 
     # Commands
@@ -227,6 +230,12 @@ class Api:
         query = cast("WhyQuery", call.query)
         answer = await self._id_searches.why(call.request.match_info["id"], all_partitions=query.all_partitions)
         return json_response(answer)
+
+    async def overview(self, call: Call) -> web.StreamResponse:
+        """Respond 200 with the figures of the last refresh."""
+        if not call.caller.may(Scope.ADMIN):
+            raise Problem(Reason.NOT_ALLOWED, "This requires a token with the scope orders:admin.")
+        return json_response(self._overview_watch.latest())
 
     # Helpers
 

@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 
 from msgspec import structs
 
+from order_service import __version__
 from order_service.domain.decision import reject
 from order_service.domain.entry import Entry
 from order_service.domain.messages import (
@@ -21,6 +22,12 @@ from order_service.domain.messages import (
 )
 from order_service.domain.refusals import RULES, Reason, Refusal, Status
 from order_service.kafka.topics import topic_names
+from order_service.operations.lanes.lanes import LaneRow
+from order_service.operations.overview.history import Point
+from order_service.operations.overview.newest_letters import LetterRow
+from order_service.operations.overview.overview import Overview, ReasonCount, find
+from order_service.operations.overview.processes import ProcessRow
+from order_service.operations.overview.waiting_users import WaitingRoom, WaitingUser
 from order_service.operations.why.id_search import IdKind
 from order_service.operations.why.order_story import (
     CommandState,
@@ -44,6 +51,7 @@ from order_service.web.http import requests, responses
 from order_service.web.http.cursors import write_copy_id, write_cursor
 from order_service.web.http.problems import Fault, Kind, Problem, Trouble, refused
 from order_service.wire.commands import encode_json_command
+from order_service.wire.dead_letters import DeadLetterReason
 
 KEY: Final = "basket-7"
 """The `Idempotency-Key` of the create; other commands use their names as keys, and all ids derive from the keys."""
@@ -113,6 +121,7 @@ def successes() -> dict[str, Any]:
         "Outcome": responses.outcome_json(steps[1][0], ""),
         "Undecided": responses.undecided_json(ORDER_ID, COMMAND_ID, write_copy_id(steps[0][0].command_digest, 2071)),
         "Why": _why(steps[0][0]),
+        "Overview": _overview(steps[0][0]),
         "OrderEvent": "".join(["retry: 1000\n\n", *map(_frame, events[:2]), ": still here\n\n"]),
     }
     plain: dict[str, Any] = json.loads(responses.encode(responses_by_schema))
@@ -183,6 +192,38 @@ def _why(event: Event) -> Why:
         has_more=False,
         searched=[SearchedTopic(names.commands, 12, None)],
         damaged=[],
+    )
+
+
+def _overview(event: Event) -> Overview:
+    """Return the state of a service in which one lane is parked and one order waits for its user."""
+    at, worker = event.occurred_at, "worker:9100"
+    lanes = [
+        LaneRow(0, "running", None, "", worker, "orders-worker-4f0c", 2072, 0, 1, None),
+        LaneRow(1, "parked", at, "Kafka refuses a record: it is too large", worker, None, 1840, 12, 0, None),
+    ]
+    processes = [
+        ProcessRow(worker, "worker", [__version__], 1, "not ready", [f"partition 1 is parked: {lanes[1].reason}"]),
+        ProcessRow("web:9100", "web", [__version__], 1, "ready", []),
+    ]
+    dead_letters = [ReasonCount(DeadLetterReason.KEY_MISMATCH, 1)]
+    letter = LetterRow(
+        "1:0", at, DeadLetterReason.KEY_MISMATCH, "the record's key differs from the command's order_id",
+        event.order_id, f"{topic_names().commands} 1:17", "open",
+    )  # fmt: skip
+    waiting = WaitingRoom(True, 1, 1, [WaitingUser(USER_ID, 1, at, event.order_id)])
+    return Overview(
+        at=at,
+        since=at,
+        findings=find(at, lanes, processes, dead_letters, waiting, "https://docs.example"),
+        notes=[],
+        lanes=lanes,
+        processes=processes,
+        history=[Point(at, 12, 250.0)],
+        refusals=[ReasonCount(Reason.ALREADY_PAID, 3)],
+        dead_letter_reasons=dead_letters,
+        dead_letters=[letter],
+        waiting=waiting,
     )
 
 

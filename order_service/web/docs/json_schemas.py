@@ -8,6 +8,7 @@ import msgspec
 from order_service.domain.messages import COMMAND_TYPES, FACT_TYPES, Event, Rejection
 from order_service.domain.refusals import Reason, Status
 from order_service.domain.validation import CANCEL_REASONS
+from order_service.operations.overview.overview import Overview
 from order_service.operations.why.why import Why
 from order_service.views.order_view import OrderView
 from order_service.web.api.bodies import (
@@ -38,7 +39,7 @@ def ref(name: str) -> Schema:
 
 def schemas() -> dict[str, Schema]:
     """Return all schemas by name."""
-    return _bodies() | _orders() | _events() | _outcomes() | _searches() | _problems()
+    return _bodies() | _orders() | _events() | _outcomes() | _operations() | _problems()
 
 
 def problem_name(kind: Kind) -> str:
@@ -158,9 +159,9 @@ def _outcomes() -> dict[str, Schema]:
     }
 
 
-def _searches() -> dict[str, Schema]:
-    """Return the schemas of the result of a search. All members are present; those without a value are null."""
-    made = _of(Why)
+def _operations() -> dict[str, Schema]:
+    """Return the schemas of what operators read. All members are present; those without a value are null."""
+    made = _of(Why, Overview)
     for schema in made.values():
         if "properties" in schema:
             schema["required"] = list(schema["properties"])

@@ -61,7 +61,7 @@ read and change only their own orders; orders of other users are reported as mis
 | `orders:read` | reading all orders |
 | `orders:pay` | recording payments |
 | `orders:ship` | recording shipments and deliveries |
-| `orders:admin` | everything, including creating, changing and cancelling orders for users, and searching the topics |
+| `orders:admin` | everything, including orders for users, searching the topics, and the operator's page |
 
 On loopback, the server can run without authentication: then every process on its machine has full access, but pages of
 other sites have none.
@@ -75,6 +75,7 @@ ANSWERS: Final = {
     "Outcome": "The outcome of the command.",
     "Undecided": "The command is in Kafka and is not decided yet. Poll `Location` for its outcome.",
     "Why": "Everything that the topics know about the id.",
+    "Overview": "The figures of the last refresh, which is a few seconds old. The request itself reads nothing.",
     "OrderEvent": (
         "An endless stream of server-sent events. The data of each is an `OrderEvent` as JSON, its name is the `type` "
         "of that event, and its id resumes the stream as `Last-Event-ID`. A comment every 15 seconds shows that the "

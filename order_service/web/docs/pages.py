@@ -31,7 +31,12 @@ TYPES: Final = {
     ".svg": "image/svg+xml",
     ".json": JSON,
 }
-SHORT: Final = {"/": "index.html", "/docs": "docs/index.html", "/openapi.json": "openapi.json"}
+SHORT: Final = {
+    "/": "index.html",
+    "/operations": "operations.html",
+    "/docs": "docs/index.html",
+    "/openapi.json": "openapi.json",
+}
 """Files that also have a shorter path than `/static/…`."""
 LINK: Final = re.compile(r'\b(href|src)="/')
 DOCUMENTED: Final = re.compile(rb"/(problems|asyncapi)\b")
@@ -50,7 +55,8 @@ PAGE: Final = """\
 <header>
   <a class="brand" href="/"><img src="/static/icon.svg" alt="" width="26" height="26">Orders</a>
   <nav aria-label="Documents">
-    <a href="/docs">API</a> <a href="/asyncapi">Events</a> <a href="/problems">Problems</a>
+    <a href="/operations">Operations</a> <a href="/docs">API</a>
+    <a href="/asyncapi">Events</a> <a href="/problems">Problems</a>
   </nav>
 </header>
 <main>

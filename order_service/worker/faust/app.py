@@ -21,6 +21,7 @@ from order_service.kafka.connection import Admin, Consumer, ask_admin, connectio
 from order_service.kafka.registry_client import Ids, adopt_when_available, registry_of
 from order_service.kafka.topics import check_topics, create_topics, topic_names
 from order_service.runtime.admin import AdminServer
+from order_service.runtime.build_info import report_build
 from order_service.runtime.garbage_collector import collect_less_often
 from order_service.runtime.readiness import NotReady
 from order_service.runtime.signals import run_until_signal
@@ -306,6 +307,7 @@ def run(
 
     With several processes, `process` is the number of this one, and its admin server listens on `admin_socket`.
     """
+    report_build("worker")
     CallPolicy.from_settings(settings)  # raises for settings that do not fit together, before Kafka is asked
     waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
     address, port = settings.admin_address, settings.admin_port

@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import Counter
 
 from order_service.errors import SetupError, TopicsError
+from order_service.runtime.build_info import report_build
 from order_service.runtime.supervisor import CLI, Child, Restarts, Supervisor
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy
@@ -62,6 +63,7 @@ def run_processes(settings: Settings, options: Sequence[str], *, command: Sequen
     command line for each process. Raises SetupError for settings that do not fit together.
     """
     CallPolicy.from_settings(settings)
+    report_build("worker")
     with tempfile.TemporaryDirectory(prefix="order-service-") as directory:
         processes = [Process(n, Path(directory, f"{n}.sock")) for n in range(1, settings.workers + 1)]
         _check_length(processes[-1].socket)

@@ -55,6 +55,7 @@ CASES = {
     "get_command": Case({READ, ADMIN}, refused=404),
     "stream_events": Case({READ, ADMIN}),
     "why": Case({ADMIN}, users=False),
+    "overview": Case({ADMIN}, users=False),
 }
 """A service that may not see orders hears of one what it would hear if there were none: 404."""
 ROUTES = [pytest.param(one, CASES[one.name], id=one.name) for one in OPERATIONS]

@@ -284,6 +284,23 @@ def test_the_projector_and_the_server_may_only_do_what_they_need():
     assert written == {("topic", names.commands, "literal", "Write")}
     read = {name for _, name, _, operation in rights["web"] if operation == "Read"}
     assert read == set(topic_configs(names))  # GET /v1/operations/why/{id} searches all of them
+    groups = {right for right in rights["web"] if right[0] == "group"}
+    assert groups == {("group", Settings().group_id, "literal", "Describe")}  # the operator's page lists the members
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_the_operators_page_asks_the_admin_ports_of_all_pods(name):
+    """Headless services: such a name has the address of each pod, also of those that are not ready."""
+    resources = rendered(name)
+    services = {service["metadata"]["name"]: service["spec"] for service in of_kind(resources, "Service")}
+    addresses = Settings(admin_addresses=environment(pods(resources)["web"])["ORDERS_ADMIN_ADDRESSES"]).admin_addresses
+    asked = dict(address.split(":") for address in addresses.split(","))
+    for host, port in asked.items():
+        assert services[host]["clusterIP"] == "None"
+        assert services[host]["publishNotReadyAddresses"]
+        assert port in [str(own["port"]) for own in services[host]["ports"]]
+    components = [services[host]["selector"]["app.kubernetes.io/component"] for host in asked]
+    assert components == list(PROCESSES)
 
 
 def alerts():

@@ -281,6 +281,9 @@ def test_limits_for_the_network_let_probes_and_names_through():
     for policy in policies.values():
         assert policy["policyTypes"] == ["Ingress", "Egress"]
         assert policy["egress"][0] == {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+    release = {"app.kubernetes.io/name": "order-service", "app.kubernetes.io/instance": "shop"}
+    to_admin = {"ports": [{"port": "admin"}], "to": [{"podSelector": {"matchLabels": release}}]}
+    assert [name for name, policy in policies.items() if to_admin in policy["egress"]] == ["shop-order-service-web"]
     [admin] = policies["shop-order-service-worker"]["ingress"]
     assert admin["ports"] == [{"port": "admin"}]
     assert len(admin["from"]) == 2

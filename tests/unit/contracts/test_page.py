@@ -61,6 +61,7 @@ async def test_the_page_leads_nowhere_else_and_all_that_it_loads_is_there(http):
     elsewhere = {address for address in addresses if not address.startswith("#")}
     assert elsewhere == {
         "/",
+        "/operations",
         "/docs",
         "/asyncapi",
         "/problems",

@@ -127,6 +127,8 @@ class MemoryReader:
     async def partitions(self, *names):
         return [TopicPartition(name, number) for name in names for number in range(self.partition_counts[name])]
 
+    led_partitions = partitions
+
     async def starts(self, partitions):
         return {partition: self.topics.starts[partition.topic] for partition in partitions}
 

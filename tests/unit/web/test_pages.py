@@ -49,11 +49,12 @@ def test_files_differ_in_their_tags(http):
     assert len({http.get(path).headers["etag"] for path in SHORT}) == len(SHORT)
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/asyncapi", "/problems", "/problems/not_paid"])
+@pytest.mark.parametrize("path", ["/", "/operations", "/docs", "/asyncapi", "/problems", "/problems/not_paid"])
 def test_every_page_has_the_same_header_and_leads_to_the_others(http, path):
     page = http.get(path).body.decode()
     [nav] = re.findall('<nav aria-label="Documents">(.*?)</nav>', page, re.DOTALL)
     assert re.findall('href="(.*?)">(.*?)<', nav) == [
+        ("/operations", "Operations"),
         ("/docs", "API"),
         ("/asyncapi", "Events"),
         ("/problems", "Problems"),

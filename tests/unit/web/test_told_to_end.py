@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -20,8 +18,7 @@ async def test_a_server_that_listens_is_ended_at_last_whatever_hangs(monkeypatch
     """What ends it then is in `package/test_signals.py`."""
     ends: list[float] = []
     monkeypatch.setattr(process, "force_exit_after", ends.append)
-    looking: Any = SimpleNamespace(run=forever)
-    told = asyncio.create_task(process._run_until_signalled(looking, looking, forever()))
+    told = asyncio.create_task(process._run_until_signalled(forever(), forever()))
     await asyncio.sleep(0)
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)

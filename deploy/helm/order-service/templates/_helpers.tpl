@@ -21,6 +21,15 @@
 {{- include "order-service.process" . -}}{{- if eq (index . 1) "web" -}}-admin{{- end -}}
 {{- end -}}
 
+{{/* The admin ports of all pods, for the operator's page: these Services have the addresses of their pods. */}}
+{{- define "order-service.adminAddresses" -}}
+{{- $addresses := list -}}
+{{- range $process := list "worker" "projector" "web" -}}
+{{- $addresses = append $addresses (printf "%s:9100" (include "order-service.adminService" (list $ $process))) -}}
+{{- end -}}
+{{- join "," $addresses -}}
+{{- end -}}
+
 {{- define "order-service.serviceAccount" -}}
 {{- default (ternary (include "order-service.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
 {{- end -}}
@@ -173,7 +182,11 @@ It fails for a name that is not a setting, one of another kind, and one that the
 - name: ORDERS_PROJECTOR_INDEX
   value: {{ index . 2 | quote }}
 {{- end }}
-{{- range $name, $value := merge (deepCopy $configuration.settings) (dict "ORDERS_HOST" "0.0.0.0" "ORDERS_LOG" "json") }}
+{{- $defaults := dict "ORDERS_HOST" "0.0.0.0" "ORDERS_LOG" "json" }}
+{{- if eq $process "web" }}
+{{- $_ := set $defaults "ORDERS_ADMIN_ADDRESSES" (include "order-service.adminAddresses" $root) }}
+{{- end }}
+{{- range $name, $value := merge (deepCopy $configuration.settings) $defaults }}
 - name: {{ $name }}
   value: {{ include "order-service.text" $value | quote }}
 {{- end }}

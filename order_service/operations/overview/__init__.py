@@ -1,0 +1,1 @@
+"""What the operator's page shows: lanes, processes, the last hour, the waiting room and the newest dead letters."""
