@@ -44,6 +44,7 @@ LONG = (
     "tests/broker/claims/test_claim_damage.py",
     "tests/broker/worker/test_failpoints.py",
     "tests/end_to_end/test_operations.py",
+    "tests/end_to_end/alerts/",
     "tests/end_to_end/test_documents.py",
     "tests/end_to_end/evolution/test_rolling_update.py",
     "tests/end_to_end/examples/",
