@@ -53,6 +53,9 @@ USES: Final = {
     "orders_commands_total": Use(
         WORKER, "commands", "Nothing is counted while `orders_lag_commands` grows, or one `reason` grows suddenly."
     ),
+    "orders_command_age_seconds": Use(
+        WORKER, "s", f"{SHOWS_WHY} It has its [objective](../operations/service-objectives.md)."
+    ),
     "orders_dead_letters_total": Use(
         WORKER, "records", "It grows: see the [dead letters](../operations/dead-letters.md)."
     ),

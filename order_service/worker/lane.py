@@ -47,6 +47,8 @@ class Changes(Struct):
     waiting: dict[bytes, bytes | None] = field(default_factory=dict)
     outcomes: Counter[OutcomeLabels] = field(default_factory=Counter)
     dead_reasons: Counter[str] = field(default_factory=Counter)
+    decided_since_ms: list[float] = field(default_factory=list)
+    """For each decided command, since when it was undecided, in milliseconds since 1970 UTC."""
     next_offset: int = 0
     last_timestamp_ms: int | None = None
     read_to: int = 0
@@ -193,8 +195,11 @@ class Lane:
             self.deciding = record.offset
             if isinstance(command, DecodeError):
                 self._add_dead_letter(record, command)
+                is_decided = True
             else:
-                self._take(record, command, now)
+                is_decided = self._take(record, command, now)
+            if is_decided:
+                self._changes.decided_since_ms.append(record.timestamp)
             self.next_offset = record.offset + 1
             self.last_timestamp_ms = record.timestamp
             self._changes.moved = True
@@ -248,7 +253,8 @@ class Lane:
         changes.waiting_count = len(self.room)
         return changes
 
-    def _take(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
+    def _take(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> bool:
+        """Decide a new command, or add it to the waiting room. Return whether it was decided."""
         order_id = command.order_id
         entry = self.table.get(order_id)
         waits = order_id in self.room
@@ -257,23 +263,27 @@ class Lane:
                 check_key(record.key, order_id, self.partition, self.policy.partition_count)
             except DecodeError as error:
                 self._add_dead_letter(record, error)
-                return
+                return True
         if waits:
-            self._queue_up(record, command, now)
-            return
+            return self._queue_up(record, command, now)
         user = self._known(command.user_id) if type(command) is CreateOrder else None
         if self._decide_command(command, entry, origin_of(record), now, user) is not None:
             self._wait(record, command, now)
+            return False
+        return True
 
-    def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
+    def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> bool:
+        """Add a command behind the others of its order. Return whether it was decided instead."""
         if not self.room.is_full(command.order_id):
             self._wait(record, command, now)
-        elif self.room.holds(command):  # the outcome of the waiting copy answers both
+            return False
+        if self.room.holds(command):  # the outcome of the waiting copy answers both
             self._count_repeat(command)
         else:
             entry = self.table.get(command.order_id)
             rejection = reject(command, entry, now, Refusal(Reason.TOO_MANY_WAITING))
             self._add_rejection(rejection, origin_of(record))
+        return True
 
     def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
         """Add a command to the waiting room and its changelog, with everything that a restart needs to decide it."""
@@ -299,6 +309,7 @@ class Lane:
                 return
             self.room.pop_head(order_id)
             self._changes.waiting[head.key] = None
+            self._changes.decided_since_ms.append(head.queued_at.timestamp() * 1000)
             user = None
 
     def _decide_command(

@@ -20,6 +20,11 @@ TURN_SECONDS: Final = Histogram("orders_turn_seconds", "From taking a turn's com
 TURN_COMMANDS: Final = Histogram(
     "orders_turn_commands", "Commands decided in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
 )
+COMMAND_AGE_SECONDS: Final = Histogram(
+    "orders_command_age_seconds",
+    "Age of a command when its outcome was committed. For one that waited for its user, the time since it was read.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
 LAG: Final = Gauge("orders_lag_commands", "Offsets between the position and the end of the partition.", ["partition"])
 FOREIGN_TRANSACTION: Final = Gauge(
     "orders_foreign_transaction_seconds",

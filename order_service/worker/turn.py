@@ -317,7 +317,7 @@ class TurnLoop:
             raise Stuck(
                 f"a commit of {self._producer.transactional_id} takes longer than {DEADLINE_S:.0f} s"
             ) from error
-        _update_metrics(turn)
+        _update_metrics(turn, self._clock.now())
         saved = [(lane, changes) for lane, changes in turn.changes if lane.table.store is not None]
         # A disk that is slow delays all of them at once. The commit is done, so its deadline does not count that.
         await asyncio.gather(*(self._save(lane, changes, *positions[lane.partition]) for lane, changes in saved))
@@ -407,10 +407,13 @@ def _fault_of(lane: Lane) -> str:
     return f"the command at offset {lane.deciding} cannot be decided"
 
 
-def _update_metrics(turn: Turn) -> None:
+def _update_metrics(turn: Turn, now: datetime) -> None:
+    now_ms = now.timestamp() * 1000
     metrics.TURN_SECONDS.observe(time.monotonic() - turn.began_at)
     metrics.TURN_COMMANDS.observe(turn.decided)
     for _, changes in turn.changes:
+        for since_ms in changes.decided_since_ms:
+            metrics.COMMAND_AGE_SECONDS.observe(max(0.0, now_ms - since_ms) / 1000)
         for (command, outcome, reason), count in changes.outcomes.items():
             metrics.COMMANDS.labels(command, outcome, reason).inc(count)
         for reason, count in changes.dead_reasons.items():

@@ -12,7 +12,7 @@ import yaml
 
 from order_service.cli import app as cli
 from order_service.contracts.chart_files import LOCAL, SET_BY_CHART, processes
-from order_service.contracts.metrics_page import SHOWS_WHY, USES, all_metrics
+from order_service.contracts.metrics_page import SHOWS_WHY, USES
 from order_service.kafka.topic_formats import TopicFormat, format_topics
 from order_service.kafka.topics import topic_configs, topic_names, topic_specs
 from order_service.local.broker import free_port
@@ -37,6 +37,7 @@ from tests.support.chart import (
     rendered,
     values,
 )
+from tests.support.promql import TARGET_LABELS, exposed, selectors_of
 from tests.support.service import ROOT
 
 NAMES = {variable(field): field for field in Settings.model_fields}
@@ -306,38 +307,6 @@ def test_the_operators_page_asks_the_admin_ports_of_all_pods(name):
 def alerts():
     [rule] = of_kind(rendered("production"), "PrometheusRule")
     return [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
-
-
-def selectors_of(node):
-    """Return the selectors of a PromQL expression."""
-    if isinstance(node, promql_parser.VectorSelector):
-        return [node]
-    children = []
-    for name in ("lhs", "rhs", "expr", "args", "vector_selector", "param"):
-        child = getattr(node, name, None)
-        children += child if isinstance(child, list) else [child] if child is not None else []
-    return [selector for child in children for selector in selectors_of(child)]
-
-
-def exposed():
-    """Return the labels of each series that the processes expose."""
-    series: dict[str, set[str]] = {"up": set()}
-    for metric in all_metrics():
-        [family] = metric.describe()
-        labels = set(metric._labelnames)
-        match family.type:
-            case "counter":
-                series[f"{family.name}_total"] = labels
-            case "histogram":
-                series |= {f"{family.name}_{part}": labels for part in ("sum", "count")}
-                series[f"{family.name}_bucket"] = labels | {"le"}
-            case _:
-                series[family.name] = labels
-    return series
-
-
-TARGET_LABELS = {"namespace", "job", "pod", "service", "instance"}
-"""What Prometheus Operator adds to each series."""
 
 
 def test_alerts_use_metrics_and_labels_that_exist():

@@ -1,4 +1,6 @@
-"""The page of metrics: each metric of the code has a row, and says when to alert."""
+"""The page of metrics: each metric of the code has a row, and says when to alert. Names follow the conventions."""
+
+import re
 
 import pytest
 from prometheus_client import Counter
@@ -19,3 +21,27 @@ def test_meanings_and_alerts_are_sentences():
     assert [use.alert for use in USES.values() if not use.alert.endswith(".")] == []
     families = [family for metric in all_metrics() for family in metric.describe()]
     assert [family.name for family in families if not family.documentation.endswith(".")] == []
+
+
+NOT_BASE_UNITS = r"(ms|millis|milliseconds|us|minutes|hours|days|kb|kib|mb|mib|kilobytes|megabytes|percent)"
+LABELS = {"operation", "outcome", "partition", "process", "reason", "state", "status", "topic", "type"}
+"""Labels whose values the code, the topics or HTTP bound. No order, user, command or text is a label."""
+
+
+def test_names_follow_the_conventions_of_prometheus():
+    """Source: https://prometheus.io/docs/practices/naming/."""
+    for metric in all_metrics():
+        [family] = metric.describe()
+        assert re.fullmatch(r"orders(_[a-z]+)+", family.name)
+        assert not re.search(rf"_{NOT_BASE_UNITS}(_|$)", family.name), family.name
+        assert not re.search(r"_(total|count|sum|bucket|created|info)$", family.name), family.name  # added by the type
+        assert set(metric._labelnames) <= LABELS, family.name
+
+
+def test_a_name_ends_in_the_unit_of_its_values():
+    for metric in all_metrics():
+        [family] = metric.describe()
+        exposed = f"{family.name}_total" if isinstance(metric, Counter) else family.name
+        is_time, is_size = (USES[exposed].unit == unit for unit in ("s", "bytes"))
+        assert is_time == family.name.endswith("_seconds"), family.name
+        assert is_size == family.name.endswith("_bytes"), family.name

@@ -74,6 +74,17 @@ def test_a_repeat_moves_the_position_and_makes_nothing_else():
     assert changes
 
 
+def test_each_decided_command_has_since_when_it_was_undecided():
+    """A dead letter counts, too; a command that waits does so when it is decided, from when it was read."""
+    world = World()
+    assert world.send(create).decided_since_ms == []
+    unreadable = world.record(b"no command", b"key")
+    world.lane.decide([decode_record(unreadable)], LATER)
+    assert world.changes().decided_since_ms == [7]
+    assert world.learn(USER_ID, UserCheck.ACTIVE, LATER).decided_since_ms == [NOW.timestamp() * 1000]
+    assert world.send(create, pay, now=LATER).decided_since_ms == [7, 7]
+
+
 def test_nothing_in_is_nothing_out():
     assert not knowing().changes()
 
