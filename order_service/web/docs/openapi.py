@@ -159,6 +159,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
         names += ["If-None-Match", "Prefer"]
     if operation.is_stream:
         names += ["Last-Event-ID"]
+    names += ["X-Request-Id"]
     return [{"$ref": f"#/components/parameters/{name}"} for name in names] + list(_query(operation.query))
 
 
@@ -181,6 +182,7 @@ def _success(operation: Operation, status: int, name: str) -> dict[str, Any]:
         "Link": name in {"OrderPage", "History"},
         "Preference-Applied": operation.command is not None,
         "Idempotency-Replayed": operation.command is not None and name == "Order",
+        "X-Request-Id": True,
     }
     response = {
         "description": ANSWERS[name],
@@ -226,6 +228,7 @@ def _problems(operation: Operation, kinds: list[Kind]) -> tuple[str, dict[str, A
         "WWW-Authenticate": Trouble.UNAUTHORIZED in kinds,
         "Preference-Applied": is_refusal,
         "Idempotency-Replayed": is_refusal,
+        "X-Request-Id": True,
     }
     response = {
         "description": "\n".join(f"* [{kind}]({BASE}{kind}): {ALL[kind].cause} {ALL[kind].cure}" for kind in kinds),
@@ -310,6 +313,12 @@ _PARAMETERS: Final = {
         TEXT,
         samples.TRACEPARENT,
     ),
+    "X-Request-Id": _in_header(
+        "An id for this request, which the log of the server has: 1 to 128 visible characters of ASCII. Without a "
+        "valid one, the server chooses it.",
+        TEXT,
+        "5f0c2f9d",
+    ),
     "Last-Event-ID": _in_header(
         "The id of the last event received; the stream starts with the next one. An id that this server's views have "
         "not reached yet is waited for.",
@@ -335,6 +344,11 @@ HEADERS: Final = {
     ),
     "Idempotency-Replayed": _response_header(
         "`true` if this is the response of an earlier request.", {"type": "string", "const": "true"}, required=False
+    ),
+    "X-Request-Id": _response_header(
+        "The id of this request in the log of the server. Missing if the request was not well-formed HTTP.",
+        TEXT,
+        required=False,
     ),
 }
 
