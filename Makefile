@@ -22,7 +22,7 @@ BOUNDED := $(if $(shell type -P timeout),timeout 900)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check browser proxies chart format container test-container openapi contracts chaos proof fuzz bench peers peers-setup lock clean
+.PHONY: help setup run test test-fast check browser proxies chart format test-kafka container test-container openapi contracts chaos proof fuzz bench peers peers-setup lock version release audit clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,11 @@ test: check browser proxies ## all checks and all tests, on a real Kafka and in 
 
 test-fast: setup proxies ## the tests that need neither Kafka nor a browser: a minute
 	$(BIN)/pytest -n $(JOBS) tests/unit
+
+# What differs between versions of Kafka: transactions, groups, topics, compaction and the admin API.
+KAFKA_TESTS := tests/broker/worker tests/broker/claims tests/broker/group tests/broker/kafka tests/broker/sdk tests/broker/views
+test-kafka: setup ## run the tests of the core on another Kafka, which Maven fetches: KAFKA_VERSION=3.9.2
+	$(BIN)/python -m tests.support.kafka_version "$(KAFKA_VERSION)" $(BIN)/pytest -n $(JOBS) $(KAFKA_TESTS)
 
 # Of podman, a health check needs the format of Docker.
 container: ## build the images order-service:local and order-service-cli:local, with Docker or podman
@@ -158,6 +163,18 @@ lock: setup ## resolve the versions in requirements*.lock again
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --group image -o requirements-image.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 bench/peers/quix.txt -o bench/peers/quix.lock
 
+version: setup ## write VERSION=X.Y.Z into every file that names the version, and begin its section of the changelog
+	$(BIN)/python -m tools.release version "$(VERSION)"
+	@$(MAKE) --no-print-directory openapi contracts
+
+release: setup ## build wheel and sdist of the commit twice, compare them, and run the wheel in a fresh environment: into dist/
+	$(BIN)/python -m tools.release build
+
+# Of all targets, only this one asks a service about what we use: PyPI's, for advisories.
+audit: setup ## look the locked versions up in PyPI's advisories (needs the network)
+	for lock in requirements.lock requirements-cli.lock requirements-image.lock; do \
+	  $(UV) tool run pip-audit --require-hashes --disable-pip --requirement $$lock || exit; done
+
 clean: ## remove what was built and the data of the embedded run
-	rm -rf $(STREAMS)/target .data .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info $(VENV)
+	rm -rf $(STREAMS)/target .data .tools dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info $(VENV)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

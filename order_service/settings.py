@@ -44,6 +44,8 @@ NOT_FOUND_STATUSES: Final = frozenset({"204", *map(str, range(400, 500))} - {"40
 HOST_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?", re.ASCII)
 ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}", re.ASCII)
 ORIGIN: Final = re.compile(rf"https?://{HOST_NAME.pattern}(?::[0-9]{{1,5}})?", re.ASCII)
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+LOGGER_LEVEL: Final = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*=\s*([A-Za-z]+)", re.ASCII)
 HEADERS: Final = re.compile(r"([A-Za-z0-9-]+=[\x21-\x2b\x2d-\x7e]+(,|$))*")
 DEFAULT_PORT: Final = re.compile(r"https:.*:443|http:.*:80")
 BASE_PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+", re.ASCII)
@@ -577,12 +579,24 @@ class Settings(BaseSettings):
         "`up`, `projector`, `web` and `views`",
         "The folder of the local Kafka, and of the views if they are in SQLite.",
     )
-    log: Literal["", "json", "console"] = _setting(
+    log: Literal["", "json", "console", "ecs", "otel"] = _setting(
         "",
         EVERY_PROCESS,
-        "The format of the log output. By default, it depends on whether the output is a terminal.",
+        "The format of the [log](logs.md). By default, it depends on whether the output is a terminal.",
         shown="by terminal",
     )
+    log_levels: str = _setting(
+        "",
+        EVERY_PROCESS,
+        "The level of single loggers and of those below them, as `name=level`, separated by commas: "
+        "`aiokafka=error,order_service.worker=debug`. See [levels](logs.md#levels).",
+        shown="`info`; `warning` for libraries that say much",
+    )
+
+    @property
+    def level_of_loggers(self) -> dict[str, str]:
+        """The level of each logger that `log_levels` names."""
+        return pairs(self.log_levels)
 
     @property
     def group_id(self) -> str:
@@ -688,6 +702,25 @@ class Settings(BaseSettings):
         if not set(algorithms) <= set(SIGNATURES):
             raise ValueError("must be one or more of " + ",".join(SIGNATURES))
         return ",".join(algorithms)
+
+    @field_validator("log_levels")
+    @classmethod
+    def _levels(cls, text: str) -> str:
+        levels: dict[str, str] = {}
+        for entry in filter(None, map(str.strip, text.split(","))):
+            match = LOGGER_LEVEL.fullmatch(entry)
+            if match is None:
+                raise ValueError("must be name=level, separated by commas, as in aiokafka=error,order_service=debug")
+            name, level = match[1], match[2].lower()
+            if level not in LEVELS:
+                raise ValueError(f"the level of {name} must be one of {', '.join(LEVELS)}")
+            if level == "debug" and name.partition(".")[0] != "order_service":
+                raise ValueError(
+                    f"the level of {name} must be info or higher: at debug, libraries log records and credentials"
+                )
+            if levels.setdefault(name, level) != level:
+                raise ValueError(f"sets the level of {name} twice")
+        return ",".join(f"{name}={level}" for name, level in levels.items())
 
     @field_validator("user_service_active")
     @classmethod

@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Annotated, Any, Final
 
+import structlog
 import typer
 from typer.core import TyperGroup
 
@@ -32,6 +33,8 @@ OWN_CODES = frozenset({"up", "worker", "topics", "verify", "rebuild", "lanes", "
 """Commands with exit codes of their own, by which an operator can tell failures apart."""
 
 
+log = structlog.get_logger()
+
 SUMMARY_MAX: Final = 500
 """Characters of a summary in the list of commands: more than any has."""
 
@@ -51,11 +54,12 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except OrderServiceError as error:
-            typer.echo(f"order-service: {error}", err=True)
             own = ctx.invoked_subcommand in OWN_CODES
-            raise typer.Exit(getattr(error, "exit_code", 1) if own else 1) from error
+            code = getattr(error, "exit_code", 1) if own else 1
+            _report(str(error), code)
+            raise typer.Exit(code) from error
         except (FileNotFoundError, PermissionError) as error:
-            typer.echo(f"order-service: {error.strerror}: {error.filename}", err=True)
+            _report(f"{error.strerror}: {error.filename}", 1)
             raise typer.Exit(1) from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -64,6 +68,14 @@ class Commands(TyperGroup):
         rows = [(name, command.get_short_help_str(limit=SUMMARY_MAX)) for name, command in commands if command]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def _report(reason: str, code: int) -> None:
+    """Write why a command ends: a line for people, or one of the log where a program reads it."""
+    if logs.has_standard_names():
+        log.error("The process ends.", exit_code=code, reason=reason)
+    else:
+        typer.echo(f"order-service: {reason}", err=True)
 
 
 app = typer.Typer(

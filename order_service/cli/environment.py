@@ -1,7 +1,8 @@
 """The settings of every command, or one line for each invalid one."""
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
@@ -45,9 +46,26 @@ def log_index_of(settings: Settings) -> LogIndex | None:
     return ViewsIndex(settings)
 
 
-def configure_log(style: Literal["", "json", "console"], **fields: object) -> None:
-    """Configure the log of a process that keeps running, and warn about settings that it ignores."""
-    logs.configure(style, fields=fields)
+def configure_log(
+    settings: Settings,
+    role: str,
+    *,
+    as_json: bool = False,
+    style: logs.Style = "",
+    levels: Mapping[str, str] = MappingProxyType({}),
+    fields: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Configure the log of a process that keeps running, and warn about settings that it ignores.
+
+    `role` is its command. `style` and `levels` are its defaults, if settings do not name others. With `as_json` the
+    format is JSON, in the names that the setting wants. Every line has the `fields`.
+    """
+    style = settings.log or style
+    if as_json and style in {"", "console"}:
+        style = "json"
+    logs.configure(style, fields=fields, levels={**levels, **settings.level_of_loggers}, role=role)
+    if not logs.is_for_people(style):
+        logs.log_uncaught_errors()
     if links := service_links():
         log.warning("Variables that Kubernetes sets for Services are ignored as settings.", variables=links)
 

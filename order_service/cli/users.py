@@ -30,7 +30,7 @@ def run_stub(
     if context.invoked_subcommand is not None:
         return
     settings = read_settings()
-    configure_log(settings.log)
+    configure_log(settings, "users")
     from order_service.users.stub import serve_stub  # noqa: PLC0415 - other commands need no HTTP server
 
     def ready(url: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from itertools import chain
 from typing import Any, Final
 
@@ -93,7 +94,8 @@ class CommandsTopic:
                     max_request_size=COMMAND_RECORD_BYTES,
                 )
                 try:
-                    await producer.start()
+                    # Its tasks serve every caller, so they must not log in the name of the first one.
+                    await asyncio.create_task(producer.start(), context=Context())
                     await partition_counts(producer, [self._topic])
                 except TopicsError as error:
                     self._stop_later(producer)

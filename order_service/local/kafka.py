@@ -195,12 +195,14 @@ def embedded_broker(choice: Embedded, directory: Path, port: int = 0) -> Broker:
     return prepare_node(choice, directory, port, _node_properties(port, free_port()))
 
 
-def prepare_node(choice: Embedded, directory: Path, port: int, properties: Mapping[str, str]) -> Broker:
+def prepare_node(
+    choice: Embedded, directory: Path, port: int, properties: Mapping[str, str], pom: Path = POM
+) -> Broker:
     """Prepare a node that has these properties and answers at `port`, for a cluster of several nodes.
 
     Paths among the properties are relative to `directory`, and `log.dirs` is `data`.
     """
-    jars = fetch_jars(choice.mvn, cache_dir())
+    jars = fetch_jars(choice.mvn, cache_dir(), pom)
     directory.mkdir(parents=True, exist_ok=True)
     open_log(directory / LOG).close()  # fails before the settings of a running node are overwritten
     Path(directory, "server.properties").write_text(_lines(properties), encoding="ascii")

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import structlog
 from msgspec import Struct, structs
 
 from order_service.errors import EmbeddedError, PortTakenError
@@ -24,6 +25,8 @@ from order_service.settings import Settings
 
 Report = Callable[[str], object]
 
+log = structlog.get_logger()
+
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - to connect to, not to listen on
 NAMES = {
     "kafka": "Kafka",
@@ -32,6 +35,23 @@ NAMES = {
     "projector": "the projector",
     "web": "the HTTP server",
 }
+
+
+class _LoggedReports:
+    """Writes what the supervisor reports to the log, where a program reads all lines of a run."""
+
+    def started(self, child: Child) -> None:
+        log.info("Process started.", name=child.name)
+
+    def ended(self, child: Child, code: int, wait_s: float | None) -> None:
+        why = None if child.why is None else child.why()
+        log.error("Process ended.", name=child.name, exit_code=code, restart_in_s=wait_s, why=why)
+
+    def not_ready(self, child: Child, within_s: float) -> None:
+        log.error("Process was not ready in time.", name=child.name, within_s=within_s)
+
+    def killed(self, child: Child, within_s: float) -> None:
+        log.error("Process did not stop in time and is killed.", name=child.name, within_s=within_s)
 
 
 class Running(Struct, frozen=True):
@@ -81,7 +101,10 @@ def run(
     children += [_process(name, port, settings, environment) for name, port in admin_ports.items()]
     health = {name: f"{_url(settings.admin_address, port)}/health/ready" for name, port in admin_ports.items()}
     running = Running(_url(settings.host, settings.http_port), servers, _without_user(url), health, hints)
-    supervisor = Supervisor([_announced(child, report) for child in children])
+    announced = [_announced(child, report) for child in children]
+    is_read_by_program = settings.log in {"ecs", "otel"}
+    reports = _LoggedReports() if is_read_by_program else None
+    supervisor = Supervisor(announced, passes_lines=is_read_by_program, reports=reports)
     reachable = settings.model_copy(update={"kafka_bootstrap_servers": servers})
     watching = None if beside is None else partial(beside, reachable)
     code = asyncio.run(supervisor.run(lambda: on_ready(running), watching))

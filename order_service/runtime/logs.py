@@ -1,7 +1,7 @@
 """Logs: one constant sentence and fields; JSON for machines, colours on a terminal; never a payload.
 
-A thread writes them, so a pipe without a reader blocks this thread only. Lines that do not fit into its queue are
-dropped and counted.
+`log_formats.py` has the names of ECS and OpenTelemetry. A thread writes the lines, so a pipe without a reader blocks
+this thread only. Lines that do not fit into its queue are dropped and counted.
 """
 
 import contextlib
@@ -10,18 +10,30 @@ import logging
 import os
 import queue
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Thread
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Final, Literal, TextIO
 
 import stamina
 import structlog
 from prometheus_client import Counter
 
+from order_service.runtime import log_formats
+
+_log = structlog.get_logger()
+
+Style = Literal["", "json", "console", "ecs", "otel"]
+NAMINGS: Final = {"ecs": log_formats.ecs, "otel": log_formats.otel}
+ACCESS: Final = "order_service.access"
+"""The logger of one line for each HTTP request. It is off by default, because every caller can fill a disk with it."""
+
 common_fields: Final[dict[str, object]] = {}
 """The fields of every line of this process: the number of a worker's process."""
+naming: Final[list[structlog.typing.Processor]] = []
+"""What puts a line into the names of ECS or OpenTelemetry: one function, or none for the other formats."""
 
 
 def _add_common_fields(_logger: object, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -38,9 +50,10 @@ _SHARED = (
 _QUIET = {
     "faust": logging.WARNING,
     "mode": logging.WARNING,
-    "aiohttp.access": logging.WARNING,
     "aiokafka": logging.WARNING,
+    ACCESS: logging.WARNING,
 }
+"""The level of loggers by default; below it they say what only their developers need."""
 COORDINATOR: Final = "aiokafka.consumer.group_coordinator"
 QUEUED_LINES: Final = 10_000
 FLUSH_WITHIN_S: Final = 1.0
@@ -54,9 +67,9 @@ UNREACHABLE: Final = "Unable connect to"
 
 
 class RepeatFilter(logging.Filter):
-    """Passes a sentence of a library once in `REPEAT_S`: aiokafka repeats it every few ms while Kafka is away.
+    """Passes a warning of a library once in `REPEAT_S`: aiokafka repeats it every few ms while Kafka is away.
 
-    That a broker cannot be reached is a warning.
+    That a broker cannot be reached is a warning. What is less than a warning passes: an operator has asked for it.
     """
 
     def __init__(self, library: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -67,7 +80,7 @@ class RepeatFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether this record is not a repeat."""
-        if not record.name.startswith(self._library):
+        if not record.name.startswith(self._library) or record.levelno < logging.WARNING:
             return True
         now, sentence = self._clock(), str(record.msg)
         if now - self._logged_at.get(sentence, now - REPEAT_S) < REPEAT_S:
@@ -163,16 +176,22 @@ def _writer_to(stream: TextIO) -> Callable[[str], object]:
 
 
 def configure(
-    style: Literal["", "json", "console"] = "",
+    style: Style = "",
     level: int = logging.INFO,
     fields: Mapping[str, object] = MappingProxyType({}),
+    *,
+    levels: Mapping[str, str] = MappingProxyType({}),
+    role: str = "",
 ) -> None:
     """Configure our logs and those of the libraries: to stderr, in one style. Without a style, the terminal decides.
 
-    Every line has the `fields`.
+    Every line has the `fields`. `levels` has the level of loggers that differ from `level`, by name. `role` is the
+    command that this process runs, for the styles that name it.
     """
     common_fields.update(fields)
-    console = style == "console" or (style == "" and sys.stderr.isatty())
+    naming[:] = [NAMINGS[style](role)] if style in NAMINGS else []
+    shared: Sequence[structlog.typing.Processor] = _SHARED
+    console = is_for_people(style)
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     tail: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
     if console:  # a plain traceback: the pretty one shows local variables, and with them payloads
@@ -180,16 +199,19 @@ def configure(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
         tail = []
+    elif naming:
+        shared, tail = (*_SHARED, structlog.stdlib.add_logger_name), naming
+    all_levels = _QUIET | {name: logging.getLevelNamesMapping()[text.upper()] for name, text in levels.items()}
     structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(min(level, *all_levels.values())),
         cache_logger_on_first_use=True,
     )
     handler = QueuedHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*_SHARED, structlog.stdlib.ExtraAdder(allow=["dropped"])],
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=["dropped"])],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
         )
     )
@@ -197,5 +219,43 @@ def configure(
     handler.addFilter(RepeatFilter("aiokafka"))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     stamina.instrumentation.set_on_retry_hooks([])  # our code logs its own retries
-    for name, quiet_level in _QUIET.items():
-        logging.getLogger(name).setLevel(quiet_level)
+    for name, own_level in all_levels.items():
+        logging.getLogger(name).setLevel(own_level)
+
+
+def is_for_people(style: Style) -> bool:
+    """Return whether lines in this style are read by people: on a terminal, unless the style says otherwise."""
+    return style == "console" or (style == "" and sys.stderr.isatty())
+
+
+def has_standard_names() -> bool:
+    """Return whether the log is for a program that reads ECS or OpenTelemetry, which must find nothing else."""
+    return bool(naming)
+
+
+def log_uncaught_errors() -> None:
+    """Log errors that no code catches, in any thread, and warnings of Python, instead of writing them as they are.
+
+    Then each line that a process writes is one of its log.
+    """
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+    logging.captureWarnings(capture=True)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        _log.critical("Uncaught error.", exc_info=error)
+
+
+def _log_uncaught_in_thread(uncaught: threading.ExceptHookArgs) -> None:
+    if uncaught.exc_value is not None and not isinstance(uncaught.exc_value, SystemExit):  # a thread may just end
+        thread = None if uncaught.thread is None else uncaught.thread.name
+        _log.critical("Uncaught error in a thread.", thread=thread, exc_info=uncaught.exc_value)
+
+
+def _log_unraisable(uncaught: "sys.UnraisableHookArgs") -> None:
+    _log.error("An error could not be raised.", why=uncaught.err_msg, exc_info=uncaught.exc_value)

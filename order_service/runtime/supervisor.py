@@ -150,8 +150,9 @@ class _Lines:
 class Supervisor:
     """Runs children until a signal arrives or a child is given up; `run` may be called once.
 
-    `out` and `err` take whole lines; `reports` replaces the lines about the children. All children are stopped within
-    `stop_within_s`, in reverse order or, with `stops_together`, at the same time. No process remains.
+    `out` and `err` take whole lines; `reports` replaces the lines about the children. With `passes_lines`, the lines of
+    children are passed on as they are, without their names. All children are stopped within `stop_within_s`, in reverse
+    order or, with `stops_together`, at the same time. No process remains.
     """
 
     def __init__(
@@ -161,12 +162,13 @@ class Supervisor:
         restarts: Restarts | None = None,
         stop_within_s: float = 15.0,
         stops_together: bool = False,
+        passes_lines: bool = False,
         out: Write = write_out,
         err: Write = write_err,
         reports: Reports | None = None,
     ) -> None:
         width = max((len(child.name) for child in children), default=0)
-        prefixes = {child.name: f"{child.name:<{width}} | " for child in children}
+        prefixes = {child.name: "" if passes_lines else f"{child.name:<{width}} | " for child in children}
         reports = reports or _Lines(err, prefixes)
         self._runners = [
             _ChildRunner(child, restarts or Restarts(), prefixes[child.name], out, err, reports, grace_s=stop_within_s)

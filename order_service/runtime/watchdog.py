@@ -10,14 +10,14 @@ import json
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from datetime import UTC, datetime
 from threading import Event, Thread, get_ident
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from order_service.errors import LoopHung
-from order_service.runtime.logs import common_fields
+from order_service.runtime.logs import common_fields, naming
 
 TICK_S: Final = 0.5
 SILENCE_MIN_S: Final = 10.0
@@ -114,7 +114,10 @@ def stack_of(frame: FrameType | None) -> list[str]:
 
 def write_at_once(event: str, *, level: str = "error", **fields: object) -> None:
     """Write one line to stderr, bypassing the log, which may hang. Write nothing if stderr is not writable."""
-    entry = {**common_fields, **fields, "event": event, "level": level, "timestamp": datetime.now(UTC).isoformat()}
+    entry: MutableMapping[str, Any] = {**common_fields, **fields, "event": event, "level": level}
+    entry["timestamp"] = datetime.now(UTC).isoformat()
+    for named in naming:
+        entry = named(None, level, {**entry, "logger": __name__})  # type: ignore[assignment]
     line = json.dumps(entry).encode()[: LINE_BYTES - 1] + b"\n"
     if select.select([], [STDERR], [], 0)[1]:
         os.write(STDERR, line)

@@ -26,6 +26,7 @@ from order_service.web.api.routes import Api, Call
 from order_service.web.docs import event_catalogue, pages, schema_registry
 from order_service.web.http import requests
 from order_service.web.http.problems import Problem, Trouble
+from order_service.web.http.request_log import HEADER, REQUEST_ID, log_access, logged_with_ids
 from order_service.web.live.sse import come_again
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -141,20 +142,22 @@ class Server(Struct, frozen=True):
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into a problem response, and record metrics."""
+    """Turn every error into a problem response, record metrics, and log the ids of the request."""
     start = time.monotonic()
     OPEN.inc()
     status = 0
-    try:
-        response = await _respond(request, handler)
-        if request.get(RESUMES) and response.status in TEMPORARY:
-            response = come_again(float(response.headers.get("Retry-After", "1")))
-        status = response.status
-        return response
-    finally:
-        OPEN.dec()
-        operation = request.get(OPERATION, "none")
-        REQUEST_SECONDS.labels(operation, str(status)).observe(time.monotonic() - start)
+    with logged_with_ids(request):
+        try:
+            response = await _respond(request, handler)
+            if request.get(RESUMES) and response.status in TEMPORARY:
+                response = come_again(float(response.headers.get("Retry-After", "1")))
+            status = response.status
+            return response
+        finally:
+            OPEN.dec()
+            operation, duration_s = request.get(OPERATION, "none"), time.monotonic() - start
+            REQUEST_SECONDS.labels(operation, str(status)).observe(duration_s)
+            log_access(request, operation, status, duration_s)
 
 
 async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -205,5 +208,7 @@ def harden(response: web.StreamResponse) -> None:
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     harden(response)
+    if request_id := request.get(REQUEST_ID):  # aiohttp refuses some requests before our middleware
+        response.headers[HEADER] = request_id
     request.app[SITE].cross_origin.allow(request, response)
     response.headers.pop("Server", None)  # aiohttp sets its name, its version and that of Python

@@ -4,6 +4,7 @@ Events and rejections have CloudEvents attributes and the `command_offset` they 
 and the reason. Source: CloudEvents 1.0.2, Kafka protocol binding, binary content mode.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -24,6 +25,9 @@ _OFFSET_DIGITS: Final = 19
 MAX_ORIGINAL_BYTES: Final = 1024 * 1024
 """The most bytes of original headers in a dead letter, which then fits its topic."""
 
+_TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
+"""Source: W3C Trace Context, "traceparent Header Field Values"."""
+
 _CONSTANT: Final = {
     message: (
         ("ce_specversion", b"1.0"),
@@ -33,6 +37,12 @@ _CONSTANT: Final = {
     )
     for message in (*FACT_TYPES, Rejection)
 }
+
+
+def trace_id_of(traceparent: bytes | None) -> str | None:
+    """Return the trace id in a `traceparent`, 32 hexadecimal digits, or None if it is missing or malformed."""
+    match = _TRACEPARENT.match(traceparent or b"")
+    return None if match is None else match[1].decode()
 
 
 def event_headers(event: Event, traceparent: bytes | None, command_offset: int | None) -> Headers:

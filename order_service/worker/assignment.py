@@ -283,12 +283,24 @@ class Assignment:
         """Stop the producer of a stopped assignment that no other one continues."""
         await stop(self.owner.producer)
 
-    def park(self, partition: int, reason: ParkingReason, detail: str, error: Exception | None = None) -> None:
-        """Stop one lane until an operator acts; the others continue. A bug is logged with its traceback."""
+    def park(
+        self,
+        partition: int,
+        reason: ParkingReason,
+        detail: str,
+        error: Exception | None = None,
+        *,
+        trace_id: str | None = None,
+    ) -> None:
+        """Stop one lane until an operator acts; the others continue. A bug is logged with its traceback.
+
+        `trace_id` is that of the command for which it stops.
+        """
         if error is not None:
             detail = f"{detail}: {error if isinstance(error, OrderServiceError) else type(error).__name__}"
         bug = None if isinstance(error, OrderServiceError) else error
-        log.error("Lane parked.", partition=partition, reason=reason, detail=detail, exc_info=bug)
+        trace = {} if trace_id is None else {"trace_id": trace_id}
+        log.error("Lane parked.", partition=partition, reason=reason, detail=detail, exc_info=bug, **trace)
         self.parked[partition] = LaneParked(reason, detail)
         self.parked_at.setdefault(partition, self._context.clock.now())
         self._stop_lane(partition)
@@ -298,7 +310,9 @@ class Assignment:
         """Stop a lane that cannot decide. One whose store cannot be used is claimed again, any other one parks."""
         claimer = self._claimer
         if not isinstance(error, StoreError) or claimer is None:
-            self.park(partition, ParkingReason.CANNOT_DECIDE, detail, error)
+            lane = self.lanes.get(partition)
+            trace_id = None if lane is None else lane.trace_id
+            self.park(partition, ParkingReason.CANNOT_DECIDE, detail, error, trace_id=trace_id)
             return
         self._stop_lane(partition)
         claimer.drop_store(partition, ChangelogState(), error)

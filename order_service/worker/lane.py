@@ -18,9 +18,18 @@ from order_service.errors import DecodeError, RunLost
 from order_service.wire import changelog
 from order_service.wire.changelog import Ends, Position, WaitingCommand
 from order_service.wire.commands import check_key
+from order_service.wire.headers import trace_id_of
 from order_service.worker.bounds import Bound
 from order_service.worker.inbox import Received, Run
-from order_service.worker.records import Origin, Record, dead_letter_record, event_record, origin_of, rejection_record
+from order_service.worker.records import (
+    Origin,
+    Record,
+    dead_letter_record,
+    event_record,
+    origin_of,
+    rejection_record,
+    traceparent_of,
+)
 from order_service.worker.table import Table
 from order_service.worker.waiting_room import WaitingRoom
 
@@ -107,6 +116,7 @@ class Lane:
         self.written: Position | None = None
         self.deciding: int | str | None = None
         """The offset of the new command that is being decided, or what else is, in words: named if that fails."""
+        self._in_hand: ConsumerRecord[bytes, bytes] | WaitingCommand | None = None
         self._known = known
         self._ask = ask
         self._changes = Changes()
@@ -135,6 +145,16 @@ class Lane:
                 self._set_timer(order_id, entry)
                 if number % RESTORED_AT_A_TIME == 0:
                     yield
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace id of the command that is being decided, or None without one."""
+        in_hand = self._in_hand
+        if in_hand is None:
+            return None
+        if isinstance(in_hand, WaitingCommand):
+            return trace_id_of(in_hand.traceparent)
+        return trace_id_of(traceparent_of(in_hand.headers))
 
     def restore_due_timers(self) -> None:
         """Set the timers again for orders that were due and are not cancelled yet."""
@@ -192,7 +212,7 @@ class Lane:
         for record, command in received:
             if record.offset < self.next_offset:
                 continue
-            self.deciding = record.offset
+            self.deciding, self._in_hand = record.offset, record
             if isinstance(command, DecodeError):
                 self._add_dead_letter(record, command)
                 is_decided = True
@@ -203,14 +223,14 @@ class Lane:
             self.next_offset = record.offset + 1
             self.last_timestamp_ms = record.timestamp
             self._changes.moved = True
-        self.deciding = None
+        self.deciding = self._in_hand = None
 
     def settle(self, now: datetime) -> bool:
         """Decide waiting commands that are ready, in sequence per order. Return whether there were any."""
         released = self.room.take_released(now)
         for order_id, check in released:
             self._release(order_id, check, now)
-        self.deciding = None
+        self.deciding = self._in_hand = None
         return bool(released)
 
     @property
@@ -298,7 +318,7 @@ class Lane:
         """Decide an order's waiting commands until one of them needs another user check."""
         user: UserCheck | None = check
         while (head := self.room.head(order_id)) is not None:
-            self.deciding = f"the waiting command at offset {head.offset}"
+            self.deciding, self._in_hand = f"the waiting command at offset {head.offset}", head
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
             origin = Origin(head.offset, head.traceparent)

@@ -22,6 +22,7 @@ from order_service.errors import (
 )
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
+from order_service.wire.headers import trace_id_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
 from order_service.worker.claims.changelog_reader import ChangelogState
@@ -32,6 +33,7 @@ from order_service.worker.lane_states import LaneState
 from order_service.worker.monitoring.resume_watch import CommittedEnds, ResumeWatch
 from order_service.worker.monitoring.stall_watch import StallWatch
 from order_service.worker.monitoring.topic_watch import TopicWatch
+from order_service.worker.records import traceparent_of
 from order_service.worker.standbys.standbys import FETCH_WAIT_MS, Standbys
 from order_service.worker.user_lookups import UserLookups
 
@@ -227,7 +229,8 @@ class Worker:
                 received.append(decode_record(record))
             except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
                 detail = f"the command at offset {record.offset} cannot be decoded"
-                assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
+                trace_id = trace_id_of(traceparent_of(record.headers))
+                assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error, trace_id=trace_id)
                 return
         for _, command in received:
             if type(command) is CreateOrder and is_foreign_id(command.user_id):  # other ids need no user check

@@ -21,6 +21,7 @@ ALLOWED_HEADERS: Final = (
     "traceparent",
     "X-Correlation-Id",
     "X-Decide-By",
+    "X-Request-Id",
 )
 EXPOSED_HEADERS: Final = (
     "ETag",
@@ -30,6 +31,7 @@ EXPOSED_HEADERS: Final = (
     "Preference-Applied",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Request-Id",
 )
 PREFLIGHT_S: Final = 600
 """How long a browser may remember the response to a preflight request."""

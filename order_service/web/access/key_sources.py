@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from contextvars import Context
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Protocol
@@ -210,7 +211,8 @@ class KeyServer:
         if self._timer is not None:
             self._timer.cancel()
         self._fetched_at = self._clock()
-        self._flight = asyncio.create_task(self._fetch(http), name="JWKS")
+        # It and its timer serve every request, so they must not log in the name of the one that was first.
+        self._flight = asyncio.create_task(self._fetch(http), name="JWKS", context=Context())
         return self._flight
 
     async def _fetch(self, http: HttpClient) -> None:

@@ -160,6 +160,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
         names += ["If-None-Match", "Prefer"]
     if operation.is_stream:
         names += ["Last-Event-ID"]
+    names += ["X-Request-Id"]
     return [{"$ref": f"#/components/parameters/{name}"} for name in names] + list(_query(operation.query))
 
 
@@ -182,6 +183,7 @@ def _success(operation: Operation, status: int, name: str) -> dict[str, Any]:
         "Link": name in {"OrderPage", "History"},
         "Preference-Applied": operation.command is not None,
         "Idempotency-Replayed": operation.command is not None and name == "Order",
+        "X-Request-Id": True,
     }
     response = {
         "description": ANSWERS[name],
@@ -227,6 +229,7 @@ def _problems(operation: Operation, kinds: list[Kind]) -> tuple[str, dict[str, A
         "WWW-Authenticate": Trouble.UNAUTHORIZED in kinds,
         "Preference-Applied": is_refusal,
         "Idempotency-Replayed": is_refusal,
+        "X-Request-Id": True,
     }
     response = {
         "description": "\n".join(f"* [{kind}]({BASE}{kind}): {ALL[kind].cause} {ALL[kind].cure}" for kind in kinds),
@@ -311,6 +314,12 @@ _PARAMETERS: Final = {
         TEXT,
         samples.TRACEPARENT,
     ),
+    "X-Request-Id": _in_header(
+        "An id for this request, which the log of the server has: 1 to 128 visible characters of ASCII. Without a "
+        "valid one, the server chooses it.",
+        TEXT,
+        "5f0c2f9d",
+    ),
     "Last-Event-ID": _in_header(
         "The id of the last event received; the stream starts with the next one. An id that this server's views have "
         "not reached yet is waited for.",
@@ -336,6 +345,11 @@ HEADERS: Final = {
     ),
     "Idempotency-Replayed": _response_header(
         "`true` if this is the response of an earlier request.", {"type": "string", "const": "true"}, required=False
+    ),
+    "X-Request-Id": _response_header(
+        "The id of this request in the log of the server. Missing if the request was not well-formed HTTP.",
+        TEXT,
+        required=False,
     ),
 }
 

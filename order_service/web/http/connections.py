@@ -227,6 +227,8 @@ async def listen(
             max_headers=HEADERS_MAX,
             max_field_size=FIELD_MAX,
             read_bufsize=UNREAD_MAX,
+            # It has paths, queries and user agents; ours is in `request_log.py`.
+            access_log=None,  # type: ignore[arg-type] # aiohttp checks for None
             auto_decompress=False,  # a small body can expand to a huge one; `requests.read_body` refuses compression
         )
         connection.answered_within_s = answered_within_s

@@ -27,6 +27,9 @@ def test_a_library_says_the_same_sentence_once_in_ten_seconds():
     assert seldom.filter(record("aiokafka.client", "another"))
     assert seldom.filter(record("order_service.kafka.connection", "no node %s"))
     assert seldom.filter(record("order_service.kafka.connection", "no node %s"))
+    asked_for = record("aiokafka.client", "no node %s")
+    asked_for.levelno = logging.INFO
+    assert seldom.filter(asked_for), "an operator has set this level"
     now[0] += 9
     assert not seldom.filter(record("aiokafka.client", "no node %s"))
     now[0] += 1

@@ -1,12 +1,13 @@
 """What a connection may hold while its request is served: a caller that sends too much, or takes nothing, is cut."""
 
 import asyncio
+import logging
 import socket
 from contextlib import asynccontextmanager, closing, suppress
 from io import BytesIO
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from order_service.local.broker import free_port
 from order_service.web.http.connections import HEAD_WITHIN_S, listen
@@ -63,6 +64,13 @@ async def server():
     async with listening(server.application) as (server.runner, server.port):
         yield server
         server.end.set()
+
+
+async def test_aiohttp_logs_no_request_with_its_path_at_any_level(server, caplog):
+    caplog.set_level(logging.DEBUG)
+    async with ClientSession() as session, session.post(f"http://127.0.0.1:{server.port}/read?user_id=dana") as answer:
+        assert answer.status == 200
+    assert "dana" not in caplog.text
 
 
 @pytest.fixture

@@ -14,12 +14,14 @@ from order_service.wire.headers import (
     event_headers,
     fitting,
     rejection_headers,
+    trace_id_of,
 )
 from order_service.wire.schemas.catalogue import SCHEMAS
 from tests.support import samples
 from tests.unit.wire.table import CASES
 
-TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TRACE = TRACEPARENT.encode()
 HEADER_OVERHEAD = 15
 ERROR = DecodeError(DeadLetterReason.NOT_JSON, "nested too deeply, é")
 
@@ -63,6 +65,25 @@ def test_a_rejection_carries_the_trace_of_its_command():
 @pytest.mark.parametrize("event", samples.all_events, ids=lambda event: type(event.fact).__name__)
 def test_a_cloud_event_s_type_is_the_name_of_its_schema(event):
     assert dict(event_headers(event, None, 1))["ce_type"].decode() == SCHEMAS.newest[type(event.fact)].name
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "trace_id"),
+    [
+        (TRACE, TRACEPARENT[3:35]),
+        (None, None),
+        (b"", None),
+        (b"00-1", None),
+        (TRACEPARENT.upper().encode(), None),
+        (b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01", None),
+        (b"00-0af7651916cd43dd8448eb211c80319c-" + b"0" * 16 + b"-01", None),
+        (b"ff" + TRACE[2:], None),
+        (TRACE + b"\n", None),
+        (b"\xff" * 55, None),
+    ],
+)
+def test_a_trace_id_is_read_only_from_a_valid_traceparent(traceparent, trace_id):
+    assert trace_id_of(traceparent) == trace_id
 
 
 def test_what_no_command_led_to_has_no_offset():

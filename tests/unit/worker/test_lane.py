@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from order_service.domain.decision import UserCheck, answer
 from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_rejection
 from order_service.domain.messages import Event, Rejection
-from order_service.errors import RunLost
+from order_service.errors import HistoryError, RunLost
+from order_service.sdk.testing import samples
 from order_service.wire import avro
 from order_service.wire.changelog import Position, WaitingCommand, decode_entry, decode_waiting
 from order_service.wire.commands import encode_json_command
@@ -221,6 +222,30 @@ def test_an_event_names_the_trace_of_its_command_however_long_that_waited(header
         [(_, _, made)] = changes.events
         assert dict(made).get("traceparent") == trace
         assert (made.count(("command_offset", b"0")), len(changes.rejections)) == (1, 0)
+
+
+class Broken(Table):
+    """A table that holds an order that cannot be read."""
+
+    def get(self, _order_id):
+        raise HistoryError("version 3 of an order cannot follow on version 1")
+
+
+def test_a_lane_knows_the_trace_of_the_command_that_it_could_not_decide():
+    headers = (("traceparent", samples.TRACEPARENT.encode()),)
+    trace_id = samples.TRACEPARENT.split("-")[1]
+    at_once, later = knowing(), World()
+    record = at_once.record(encode_json_command(create), ORDER_ID.encode(), headers)
+    for world in (at_once, later):
+        world.lane.decide([decode_record(record)], NOW)
+        assert world.lane.trace_id is None, "all that it had is decided, or waits"
+        world.lane.table = Broken()
+    record = at_once.record(encode_json_command(amend), ORDER_ID.encode(), headers)
+    with pytest.raises(HistoryError):
+        at_once.lane.decide([decode_record(record)], NOW)
+    with pytest.raises(HistoryError):
+        later.learn(USER_ID, UserCheck.ACTIVE)
+    assert (at_once.lane.trace_id, later.lane.trace_id) == (trace_id, trace_id)
 
 
 def test_of_a_record_that_is_no_command_only_its_dead_letter_is_left():

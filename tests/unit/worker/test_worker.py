@@ -25,6 +25,7 @@ from order_service.errors import (
 from order_service.kafka.admin_requests import TopicIdentity
 from order_service.kafka.registry_client import Ids
 from order_service.kafka.topics import topic_names
+from order_service.sdk.testing import samples
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
 from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand, encode
@@ -47,6 +48,7 @@ from tests.unit.worker.lane_turns import Written, lane_with, received
 ORDERS = 100_000
 ENTRY = entry_after([create])
 UNUSED: Any = None
+TRACE_ID = samples.TRACEPARENT.split("-")[1]
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ async def until_claimed_again(worker):
 async def test_each_way_to_park_names_its_reason(context, worker):
     context.fetching.partition_count = lambda: 3
     worker._assignment.lanes.update({partition: SimpleNamespace(accept=lambda _run: True) for partition in (0, 1)})
-    unusable: Any = SimpleNamespace(offset=7)
+    unusable: Any = SimpleNamespace(offset=7, headers=())
     worker._deliver(0, Run(0, 0, [unusable]))
     worker.unreadable(1, "OffsetOutOfRangeError")
     worker.damaged(2, "the CRC is wrong")
@@ -187,6 +189,18 @@ async def test_a_lane_whose_commands_cannot_be_decided_is_parked_for_that(worker
     worker._assignment.turns._park(1, "the command at offset 3 cannot be decided", HistoryError("version 2"))
     parked = "cannot_decide: the command at offset 3 cannot be decided: version 2"
     assert reasons(worker._assignment) == {1: parked}
+
+
+async def test_the_log_says_which_trace_the_command_has_for_which_a_lane_parks(worker):
+    traced: Any = SimpleNamespace(accept=lambda _run: True, trace_id=TRACE_ID)
+    worker._assignment.lanes.update({0: traced, 1: traced})
+    unusable: Any = SimpleNamespace(offset=7, headers=[("traceparent", samples.TRACEPARENT.encode())])
+    with structlog.testing.capture_logs() as logged:
+        worker._deliver(0, Run(0, 0, [unusable]))
+        worker._assignment.turns._park(1, "the command at offset 3 cannot be decided", HistoryError("version 2"))
+        worker.unreadable(2, "OffsetOutOfRangeError")
+        worker._assignment.park(2, ParkingReason.DAMAGED_BATCH, "not about one command")
+    assert [(line["partition"], line.get("trace_id")) for line in logged] == [(0, TRACE_ID), (1, TRACE_ID), (2, None)]
 
 
 async def parked_after(worker, *suspects):

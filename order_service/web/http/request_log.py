@@ -1,0 +1,52 @@
+"""What the log says about a request: its ids in every line that is logged within it, and a line of its own."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from aiohttp import hdrs, web
+
+from order_service.runtime.logs import ACCESS
+from order_service.wire.headers import trace_id_of
+
+HEADER: Final = "X-Request-Id"
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+OTHER_METHOD: Final = "_OTHER"
+"""A method that HTTP does not know. Source: OpenTelemetry, semantic conventions for HTTP, `http.request.method`."""
+
+_ACCEPTED: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
+_LEVEL: Final = logging.getLogger(ACCESS)
+log = structlog.get_logger(ACCESS)
+
+
+@contextmanager
+def logged_with_ids(request: web.Request) -> Iterator[None]:
+    """Put the request id into every line that is logged in this block, and the trace id if the caller sent one.
+
+    A request id of the caller is kept if it is visible ASCII. Tasks that the block starts log the ids, too.
+    """
+    sent = request.headers.get(HEADER, "")
+    request[REQUEST_ID] = sent if _ACCEPTED.match(sent) else uuid4().hex
+    ids = {"request_id": request[REQUEST_ID]}
+    trace_id = trace_id_of(request.headers.get("traceparent", "").encode(errors="replace"))
+    if trace_id is not None:
+        ids["trace_id"] = trace_id
+    with structlog.contextvars.bound_contextvars(**ids):
+        yield
+
+
+def log_access(request: web.Request, operation: str, status: int, duration_s: float) -> None:
+    """Log that a request was served, with status 0 if its caller hung up. Paths and queries hold ids of users."""
+    if _LEVEL.isEnabledFor(logging.INFO):
+        method = request.method if request.method in hdrs.METH_ALL else OTHER_METHOD
+        log.info(
+            "Request served.",
+            http_method=method,
+            http_status=status,
+            operation=operation,
+            duration_ns=round(duration_s * 1e9),
+        )
