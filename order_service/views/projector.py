@@ -40,6 +40,7 @@ from order_service.errors import (
 from order_service.kafka.reader import OutcomeRecord, Reader, decode
 from order_service.kafka.topics import TopicNames
 from order_service.views import order_view
+from order_service.views.checkpoints import STORE_EVERY_S, STORED_FROM_BYTES, id_bytes, store
 from order_service.views.database_watch import DatabaseWatch
 from order_service.views.order_heads import OrderHead, OrderHeads, head_after
 from order_service.views.rows import Put, Row
@@ -93,6 +94,9 @@ _BUILT: Final = (
     )
     .values(is_built=True)
 )
+_LOCK_CHECKPOINTS: Final = select(form.c.form).with_for_update(skip_locked=True)
+"""One projector at a time stores a checkpoint. The others do not wait: they leave it to that one. In SQLite, every
+transaction of a projector is alone from its beginning."""
 
 LOOK_EVERY_S: Final = 1.0
 """How often to report the lag."""
@@ -189,6 +193,26 @@ class Projection:
         with self._transaction() as connection:
             connection.execute(_COMPLETE, rows)
             _check_form(connection)
+
+    def store_checkpoint(self) -> bool:
+        """Store the positions in all events, of all projectors. Return False if this must be tried again.
+
+        They are stored only if an id that holds all of them is long.
+        """
+        of_events = select(positions.c.partition, positions.c.next_offset).where(
+            positions.c.topic == self._names.events
+        )
+        with self._transaction() as connection:
+            offsets = {row.partition: row.next_offset for row in connection.execute(of_events)}
+            _check_form(connection)
+            if id_bytes(offsets.items()) < STORED_FROM_BYTES:
+                return True
+            if connection.scalar(_LOCK_CHECKPOINTS) is None:
+                return False
+            now_s = connection.scalars(select(self._database_time_s)).one()
+            return store(
+                connection, [offsets.get(partition, 0) for partition in range(max(offsets, default=-1) + 1)], now_s
+            )
 
     def lost(self) -> list[BadRecord]:
         """Return the partitions that are stopped until an operator acts."""
@@ -342,6 +366,9 @@ class _Follower:
         """The number of offsets up to the goal, or None if unknown; once it is 0 it stays 0."""
         self._stopped = Stopped()
         self._completeness = Completeness(reader.names)
+        self._checkpoint_at = 0.0
+        self._has_moved = True
+        """Whether positions have moved since the last checkpoint, or may have before the start."""
 
     async def follow(self) -> None:
         """Follow the partitions until one stops, a retry is due, or another projector is faster."""
@@ -380,6 +407,7 @@ class _Follower:
                 away = await reader.look_up(records)
                 decoded = await asyncio.to_thread(_decoded, records, reader.names, away)
                 bad = await asyncio.to_thread(projection.apply, [*decoded, *damaged], at, moved)
+                self._has_moved = True
                 at |= moved | {record.topic_partition: record.offset for record in bad}
                 stopped.forget_passed(at)
                 stopped.add(bad)
@@ -394,6 +422,7 @@ class _Follower:
                 await self._report_lag(resting, leaderless)
                 look_at = time.monotonic() + LOOK_EVERY_S
                 await self._beat()
+                await self._store_checkpoint()
                 if not bad and (complete := await self._completeness.check(reader, at)):
                     await asyncio.to_thread(projection.complete, complete, at)
             if bad or stopped.is_due() or time.monotonic() >= begin_again_at:
@@ -411,6 +440,11 @@ class _Follower:
             self._unread_since = time.monotonic()
         is_late = self._unread_since is not None and time.monotonic() - self._unread_since >= UNREAD_AFTER_S
         self._progress.report_unread(found if is_late else Unread())
+
+    async def _store_checkpoint(self) -> None:
+        if self._has_moved and time.monotonic() >= self._checkpoint_at:
+            self._checkpoint_at = time.monotonic() + STORE_EVERY_S
+            self._has_moved = not await asyncio.to_thread(self._projection.store_checkpoint)
 
     def _of_share(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         return {partition: offset for partition, offset in offsets.items() if self._share.holds(partition)}

@@ -17,9 +17,11 @@ from order_service.domain.refusals import NEVER_REMEMBERED, Reason, Status
 from order_service.kafka.topics import TopicNames
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.views import order_view
+from order_service.views.checkpoints import NEWEST, Checkpoint, checkpoint_of
 from order_service.views.order_view import OrderView
 from order_service.views.tables import (
     FORM,
+    checkpoints,
     form,
     form_of,
     milliseconds,
@@ -45,9 +47,10 @@ FROM unnest(CAST(:partitions AS integer[]), CAST(:starts AS bigint[]), CAST(:end
     AS span (at_partition, start_offset, end_offset)
 CROSS JOIN LATERAL (
     SELECT * FROM {table}
-    WHERE partition = at_partition AND "offset" >= start_offset AND "offset" < end_offset
+    WHERE partition = at_partition AND "offset" >= start_offset AND "offset" < end_offset{of_user}
     ORDER BY "offset" LIMIT :limit
-) AS found"""
+) AS found
+ORDER BY found.partition, found."offset" LIMIT :limit"""
 """With LIMIT, PostgreSQL looks up each span by the index. Without it, it may choose to join with the whole table."""
 _IN_SPANS_SQLITE: Final = """\
 SELECT {table}.*
@@ -55,9 +58,14 @@ FROM json_each(:spans) AS span
 CROSS JOIN {table}
     ON {table}.partition = json_extract(span.value, '$[0]')
     AND {table}."offset" >= json_extract(span.value, '$[1]')
-    AND {table}."offset" < json_extract(span.value, '$[2]')"""
+    AND {table}."offset" < json_extract(span.value, '$[2]'){of_user}
+ORDER BY {table}.partition, {table}."offset" LIMIT :limit"""
 """For conditions joined by OR, SQLite may scan all rows. With CROSS JOIN, it looks up each span by the index.
 Source: SQLite, "Manual Control Of Query Plans Using CROSS JOIN"."""
+_OF_USER: Final = " AND user_id = :user_id"
+_LAST_OFFSET: Final = 2**63 - 1
+STEP_OFFSETS: Final = 10_000
+"""How many offsets a reader that is behind passes at a time, unless the next checkpoint is further away."""
 _numbers: Final = msgspec.json.Decoder(list[int])
 _events: Final = msgspec.json.Decoder(Event)
 _rejections: Final = msgspec.json.Decoder(Rejection)
@@ -186,7 +194,7 @@ class Views:
 
         def rows(table: Table, wanted: str) -> Sequence[Any]:
             spans = [(at, start, reached[topic, at]) for (topic, at), start in moved.items() if topic == wanted]
-            return self._between(table, spans)
+            return self._between(table, spans, sum(end - start for _, start, end in spans))
 
         event_rows = rows(order_events, self._names.events)
         refusal_rows = rows(refusals, self._names.rejections)
@@ -219,19 +227,36 @@ class Views:
         query = self._history(order_id).where(order_events.c.version > after_version).limit(limit)
         return tuple(map(_stored_event, self._rows(query)))
 
-    def events_of(self, offsets: Offsets, *, user_id: str | None = None, limit: int = 1000) -> tuple[StoredEvent, ...]:
-        """Return events of all orders, or of one user's orders, from these offsets on; each order's in sequence."""
-        events: list[StoredEvent] = []
-        for (topic, partition), start in sorted(offsets.items()):
-            if topic == self._names.events and len(events) < limit:
-                query = select(order_events).where(
-                    order_events.c.partition == partition, order_events.c.offset >= start
-                )
-                if user_id is not None:
-                    query = query.where(order_events.c.user_id == user_id)
-                query = query.order_by(order_events.c.offset).limit(limit - len(events))
-                events += map(_stored_event, self._rows(query))
-        return tuple(events)
+    def events_of(
+        self, offsets: Offsets, until: Offsets | None = None, *, user_id: str | None = None, limit: int = 1000
+    ) -> tuple[StoredEvent, ...]:
+        """Return events of all orders, or of one user's orders, from these offsets on; each order's in sequence.
+
+        With `until`, only events before those offsets. Without a user, the spans between them should be short: up to
+        `limit` events of each partition are read.
+        """
+        ends = until or {}
+        spans = [
+            (partition, start, ends.get((topic, partition), _LAST_OFFSET))
+            for (topic, partition), start in sorted(offsets.items())
+            if topic == self._names.events
+        ]
+        return tuple(map(_stored_event, self._between(order_events, spans, limit, user_id)))
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest checkpoint, if there is one. The offsets that are read after it have passed it."""
+        return next(map(checkpoint_of, self._rows(NEWEST)), None)
+
+    def checkpoint(self, checkpoint_id: str, anchor_id: str) -> Checkpoint | None:
+        """Return a checkpoint, or its anchor if it was deleted, or None if both were."""
+        either = checkpoints.c.checkpoint_id.in_([checkpoint_id, anchor_id])
+        return next(map(checkpoint_of, self._rows(NEWEST.where(either))), None)
+
+    def next_checkpoint(self, total: int) -> Checkpoint | None:
+        """Return the newest checkpoint within STEP_OFFSETS of this sum of offsets, or else the next one."""
+        behind = select(checkpoints).where(checkpoints.c.total > total).order_by(checkpoints.c.total).limit(1)
+        near = NEWEST.where(checkpoints.c.total > total, checkpoints.c.total <= total + STEP_OFFSETS)
+        return next(map(checkpoint_of, [*self._rows(near)] or self._rows(behind)), None)
 
     def refusals(self, order_id: str, *, limit: int = 1000) -> tuple[Rejection, ...]:
         """Return the refused commands of an order, oldest first; if there are more than `limit`, the newest ones.
@@ -383,23 +408,27 @@ class Views:
     def _history(self, order_id: str) -> Select[Any]:
         return select(order_events).where(order_events.c.order_id == order_id).order_by(order_events.c.version)
 
-    def _between(self, table: Table, spans: Sequence[tuple[int, int, int]]) -> Sequence[Any]:
-        """Return the rows in these spans: a partition, its first offset (inclusive), and its last offset (exclusive).
+    def _between(
+        self, table: Table, spans: Sequence[tuple[int, int, int]], limit: int, user_id: str | None = None
+    ) -> Sequence[Any]:
+        """Return the first rows in these spans: a partition, its first offset (inclusive), its last one (exclusive).
 
-        A span has CHANGES_MAX offsets at most. The spans are one value of the statement, whatever their number:
-        databases limit the terms and the variables of a statement.
+        The spans are one value of the statement, whatever their number: databases limit the terms and the variables of
+        a statement.
         """
         if not spans:
             return []
+        values: Values = {"limit": limit}
+        if user_id is not None:
+            values["user_id"] = user_id
         if self._is_postgresql:
             partitions, starts, ends = (list(numbers) for numbers in zip(*spans, strict=True))
-            values: Values = {"partitions": partitions, "starts": starts, "ends": ends, "limit": CHANGES_MAX}
-            statement = _IN_SPANS_POSTGRESQL.format(table=table.name)
+            values |= {"partitions": partitions, "starts": starts, "ends": ends}
         else:
-            values = {"spans": msgspec.json.encode(spans).decode()}
-            statement = _IN_SPANS_SQLITE.format(table=table.name)
-        rows = self._run(lambda connection: connection.execute(text(statement), values).all())
-        return sorted(rows, key=lambda row: (row.partition, row.offset))
+            values |= {"spans": msgspec.json.encode(spans).decode()}
+        in_spans = _IN_SPANS_POSTGRESQL if self._is_postgresql else _IN_SPANS_SQLITE
+        statement = text(in_spans.format(table=table.name, of_user="" if user_id is None else _OF_USER))
+        return self._run(lambda connection: connection.execute(statement, values).all())
 
     def _rows(self, statement: Select[Any]) -> Sequence[Any]:
         return self._run(lambda connection: connection.execute(statement).all())

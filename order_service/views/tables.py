@@ -49,7 +49,7 @@ from order_service.views.postgresql import (
 )
 from order_service.wire.avro_codegen import EPOCH, MILLISECOND
 
-FORM: Final = 10
+FORM: Final = 11
 """The version of these tables and documents. Raise it with every change: views of an older form are rebuilt."""
 
 FORMER: Final = ("commands",)
@@ -68,6 +68,10 @@ IdText: Final = String().with_variant(String(collation="C"), "postgresql")
 operating system, which damages the indexes."""
 
 _metadata: Final = MetaData()
+
+_kept: Final = MetaData()
+"""The tables that outlive a rebuild of the views, because the offsets of the log stay valid. Their columns cannot
+change with `FORM`: a new layout needs a new name, and the old one in `FORMER`."""
 
 form: Final = Table(
     "view_form",
@@ -160,6 +164,21 @@ All rejections of an order are in one partition, so their offsets give their ord
 """
 
 
+checkpoints: Final = Table(
+    "view_checkpoints",
+    _kept,
+    Column("total", BigInteger, primary_key=True, autoincrement=False),
+    Column("checkpoint_id", String, nullable=False),
+    Column("anchor_id", String, nullable=False),
+    Column("stored_at_s", BigInteger, nullable=False),
+    Column("is_hourly", Boolean, nullable=False),
+    Column("offsets", LargeBinary, nullable=False),
+    Index("view_checkpoints_by_id", "checkpoint_id", unique=True),
+    Index("view_checkpoints_by_age", "is_hourly", "stored_at_s"),
+)
+"""Positions of the views in all partitions of the events (`checkpoints.py`): the next offsets as MessagePack, and their
+sum. `stored_at_s` is by the database's clock, and only decides how long a checkpoint is kept."""
+
 LOCK_ORDER: Final = (positions, projectors, form)
 """The order in which each transaction of a projector uses these tables, before all others that it uses. Who drops them
 locks them in the same order, so that PostgreSQL finds no deadlock."""
@@ -219,6 +238,9 @@ def open_database(url: URL, schema: str = "", *, writes: bool = False) -> Engine
 def prepare(engine: Engine, schema: str = "") -> bool:
     """Create the tables, and their schema, if they do not exist in this form. Return whether they were created.
 
+    The checkpoints outlive tables of an older form. An operator who removes the tables removes these, too, because the
+    log may be another one.
+
     Raises DatabaseError for tables of a newer form, for tables of these names that this service did not create, and for
     a PostgreSQL database that cannot hold every character. The engine must have been opened with `writes`.
     """
@@ -228,7 +250,8 @@ def prepare(engine: Engine, schema: str = "") -> bool:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7274496, 1)")  # one process at a time
             if schema:
                 create_schema(connection, schema)
-        existing = _metadata.tables.keys() & set(inspect(connection).get_table_names())
+        ours = _metadata.tables.keys() | _kept.tables.keys()
+        existing = ours & set(inspect(connection).get_table_names())
         if existing and form.name not in existing:
             names = ", ".join(sorted(existing))
             raise DatabaseError(f"the database has tables that this service did not create: {names}")
@@ -242,6 +265,7 @@ def prepare(engine: Engine, schema: str = "") -> bool:
             _drop(connection, existing, has_former=actual > 0)
         try:
             _metadata.create_all(connection)
+            _kept.create_all(connection)  # those that do not exist
         except DBAPIError as error:
             if sqlstate(error) not in {PERMISSION_DENIED, NO_SCHEMA}:
                 raise

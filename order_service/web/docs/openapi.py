@@ -79,7 +79,8 @@ ANSWERS: Final = {
     "OrderEvent": (
         "An endless stream of server-sent events. The data of each is an `OrderEvent` as JSON, its name is the `type` "
         "of that event, and its id resumes the stream as `Last-Event-ID`. A comment every 15 seconds shows that the "
-        "connection is alive."
+        "connection is alive. No event is missed. In a stream of all orders with many partitions, events can be "
+        "repeated after a reconnect: drop those whose version is not above the last one of their order."
     ),
 }
 
@@ -321,8 +322,9 @@ _PARAMETERS: Final = {
         "5f0c2f9d",
     ),
     "Last-Event-ID": _in_header(
-        "The id of the last event received; the stream starts with the next one. An id that this server's views have "
-        "not reached yet is waited for.",
+        "The id of the last event received, an opaque text; the stream starts with the next one. With many partitions, "
+        "`/v1/events` starts up to 15 seconds of events earlier, or up to an hour if the id is more than a day old. "
+        "Such an id is valid for 90 days. An id that this server's views have not reached yet is waited for.",
         TEXT,
         "2",
     ),

@@ -33,7 +33,8 @@ LINGER_S: Final = 2.0
 HEADERS_MAX: Final = 64
 """Maximum number of header fields: room for proxies and a token."""
 FIELD_MAX: Final = 16 * 1024
-"""Maximum size of a header field. A `Last-Event-ID` has 15 bytes for each partition of a billion events."""
+"""Maximum size of a header field. A `Last-Event-ID` that holds all offsets has 15 bytes for each partition of a billion
+events; one that names a checkpoint has 200 bytes at most."""
 UNSERVED_MAX: Final = 64 * 1024
 """Maximum size of a head, and of all that waits behind a request being served, with bodies. aiohttp would keep 32 heads
 of half a MiB each. A caller that waits for each response has nothing there; a few small pipelined requests fit."""

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, cast
 
 from aiohttp import web
 from sqlalchemy.exc import SQLAlchemyError
 
+from order_service.views.checkpoints import Checkpoint
 from order_service.views.queries import Offsets, StoredEvent, Views
 from order_service.web.access.caller import Caller
 from order_service.web.http import requests
-from order_service.web.http.cursors import read_offsets, write_offsets
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.http.responses import encode, event_json
 from order_service.web.live.log_ends import LogEnds
+from order_service.web.live.positions import LogPosition, OrderPosition, StreamPosition, position_of
 from order_service.web.live.subscriptions import Streams, Subject
 from order_service.web.live.view_poller import ViewPoller
 
@@ -29,7 +30,6 @@ WRITE_WITHIN_S: Final = 10.0
 """How long a reader may leave its socket full before the connection is aborted."""
 LIFE_S: Final = 3600.0
 """Maximum age of a connection: a reader that resumes must send its token again."""
-PAGE: Final = 100
 STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
@@ -37,76 +37,6 @@ STREAM_HEADERS: Final = {
 }
 USERS_SHARE: Final = 0.01
 """The share of all streams that one user may open."""
-
-
-class OrderPosition:
-    """A position in the history of an order: after a version."""
-
-    def __init__(self, views: Views, order_id: str, version: int) -> None:
-        self._views = views
-        self._order_id = order_id
-        self._version = version
-
-    @property
-    def id(self) -> str:
-        """The version, as text."""
-        return str(self._version)
-
-    async def page(self) -> Sequence[StoredEvent]:
-        """Return the next events of the order."""
-        return await asyncio.to_thread(self._views.history, self._order_id, after_version=self._version, limit=PAGE)
-
-    def advance(self, recorded: StoredEvent) -> bool:
-        """Move past an event; return False if the position is already past it."""
-        if recorded.event.version <= self._version:
-            return False
-        self._version = recorded.event.version
-        return True
-
-    def advance_to(self, offsets: Offsets) -> None:
-        """Do nothing: the version alone is the position."""
-
-
-class LogPosition:
-    """A position in the log of all events, of which a user receives only their own."""
-
-    def __init__(self, views: Views, topic: str, user_id: str | None, offsets: Offsets) -> None:
-        self._views = views
-        self._topic = topic
-        self._user_id = user_id
-        self._offsets = offsets
-
-    @property
-    def id(self) -> str:
-        """The next offset of each partition, as text."""
-        return write_offsets(self._offsets)
-
-    async def page(self) -> Sequence[StoredEvent]:
-        """Return the next events that the reader may see; without any, move to the end of the views."""
-        end = await asyncio.to_thread(self._views.offsets)
-        behind = {each: offset for each, offset in self._offsets.items() if offset < end.get(each, 0)}
-        page = await asyncio.to_thread(self._views.events_of, behind, user_id=self._user_id, limit=PAGE)
-        if not page:
-            self.advance_to(end)
-        return page
-
-    def advance(self, recorded: StoredEvent) -> bool:
-        """Move past an event; return False if the position is already past it."""
-        topic_partition = self._topic, recorded.partition
-        if recorded.offset < self._offsets.get(topic_partition, 0):
-            return False
-        self._offsets[topic_partition] = recorded.offset + 1
-        return True
-
-    def advance_to(self, offsets: Offsets) -> None:
-        """Move to `offsets`, never back: a user with few orders would otherwise read the events of all others again."""
-        for topic_partition, offset in offsets.items():
-            if topic_partition[0] == self._topic:
-                self._offsets[topic_partition] = max(offset, self._offsets.get(topic_partition, 0))
-
-
-StreamPosition = OrderPosition | LogPosition
-"""The position of a reader in its stream; its id is the `Last-Event-ID` that resumes there."""
 
 
 class Live:
@@ -155,26 +85,30 @@ class Live:
     async def stream_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """Send the events that the caller may see, after `Last-Event-ID` or from now on; in order for each order."""
         event_id = requests.last_event_id(request.headers)
+        checkpoint = await asyncio.to_thread(self._views.newest_checkpoint)  # first, so that the ends have passed it
         ends = await asyncio.to_thread(self._views.offsets)
         offsets: Offsets = {partition: offset for partition, offset in ends.items() if partition[0] == self._topic}
         if event_id is not None:
-            offsets |= await self._resumed(event_id, offsets)
+            resumed, passed = await self._resumed(event_id, offsets)
+            offsets |= resumed
+            checkpoint = passed or checkpoint
         user_id = None if caller.is_service else caller.subject
-        position = LogPosition(self._views, self._topic, user_id, offsets)
+        position = LogPosition(self._views, self._topic, user_id, offsets, checkpoint)
         return await self._serve(request, caller, Subject(user_id=user_id), position)
 
-    async def _resumed(self, event_id: str, ends: Offsets) -> Offsets:
-        """Return the offsets of a `Last-Event-ID`, which may be past the ends of these views, but not of the log.
+    async def _resumed(self, event_id: str, ends: Offsets) -> tuple[Offsets, Checkpoint | None]:
+        """Return the position of a `Last-Event-ID`, which may be past the ends of these views, but not of the log.
 
-        Raises Problem for an id that this stream did not send. It may be from a log that was replaced.
+        Raises Problem for an id that this stream did not send. It may be from a log or a database that was replaced.
         """
-        resumed = read_offsets(event_id, self._topic)
-        if resumed is None or resumed.keys() - ends.keys():
+        found = await asyncio.to_thread(position_of, event_id, self._views, self._topic, ends)
+        if found is None or found[0].keys() - ends.keys():
             raise requests.bad_last_event_id()
+        resumed, _ = found
         ahead = {partition: offset for partition, offset in resumed.items() if offset > ends[partition]}
         if ahead and not await self._log_ends.reach(ahead):
             raise requests.bad_last_event_id()
-        return resumed
+        return found
 
     async def _serve(
         self,
@@ -214,11 +148,13 @@ class Live:
                             position.advance(recorded)
                             await stream.event(recorded, position.id)
                 following = await subscription.next(self._heartbeat_s)
+                is_new = following is not None and position.advance(following)  # before `reached`, which is past it
+                reached = self._streams.reached if subscription.is_drained else {}
+                position.pass_checkpoint(self._poller.checkpoint, reached)
                 if following is None:
-                    if subscription.is_drained:
-                        position.advance_to(self._streams.reached)
+                    position.advance_to(reached)
                     await stream.heartbeat(position.id)
-                elif position.advance(following):
+                elif is_new:
                     await stream.event(following, position.id)
 
     @contextmanager

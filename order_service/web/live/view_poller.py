@@ -5,6 +5,7 @@ and what was decided while this process was away is found in the same way.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Final, Protocol, TypeVar
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from order_service.views.checkpoints import Checkpoint
 from order_service.views.queries import Offsets, ViewChanges, Views
 from order_service.views.tables import describe
 
@@ -22,6 +24,8 @@ EAGER_S: Final = 0.005
 """Poll interval while a request waits for an outcome."""
 RETRY_S: Final = 1.0
 """Pause before the next poll after the database has failed."""
+CHECKPOINT_EVERY_S: Final = 1.0
+"""How often to look for a new checkpoint."""
 
 _T = TypeVar("_T")
 
@@ -44,6 +48,9 @@ class ViewPoller:
         self._views = views
         self._listeners: list[ViewListener] = []
         self._offsets: Offsets | None = None
+        self.checkpoint: Checkpoint | None = None
+        """The newest checkpoint, as of the last look."""
+        self._look_at = 0.0
         self._is_due = asyncio.Event()
         # A thread of its own: slow queries of callers must not delay the requests that wait for an outcome.
         self._thread = ThreadPoolExecutor(1, "view-poller")
@@ -95,6 +102,9 @@ class ViewPoller:
         if changes.events or changes.refusals:
             for listener in self._listeners:
                 listener.on_changes(changes)
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + CHECKPOINT_EVERY_S
+            self.checkpoint = await self._query(self._views.newest_checkpoint)
 
     async def _query(self, query: Callable[..., _T], *arguments: Offsets) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, query, *arguments)

@@ -13,7 +13,7 @@ from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import StoredEvent, ViewChanges, Views
 from order_service.views.tables import open_database, prepare
-from order_service.web.live.sse import LogPosition
+from order_service.web.live.positions import LogPosition
 from order_service.web.live.subscriptions import QUEUE_MAX, Streams, Subject
 from order_service.web.live.view_poller import ViewPoller
 from tests.support.event_log import EVENTS, START, after, seens

@@ -77,6 +77,14 @@ def test_whatever_is_asked_is_found_by_an_index(plans, question):
     assert not [step for step in found if step.startswith("SCAN") and step not in (IN_THE_ORDER_OF_AN_INDEX, SPANS)]
 
 
+def test_events_of_a_user_are_found_without_those_of_others(plans):
+    views, steps = plans
+    views.events_of(ALL, user_id="dana")
+    assert [step for step in steps() if "order_events" in step] == [
+        "SEARCH order_events USING INDEX order_events_by_user (user_id=? AND partition=? AND offset>? AND offset<?)"
+    ]
+
+
 def test_orders_of_a_user_and_a_status_have_an_index_of_their_own(plans):
     views, steps = plans
     views.page(Filter(user_id="dana", status=Status.PAID), 50)

@@ -329,12 +329,14 @@ USES = {
     "beat": lambda projection: projection.beat(EVEN),
     "skip": lambda projection: projection.skip(place(0), 0),
     "stop_lost": lambda projection: projection.stop_lost([BadRecord(place(0), 0, "lost")], EVERYWHERE),
+    "store_checkpoint": lambda projection: projection.store_checkpoint(),
     "apply": lambda projection: projection.apply([], EVERYWHERE, {place(0): 0}),
 }
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_no_use_of_the_tables_is_in_a_deadlock_with_the_projector_that_recreates_them(url, engine, use):
+def test_no_use_of_the_tables_is_in_a_deadlock_with_the_projector_that_recreates_them(url, engine, use, monkeypatch):
+    monkeypatch.setattr(projector, "STORED_FROM_BYTES", 0)
     projection = Projection(engine, topic_names())
     is_writing, is_done = threading.Event(), threading.Event()
     recreating = open_database(url, writes=True)
