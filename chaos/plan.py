@@ -50,7 +50,7 @@ OF_THREE: Final = ("partition-away", "unwritable")
 """These come as often, with three brokers only: one is killed that a partition cannot do without."""
 ONCE: Final = ("long-pause", "hang")
 """These take long, so a run has one of each."""
-STANDING: Final = ("static", "large-table")
+STANDING: Final = ("static", "large-table", "short-segments", "forgetting")
 """These hold for the whole run."""
 LAST: Final = ("tail",)
 """These come when all is decided, for a partition rests afterwards."""

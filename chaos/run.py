@@ -20,7 +20,17 @@ from confluent_kafka import KafkaException, Message, Producer
 
 from chaos.callers import Outside
 from chaos.cluster import Cluster
-from chaos.faults.broker_data import ALL_THREE, ALONE, Altered, compact, cut_tail, place_on, wait_leaderless
+from chaos.faults.broker_data import (
+    ALL_THREE,
+    ALONE,
+    SHORT_SEGMENTS,
+    Altered,
+    compact,
+    cut_tail,
+    place_on,
+    removed_by_compaction,
+    wait_leaderless,
+)
 from chaos.faults.proxy import Api
 from chaos.faults.registry import Registry, foreign
 from chaos.faults.strangers import FOREIGN, hold_transaction, visit_group
@@ -189,6 +199,8 @@ class Run:
         self._pause = threading.Event()
         self._compacting = threading.Lock()
         self._outside: Outside | None = None
+        self._removed: dict[str, int] = {}
+        """How many records compaction has removed, by changelog."""
 
     def run(self) -> Verdict:
         """Do it all, and give the verdict of the checker; `problems` says why it proves less than was planned."""
@@ -207,6 +219,8 @@ class Run:
             keep(kept, self.directory)
             self._outside = Outside(service, self.directory, self.sizes.seed) if self._has_outside else None
             self._fleet = Fleet(service, self._has_ended, is_static=partial(is_static, self.sizes))
+            if self._has_short_segments:
+                shorten_segments(service)
             if "large-table" in self.sizes.kinds:
                 fill_tables(cluster.bootstrap_servers, service.names.table, self.sizes.old)
             with Watch(
@@ -218,6 +232,8 @@ class Run:
                 self._heal()
             self._helpers.shutdown()
             self._fleet.stop()
+            if self._has_short_segments:
+                self._count_removed()
             if self._is_cut:
                 kept = msgspec.structs.replace(kept, cut=self._cut_tail())
                 keep(kept, self.directory)
@@ -227,11 +243,22 @@ class Run:
             self.problems += self._watch.problems[:3]
             self.findings = check(kept, cluster.bootstrap_servers, self._say, self._watched, self._outside)
             self.problems += islice(problems_of_verify(service.environment, kept), SHOWN)
+            if "forgetting" in self.sizes.kinds:
+                forgotten = sum(found.forgotten for found in self.findings)
+                self._say(f"{forgotten:,} of {self.sizes.old:,} older orders have forgotten their commands")
             faults = self.happened.total()
             self.happened.update(self._standing())
         verdict = verdict_of(self.findings, faults=faults, seed=self.sizes.seed)
         self.problems += self.shortfalls(verdict)
         return verdict
+
+    def _count_removed(self) -> None:
+        """Report what the cleaner has removed from the changelogs while workers wrote and read them."""
+        nodes = [self._cluster.directory / f"node-{node}" for node in self._cluster.nodes]
+        for name in CHANGELOGS:
+            removed, written = removed_by_compaction(nodes, getattr(self._service.names, name))
+            self._removed[name] = removed
+            self._say(f"compaction has removed {removed:,} of the {written:,} records of the changelog {name}")
 
     def _count_takeovers(self) -> None:
         """Report how many claims of a filled lane have continued from a standby, or from an interrupted claim."""
@@ -259,6 +286,11 @@ class Run:
     def _has_outside(self) -> bool:
         """Whether a projector, HTTP servers and readers run."""
         return "outside" in self.sizes.kinds
+
+    @property
+    def _has_short_segments(self) -> bool:
+        """Whether the changelogs are compacted for the whole run."""
+        return "short-segments" in self.sizes.kinds
 
     @property
     def _is_cut(self) -> bool:
@@ -305,6 +337,8 @@ class Run:
         counts = {
             "static": self._fleet.static_starts,
             "large-table": sum(lane["orders"] >= least for lane in lanes),
+            "short-segments": min(self._removed.values(), default=0),
+            "forgetting": sum(found.forgotten for found in self.findings),
         }
         return {kind: n for kind, n in counts.items() if kind in self.sizes.kinds}
 
@@ -761,6 +795,8 @@ def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cl
                 "ORDERS_USER_DEADLINE_S": str(USER_DEADLINE_S),
                 "ORDERS_PAYMENT_DUE_S": str(PAYMENT_DUE_S),
                 "ORDERS_STANDBYS": str(sizes.standbys),
+                # Only the older orders have been closed for that long.
+                **({"ORDERS_REMEMBER_CLOSED_DAYS": "1"} if "forgetting" in sizes.kinds else {}),
                 # A partition is taken away by leaving it one replica. A worker that starts would refuse that.
                 "TEST_FEW_REPLICAS_ARE_ENOUGH": "yes",
                 "TEST_TOPICS_EVERY_S": str(TOPICS_EVERY_S),
@@ -770,6 +806,13 @@ def running(sizes: Sizes, directory: Path, **settings: str) -> Iterator[tuple[Cl
         ) as service,
     ):
         yield cluster, users, service
+
+
+def shorten_segments(service: Service) -> None:
+    """Have the changelogs compacted from now on, a few seconds after each record."""
+    for name in CHANGELOGS:
+        settings = {setting.replace(".", "_"): value for setting, value in SHORT_SEGMENTS.items()}
+        service.configure(getattr(service.names, name), **settings)
 
 
 def is_static(sizes: Sizes, number: int) -> bool:

@@ -262,6 +262,14 @@ class Settings(BaseSettings):
     payment_due_s: Positive | None = _setting(
         None, WORKER, "The time after which an unpaid order is cancelled.", unit="s", shown="off"
     )
+    remember_closed_days: Annotated[float, Field(gt=0, le=36_500)] | None = _setting(
+        None,
+        WORKER,
+        "How long a delivered or cancelled order remembers its commands. Afterwards it takes less than half of the "
+        "memory, and a repeat of one of its commands is refused: see [closed orders](../operations/closed-orders.md).",
+        unit="days",
+        shown="for ever",
+    )
     standbys: Annotated[int, Field(ge=0, le=1)] = _setting(
         0,
         WORKER,
@@ -602,6 +610,11 @@ class Settings(BaseSettings):
     def group_id(self) -> str:
         """The consumer group of the workers and the prefix of their transactional ids, unique for each topic prefix."""
         return f"{self.topic_prefix}{self.app_id}"
+
+    @property
+    def remember_closed_s(self) -> float | None:
+        """How long a closed order remembers its commands, in seconds; None for ever."""
+        return None if self.remember_closed_days is None else self.remember_closed_days * 86_400
 
     @property
     def admin_address(self) -> str:

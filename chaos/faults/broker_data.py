@@ -34,6 +34,9 @@ SMALL: Final = {
     "min.cleanable.dirty.ratio": "0.01",
 }
 """Compaction as a topic sees it within days, in seconds."""
+SHORT_SEGMENTS: Final = {"segment.ms": "3000", "max.compaction.lag.ms": "3000", "min.cleanable.dirty.ratio": "0.01"}
+"""Segments that end after seconds and are cleaned then, for a whole run. Workers accept such topics: what is deleted
+stays in them for as long as it must."""
 ALL_THREE: Final = {"min.insync.replicas": "3"}
 """No record is acknowledged while a node is away. (More than there are replicas would not do it: Kafka takes fewer.)"""
 ALONE: Final = {"min.insync.replicas": "1"}
@@ -48,6 +51,7 @@ _HEAD: Final = struct.Struct(">qi")
 _ATTRIBUTES_AT: Final = 21
 _IS_CONTROL: Final = 0x20
 _COUNT: Final = struct.Struct(">i")
+_LAST_OFFSET_AT: Final = 23
 _COUNT_AT: Final = 57
 _T = TypeVar("_T")
 
@@ -203,6 +207,38 @@ def cleaned_to(nodes: Iterable[Path], topic: str) -> dict[int, int]:
     return found
 
 
+def removed_by_compaction(nodes: Iterable[Path], topic: str) -> tuple[int, int]:
+    """Return how many records compaction has removed from a topic, markers included, and how many were written.
+
+    Each node cleans its own replica: of each partition the one counts that has lost most.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for node in nodes:
+        for log in (node / DATA).glob(f"{topic}-*"):
+            counts[log.name] = max(counts.get(log.name, (0, 0)), _removed(log))
+    return sum(removed for removed, _ in counts.values()), sum(written for _, written in counts.values())
+
+
+def _removed(log: Path) -> tuple[int, int]:
+    """Count what is missing of a partition, and what was written. Its node may run, and replace segments meanwhile."""
+    end = kept = 0
+    for segment in sorted(log.glob("*.log")):
+        try:
+            data = segment.read_bytes()
+        except FileNotFoundError:  # what is left of it is in the segment that was read before
+            continue
+        start = 0
+        for batch_end, _ in _batches(data):
+            if batch_end > len(data):  # it is being written
+                break
+            base, _ = _HEAD.unpack_from(data, start)
+            if base >= end:
+                kept += _COUNT.unpack_from(data, start + _COUNT_AT)[0]
+                end = base + _COUNT.unpack_from(data, start + _LAST_OFFSET_AT)[0] + 1
+            start = batch_end
+    return end - kept, end
+
+
 def cut_tail(node: Path, topic: str, partition: int, *, lose: int, is_transactional: bool) -> int:
     """Take at least some bytes from the end of a partition, on a node that does not run; return how many are lost.
 
@@ -251,7 +287,8 @@ def cut_marker(node: Path, topic: str, partition: int, *, records: int = 1) -> i
 def _batches(data: bytes) -> Iterator[tuple[int, bool]]:
     """Yield where each batch of a segment ends, and whether it is a control batch.
 
-    Shape:  base offset (8 bytes), length of what follows (4); at byte 21 two bytes of attributes, bit 5 is control.
+    Shape:  base offset (8 bytes), length of what follows (4); at byte 21 two bytes of attributes, bit 5 is control; at
+            byte 23 the last offset as a difference to the base offset (4); at byte 57 the number of records (4).
     Source: Kafka protocol guide, record batch.
     """
     place = 0

@@ -4,15 +4,15 @@ import struct
 
 import pytest
 
-from chaos.faults.broker_data import DATA, cut_marker, cut_tail
+from chaos.faults.broker_data import DATA, cut_marker, cut_tail, removed_by_compaction
 
 TURN, MARKER = 400, 78
 
 
-def _batch(length: int, *, is_control: bool, offset: int = 0, count: int = 1) -> bytes:
+def _batch(length: int, *, is_control: bool, offset: int = 0, count: int = 1, last: int | None = None) -> bytes:
     head = struct.pack(">qi", offset, length - 12)
-    attributes = struct.pack(">h", 0x30 if is_control else 0x10)
-    return head + bytes(9) + attributes + bytes(34) + struct.pack(">i", count) + bytes(length - len(head) - 49)
+    attributes = struct.pack(">hi", 0x30 if is_control else 0x10, count - 1 if last is None else last - offset)
+    return head + bytes(9) + attributes + bytes(30) + struct.pack(">i", count) + bytes(length - len(head) - 49)
 
 
 TRANSACTION = _batch(TURN, is_control=False) + _batch(MARKER, is_control=True)
@@ -53,3 +53,19 @@ def test_a_log_loses_the_marker_of_its_last_transaction_of_so_many_records(tmp_p
     assert cut_marker(tmp_path, "orders", 0, records=records) == offset
     assert log.read_bytes() == b"".join(batches[:left])
     assert list(log.parent.iterdir()) == [log]
+
+
+def test_what_compaction_has_removed_is_counted_once_per_partition_and_not_what_is_being_written(tmp_path):
+    for node, kept in (("node-1", 3), ("node-2", 1)):
+        for partition in range(2):
+            log = tmp_path / node / DATA / f"orders-{partition}"
+            log.mkdir(parents=True)
+            merged = _batch(TURN, is_control=False, offset=0, count=kept, last=8) + _batch(
+                MARKER, is_control=True, offset=9
+            )
+            (log / f"{0:020}.log").write_bytes(merged)
+            (log / f"{5:020}.log").write_bytes(_batch(MARKER, is_control=True, offset=9))  # replaced, not deleted yet
+            growing = _batch(TURN, is_control=False, offset=10, count=2) + TRANSACTION[:TURN]
+            (log / f"{10:020}.log").write_bytes(growing[:-1])
+        (tmp_path / node / DATA / "orders.other-0").mkdir()
+    assert removed_by_compaction([tmp_path / "node-1", tmp_path / "node-2"], "orders") == (2 * 8, 2 * 12)

@@ -58,7 +58,7 @@ from order_service.wire import avro, changelog
 from order_service.wire.commands import encode_json_command
 from order_service.wire.dead_letters import DeadLetterReason
 from tests.support.claiming import open_transaction
-from tests.support.samples import DANA, LATER, NOW, SHOP, amend, but, cancel, create, pay
+from tests.support.samples import DANA, LATER, NOW, SHOP, amend, but, cancel, create, entry_after, pay, short_of
 from tests.support.service import vars_of
 
 
@@ -720,6 +720,19 @@ def test_old_orders_must_stay_in_the_table(value, counts):
     log = short_log()
     log.table.append(Record(PARTITION, 10**6, 0, b"old-1", value))
     assert check_partition(log, but(TERMS, old={b"old-1": b"as it was"})).counts == counts
+
+
+def test_old_orders_may_forget_their_commands_and_nothing_else():
+    old = changelog.encode(entry_after([create, cancel]))
+    short = short_of(changelog.decode_entry(old))
+    counts = []
+    for value in (changelog.encode(short), changelog.encode(but(short, version=3))):
+        for may_forget in (True, False):
+            log = short_log()
+            log.table.append(Record(PARTITION, 10**6, 0, b"old-1", value))
+            found = check_partition(log, but(TERMS, old={b"old-1": old}, may_forget=may_forget))
+            counts.append((found.forgotten, found.counts))
+    assert counts == [(1, {}), (0, {"state": 1}), (0, {"state": 1}), (0, {"state": 1})]
 
 
 # The verdict

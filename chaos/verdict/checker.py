@@ -33,6 +33,7 @@ from chaos.verdict.decoding import (
     id_of,
     or_refused,
     waiting_offset,
+    without_commands,
 )
 from chaos.verdict.liveness import Silence, Watched, silences, stuck, unexplained
 from chaos.verdict.model import Happens, Order, Refused
@@ -85,7 +86,7 @@ class Terms(Struct, frozen=True):
     `user_of` gives active, unknown or inactive. `may_time_out` tells whose answer may not come in time. A record's
     timestamp is the clock of the broker that appended it; readers see it once its replicas have it, `on_its_way_s`
     later at the most. `old` has the keys and values of the table's records of this partition that were there before
-    all commands.
+    all commands. Where they `may_forget`, these orders, which were closed long ago, may have forgotten their commands.
     """
 
     partition_count: int
@@ -96,6 +97,7 @@ class Terms(Struct, frozen=True):
     may_time_out: Callable[[str], bool] = nobody
     on_its_way_s: float = 0.0
     old: Mapping[bytes, bytes] = field(default_factory=dict)
+    may_forget: bool = False
 
     def due_at(self, created_at: int) -> int | None:
         """Return when an unpaid order cancels itself; None if it never does."""
@@ -138,6 +140,8 @@ class Findings(Struct):
     outcomes: Outcomes = field(default_factory=no_outcomes)
     silence_s: float = 0.0
     http_commands: int = 0
+    forgotten: int = 0
+    """How many old orders have forgotten their commands."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -746,7 +750,9 @@ def _check_table(records: PartitionRecords, terms: Terms, findings: Findings) ->
     _check_positions(records, findings)
     for key, value in terms.old.items():
         record = newest.pop(key, None)
-        if record is None or record.value != value:
+        if record is not None and terms.may_forget and record.value == without_commands(value):
+            findings.forgotten += 1
+        elif record is None or record.value != value:
             order_id = key.decode(errors="backslashreplace")
             findings.add("state", -1, "An old order is gone from the table, or changed.", order_id)
     entries = {}

@@ -47,6 +47,7 @@ EVENT_HEADER: Final = frozenset(
 
 _NAMESPACE: Final = UUID("6d3a1f0e-6f2b-5d7e-9f5a-0f3c5f1d2b4a")
 _FORM: Final = 1
+_SHORT_FORM: Final = 3
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
 _FIRST_MS: Final = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // MILLISECOND
@@ -542,6 +543,12 @@ def decode_entry(value: bytes) -> Entry:
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Unreadable("a table record has another shape") from error
+
+
+def without_commands(value: bytes) -> bytes:
+    """Return the table's record of a closed order after it has forgotten its commands: their number is left."""
+    order, created_at, changed_at, head, accepted, _refused = _read_changelog(value)
+    return bytes([_SHORT_FORM]) + msgspec.msgpack.encode([order, created_at, changed_at, head, len(accepted)])
 
 
 class Position(Struct, frozen=True, gc=False):

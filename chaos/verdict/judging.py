@@ -61,6 +61,7 @@ def check(
         payment_due_s=kept.payment_due_s,
         may_time_out=lambda user_id: kept.sizes.faults > 0 or is_never_answered(user_id),
         on_its_way_s=kept.on_its_way_s,
+        may_forget="forgetting" in kept.sizes.kinds,
     )
     findings = []
     answers = {answer.correlation_id: answer for answer in outside.answers} if outside is not None else {}

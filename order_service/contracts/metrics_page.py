@@ -101,6 +101,9 @@ USES: Final = {
     "orders_table_stores_discarded_total": Use(
         WORKER, "tables", "It grows often: check [the disk of the tables](../operations/table-on-disk.md)."
     ),
+    "orders_entries_shortened_total": Use(
+        WORKER, "orders", "No alert: it shows how many [closed orders have forgotten](../operations/closed-orders.md)."
+    ),
     "orders_never_read_offsets_total": Use(
         WORKER, "offsets", "It grows: commands were deleted undecided. Their retention is too short."
     ),

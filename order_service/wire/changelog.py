@@ -3,6 +3,7 @@
 Keys:    an order's table record has the order's id; a waiting command has `<order_id> NUL <offset>`;
          the position of a partition, its release and a claim's barrier (which has no meaning) have constant keys,
          which are not valid ids. The value of a release is the owner that writes no more to the partition.
+Forms:   1 for entries and positions, 2 for waiting commands, 3 for short entries.
 Raises:  HistoryError for an unknown format byte or shape: a worker must stop rather than decide on data that cannot be
          read.
 """
@@ -13,7 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from order_service.domain.entry import Entry
+from order_service.domain.entry import Entry, FullEntry, ShortEntry
 from order_service.domain.messages import Command
 from order_service.errors import HistoryError
 
@@ -24,6 +25,7 @@ REBUILDING: Final = -1
 """The `waiting_count` of a position while a rebuild writes the changelogs: no waiting room has it, so claims park."""
 _FORM: Final = b"\x01"
 _WAITING_FORM: Final = b"\x02"
+_SHORT_FORM: Final = b"\x03"
 _T = TypeVar("_T")
 
 
@@ -99,33 +101,65 @@ class _Cancelled(Struct, tag="cancelled", gc=False):
     pass
 
 
+_StateTag = _Open | _Paid | _Shipped | _Delivered | _Cancelled
+
+
 class _State(Struct, array_like=True, gc=False):
     """The state of an entry without its fields: a fifth of the time of decoding it."""
 
-    order: _Open | _Paid | _Shipped | _Delivered | _Cancelled
+    order: _StateTag
+
+
+class _Age(Struct, array_like=True, gc=False):
+    """What `has_been_closed` reads of an entry."""
+
+    order: _StateTag
+    created_at: msgspec.Raw
+    changed_at: datetime
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_entries: Final = msgspec.msgpack.Decoder(Entry)
+_entries: Final = msgspec.msgpack.Decoder(FullEntry)
+_short_entries: Final = msgspec.msgpack.Decoder(ShortEntry)
 _states: Final = msgspec.msgpack.Decoder(_State)
+_ages: Final = msgspec.msgpack.Decoder(_Age)
 _positions: Final = msgspec.msgpack.Decoder(Position)
 _waiting: Final = msgspec.msgpack.Decoder(WaitingCommand)
+_FORMS: Final[dict[type[Struct], bytes]] = {
+    FullEntry: _FORM,
+    ShortEntry: _SHORT_FORM,
+    Position: _FORM,
+    WaitingCommand: _WAITING_FORM,
+}
 
 
 def encode(record: Entry | Position | WaitingCommand) -> bytes:
     """Encode the value of a changelog record."""
-    return (_WAITING_FORM if type(record) is WaitingCommand else _FORM) + _encode(record)
+    return _FORMS[type(record)] + _encode(record)
 
 
 def decode_entry(data: bytes) -> Entry:
     """Decode the table's record of an order."""
+    if data[:1] == _SHORT_FORM:
+        return _decode(_short_entries, _SHORT_FORM, data)
     return _decode(_entries, _FORM, data)
 
 
 def is_open(data: bytes) -> bool:
     """Return whether the order of a table's record is neither delivered nor cancelled."""
-    state = _decode(_states, _FORM, data).order
-    return not (type(state) is _Delivered or type(state) is _Cancelled)
+    return data[:1] != _SHORT_FORM and not _is_closed(_decode(_states, _FORM, data).order)
+
+
+def has_been_closed(data: bytes, since: datetime) -> bool:
+    """Return whether a table's record is the full entry of an order that was closed at or before `since`."""
+    if data[:1] == _SHORT_FORM:
+        return False
+    age = _decode(_ages, _FORM, data)
+    return _is_closed(age.order) and age.changed_at <= since
+
+
+def _is_closed(state: _StateTag) -> bool:
+    return type(state) is _Delivered or type(state) is _Cancelled
 
 
 def decode_position(data: bytes) -> Position:

@@ -42,6 +42,7 @@ from order_service.worker.claims.claim import RELEASE_POLL_S, Claimed, Claimer, 
 from order_service.worker.claims.clients import ClaimClients
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.clock import Clock
+from order_service.worker.closed_orders import ClosedOrders
 from order_service.worker.inbox import Inbox, Run
 from order_service.worker.lane import Lane, LanePolicy
 from order_service.worker.monitoring.resume_watch import ENDS_READ_WITHIN_S
@@ -211,6 +212,14 @@ class Assignment:
             cancel=self.turns.cancel_unpaid,
             spawn=lambda work: self._spawn(work, "payments due"),
         )
+        self._closed_orders = ClosedOrders(
+            self.lanes,
+            context.settings.remember_closed_s,
+            context.clock,
+            shorten=self.turns.shorten,
+            is_shortening=self.turns.is_shortening,
+            failed=self._failed,
+        )
 
     @property
     def lanes(self) -> dict[int, Lane]:
@@ -362,6 +371,7 @@ class Assignment:
     def _start_claims(self) -> None:
         """Start the claims of the partitions without a lane, and what else the lanes need."""
         self._spawn(self._payments.run(), "payments")
+        self._spawn(self._closed_orders.run(), "closed orders")
         self._spawn(self._write_positions(), "positions")
         context = self._context
         claimer = self._claimer = Claimer(
@@ -444,6 +454,7 @@ class Assignment:
             user_deadline_s=settings.user_deadline_s,
             waiting_max=settings.waiting_max,
             payment_due_s=settings.payment_due_s,
+            remember_closed_s=settings.remember_closed_s,
         )
         lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask)
         is_restored = False

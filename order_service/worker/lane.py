@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord
 from msgspec import Struct, field
 
 from order_service.domain.decision import AskUser, Repeat, UserCheck, answer, payment_due_at, payment_timeout, reject
-from order_service.domain.entry import Entry, after_event, after_rejection
+from order_service.domain.entry import Entry, after_event, after_rejection, forgotten
 from order_service.domain.messages import Command, CreateOrder, Event, Rejection
 from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import DecodeError, RunLost
@@ -62,6 +62,7 @@ class Changes(Struct):
     last_timestamp_ms: int | None = None
     read_to: int = 0
     waiting_count: int = 0
+    shortened: int = 0
     moved: bool = False
     size: int = 0
 
@@ -88,6 +89,7 @@ class LanePolicy(Struct, frozen=True):
     waiting_max: int = 20_000
     waiting_bytes: Bound = WAITING_BYTES
     payment_due_s: float | None = None
+    remember_closed_s: float | None = None
 
 
 class Lane:
@@ -117,6 +119,8 @@ class Lane:
         self.deciding: int | str | None = None
         """The offset of the new command that is being decided, or what else is, in words: named if that fails."""
         self._in_hand: ConsumerRecord[bytes, bytes] | WaitingCommand | None = None
+        self.swept_at: datetime | None = None
+        """When the last complete sweep for closed orders began."""
         self._known = known
         self._ask = ask
         self._changes = Changes()
@@ -261,6 +265,19 @@ class Lane:
                 self._add_event(outcome, entry, "CancelOrder", Origin())
             else:  # its command_id is already used, which only a malicious producer would do
                 log.error("An unpaid order cannot be cancelled.", order_id=order_id, answer=type(outcome).__name__)
+        self.deciding = None
+
+    def shorten(self, order_ids: list[str], now: datetime) -> None:
+        """Make these orders forget their commands, if they are closed for long enough."""
+        if self.policy.remember_closed_s is None:
+            return
+        for order_id in order_ids:
+            self.deciding = f"the short entry of order {order_id}"
+            entry = self.table.get(order_id)
+            short = None if entry is None else forgotten(entry, now, self.policy.remember_closed_s)
+            if short is not None:
+                self.table.put(order_id, short)
+                self._changes.shortened += 1
         self.deciding = None
 
     def take_changes(self) -> Changes:

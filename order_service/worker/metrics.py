@@ -16,6 +16,10 @@ DEAD_LETTERS: Final = Counter(
     "Records that cannot be decoded, or whose key or partition is not that of their order, by reason.",
     ["reason"],
 )
+SHORTENED: Final = Counter(
+    "orders_entries_shortened_total",
+    "Closed orders that have forgotten their commands, because of `ORDERS_REMEMBER_CLOSED_DAYS`.",
+)
 TURN_SECONDS: Final = Histogram("orders_turn_seconds", "From taking a turn's commands to its commit.", buckets=_FAST)
 TURN_COMMANDS: Final = Histogram(
     "orders_turn_commands", "Commands decided in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)

@@ -104,6 +104,22 @@ class Table:
         if self.store is not None and time.time() - self.store.meta.as_of > REFRESH_S:
             await self.store.write({}, structs.replace(self.store.meta, as_of=time.time()))
 
+    def sweep(self, count: int) -> Iterator[list[tuple[str, bytes]]]:
+        """Yield the values of all orders, or of the closed ones in a store, `count` at a time. Raises StoreError.
+
+        Orders may change between two slices.
+        """
+        if self.store is None:
+            order_ids = list(self._values)  # 8 bytes an order, and 10 ms for a million
+            for start in range(0, len(order_ids), count):
+                values = ((order_id, self._values.get(order_id)) for order_id in order_ids[start : start + count])
+                yield [(order_id, value) for order_id, value in values if value is not None]
+            return
+        last = ""
+        while orders := self.store.closed_orders(last, count):
+            last = orders[-1][0]
+            yield [(order_id, value) for order_id, value in orders if order_id not in self._values]
+
     async def _write(self, store: TableStore, values: "dict[str, bytes] | dict[str, bytes | None]", meta: Meta) -> None:
         await store.write(values, meta)
         for order_id, value in values.items():

@@ -100,6 +100,7 @@ class TurnLoop:
         self._is_leaving_all = False
         self._commit_task: asyncio.Task[None] | None = None
         self._due: dict[int, list[str]] = {}
+        self._closed_orders: dict[int, list[str]] = {}
         self._named = named
         self._leaving = leaving
         if leaving:
@@ -114,9 +115,19 @@ class TurnLoop:
         self._due.setdefault(partition, []).extend(order_ids)
         self.wake()
 
+    def shorten(self, partition: int, order_ids: list[str]) -> None:
+        """Make these closed orders forget their commands in the next turn. The caller bounds their number."""
+        self._closed_orders.setdefault(partition, []).extend(order_ids)
+        self.wake()
+
+    def is_shortening(self, partition: int) -> bool:
+        """Return whether orders of a partition wait for a turn that shortens their entries."""
+        return partition in self._closed_orders
+
     def forget(self, partition: int) -> None:
-        """Drop the orders to cancel of a lane that parks: the next claim sets their timers again."""
+        """Drop the orders to cancel or to shorten of a lane that parks: after the next claim they are found again."""
         self._due.pop(partition, None)
+        self._closed_orders.pop(partition, None)
 
     def update_unavailable(self) -> None:
         """Update the lanes whose topics cannot be written now. Turns skip them: one would block all others."""
@@ -294,6 +305,11 @@ class TurnLoop:
                 return
             lane.decide(received[start : start + AT_A_TIME], now)
             await asyncio.sleep(0)
+        closed = self._closed_orders.pop(lane.partition, [])
+        for start in range(0, len(closed), AT_A_TIME):
+            if self._runs(lane):
+                lane.shorten(closed[start : start + AT_A_TIME], now)
+            await asyncio.sleep(0)
 
     def _closed(self) -> set[int]:
         """Return the partitions that accept no commands for now."""
@@ -418,3 +434,4 @@ def _update_metrics(turn: Turn, now: datetime) -> None:
             metrics.COMMANDS.labels(command, outcome, reason).inc(count)
         for reason, count in changes.dead_reasons.items():
             metrics.DEAD_LETTERS.labels(reason).inc(count)
+        metrics.SHORTENED.inc(changes.shortened)

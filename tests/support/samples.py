@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from order_service.domain.decision import AskUser, Repeat, UserCheck, answer
-from order_service.domain.entry import Entry, after_event, after_rejection
+from order_service.domain.entry import Entry, ShortEntry, after_event, after_rejection, short_entry
 from order_service.domain.messages import Command, Event, Fact, Rejection
 from order_service.sdk.testing import samples
 
@@ -128,3 +128,11 @@ def entry_after(taken: Sequence[Command], entry: Entry | None = None, now: datet
     if entry is None:
         raise ValueError("none of these commands made an order")
     return entry
+
+
+def short_of(entry: Entry) -> ShortEntry:
+    """Return the table's entry of a closed order after it has forgotten its commands."""
+    short = short_entry(entry)
+    if short is None:
+        raise ValueError("an order that is open forgets nothing")
+    return short

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from aiokafka.structs import ConsumerRecord
 from msgspec import Struct, field, structs
 
-from order_service.domain.entry import MAX_REFUSED, Entry, Known, after_event, after_rejection
+from order_service.domain.entry import MAX_REFUSED, Entry, Known, ShortEntry, after_event, after_rejection, short_entry
 from order_service.domain.messages import CreateOrder
 from order_service.errors import DecodeError, HistoryError, OperationRefused
 from order_service.kafka.topics import TopicNames
@@ -308,7 +308,7 @@ class Changelogs:
             )
         if entry.version < version:
             self._different[order_id] = Fault.BEHIND
-        elif entry != self.expected(order_id):
+        elif entry != _in_form_of(entry, self.expected(order_id)):
             self._different[order_id] = Fault.CHANGED
 
     def take_waiting(self, record: ConsumerRecord) -> None:
@@ -467,6 +467,11 @@ def position_of(
     taken = [each.offset + 1 for each, timestamp in waiting if not outcomes.moves.is_void(each.offset, timestamp)]
     known = max([outcomes.next_offset, outcomes.moves.position, *taken, 0 if last is None else last.next_offset])
     return start if known == 0 and last is None else known
+
+
+def _in_form_of(entry: Entry, expected: Entry | None) -> Entry | None:
+    """Return the short form of what is expected if the entry is a short one."""
+    return short_entry(expected) if type(entry) is ShortEntry and expected is not None else expected
 
 
 def _is_of_a_worker(record: ConsumerRecord) -> bool:

@@ -10,7 +10,7 @@ from typing import Final
 from aiokafka.structs import ConsumerRecord
 from msgspec import Struct
 
-from order_service.domain.entry import Entry, Known
+from order_service.domain.entry import Entry, Known, ShortEntry
 from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command
 from order_service.domain.refusals import NEVER_REMEMBERED
@@ -36,7 +36,8 @@ class KnownCommands(Struct, frozen=True):
     """Reads which commands an order remembers, from records that were checked before: a damaged one shows none.
 
     `accepted` returns those commands of an entry that have an event. The refused commands of an entry count only if
-    rejections were deleted or are damaged: otherwise each has its record.
+    rejections were deleted or are damaged: otherwise each has its record. What a short entry has forgotten is in the
+    events and the rejections. If rejections are missing, any command may be one that it had refused.
     """
 
     accepted: Callable[[str, Entry], tuple[Known, ...]]
@@ -52,6 +53,23 @@ class KnownCommands(Struct, frozen=True):
         refused = () if self.has_all_rejections else entry.refused
         for command_id, digest in self.accepted(order_id, entry) + refused:
             yield order_id, command_id, digest
+
+    def may_have_refused(self, record: ConsumerRecord) -> bool:
+        """Return whether the order of a record of the table has forgotten commands whose rejections are missing."""
+        if self.has_all_rejections:
+            return False
+        try:
+            return type(changelog.decode_entry(record.value)) is ShortEntry
+        except HistoryError:
+            return False
+
+    def from_event(self, record: ConsumerRecord) -> Iterator[Sent]:
+        """Yield the command of an event."""
+        try:
+            event = avro.decode_event(record.value)
+        except DecodeError:
+            return
+        yield event.order_id, event.command_id, event.command_digest
 
     def from_rejection(self, record: ConsumerRecord) -> Iterator[Sent]:
         """Yield the command of a rejection, if its order remembers it."""
@@ -119,16 +137,20 @@ class CommandOutcomes:
                 self._add_repeat(offset)
 
     def settle_repeats(self, topic: str, records: Iterable[ConsumerRecord], known: KnownCommands) -> None:
-        """Find out from records of the table and the rejections which commands without an outcome are repeats."""
+        """Find out from records of the table, the rejections or the events which unanswered commands are repeats."""
         offsets = defaultdict(list)
         for offset, sent in self.unanswered().items():
             if sent is not None:
                 offsets[sent].append(offset)
         keys = {order_id.encode() for order_id, _, _ in offsets}
-        known_from = known.from_entry if topic == self._names.table else known.from_rejection
+        names = self._names
+        read = {names.table: known.from_entry, names.rejections: known.from_rejection, names.events: known.from_event}
         for record in records:
             if record.key in keys and record.value is not None:
-                for sent in known_from(record):
+                repeated = list(read[topic](record))
+                if topic == names.table and known.may_have_refused(record):
+                    repeated += [sent for sent in offsets if sent[0].encode() == record.key]
+                for sent in repeated:
                     for offset in offsets.pop(sent, ()):
                         self._add_repeat(offset)
 

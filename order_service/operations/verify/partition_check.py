@@ -11,6 +11,7 @@ from typing import Final
 from aiokafka.structs import ConsumerRecord
 from msgspec import Struct
 
+from order_service.domain.entry import ShortEntry
 from order_service.domain.identity import name_uuid
 from order_service.errors import DecodeError, HistoryError
 from order_service.kafka.topics import TopicNames
@@ -67,6 +68,8 @@ class PartitionCheck:
         self._outcomes = CommandOutcomes(names, self._find)
         self._waiting: WaitingRecords = {}
         self._has_damaged_rejections = False
+        self.has_short_entries = False
+        """Whether orders have forgotten their commands: then only the events show which commands are repeats."""
         self._position: ConsumerRecord | None = None
         self._decoded: tuple[ConsumerRecord | None, Position | None] = (None, None)
         self._unknown_entries: dict[str, int] = {}
@@ -102,7 +105,7 @@ class PartitionCheck:
             totals.dead_letters += count
 
     def take_again(self, topic: str, records: list[ConsumerRecord], *, are_old_deleted: bool) -> None:
-        """Take records of the table or the rejections again, to find out which unanswered commands are repeats.
+        """Take records of the table, rejections or events again, to find out which unanswered commands are repeats.
 
         `are_old_deleted` is whether the oldest rejections were deleted.
         """
@@ -241,6 +244,7 @@ class PartitionCheck:
         except HistoryError as error:
             fold.entry_version, fold.entry_faults = UNREADABLE_ENTRY, (str(error),)
             return
+        self.has_short_entries |= type(entry) is ShortEntry
         fold.entry_version = entry.version
         if entry.version == fold.version:
             fold.entry_faults = tuple(entry_faults(fold, entry))

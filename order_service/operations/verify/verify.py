@@ -115,6 +115,9 @@ class _PartitionReader:
             take = partial(check.take_again, are_old_deleted=bounds.starts[self._names.rejections] > 0)
             for topic in (self._names.rejections, self._names.table):
                 await self._read(topic, bounds.starts[topic], bounds.ends[topic], take)
+            if check.has_short_entries and check.has_unanswered():
+                events = self._names.events
+                await self._read(events, bounds.starts[events], bounds.ends[events], take)
 
     async def _read_on(self, check: PartitionCheck, bounds: Bounds) -> Bounds:
         """Read what was written since, except commands. Return the new bounds."""

@@ -15,9 +15,17 @@ from order_service.domain.decision import (
     payment_timeout,
     reject,
 )
-from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_rejection
+from order_service.domain.entry import (
+    MAX_REFUSED,
+    Entry,
+    FullEntry,
+    after_event,
+    after_rejection,
+    forgotten,
+    short_entry,
+)
 from order_service.domain.identity import command_digest, event_id
-from order_service.domain.messages import Command, Event, Rejection
+from order_service.domain.messages import AmendOrder, CancelOrder, Command, CreateOrder, Event, Rejection
 from order_service.domain.order import Cancelled, Created
 from order_service.domain.refusals import MEANINGS, NEVER_REMEMBERED, Reason, Refusal
 from order_service.errors import HistoryError
@@ -50,6 +58,7 @@ from tests.support.samples import (
     poster,
     ship,
     ship_refused,
+    short_of,
     take,
     uuid_of,
 )
@@ -87,7 +96,7 @@ def test_a_whole_life_is_five_events():
 
 
 def test_an_entry_holds_the_order_the_head_of_its_history_and_what_it_remembers():
-    assert amended_order == Entry(
+    assert amended_order == FullEntry(
         order=Created(*msgspec.structs.astuple(amended)),
         created_at=NOW,
         changed_at=NOW,
@@ -96,6 +105,37 @@ def test_an_entry_holds_the_order_the_head_of_its_history_and_what_it_remembers(
         refused=(),
     )
     assert amended_order.version == 2
+
+
+def test_a_closed_order_forgets_after_its_time_and_an_open_one_never_does():
+    cancelled_order = entry_after([create, cancel])
+    assert forgotten(cancelled_order, NOW + timedelta(days=1) - MS, 86_400) is None
+    short = forgotten(cancelled_order, NOW + timedelta(days=1), 86_400)
+    assert short is not None
+    assert short == short_entry(cancelled_order)
+    assert (short.order, short.version, short.head) == (cancelled_order.order, 2, cancelled_order.head)
+    assert (short.accepted, short.refused) == ((), ())
+    assert forgotten(short, NOW + timedelta(days=2), 86_400) is None, "it has nothing more to forget"
+    assert forgotten(paid_order, NOW + timedelta(days=9_999), 86_400) is None
+
+
+CLOSED = (entry_after([create, cancel]), entry_after([create, pay, ship, deliver]))
+
+
+@pytest.mark.parametrize("entry", CLOSED, ids=["cancelled", "delivered"])
+@pytest.mark.parametrize("command", commands, ids=lambda command: type(command).__name__)
+def test_an_order_that_has_forgotten_refuses_each_command_as_it_did_before(entry, command):
+    short = short_of(entry)
+    again, new = but(command, decide_by=None), but(command, command_id="new")
+    assert refusal_of(new, short) == refusal_of(new, entry)
+    assert refusal_of(again, short).reason == refusal_of(new, short).reason, "a repeat is a new command"
+    if isinstance(command, CreateOrder):
+        assert refusal_of(again, short).reason == Reason.ORDER_EXISTS
+    if isinstance(command, AmendOrder | CancelOrder):
+        eves = but(new, actor=EVE)
+        assert refusal_of(eves, short) == refusal_of(eves, entry)
+        assert refusal_of(eves, short).reason == Reason.ORDER_NOT_FOUND
+    assert after_rejection(short, refusal_of(new, short)) is short, "it remembers no refusal"
 
 
 def test_a_cancellation_of_a_paid_order_owes_a_refund():
@@ -625,7 +665,7 @@ LIVES: list[tuple[Command, ...]] = [
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: " ".join(command.command_id for command in life))
 def test_an_entry_survives_message_pack(life):
     entry = entry_after(life)
-    again = msgspec.msgpack.decode(msgspec.msgpack.encode(entry), type=Entry)
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(entry), type=FullEntry)
     assert again == entry
     assert type(again.order) is type(entry.order)
     for command in commands:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from order_service.domain.decision import AskUser, Repeat, UserCheck, answer, reject
-from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_rejection
+from order_service.domain.entry import MAX_REFUSED, Entry, FullEntry, after_event, after_rejection
 from order_service.domain.identity import command_digest
 from order_service.domain.messages import (
     AmendOrder,
@@ -29,7 +29,24 @@ from order_service.domain.messages import (
 )
 from order_service.domain.order import ABSENT, Order, decide, evolve, fold
 from order_service.domain.refusals import NEVER_REMEMBERED, Reason, Refusal
-from tests.support.samples import DANA, EVE, NOW, ORDER_ID, SHOP, create, created, digest_of, entry_after, facts, take
+from tests.support.samples import (
+    DANA,
+    EVE,
+    NOW,
+    ORDER_ID,
+    SHOP,
+    cancel,
+    create,
+    created,
+    deliver,
+    digest_of,
+    entry_after,
+    facts,
+    pay,
+    ship,
+    short_of,
+    take,
+)
 
 # Commands that may well be accepted: few ids, so that they repeat and collide
 
@@ -134,6 +151,24 @@ def test_time_never_runs_backwards_within_an_order(taken):
     assert all(one.occurred_at <= next_.occurred_at for one, next_ in pairwise(events_of(taken)))
 
 
+closed_orders = st.sampled_from([entry_after([create, cancel]), entry_after([create, pay, ship, deliver])])
+
+
+@given(closed_orders, steps, likely_commands, times, checks)
+def test_an_order_that_has_forgotten_accepts_nothing_and_refuses_new_commands_as_before(
+    entry, taken, command, now, user
+):
+    for step, at, check in taken:
+        _, entry = take(step, entry, at, check)
+    assert entry is not None
+    short = short_of(entry)
+    outcome = answer(command, short, now, user)
+    assert isinstance(outcome, Rejection)
+    if command.command_id not in {known_id for known_id, _ in entry.accepted + entry.refused}:
+        assert outcome == answer(command, entry, now, user)
+    assert after_rejection(short, outcome) == short
+
+
 @given(steps)
 def test_a_command_is_accepted_once(taken):
     accepted = [event.command_id for event in events_of(taken)]
@@ -185,7 +220,7 @@ def test_replaying_events_and_rejections_gives_the_same_entry(taken):
 @given(steps)
 def test_an_entry_survives_message_pack(taken):
     for _, entry in history_of(taken):
-        assert msgspec.msgpack.decode(msgspec.msgpack.encode(entry), type=Entry | None) == entry
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(entry), type=FullEntry | None) == entry
 
 
 @given(steps)
@@ -247,7 +282,7 @@ def test_answering_never_raises_and_a_digest_is_the_same_as_after_json(command, 
     entry = entry_after([create]) if exists else None
     outcome, after = take(command, entry, NOW, user)
     assert isinstance(outcome, Event | Rejection | Repeat | AskUser)
-    assert after is None or msgspec.msgpack.decode(msgspec.msgpack.encode(after), type=Entry) == after
+    assert after is None or msgspec.msgpack.decode(msgspec.msgpack.encode(after), type=FullEntry) == after
     as_json = msgspec.json.encode(command)
     assert command_digest(msgspec.json.decode(as_json, type=type(command))) == command_digest(command)
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from order_service.domain.decision import UserCheck
+from order_service.domain.entry import FullEntry, ShortEntry, short_entry
+from order_service.domain.order import Delivered
 from order_service.errors import DamagedError, OperationRefused
 from order_service.operations.rebuild.rebuild import LOSSES_MAX, recorded_losses
 from order_service.operations.rebuild.rebuild_plan import (
@@ -69,12 +71,14 @@ def expected_entries(plan):
 
 
 def assert_rebuilt(topics, plan):
-    """Check that a plan has the table and the waiting room of the lane itself.
+    """Check that a plan has the table and the waiting room of the lane itself, whatever that has forgotten.
 
     Commands at or after the position are decided again: they have no outcome.
     """
     lane, next_offset = topics.lane, plan.position.next_offset
-    assert expected_entries(plan) == dict(lane.table.items())
+    expected, held = expected_entries(plan), dict(lane.table.items())
+    forgotten = {order_id for order_id, entry in held.items() if type(entry) is ShortEntry}
+    assert expected | {order_id: short_entry(expected[order_id]) for order_id in forgotten} == held
     waiting = {key: structs.replace(each, queued_at=NOW) for key, each in plan.waiting.items()}
     queued = [each for queue in lane.room._queues.values() for each in queue if each.offset < next_offset]
     assert waiting == {each.key: structs.replace(each, queued_at=NOW) for each in queued}
@@ -120,6 +124,7 @@ steps = st.one_of(
     st.lists(wishes, min_size=1, max_size=4),
     st.sampled_from(sorted(CHECKS)),
     st.just("later"),
+    st.just("forget"),
     st.just("dead letter"),
 )
 
@@ -134,6 +139,8 @@ def played(history):
         if step == "later":
             now += timedelta(hours=2)
             topics.turn(now=now)
+        elif step == "forget":
+            topics.forget(now)
         elif step == "dead letter":
             topics.send((b"o-1", b"not a command"), now=now)
         elif isinstance(step, str):
@@ -161,6 +168,37 @@ def test_the_fold_of_truncated_changelogs_is_what_the_lane_holds(history, table_
     for name, count in ((TABLE, table_count), (WAITING, waiting_count)):
         del topics.records[name][count:]
     assert_rebuilt(topics, plan_of(topics))
+
+
+def test_orders_that_have_forgotten_are_intact_and_repeats_after_that_are_new_commands(topics):
+    topics.forget(LATER + timedelta(hours=1))
+    assert type(topics.entry("o-1")[1]) is type(topics.entry("o-3")[1]) is ShortEntry
+    topics.send(named(create, "o-1"), named(pay, "o-1"), named(cancel, "o-3"), now=LATER + timedelta(hours=2))
+    assert len(topics.records[REJECTIONS]) == 6, "the one before, two commands that waited for long, and three repeats"
+    plan = plan_of(topics)
+    assert plan.is_intact
+    assert_rebuilt(topics, plan)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": 3}, {"head": bytes(16)}, {"changed_at": NOW}, {"order": Delivered("another")}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_short_entry_that_differs_from_its_events_is_written_again(topics, change):
+    topics.forget(LATER + timedelta(hours=1))
+    index, entry = topics.entry("o-1")
+    topics.replace(TABLE, index, value=changelog.encode(structs.replace(entry, **change)))
+    plan = plan_of(topics)
+    assert plan.difference.behind | plan.difference.changed == {"o-1"}
+    assert type(plan.changelogs.expected("o-1")) is FullEntry, "it forgets again with the next sweep"
+
+
+def test_a_short_entry_of_an_order_that_is_open_differs(topics):
+    index, entry = topics.entry("o-2")
+    short = ShortEntry(Delivered("dana"), entry.created_at, entry.changed_at, entry.head, entry.version)
+    topics.replace(TABLE, index, value=changelog.encode(short))
+    assert plan_of(topics).difference.changed == {"o-2"}
 
 
 def test_refusals_are_remembered_only_if_the_order_existed_and_only_the_newest_sixteen():

@@ -13,7 +13,7 @@ from order_service.operations.verify.verify import SETTLED_S
 from order_service.wire import avro, changelog, operations
 from order_service.wire.changelog import POSITION_KEY, Ends
 from order_service.wire.operations import LaneResumed
-from tests.support.samples import NOW, amend, create, pay, ship
+from tests.support.samples import NOW, amend, cancel, create, pay, ship
 from tests.unit.operations.topics_in_memory import (
     COMMANDS,
     DEAD_LETTERS,
@@ -55,6 +55,55 @@ def test_an_honest_log_has_no_findings_and_all_totals(topics):
     assert totals.paid == {"EUR": 3 * 3800, "USD": 3800}
     assert totals.refunds_due == {"EUR": 3800}
     assert bar.done == bar.total + topics.ends[REJECTIONS] + topics.ends[TABLE], "both are read again for the repeats"
+
+
+def test_orders_that_have_forgotten_have_no_findings_and_their_old_repeats_are_found_in_the_events(topics):
+    topics.forget(LATER + timedelta(hours=1))
+    topics.send(named(create, "o-1"), now=LATER + timedelta(hours=2))
+    topics.compact(TABLE)
+    bar = Bar()
+    report = verified(topics, now=LATER + timedelta(hours=2), bar=bar)
+    assert (report.findings, report.totals.repeats, report.totals.rejections) == ([], 2, 4)
+    read_again = topics.ends[REJECTIONS] + topics.ends[TABLE] + topics.ends[EVENTS]
+    assert bar.done == bar.total + read_again
+
+
+def test_a_repeat_of_a_refused_command_whose_rejection_is_deleted_is_one_also_if_its_order_has_forgotten_it():
+    topics = Topics()
+    topics.send(named(create, "o-1"), named(cancel, "o-1"), named(ship, "o-1"))
+    topics.records[REJECTIONS].clear()
+    topics.starts[REJECTIONS] = topics.ends[REJECTIONS]
+    topics.records[COMMANDS].pop()
+    topics.send(named(ship, "o-1"))
+    topics.forget(LATER)
+    topics.compact(TABLE)
+    assert verified(topics, now=LATER).findings == []
+
+
+def test_a_lost_rejection_of_an_order_that_has_forgotten_is_found():
+    topics = Topics()
+    topics.send(named(create, "o-1"), named(cancel, "o-1"), named(ship, "o-1"), named(pay, "o-1"))
+    topics.forget(LATER)
+    topics.compact(TABLE)
+    topics.drop(REJECTIONS, 0)
+    assert found(verified(topics, now=LATER)) == [("no_outcome", COMMANDS, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        pytest.param({"order": Delivered("eve")}, "the user or the amount", id="the user"),
+        pytest.param({"changed_at": NOW}, "the time of the newest event", id="the time"),
+        pytest.param({"version": 9}, "has version 9, but its newest event is version 5", id="the version"),
+    ],
+)
+def test_a_short_entry_that_differs_is_found(topics, change, part):
+    topics.forget(LATER + timedelta(hours=1))
+    index, entry = topics.entry("o-1")
+    record = topics.replace(TABLE, index, value=changelog.encode(structs.replace(entry, **change)))
+    report = verified(topics, now=LATER + timedelta(hours=1))
+    assert found(report) == [("table", TABLE, record.offset)]
+    assert part in report.findings[0].text
 
 
 def test_an_empty_partition_has_no_findings():

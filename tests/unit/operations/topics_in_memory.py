@@ -19,7 +19,7 @@ from tests.support.samples import NOW, amend, but, cancel, create, deliver, pay,
 NAMES = topic_names()
 EVENTS, REJECTIONS, DEAD_LETTERS = NAMES.events, NAMES.rejections, NAMES.dead_letters
 TABLE, WAITING, COMMANDS, OPERATIONS = NAMES.table, NAMES.waiting, NAMES.commands, NAMES.operations
-POLICY = LanePolicy(partition_count=1, commands_topic=COMMANDS, payment_due_s=3600.0)
+POLICY = LanePolicy(partition_count=1, commands_topic=COMMANDS, payment_due_s=3600.0, remember_closed_s=3600.0)
 LATER = NOW + timedelta(hours=2)
 KNOWN = {"dana": UserCheck.ACTIVE}
 
@@ -69,6 +69,16 @@ class Topics:
             changes.next_offset, "owner", self.ends[COMMANDS], changes.last_timestamp_ms, 0, known, len(lane.room)
         )
         self._write(TABLE, [*table, (changelog.POSITION_KEY, changelog.encode(position), ())], now)
+
+    def forget(self, now):
+        """Make all orders that are closed for an hour forget their commands, as a sweep and the next turn do."""
+        self.lane.shorten([order_id for order_id, _ in self.lane.table.items()], now)
+        self.turn(now=now)
+
+    def compact(self, topic):
+        """Keep the newest record of each key only."""
+        newest = {record.key: record.offset for record in self.records[topic]}
+        self.records[topic] = [record for record in self.records[topic] if newest[record.key] == record.offset]
 
     def _write(self, topic, written, now):
         for key, value, headers in written:

@@ -15,12 +15,15 @@ from order_service.wire.changelog import (
     decode_position,
     decode_waiting,
     encode,
+    has_been_closed,
+    is_open,
     waiting_key,
 )
-from tests.support.samples import NOW, cancel, create, entry_after, pay
+from tests.support.samples import NOW, cancel, create, deliver, entry_after, pay, ship, short_of
 from tests.unit.wire import strategies
 
 ENTRY = entry_after([create, pay, cancel])
+SHORT = short_of(ENTRY)
 POSITION = Position(next_offset=7, owner="orders-worker-1", end_offset=9, last_timestamp_ms=1_767_603_600_000)
 WAITING = WaitingCommand(
     command=create,
@@ -30,6 +33,7 @@ WAITING = WaitingCommand(
 )
 CODECS = [
     pytest.param(decode_entry, ENTRY, id="entry"),
+    pytest.param(decode_entry, SHORT, id="short entry"),
     pytest.param(decode_position, POSITION, id="position"),
     pytest.param(decode_waiting, WAITING, id="waiting"),
 ]
@@ -41,11 +45,10 @@ def test_a_record_comes_out_as_it_went_in(decode, record):
 
 
 @pytest.mark.parametrize(("decode", "record"), CODECS)
-@pytest.mark.parametrize("form", [b"", b"\0", b"\x03"])
+@pytest.mark.parametrize("form", [b"", b"\0", b"\x04"])
 def test_another_form_is_refused_and_named(decode, record, form):
-    with pytest.raises(
-        HistoryError, match=re.escape(f"has format byte {form!r}, this version reads {encode(record)[:1]!r}")
-    ):
+    reads = b"\x01" if decode is decode_entry else encode(record)[:1]
+    with pytest.raises(HistoryError, match=re.escape(f"has format byte {form!r}, this version reads {reads!r}")):
         decode(form + (encode(record)[1:] if form else b""))
 
 
@@ -73,9 +76,38 @@ def test_a_flipped_bit_gives_a_record_or_is_refused(decode, record):
 @pytest.mark.parametrize(("decode", "record"), CODECS)
 def test_another_kind_of_record_is_refused(decode, record):
     for other in (ENTRY, POSITION, WAITING):
-        if other is not record:
+        if type(other) is not type(record) and not (decode is decode_entry and other is ENTRY):
             with pytest.raises(HistoryError):
                 decode(encode(other))
+
+
+def test_a_short_entry_is_smaller_and_of_a_form_that_versions_before_refuse():
+    delivered = entry_after([create, pay, ship, deliver])
+    short = short_of(delivered)
+    assert encode(short)[:1] == b"\x03"
+    assert len(encode(short)) < len(encode(delivered)) / 2
+
+
+def test_the_short_form_of_an_open_order_is_refused():
+    fields = msgspec.msgpack.decode(encode(entry_after([create, pay]))[1:])
+    with pytest.raises(HistoryError, match="cannot be read"):
+        decode_entry(b"\x03" + msgspec.msgpack.encode([*fields[:4], 2]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "open_", "closed"),
+    [
+        pytest.param(entry_after([create]), True, False, id="created"),
+        pytest.param(entry_after([create, pay, ship]), True, False, id="shipped"),
+        pytest.param(entry_after([create, pay, ship, deliver]), False, True, id="delivered"),
+        pytest.param(ENTRY, False, True, id="cancelled"),
+        pytest.param(SHORT, False, False, id="forgotten already"),
+    ],
+)
+def test_closed_orders_that_remember_are_found_without_decoding_them(entry, open_, closed):
+    data = encode(entry)
+    assert (is_open(data), has_been_closed(data, NOW)) == (open_, closed)
+    assert not has_been_closed(data, NOW - timedelta(microseconds=1))
 
 
 @given(strategies.commands)

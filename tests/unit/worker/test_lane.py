@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from order_service.domain.decision import UserCheck, answer
-from order_service.domain.entry import MAX_REFUSED, Entry, after_event, after_rejection
+from order_service.domain.entry import MAX_REFUSED, Entry, ShortEntry, after_event, after_rejection
 from order_service.domain.messages import Event, Rejection
 from order_service.errors import HistoryError, RunLost
 from order_service.sdk.testing import samples
@@ -308,6 +308,34 @@ def test_of_many_unpaid_orders_some_are_cancelled_in_the_next_turns():
         order_ids[4:],
         [],
     ]
+
+
+def test_of_the_orders_that_a_sweep_has_found_those_that_are_closed_for_long_forget_their_commands():
+    world = knowing(remember_closed_s=86_400)
+    world.send(create, pay, ship, deliver, but(create, order_id="open", command_id="create-open"))
+    for now in (NOW + timedelta(days=1, milliseconds=-1), NOW + timedelta(days=1)):
+        world.lane.shorten([ORDER_ID, "open", "unknown"], now)
+        changes = world.changes()
+        is_due = now == NOW + timedelta(days=1)
+        assert (changes.shortened, list(changes.table), bool(changes)) == (is_due, [ORDER_ID] * is_due, is_due)
+    short = decode_entry(changes.table[ORDER_ID])
+    assert (type(short), short.version, short.order.status) == (ShortEntry, 4, "delivered")
+    world.send(create, but(create, tax=1), but(ship), but(cancel, command_id="new"))
+    assert [rejection.reason for rejection in world.outcomes[5:]] == [
+        "order_exists",
+        "order_exists",
+        "already_delivered",
+        "already_delivered",
+    ]
+    world.lane.shorten([ORDER_ID], NOW + timedelta(days=9))
+    assert not world.changes()
+
+
+def test_a_lane_that_remembers_for_ever_shortens_nothing():
+    world = knowing()
+    world.send(create, cancel)
+    world.lane.shorten([ORDER_ID], NOW + timedelta(days=9_999))
+    assert not world.changes()
 
 
 def test_a_paid_order_does_not_cancel_itself():

@@ -19,10 +19,11 @@ from order_service.wire.changelog import Position, encode
 from order_service.worker import store as store_module
 from order_service.worker.store import FORM, MEGABYTE, TOO_OLD_S, Meta, Stores
 from order_service.worker.table import Table
-from tests.support.samples import ORDER_ID, cancel, create, deliver, entry_after, pay, ship
+from tests.support.samples import ORDER_ID, cancel, create, deliver, entry_after, pay, ship, short_of
 
 TOPIC = TopicIdentity("orders.table.v1", "cluster", "topic")
 CREATED, PAID, DELIVERED = entry_after([create]), entry_after([create, pay]), entry_after([create, pay, ship, deliver])
+SHORT = short_of(DELIVERED)
 POSITION = Position(3, "owner", 3, None)
 
 
@@ -105,8 +106,44 @@ async def test_what_an_order_remembers_survives_on_disk(made):
     assert [command_id for command_id, _ in entry.accepted] == ["create-1", "cancel-1"]
 
 
+async def test_closed_orders_are_swept_in_slices_also_those_that_change_meanwhile(made):
+    closed = {f"closed-{number}": DELIVERED for number in range(5)}
+    table = await filled(made(), {"open": CREATED, **closed})
+    table.put("closed-1", SHORT)
+    table.take_changes()  # not saved yet: the next sweep finds it
+    slices = table.sweep(2)
+    first = next(slices)
+    table.put("a new one", DELIVERED)
+    await table.save(table.take_changes(), POSITION, 11)
+    assert [[order_id for order_id, _ in each] for each in [first, *slices]] == [
+        ["closed-0"],
+        ["closed-2", "closed-3"],
+        ["closed-4"],
+    ]
+
+
+async def test_a_short_entry_is_kept_on_disk_among_the_closed_orders(made):
+    table = await filled(made(), {ORDER_ID: DELIVERED})
+    table.put(ORDER_ID, SHORT)
+    await table.save(table.take_changes(), POSITION, 10)
+    assert (table.get(ORDER_ID), table._values) == (SHORT, {})
+    again = Table(await made().open(0, 0, 11))
+    assert (again.get(ORDER_ID), list(again.items()), len(again)) == (SHORT, [], 1)
+    assert [order for each in again.sweep(10) for order in each] == [(ORDER_ID, encode(SHORT))]
+
+
+async def test_a_sweep_of_a_store_that_is_closed_meanwhile_says_so(made):
+    stores = made()
+    table = await filled(stores, {f"closed-{number}": DELIVERED for number in range(3)})
+    slices = table.sweep(2)
+    next(slices)
+    stores.close(0)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        next(slices)
+
+
 CHANGES: list[Any] = [
-    pytest.param({"form": FORM + 1}, 0, 10, "its form is 2, expected 1", id="another form"),
+    pytest.param({"form": FORM + 1}, 0, 10, f"its form is {FORM + 1}, expected {FORM}", id="another form"),
     pytest.param({"partition": 1}, 0, 10, "its partition is 1, expected 0", id="another partition"),
     pytest.param({"cluster_id": "x"}, 0, 10, "its cluster_id is x, expected cluster", id="another cluster"),
     pytest.param({"topic_id": "x"}, 0, 10, "its topic_id is x, expected topic", id="a topic created again"),

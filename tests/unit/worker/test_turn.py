@@ -10,14 +10,15 @@ from structlog.testing import capture_logs
 
 from order_service.domain.decision import UserCheck
 from order_service.errors import Fenced, HistoryError, StoreDamaged, StoreUnavailable, Stuck, TurnRefused
-from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand
+from order_service.wire.changelog import RELEASE_KEY, Position, WaitingCommand, encode
+from order_service.worker import metrics
 from order_service.worker.bounds import Bound
 from order_service.worker.clock import Clock
 from order_service.worker.inbox import Inbox
 from order_service.worker.lane import DUE, Lane
 from order_service.worker.table import Table
 from order_service.worker.turn import AT_A_TIME, TurnLoop
-from tests.support.samples import NOW, ORDER_ID, but, create, entry_after, pay
+from tests.support.samples import NOW, ORDER_ID, but, cancel, create, entry_after, pay, short_of
 from tests.support.tables import table_of
 from tests.unit.worker.blocking import DEADLINE_S, block_loop, shorten
 from tests.unit.worker.lane_turns import NAMES, POLICY, Written, lane_with, received
@@ -359,6 +360,43 @@ async def test_a_lane_whose_topics_cannot_be_written_to_is_left_out_until_they_c
     async with asyncio.timeout(30):
         await turns.run()
     assert commits == [(["OrderCreated"], []), (["OrderCreated"], ["OrderCancelled"])]
+
+
+async def test_closed_orders_forget_their_commands_in_the_next_turn_also_after_a_wait_for_kafka():
+    closed = entry_after([create, cancel])
+    lanes = [lane_with(partition, {ORDER_ID: closed}) for partition in range(2)]
+    for lane in lanes:
+        lane.policy = structs.replace(POLICY, remember_closed_s=60.0)
+    written: Any = Written()
+    written.away = {1: "orders.table.v1-1 has no leader"}
+    commits = []
+
+    def failpoint(name):
+        if name == "turn.committed":
+            commits.append([partition for partition in range(2) if turns.is_shortening(partition)])
+            written.away = {}
+            if len(commits) == 2:
+                turns.stop()
+
+    turns: TurnLoop
+    turns, _ = turns_over(lanes, written, failpoint)
+    before = metrics.SHORTENED._value.get()
+    turns.shorten(0, [ORDER_ID])
+    turns.shorten(1, [ORDER_ID])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert commits == [[1], []]
+    short = encode(short_of(closed))
+    entries = [(partition, record) for _, partition, record in written.records if record[0] == ORDER_ID.encode()]
+    assert entries == [(partition, (ORDER_ID.encode(), short, [])) for partition in range(2)]
+    assert metrics.SHORTENED._value.get() == before + 2
+
+
+def test_a_lane_that_parks_forgets_which_orders_it_was_to_shorten():
+    turns, _ = turns_over([lane_with(0, {})], Written(), lambda _name: None)
+    turns.shorten(0, [ORDER_ID])
+    turns.forget(0)
+    assert not turns.is_shortening(0)
 
 
 class Blocking(Written):
