@@ -43,7 +43,7 @@ class Shell:
         """Return what a command prints; the shell and its children are killed if that takes too long."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        deadline = Timer(PATIENCE_S, self.end)
+        deadline = Timer(PATIENCE_S, self._kill)
         deadline.start()
         try:
             self._process.stdin.write(f"{{ {self._here(command)}\n}} </dev/null; echo '{END}'\n")
@@ -59,9 +59,12 @@ class Shell:
 
     def end(self):
         """Kill the shell and what it has started: the processes of a run end with it."""
+        with self._process:
+            self._kill()
+
+    def _kill(self):
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
 
     def _here(self, command):
         return re.sub(r"(?<=127\.0\.0\.1:)(\d+)", lambda port: self._ports[port[1]], command)
