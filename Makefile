@@ -15,7 +15,7 @@ RUNS ?= 1000000
 HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
 KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
 CHART_LOCK := tests/end_to_end/chart/requirements.lock
-CHART_STAMP := .tools/$(subst /,-,$(HELM)-$(KUBECONFORM))
+CHART_STAMP := .tools/$(subst /,-,$(HELM)-$(KUBECONFORM))-promtool
 # Go waits without end for a module proxy that accepts connections and is silent.
 BOUNDED := $(if $(shell type -P timeout),timeout 900)
 # The tests start hundreds of processes: without bytecode on disk each compiles a second long what it imports.
@@ -69,6 +69,11 @@ $(CHART_STAMP): $(CHART_LOCK) | $(STAMP)
 	@# kubeconform is to resolve references beside their file, not on the server that the schemas name.
 	find .tools/python -path '*-local-strict/*.json' -exec sed -i \
 	  's|"/api/_definitions.json|"_definitions.json|; s|"$$id": "https://kubernetes.io/api/[^"]*"|"$$comment": ""|' {} +
+	@# promtool evaluates the alerts. Debian's package has it ready to run.
+	@test -n "$$(type -P promtool)" || { mkdir .tools/prometheus && cd .tools/prometheus \
+	  && { test "$$(id -u)" != 0 || apt-get update -qq; } && apt-get download -qq prometheus \
+	  && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool && mv usr/bin/promtool ../bin/; } \
+	  || { echo 'no promtool: install Prometheus (Debian: apt-get install prometheus)' >&2; exit 1; }
 	@touch $@
 
 chart: setup $(CHART_STAMP) ## check the Helm chart: it is rendered, and compared with Kubernetes' schemas and with the code

@@ -43,6 +43,7 @@ LONG = (
     "tests/broker/web/test_schemathesis.py",
     "tests/broker/claims/test_claim_damage.py",
     "tests/broker/worker/test_failpoints.py",
+    "tests/end_to_end/alerts/",
     "tests/end_to_end/test_documents.py",
     "tests/end_to_end/examples/",
     "tests/end_to_end/test_up.py",

@@ -1,5 +1,6 @@
 """The Helm chart as `helm template` renders it."""
 
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,13 @@ NEWEST = "1.37.0"
 
 
 def tool(name):
-    """Return the path of a tool that `make chart` installs. Raises FileNotFoundError without it."""
+    """Return the path of a tool that `make chart` installs or finds. Raises FileNotFoundError without it."""
     path = TOOLS / "bin" / name
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run `make chart`")
-    return path
+    if path.exists():
+        return path
+    if found := shutil.which(name):
+        return Path(found)
+    raise FileNotFoundError(f"{path} is missing: run `make chart`")
 
 
 def values_file(name):

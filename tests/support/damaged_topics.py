@@ -1,6 +1,6 @@
 """Topics as accidents and strangers leave them: made again, cut short, or with records that no worker has written."""
 
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
 from order_service.kafka.topics import topic_configs
@@ -38,3 +38,10 @@ def cut(service, topic, keep):
         records = [message for message in whole if message.partition() == partition]
         kept += records[: keep(len(records))]
     write(service, topic, [(each.partition(), each.key(), each.value(), each.headers()) for each in kept])
+
+
+def delete_all(service):
+    """Delete all records of the commands, as retention does in time."""
+    places = [TopicPartition(service.names.commands, partition, OFFSET_END) for partition in range(4)]
+    for future in service.kafka.delete_records(places).values():
+        future.result(30)

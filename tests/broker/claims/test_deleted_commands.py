@@ -3,7 +3,7 @@
 import signal
 
 from aiokafka.errors import KafkaConnectionError
-from confluent_kafka import OFFSET_END, Producer, TopicPartition
+from confluent_kafka import Producer
 from prometheus_client import REGISTRY
 
 from order_service.wire.commands import encode_json_command
@@ -11,15 +11,9 @@ from order_service.worker.claims.changelog_reader import ChangelogState
 from order_service.worker.claims.claim import claim_until_done
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from tests.support.claiming import claimer_of
+from tests.support.damaged_topics import delete_all
 from tests.support.deciding import decide, end
 from tests.support.service import histories, until
-
-
-def delete_all(service):
-    """Delete all records of the commands, as retention does in time."""
-    places = [TopicPartition(service.names.commands, partition, OFFSET_END) for partition in range(4)]
-    for future in service.kafka.delete_records(places).values():
-        future.result(30)
 
 
 def send_in_transactions(service, commands, ending):

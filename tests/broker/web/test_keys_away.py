@@ -1,42 +1,11 @@
 """A web server whose issuer publishes no keys: it is not ready, says why, and heals without a restart."""
 
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-
 from order_service.local.broker import free_port
 from order_service.web.access.caller import Scope
 from tests.support import tokens
-from tests.support.issuer import jwk, jwks
+from tests.support.issuer import answering, jwk, jwks
 from tests.support.service import until
 from tests.support.shop import Http
-
-
-@contextmanager
-def answering(answers):
-    """Serve the last answer: a status, headers and a body."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            status, headers, body = answers[-1]
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            """Print nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/jwks"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_a_server_without_keys_is_not_ready_says_why_and_heals(shop):
