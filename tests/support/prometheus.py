@@ -58,9 +58,9 @@ def alert_groups(settings: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
     """Return the groups of rules that the chart renders with these settings."""
     values = VALUES | {f"settings.{name}": value for name, value in settings}
     options = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
-    [rule] = of_kind(rendered("minimal", *options), "PrometheusRule")
-    groups: list[dict[str, Any]] = rule["spec"]["groups"]
-    return groups
+    return [
+        group for rule in of_kind(rendered("minimal", *options), "PrometheusRule") for group in rule["spec"]["groups"]
+    ]
 
 
 @cache

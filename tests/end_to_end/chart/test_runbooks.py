@@ -23,8 +23,10 @@ METRICS = {family.name: family.type for metric in all_metrics() for family in me
 
 
 def alerts():
-    [rule] = of_kind(rendered("production"), "PrometheusRule")
-    return [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+    """Return the alerts of all parts of the chart."""
+    rules = of_kind(rendered("everything"), "PrometheusRule")
+    groups = [group for rule in rules for group in rule["spec"]["groups"]]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
 
 
 def names():
