@@ -88,8 +88,8 @@ def test_an_open_transaction_of_another_program(watch):
         stranger.produce(service.names.commands, key="order-1", value=b"{}", partition=1)
         assert stranger.flush(30) == 0
         worker = watch.target(service.start_worker())
-        began_at = time.monotonic()
         until(lambda: worker.lanes() == 3, "the other lanes run")
+        began_at = time.monotonic()
         waiting = creates(service, 6, 1)
         service.send(waiting)
         until(lambda: watch.value("orders_lag_commands") >= 6, "they wait")
