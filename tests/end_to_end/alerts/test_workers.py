@@ -148,7 +148,9 @@ def test_a_partition_that_goes_to_and_fro(watch):
     until(lambda: sum(worker.lanes() for worker in workers) == 1, "one of them runs the lane")
     watch.before()
     for _ in range(10):
-        [holder] = [worker for worker in workers if worker.lanes()]
+        holder = until(
+            lambda: next((worker for worker in workers if worker.lanes()), None), "one of them runs the lane"
+        )
         [heir] = [worker for worker in workers if worker is not holder]
         holder.send(signal.SIGSTOP)
         until(lambda heir=heir: heir.lanes() == 1, "the other one claims it")
