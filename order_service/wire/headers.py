@@ -12,6 +12,7 @@ from typing import Final
 from order_service.domain.messages import FACT_TYPES, Event, Rejection
 from order_service.errors import DecodeError
 from order_service.wire.schemas.files import NAMESPACE
+from order_service.wire.trace_context import TraceContext
 
 Headers = list[tuple[str, bytes]]
 ReadHeaders = Sequence[tuple[str, bytes | None]]
@@ -35,18 +36,18 @@ _CONSTANT: Final = {
 }
 
 
-def event_headers(event: Event, traceparent: bytes | None, command_offset: int | None) -> Headers:
-    """Return the headers of an event; the service's own commands have neither `traceparent` nor offset."""
+def event_headers(event: Event, trace: TraceContext | None, command_offset: int | None) -> Headers:
+    """Return the headers of an event; the service's own commands have neither a trace nor an offset."""
     headers = [
         *_CONSTANT[type(event.fact)],
         ("ce_id", event.event_id.encode()),
         ("ce_time", _rfc3339(event.occurred_at)),
         ("ce_subject", event.order_id.encode()),
     ]
-    return _with_origin(headers, traceparent, command_offset)
+    return _with_origin(headers, trace, command_offset)
 
 
-def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_offset: int | None) -> Headers:
+def rejection_headers(rejection: Rejection, trace: TraceContext | None, command_offset: int | None) -> Headers:
     """Return the headers of a rejection, like those of an event."""
     headers = [
         *_CONSTANT[Rejection],
@@ -54,7 +55,7 @@ def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_o
         ("ce_time", _rfc3339(rejection.rejected_at)),
         ("ce_subject", rejection.order_id.encode()),
     ]
-    return _with_origin(headers, traceparent, command_offset)
+    return _with_origin(headers, trace, command_offset)
 
 
 def command_offset_of(headers: ReadHeaders) -> int | None:
@@ -106,11 +107,11 @@ def dead_letter_headers(
     ]
 
 
-def _with_origin(headers: Headers, traceparent: bytes | None, command_offset: int | None) -> Headers:
+def _with_origin(headers: Headers, trace: TraceContext | None, command_offset: int | None) -> Headers:
     if command_offset is not None:
         headers.append((COMMAND_OFFSET, str(command_offset).encode()))
-    if traceparent is not None:
-        headers.append(("traceparent", traceparent))
+    if trace is not None:
+        headers += trace.headers()
     return headers
 
 

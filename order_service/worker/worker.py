@@ -22,6 +22,7 @@ from order_service.errors import (
 )
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
+from order_service.wire.trace_context import trace_context_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
 from order_service.worker.claims.changelog_reader import ChangelogState
@@ -50,7 +51,11 @@ class Worker:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._user_lookups = UserLookups(
-            context.users, self._is_awaited, self._on_user_check, concurrency=context.settings.user_service_concurrency
+            context.users,
+            self._is_awaited,
+            self._on_user_check,
+            concurrency=context.settings.user_service_concurrency,
+            spans=context.spans,
         )
         self._assignment: Assignment | None = None
         self._last: Assignment | None = None
@@ -229,9 +234,10 @@ class Worker:
                 detail = f"the command at offset {record.offset} cannot be decoded"
                 assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error)
                 return
-        for _, command in received:
+        for record, command in received:
             if type(command) is CreateOrder and is_foreign_id(command.user_id):  # other ids need no user check
-                self._user_lookups.ask(command.user_id)
+                trace = None if self._context.spans is None else trace_context_of(record.headers)
+                self._user_lookups.ask(command.user_id, trace)
         assignment.inbox.put(partition, received)
         assignment.turns.wake()
 
