@@ -157,8 +157,8 @@ $(QUIX)/.installed: bench/peers/quix.lock
 	@touch $@
 
 lock: setup ## resolve the versions in requirements*.lock again
-	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service pyproject.toml -o requirements.lock
-	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service --extra dev pyproject.toml -o requirements-dev.lock
+	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service --extra tracing pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra service --extra tracing --extra dev pyproject.toml -o requirements-dev.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --extra cli pyproject.toml -o requirements-cli.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 --group image -o requirements-image.lock
 	$(UV) pip compile --quiet --universal --no-header --generate-hashes --python-version 3.11 bench/peers/quix.txt -o bench/peers/quix.lock

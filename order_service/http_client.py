@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from http import HTTPStatus
 from pathlib import Path
 from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_context
+from types import MappingProxyType
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -24,6 +26,8 @@ from order_service.tls_files import FileContext
 
 HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "order-service"}
 HOST: Final = re.compile(r"[a-z0-9._:-]{1,255}", re.IGNORECASE)
+TRACE_HEADERS: Final[ContextVar[Mapping[str, str]]] = ContextVar("trace headers", default=MappingProxyType({}))
+"""The trace to which the requests of a task belong, as their headers have it; empty if it is not recorded."""
 MEDIA_TYPE: Final = re.compile(r"[a-z0-9.+/-]{1,100}", re.IGNORECASE)
 
 
@@ -181,6 +185,8 @@ class HttpClient:
         return reply
 
     async def _send(self, method: str, url: StrOrURL, data: bytes | None, headers: dict[str, str] | None) -> Reply:
+        if trace_headers := TRACE_HEADERS.get():
+            headers = {**trace_headers, **(headers or {})}
         try:
             async with self._session.request(
                 method, url, data=data, headers=headers, allow_redirects=False

@@ -1,4 +1,4 @@
-"""All settings, read from the environment: `ORDERS_…`, and three names that are common to many programs."""
+"""All settings, read from the environment: `ORDERS_…`, and five names that are common to many programs."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ LOGGER_LEVEL: Final = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*=\s*([A-Z
 HEADERS: Final = re.compile(r"([A-Za-z0-9-]+=[\x21-\x2b\x2d-\x7e]+(,|$))*")
 DEFAULT_PORT: Final = re.compile(r"https:.*:443|http:.*:80")
 BASE_PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+", re.ASCII)
+SAMPLERS: Final = ("always_on", "always_off", "traceidratio")
+"""The samplers of OpenTelemetry for traces that begin here."""
 SCHEMA_BYTES_MAX: Final = 63
 """PostgreSQL cuts longer names off."""
 
@@ -606,6 +608,36 @@ class Settings(BaseSettings):
         """The level of each logger that `log_levels` names."""
         return pairs(self.log_levels)
 
+    tracing: bool = _setting(
+        False,
+        SERVED,
+        "Whether spans are recorded and exported by OTLP over HTTP. It needs the extra `tracing`. The variables of "
+        "OpenTelemetry name the collector: see [tracing](../operations/tracing.md).",
+    )
+    traces_sampler: str = _setting(
+        "parentbased_always_on",
+        SERVED,
+        "For `ORDERS_TRACING`: which traces that begin here are recorded: `always_on`, `always_off`, `traceidratio`, "
+        "or one of these after `parentbased_`. Others are recorded if their sender records them, in each case.",
+        validation_alias=AliasChoices("OTEL_TRACES_SAMPLER", "traces_sampler"),
+    )
+    traces_sampler_arg: str = _setting(
+        "",
+        SERVED,
+        "For `traceidratio`: the share of those traces that is recorded, from 0 to 1.",
+        shown="`1`",
+        validation_alias=AliasChoices("OTEL_TRACES_SAMPLER_ARG", "traces_sampler_arg"),
+    )
+
+    @property
+    def traces_root_rate(self) -> float:
+        """The share of the traces beginning here that are recorded."""
+        match self.traces_sampler.removeprefix("parentbased_"):
+            case "traceidratio":
+                return float(self.traces_sampler_arg or 1)
+            case name:
+                return 0.0 if name == "always_off" else 1.0
+
     @property
     def group_id(self) -> str:
         """The consumer group of the workers and the prefix of their transactional ids, unique for each topic prefix."""
@@ -828,6 +860,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _sampler_is_known(self) -> Self:
+        """Check the sampler if tracing is on: without it, these variables are for other programs."""
+        if self.tracing and (fault := _sampler_fault(self)):
+            raise ValueError(fault)
+        return self
+
+    @model_validator(mode="after")
     def _kafka_security_fits(self) -> Self:
         if fault := _kafka_security_fault(self):
             raise ValueError(fault)
@@ -839,6 +878,21 @@ def _base_url(url: str) -> str:
     if urlsplit(url).query or urlsplit(url).fragment:
         raise ValueError("must not have a query or a fragment")
     return url.rstrip("/")
+
+
+def _sampler_fault(settings: Settings) -> str:
+    """Return what is wrong with the sampler of traces, or an empty text."""
+    if settings.traces_sampler.removeprefix("parentbased_") not in SAMPLERS:
+        expected = ", ".join((*SAMPLERS, *(f"parentbased_{name}" for name in SAMPLERS)))
+        return f"OTEL_TRACES_SAMPLER is {settings.traces_sampler!r}, expected one of {expected}"
+    try:
+        rate = settings.traces_root_rate
+    except ValueError:
+        rate = -1.0
+    is_rate = 0 <= rate <= 1
+    return (
+        "" if is_rate else f"OTEL_TRACES_SAMPLER_ARG is {settings.traces_sampler_arg!r}, expected a number from 0 to 1"
+    )
 
 
 def _registry_fault(settings: Settings) -> str:

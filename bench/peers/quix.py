@@ -18,6 +18,7 @@ from order_service.errors import DecodeError
 from order_service.wire import avro, changelog
 from order_service.wire.commands import check_key, decode_command
 from order_service.wire.headers import Headers, event_headers, rejection_headers
+from order_service.wire.trace_context import trace_context_of
 
 ENTRY = "entry"
 OUTPUTS = ("events", "rejections", "dead_letters")
@@ -51,16 +52,14 @@ def decide(value: bytes, key: bytes, _timestamp: int, headers: Any, state: State
     entry = None if kept is None else changelog.decode_entry(kept)
     now = datetime.now(UTC)
     outcome = answer(command, entry, now.replace(microsecond=now.microsecond // 1000 * 1000), UserCheck.ACTIVE)
-    traceparent = dict(headers or ()).get("traceparent")
+    trace = trace_context_of(headers or ())
     if isinstance(outcome, Event):
         data = avro.encode_event(outcome)
         _keep(state, entry, after_event(entry, outcome, avro.digest(data)))
-        return Outcome("events", data, event_headers(outcome, traceparent, place.offset))
+        return Outcome("events", data, event_headers(outcome, trace, place.offset))
     if isinstance(outcome, Rejection):
         _keep(state, entry, after_rejection(entry, outcome))
-        return Outcome(
-            "rejections", avro.encode_rejection(outcome), rejection_headers(outcome, traceparent, place.offset)
-        )
+        return Outcome("rejections", avro.encode_rejection(outcome), rejection_headers(outcome, trace, place.offset))
     return None
 
 

@@ -23,8 +23,9 @@ from order_service.wire.commands import decode_command, encode_json_command, par
 from order_service.wire.flat import flat
 from order_service.wire.headers import Headers, dead_letter_headers, event_headers, rejection_headers
 from order_service.wire.schemas.catalogue import Message
+from order_service.wire.trace_context import TraceContext
 
-TRACE: Final = samples.TRACEPARENT.encode()
+TRACE: Final = TraceContext(samples.TRACEPARENT.encode(), samples.TRACESTATE.encode())
 OFFSET: Final = 1840
 """The offset of the first command of an example; later commands have the offsets after it."""
 
@@ -64,7 +65,7 @@ def command(message: type[Message]) -> Example:
     """Return the example of a command, as Avro and as JSON."""
     sent = COMMANDS[message]
     readable: dict[str, Any] = msgspec.json.decode(encode_json_command(sent))
-    return Example(sent.order_id, [("traceparent", TRACE)], encode_command(sent), readable)
+    return Example(sent.order_id, TRACE.headers(), encode_command(sent), readable)
 
 
 @cache
@@ -91,7 +92,7 @@ def dead_letter(names: TopicNames, partitions: int) -> DeadLetter:
         decode_command(UNREADABLE)
     except DecodeError as error:
         origin = names.commands, partition_of(ORDER_ID.encode(), partitions), OFFSET, round(BEGIN.timestamp() * 1000)
-        return DeadLetter(ORDER_ID, dead_letter_headers(error, *origin, [("traceparent", TRACE)]), UNREADABLE)
+        return DeadLetter(ORDER_ID, dead_letter_headers(error, *origin, TRACE.headers()), UNREADABLE)
     raise TypeError("the example of a dead letter can be decoded as a command")
 
 

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from order_service.wire.dead_letters import DeadLetterReason
 from order_service.wire.headers import COMMAND_OFFSET, CONTENT_TYPE, MAX_ORIGINAL_BYTES
+from order_service.wire.trace_context import TRACEPARENT, TRACESTATE
 
 Schema = dict[str, Any]
 
@@ -21,10 +22,13 @@ def _object(required: dict[str, Schema], optional: dict[str, Schema]) -> Schema:
 
 
 _OFFSET: Final = "The command's offset in its partition of the commands topic."
-_TRACE: Final = {"traceparent": _text("The trace that the command belongs to, if there is one. W3C Trace Context.")}
+_TRACE: Final = {
+    TRACEPARENT: _text("The trace that the command belongs to, if there is one. W3C Trace Context."),
+    TRACESTATE: _text("What tracing systems have added to that trace context, unchanged, if there is something."),
+}
 
 COMMAND: Final[Schema] = {"type": "object", "properties": _TRACE}
-"""The headers of a command: a sender may add any, and the service reads only this one."""
+"""The headers of a command: a sender may add any, and the service reads only these."""
 
 CLOUD_EVENT: Final = _object(
     {

@@ -14,9 +14,10 @@ from order_service.contracts.blocks import Block, Heading, Table, Text, markdown
 
 HEAD: Final = ("Metric", "Type", "Labels", "Unit", "Meaning", "Alert")
 ABOUT: Final = (
-    "Each process serves its metrics at `/metrics` on `ORDERS_ADMIN_PORT`, in the text format of Prometheus. A worker "
-    "reports its own partitions. Over all workers, take the maximum of ages, states, faults, strangers and the clock "
-    "skew, and the sum of all others. A worker with several processes adds the label "
+    "Each process serves its metrics at `/metrics` on `ORDERS_ADMIN_PORT`, in the text format of Prometheus, or in "
+    "OpenMetrics if the request accepts it: only that has the exemplars of [tracing](../operations/tracing.md). A "
+    "worker reports its own partitions. Over all workers, take the maximum of ages, states, faults, strangers and the "
+    "clock skew, and the sum of all others. A worker with several processes adds the label "
     "`process` to all metrics: a number, or `parent`. The metrics of Python and of the process (`python_...` and "
     "`process_...`) are there, too."
 )

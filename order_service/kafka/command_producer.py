@@ -40,7 +40,7 @@ class CommandsTopic:
     def __init__(
         self, settings: Settings, within_s: float = WITHIN_S, encode: Callable[[Command], bytes] = encode_command
     ) -> None:
-        self._topic = topic_names(settings.topic_prefix).commands
+        self.name = topic_names(settings.topic_prefix).commands
         self._connection: dict[str, Any] = connection(settings)
         self._within_s = within_s
         self._encode = encode
@@ -65,7 +65,7 @@ class CommandsTopic:
                 async with asyncio.timeout(self._within_s):
                     producer = await self._started()
                     arrived: RecordMetadata = await producer.send_and_wait(
-                        self._topic, self._encode(command), key=command.order_id.encode(), headers=headers
+                        self.name, self._encode(command), key=command.order_id.encode(), headers=headers
                     )
         except KafkaAwayError:
             if producer is None:
@@ -96,7 +96,7 @@ class CommandsTopic:
                 try:
                     # Its tasks serve every caller, so they must not log in the name of the first one.
                     await asyncio.create_task(producer.start(), context=Context())
-                    await partition_counts(producer, [self._topic])
+                    await partition_counts(producer, [self.name])
                 except TopicsError as error:
                     self._stop_later(producer)
                     raise KafkaAwayError(str(error)) from error

@@ -13,13 +13,14 @@ from typing import Final, Self
 import msgspec
 from aiohttp import web
 from msgspec import Struct
-from prometheus_client import generate_latest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from order_service.errors import cannot_listen
 from order_service.runtime.readiness import ReadinessFault
 
 STOP_WITHIN_S: Final = 5.0
-METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class AdminServer:
@@ -107,5 +108,15 @@ class AdminServer:
             raise web.HTTPNotFound
         return web.Response(body=msgspec.json.encode({"lanes": self.lanes()}), content_type="application/json")
 
-    async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": METRICS_TYPE})
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = encoded_metrics(request.headers.get("Accept", ""), REGISTRY)
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+def encoded_metrics(accept: str, metrics: Collector) -> tuple[bytes, str]:
+    """Return metrics in the format that `accept` asks for, and its content type: OpenMetrics, or else plain text.
+
+    Only OpenMetrics has exemplars.
+    """
+    encode, content_type = choose_encoder(accept)
+    return encode(metrics), content_type

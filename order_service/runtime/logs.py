@@ -217,6 +217,7 @@ def configure(
     )
     handler.addFilter(CoordinatorFilter())
     handler.addFilter(RepeatFilter("aiokafka"))
+    handler.addFilter(RepeatFilter("opentelemetry"))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     stamina.instrumentation.set_on_retry_hooks([])  # our code logs its own retries
     for name, own_level in all_levels.items():

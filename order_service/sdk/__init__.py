@@ -32,8 +32,8 @@ units of the currency. Times are UTC. An event of a type that a later version of
 UnknownEvent: its `fact` is None, and its `type` has the name.
 
 `order_service.sdk.testing` has sample messages, in-memory replacements for both clients that need no Kafka, and
-given/when/then for the rules. The environment configures the connection: KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…,
-ORDERS_TOPIC_PREFIX.
+given/when/then for the rules. `order_service.sdk.tracing` continues the trace of an event with OpenTelemetry. The
+environment configures the connection: KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX.
 """
 
 from order_service.domain.messages import (
@@ -84,6 +84,7 @@ from order_service.sdk.once import Once, once
 from order_service.sdk.outcomes import Accepted, AwaitingUser, Outcome, Refused, Repeated, Undecided, Unreadable
 from order_service.settings import Settings
 from order_service.wire.later_versions import UnknownEvent
+from order_service.wire.trace_context import TraceContext
 
 __all__ = [
     "CANCEL_REASONS",
@@ -130,6 +131,7 @@ __all__ = [
     "SetupError",
     "ShipOrder",
     "TopicsError",
+    "TraceContext",
     "Undecided",
     "UnknownEvent",
     "Unreadable",

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, Self, TypedDict, Unpack
 from uuid import uuid4
@@ -23,6 +23,7 @@ from order_service.sdk.outcomes import Outcome
 from order_service.sdk.sending import Sender
 from order_service.sdk.target import settings_for
 from order_service.settings import Settings
+from order_service.wire.trace_context import TraceContext
 
 WAIT_S: Final = 5.0
 IN_FLIGHT_MAX: Final = 1_000
@@ -140,6 +141,9 @@ class OrderCommands(Commands):
     After KafkaAwayError (unless a leader is missing), HistoryError or RegistryAwayError the command may have arrived. A
     retry with the same `command_id` and the same values is safe.
 
+    Each command carries the trace context that `trace` returns. With OpenTelemetry, pass
+    `order_service.sdk.tracing.current`.
+
     At most `in_flight_max` commands are in flight or awaited; further calls wait for a free slot. The environment
     configures the connection, security and topic prefix (KAFKA_BOOTSTRAP_SERVERS, ORDERS_KAFKA_…, ORDERS_TOPIC_PREFIX).
     `servers` ("host:9092") or `settings` override it.
@@ -154,8 +158,10 @@ class OrderCommands(Commands):
         within_s: float = WITHIN_S,
         settings: Settings | None = None,
         index: LogIndex | None = None,
+        trace: Callable[[], TraceContext | None] = lambda: None,
     ) -> None:
         super().__init__(actor)
+        self._trace = trace
         self._sender = Sender(settings_for(servers, settings), within_s, index=index)
         self._slots = asyncio.Semaphore(in_flight_max)
 
@@ -169,4 +175,5 @@ class OrderCommands(Commands):
     async def send(self, command: Command, wait_s: float = WAIT_S) -> Outcome:
         """Send a command, wait up to `wait_s` seconds for its outcome (0: do not wait), and return it."""
         async with self._slots:
-            return (await self._sender.send(command, wait_s)).outcome
+            trace = self._trace()
+            return (await self._sender.send(command, wait_s, [] if trace is None else trace.headers())).outcome

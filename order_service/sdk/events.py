@@ -17,6 +17,7 @@ from order_service.sdk.target import settings_for
 from order_service.sdk.versions import Versions
 from order_service.settings import Settings
 from order_service.wire.later_versions import UnknownEvent
+from order_service.wire.trace_context import TraceContext, trace_context_of
 
 log = library_logger("order_service.sdk")
 
@@ -25,7 +26,8 @@ class EventRecord(Struct, frozen=True):
     """An event, its position in the topic, and the digest of its bytes, which the order's next event contains.
 
     The event is an UnknownEvent if only a newer SDK knows its type. `is_replay` is true if the event was already in the
-    log when the projection was opened.
+    log when the projection was opened. `trace` is the W3C trace context of the event, or None: with OpenTelemetry,
+    `order_service.sdk.tracing.processing` continues it.
     """
 
     event: Event | UnknownEvent
@@ -33,6 +35,7 @@ class EventRecord(Struct, frozen=True):
     offset: int
     digest: bytes
     is_replay: bool = False
+    trace: TraceContext | None = None
 
 
 class Hole(Struct, frozen=True):
@@ -228,7 +231,8 @@ class OrderEvents:
         self._versions.record(record.partition, event.order_id, event.version)
         if isinstance(event, UnknownEvent) and self._on_unknown == "skip":
             return None
-        return EventRecord(event, record.partition, record.offset, digest, self._log.is_replay(record))
+        is_replay, trace = self._log.is_replay(record), trace_context_of(record.headers)
+        return EventRecord(event, record.partition, record.offset, digest, is_replay, trace)
 
 
 def _decode(record: ConsumerRecord, names: TopicNames) -> tuple[Event | UnknownEvent, bytes]:

@@ -14,6 +14,7 @@ from order_service.sdk.outcome_reader import OutcomeReader
 from order_service.sdk.outcomes import Outcome, Undecided
 from order_service.settings import Settings
 from order_service.wire.avro import encode_command
+from order_service.wire.headers import Headers
 
 
 class Sent(Struct, frozen=True):
@@ -51,15 +52,16 @@ class Sender:
             if topic is not None:
                 await topic.stop()
 
-    async def send(self, command: Command, wait_s: float) -> Sent:
+    async def send(self, command: Command, wait_s: float, headers: Headers | None = None) -> Sent:
         """Send a command and wait up to `wait_s` seconds for its outcome (0: do not wait)."""
+        headers = headers or []
         topic = self._topic
         if topic is None:
             raise SetupError("open it first: `async with OrderCommands(…) as orders:`")
         if wait_s <= 0:
-            metadata = await topic.send(command, [])
+            metadata = await topic.send(command, headers)
             return Sent(metadata.partition, metadata.offset, Undecided())
         async with self._outcomes.awaiting(command) as awaited:
-            metadata = await topic.send(command, [])
+            metadata = await topic.send(command, headers)
             self._outcomes.set_offset(awaited, metadata.offset)
             return Sent(metadata.partition, metadata.offset, await awaited.wait(wait_s))

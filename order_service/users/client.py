@@ -28,9 +28,10 @@ from yarl import URL
 from order_service.access_tokens import TIMEOUT_S, ClientCredentials, FileToken
 from order_service.domain.decision import UserCheck
 from order_service.errors import NoResponse, NoToken, ResponseTooLong, SetupError, UserServiceUnavailable
-from order_service.http_client import HttpClient, Reply, TokenSource, tls_context
+from order_service.http_client import TRACE_HEADERS, HttpClient, Reply, TokenSource, tls_context
 from order_service.settings import Settings
 from order_service.users.breaker import Breaker, Clock, NoAnswers, Refusals, Slots, State, Unusable
+from order_service.wire.trace_context import TRACEPARENT, exemplar_of
 
 LOOKUPS = Counter(
     "orders_user_lookups",
@@ -443,13 +444,14 @@ class UserClient:
         """Send the lookup, and record its outcome."""
         IN_FLIGHT.inc()
         asked_at = self._clock()
+        began_at = time.perf_counter()
         try:
-            with SECONDS.time():
-                check = await api.ask(user_id)
+            check = await api.ask(user_id)
         except UserServiceUnavailable as no_answer:
             self._note_no_answer(user_id, asked_at, no_answer)
             return no_answer
         finally:
+            SECONDS.observe(time.perf_counter() - began_at, exemplar_of(TRACE_HEADERS.get().get(TRACEPARENT, "")))
             IN_FLIGHT.dec()
         self._note(user_id, check)
         return check

@@ -18,6 +18,7 @@ from order_service.runtime.admin import AdminServer
 from order_service.runtime.build_info import report_build
 from order_service.runtime.garbage_collector import collect_less_often
 from order_service.runtime.readiness import NotReady, ReadinessFault
+from order_service.runtime.tracing import recording
 from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
 from order_service.views.projector import Projection, follow
@@ -184,14 +185,14 @@ async def run(settings: Settings) -> NoReturn:
         settings.admin_address, settings.admin_port, lambda: projection.database.faults() or [waiting]
     )
     try:
-        with starting as serving, translate_errors():
+        with starting as serving, recording(settings, "projector") as spans, translate_errors():
             with projection.database.query():
                 await asyncio.to_thread(prepare, engine, settings.database_schema)
             await ask_admin(settings, Admin.describe_cluster)
             serving.is_starting = lambda: progress.is_starting
             serving.faults = lambda: projection.database.faults() + progress.faults()
             async with Reader(settings) as reader:
-                await follow(reader, projection, progress, share)
+                await follow(reader, projection, progress, share, spans)
     finally:
         engine.dispose()
         watchdog.stop()

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import msgspec
 import structlog
@@ -58,6 +58,9 @@ from order_service.views.tables import (
     projectors,
     refusals,
 )
+
+if TYPE_CHECKING:
+    from order_service.runtime.spans import Spans
 
 log = structlog.get_logger()
 
@@ -329,14 +332,22 @@ class Progress(Protocol):
         """Record the partitions that no projector reads."""
 
 
-async def follow(reader: Reader, projection: Projection, progress: Progress, share: Share = Share()) -> NoReturn:  # noqa: B008 - it is frozen
+async def follow(
+    reader: Reader,
+    projection: Projection,
+    progress: Progress,
+    share: Share = Share(),  # noqa: B008 - it is frozen
+    spans: "Spans | None" = None,
+) -> NoReturn:
     """Apply all existing and all future records of a share of the partitions, and report the progress.
+
+    If tracing is on, `spans` records the records that are new, once the views have caught up.
 
     Raises KafkaAwayError, TopicsError and SQLAlchemyError. Raises HistoryError if the views do not match the log: one
     of the two was replaced. The views are rebuilt once their tables are removed.
     """
     partitions = await reader.partitions(reader.names.events, reader.names.rejections)
-    follower = _Follower(reader, projection, progress, partitions, share)
+    follower = _Follower(reader, projection, progress, partitions, share, spans)
     while True:
         await follower.follow()
 
@@ -351,7 +362,9 @@ class _Follower:
         progress: Progress,
         partitions: Sequence[TopicPartition],
         share: Share,
+        spans: "Spans | None",
     ) -> None:
+        self._spans = spans
         self._reader = reader
         self._projection = projection
         self._progress = progress
@@ -404,11 +417,13 @@ class _Follower:
             moved = _moved(records, at) | {record.topic_partition: record.offset for record in damaged}
             bad: list[BadRecord] = []
             if moved:
+                began_ns = time.time_ns()
                 away = await reader.look_up(records)
                 decoded = await asyncio.to_thread(_decoded, records, reader.names, away)
                 bad = await asyncio.to_thread(projection.apply, [*decoded, *damaged], at, moved)
                 self._has_moved = True
                 at |= moved | {record.topic_partition: record.offset for record in bad}
+                self._record(records, at, began_ns)
                 stopped.forget_passed(at)
                 stopped.add(bad)
                 self._progress.report_stopped(stopped.records)
@@ -427,6 +442,11 @@ class _Follower:
                     await asyncio.to_thread(projection.complete, complete, at)
             if bad or stopped.is_due() or time.monotonic() >= begin_again_at:
                 return
+
+    def _record(self, records: Sequence[ConsumerRecord], at: Mapping[TopicPartition, int], began_ns: int) -> None:
+        """Record the spans of records that were applied, unless the views are still being built."""
+        if self._spans is not None and self._left == 0:
+            self._spans.processed((record for record in records if _is_applied(record, at)), began_ns)
 
     async def _beat(self) -> None:
         """Record that this projector runs, and report which partitions no projector has read for some time."""
@@ -535,6 +555,10 @@ def _moved(records: Sequence[ConsumerRecord], at: Mapping[TopicPartition, int]) 
             raise HistoryError(f"a topic was recreated: the views would mix events of two topics; {REBUILD}")
         moved[partition] = record.offset + 1
     return moved
+
+
+def _is_applied(record: ConsumerRecord, at: Mapping[TopicPartition, int]) -> bool:
+    return bool(record.offset < at[TopicPartition(record.topic, record.partition)])
 
 
 def _decoded(

@@ -21,6 +21,7 @@ from order_service.runtime.build_info import report_build
 from order_service.runtime.garbage_collector import freeze_objects
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.signals import force_exit_after
+from order_service.runtime.tracing import recording
 from order_service.runtime.watchdog import Watchdog, silence_limit_s
 from order_service.settings import Settings
 from order_service.views.database_watch import DatabaseWatch
@@ -115,7 +116,6 @@ async def run(settings: Settings) -> None:
     views = Views(engine, names)
     poller, readiness = ViewPoller(views), Readiness(views)
     topic, streams = CommandsTopic(settings), Streams(poller)
-    outcomes = CommandResults(views, poller, topic, settings.web_waiting_max)
     log_ends = LogEnds(ends_of_events(settings))
     live = Live(views, poller, streams, names.events, settings.web_streams_max, log_ends)
     watchdog = Watchdog(silence_limit_s(settings.session_timeout_s))
@@ -123,6 +123,8 @@ async def run(settings: Settings) -> None:
         watchdog.start()
         undo.callback(watchdog.stop)
         undo.callback(engine.dispose)
+        spans = undo.enter_context(recording(settings, "web"))
+        outcomes = CommandResults(views, poller, topic, settings.web_waiting_max, spans)
         starting = [NotReady.NOT_LISTENING.fault()]
         admin = AdminServer(settings.admin_address, settings.admin_port, lambda: [*readiness.faults(), *starting])
         undo.enter_context(admin)
@@ -133,7 +135,8 @@ async def run(settings: Settings) -> None:
         overview = OverviewWatch(settings)
         api = Api(views, poller, outcomes, streams, live, IdSearches(settings), overview, settings.http_base_path)
         limits = Limits(settings.web_rate_per_s)
-        server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions, Site.of(settings))
+        site = Site.of(settings)
+        server = Server(api, authenticator, limits, readiness.problem, names, settings.partitions, site, spans)
         # A caller that hangs up ends its request; its command is still sent, by a separate task.
         runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=END_WITHIN_S)
         await runner.setup()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 from aiohttp import web
@@ -27,7 +27,12 @@ from order_service.web.docs import event_catalogue, pages, schema_registry
 from order_service.web.http import requests
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.http.request_log import HEADER, REQUEST_ID, log_access, logged_with_ids
+from order_service.web.http.requests import TRACE, trace_context
 from order_service.web.live.sse import come_again
+
+if TYPE_CHECKING:
+    from order_service.runtime.spans import Request as RequestSpan
+    from order_service.runtime.spans import Spans
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -78,10 +83,15 @@ class Site(Struct, frozen=True):
 
 
 SITE: Final = web.AppKey("site", Site)
+SPANS: Final[web.AppKey["Spans"]] = web.AppKey("spans")
+"""The key of what records the requests; missing if tracing is off."""
 
 
 class Server(Struct, frozen=True):
-    """Builds the application. `not_ready` returns a problem while the views cannot be read."""
+    """Builds the application. `not_ready` returns a problem while the views cannot be read.
+
+    `spans` records the requests, and is None if tracing is off.
+    """
 
     api: Api
     authentication: Everybody | Tokens
@@ -90,11 +100,14 @@ class Server(Struct, frozen=True):
     names: TopicNames
     partitions: int
     site: Site = Site()
+    spans: "Spans | None" = None
 
     def application(self) -> web.Application:
         """Return the application with all routes, and once more below the base path: not every proxy strips it."""
         app = web.Application(client_max_size=requests.MAX_BODY_BYTES, middlewares=[problems])
         app[SITE] = self.site
+        if self.spans is not None:
+            app[SPANS] = self.spans
         routes = [*self._routes()]
         for prefix in dict.fromkeys(("", self.site.base_path)):
             app.add_routes(web.RouteDef(each.method, prefix + each.path, each.handler, each.kwargs) for each in routes)
@@ -142,11 +155,11 @@ class Server(Struct, frozen=True):
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into a problem response, record metrics, and log the ids of the request."""
+    """Turn every error into a problem response, and record metrics, the span and the log of the request."""
     start = time.monotonic()
     OPEN.inc()
     status = 0
-    with logged_with_ids(request):
+    with _recorded(request) as span, logged_with_ids(request):
         try:
             response = await _respond(request, handler)
             if request.get(RESUMES) and response.status in TEMPORARY:
@@ -156,8 +169,30 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         finally:
             OPEN.dec()
             operation, duration_s = request.get(OPERATION, "none"), time.monotonic() - start
-            REQUEST_SECONDS.labels(operation, str(status)).observe(duration_s)
+            exemplar = None if span is None else span.exemplar
+            REQUEST_SECONDS.labels(operation, str(status)).observe(duration_s, exemplar)
             log_access(request, operation, status, duration_s)
+            if span is not None:
+                span.responded(status, operation)
+
+
+@contextmanager
+def _recorded(request: web.Request) -> Iterator["RequestSpan | None"]:
+    """Record the span of a request if tracing is on. Commands and log lines of the request belong to its trace."""
+    spans = request.app.get(SPANS)
+    if spans is None:
+        yield None
+        return
+    with spans.serving(request.method, _route(request), trace_context(request)) as span:
+        if span.trace is not None:
+            request[TRACE] = span.trace
+        yield span
+
+
+def _route(request: web.Request) -> str:
+    """Return the path of a request with the names of its parameters in place of their values, or an empty text."""
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical
 
 
 async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse:

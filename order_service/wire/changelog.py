@@ -17,6 +17,7 @@ from msgspec import Struct
 from order_service.domain.entry import Entry, FullEntry, ShortEntry
 from order_service.domain.messages import Command
 from order_service.errors import HistoryError
+from order_service.wire.trace_context import TraceContext
 
 POSITION_KEY: Final = b"\0position"
 BARRIER_KEY: Final = b"\0barrier"
@@ -68,12 +69,19 @@ class WaitingCommand(Struct, frozen=True, array_like=True, gc=False):
     """A command in the waiting room, with the parts of its record that the outcome needs.
 
     The command is stored decoded, because its bytes may need a schema that only the receiving process knew.
+    Older records end with `traceparent`. Older versions read newer records, too, and leave `tracestate` out.
     """
 
     command: Command
     offset: int
     queued_at: datetime
     traceparent: bytes | None
+    tracestate: bytes | None = None
+
+    @property
+    def trace(self) -> TraceContext | None:
+        """The trace that the command belongs to, or None."""
+        return None if self.traceparent is None else TraceContext(self.traceparent, self.tracestate)
 
     @property
     def key(self) -> bytes:
@@ -170,6 +178,12 @@ def decode_position(data: bytes) -> Position:
 def decode_waiting(data: bytes) -> WaitingCommand:
     """Decode a waiting command."""
     return _decode(_waiting, _WAITING_FORM, data)
+
+
+def waiting_command(command: Command, offset: int, queued_at: datetime, trace: TraceContext | None) -> WaitingCommand:
+    """Return a command in the waiting room, with the trace that it belongs to."""
+    parts = (None, None) if trace is None else (trace.traceparent, trace.tracestate)
+    return WaitingCommand(command, offset, queued_at, *parts)
 
 
 def waiting_key(order_id: str, offset: int) -> bytes:

@@ -4,7 +4,6 @@ Events and rejections have CloudEvents attributes and the `command_offset` they 
 and the reason. Source: CloudEvents 1.0.2, Kafka protocol binding, binary content mode.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import Final
 from order_service.domain.messages import FACT_TYPES, Event, Rejection
 from order_service.errors import DecodeError
 from order_service.wire.schemas.files import NAMESPACE
+from order_service.wire.trace_context import TraceContext
 
 Headers = list[tuple[str, bytes]]
 ReadHeaders = Sequence[tuple[str, bytes | None]]
@@ -25,9 +25,6 @@ _OFFSET_DIGITS: Final = 19
 MAX_ORIGINAL_BYTES: Final = 1024 * 1024
 """The most bytes of original headers in a dead letter, which then fits its topic."""
 
-_TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
-"""Source: W3C Trace Context, "traceparent Header Field Values"."""
-
 _CONSTANT: Final = {
     message: (
         ("ce_specversion", b"1.0"),
@@ -39,24 +36,18 @@ _CONSTANT: Final = {
 }
 
 
-def trace_id_of(traceparent: bytes | None) -> str | None:
-    """Return the trace id in a `traceparent`, 32 hexadecimal digits, or None if it is missing or malformed."""
-    match = _TRACEPARENT.match(traceparent or b"")
-    return None if match is None else match[1].decode()
-
-
-def event_headers(event: Event, traceparent: bytes | None, command_offset: int | None) -> Headers:
-    """Return the headers of an event; the service's own commands have neither `traceparent` nor offset."""
+def event_headers(event: Event, trace: TraceContext | None, command_offset: int | None) -> Headers:
+    """Return the headers of an event; the service's own commands have neither a trace nor an offset."""
     headers = [
         *_CONSTANT[type(event.fact)],
         ("ce_id", event.event_id.encode()),
         ("ce_time", _rfc3339(event.occurred_at)),
         ("ce_subject", event.order_id.encode()),
     ]
-    return _with_origin(headers, traceparent, command_offset)
+    return _with_origin(headers, trace, command_offset)
 
 
-def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_offset: int | None) -> Headers:
+def rejection_headers(rejection: Rejection, trace: TraceContext | None, command_offset: int | None) -> Headers:
     """Return the headers of a rejection, like those of an event."""
     headers = [
         *_CONSTANT[Rejection],
@@ -64,7 +55,7 @@ def rejection_headers(rejection: Rejection, traceparent: bytes | None, command_o
         ("ce_time", _rfc3339(rejection.rejected_at)),
         ("ce_subject", rejection.order_id.encode()),
     ]
-    return _with_origin(headers, traceparent, command_offset)
+    return _with_origin(headers, trace, command_offset)
 
 
 def command_offset_of(headers: ReadHeaders) -> int | None:
@@ -116,11 +107,11 @@ def dead_letter_headers(
     ]
 
 
-def _with_origin(headers: Headers, traceparent: bytes | None, command_offset: int | None) -> Headers:
+def _with_origin(headers: Headers, trace: TraceContext | None, command_offset: int | None) -> Headers:
     if command_offset is not None:
         headers.append((COMMAND_OFFSET, str(command_offset).encode()))
-    if traceparent is not None:
-        headers.append(("traceparent", traceparent))
+    if trace is not None:
+        headers += trace.headers()
     return headers
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import closing
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import uuid4
 
 import structlog
@@ -52,6 +52,9 @@ from order_service.worker.store import Stores
 from order_service.worker.transactions import TurnProducer, stop
 from order_service.worker.turn import TurnLoop
 from order_service.worker.user_lookups import UserLookups
+
+if TYPE_CHECKING:
+    from order_service.worker.command_spans import CommandSpans
 
 log = structlog.get_logger()
 
@@ -104,7 +107,10 @@ class Fetching(Protocol):
 
 
 class Context(Struct, frozen=True):
-    """The objects shared by all assignments of a worker. `in_sync` has `min.insync.replicas` by topic, as last read."""
+    """The objects shared by all assignments of a worker. `in_sync` has `min.insync.replicas` by topic, as last read.
+
+    `spans` is None if tracing is off.
+    """
 
     settings: Settings
     names: TopicNames
@@ -117,6 +123,7 @@ class Context(Struct, frozen=True):
     clock: Clock
     failpoint: Callable[[str], None]
     stores: Stores | None = None
+    spans: "CommandSpans | None" = None
 
 
 class Owner:
@@ -199,6 +206,7 @@ class Assignment:
             fetch_before=context.fetching.fetch_before,
             park=self._failed,
             failpoint=context.failpoint,
+            spans=context.spans,
         )
         self.lookups = SchemaLookups(context.ids, self.inbox, deliver, lambda work: self._spawn(work, "schema lookup"))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -456,7 +464,7 @@ class Assignment:
             payment_due_s=settings.payment_due_s,
             remember_closed_s=settings.remember_closed_s,
         )
-        lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask)
+        lane = Lane(partition, policy, self._context.users.known, self._user_lookups.ask, self._context.spans)
         is_restored = False
         # An iterator of RocksDB that is not closed keeps its store open, so that the next claim could not open it.
         with closing(lane.restoring(claimed.table, claimed.waiting, claimed.position)) as restoring:
@@ -505,7 +513,7 @@ class Assignment:
         for user_id in lane.room.users():
             check = self._context.users.known(user_id)
             if check is None:
-                self._user_lookups.ask(user_id)
+                self._user_lookups.ask(user_id, lane.room.trace_of(user_id))
             else:
                 lane.room.add_answer(user_id, check)
 

@@ -4,7 +4,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Generator
 from datetime import datetime
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 import structlog
 from aiokafka import ConsumerRecord
@@ -16,22 +16,17 @@ from order_service.domain.messages import Command, CreateOrder, Event, Rejection
 from order_service.domain.refusals import Reason, Refusal
 from order_service.errors import DecodeError, RunLost
 from order_service.wire import changelog
-from order_service.wire.changelog import Ends, Position, WaitingCommand
+from order_service.wire.changelog import Ends, Position, WaitingCommand, waiting_command
 from order_service.wire.commands import check_key
-from order_service.wire.headers import trace_id_of
+from order_service.wire.trace_context import TraceContext, trace_context_of
 from order_service.worker.bounds import Bound
 from order_service.worker.inbox import Received, Run
-from order_service.worker.records import (
-    Origin,
-    Record,
-    dead_letter_record,
-    event_record,
-    origin_of,
-    rejection_record,
-    traceparent_of,
-)
+from order_service.worker.records import Origin, Record, dead_letter_record, event_record, rejection_record
 from order_service.worker.table import Table
 from order_service.worker.waiting_room import WaitingRoom
+
+if TYPE_CHECKING:
+    from order_service.worker.command_spans import CommandSpan, CommandSpans
 
 log = structlog.get_logger()
 
@@ -58,6 +53,7 @@ class Changes(Struct):
     dead_reasons: Counter[str] = field(default_factory=Counter)
     decided_since_ms: list[float] = field(default_factory=list)
     """For each decided command, since when it was undecided, in milliseconds since 1970 UTC."""
+    spans: list["CommandSpan"] = field(default_factory=list)
     next_offset: int = 0
     last_timestamp_ms: int | None = None
     read_to: int = 0
@@ -95,7 +91,8 @@ class LanePolicy(Struct, frozen=True):
 class Lane:
     """The table, waiting room, timers and position of one partition.
 
-    `known` returns the cached check of a user, or None; `ask` gets the id of a user that an order now waits for.
+    `known` returns the cached check of a user, or None; `ask` gets the id of a user that an order now waits for. If
+    tracing is on, `spans` records the commands.
     """
 
     def __init__(
@@ -104,6 +101,7 @@ class Lane:
         policy: LanePolicy,
         known: Callable[[str], UserCheck | None],
         ask: Callable[[str], None],
+        spans: "CommandSpans | None" = None,
     ) -> None:
         self.partition = partition
         self.policy = policy
@@ -123,6 +121,7 @@ class Lane:
         """When the last complete sweep for closed orders began."""
         self._known = known
         self._ask = ask
+        self._spans = spans
         self._changes = Changes()
         self._timers: list[tuple[datetime, str]] = []
         self._due: dict[str, datetime] = {}
@@ -156,9 +155,8 @@ class Lane:
         in_hand = self._in_hand
         if in_hand is None:
             return None
-        if isinstance(in_hand, WaitingCommand):
-            return trace_id_of(in_hand.traceparent)
-        return trace_id_of(traceparent_of(in_hand.headers))
+        trace = in_hand.trace if isinstance(in_hand, WaitingCommand) else trace_context_of(in_hand.headers)
+        return None if trace is None else trace.trace_id
 
     def restore_due_timers(self) -> None:
         """Set the timers again for orders that were due and are not cancelled yet."""
@@ -218,7 +216,7 @@ class Lane:
                 continue
             self.deciding, self._in_hand = record.offset, record
             if isinstance(command, DecodeError):
-                self._add_dead_letter(record, command)
+                self._add_dead_letter(record, command, self._origin(record.offset, trace_context_of(record.headers)))
                 is_decided = True
             else:
                 is_decided = self._take(record, command, now)
@@ -295,36 +293,46 @@ class Lane:
         order_id = command.order_id
         entry = self.table.get(order_id)
         waits = order_id in self.room
+        trace = trace_context_of(record.headers)
+        origin = self._origin(record.offset, trace)
         if record.key != order_id.encode() or (entry is None and not waits):
             try:  # a known order is in the right partition: only its key is compared
                 check_key(record.key, order_id, self.partition, self.policy.partition_count)
             except DecodeError as error:
-                self._add_dead_letter(record, error)
+                self._add_dead_letter(record, error, origin)
                 return True
         if waits:
-            return self._queue_up(record, command, now)
+            return self._queue_up(command, origin, trace, now)
         user = self._known(command.user_id) if type(command) is CreateOrder else None
-        if self._decide_command(command, entry, origin_of(record), now, user) is not None:
-            self._wait(record, command, now)
+        if self._decide_command(command, entry, origin, now, user) is not None:
+            self._wait(command, origin, trace, now)
             return False
         return True
 
-    def _queue_up(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> bool:
+    def _origin(self, offset: int, trace: TraceContext | None) -> Origin:
+        """Return the origin that a command gives its outcome, with the command's span if its trace is recorded."""
+        span = None if self._spans is None else self._spans.begin(self.partition, offset, trace)
+        return Origin(offset, trace) if span is None else Origin(offset, span.trace, span)
+
+    def _queue_up(self, command: Command, origin: Origin, trace: TraceContext | None, now: datetime) -> bool:
         """Add a command behind the others of its order. Return whether it was decided instead."""
         if not self.room.is_full(command.order_id):
-            self._wait(record, command, now)
+            self._wait(command, origin, trace, now)
             return False
         if self.room.holds(command):  # the outcome of the waiting copy answers both
-            self._count_repeat(command)
+            self._count_repeat(command, origin)
         else:
             entry = self.table.get(command.order_id)
             rejection = reject(command, entry, now, Refusal(Reason.TOO_MANY_WAITING))
-            self._add_rejection(rejection, origin_of(record))
+            self._add_rejection(rejection, origin)
         return True
 
-    def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
+    def _wait(self, command: Command, origin: Origin, trace: TraceContext | None, now: datetime) -> None:
         """Add a command to the waiting room and its changelog, with everything that a restart needs to decide it."""
-        waiting = WaitingCommand(command, record.offset, now, origin_of(record).traceparent)
+        assert origin.offset is not None
+        # A trace that begins here goes on after the wait. Of any other, the sender's context is kept: see CommandSpans.
+        waiting = waiting_command(command, origin.offset, now, trace or origin.trace)
+        self._note(origin, type(command).__name__, command.order_id, "waiting")
         is_head = command.order_id not in self.room
         self.room.add(waiting)
         self._changes.waiting[waiting.key] = changelog.encode(waiting)
@@ -338,12 +346,14 @@ class Lane:
             self.deciding, self._in_hand = f"the waiting command at offset {head.offset}", head
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
-            origin = Origin(head.offset, head.traceparent)
+            origin = self._origin(head.offset, head.trace)
             ask_user = self._decide_command(head.command, self.table.get(order_id), origin, now, user)
             if ask_user is not None:
                 self.room.wait_again(order_id)
                 self._ask(ask_user.user_id)
                 return
+            if self._spans is not None and origin.span is not None:
+                self._spans.waited(origin.span, head, user, now)
             self.room.pop_head(order_id)
             self._changes.waiting[head.key] = None
             self._changes.decided_since_ms.append(head.queued_at.timestamp() * 1000)
@@ -364,13 +374,20 @@ class Lane:
         elif type(outcome) is AskUser:
             return outcome
         elif type(outcome) is Repeat:
-            self._count_repeat(command)
+            self._count_repeat(command, origin)
         else:
             assert_never(outcome)
         return None
 
-    def _count_repeat(self, command: Command) -> None:
+    def _count_repeat(self, command: Command, origin: Origin) -> None:
         self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
+        self._note(origin, type(command).__name__, command.order_id, "repeated")
+
+    def _note(self, origin: Origin, command_type: str, order_id: str, outcome: str, reason: str = "") -> None:
+        """Record in the command's span the outcome. The span ends with the turn."""
+        if origin.span is not None:
+            origin.span.decided(command_type, order_id, outcome, reason)
+            self._changes.spans.append(origin.span)
 
     def _add_event(self, event: Event, entry: Entry | None, command_type: str, origin: Origin) -> None:
         record, digest = event_record(event, origin)
@@ -380,17 +397,22 @@ class Lane:
             self._set_timer(event.order_id, after)
         self._changes.events.append(record)
         self._changes.outcomes[command_type, "accepted", ""] += 1
+        self._note(origin, command_type, event.order_id, "accepted")
         self._changes.size += len(record[1] or b"")
 
     def _add_rejection(self, rejection: Rejection, origin: Origin) -> None:
         record = rejection_record(rejection, origin)
         self._changes.rejections.append(record)
         self._changes.outcomes[rejection.command_type, "rejected", rejection.reason] += 1
+        self._note(origin, rejection.command_type, rejection.order_id, "rejected", rejection.reason)
         self._changes.size += len(record[1] or b"")
 
-    def _add_dead_letter(self, record: "ConsumerRecord[bytes, bytes]", error: DecodeError) -> None:
+    def _add_dead_letter(self, record: "ConsumerRecord[bytes, bytes]", error: DecodeError, origin: Origin) -> None:
         self._changes.dead_letters.append(dead_letter_record(record, error, self.policy.commands_topic))
         self._changes.dead_reasons[error.reason] += 1
+        if origin.span is not None:
+            origin.span.unreadable(error.reason)
+            self._changes.spans.append(origin.span)
 
     def _set_timer(self, order_id: str, entry: Entry) -> None:
         due_at = self._due_at(entry)

@@ -9,7 +9,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from msgspec import Struct
@@ -26,6 +26,9 @@ from order_service.worker.inbox import Inbox, Received
 from order_service.worker.lane import DUE, Changes, Lane
 from order_service.worker.records import Record
 from order_service.worker.transactions import DEADLINE_S, Sent, TurnProducer
+
+if TYPE_CHECKING:
+    from order_service.worker.command_spans import CommandSpan, CommandSpans
 
 log = structlog.get_logger()
 
@@ -56,6 +59,11 @@ class Turn(Struct, frozen=True):
         """The number of commands that were added to the waiting room."""
         return sum(changes.queued for _, changes in self.changes)
 
+    @property
+    def spans(self) -> list["CommandSpan"]:
+        """The spans of its commands, if tracing is on."""
+        return [span for _, changes in self.changes for span in changes.spans]
+
 
 class TurnLoop:
     """Takes turns over the running lanes of one assignment, as the owner that their claims have recorded.
@@ -63,7 +71,7 @@ class TurnLoop:
     `named` has the partitions whose changelog may name this owner, `leaving` those of them that other workers have now.
     The first turn that can write to one of these releases it: its next claim then need not fence this owner.
     `failpoint` gets the name of each completed step. `end_of` returns the last known end of a lane's commands. `park`
-    stops a lane.
+    stops a lane. If tracing is on, `spans` records the turns.
     """
 
     def __init__(
@@ -81,6 +89,7 @@ class TurnLoop:
         park: Callable[[int, str, Exception], None],
         failpoint: Callable[[str], None],
         released_bytes: Bound = RELEASED_BYTES,
+        spans: "CommandSpans | None" = None,
     ) -> None:
         self.lanes: dict[int, Lane] = {}
         self.unavailable: dict[int, str] = {}
@@ -95,6 +104,7 @@ class TurnLoop:
         self._failpoint = failpoint
         self._wake = asyncio.Event()
         self._released_bytes = released_bytes
+        self._spans = spans
         self._first_to_settle = 0
         self._stopping = False
         self._is_leaving_all = False
@@ -333,7 +343,8 @@ class TurnLoop:
             raise Stuck(
                 f"a commit of {self._producer.transactional_id} takes longer than {DEADLINE_S:.0f} s"
             ) from error
-        _update_metrics(turn, self._clock.now())
+        exemplar = self._spans.committed(turn.spans, turn.began_at, turn.decided) if self._spans is not None else None
+        _update_metrics(turn, self._clock.now(), exemplar)
         saved = [(lane, changes) for lane, changes in turn.changes if lane.table.store is not None]
         # A disk that is slow delays all of them at once. The commit is done, so its deadline does not count that.
         await asyncio.gather(*(self._save(lane, changes, *positions[lane.partition]) for lane, changes in saved))
@@ -423,9 +434,9 @@ def _fault_of(lane: Lane) -> str:
     return f"the command at offset {lane.deciding} cannot be decided"
 
 
-def _update_metrics(turn: Turn, now: datetime) -> None:
+def _update_metrics(turn: Turn, now: datetime, exemplar: dict[str, str] | None) -> None:
     now_ms = now.timestamp() * 1000
-    metrics.TURN_SECONDS.observe(time.monotonic() - turn.began_at)
+    metrics.TURN_SECONDS.observe(time.monotonic() - turn.began_at, exemplar)
     metrics.TURN_COMMANDS.observe(turn.decided)
     for _, changes in turn.changes:
         for since_ms in changes.decided_since_ms:

@@ -5,7 +5,7 @@ import heapq
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
@@ -13,10 +13,16 @@ from order_service.domain.decision import UserCheck
 from order_service.errors import UserServiceUnavailable
 from order_service.users.breaker import IN_A_ROW
 from order_service.users.client import UserClient
+from order_service.wire.trace_context import TraceContext
+
+if TYPE_CHECKING:
+    from order_service.worker.command_spans import CommandSpans
 
 FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 60.0
 REASONS_SHOWN: Final = 3
+TRACES_MAX: Final = 16
+"""How many traces a lookup is recorded in; many orders can need the same user."""
 
 
 class Unanswered(Struct, frozen=True):
@@ -30,7 +36,8 @@ class Unanswered(Struct, frozen=True):
 class UserLookups:
     """Looks users up as soon as their creates are read. For orders that wait, retries after 5 s, doubling to 60 s.
 
-    `is_awaited` returns whether an order waits for a user; `on_answer` gets each answer.
+    `is_awaited` returns whether an order waits for a user; `on_answer` gets each answer. If tracing is on, `spans`
+    records the lookups.
     """
 
     def __init__(
@@ -41,6 +48,7 @@ class UserLookups:
         *,
         concurrency: int,
         clock: Callable[[], float] = time.monotonic,
+        spans: "CommandSpans | None" = None,
     ) -> None:
         self._users = users
         self._is_awaited = is_awaited
@@ -51,17 +59,24 @@ class UserLookups:
         self._again: list[tuple[float, str]] = []
         self._unanswered: dict[str, Unanswered] = {}
         self._open: set[str] = set()
+        self._spans = spans
+        self._traces: dict[str, list[TraceContext]] = {}
+        """The recorded traces to which an open lookup belongs."""
         self._lookups = asyncio.TaskGroup()
         self._lookup_count = 0
         self._wake = asyncio.Event()
         users.on_breaker_closed.append(self._retry_now)
 
-    def ask(self, user_id: str) -> None:
-        """Look a user up, unless that lookup is already open or its result is cached."""
+    def ask(self, user_id: str, trace: TraceContext | None = None) -> None:
+        """Look a user up, unless that lookup is already open or its result is cached. `trace` is the command's."""
         if user_id not in self._open and self._users.known(user_id) is None:
             self._open.add(user_id)
             self._new.append(user_id)
             self._wake.set()
+        if trace is not None and self._spans is not None and user_id in self._open and trace.is_sampled:
+            traces = self._traces.setdefault(user_id, [])
+            if len(traces) < TRACES_MAX:
+                traces.append(trace)
 
     def reason(self, user_ids: Iterable[str]) -> str:
         """Return why these users have no answer after three lookups in a row, or an empty text. Any thread may call it.
@@ -118,12 +133,20 @@ class UserLookups:
 
     async def _look_up(self, user_id: str, *, again: bool) -> None:
         try:
-            check = await self._users.check(user_id, again=again)
+            check = await self._check(user_id, again=again)
         except UserServiceUnavailable as no_answer:
             self._retry_later(user_id, str(no_answer))
         else:
             self._forget(user_id)
             self._on_answer(user_id, check)
+
+    async def _check(self, user_id: str, *, again: bool) -> UserCheck:
+        if self._spans is None:
+            return await self._users.check(user_id, again=again)
+        with self._spans.lookup(self._traces.get(user_id, ())) as call:
+            check = await self._users.check(user_id, again=again)
+            call.answered(check.value)
+            return check
 
     def _retry_later(self, user_id: str, why: str) -> None:
         if not self._is_awaited(user_id):
@@ -136,6 +159,7 @@ class UserLookups:
 
     def _forget(self, user_id: str) -> None:
         self._open.discard(user_id)
+        self._traces.pop(user_id, None)
         self._unanswered.pop(user_id, None)
 
     def _retry_now(self) -> None:

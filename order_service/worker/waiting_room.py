@@ -13,6 +13,7 @@ from order_service.domain.identity import command_digest
 from order_service.domain.messages import Command, CreateOrder
 from order_service.wire import changelog
 from order_service.wire.changelog import WaitingCommand
+from order_service.wire.trace_context import TraceContext
 
 MAX_PER_ORDER: Final = 32
 MAX_RELEASED: Final = 20
@@ -64,6 +65,11 @@ class WaitingRoom:
     def users(self) -> tuple[str, ...]:
         """Return the ids of the users that orders wait for. Any thread may call it."""
         return tuple(self._orders_of)
+
+    def trace_of(self, user_id: str) -> TraceContext | None:
+        """Return the trace of the first order that waits for this user, or None."""
+        head = self.head(next(iter(self._orders_of.get(user_id, ())), ""))
+        return None if head is None else head.trace
 
     def waits_for(self, user_id: str) -> bool:
         """Return whether an order waits for this user."""

@@ -22,7 +22,7 @@ from order_service.errors import (
 )
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
-from order_service.wire.headers import trace_id_of
+from order_service.wire.trace_context import trace_context_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
 from order_service.worker.claims.changelog_reader import ChangelogState
@@ -33,7 +33,6 @@ from order_service.worker.lane_states import LaneState
 from order_service.worker.monitoring.resume_watch import CommittedEnds, ResumeWatch
 from order_service.worker.monitoring.stall_watch import StallWatch
 from order_service.worker.monitoring.topic_watch import TopicWatch
-from order_service.worker.records import traceparent_of
 from order_service.worker.standbys.standbys import FETCH_WAIT_MS, Standbys
 from order_service.worker.user_lookups import UserLookups
 
@@ -52,7 +51,11 @@ class Worker:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._user_lookups = UserLookups(
-            context.users, self._is_awaited, self._on_user_check, concurrency=context.settings.user_service_concurrency
+            context.users,
+            self._is_awaited,
+            self._on_user_check,
+            concurrency=context.settings.user_service_concurrency,
+            spans=context.spans,
         )
         self._assignment: Assignment | None = None
         self._last: Assignment | None = None
@@ -229,12 +232,14 @@ class Worker:
                 received.append(decode_record(record))
             except Exception as error:  # noqa: BLE001, one record must not end each worker that reads it
                 detail = f"the command at offset {record.offset} cannot be decoded"
-                trace_id = trace_id_of(traceparent_of(record.headers))
+                trace = trace_context_of(record.headers)
+                trace_id = None if trace is None else trace.trace_id
                 assignment.park(partition, ParkingReason.CANNOT_DECODE, detail, error, trace_id=trace_id)
                 return
-        for _, command in received:
+        for record, command in received:
             if type(command) is CreateOrder and is_foreign_id(command.user_id):  # other ids need no user check
-                self._user_lookups.ask(command.user_id)
+                trace = None if self._context.spans is None else trace_context_of(record.headers)
+                self._user_lookups.ask(command.user_id, trace)
         assignment.inbox.put(partition, received)
         assignment.turns.wake()
 

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from aiohttp import ClientResponse
@@ -40,6 +40,9 @@ from order_service.web.server import Server
 from tests.support.event_log import EVENTS, START, after
 from tests.support.samples import NOW, digest_of, take
 
+if TYPE_CHECKING:
+    from order_service.runtime.spans import Spans
+
 
 class Arrived(NamedTuple):
     """What a producer says of a command that it has sent."""
@@ -59,8 +62,11 @@ class Answer(NamedTuple):
 class World:
     """One partition of commands, the outcomes of a worker, and the views of a projector, each as far as a test says."""
 
+    name = topic_names().commands
+
     def __init__(self, engine: Engine) -> None:
         self.commands: list[Command] = []
+        self.headers: list[object] = []
         self.projection = Projection(engine, topic_names())
         self.projection.positions(START)
         self.views = Views(engine, topic_names())
@@ -70,9 +76,10 @@ class World:
         self._decided = 0
         self._outcomes: list[OutcomeRecord] = []
 
-    async def send(self, command: Command, _headers: object) -> Arrived:
+    async def send(self, command: Command, headers: object) -> Arrived:
         """Take a command as the commands topic does."""
         self.commands.append(command)
+        self.headers.append(headers)
         return Arrived(0, len(self.commands) - 1)
 
     def hold_answers(self, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
@@ -166,16 +173,17 @@ class World:
         self.projection.apply([BadRecord(place, offset, "not Avro")], self._positions, {place: offset + 1})
 
     @asynccontextmanager
-    async def server(self, heartbeat_s: float = HEARTBEAT_S) -> AsyncIterator["Caller"]:
+    async def server(self, heartbeat_s: float = HEARTBEAT_S, spans: "Spans | None" = None) -> AsyncIterator["Caller"]:
         """Serve HTTP."""
         topic: Any = self
         poller = ViewPoller(self.views)
         streams = Streams(poller)
-        outcomes = CommandResults(self.views, poller, topic, waiting_max=100)
+        outcomes = CommandResults(self.views, poller, topic, waiting_max=100, spans=spans)
         log_ends = LogEnds(self.ends, ask_every_s=0.0)
         live = Live(self.views, poller, streams, topic_names().events, 10, log_ends, heartbeat_s)
         api = Api(self.views, poller, outcomes, streams, live, IdSearches(Settings()), OverviewWatch(Settings()))
-        server = Server(api, Everybody(), Limits(1000), not_ready=lambda: None, names=topic_names(), partitions=1)
+        names = topic_names()
+        server = Server(api, Everybody(), Limits(1000), lambda: None, names=names, partitions=1, spans=spans)
         running = asyncio.create_task(poller.run())
         async with TestClient(TestServer(server.application())) as client:
             yield Caller(client)

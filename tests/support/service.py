@@ -106,6 +106,13 @@ class WorkerProcess:
         except OSError:
             return 0, ""
 
+    def metrics(self, accept: str) -> str:
+        """Return its metrics in the format that this `Accept` header asks for."""
+        url = f"http://127.0.0.1:{self.admin_port}/metrics"
+        request = urllib.request.Request(url, headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return str(response.read().decode())
+
     def wait_ready(self) -> Self:
         """Wait until all of its partitions run."""
         until(self.is_ready, f"{self.name} is ready")

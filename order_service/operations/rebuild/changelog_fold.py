@@ -19,12 +19,21 @@ from order_service.errors import DecodeError, HistoryError, OperationRefused
 from order_service.kafka.topics import TopicNames
 from order_service.operations.verify.command_outcomes import DEAD_LETTER, EVENT, REJECTION, CommandOutcomes
 from order_service.wire import avro, changelog, operations
-from order_service.wire.changelog import BARRIER_KEY, POSITION_KEY, RELEASE_KEY, Ends, Position, WaitingCommand
+from order_service.wire.changelog import (
+    BARRIER_KEY,
+    POSITION_KEY,
+    RELEASE_KEY,
+    Ends,
+    Position,
+    WaitingCommand,
+    waiting_command,
+)
 from order_service.wire.commands import check_key
 from order_service.wire.headers import command_offset_of
 from order_service.wire.operations import LaneResumed, PartitionRebuilt
+from order_service.wire.trace_context import trace_context_of
 from order_service.worker.inbox import decode_record
-from order_service.worker.records import dead_letter_parts, traceparent_of
+from order_service.worker.records import dead_letter_parts
 
 _EPOCH: Final = 2**63
 _CONTROL: Final = frozenset({POSITION_KEY, BARRIER_KEY, RELEASE_KEY})
@@ -414,7 +423,7 @@ class WaitingRoomFold:
             self.notes.append(f"{_name(record)} has no outcome. It may have been refused: old rejections are deleted")
             return
         queued_at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-        self._add(WaitingCommand(command, record.offset, queued_at, traceparent_of(record.headers)))
+        self._add(waiting_command(command, record.offset, queued_at, trace_context_of(record.headers)))
 
     def _add(self, waiting: WaitingCommand) -> None:
         if waiting.command.order_id not in self._outcomes.entries:

@@ -45,6 +45,7 @@ UNKNOWN_ID: Final = 1_999_999_999
 """A schema id that no file has."""
 BEGIN: Final = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TRACESTATE: Final = "shop=t61rcWkgMzE"
 """The example of the W3C Trace Context specification."""
 
 MUGS: Final = Line(sku="mug-blue", name="Blue mug", quantity=2, unit_price=1250)

@@ -19,6 +19,7 @@ ALLOWED_HEADERS: Final = (
     "Last-Event-ID",
     "Prefer",
     "traceparent",
+    "tracestate",
     "X-Correlation-Id",
     "X-Decide-By",
     "X-Request-Id",

@@ -241,12 +241,12 @@ class Api:
 
     async def _command(self, call: Call, command: Command, status: int) -> web.StreamResponse:
         """Send a command; respond with the new state of the order, or with why the command was refused."""
-        headers = call.request.headers
         command = await self._on_condition(call, command)
         preference = requests.preference(call.request)
-        outcome = await self._outcomes.outcome(
-            command, requests.trace_headers(headers), preference.wait_s, is_new="Idempotency-Key" not in headers
-        )
+        trace = requests.trace_of_commands(call.request)
+        is_new = "Idempotency-Key" not in call.request.headers
+        headers = [] if trace is None else trace.headers()
+        outcome = await self._outcomes.outcome(command, headers, preference.wait_s, is_new=is_new)
         applied = {} if preference.applied is None else {"Preference-Applied": preference.applied}
         replayed = {"Idempotency-Replayed": "true"} if outcome.is_replayed else {}
         response_headers = {**applied, **replayed}

@@ -156,7 +156,15 @@ def _body(operation: Operation) -> dict[str, Any]:
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     names = [name for name in ("order_id", "command_id", "id") if f"{{{name}}}" in operation.path]
     if operation.command is not None:
-        names += ["Idempotency-Key", "If-Match", "Prefer", "X-Decide-By", "X-Correlation-Id", "traceparent"]
+        names += [
+            "Idempotency-Key",
+            "If-Match",
+            "Prefer",
+            "X-Decide-By",
+            "X-Correlation-Id",
+            "traceparent",
+            "tracestate",
+        ]
     if operation.name == "get_order":
         names += ["If-None-Match", "Prefer"]
     if operation.is_stream:
@@ -314,6 +322,12 @@ _PARAMETERS: Final = {
         "The trace context of the request; ignored if malformed. W3C Trace Context.",
         TEXT,
         samples.TRACEPARENT,
+    ),
+    "tracestate": _in_header(
+        "What tracing systems add to the trace context, passed on unchanged; ignored without `traceparent`, or if it "
+        "is longer than 512 characters. W3C Trace Context.",
+        TEXT,
+        samples.TRACESTATE,
     ),
     "X-Request-Id": _in_header(
         "An id for this request, which the log of the server has: 1 to 128 visible characters of ASCII. Without a "

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from order_service.runtime.logs import ACCESS
-from order_service.wire.headers import trace_id_of
+from order_service.web.http.requests import trace_of_commands
 
 HEADER: Final = "X-Request-Id"
 REQUEST_ID: Final = web.RequestKey("request_id", str)
@@ -25,16 +25,18 @@ log = structlog.get_logger(ACCESS)
 
 @contextmanager
 def logged_with_ids(request: web.Request) -> Iterator[None]:
-    """Put the request id into every line that is logged in this block, and the trace id if the caller sent one.
+    """Put the request id into every line that is logged in this block, and the trace id if there is a trace.
+
+    It is the trace of the request's span, which its commands carry, too; without tracing, that of the caller.
 
     A request id of the caller is kept if it is visible ASCII. Tasks that the block starts log the ids, too.
     """
     sent = request.headers.get(HEADER, "")
     request[REQUEST_ID] = sent if _ACCEPTED.match(sent) else uuid4().hex
     ids = {"request_id": request[REQUEST_ID]}
-    trace_id = trace_id_of(request.headers.get("traceparent", "").encode(errors="replace"))
-    if trace_id is not None:
-        ids["trace_id"] = trace_id
+    trace = trace_of_commands(request)
+    if trace is not None and trace.trace_id is not None:
+        ids["trace_id"] = trace.trace_id
     with structlog.contextvars.bound_contextvars(**ids):
         yield
 

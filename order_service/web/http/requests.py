@@ -26,6 +26,7 @@ from order_service.web.http.faults import faults_of, named, pointer_to
 from order_service.web.http.problems import Fault, Problem, Trouble
 from order_service.wire.avro import MAX_COMMAND_BYTES
 from order_service.wire.json_numbers import BYTE_ORDER_MARK, with_whole_numbers
+from order_service.wire.trace_context import MAX_TRACESTATE, TRACEPARENT, TRACESTATE, TraceContext
 
 MAX_BODY_BYTES: Final = MAX_COMMAND_BYTES
 BODY_WITHIN_S: Final = 15.0
@@ -41,7 +42,10 @@ _WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', 
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re.IGNORECASE)
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{,]', re.DOTALL)
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
-_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+_TRACESTATE: Final = re.compile(rf"[\x20-\x7e]{{1,{MAX_TRACESTATE}}}\Z")
+TRACE: Final = web.RequestKey("trace", TraceContext)
+"""The key of the trace context of a request's span, if tracing is on."""
 
 _DateTime = Annotated[str, Meta(pattern=DATE_TIME)]
 
@@ -148,10 +152,19 @@ def decide_by(headers: Mapping[str, str]) -> datetime | None:
         raise _bad_header("X-Decide-By", "must be an RFC 3339 time, such as 2026-11-24T09:05:00Z") from None
 
 
-def trace_headers(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    """Return the `traceparent` as a record header; a malformed one is ignored. Source: W3C Trace Context."""
-    traceparent = headers.get("traceparent", "")
-    return [("traceparent", traceparent.encode())] if _TRACE.match(traceparent) else []
+def trace_context(request: web.Request) -> TraceContext | None:
+    """Return the caller's trace context. What is malformed is ignored. Source: W3C Trace Context."""
+    traceparent = request.headers.get(TRACEPARENT, "")
+    if not _TRACEPARENT.match(traceparent):
+        return None
+    tracestate = _joined(request, TRACESTATE) or ""
+    is_passed_on = _TRACESTATE.match(tracestate)
+    return TraceContext(traceparent.encode(), tracestate.encode() if is_passed_on else None)
+
+
+def trace_of_commands(request: web.Request) -> TraceContext | None:
+    """Return the trace context of the commands that a request leads to: of its span, or the caller's."""
+    return request[TRACE] if TRACE in request else trace_context(request)
 
 
 def last_event_id(headers: Mapping[str, str]) -> str | None:

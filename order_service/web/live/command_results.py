@@ -3,9 +3,9 @@
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from msgspec import Struct, structs
@@ -21,6 +21,10 @@ from order_service.views.tables import describe
 from order_service.web.http.problems import Problem, Trouble
 from order_service.web.live.view_poller import EAGER_S, ViewPoller
 from order_service.wire.headers import Headers
+from order_service.wire.trace_context import trace_context_of
+
+if TYPE_CHECKING:
+    from order_service.runtime.spans import Spans
 
 log = structlog.get_logger()
 
@@ -94,14 +98,23 @@ class PendingCommand:
 class CommandResults:
     """Sends commands and awaits their outcomes.
 
-    At most `waiting_max` requests wait at a time, at most a quarter of them from one actor.
+    At most `waiting_max` requests wait at a time, at most a quarter of them from one actor. If tracing is on, `spans`
+    records what is sent and awaited.
     """
 
-    def __init__(self, views: Views, poller: ViewPoller, topic: CommandsTopic, waiting_max: int) -> None:
+    def __init__(
+        self,
+        views: Views,
+        poller: ViewPoller,
+        topic: CommandsTopic,
+        waiting_max: int,
+        spans: "Spans | None" = None,
+    ) -> None:
         self._views = views
         self._poller = poller
         self._topic = topic
         self._waiting_max = waiting_max
+        self._spans = spans
         self._held: Counter[str] = Counter()
         self._pending: OrderedDict[tuple[str, str], PendingCommand] = OrderedDict()
         self._in_doubt: dict[str, set[PendingCommand]] = {}
@@ -146,8 +159,7 @@ class CommandResults:
                 await self._send_again_if_dropped(pending, command, headers)
                 await asyncio.shield(pending.sent)
                 left_s = deadline - asyncio.get_running_loop().time()
-                futures: set[asyncio.Future[Any]] = {pending.decided, self._ended}
-                await asyncio.wait(futures, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+                await self._wait(pending, headers, max(0.0, left_s))
                 return (
                     pending.decided.result()
                     if pending.decided.done()
@@ -155,6 +167,15 @@ class CommandResults:
                 )
             finally:
                 pending.waiting -= 1
+
+    async def _wait(self, pending: PendingCommand, headers: Headers, timeout_s: float) -> None:
+        """Wait until a command that is in Kafka is decided, or the server stops."""
+        futures: set[asyncio.Future[Any]] = {pending.decided, self._ended}
+        waiting = nullcontext() if self._spans is None else self._spans.awaiting(trace_context_of(headers))
+        with waiting as span:
+            await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if span is not None:
+                span.ended("decided" if pending.decided.done() else "undecided")
 
     @contextmanager
     def slot(self, actor: str) -> Iterator[None]:
@@ -322,8 +343,7 @@ class CommandResults:
                 pending.decide(CommandResult(first, is_replayed=True))
             if not pending.sent.done():  # the poller may have been faster
                 pending.is_being_sent = True
-                arrived = await self._topic.send(command, headers)
-                self._on_sent(pending, arrived.offset)
+                self._on_sent(pending, await self._produce(command, headers))
         except Exception as error:  # noqa: BLE001 - every waiting request gets the error, of any kind
             pending.fail(error)
             if pending.offset_before is None:
@@ -333,6 +353,15 @@ class CommandResults:
                 pending.sent = asyncio.get_running_loop().create_future()
                 self._mark_in_doubt(pending)
                 self._on_sent(pending, pending.offset_before)
+
+    async def _produce(self, command: Command, headers: Headers) -> int:
+        """Produce a command and return its offset. If tracing is on, its headers are those of the span of that."""
+        if self._spans is None:
+            return int((await self._topic.send(command, headers)).offset)
+        with self._spans.sending(self._topic.name, command.order_id, trace_context_of(headers)) as span:
+            arrived = await self._topic.send(command, [] if span.trace is None else span.trace.headers())
+            span.arrived(arrived.partition, arrived.offset)
+            return int(arrived.offset)
 
     def _on_sent(self, pending: PendingCommand, offset: int) -> None:
         """Set the offset of our copy, and handle the outcomes that arrived before it was known."""

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import faust
 import mode
@@ -26,6 +26,7 @@ from order_service.runtime.garbage_collector import collect_less_often
 from order_service.runtime.readiness import NotReady
 from order_service.runtime.signals import run_until_signal
 from order_service.runtime.tasks import failure_of
+from order_service.runtime.tracing import recording
 from order_service.runtime.watchdog import Watchdog, end_after, silence_limit_s
 from order_service.settings import Settings
 from order_service.users.client import CallPolicy, UserClient
@@ -37,6 +38,10 @@ from order_service.worker.monitoring.end_offsets import End, LogEnds
 from order_service.worker.monitoring.group_watch import GroupWatch
 from order_service.worker.store import MEGABYTE, Stores
 from order_service.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from order_service.runtime.spans import Spans
+    from order_service.worker.command_spans import CommandSpans
 
 log = structlog.get_logger()
 
@@ -161,11 +166,12 @@ def build(
     process: int = 0,
     failpoint: Callable[[str], None] = lambda _step: None,
     stores: Stores | None = None,
+    spans: "Spans | None" = None,
 ) -> RunApp:
     """Return the app of a worker. `in_sync` is the `min.insync.replicas` of each topic.
 
-    `process` is the number of this process, 0 if the worker has one only. `failpoint` is called after each step of a
-    claim and of a turn: tests stop the process there.
+    `spans` is None if tracing is off. `process` is the number of this process, 0 if the worker has one only.
+    `failpoint` is called after each step of a claim and of a turn: tests stop the process there.
     """
     names = topic_names(settings.topic_prefix)
     app = RunApp(
@@ -193,12 +199,33 @@ def build(
     fetching = FaustFetching(app, names.commands)
     users = UserClient(CallPolicy.from_settings(settings))
     ids = Ids(registry_of(settings))
+    of_commands = None if spans is None else _of_commands(spans, settings)
     worker = Worker(
-        Context(settings, names, in_sync, app.connection, fetching, users, ids, app.end, clock, failpoint, stores)
+        Context(
+            settings,
+            names,
+            in_sync,
+            app.connection,
+            fetching,
+            users,
+            ids,
+            app.end,
+            clock,
+            failpoint,
+            stores,
+            of_commands,
+        )
     )
     _wire(app, worker, names.commands)
     _serve(app, settings, worker, users, fetching, ids, serving)
     return app
+
+
+def _of_commands(spans: "Spans", settings: Settings) -> "CommandSpans":
+    from order_service.worker.command_spans import CommandSpans  # noqa: PLC0415 - it loads OpenTelemetry
+
+    commands = topic_names(settings.topic_prefix).commands
+    return CommandSpans(spans, commands, settings.group_id, settings.user_service_path)
 
 
 def _wire(app: RunApp, worker: Worker, topic: str) -> None:
@@ -311,7 +338,10 @@ def run(
     CallPolicy.from_settings(settings)  # raises for settings that do not fit together, before Kafka is asked
     waiting = NotReady.WAITS_FOR_KAFKA.fault(servers=connection(settings)["bootstrap_servers"])
     address, port = settings.admin_address, settings.admin_port
-    with AdminServer(address, port, lambda: [waiting], socket_path=admin_socket) as serving:
+    with (
+        AdminServer(address, port, lambda: [waiting], socket_path=admin_socket) as serving,
+        recording(settings, "worker") as spans,
+    ):
         preparing = ask_admin(settings, lambda admin: _prepare_topics(admin, settings, make_topics=make_topics))
         in_sync = run_until_signal(preparing)
         if settings.schema_registry_url:
@@ -320,7 +350,7 @@ def run(
         run_until_signal(_wait_for_clock(settings, clock, serving))
         collect_less_often()
         stores = _stores(settings, process, failpoint)
-        app = build(settings, serving, clock, in_sync, process=process, failpoint=failpoint, stores=stores)
+        app = build(settings, serving, clock, in_sync, process=process, failpoint=failpoint, stores=stores, spans=spans)
         worker = QuietWorker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()

@@ -1,7 +1,7 @@
 """The admin port of a worker with several processes. It asks each process over its own socket, and answers for all."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -10,15 +10,17 @@ import aiohttp
 import msgspec
 from aiohttp import web
 from msgspec import Struct
-from prometheus_client import Metric, generate_latest
+from prometheus_client import REGISTRY, Metric
+from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from order_service.runtime.admin import METRICS_TYPE, AdminServer
+from order_service.runtime.admin import AdminServer, encoded_metrics
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.worker.lane_states import LaneState, LaneStates
 
 ANSWER_WITHIN_S: Final = 5.0
+OPEN_METRICS: Final = "application/openmetrics-text"
 PARENT: Final = "parent"
 """The label `process` of the parent's own metrics."""
 
@@ -81,26 +83,32 @@ class CombinedAdminServer(AdminServer):
         states = LaneStates(sorted(lanes, key=lambda lane: lane.partition))
         return web.Response(body=msgspec.json.encode(states), content_type="application/json")
 
-    async def _metrics(self, _request: web.Request) -> web.Response:
-        texts = {PARENT: generate_latest().decode()}
-        for process, answer in await self._ask_all("/metrics"):
+    async def _metrics(self, request: web.Request) -> web.Response:
+        """Return the metrics of all processes in the format that the request accepts. OpenMetrics has exemplars."""
+        accept = request.headers.get("Accept", "")
+        own, content_type = encoded_metrics(accept, REGISTRY)
+        is_open = content_type.startswith(OPEN_METRICS)
+        texts = {PARENT: own.decode()}
+        for process, answer in await self._ask_all("/metrics", accept):
             if not isinstance(answer, Silent):
                 texts[str(process.number)] = answer.decode()
-        return web.Response(body=generate_latest(Combined(texts)), headers={"Content-Type": METRICS_TYPE})
+        parse = open_metrics.text_string_to_metric_families if is_open else text_string_to_metric_families
+        body, content_type = encoded_metrics(accept, Combined(texts, parse))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def _ask_all(self, path: str) -> list[tuple[Process, bytes | Silent]]:
-        answers = await asyncio.gather(*(_ask(process, path) for process in self._processes))
+    async def _ask_all(self, path: str, accept: str = "*/*") -> list[tuple[Process, bytes | Silent]]:
+        answers = await asyncio.gather(*(_ask(process, path, accept) for process in self._processes))
         return list(zip(self._processes, answers, strict=True))
 
 
-async def _ask(process: Process, path: str) -> bytes | Silent:
+async def _ask(process: Process, path: str, accept: str) -> bytes | Silent:
     """Return the body of an answer. `/lanes` is unknown to a process that is still preparing: it has no lanes."""
     try:
         async with (
             aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(str(process.socket)), timeout=aiohttp.ClientTimeout(ANSWER_WITHIN_S)
             ) as session,
-            session.get(f"http://process{path}") as response,
+            session.get(f"http://process{path}", headers={"Accept": accept}) as response,
         ):
             body = await response.read()
             return Silent(is_down=True) if response.status == HTTPStatus.NOT_FOUND else body
@@ -117,19 +125,22 @@ def _fault_of(process: Process, silent: Silent) -> ReadinessFault:
 
 
 class Combined(Collector):
-    """The metrics of several processes, each sample with the label `process` unless it has one.
+    """The metrics of several processes, each sample with the label `process` unless it has one. `parse` reads them.
 
     Their sum would fall when one of them starts again, which Prometheus would take for a restart of all.
     """
 
-    def __init__(self, texts: dict[str, str]) -> None:
+    def __init__(
+        self, texts: dict[str, str], parse: Callable[[str], Iterable[Metric]] = text_string_to_metric_families
+    ) -> None:
         self._texts = texts
+        self._parse = parse
 
     def collect(self) -> Iterable[Metric]:
         """Return each metric once, with the samples of all processes."""
         combined: dict[str, Metric] = {}
         for process, text in self._texts.items():
-            for metric in text_string_to_metric_families(text):
+            for metric in self._parse(text):
                 target = combined.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
                 for sample in metric.samples:
                     target.samples.append(sample._replace(labels={"process": process} | sample.labels))

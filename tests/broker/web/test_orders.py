@@ -296,10 +296,10 @@ def test_a_caller_may_leave_before_its_order_is_decided(http):
 
 
 def test_correlation_and_trace_go_with_the_event(http, shop):
-    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    placed = http.ask("POST", "/v1/orders", ORDER, X_Correlation_Id="basket-7", traceparent=trace)
+    trace, state = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "shop=1,other=2"
+    placed = http.ask("POST", "/v1/orders", ORDER, X_Correlation_Id="basket-7", traceparent=trace, tracestate=state)
     [event] = http.get(f"{placed.headers['location']}/events").body["events"]
     assert event["correlation_id"] == "basket-7"
     records = shop.service.read(shop.service.names.events)
     [headers] = [dict(one.headers()) for one in records if one.key().decode() == placed.body["order_id"]]
-    assert headers["traceparent"].decode() == trace
+    assert (headers["traceparent"].decode(), headers["tracestate"].decode()) == (trace, state)

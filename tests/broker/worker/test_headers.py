@@ -58,7 +58,7 @@ def test_header_names_that_are_no_text_stop_nothing(service):
     key = create.order_id.encode()
     partition = partition_of(key, service.partitions)
     records = [
-        (key, encode_json_command(create), [("na??me", b"1"), ("traceparent", b"00-1")]),
+        (key, encode_json_command(create), [("na??me", b"1"), ("traceparent", b"00-1"), ("tracestate", b"shop=1")]),
         (key, b"no command", [("na??me", b"2"), ("fine", None)]),
     ]
     asyncio.run(produce(service, partition, batch(records)))
@@ -66,7 +66,7 @@ def test_header_names_that_are_no_text_stop_nothing(service):
     service.send([again])
     service.wait_outcomes(3)
     [event] = service.read(service.names.events)
-    assert header(event, "traceparent") == b"00-1"
+    assert (header(event, "traceparent"), header(event, "tracestate")) == (b"00-1", b"shop=1")
     [letter] = service.dead_letters()
     assert (letter.value(), header(letter, "orig_na\\xff\\xfeme")) == (b"no command", b"2")
     assert [rejection.reason for rejection in service.rejections()] == ["order_exists"]

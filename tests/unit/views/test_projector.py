@@ -16,6 +16,7 @@ from order_service.domain.refusals import Status
 from order_service.errors import DatabaseError, HistoryError, LeaderAwayError, OvertakenError, RegistryAwayError
 from order_service.kafka.reader import SILENT_S, OutcomeRecord, Reader
 from order_service.kafka.topics import topic_names
+from order_service.sdk.testing.samples import TRACEPARENT
 from order_service.settings import Settings
 from order_service.views import order_heads, order_view, projector, stopped
 from order_service.views.process import BuildProgress
@@ -24,7 +25,9 @@ from order_service.views.rows import ROWS_MAX
 from order_service.views.stopped import REASON_MAX, BadRecord, Stopped
 from order_service.views.tables import FORM, form, open_database, positions, prepare
 from order_service.wire.avro import encode_event
+from order_service.wire.trace_context import TraceContext
 from tests.support import samples
+from tests.support.collector import spans_in_memory
 from tests.support.event_log import EVENTS, REJECTIONS, START, Log, Progress, after, order_of, seens
 from tests.support.samples import (
     ORDER_ID,
@@ -201,6 +204,31 @@ async def holds(condition):
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - the projector works in threads
             await asyncio.sleep(0.005)
+
+
+async def test_events_are_recorded_in_their_trace_once_the_views_are_built(projection):
+    """Views that are built again would otherwise record the traces of all that ever happened."""
+    trace = TraceContext(TRACEPARENT.encode())
+    spans, exporter = spans_in_memory(root_rate=0.0)
+    log: Any = Log(START)
+    progress = Progress()
+
+    def write(number, headers):
+        log.write(EVENTS, order(number))
+        log.records[-1] = dataclasses.replace(log.records[-1], headers=headers)
+
+    write(1, tuple(trace.headers()))
+    running = asyncio.create_task(follow(log, projection, progress, spans=spans))
+    await holds(lambda: 0 in progress.left)
+    write(2, ())
+    write(3, tuple(trace.headers()))
+    await holds(exporter.get_finished_spans)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    [span] = exporter.get_finished_spans()
+    assert (span.name, span.attributes["messaging.kafka.offset"]) == (f"process {EVENTS.topic}", 2)
+    assert f"00-{span.context.trace_id:032x}-{span.parent.span_id:016x}-01" == TRACEPARENT
 
 
 def order(number):

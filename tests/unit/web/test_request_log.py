@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 from order_service.errors import KafkaAwayError
 from order_service.kafka.command_producer import CommandsTopic
 from order_service.local.broker import free_port
-from order_service.runtime.logs import ACCESS
 from order_service.sdk.testing import samples
 from order_service.settings import Settings
 from order_service.web.access.key_sources import KeyServer
@@ -53,16 +52,6 @@ async def client():
 def logged():
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         yield lines
-
-
-@pytest.fixture
-def access():
-    """Turn the access log on."""
-    logger = logging.getLogger(ACCESS)
-    before = logger.level
-    logger.setLevel(logging.INFO)
-    yield
-    logger.setLevel(before)
 
 
 async def test_every_line_of_a_request_has_its_ids(client, logged, access):

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from hypothesis import given
+from msgspec import structs
 
+from order_service.domain.messages import Command
 from order_service.errors import HistoryError
 from order_service.wire.changelog import (
     Position,
@@ -17,8 +19,10 @@ from order_service.wire.changelog import (
     encode,
     has_been_closed,
     is_open,
+    waiting_command,
     waiting_key,
 )
+from order_service.wire.trace_context import TraceContext
 from tests.support.samples import NOW, cancel, create, deliver, entry_after, pay, ship, short_of
 from tests.unit.wire import strategies
 
@@ -30,6 +34,7 @@ WAITING = WaitingCommand(
     offset=42,
     queued_at=datetime(2026, 1, 5, 9, tzinfo=UTC) + timedelta(microseconds=1),
     traceparent=b"00-1",
+    tracestate=b"shop=1",
 )
 CODECS = [
     pytest.param(decode_entry, ENTRY, id="entry"),
@@ -120,6 +125,26 @@ def test_a_waiting_command_kept_as_bytes_is_refused():
     """Form 1: only a process that knew the schema id in those bytes could read them."""
     with pytest.raises(HistoryError, match="form"):
         decode_waiting(b"\x01" + encode(WAITING)[1:])
+
+
+def test_waiting_commands_are_read_across_versions_with_and_without_a_trace_state():
+    """A rollback, or a worker of an older version beside this one, reads what this version has written."""
+
+    class Older(msgspec.Struct, frozen=True, array_like=True):
+        command: Command
+        offset: int
+        queued_at: datetime
+        traceparent: bytes | None
+
+    older = Older(create, 42, WAITING.queued_at, b"00-1")
+    form = encode(WAITING)[:1]
+    assert decode_waiting(form + msgspec.msgpack.encode(older)) == structs.replace(WAITING, tracestate=None)
+    assert msgspec.msgpack.decode(encode(WAITING)[1:], type=Older) == older
+
+
+@pytest.mark.parametrize("trace", [None, TraceContext(b"00-1"), TraceContext(b"00-1", b"shop=1")])
+def test_a_waiting_command_keeps_its_trace(trace):
+    assert decode_waiting(encode(waiting_command(create, 42, NOW, trace))).trace == trace
 
 
 def test_keys_of_waiting_commands_tell_orders_and_offsets_apart():

@@ -23,10 +23,11 @@ POLICY = LanePolicy(partition_count=1, commands_topic="commands")
 class World:
     """A lane, the users that are known to it, and those that it asks about."""
 
-    def __init__(self, policy=POLICY, **known):
+    def __init__(self, policy=POLICY, *, spans=None, **known):
+        self.spans = spans
         self.known = known
         self.asked: list[str] = []
-        self.lane = Lane(0, policy, self.known.get, self.asked.append)
+        self.lane = Lane(0, policy, self.known.get, self.asked.append, spans)
         self.offset = 0
         self.outcomes = []
 
@@ -53,7 +54,7 @@ class World:
         """Take the lane over, as a worker that knows nothing of its users."""
         self.known.clear()
         self.asked.clear()
-        self.lane = Lane(0, self.lane.policy, self.known.get, self.asked.append)
+        self.lane = Lane(0, self.lane.policy, self.known.get, self.asked.append, self.spans)
         waiting = [decode_waiting(value) for value in log.waiting.values()]
         self.lane.restore(table_of(log.table), waiting, Position(log.next_offset, "owner", log.next_offset, None))
         self.asked += self.lane.room.users()

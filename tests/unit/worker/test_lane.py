@@ -19,6 +19,7 @@ from order_service.sdk.testing import samples
 from order_service.wire import avro
 from order_service.wire.changelog import Position, WaitingCommand, decode_entry, decode_waiting
 from order_service.wire.commands import encode_json_command
+from order_service.wire.trace_context import TraceContext, trace_context_of
 from order_service.worker.inbox import Run, decode_record
 from order_service.worker.lane import RESTORED_AT_A_TIME, Lane, LanePolicy
 from order_service.worker.table import Table
@@ -206,7 +207,8 @@ def test_a_restart_keeps_what_waits_and_does_not_extend_its_deadline():
 @pytest.mark.parametrize(
     ("headers", "trace"),
     [
-        ((("traceparent", None), ("other", b"1"), ("traceparent", b"00-1")), b"00-1"),
+        ((("traceparent", None), ("other", b"1"), ("traceparent", b"00-1")), TraceContext(b"00-1")),
+        ((("tracestate", b"shop=1"), ("traceparent", b"00-1")), TraceContext(b"00-1", b"shop=1")),
         ((("traceparent", b"x" * 300),), None),
         ((), None),
     ],
@@ -220,7 +222,7 @@ def test_an_event_names_the_trace_of_its_command_however_long_that_waited(header
     restarted.lane.restore(Table(), kept, Position(1, "owner", 1, 7))
     for changes in (at_once.changes(), *(world.learn(USER_ID, UserCheck.ACTIVE) for world in (later, restarted))):
         [(_, _, made)] = changes.events
-        assert dict(made).get("traceparent") == trace
+        assert trace_context_of(made) == trace
         assert (made.count(("command_offset", b"0")), len(changes.rejections)) == (1, 0)
 
 

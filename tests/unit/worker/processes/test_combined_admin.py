@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 
 import pytest
 from prometheus_client import Metric, generate_latest
+from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from order_service.local.broker import free_port
 from order_service.runtime.admin import AdminServer
 from order_service.runtime.readiness import NotReady
 from order_service.worker.lane_states import LaneState
+from order_service.worker.metrics import TURN_SECONDS
 from order_service.worker.processes import combined_admin
 from order_service.worker.processes.combined_admin import CombinedAdminServer, Process
 
@@ -44,9 +46,10 @@ class Processes:
             server.is_starting = lambda: False
             self.servers[number] = self._open.enter_context(server)
 
-    def get(self, path):
+    def get(self, path, accept="*/*"):
+        request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", headers={"Accept": accept})
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=10) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -118,6 +121,20 @@ def test_metrics_have_the_number_of_their_process(two):
     two.start(1, 2)
     families = {family.name: family for family in text_string_to_metric_families(two.get("/metrics")[1])}
     assert [sample.labels["process"] for sample in families["python_info"].samples] == ["parent", "1", "2"]
+
+
+def test_metrics_have_exemplars_where_openmetrics_is_accepted(two):
+    """Prometheus asks for it, and keeps what leads from a slow turn to its trace."""
+    two.start(1, 2)
+    TURN_SECONDS.observe(0.0015, {"trace_id": "a" * 32})
+    _, body = two.get("/metrics", "application/openmetrics-text; version=1.0.0, text/plain;q=0.5")
+    assert body.endswith("# EOF\n")
+    families = {family.name: family for family in open_metrics.text_string_to_metric_families(body)}
+    samples = [sample for sample in families["orders_turn_seconds"].samples if sample.exemplar is not None]
+    assert {"parent", "1", "2"} <= {sample.labels["process"] for sample in samples}
+    assert {sample.exemplar.labels["trace_id"] for sample in samples} >= {"a" * 32}
+    assert [sample.labels["process"] for sample in families["python_info"].samples] == ["parent", "1", "2"]
+    assert " # {" not in two.get("/metrics", "text/plain")[1]
 
 
 def test_each_metric_is_described_once_and_keeps_its_type_and_labels():
