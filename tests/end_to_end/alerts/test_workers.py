@@ -42,8 +42,8 @@ def has_grown(watch, lag):
     return watch.value("orders_standby_lag_offsets") > lag
 
 
-def is_parked_again(watch, worker, discarded):
-    return watch.value("orders_table_stores_discarded_total") == discarded and worker.lanes("parked") == 1
+def has_parked(worker, more_than):
+    return len(worker.lines("Lane parked.")) > more_than
 
 
 @fires("OrdersTargetDown", "OrdersLanesNotRunning")
@@ -190,7 +190,7 @@ def test_a_process_that_ends_again_and_again(watch):
     watch.after()
 
 
-@fires("OrdersStandbysBehind", ORDERS_STANDBYS="1")
+@fires("OrdersStandbysBehind", ORDERS_STANDBYS="1", ORDERS_SESSION_TIMEOUT_S="30")
 def test_a_standby_that_falls_behind(watch):
     """The table grows faster than a standby reads: by more than 20,000 records of one partition in a second."""
     service = watch.service
@@ -203,8 +203,11 @@ def test_a_standby_that_falls_behind(watch):
     until(follow, "each follows the other")
     watch.before()
     lag = 0.0
+    [standby] = [worker for worker in workers if 'standby_lag_offsets{partition="0"}' in worker.admin("/metrics")[1]]
     for _ in range(6):
-        write(service, service.names.table, [(0, BARRIER_KEY, b"stranger", None)] * 35_000)
+        standby.send(signal.SIGSTOP)  # it reads up to 20,000 records each second
+        write(service, service.names.table, [(0, BARRIER_KEY, b"stranger", None)] * 60_000)
+        standby.send(signal.SIGCONT)
         until(partial(has_grown, watch, lag + 5_000), "the lag grows")
         lag = watch.value("orders_standby_lag_offsets")
         watch.fault()
@@ -229,7 +232,8 @@ def test_a_parked_lane_whose_table_on_disk_is_damaged_and_then_forbidden(watch):
     for count in range(1, 5):
         current.write_text("damaged")
         cli(*resume)
-        until(partial(is_parked_again, watch, worker, count), "the table is thrown away, and the lane is parked again")
+        until(partial(has_parked, worker, count), "the table is thrown away, and the lane is parked again")
+        assert watch.value("orders_table_stores_discarded_total") == count
         watch.fault()
     current.parent.chmod(0)
     cli(*resume)
