@@ -182,15 +182,17 @@ class Reader:
 
     def take(self, most):
         """Read up to so many events; where there are no more, send what a heartbeat has."""
+        newest = self.shop.views.newest_checkpoint()
         while page := self.shop.runner.run(self.position.page()):
             for recorded in page:
                 if most == 0:
                     return
                 most -= 1
                 if self.position.advance(recorded):
+                    self.position.pass_checkpoint(newest, {})  # as in a live stream: it may be further than the reader
                     self.check(recorded)
                     self.show(self.position.id)
-        self.position.pass_checkpoint(self.shop.views.newest_checkpoint(), {})
+        self.position.pass_checkpoint(newest, {})
         self.show(self.position.id)
 
     def check(self, recorded):
