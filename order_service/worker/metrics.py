@@ -1,10 +1,27 @@
 """Prometheus metrics of a worker. Times are in seconds; every name starts with `orders_`."""
 
+from bisect import bisect_right
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class TurnHistogram(Histogram):
+    """A histogram that takes the values of a whole turn at once: one call for each would be 5 % of a command."""
+
+    def observe_all(self, values: list[float]) -> None:
+        """Observe values, and sort them in place."""
+        values.sort()
+        counted = 0
+        for bound, bucket in zip(self._upper_bounds, self._buckets, strict=True):
+            below = bisect_right(values, bound)
+            if below > counted:
+                bucket.inc(below - counted)
+            counted = below
+        self._sum.inc(sum(values))
+
 
 COMMANDS: Final = Counter(
     "orders_commands_total",
@@ -24,7 +41,7 @@ TURN_SECONDS: Final = Histogram("orders_turn_seconds", "From taking a turn's com
 TURN_COMMANDS: Final = Histogram(
     "orders_turn_commands", "Commands decided in one turn.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000)
 )
-COMMAND_AGE_SECONDS: Final = Histogram(
+COMMAND_AGE_SECONDS: Final = TurnHistogram(
     "orders_command_age_seconds",
     "Age of a command when its outcome was committed. For one that waited for its user, the time since it was read.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),

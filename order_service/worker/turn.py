@@ -439,8 +439,8 @@ def _update_metrics(turn: Turn, now: datetime, exemplar: dict[str, str] | None) 
     metrics.TURN_SECONDS.observe(time.monotonic() - turn.began_at, exemplar)
     metrics.TURN_COMMANDS.observe(turn.decided)
     for _, changes in turn.changes:
-        for since_ms in changes.decided_since_ms:
-            metrics.COMMAND_AGE_SECONDS.observe(max(0.0, now_ms - since_ms) / 1000)
+        ages_s = [max(0.0, now_ms - since_ms) / 1000 for since_ms in changes.decided_since_ms]
+        metrics.COMMAND_AGE_SECONDS.observe_all(ages_s)
         for (command, outcome, reason), count in changes.outcomes.items():
             metrics.COMMANDS.labels(command, outcome, reason).inc(count)
         for reason, count in changes.dead_reasons.items():

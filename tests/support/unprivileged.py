@@ -15,7 +15,7 @@ OVERRIDES = 0b110
 
 
 def drop_overrides() -> None:
-    """Give up the capabilities by which root ignores the permissions of files; threads that start later lack them."""
+    """Drop the capabilities by which root ignores the permissions of files; threads that start later lack them."""
     status = Path("/proc/thread-self/status").read_text()
     found = [re.search(rf"^{name}:\t(\w+)$", status, re.MULTILINE) for name in ("CapEff", "CapPrm", "CapInh")]
     sets = [int(each[1], 16) for each in found if each]

@@ -4,6 +4,7 @@ import os
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from threading import Event, Thread
+from typing import Any
 
 from order_service.local.broker import free_port
 from tests.support import tokens
@@ -127,7 +128,7 @@ def ask_without_token(port):
 @fires("OrdersKeysUnavailable", "OrdersLogLinesDropped")
 def test_an_issuer_without_keys_and_a_log_that_is_not_read(watch):
     service, port = watch.service, free_port()
-    answers = [(503, {}, b"")]
+    answers: list[Any] = [(503, {}, b"")]
     watch.before()
     name = f"worker-{len(service.workers) + 1}"
     with answering(answers) as url, unread_log(service.directory / f"{name}.log") as read_log:

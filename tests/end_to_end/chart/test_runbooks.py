@@ -3,6 +3,7 @@
 import re
 from importlib import import_module
 from shlex import split
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -70,7 +71,8 @@ def test_a_page_names_only_what_exists(page):
         assert re.findall(r"^## (.*)$", text, re.MULTILINE) == PARTS
         assert len(text.splitlines()) <= LINES_MAX
     for words in commands_of(text):
-        command, rest = get_command(app), words
+        command: Any = get_command(app)
+        rest = words
         while rest and rest[0] in getattr(command, "commands", {}):
             command, rest = command.commands[rest[0]], rest[1:]
         is_unknown = hasattr(command, "commands") and bool(rest) and not rest[0].startswith("-")

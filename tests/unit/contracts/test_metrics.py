@@ -24,7 +24,19 @@ def test_meanings_and_alerts_are_sentences():
 
 
 NOT_BASE_UNITS = r"(ms|millis|milliseconds|us|minutes|hours|days|kb|kib|mb|mib|kilobytes|megabytes|percent)"
-LABELS = {"operation", "outcome", "partition", "process", "reason", "state", "status", "topic", "type"}
+LABELS = {
+    "component",
+    "operation",
+    "outcome",
+    "partition",
+    "process",
+    "reason",
+    "state",
+    "status",
+    "topic",
+    "type",
+    "version",
+}
 """Labels whose values the code, the topics or HTTP bound. No order, user, command or text is a label."""
 
 
@@ -34,7 +46,7 @@ def test_names_follow_the_conventions_of_prometheus():
         [family] = metric.describe()
         assert re.fullmatch(r"orders(_[a-z]+)+", family.name)
         assert not re.search(rf"_{NOT_BASE_UNITS}(_|$)", family.name), family.name
-        assert not re.search(r"_(total|count|sum|bucket|created|info)$", family.name), family.name  # added by the type
+        assert not re.search(r"_(total|count|sum|bucket|created)$", family.name), family.name  # added by the type
         assert set(metric._labelnames) <= LABELS, family.name
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import func, make_url, select
 from order_service.kafka.reader import OutcomeRecord
 from order_service.kafka.topics import topic_names
 from order_service.views import checkpoints as stored
-from order_service.views import projector, queries
+from order_service.views import queries
 from order_service.views.checkpoints import ID_MAX_BYTES, Checkpoint, id_bytes
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
@@ -92,6 +92,7 @@ class Shop:
         self.start = {TopicPartition(topic, n): 0 for topic in (TOPIC, REJECTIONS.topic) for n in range(partitions)}
         self.projections = [Projection(engine, self.names) for _ in range(2)]
         self.numbers = count()
+        self.now_s = 0
         self.engine = engine
         self.runner = asyncio.Runner()
         self.open()
@@ -122,6 +123,13 @@ class Shop:
             if read:
                 assert projection.apply(read, self.at, to) == []
                 self.at |= to
+
+    def store(self, seconds):
+        """Store a checkpoint so many seconds after the last one."""
+        self.now_s += seconds
+        offsets = [self.at[TopicPartition(TOPIC, partition)] for partition in range(len(self.log))]
+        with self.engine.begin() as connection:
+            stored.store(connection, offsets, self.now_s)
 
     def rebuild(self):
         """Make views of an older form again, as an update does."""
@@ -174,15 +182,17 @@ class Reader:
 
     def take(self, most):
         """Read up to so many events; where there are no more, send what a heartbeat has."""
+        newest = self.shop.views.newest_checkpoint()
         while page := self.shop.runner.run(self.position.page()):
             for recorded in page:
                 if most == 0:
                     return
                 most -= 1
                 if self.position.advance(recorded):
+                    self.position.pass_checkpoint(newest, {})  # as in a live stream: it may be further than the reader
                     self.check(recorded)
                     self.show(self.position.id)
-        self.position.pass_checkpoint(self.shop.views.newest_checkpoint(), {})
+        self.position.pass_checkpoint(newest, {})
         self.show(self.position.id)
 
     def check(self, recorded):
@@ -204,8 +214,8 @@ steps = st.one_of(
     st.integers(0, 12).map(lambda most: lambda _, readers: [reader.take(most) for reader in readers]),
     st.sampled_from(
         [
-            lambda shop, _: shop.projections[0].store_checkpoint(),
-            lambda shop, _: shop.projections[1].store_checkpoint(),
+            lambda shop, _: shop.store(10),
+            lambda shop, _: shop.store(stored.HOUR_S),
             lambda shop, _: shop.rebuild(),
             lambda shop, _: shop.lose_checkpoint(),
             lambda _, readers: [reader.reconnect() for reader in readers],
@@ -221,13 +231,11 @@ def test_a_reader_that_resumes_never_misses_an_event(monkeypatch, todo, id_max_b
     monkeypatch.setattr(live_positions, "ID_MAX_BYTES", id_max_bytes)
     monkeypatch.setattr(live_positions, "PAGE", 3)
     monkeypatch.setattr(LogPosition, "_needs_checkpoint", lambda _: True)
-    monkeypatch.setattr(projector, "STORED_FROM_BYTES", 0)
-    monkeypatch.setattr(stored, "APART_S", 0)
     with TemporaryDirectory() as directory:
         engine = open_database(make_url(f"sqlite:///{Path(directory)}/views.db"), writes=True)
         prepare(engine)
         shop = Shop(engine, PARTITIONS)
-        shop.projections[0].store_checkpoint()
+        shop.store(0)
         readers = [Reader(shop, None), Reader(shop, "dana")]
         for step in todo:
             step(shop, readers)
