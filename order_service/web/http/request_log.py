@@ -27,9 +27,8 @@ log = structlog.get_logger(ACCESS)
 def logged_with_ids(request: web.Request) -> Iterator[None]:
     """Put the request id into every line that is logged in this block, and the trace id if there is a trace.
 
-    It is the trace of the request's span, which its commands carry, too; without tracing, that of the caller.
-
-    A request id of the caller is kept if it is visible ASCII. Tasks that the block starts log the ids, too.
+    The trace is that of the request's span, which its commands carry, too; without tracing, that of the caller. A
+    request id of the caller is kept if it is visible ASCII. Tasks that the block starts log the ids, too.
     """
     sent = request.headers.get(HEADER, "")
     request[REQUEST_ID] = sent if _ACCEPTED.match(sent) else uuid4().hex
