@@ -142,7 +142,7 @@ fuzz: setup ## decode damaged bytes: a million from a seed, then RUNS more that 
 bench: setup ## measure throughput, latency, lookups, restore, takeover, memory and idling, and print the table: half an hour
 	$(BIN)/python -m bench
 
-peers: peers-setup ## compare with Kafka Streams and Quix Streams on one Kafka (Java 17, Maven): three quarters of an hour
+peers: peers-setup ## compare with Kafka Streams and Quix Streams on one Kafka (Java 17, Maven): half an hour
 	$(BIN)/python -m bench.peers
 
 peers-setup: setup $(STREAMS)/target/.built $(QUIX)/.installed ## build and install what `make peers` compares with

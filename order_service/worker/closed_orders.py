@@ -54,10 +54,14 @@ class ClosedOrders:
             return
         age, every = timedelta(seconds=self._remember_s), timedelta(seconds=min(self._remember_s / SWEEPS, DAY_S))
         while True:
-            for lane in list(self._lanes.values()):
-                if lane.swept_at is None or self._clock.now() - lane.swept_at >= every:
-                    await self._sweep(lane, age)
+            for partition in list(self._lanes):  # no lanes: one that stops must not keep its table in memory meanwhile
+                await self._sweep_if_due(partition, age, every)
             await asyncio.sleep(CHECK_EVERY_S)
+
+    async def _sweep_if_due(self, partition: int, age: timedelta, every: timedelta) -> None:
+        lane = self._lanes.get(partition)
+        if lane is not None and (lane.swept_at is None or self._clock.now() - lane.swept_at >= every):
+            await self._sweep(lane, age)
 
     async def _sweep(self, lane: Lane, age: timedelta) -> None:
         """Find the orders of a lane that have been closed for `age`. One that stops is swept after its next claim."""

@@ -32,7 +32,14 @@ LIMITS = {
     "ORDERS_WEB_STREAMS_MAX": "8",
 }
 """Settings that the limits of alerts follow. The processes and the rules of a test have the same ones."""
-VALUES = {"prometheusRule.enabled": "true", "prometheusRule.lagCommands": "5", "prometheusRule.viewsLagOffsets": "5"}
+VALUES = {
+    "prometheusRule.enabled": "true",
+    "prometheusRule.lagCommands": "5",
+    "prometheusRule.viewsLagOffsets": "5",
+    "prometheusRule.standbysLagOffsets": "50",
+    "serviceObjectives.enabled": "true",
+    "serviceObjectives.views.lagOffsets": "5",
+}
 
 Scrape = dict[str, float]
 

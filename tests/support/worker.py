@@ -18,6 +18,7 @@ from order_service.worker import membership
 from order_service.worker.clock import Clock
 from order_service.worker.faust.app import end_process, run
 from order_service.worker.monitoring import topic_watch
+from order_service.worker.standbys import standbys
 
 
 class Failpoint:
@@ -51,6 +52,7 @@ def main() -> None:
     exit_on_signal()
     logs.configure("json")
     topic_watch.LOOK_EVERY_S = float(os.environ.get("TEST_TOPICS_EVERY_S", topic_watch.LOOK_EVERY_S))
+    standbys.STEP_OFFSETS = int(os.environ.get("TEST_STANDBY_STEP", standbys.STEP_OFFSETS))
     if os.environ.get("TEST_FEW_REPLICAS_ARE_ENOUGH"):
         topics._replica_faults = lambda topic, nodes: []  # noqa: ARG005
     if machine := os.environ.get("TEST_MACHINE"):

@@ -3,7 +3,9 @@
 import asyncio
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Final
 
 import msgspec
@@ -28,6 +30,9 @@ COMMANDS: Final = "orders_commands_total"
 DEAD_LETTERS: Final = "orders_dead_letters_total"
 WANTED: Final = tuple(f"{name}{{" for name in (BUILD, COMMANDS, DEAD_LETTERS))
 """The beginnings of the lines of `/metrics` that are read: parsing all of them would take ten times as long."""
+
+_lookups: Final = ThreadPoolExecutor(2, "admin-addresses")
+"""Threads of their own: while DNS hangs, lookups must not take the threads in which callers' queries run."""
 
 Counts = Mapping[tuple[str, str], float]
 """What a process has counted since its start, by process (address and number) and by reason."""
@@ -78,7 +83,9 @@ class _Readiness(Struct):
 
 async def ask_processes(addresses: Sequence[str]) -> list[ProcessReport]:
     """Ask these addresses (`HOST:PORT`). A name that has several addresses stands for a process at each of them."""
-    resolved = sorted({each for address in addresses for each in await _resolved(address)})[:PROCESSES_MAX]
+    targets: dict[str, str] = {}
+    for address in addresses:
+        targets |= await _resolved(address)
     client = HttpClient(
         timeout_s=ANSWER_WITHIN_S,
         body_max_bytes=BODY_MAX_BYTES,
@@ -87,7 +94,8 @@ async def ask_processes(addresses: Sequence[str]) -> list[ProcessReport]:
         connections_max=CONNECTIONS_MAX,
     )
     try:
-        return await asyncio.gather(*(_ask(client, address) for address in resolved))
+        shown = sorted(targets)[:PROCESSES_MAX]
+        return await asyncio.gather(*(_ask(client, address, targets[address]) for address in shown))
     finally:
         await client.close()
 
@@ -129,30 +137,46 @@ def read_metrics(address: str, text: str) -> Metrics:
     )
 
 
-async def _resolved(address: str) -> list[str]:
+async def _resolved(address: str) -> dict[str, str]:
     """Return the addresses of a name: IPv4 ones if it has any, since a process with both is one process.
 
-    The name itself is returned if it has one address only, so that people recognise it, or none: it does not answer.
+    Each is what to show, with what to connect to. A name with one address is shown itself, so that people recognise
+    it. If it has none, or DNS does not answer, there is nothing to connect to.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    loop = asyncio.get_running_loop()
+    if _is_literal(host):
+        return {address: address}
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(_lookups, _look_up, host, port)
     except (OSError, TimeoutError):
-        return [address]
-    family = socket.AF_INET if any(each[0] == socket.AF_INET for each in found) else socket.AF_INET6
-    hosts = sorted({str(each[4][0]) for each in found if each[0] == family})
-    if len(hosts) < 2:
-        return [address]
-    return [f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hosts]
+        return {address: ""}
+    family = socket.AF_INET if any(each == socket.AF_INET for each, _ in found) else socket.AF_INET6
+    hosts = sorted({each for of_family, each in found if of_family == family})
+    targets = [f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hosts]
+    return {address: targets[0]} if len(targets) == 1 else {each: each for each in targets}
 
 
-async def _ask(client: HttpClient, address: str) -> ProcessReport:
+def _look_up(host: str, port: str) -> list[tuple[int, str]]:
+    """Return the addresses of a host, each with its family. Raises OSError."""
+    return [(each[0], str(each[4][0])) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def _ask(client: HttpClient, address: str, target: str) -> ProcessReport:
+    if not target:
+        return _silent(address, "its name cannot be resolved")
     try:
         ready, metrics, lanes = await asyncio.gather(
-            *(client.request("GET", f"http://{address}{path}") for path in ("/health/ready", "/metrics", "/lanes"))
+            *(client.request("GET", f"http://{target}{path}") for path in ("/health/ready", "/metrics", "/lanes"))
         )
         return _report(address, ready, metrics, lanes)
     except NoResponse as error:

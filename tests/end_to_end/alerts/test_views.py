@@ -31,7 +31,16 @@ def creates(orders):
     return [but(create, order_id=order, command_id=order, actor=SHOP) for order in orders]
 
 
-@fires("OrdersViewsStopped", "OrdersViewsLag", "OrdersHttpErrors", "OrdersHttpSaturated")
+@fires(
+    "OrdersViewsStopped",
+    "OrdersViewsLag",
+    "OrdersHttpErrors",
+    "OrdersHttpSaturated",
+    "OrdersReadsFailFast",
+    "OrdersReadsFailSlow",
+    "OrdersViewsBehindFast",
+    "OrdersViewsBehindSlow",
+)
 def test_a_record_that_stops_the_views_and_readers_that_wait(watch):
     service, port = watch.service, str(free_port())
     service.start_worker().wait_lanes(4)

@@ -45,16 +45,30 @@ def test_every_alert_is_fired_by_a_test_of_its_fault():
     assert sorted(fired()) == names()
 
 
-def test_every_alert_has_a_page_and_links_to_it():
-    assert [page.stem for page in PAGES] == names()
+def target_of(alert):
+    """Return the page that an alert links to and, if it links to a section of it, the anchor."""
+    page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+    return ROOT / page, anchor
+
+
+def test_every_alert_links_to_its_page_or_to_a_section_that_exists():
+    own = []
     for alert in alerts():
-        assert alert["annotations"]["runbook_url"].endswith(f"/operations/runbooks/{alert['alert']}.md")
+        page, anchor = target_of(alert)
+        if anchor:
+            headings = re.findall(r"^## (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+        else:
+            assert page == RUNBOOKS / f"{alert['alert']}.md"
+            own.append(page)
+    assert sorted(own) == PAGES
 
 
-def test_the_index_lists_every_page_with_the_severity_of_its_alert():
+def test_the_index_lists_every_alert_with_its_link_and_severity():
     index = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| \[(\w+)\]\((\w+)\.md\) \| (\w+) \|$", index, re.MULTILINE)
-    assert sorted(listed) == sorted((a["alert"], a["alert"], a["labels"]["severity"]) for a in alerts())
+    listed = re.findall(r"^\| \[(\w+)\]\(([^)#]+)#?([^)]*)\) \| (\w+) \|$", index, re.MULTILINE)
+    found = [(alert, (RUNBOOKS / page).resolve(), anchor, severity) for alert, page, anchor, severity in listed]
+    assert sorted(found) == sorted((a["alert"], *target_of(a), a["labels"]["severity"]) for a in alerts())
 
 
 def commands_of(text):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from order_service.views.tables import FORM
 from tests.support.command_line import CommandLine
 from tests.support.service import GRACE_S, ROOT, histories, until
 
@@ -88,7 +89,7 @@ def test_views_of_a_later_release_are_refused_until_they_are_dropped(service, pr
     for root in (previous, ROOT):
         service.start_worker(module=PROJECTOR, root=root, **views).wait_ready().end()
     refused = service.start_worker(module=PROJECTOR, root=previous, **views)
-    reason = "the views have schema version 10, this program supports 8: install a newer release"
+    reason = f"the views have schema version {FORM}, this program supports 8: install a newer release"
     until(lambda: reason in refused.log(), "the projector of the previous release says why it refuses the views")
     refused.end()
     for file in tmp_path.glob("views.db*"):

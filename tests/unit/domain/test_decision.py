@@ -329,6 +329,13 @@ def test_the_last_16_refusals_are_remembered_and_the_one_before_is_decided_anew(
     assert anew.rejection_id == refusal_of(refused[0], new_order).rejection_id
 
 
+def test_a_repeat_that_is_forgotten_is_refused_for_its_deadline_or_version_first():
+    entry = entry_after([create, cancel])
+    late, of_version_1 = but(create, decide_by=NOW - MS), but(cancel, expected_version=1)
+    assert refusal_of(late, short_of(entry)).reason == Reason.DEADLINE_PASSED
+    assert refusal_of(of_version_1, short_of(entry)).reason == Reason.VERSION_CONFLICT
+
+
 def test_accepted_commands_are_never_forgotten_over_refused_ones():
     entry = entry_after([create, *(but(ship, command_id=f"ship-{n}") for n in range(40))])
     assert answer(create, entry, NOW) == Repeat()

@@ -1,6 +1,7 @@
 """Closed orders: which of them forget their commands, how many at once, and what a lane that stops does to a sweep."""
 
 import asyncio
+import weakref
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -126,6 +127,20 @@ async def test_a_lane_that_stops_ends_its_sweep_and_not_that_of_the_others():
         stopped = lanes.pop(0)
         await becomes(lambda: len(turns.handed) == 2)
     assert (turns.handed[1], stopped.swept_at, turns.failed) == ((1, ["other"]), None, [])
+
+
+async def test_a_lane_that_stops_before_its_turn_is_neither_swept_nor_kept_in_memory(monkeypatch):
+    monkeypatch.setattr("order_service.worker.closed_orders.CHECK_EVERY_S", 0.0)
+    lanes = {0: SweptLane(0, {"order": OLD}), 1: SweptLane(1, {"other": OLD})}
+    turns = Turns()
+    async with sweeping(lanes, turns):
+        await becomes(lambda: turns.handed)
+        stopped = weakref.ref(lanes.pop(1))
+        assert stopped() is None
+        lanes[2] = SweptLane(2, {"next": OLD})
+        turns.open.clear()
+        await becomes(lambda: len(turns.handed) == 2)
+    assert turns.handed == [(0, ["order"]), (2, ["next"])]
 
 
 async def test_a_lane_whose_store_cannot_be_read_is_stopped():

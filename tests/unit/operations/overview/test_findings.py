@@ -111,6 +111,14 @@ def test_a_page_begins_with_the_url_of_the_documents_if_it_is_set():
     assert pages == ["https://docs.example/operations/runbooks/OrdersLaneParked.md", ""]
 
 
+def test_the_pages_of_findings_exist():
+    processes = [process("no answer", "the connection failed"), process("starting", "it reads"), READY]
+    letters = [ReasonCount("not_json", 1)]
+    pages = {each.page for each in find(NOW, [PARKED, lost(2)], processes, letters, room(601))}
+    assert {page for page in pages if not (ROOT / "docs" / page.partition("#")[0]).is_file()} == set()
+    assert len(pages) == 6
+
+
 def test_a_page_that_is_no_runbook_is_there():
     page, _, heading = UNREADY.partition("#")
     assert f"\n## {heading.replace('-', ' ')}\n" in (ROOT / "docs" / page).read_text(encoding="utf-8").lower()

@@ -1,6 +1,9 @@
 """What the admin ports tell: real admin servers answer, and others that are not ours."""
 
 import asyncio
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -104,12 +107,38 @@ async def test_another_program_is_no_process():
 async def test_a_name_with_several_addresses_stands_for_all_of_them(monkeypatch):
     """As a headless Service of Kubernetes has; one with IPv4 and IPv6 is one process."""
 
-    async def getaddrinfo(host, port, **_kwargs):
+    def getaddrinfo(host, port, **_kwargs):
         assert (host, port) == ("workers", "9100")
         return [(2, 1, 6, "", ("10.0.0.2", 9100)), (2, 1, 6, "", ("10.0.0.1", 9100)), (10, 1, 6, "", ("fd00::1", 9100))]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    assert await processes._resolved("workers:9100") == ["10.0.0.1:9100", "10.0.0.2:9100"]
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert list(await processes._resolved("workers:9100")) == ["10.0.0.1:9100", "10.0.0.2:9100"]
+
+
+async def test_a_name_with_one_address_is_shown_and_its_address_is_asked(monkeypatch, serve):
+    port = serve().rpartition(":")[2]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: [(2, 1, 6, "", ("127.0.0.1", int(port)))])
+    [report] = await ask_processes([f"worker-0:{port}"])
+    assert (report.row.address, report.row.state) == (f"worker-0:{port}", "ready")
+
+
+async def test_a_hanging_dns_takes_no_thread_of_callers_queries(monkeypatch, serve):
+    """The loop has few threads, in which the queries of callers run. A lookup may hang for half a minute."""
+    has_ended = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: has_ended.wait(60) and [])
+    monkeypatch.setattr(processes, "ANSWER_WITHIN_S", 0.1)
+    monkeypatch.setattr(processes, "_lookups", ThreadPoolExecutor(2))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    try:
+        reports = await ask_processes([serve(), "worker-0:9100", "worker-1:9100", "worker-2:9100"])
+        async with asyncio.timeout(30):
+            assert await asyncio.to_thread(lambda: "answered") == "answered"
+    finally:
+        has_ended.set()
+    unresolved = [report.row for report in reports if report.row.state == "no answer"]
+    assert [row.address for row in unresolved] == ["worker-0:9100", "worker-1:9100", "worker-2:9100"]
+    assert {reason for row in unresolved for reason in row.reasons} == {"its name cannot be resolved"}
+    assert "ready" in {report.row.state for report in reports}, "an address that needs no lookup"
 
 
 def test_the_processes_of_a_worker_are_counted_one_by_one():

@@ -1,0 +1,94 @@
+"""The alerts about what the topics and the disk contain: each fires by its fault, and resolves after its repair."""
+
+from functools import partial
+
+from chaos.faults.strangers import visit_group
+from order_service.domain.messages import Line
+from order_service.worker.membership import LaneAssignor
+from tests.support.command_line import CommandLine
+from tests.support.damaged_topics import delete_all
+from tests.support.prometheus import fires
+from tests.support.samples import SHOP, but, create
+from tests.support.service import histories, until
+
+REASON = ("--reason", "a test", "--actor", "user:alice", "--yes")
+
+
+def creates(service, count, partition, **changes):
+    """Return creates of new orders of one partition."""
+    orders = (order for n in range(10_000) if service.partition_of(order := f"order-{partition}-{n}") == partition)
+    return [
+        but(create, order_id=order, command_id=f"create-{order}", actor=SHOP, **changes)
+        for order, _ in zip(orders, range(count), strict=False)
+    ]
+
+
+def has_parked(worker, more_than):
+    return len(worker.lines("Lane parked.")) > more_than
+
+
+@fires("OrdersNeverRead")
+def test_commands_that_are_deleted_before_a_worker_reads_them(watch):
+    watch.before()
+    watch.service.send(histories(8))
+    delete_all(watch.service)
+    watch.target(watch.service.start_worker()).wait_lanes(4)
+    watch.fault()
+    watch.after()
+
+
+@fires("OrdersDeadLetters", "OrdersTopicFaults", "OrdersGroupStrangers")
+def test_foreign_records_a_changed_topic_and_a_stranger(watch):
+    service = watch.service
+    worker = watch.target(service.start_worker(TEST_TOPICS_EVERY_S="0.2")).wait_lanes(4)
+    watch.before()
+    service.send([("order-1", b"no command")])
+    service.wait_outcomes(1)
+    service.configure(service.names.events, retention_bytes=1024**3)
+    until(lambda: watch.value("orders_topic_faults") == 1, "the setting is noticed")
+
+    def is_seen():
+        until(lambda: watch.value("orders_group_strangers") == 1, "the stranger is noticed")
+        watch.fault()
+
+    visit_group(service.bootstrap_servers, service.group_id, service.names.commands, is_seen, [LaneAssignor])
+    cli = CommandLine(service.environment)
+    assert "retention.bytes=-1" in cli("topics", "check", code=13).output
+    service.configure(service.names.events, retention_bytes=-1)
+    [letter] = service.dead_letters()
+    cli("dead-letters", "discard", f"{letter.partition()}:{letter.offset()}", "--why", "a test", "--yes")
+    worker.wait_lanes(4)
+    until(lambda: watch.value("orders_topic_faults") == 0, "the setting is repaired")
+    until(lambda: watch.value("orders_group_strangers") == 0, "the stranger has left")
+    watch.after()
+
+
+@fires("OrdersLaneParked", "OrdersTablesDiscarded", "OrdersTableStoreFault", ORDERS_TABLE="rocksdb")
+def test_a_parked_lane_whose_table_on_disk_is_damaged_and_then_forbidden(watch):
+    service = watch.service
+    worker = watch.target(service.start_worker(module=("tests.support.unprivileged",))).wait_lanes(4)
+    watch.before()
+    service.configure(service.names.events, max_message_bytes=3000)
+    lines = tuple(Line(line_id=f"{n}", sku="mug", name="n" * 100, quantity=1, unit_price=100) for n in range(200))
+    service.send(creates(service, 1, 0, lines=lines, discount=0))
+    tables = service.directory / f"tables of {worker.name}"
+    resume = ("lanes", "resume", 0, *REASON, "--worker", f"127.0.0.1:{worker.admin_port}")
+    cli = CommandLine(service.environment)
+    [current] = [path for path in tables.rglob("CURRENT") if path.parent.name.endswith("-0")]
+    until(lambda: worker.lanes("parked") == 1, "the lane is parked")
+    watch.fault()
+    for count in range(1, 5):
+        current.write_text("damaged")
+        cli(*resume)
+        until(partial(has_parked, worker, count), "the table is thrown away, and the lane is parked again")
+        assert watch.value("orders_table_stores_discarded_total") == count
+        watch.fault()
+    current.parent.chmod(0)
+    cli(*resume)
+    until(lambda: watch.value("orders_table_store_fault") == 1, "the disk cannot be used")
+    watch.fault()
+    service.configure(service.names.events, max_message_bytes=4 * 1024 * 1024)
+    current.parent.chmod(0o755)
+    until(lambda: worker.lanes() == 4, "the lane runs")
+    service.wait_outcomes(1)
+    watch.after()
