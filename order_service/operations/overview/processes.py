@@ -141,7 +141,7 @@ async def _resolved(address: str) -> dict[str, str]:
     """Return the addresses of a name: IPv4 ones if it has any, since a process with both is one process.
 
     Each is what to show, with what to connect to. A name with one address is shown itself, so that people recognise
-    it. If it has none, or DNS does not answer, there is nothing to connect to.
+    it. If it has no address, or DNS does not answer, there is nothing to connect to.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
