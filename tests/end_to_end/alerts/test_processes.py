@@ -19,15 +19,6 @@ def has_grown(watch, lag):
     return watch.value("orders_standby_lag_offsets") > lag
 
 
-def has_no_members(service):
-    [group] = service.kafka.describe_consumer_groups([service.group_id]).values()
-    return not group.result(30).members
-
-
-def has_claimed(watch, times):
-    return watch.value("orders_claims_total", outcome="restored") >= times
-
-
 @fires("OrdersTargetDown", "OrdersLanesNotRunning")
 def test_a_worker_that_ended(watch):
     worker = watch.target(watch.service.start_worker()).wait_lanes(4)
@@ -36,21 +27,6 @@ def test_a_worker_that_ended(watch):
     worker.wait_ended()
     watch.fault()
     watch.target(watch.service.start_worker()).wait_lanes(4)
-    watch.after()
-
-
-@fires("OrdersClaimsRepeated", ORDERS_PARTITIONS="1", ORDERS_SESSION_TIMEOUT_S="1")
-def test_a_worker_that_loses_its_session_again_and_again(watch):
-    """It stands still for longer than its session lasts, as on an overloaded machine."""
-    service = watch.service
-    worker = watch.target(service.start_worker()).wait_lanes(1)
-    watch.before()
-    for claims in range(2, 12):
-        worker.send(signal.SIGSTOP)
-        until(partial(has_no_members, service), "Kafka has ended its session")
-        worker.send(signal.SIGCONT)
-        until(partial(has_claimed, watch, claims), "it claims its lane again")
-        watch.fault()
     watch.after()
 
 
