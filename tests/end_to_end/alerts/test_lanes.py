@@ -4,19 +4,10 @@ import signal
 import time
 
 from tests.support.claiming import open_transaction
-from tests.support.deciding import end
+from tests.support.deciding import creates, end
 from tests.support.prometheus import fires
-from tests.support.samples import SHOP, but, create, pay
+from tests.support.samples import but, pay
 from tests.support.service import histories, until
-
-
-def creates(service, count, partition, **changes):
-    """Return creates of new orders of one partition."""
-    orders = (order for n in range(10_000) if service.partition_of(order := f"order-{partition}-{n}") == partition)
-    return [
-        but(create, order_id=order, command_id=f"create-{order}", actor=SHOP, **changes)
-        for order, _ in zip(orders, range(count), strict=False)
-    ]
 
 
 @fires(
