@@ -29,7 +29,9 @@ WORKER: Final = "worker"
 PROJECTOR: Final = "projector"
 WEB: Final = "HTTP server"
 EVERY_PROCESS: Final = "every process"
-SHOWS_WHY: Final = "No alert: it shows why others rise."
+NO_ALERT: Final = "No alert:"
+"""How the text of a metric begins that no alert needs."""
+SHOWS_WHY: Final = f"{NO_ALERT} it shows why others rise."
 
 
 class Use(Struct, frozen=True):
@@ -103,7 +105,9 @@ USES: Final = {
         WORKER, "tables", "It grows often: check [the disk of the tables](../operations/table-on-disk.md)."
     ),
     "orders_entries_shortened_total": Use(
-        WORKER, "orders", "No alert: it shows how many [closed orders have forgotten](../operations/closed-orders.md)."
+        WORKER,
+        "orders",
+        f"{NO_ALERT} it shows how many [closed orders have forgotten](../operations/closed-orders.md).",
     ),
     "orders_never_read_offsets_total": Use(
         WORKER, "offsets", "It grows: commands were deleted undecided. Their retention is too short."

@@ -3,7 +3,7 @@
 import signal
 from typing import Any
 
-from tests.support.samples import but, cancel
+from tests.support.samples import SHOP, but, cancel, create
 from tests.support.service import GRACE_S, histories
 
 FIRST: dict[str, list[Any]] = {
@@ -11,6 +11,15 @@ FIRST: dict[str, list[Any]] = {
     "rejections": [but(cancel, order_id=f"order-{n}", command_id=f"cancel-{n}") for n in range(20)],
     "dead letters": [(f"order-{n}", b"no command") for n in range(20)],
 }
+
+
+def creates(service, count, partition, **changes):
+    """Return creates of new orders of one partition."""
+    orders = (order for n in range(10_000) if service.partition_of(order := f"order-{partition}-{n}") == partition)
+    return [
+        but(create, order_id=order, command_id=f"create-{order}", actor=SHOP, **changes)
+        for order, _ in zip(orders, range(count), strict=False)
+    ]
 
 
 def end(worker):

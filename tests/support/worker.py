@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from order_service.errors import OrderServiceError
 from order_service.kafka import topics
@@ -18,7 +19,7 @@ from order_service.worker import membership
 from order_service.worker.clock import Clock
 from order_service.worker.faust.app import end_process, run
 from order_service.worker.monitoring import topic_watch
-from order_service.worker.standbys import standbys
+from order_service.worker.standbys.standbys import Standbys
 
 
 class Failpoint:
@@ -47,12 +48,21 @@ def _wall_clock() -> float:
     return time.time() + (float(Path(file).read_text()) if file else 0.0)
 
 
+_read_step: Any = Standbys._read_step
+
+
+async def read_step(standbys: Standbys, *arguments: Any) -> bool:
+    """Read a step of a changelog, or nothing while there is a file that a test makes."""
+    is_stopped = os.path.exists(os.environ.get("TEST_STANDBY_STOP_FILE", "/nowhere"))  # noqa: ASYNC240, PTH110
+    return not is_stopped and await _read_step(standbys, *arguments)
+
+
 def main() -> None:
     """Run a worker with the settings of the environment."""
     exit_on_signal()
     logs.configure("json")
     topic_watch.LOOK_EVERY_S = float(os.environ.get("TEST_TOPICS_EVERY_S", topic_watch.LOOK_EVERY_S))
-    standbys.STEP_OFFSETS = int(os.environ.get("TEST_STANDBY_STEP", standbys.STEP_OFFSETS))
+    Standbys._read_step = read_step  # type: ignore[method-assign, assignment]
     if os.environ.get("TEST_FEW_REPLICAS_ARE_ENOUGH"):
         topics._replica_faults = lambda topic, nodes: []  # noqa: ARG005
     if machine := os.environ.get("TEST_MACHINE"):

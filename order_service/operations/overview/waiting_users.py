@@ -1,6 +1,7 @@
 """Follows the changelog of the waiting room, and lists the users that commands wait for."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final
 
@@ -64,7 +65,8 @@ class WaitingUsers:
         async for records in reader.between(begins, stops):
             self._apply(records)
         self._read_to |= stops
-        return list_users(self._waiting.values(), is_complete=stops == ends)
+        # Sorting a full waiting room takes a second: in this thread, every request would wait for that.
+        return await asyncio.to_thread(list_users, [*self._waiting.values()], is_complete=stops == ends)
 
     def _apply(self, records: Iterable[ConsumerRecord]) -> None:
         for record in records:
@@ -77,7 +79,7 @@ class WaitingUsers:
                 self._waiting[record.key] = _Waiting(user_id, command.order_id, waiting.queued_at)
 
 
-def list_users(entries: Iterable[_Waiting], *, is_complete: bool = True) -> WaitingRoom:
+def list_users(entries: Collection[_Waiting], *, is_complete: bool = True) -> WaitingRoom:
     """Return the users of waiting commands. The commands behind the create of an order count for its user."""
     oldest_first = sorted(entries, key=lambda each: each.since)
     user_of = {each.order_id: each.user_id for each in oldest_first if each.user_id is not None}

@@ -42,7 +42,7 @@ log = structlog.get_logger()
 ROUND_EVERY_S: Final = 1.0
 REST: Final = 3.0
 """A standby rests three times as long as it has worked: lanes and claims have the rest of the event loop."""
-STEP_OFFSETS = 20_000
+STEP_OFFSETS: Final = 20_000
 """The offsets of a changelog that are read before it is the turn of the next partition."""
 READ_WITHIN_S: Final = 20.0
 RETRY_S: Final = 10.0

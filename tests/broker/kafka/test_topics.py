@@ -18,6 +18,7 @@ from order_service.kafka.connection import ask_admin
 from order_service.kafka.topics import (
     FIX_HINT,
     check_topics,
+    compare_topics,
     create_topics,
     in_sync_for,
     replicas_for,
@@ -74,6 +75,11 @@ def faults(service):
     *said, cure = str(raised.value).split("; ")
     assert cure == FIX_HINT
     return said
+
+
+def said_of(settings):
+    """Return the faults of the topics of these settings."""
+    return asyncio.run(ask_admin(settings, lambda admin: compare_topics(admin, settings))).faults
 
 
 def delete(service, *topics):
@@ -191,8 +197,10 @@ def test_topics_that_the_printed_lines_create_are_as_expected(service, tmp_path)
     lines = cli("topics", "print", "--format", "kafka-configs", "--replicas", "1").stdout.splitlines()
     try:
         run_lines(lines, tmp_path)
-        until(lambda: cli.json("topics", "create")[-1]["state"] == "exists", "all topics are there")
+        settings = service.settings().model_copy(update={"topic_prefix": prefix})
+        until(lambda: not said_of(settings), "the broker has the topics and their settings from its controller")
         assert cli.json("topics", "check") == [{"ok": True, "faults": [], "fix": [], "risks": []}]
+        assert {line["state"] for line in cli.json("topics", "create")} == {"exists"}
         run_lines(lines[:6], tmp_path)  # the heading, and the lines of a topic that exists
     finally:
         delete(service, *vars_of(topic_names(prefix)).values())

@@ -4,19 +4,10 @@ import signal
 import time
 
 from tests.support.claiming import open_transaction
-from tests.support.deciding import end
+from tests.support.deciding import creates, end
 from tests.support.prometheus import fires
-from tests.support.samples import SHOP, but, create
+from tests.support.samples import but, pay
 from tests.support.service import histories, until
-
-
-def creates(service, count, partition, **changes):
-    """Return creates of new orders of one partition."""
-    orders = (order for n in range(10_000) if service.partition_of(order := f"order-{partition}-{n}") == partition)
-    return [
-        but(create, order_id=order, command_id=f"create-{order}", actor=SHOP, **changes)
-        for order, _ in zip(orders, range(count), strict=False)
-    ]
 
 
 @fires(
@@ -39,16 +30,18 @@ def test_an_open_transaction_of_another_program(watch):
         worker = watch.target(service.start_worker())
         until(lambda: worker.lanes() == 3, "the other lanes run")
         began_at = time.monotonic()
-        waiting = creates(service, 6, 1)
-        service.send(waiting)
-        until(lambda: watch.value("orders_lag_commands") >= 6, "they wait")
+        orders = creates(service, 12, 1)
+        # A create waits for its user first, and counts from then on.
+        payments = [but(pay, order_id=each.order_id, command_id=f"pay-{each.order_id}") for each in orders[6:]]
+        service.send([*orders[:6], *payments])
+        until(lambda: watch.value("orders_lag_commands") >= 12, "they wait")
         until(lambda: watch.value("orders_foreign_transaction_seconds") > 20, "the transaction is open for long")
         watch.fault()
         until(lambda: time.monotonic() > began_at + 31, "the claim takes longer than 30 s")
         watch.fault()
         stranger.abort_transaction(30)
     worker.wait_lanes(4)
-    service.wait_outcomes(6)
+    service.wait_outcomes(12)
     watch.fault()
     until(lambda: watch.value("orders_foreign_transaction_seconds") == 0, "it is no longer open")
     until(lambda: watch.value("orders_lag_commands") == 0, "nothing waits")

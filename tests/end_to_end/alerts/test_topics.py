@@ -7,20 +7,11 @@ from order_service.domain.messages import Line
 from order_service.worker.membership import LaneAssignor
 from tests.support.command_line import CommandLine
 from tests.support.damaged_topics import delete_all
+from tests.support.deciding import creates
 from tests.support.prometheus import fires
-from tests.support.samples import SHOP, but, create
 from tests.support.service import histories, until
 
 REASON = ("--reason", "a test", "--actor", "user:alice", "--yes")
-
-
-def creates(service, count, partition, **changes):
-    """Return creates of new orders of one partition."""
-    orders = (order for n in range(10_000) if service.partition_of(order := f"order-{partition}-{n}") == partition)
-    return [
-        but(create, order_id=order, command_id=f"create-{order}", actor=SHOP, **changes)
-        for order, _ in zip(orders, range(count), strict=False)
-    ]
 
 
 def has_parked(worker, more_than):

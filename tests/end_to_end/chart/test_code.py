@@ -12,7 +12,7 @@ import yaml
 
 from order_service.cli import app as cli
 from order_service.contracts.chart_files import LOCAL, SET_BY_CHART, processes
-from order_service.contracts.metrics_page import USES
+from order_service.contracts.metrics_page import NO_ALERT, USES
 from order_service.kafka.topic_formats import TopicFormat, format_topics
 from order_service.kafka.topics import topic_configs, topic_names, topic_specs
 from order_service.local.broker import free_port
@@ -339,7 +339,7 @@ def test_alerts_select_the_services_in_front_of_the_admin_ports():
 
 
 def test_every_metric_that_an_operator_should_watch_has_an_alert():
-    watched = {name for name, use in USES.items() if not use.alert.startswith("No alert:")}
+    watched = {name for name, use in USES.items() if not use.alert.startswith(NO_ALERT)}
     used = {
         re.sub(r"_(bucket|count|sum)$", "", selector.name)
         for alert in alerts()

@@ -1,7 +1,8 @@
 """The waiting room by user, from its changelog, in bounded steps."""
 
 import asyncio
-from datetime import timedelta
+import threading
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from aiokafka.structs import TopicPartition
 
 from order_service.errors import HistoryError
 from order_service.operations.overview.bounded_reads import ends_of_a_read
-from order_service.operations.overview.waiting_users import USERS_MAX, WaitingUser, WaitingUsers
+from order_service.operations.overview.waiting_users import USERS_MAX, WaitingUser, WaitingUsers, _Waiting
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, WaitingCommand
 from tests.support.samples import NOW, but, create, pay
@@ -59,6 +60,23 @@ def test_only_so_many_users_are_listed_and_all_are_counted():
         topics.append(WAITING, *waiting(f"o-{number}", number, number, user_id=f"user-{number}"))
     room = room_of(topics)
     assert (room.user_count, len(room.users), room.users[0].user_id) == (USERS_MAX + 7, USERS_MAX, "user-0")
+
+
+def test_a_full_waiting_room_is_sorted_beside_the_loop_that_serves_requests():
+    """Of 240,000 commands, it takes a second. They wait while the User Service is away, when operators look."""
+    threads = set()
+
+    class Time(datetime):
+        def __lt__(self, other):
+            threads.add(threading.get_ident())
+            return super().__lt__(other)
+
+    users = WaitingUsers()
+    for day in (2, 1):
+        users._waiting[str(day).encode()] = _Waiting(f"user-{day}", f"o-{day}", Time(2026, 12, day, tzinfo=NOW.tzinfo))
+    assert [user.user_id for user in room_of(Topics(), users).users] == ["user-1", "user-2"]
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def test_a_long_changelog_is_read_in_several_steps_and_then_only_what_is_new():
