@@ -243,7 +243,7 @@ class Settings(BaseSettings):
         unit="MiB",
     )
     turn_ms: Annotated[int, Field(ge=1, le=1000)] = _setting(
-        12,
+        14,
         WORKER,
         "The minimum time between the starts of two turns; a quarter of it after a turn of one command.",
         unit="ms",
