@@ -42,7 +42,6 @@ _WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', 
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re.IGNORECASE)
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{,]', re.DOTALL)
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _TRACESTATE: Final = re.compile(rf"[\x20-\x7e]{{1,{MAX_TRACESTATE}}}\Z")
 TRACE: Final = web.RequestKey("trace", TraceContext)
 """The key of the trace context of a request's span, if tracing is on."""
@@ -154,12 +153,11 @@ def decide_by(headers: Mapping[str, str]) -> datetime | None:
 
 def trace_context(request: web.Request) -> TraceContext | None:
     """Return the caller's trace context. What is malformed is ignored. Source: W3C Trace Context."""
-    traceparent = request.headers.get(TRACEPARENT, "")
-    if not _TRACEPARENT.match(traceparent):
-        return None
     tracestate = _joined(request, TRACESTATE) or ""
     is_passed_on = _TRACESTATE.match(tracestate)
-    return TraceContext(traceparent.encode(), tracestate.encode() if is_passed_on else None)
+    traceparent = request.headers.get(TRACEPARENT, "").encode(errors="replace")
+    context = TraceContext(traceparent, tracestate.encode() if is_passed_on else None)
+    return None if context.trace_id is None else context
 
 
 def trace_of_commands(request: web.Request) -> TraceContext | None:

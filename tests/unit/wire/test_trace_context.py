@@ -35,9 +35,28 @@ def test_a_trace_context_comes_out_of_its_headers_as_it_went_in():
     assert trace_context_of(context.headers()) == context
 
 
+MALFORMED = [
+    pytest.param(b"", id="empty"),
+    pytest.param(b"00-1", id="too short"),
+    pytest.param(TRACEPARENT.upper().encode(), id="capital digits"),
+    pytest.param(b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01", id="a trace id of zeros"),
+    pytest.param(b"00-0af7651916cd43dd8448eb211c80319c-" + b"0" * 16 + b"-01", id="a span id of zeros"),
+    pytest.param(b"ff" + PARENT[2:], id="version ff"),
+    pytest.param(PARENT + b"\n", id="a line end"),
+    pytest.param(b"x" * 54 + b"1", id="the right length and flags"),
+    pytest.param(b"\xff" * 55, id="not ASCII"),
+]
+
+
+@pytest.mark.parametrize("traceparent", MALFORMED)
+def test_a_malformed_traceparent_has_no_trace_and_is_never_recorded(traceparent):
+    context = TraceContext(traceparent)
+    assert (context.trace_id, context.is_sampled, context.exemplar) == (None, False, None)
+
+
 @pytest.mark.parametrize(
     ("traceparent", "is_sampled"),
-    [(PARENT, True), (PARENT[:-1] + b"0", False), (PARENT[:-1] + b"3", True), (b"00-1", False), (b"", False)],
+    [(PARENT, True), (PARENT[:-1] + b"0", False), (PARENT[:-1] + b"3", True), (PARENT[:-1] + b"2", False)],
 )
 def test_the_flags_say_whether_a_trace_is_recorded(traceparent, is_sampled):
     context = TraceContext(traceparent)
@@ -50,19 +69,14 @@ def test_an_exemplar_names_the_trace_and_the_span():
     assert TraceContext(PARENT).exemplar == expected
 
 
+@pytest.mark.parametrize("version", [b"00", b"01", b"fe"])
+def test_a_trace_id_is_read_from_a_traceparent_of_any_version(version):
+    assert TraceContext(version + PARENT[2:]).trace_id == TRACEPARENT[3:35]
+
+
 @pytest.mark.parametrize(
-    ("traceparent", "trace_id"),
-    [
-        (PARENT, TRACEPARENT[3:35]),
-        (b"", None),
-        (b"00-1", None),
-        (TRACEPARENT.upper().encode(), None),
-        (b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01", None),
-        (b"00-0af7651916cd43dd8448eb211c80319c-" + b"0" * 16 + b"-01", None),
-        (b"ff" + PARENT[2:], None),
-        (PARENT + b"\n", None),
-        (b"\xff" * 55, None),
-    ],
+    ("flags", "kept"), [(b"01", b"01"), (b"03", b"03"), (b"f1", b"01")], ids=["recorded", "random", "unknown flags"]
 )
-def test_a_trace_id_is_read_only_from_a_valid_traceparent(traceparent, trace_id):
-    assert TraceContext(traceparent).trace_id == trace_id
+def test_what_a_span_leads_to_has_its_id_the_known_flags_and_the_same_state(flags, kept):
+    child = TraceContext(b"cc" + PARENT[2:53] + flags, STATE).child(0xAB)
+    assert child == TraceContext(b"00" + PARENT[2:36] + b"00000000000000ab-" + kept, STATE)
