@@ -1,4 +1,4 @@
-"""All settings, read from the environment: `ORDERS_…`, and five names that are common to many programs."""
+"""All settings, read from the environment: `ORDERS_…`, and six names that are common to many programs."""
 
 from __future__ import annotations
 
@@ -627,6 +627,14 @@ class Settings(BaseSettings):
         "For `traceidratio`: the share of those traces that is recorded, from 0 to 1.",
         shown="`1`",
         validation_alias=AliasChoices("OTEL_TRACES_SAMPLER_ARG", "traces_sampler_arg"),
+    )
+    traces_queue_size: Annotated[int, Field(ge=1, le=1_000_000)] = _setting(
+        2048,
+        SERVED,
+        "For `ORDERS_TRACING`: how many ended spans wait for the collector. Those that come while so many wait are "
+        "dropped and counted. At least `OTEL_BSP_MAX_EXPORT_BATCH_SIZE`, which is 512.",
+        unit="spans",
+        validation_alias=AliasChoices("OTEL_BSP_MAX_QUEUE_SIZE", "traces_queue_size"),
     )
 
     @property

@@ -131,6 +131,12 @@ USES: Final = {
     ),
     "orders_build_info": Use(EVERY_PROCESS, "1", f"{SHOWS_WHY} It has the version."),
     "orders_log_lines_dropped_total": Use(EVERY_PROCESS, "lines", "It grows: no process reads the log output."),
+    "orders_spans_dropped_total": Use(
+        EVERY_PROCESS,
+        "spans",
+        f"{NO_ALERT} no command depends on it. [Tracing](../operations/tracing.md#when-the-collector-is-away) has what "
+        "to do.",
+    ),
 }
 """Each metric, in the sequence of the page."""
 

@@ -4,14 +4,13 @@ Names follow the semantic conventions of OpenTelemetry for HTTP and for messagin
 stable yet). Attributes hold ids, offsets and outcomes; never a value of a record, a query, a header or a credential.
 
 A span is recorded if its parent is. A trace that begins here is recorded at the rate of the settings. Ended spans are
-queued and exported by a thread. If the queue is full, the oldest are dropped: nothing waits for a collector.
+queued and exported by a thread. If the queue is full, a span is dropped and counted: nothing waits for a collector.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from random import random
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Final
 
 import structlog
@@ -19,14 +18,17 @@ from aiokafka.structs import ConsumerRecord
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBasedTraceIdRatio, Sampler
-from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, StatusCode, Tracer, get_current_span
+from opentelemetry.trace import Link, NoOpTracer, Span, SpanKind, Status, StatusCode, Tracer, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import Counter
 
 from order_service import __version__
 from order_service.http_client import TRACE_HEADERS
+from order_service.runtime.tracing import OTHER_METHOD
 from order_service.settings import Settings
 from order_service.wire.trace_context import TRACEPARENT, TRACESTATE, TraceContext, trace_context_of
 
@@ -36,26 +38,131 @@ CLOSE_WITHIN_S: Final = 2.0
 """How long a process that ends exports what is queued."""
 SCOPE: Final = "order_service"
 SYSTEM: Final = {"messaging.system": "kafka"}
+DROPPED: Final = Counter(
+    "orders_spans_dropped_total",
+    "Spans that were not exported, if `ORDERS_TRACING` is on, by reason: queue_full or not_accepted.",
+    ["reason"],
+)
+QUEUE_FULL: Final = "queue_full"
+NOT_ACCEPTED: Final = "not_accepted"
 _propagator: Final = TraceContextTextMapPropagator()
+
+
+class ExportQueue(SpanProcessor):
+    """Exports ended spans in batches from a thread. Drops and counts those that come while `size` of them wait.
+
+    The batches are OpenTelemetry's, whose own queue drops the oldest span without a count: it never fills up here.
+    """
+
+    def __init__(self, exporter: SpanExporter, size: int, batch_size: int | None = None) -> None:
+        self._size = size
+        self._waiting = 0
+        self._lock = Lock()
+        self._batches = BatchSpanProcessor(
+            _CountingExporter(exporter, self._taken), max_queue_size=size, max_export_batch_size=batch_size
+        )
+        for reason in (QUEUE_FULL, NOT_ACCEPTED):
+            DROPPED.labels(reason)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue a span, or drop it."""
+        with self._lock:
+            is_full = self._waiting >= self._size
+            self._waiting += not is_full
+        if is_full:
+            DROPPED.labels(QUEUE_FULL).inc()
+        else:
+            self._batches.on_end(span)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Export what waits, and return whether it was."""
+        return bool(self._batches.force_flush(timeout_millis))
+
+    def shutdown(self) -> None:
+        """Export what waits, and end."""
+        self._batches.shutdown()  # type: ignore[no-untyped-call]
+
+    def _taken(self, count: int) -> None:
+        with self._lock:
+            self._waiting -= count
+
+
+class _CountingExporter(SpanExporter):
+    """Exports spans. `on_batch` gets the number of those that no longer wait; those that are refused are counted."""
+
+    def __init__(self, exporter: SpanExporter, on_batch: Callable[[int], None]) -> None:
+        self._exporter = exporter
+        self._on_batch = on_batch
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._on_batch(len(spans))
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export(spans)
+        finally:
+            if result is not SpanExportResult.SUCCESS:
+                DROPPED.labels(NOT_ACCEPTED).inc(len(spans))
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
+class OneResource(Resource):
+    """The resource of all spans of a process. The hash of its class is that of a JSON text, for each exported span."""
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class GivenIds(RandomIdGenerator):
+    """Random ids; those that are given first, for the next span. An outcome has them before its span is made."""
+
+    def __init__(self) -> None:
+        self._trace_id: int | None = None
+        self._span_id: int | None = None
+
+    def give(self, trace_id: int, span_id: int) -> None:
+        """Set the ids of the next span. If it has a parent, the trace id is not used: it is the parent's."""
+        self._trace_id, self._span_id = trace_id, span_id
+
+    def generate_trace_id(self) -> int:
+        """Return the id of a trace that begins."""
+        given, self._trace_id = self._trace_id, None
+        return super().generate_trace_id() if given is None else given
+
+    def generate_span_id(self) -> int:
+        """Return the id of a span."""
+        given, self._span_id, self._trace_id = self._span_id, None, None
+        return super().generate_span_id() if given is None else given
 
 
 class Spans:
     """Starts the spans of a process. `root_rate` is the share of the traces beginning here that are recorded.
 
     `tracer` decides by the parent or the rate. `recorder` records every span: for those of which that is known already.
+    `is_off` is true if OpenTelemetry's own variable has disabled it.
     """
 
     def __init__(self, processor: SpanProcessor, root_rate: float, resource: Resource | None = None) -> None:
         self.root_rate = root_rate
         self._processor = processor
-        self._resource = resource or Resource.create()
+        resource = resource or Resource.create()
+        self._resource = OneResource(resource.attributes, resource.schema_url)
         self.tracer = self._tracer(ParentBasedTraceIdRatio(root_rate))
-        self.recorder = self._tracer(ALWAYS_ON)
+        self.recorder = self.recorder_with(RandomIdGenerator())
+        self.is_off = isinstance(self.recorder, NoOpTracer)
 
-    def _tracer(self, sampler: Sampler) -> Tracer:
+    def recorder_with(self, ids: IdGenerator) -> Tracer:
+        """Return a tracer that records every span, with these ids."""
+        return self._tracer(ALWAYS_ON, ids)
+
+    def _tracer(self, sampler: Sampler, ids: IdGenerator | None = None) -> Tracer:
         processors = SynchronousMultiSpanProcessor()  # type: ignore[no-untyped-call]
         processors.add_span_processor(self._processor)
-        provider = TracerProvider(sampler, self._resource, shutdown_on_exit=False, active_span_processor=processors)
+        provider = TracerProvider(
+            sampler, self._resource, shutdown_on_exit=False, active_span_processor=processors, id_generator=ids
+        )
         return provider.get_tracer(SCOPE, __version__)
 
     def close(self) -> None:
@@ -67,16 +174,13 @@ class Spans:
         if closing.is_alive():
             log.warning("Spans were dropped: the collector did not accept them in time.", within_s=CLOSE_WITHIN_S)
 
-    def begins_trace(self) -> bool:
-        """Return whether to record a trace that begins here."""
-        return random() < self.root_rate  # noqa: S311, a sample is no secret
-
     @contextmanager
     def serving(self, method: str, route: str, caller: TraceContext | None) -> Iterator["Request"]:
         """Record a request to this HTTP server, as a part of its caller's trace."""
         attributes = {"http.request.method": method, **({"http.route": route} if route else {})}
+        name = "HTTP" if method == OTHER_METHOD else method  # as the semantic conventions for HTTP have it
         span = self.tracer.start_span(
-            f"{method} {route}".rstrip(), parent_of(caller), kind=SpanKind.SERVER, attributes=attributes
+            f"{name} {route}".rstrip(), parent_of(caller), kind=SpanKind.SERVER, attributes=attributes
         )
         try:
             yield Request(span, caller)
@@ -103,29 +207,35 @@ class Spans:
             yield Awaiting(span)
 
     @contextmanager
-    def calling(self, method: str, template: str, traces: Sequence[TraceContext]) -> Iterator["Call"]:
+    def calling(self, method: str, template: str, traces_of: Callable[[], Sequence[TraceContext]]) -> Iterator["Call"]:
         """Record a call of another service for these traces: it is a part of the first, and linked to the others.
 
-        Requests that are sent meanwhile carry its trace. Without a trace, nothing is recorded.
+        Requests that are sent meanwhile carry its trace. If none needs the call when it begins, the traces that need it
+        when it ends get its span, and its requests carried none. Without a trace, nothing is recorded.
         """
-        if not traces:
-            yield Call(INVALID_SPAN)
-            return
-        links = [Link(get_current_span(parent_of(other)).get_span_context()) for other in traces[1:]]
-        span = self.recorder.start_span(
-            f"{method} {template}",
-            parent_of(traces[0]),
-            kind=SpanKind.CLIENT,
-            attributes={"http.request.method": method, "url.template": template},
-            links=links,
-        )
-        headers = {name: value.decode("latin-1") for name, value in context_of(span, traces[0]).headers()}
+        call, started_ns = Call(), time.time_ns()
+        traces = traces_of()
+        span = self._call(f"{method} {template}", traces, started_ns) if traces else None
+        headers = {} if span is None else _http_headers(context_of(span, traces[0]))
         token = TRACE_HEADERS.set(headers)
         try:
-            with _ending(span):
-                yield Call(span)
+            yield call
+        except BaseException as error:
+            call.error = type(error).__name__
+            raise
         finally:
             TRACE_HEADERS.reset(token)
+            if span is None and (traces := traces_of()):
+                span = self._call(f"{method} {template}", traces, started_ns)
+            if span is not None:
+                span.set_attributes({"http.request.method": method, "url.template": template})
+                call.end(span)
+
+    def _call(self, name: str, traces: Sequence[TraceContext], started_ns: int) -> Span:
+        links = [Link(get_current_span(parent_of(other)).get_span_context()) for other in traces[1:]]
+        return self.recorder.start_span(
+            name, parent_of(traces[0]), kind=SpanKind.CLIENT, links=links, start_time=started_ns
+        )
 
     def processed(self, records: Iterable[ConsumerRecord], started_ns: int) -> None:
         """Record that these records were processed together, from `started_ns` since 1970 until now."""
@@ -165,8 +275,7 @@ class Request:
         if operation != "none":
             self._span.set_attribute("orders.operation", operation)
         if status >= 500:
-            self._span.set_attribute("error.type", str(status))
-            self._span.set_status(Status(StatusCode.ERROR))
+            _failed(self._span, str(status))
 
 
 class Sending:
@@ -194,14 +303,18 @@ class Awaiting:
 
 
 class Call:
-    """The span of a call of another service."""
+    """A call of another service, whose span may begin only when it ends."""
 
-    def __init__(self, span: Span) -> None:
-        self._span = span
+    answer = ""
+    error = ""
 
-    def answered(self, answer: str) -> None:
-        """Record the answer."""
-        self._span.set_attribute("orders.user_check", answer)
+    def end(self, span: Span) -> None:
+        """End the span of this call with its answer, or with the type of its error."""
+        if self.answer:
+            span.set_attribute("orders.user_check", self.answer)
+        if self.error:
+            _failed(span, self.error)
+        span.end()
 
 
 def exported(settings: Settings, process: str) -> Spans:
@@ -209,7 +322,8 @@ def exported(settings: Settings, process: str) -> Spans:
     # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come before ours.
     ours = Resource({"service.name": f"order-service-{process}", "service.version": __version__})
     resource = Resource.create().merge(ours).merge(OTELResourceDetector().detect())
-    return Spans(BatchSpanProcessor(OTLPSpanExporter()), settings.traces_root_rate, resource)
+    queue = ExportQueue(OTLPSpanExporter(), settings.traces_queue_size)
+    return Spans(queue, settings.traces_root_rate, resource)
 
 
 def parent_of(trace: TraceContext | None) -> Context:
@@ -227,6 +341,10 @@ def context_of(span: Span, parent: TraceContext | None) -> TraceContext:
     context = span.get_span_context()
     traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
     return TraceContext(traceparent.encode(), None if parent is None else parent.tracestate)
+
+
+def _http_headers(trace: TraceContext) -> dict[str, str]:
+    return {name: value.decode("latin-1") for name, value in trace.headers()}
 
 
 def _passed_on(span: Span, parent: TraceContext | None) -> TraceContext | None:
@@ -257,8 +375,12 @@ def _ending(span: Span) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        span.set_attribute("error.type", type(error).__name__)
-        span.set_status(Status(StatusCode.ERROR))
+        _failed(span, type(error).__name__)
         raise
     finally:
         span.end()
+
+
+def _failed(span: Span, error: str) -> None:
+    span.set_attribute("error.type", error)
+    span.set_status(Status(StatusCode.ERROR))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from order_service.errors import SetupError
 from order_service.settings import Settings
 
 if TYPE_CHECKING:
     from order_service.runtime.spans import Spans
+
+OTHER_METHOD: Final = "_OTHER"
+"""A method that HTTP does not know. Source: OpenTelemetry, semantic conventions for HTTP, `http.request.method`."""
 
 
 @contextmanager

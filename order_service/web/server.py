@@ -26,7 +26,7 @@ from order_service.web.api.routes import Api, Call
 from order_service.web.docs import event_catalogue, pages, schema_registry
 from order_service.web.http import requests
 from order_service.web.http.problems import Problem, Trouble
-from order_service.web.http.request_log import HEADER, REQUEST_ID, log_access, logged_with_ids
+from order_service.web.http.request_log import HEADER, REQUEST_ID, log_access, logged_with_ids, method_of
 from order_service.web.http.requests import TRACE, trace_context
 from order_service.web.live.sse import come_again
 
@@ -183,7 +183,7 @@ def _recorded(request: web.Request) -> Iterator["RequestSpan | None"]:
     if spans is None:
         yield None
         return
-    with spans.serving(request.method, _route(request), trace_context(request)) as span:
+    with spans.serving(method_of(request), _route(request), trace_context(request)) as span:
         if span.trace is not None:
             request[TRACE] = span.trace
         yield span

@@ -513,7 +513,7 @@ class Assignment:
         for user_id in lane.room.users():
             check = self._context.users.known(user_id)
             if check is None:
-                self._user_lookups.ask(user_id, lane.room.trace_of(user_id))
+                self._user_lookups.ask(user_id)
             else:
                 lane.room.add_answer(user_id, check)
 

@@ -216,7 +216,8 @@ class Lane:
                 continue
             self.deciding, self._in_hand = record.offset, record
             if isinstance(command, DecodeError):
-                self._add_dead_letter(record, command, self._origin(record.offset, trace_context_of(record.headers)))
+                origin = self._origin(record.offset, trace_context_of(record.headers), record.timestamp)
+                self._add_dead_letter(record, command, origin)
                 is_decided = True
             else:
                 is_decided = self._take(record, command, now)
@@ -294,7 +295,7 @@ class Lane:
         entry = self.table.get(order_id)
         waits = order_id in self.room
         trace = trace_context_of(record.headers)
-        origin = self._origin(record.offset, trace)
+        origin = self._origin(record.offset, trace, record.timestamp)
         if record.key != order_id.encode() or (entry is None and not waits):
             try:  # a known order is in the right partition: only its key is compared
                 check_key(record.key, order_id, self.partition, self.policy.partition_count)
@@ -309,9 +310,9 @@ class Lane:
             return False
         return True
 
-    def _origin(self, offset: int, trace: TraceContext | None) -> Origin:
+    def _origin(self, offset: int, trace: TraceContext | None, since_ms: float) -> Origin:
         """Return the origin that a command gives its outcome, with the command's span if its trace is recorded."""
-        span = None if self._spans is None else self._spans.begin(self.partition, offset, trace)
+        span = None if self._spans is None else self._spans.begin(self.partition, offset, trace, since_ms)
         return Origin(offset, trace) if span is None else Origin(offset, span.trace, span)
 
     def _queue_up(self, command: Command, origin: Origin, trace: TraceContext | None, now: datetime) -> bool:
@@ -332,7 +333,8 @@ class Lane:
         assert origin.offset is not None
         # A trace that begins here goes on after the wait. Of any other, the sender's context is kept: see CommandSpans.
         waiting = waiting_command(command, origin.offset, now, trace or origin.trace)
-        self._note(origin, type(command).__name__, command.order_id, "waiting")
+        if origin.span is not None:
+            self._note(origin.span, type(command).__name__, command.order_id, "waiting")
         is_head = command.order_id not in self.room
         self.room.add(waiting)
         self._changes.waiting[waiting.key] = changelog.encode(waiting)
@@ -346,17 +348,18 @@ class Lane:
             self.deciding, self._in_hand = f"the waiting command at offset {head.offset}", head
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
-            origin = self._origin(head.offset, head.trace)
+            since_ms = head.queued_at.timestamp() * 1000
+            origin = self._origin(head.offset, head.trace, since_ms)
             ask_user = self._decide_command(head.command, self.table.get(order_id), origin, now, user)
             if ask_user is not None:
                 self.room.wait_again(order_id)
                 self._ask(ask_user.user_id)
                 return
-            if self._spans is not None and origin.span is not None:
-                self._spans.waited(origin.span, head, user, now)
+            if origin.span is not None:
+                origin.span.waited(head, user, now)
             self.room.pop_head(order_id)
             self._changes.waiting[head.key] = None
-            self._changes.decided_since_ms.append(head.queued_at.timestamp() * 1000)
+            self._changes.decided_since_ms.append(since_ms)
             user = None
 
     def _decide_command(
@@ -381,13 +384,13 @@ class Lane:
 
     def _count_repeat(self, command: Command, origin: Origin) -> None:
         self._changes.outcomes[type(command).__name__, "repeated", ""] += 1
-        self._note(origin, type(command).__name__, command.order_id, "repeated")
-
-    def _note(self, origin: Origin, command_type: str, order_id: str, outcome: str, reason: str = "") -> None:
-        """Record in the command's span the outcome. The span ends with the turn."""
         if origin.span is not None:
-            origin.span.decided(command_type, order_id, outcome, reason)
-            self._changes.spans.append(origin.span)
+            self._note(origin.span, type(command).__name__, command.order_id, "repeated")
+
+    def _note(self, span: "CommandSpan", command_type: str, order_id: str, outcome: str, reason: str = "") -> None:
+        """Record the outcome in a command's span, which ends with the turn."""
+        span.decided(command_type, order_id, outcome, reason)
+        self._changes.spans.append(span)
 
     def _add_event(self, event: Event, entry: Entry | None, command_type: str, origin: Origin) -> None:
         record, digest = event_record(event, origin)
@@ -397,14 +400,16 @@ class Lane:
             self._set_timer(event.order_id, after)
         self._changes.events.append(record)
         self._changes.outcomes[command_type, "accepted", ""] += 1
-        self._note(origin, command_type, event.order_id, "accepted")
+        if origin.span is not None:
+            self._note(origin.span, command_type, event.order_id, "accepted")
         self._changes.size += len(record[1] or b"")
 
     def _add_rejection(self, rejection: Rejection, origin: Origin) -> None:
         record = rejection_record(rejection, origin)
         self._changes.rejections.append(record)
         self._changes.outcomes[rejection.command_type, "rejected", rejection.reason] += 1
-        self._note(origin, rejection.command_type, rejection.order_id, "rejected", rejection.reason)
+        if origin.span is not None:
+            self._note(origin.span, rejection.command_type, rejection.order_id, "rejected", rejection.reason)
         self._changes.size += len(record[1] or b"")
 
     def _add_dead_letter(self, record: "ConsumerRecord[bytes, bytes]", error: DecodeError, origin: Origin) -> None:

@@ -1,9 +1,12 @@
 """Prometheus metrics of a worker. Times are in seconds; every name starts with `orders_`."""
 
-from bisect import bisect_right
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.samples import Exemplar
 
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -21,6 +24,11 @@ class TurnHistogram(Histogram):
                 bucket.inc(below - counted)
             counted = below
         self._sum.inc(sum(values))
+
+    def add_exemplars(self, exemplars: Iterable[tuple[float, dict[str, str]]]) -> None:
+        """Add exemplars to buckets: observed values, and the labels that lead to their spans."""
+        for value, labels in exemplars:
+            self._buckets[bisect_left(self._upper_bounds, value)].set_exemplar(Exemplar(labels, value, time.time()))
 
 
 COMMANDS: Final = Counter(

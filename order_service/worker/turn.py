@@ -7,7 +7,7 @@ A failed turn or commit ends the process, or the assignment if Kafka refused it:
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -441,8 +441,18 @@ def _update_metrics(turn: Turn, now: datetime, exemplar: dict[str, str] | None) 
     for _, changes in turn.changes:
         ages_s = [max(0.0, now_ms - since_ms) / 1000 for since_ms in changes.decided_since_ms]
         metrics.COMMAND_AGE_SECONDS.observe_all(ages_s)
+        if changes.spans:
+            metrics.COMMAND_AGE_SECONDS.add_exemplars(_exemplars(changes.spans, now_ms))
         for (command, outcome, reason), count in changes.outcomes.items():
             metrics.COMMANDS.labels(command, outcome, reason).inc(count)
         for reason, count in changes.dead_reasons.items():
             metrics.DEAD_LETTERS.labels(reason).inc(count)
         metrics.SHORTENED.inc(changes.shortened)
+
+
+def _exemplars(spans: list["CommandSpan"], now_ms: float) -> Iterator[tuple[float, dict[str, str]]]:
+    """Return the age in seconds of each recorded command that is decided, and the labels that lead to its span."""
+    for span in spans:
+        labels = span.trace.exemplar
+        if span.since_ms is not None and labels is not None:
+            yield max(0.0, now_ms - span.since_ms) / 1000, labels

@@ -37,7 +37,7 @@ class UserLookups:
     """Looks users up as soon as their creates are read. For orders that wait, retries after 5 s, doubling to 60 s.
 
     `is_awaited` returns whether an order waits for a user; `on_answer` gets each answer. If tracing is on, `spans`
-    records the lookups.
+    records the lookups, and `trace_of` returns the trace of an order that waits for a user.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class UserLookups:
         concurrency: int,
         clock: Callable[[], float] = time.monotonic,
         spans: "CommandSpans | None" = None,
+        trace_of: Callable[[str], TraceContext | None] = lambda _: None,
     ) -> None:
         self._users = users
         self._is_awaited = is_awaited
@@ -60,6 +61,7 @@ class UserLookups:
         self._unanswered: dict[str, Unanswered] = {}
         self._open: set[str] = set()
         self._spans = spans
+        self._trace_of = trace_of
         self._traces: dict[str, list[TraceContext]] = {}
         """The recorded traces to which an open lookup belongs."""
         self._lookups = asyncio.TaskGroup()
@@ -143,10 +145,17 @@ class UserLookups:
     async def _check(self, user_id: str, *, again: bool) -> UserCheck:
         if self._spans is None:
             return await self._users.check(user_id, again=again)
-        with self._spans.lookup(self._traces.get(user_id, ())) as call:
+        with self._spans.lookup(lambda: self._traces_of(user_id)) as call:
             check = await self._users.check(user_id, again=again)
-            call.answered(check.value)
+            call.answer = check.value
             return check
+
+    def _traces_of(self, user_id: str) -> list[TraceContext]:
+        """Return the recorded traces that need a user. One that began here is that of an order that waits already."""
+        if traces := self._traces.get(user_id):
+            return traces
+        trace = self._trace_of(user_id)
+        return [trace] if trace is not None and trace.is_sampled else []
 
     def _retry_later(self, user_id: str, why: str) -> None:
         if not self._is_awaited(user_id):

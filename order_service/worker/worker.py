@@ -22,7 +22,7 @@ from order_service.errors import (
 )
 from order_service.runtime.readiness import NotReady, ReadinessFault
 from order_service.runtime.tasks import failure_of
-from order_service.wire.trace_context import trace_context_of
+from order_service.wire.trace_context import TraceContext, trace_context_of
 from order_service.worker import metrics
 from order_service.worker.assignment import Assignment, Context
 from order_service.worker.claims.changelog_reader import ChangelogState
@@ -56,6 +56,7 @@ class Worker:
             self._on_user_check,
             concurrency=context.settings.user_service_concurrency,
             spans=context.spans,
+            trace_of=self._trace_of,
         )
         self._assignment: Assignment | None = None
         self._last: Assignment | None = None
@@ -337,6 +338,11 @@ class Worker:
         return self._assignment is not None and any(
             lane.room.waits_for(user_id) for lane in self._assignment.lanes.values()
         )
+
+    def _trace_of(self, user_id: str) -> TraceContext | None:
+        """Return the trace of an order that waits for a user, or None."""
+        lanes = () if self._assignment is None else self._assignment.lanes.values()
+        return next((trace for lane in lanes if (trace := lane.room.trace_of(user_id)) is not None), None)
 
     def _on_user_check(self, user_id: str, check: UserCheck) -> None:
         if self._assignment is None:

@@ -11,12 +11,11 @@ import structlog
 from aiohttp import hdrs, web
 
 from order_service.runtime.logs import ACCESS
+from order_service.runtime.tracing import OTHER_METHOD
 from order_service.web.http.requests import trace_of_commands
 
 HEADER: Final = "X-Request-Id"
 REQUEST_ID: Final = web.RequestKey("request_id", str)
-OTHER_METHOD: Final = "_OTHER"
-"""A method that HTTP does not know. Source: OpenTelemetry, semantic conventions for HTTP, `http.request.method`."""
 
 _ACCEPTED: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _LEVEL: Final = logging.getLogger(ACCESS)
@@ -40,13 +39,17 @@ def logged_with_ids(request: web.Request) -> Iterator[None]:
         yield
 
 
+def method_of(request: web.Request) -> str:
+    """Return the method of a request, or `OTHER_METHOD`: what the caller sent may be any text."""
+    return request.method if request.method in hdrs.METH_ALL else OTHER_METHOD
+
+
 def log_access(request: web.Request, operation: str, status: int, duration_s: float) -> None:
     """Log that a request was served, with status 0 if its caller hung up. Paths and queries hold ids of users."""
     if _LEVEL.isEnabledFor(logging.INFO):
-        method = request.method if request.method in hdrs.METH_ALL else OTHER_METHOD
         log.info(
             "Request served.",
-            http_method=method,
+            http_method=method_of(request),
             http_status=status,
             operation=operation,
             duration_ns=round(duration_s * 1e9),

@@ -8,13 +8,14 @@ import time
 
 import pytest
 from aiokafka.structs import ConsumerRecord
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from order_service.runtime import spans as spans_module
-from order_service.runtime.spans import Spans, exported
+from order_service.runtime.spans import NOT_ACCEPTED, QUEUE_FULL, ExportQueue, Spans, exported
 from order_service.runtime.tracing import recording
 from order_service.sdk.testing.samples import TRACEPARENT, TRACESTATE
 from order_service.settings import Settings
@@ -120,7 +121,7 @@ def test_opentelemetry_can_be_disabled_by_its_own_variable(monkeypatch):
             spans.sending("commands", "o", request.trace) as sent,
         ):
             assert (request.trace, sent.trace) == (caller, caller)
-    assert CommandSpans(spans, "commands", "orders", "/{id}").begin(0, 0, TRACE) is None
+    assert CommandSpans(spans, "commands", "orders", "/{id}").begin(0, 0, TRACE, 0.0) is None
     assert not exporter.get_finished_spans()
 
 
@@ -187,12 +188,56 @@ class Blocked(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-def test_spans_that_the_queue_cannot_hold_are_dropped():
-    exporter = Blocked()
-    spans = Spans(BatchSpanProcessor(exporter, max_queue_size=16, max_export_batch_size=8), 1.0)
-    for _ in range(500):
+def dropped(reason):
+    """Return the number of spans that this process has dropped for a reason."""
+    return REGISTRY.get_sample_value("orders_spans_dropped_total", {"reason": reason}) or 0.0
+
+
+def record(spans, count):
+    for _ in range(count):
         with spans.serving("GET", "/v1/orders", TRACE):
             pass
+
+
+def test_spans_that_the_queue_cannot_hold_are_dropped_and_counted():
+    exporter = Blocked()
+    queue = ExportQueue(exporter, 16, 8)
+    before = dropped(QUEUE_FULL)
+    record(Spans(queue, 1.0), 500)
     exporter.may_export.set()
-    spans.close()
-    assert 16 <= exporter.count <= 16 + 8
+    queue.shutdown()
+    assert 16 <= exporter.count <= 16 + 8  # a batch no longer waits once its export begins
+    assert dropped(QUEUE_FULL) - before == 500 - exporter.count
+
+
+class Refusing(SpanExporter):
+    """Refuses or fails, as its collector."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def export(self, _spans):
+        if self.error is not None:
+            raise self.error
+        return SpanExportResult.FAILURE
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no collector")], ids=["refused", "failed"])
+def test_spans_that_the_collector_does_not_accept_are_counted(error):
+    queue = ExportQueue(Refusing(error), 16, 8)
+    before = dropped(NOT_ACCEPTED)
+    record(Spans(queue, 1.0), 12)
+    queue.shutdown()
+    assert dropped(NOT_ACCEPTED) - before == 12
+
+
+def test_both_counts_are_there_before_a_span_is_dropped():
+    ExportQueue(Blocked(), 16, 8).shutdown()
+    for reason in (QUEUE_FULL, NOT_ACCEPTED):
+        assert REGISTRY.get_sample_value("orders_spans_dropped_total", {"reason": reason}) is not None
+
+
+def test_the_environment_sets_the_size_of_the_queue(monkeypatch):
+    assert Settings().traces_queue_size == 2048
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "600")
+    assert Settings().traces_queue_size == 600

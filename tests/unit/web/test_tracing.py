@@ -30,6 +30,10 @@ UNSAMPLED = {**TRACE, "traceparent": TRACEPARENT[:-1] + "0"}
         pytest.param([], None, id="no header"),
         pytest.param([("traceparent", TRACEPARENT)], TraceContext(TRACEPARENT.encode()), id="a parent"),
         pytest.param([("traceparent", TRACEPARENT + "0")], None, id="a malformed parent"),
+        pytest.param([("traceparent", "ff" + TRACEPARENT[2:])], None, id="version ff"),
+        pytest.param([("traceparent", f"00-{'0' * 32}-b7ad6b7169203331-01")], None, id="a trace id of zeros"),
+        pytest.param([("traceparent", TRACEPARENT[:36] + "0" * 16 + "-01")], None, id="a span id of zeros"),
+        pytest.param([("traceparent", "é" * 55)], None, id="a parent that is not ASCII"),
         pytest.param([("tracestate", "a=1")], None, id="a state without a parent"),
         pytest.param(
             [("traceparent", TRACEPARENT), ("tracestate", "a=1"), ("tracestate", "b=2")],
@@ -122,3 +126,14 @@ async def test_a_path_has_the_names_of_its_parameters_and_an_unknown_one_is_left
             assert (await caller.ask("GET", "/hunter2")).status == 404
     assert [span.name for span in exporter.get_finished_spans()] == ["GET /v1/orders/{order_id}", "GET"]
     assert not [span for span in exporter.get_finished_spans() if "hunter2" in span.to_json()]
+
+
+async def test_a_method_that_http_does_not_know_is_not_recorded(tmp_path):
+    spans, exporter = spans_in_memory()
+    async with AsyncExitStack() as stack:
+        world = World(empty_views(tmp_path, "views", stack))
+        async with world.server(spans=spans) as caller:
+            await caller.ask("PURGE", "/v1/orders")
+    [span] = exporter.get_finished_spans()
+    assert (span.name, span.attributes["http.request.method"]) == ("HTTP", "_OTHER")
+    assert "PURGE" not in span.to_json()

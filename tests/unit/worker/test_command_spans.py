@@ -126,8 +126,13 @@ def test_what_is_recorded(trace, root_rate, is_recorded):
     [event] = world.send_in(trace, create).events
     spans = world.exported()
     assert [span.name for span in spans] == (["process commands", "turn commands"] if is_recorded else [])
-    if not is_recorded:
-        assert trace_context_of(event[2]) == trace
+    sent = trace_context_of(event[2])
+    if is_recorded:
+        assert sent is not None
+        assert sent.is_sampled
+        assert sent.traceparent[3:52].decode() == f"{trace_id_of(spans[0])}-{id_of(spans[0])}"
+    else:
+        assert sent == trace
 
 
 def test_a_wait_ends_with_its_decision_also_after_a_restart():
@@ -247,12 +252,21 @@ class Lookups(AskingWorld):
         self.headers: list[dict[str, str]] = []
         users.check = self._check
         self.answer: UserCheck | UserServiceUnavailable = UserCheck.ACTIVE
+        self.waiting: TraceContext | None = None
+        self.waits_meanwhile: TraceContext | None = None
         self.asking = UserLookups(
-            users, lambda _: True, lambda *_: None, concurrency=4, clock=lambda: self.now, spans=spans
+            users,
+            lambda _: True,
+            lambda *_: None,
+            concurrency=4,
+            clock=lambda: self.now,
+            spans=spans,
+            trace_of=lambda _: self.waiting,
         )
 
     async def _check(self, _user_id, *, again=False):  # noqa: ARG002 - as the client has it
         self.headers.append(dict(TRACE_HEADERS.get()))
+        self.waiting = self.waits_meanwhile
         if isinstance(self.answer, UserServiceUnavailable):
             raise self.answer
         return self.answer
@@ -288,3 +302,63 @@ async def test_each_try_of_a_lookup_has_a_span_and_an_untraced_lookup_has_none()
     assert [span.attributes.get("error.type") for span in spans] == ["UserServiceUnavailable", None]
     assert {trace_id_of(span) for span in spans} == {TRACE_ID}
     assert not world.asking._traces
+
+
+@pytest.mark.parametrize(
+    ("answer", "user_check", "error"),
+    [(UserCheck.ACTIVE, "active", None), (UserServiceUnavailable("status 500"), None, "UserServiceUnavailable")],
+    ids=["an answer", "none"],
+)
+async def test_a_lookup_of_a_trace_that_begins_meanwhile_is_recorded_when_it_ends(answer, user_check, error):
+    """The lookup begins before its command is decided, and the trace of a command without one begins there."""
+    world = Lookups()
+    world.answer, world.waits_meanwhile = answer, TRACE
+    before_ns = time.time_ns()
+    world.asking.ask("dana")
+    async with asking_in(world):
+        await world.settled()
+    [span] = world.exporter.get_finished_spans()
+    assert (span.name, span.kind, trace_id_of(span)) == ("GET /v1/users/{id}", SpanKind.CLIENT, TRACE_ID)
+    assert (span.attributes.get("orders.user_check"), span.attributes.get("error.type")) == (user_check, error)
+    assert before_ns <= span.start_time <= span.end_time
+    assert world.headers == [{}]
+
+
+async def test_the_next_try_of_a_lookup_belongs_to_the_trace_of_the_order_that_waits():
+    world = Lookups()
+    world.answer, world.waits_meanwhile = UserServiceUnavailable("status 500"), TRACE
+    world.asking.ask("dana")
+    async with asking_in(world):
+        await world.settled()
+        await world.at(100.0)
+    first, second = world.exporter.get_finished_spans()
+    assert world.headers == [{}, {"traceparent": f"00-{TRACE_ID}-{id_of(second)}-01", "tracestate": TRACESTATE}]
+    assert trace_id_of(first) == TRACE_ID
+
+
+async def test_a_lookup_of_a_trace_that_is_not_recorded_has_no_span():
+    world = Lookups()
+    world.waits_meanwhile = UNSAMPLED
+    world.asking.ask("dana", UNSAMPLED)
+    async with asking_in(world):
+        await world.settled()
+    assert not world.exporter.get_finished_spans()
+
+
+async def test_the_age_of_a_recorded_command_has_its_span_as_exemplar():
+    spans, exporter = command_spans()
+    await run(traced_turns([lane_with(0, {})], Written(), spans))
+    [span] = [span for span in exporter.get_finished_spans() if span.name == "process commands"]
+    [age] = metrics.COMMAND_AGE_SECONDS.collect()
+    exemplars = [sample.exemplar for sample in age.samples if sample.exemplar]
+    assert {"trace_id": TRACE_ID, "span_id": id_of(span)} in [exemplar.labels for exemplar in exemplars]
+
+
+def test_a_command_that_waits_has_no_age_yet():
+    world = TracedWorld()
+    [span] = world.send_in(TRACE, create).spans
+    assert span.since_ms is None
+    world.lane.room.add_answer(USER_ID, UserCheck.ACTIVE)
+    world.lane.settle(NOW + timedelta(seconds=1))
+    [span] = world.commit().spans
+    assert span.since_ms == NOW.timestamp() * 1000

@@ -21,6 +21,22 @@ def test_values_that_are_observed_together_count_like_single_ones(turns):
     assert figures(together) == figures(single)
 
 
+@given(st.lists(VALUES, max_size=3))
+def test_exemplars_are_in_the_buckets_of_their_values(turns):
+    single = Histogram("single", "One by one.", buckets=BUCKETS, registry=CollectorRegistry())
+    together = TurnHistogram("together", "All of a turn.", buckets=BUCKETS, registry=CollectorRegistry())
+    for values in turns:
+        for value in values:
+            single.observe(value, {"trace_id": f"{value}"})
+        together.add_exemplars((value, {"trace_id": f"{value}"}) for value in values)
+    assert exemplars(together) == exemplars(single)
+
+
+def exemplars(histogram):
+    [family] = histogram.collect()
+    return [(sample.labels, sample.exemplar and sample.exemplar.labels) for sample in family.samples]
+
+
 def figures(histogram):
     [family] = histogram.collect()
     return [
