@@ -33,6 +33,7 @@ from bench import (
     standby,
     streams,
     takeover,
+    turn,
     users,
     verify,
     views,
@@ -63,6 +64,7 @@ PARTS = {
 }
 LONG = {
     "cores": Part(cores.HOW, cores.measure),
+    "turn": Part(turn.HOW, turn.measure),
     "http": Part(http.HOW, http.measure),
     "views": Part(views.HOW, views.measure),
     "polls": Part(polls.HOW, polls.measure),
