@@ -68,12 +68,19 @@ class WaitingCommand(Struct, frozen=True, array_like=True, gc=False):
     """A command in the waiting room, with the parts of its record that the outcome needs.
 
     The command is stored decoded, because its bytes may need a schema that only the receiving process knew.
+    `timestamp_ms` is the time of its record. Records of earlier versions lack it, and those versions leave it out.
     """
 
     command: Command
     offset: int
     queued_at: datetime
     traceparent: bytes | None
+    timestamp_ms: int | None = None
+
+    @property
+    def undecided_since_ms(self) -> float:
+        """Since when it has been undecided, in milliseconds since 1970 UTC. Without a timestamp: since it was read."""
+        return self.queued_at.timestamp() * 1000 if self.timestamp_ms is None else self.timestamp_ms
 
     @property
     def key(self) -> bytes:

@@ -324,7 +324,7 @@ class Lane:
 
     def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, now: datetime) -> None:
         """Add a command to the waiting room and its changelog, with everything that a restart needs to decide it."""
-        waiting = WaitingCommand(command, record.offset, now, origin_of(record).traceparent)
+        waiting = WaitingCommand(command, record.offset, now, origin_of(record).traceparent, record.timestamp)
         is_head = command.order_id not in self.room
         self.room.add(waiting)
         self._changes.waiting[waiting.key] = changelog.encode(waiting)
@@ -346,7 +346,7 @@ class Lane:
                 return
             self.room.pop_head(order_id)
             self._changes.waiting[head.key] = None
-            self._changes.decided_since_ms.append(head.queued_at.timestamp() * 1000)
+            self._changes.decided_since_ms.append(head.undecided_since_ms)
             user = None
 
     def _decide_command(

@@ -414,7 +414,8 @@ class WaitingRoomFold:
             self.notes.append(f"{_name(record)} has no outcome. It may have been refused: old rejections are deleted")
             return
         queued_at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-        self._add(WaitingCommand(command, record.offset, queued_at, traceparent_of(record.headers)))
+        traceparent = traceparent_of(record.headers)
+        self._add(WaitingCommand(command, record.offset, queued_at, traceparent, record.timestamp))
 
     def _add(self, waiting: WaitingCommand) -> None:
         if waiting.command.order_id not in self._outcomes.entries:

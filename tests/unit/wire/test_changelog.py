@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from hypothesis import given
+from msgspec import structs
 
+from order_service.domain.messages import Command
 from order_service.errors import HistoryError
 from order_service.wire.changelog import (
     Position,
@@ -30,6 +32,7 @@ WAITING = WaitingCommand(
     offset=42,
     queued_at=datetime(2026, 1, 5, 9, tzinfo=UTC) + timedelta(microseconds=1),
     traceparent=b"00-1",
+    timestamp_ms=1_767_603_600_000,
 )
 CODECS = [
     pytest.param(decode_entry, ENTRY, id="entry"),
@@ -120,6 +123,21 @@ def test_a_waiting_command_kept_as_bytes_is_refused():
     """Form 1: only a process that knew the schema id in those bytes could read them."""
     with pytest.raises(HistoryError, match="form"):
         decode_waiting(b"\x01" + encode(WAITING)[1:])
+
+
+def test_waiting_commands_are_read_across_versions_with_and_without_a_timestamp():
+    """A rollback, or a worker of an earlier version beside this one, reads what this version has written."""
+
+    class Earlier(msgspec.Struct, frozen=True, array_like=True):
+        command: Command
+        offset: int
+        queued_at: datetime
+        traceparent: bytes | None
+
+    earlier = Earlier(create, 42, WAITING.queued_at, b"00-1")
+    form, written = encode(WAITING)[:1], encode(WAITING)[1:]
+    assert decode_waiting(form + msgspec.msgpack.encode(earlier)) == structs.replace(WAITING, timestamp_ms=None)
+    assert msgspec.msgpack.decode(written, type=Earlier) == earlier
 
 
 def test_keys_of_waiting_commands_tell_orders_and_offsets_apart():
