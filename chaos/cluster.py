@@ -102,9 +102,7 @@ class Cluster:
         """Find the running node that coordinates the transactions of an id."""
         return self._coordinator(transactional_id, TRANSACTION)
 
-    def wait_all_in_sync(
-        self, topics: Iterable[str] = (), *, replicas: int = 1, within_s: float = PATIENCE_S
-    ) -> None:
+    def wait_all_in_sync(self, topics: Iterable[str] = (), *, replicas: int = 1, within_s: float = PATIENCE_S) -> None:
         """Wait until all nodes run, and know these topics with so many replicas or more, and all replicas in sync.
 
         Those of Kafka's own topics count, too.

@@ -177,7 +177,7 @@ def planned_again(fault: Fault, at_s: float) -> Fault | None:
 
 def _kinds(sizes: Sizes, chance: random.Random) -> list[str]:
     once = [kind for kind in sizes.kinds if kind in ONCE][: sizes.faults]
-    possible = REPEATED if sizes.brokers == 1 else (*REPEATED, *OF_THREE)
+    possible: tuple[str, ...] = REPEATED if sizes.brokers == 1 else (*REPEATED, *OF_THREE)
     possible += ON_DISK if sizes.table == "rocksdb" else ()
     repeated = tuple(kind for kind in sizes.kinds if kind in possible)
     dealt = islice(_deck(repeated, chance), sizes.faults - len(once)) if repeated else ()

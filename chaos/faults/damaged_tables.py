@@ -43,7 +43,7 @@ def _remove(stores: list[Path]) -> int:
 
 
 def _exchange(stores: list[Path]) -> int:
-    """Give each partition the table of the next one."""
+    """Put the table of the next partition in the place of each."""
     if len(stores) < 2:
         return 0
     moved = [store.rename(store.with_name(f"moved-{store.name}")) for store in stores]

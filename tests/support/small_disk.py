@@ -29,7 +29,7 @@ NEEDED: Final = (
 
 
 class SmallDisk:
-    """A disk of `size_mb` at `path`. Workers that are started with its `module` see it there, other processes do not."""
+    """A disk of `size_mb` at `path`. Workers that are started with its `module` see it there, others do not."""
 
     def __init__(self, path: Path, size_mb: int) -> None:
         self.path = path
@@ -38,7 +38,7 @@ class SmallDisk:
     def __enter__(self) -> Self:
         self.path.mkdir()
         namespaces = ["--mount"]
-        if subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL).returncode:
+        if subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False).returncode:
             namespaces += ["--user", "--map-root-user"]
         self._shell = subprocess.Popen(
             ["unshare", *namespaces, "sh"],

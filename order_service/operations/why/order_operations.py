@@ -85,9 +85,7 @@ async def _recorded(reader: Reader, order_id: str) -> list[Recorded]:
     return recorded
 
 
-async def _of_order(
-    reader: Reader, order_id: str, topic: str, span: CommandSpan | None = None
-) -> list[ConsumerRecord]:
+async def _of_order(reader: Reader, order_id: str, topic: str, span: CommandSpan | None = None) -> list[ConsumerRecord]:
     """Return the records of an order in a topic, up to a damaged batch."""
     partitions: list[TopicPartition] = await reader.partitions_of(order_id, topic)
     starts, ends = await reader.starts(partitions), await reader.ends(partitions)

@@ -40,7 +40,7 @@ ORDERS = [f"o-{number}" for number in range(1, 10)]
 EARLIER = NOW - timedelta(hours=1)
 ACT: dict[str, Any] = {"id": "", "at": LATER, "actor": "user:dana", "reason": "a free text"}
 PLANNED = PlannedCommand(offset=0, order_id="o-4", command_id="c", version=1, result="repeat")
-OPERATIONS_ON_A_PARTITION = [
+OPERATIONS_ON_A_PARTITION: list[Any] = [
     LaneResumed(previous_position=18, **ACT),
     LaneResumed(previous_position=21, **ACT),
     LaneResumed(previous_position=30, position=20, **ACT),
@@ -91,7 +91,8 @@ def found(topics, order_id, reader=None):
 
 
 def found_by_why(topics, order_id):
-    search, reader, progress = search_for(order_id), Reader(topics), Progress(lambda _: None, lambda _: None)
+    search, progress = search_for(order_id), Progress(lambda _: None, lambda _: None)
+    reader: Any = Reader(topics)
     assert search is not None
     answer = asyncio.run(why(reader, search, progress, now=LATER.timestamp, sleep=no_sleep))
     return [each.operation_id for order in answer.orders if order.order_id == order_id for each in order.operations]

@@ -193,10 +193,12 @@ def test_the_database_ends_a_projector_that_hangs_while_it_stores_a_checkpoint(u
         return  # it has one projector
     monkeypatch.setattr(postgresql, "IDLE_S", 0.2)
     hanging = open_database(url, writes=True)
-    with pytest.raises(DBAPIError), hanging.begin() as connection:
-        assert connection.scalar(projector._LOCK_CHECKPOINTS) == FORM
-        until(projection.store_checkpoint, "another projector stores one", within_s=30.0)
+    connection = hanging.connect()
+    assert connection.scalar(projector._LOCK_CHECKPOINTS) == FORM
+    until(projection.store_checkpoint, "another projector stores one", within_s=30.0)
+    with pytest.raises(DBAPIError):
         connection.scalar(projector._LOCK_CHECKPOINTS)
+    connection.close()
     hanging.dispose()
 
 
