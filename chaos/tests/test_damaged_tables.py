@@ -68,13 +68,14 @@ async def test_a_damaged_table_is_noticed(tmp_path, how, expected):
     stores.close_all()
 
 
-async def test_a_damaged_block_is_an_error_when_it_is_read(tmp_path):
+async def test_a_damaged_block_is_noticed_when_it_is_read(tmp_path):
+    """That may be at once: the position is in a file, too."""
     directory = await killed(tmp_path)
     shutil.rmtree(directory)
     shutil.copytree(tmp_path / "running", directory)  # closed in order: all is in files, and nothing in logs
     assert damage(directory, "flipped") == len(PARTITIONS)
     stores = stores_in(directory)
-    assert [await read(stores, partition) for partition in PARTITIONS] == [StoreDamaged] * len(PARTITIONS)
+    assert {await read(stores, partition) for partition in PARTITIONS} <= {THROWN_AWAY, StoreDamaged}
     stores.close_all()
 
 

@@ -109,7 +109,7 @@ def test_they_are_those_that_why_finds(at):
         alone += [found(topics, order_id) for order_id in ORDERS]
         assert alone[-len(ORDERS) :] == [found_by_why(topics, order_id) for order_id in ORDERS], operation
     assert [found(everything, each) for each in ORDERS] == [found_by_why(everything, each) for each in ORDERS]
-    assert len([ids for ids in alone if ids]) > len(ORDERS)
+    assert len([ids for ids in alone if ids]) >= len(ORDERS)
 
 
 def test_few_commands_are_read():
