@@ -34,6 +34,7 @@ from bench import (
     streams,
     takeover,
     tracing,
+    turn,
     users,
     verify,
     views,
@@ -64,6 +65,7 @@ PARTS = {
 }
 LONG = {
     "cores": Part(cores.HOW, cores.measure),
+    "turn": Part(turn.HOW, turn.measure),
     "http": Part(http.HOW, http.measure),
     "views": Part(views.HOW, views.measure),
     "polls": Part(polls.HOW, polls.measure),

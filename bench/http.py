@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
+from msgspec import Struct
+
 from bench import crud
 from bench.callers import Took, ask, read, read_evenly, write
 from bench.databases import DATABASES, Databases, databases
+from bench.idle import processor_s
 from bench.million import ORDERS, fill, lists, orders_by_id
 from bench.processes import running
 from bench.sizes import RUNS, scaled_s
@@ -17,7 +20,7 @@ from bench.table import Row, Target, percentile
 from bench.world import World, stub
 from order_service.local.broker import free_port
 from tests.support.service import WorkerProcess
-from tests.support.shop import Shop as Site
+from tests.support.shop import Shop
 
 PER_S: Final = 200
 USERS_LATENCY_MS: Final = 5
@@ -38,10 +41,22 @@ after {WARM_S:g} s, evenly, open loop: half are creates, each of a user never se
 {USERS_LATENCY_MS} ms), half are payments of orders placed a second before. From when a request was due to its 200 or \
 201: the event is then committed, and GET sees it, which is tried on every tenth order. "Plain CRUD" gets the same \
 from aiohttp and psycopg: a row and an outbox row in one transaction of PostgreSQL, the same question to the User \
-Service; no process reads its outbox. Reads: \
+Service; no process reads its outbox. "% of a core" is the processor time of a process meanwhile. Reads: \
 {ORDERS:,} orders, put into the table by SQL, not by way of Kafka. GET by id: {CONNECTIONS} connections, closed \
 loop, each asks again as soon as it has its answer; then for the p99 an open loop at {READS_PER_S:,}/s. Lists \
 of 50: one caller, closed loop; deep pages begin anywhere by cursor. PostgreSQL has its default settings."""
+
+
+class Site(Struct, frozen=True):
+    """What answers on a port, and its processes that are measured, by their names."""
+
+    port: int
+    pids: dict[str, int]
+
+    def processor_s(self) -> dict[str, float]:
+        """Return the processor time that each process has taken."""
+        return {name: processor_s(pid) for name, pid in self.pids.items()}
+
 
 Figures = dict[tuple[str, str, int], list[float]]
 """Milliseconds of each run, by who answers, what is asked and percentile."""
@@ -56,19 +71,24 @@ def measure(world: World) -> list[Row]:
 def writes(world: World, make: Databases) -> list[Row]:
     """Write with either database, and to the peer, in turn."""
     figures: Figures = {}
+    percents: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as stack:
-        ports = {kind: stack.enter_context(site(world, make(kind))) for kind in DATABASES}
-        ports[PLAIN] = stack.enter_context(plain(make("PostgreSQL")))
-        for port in ports.values():
-            ask(write, port, "warm-up", PER_S, WARM_UP_S)  # a young broker compiles itself meanwhile, on our cores
+        sites = {kind: stack.enter_context(site(world, make(kind))) for kind in DATABASES}
+        sites[PLAIN] = Site(stack.enter_context(plain(make("PostgreSQL"))), {})
+        for each in sites.values():
+            ask(write, each.port, "warm-up", PER_S, WARM_UP_S)  # a young broker compiles itself meanwhile, on our cores
         for run in range(1, RUNS + 1):
-            for who, port in ports.items():
-                taken = ask(write, port, f"user-{run}", PER_S, WARM_S + MEASURED_S)
+            for who, each in sites.items():
+                before = each.processor_s()
+                taken = ask(write, each.port, f"user-{run}", PER_S, WARM_S + MEASURED_S)
+                for name, used_s in each.processor_s().items():
+                    percent = 100 * (used_s - before[name]) / (WARM_S + MEASURED_S)
+                    percents.setdefault((who, name), []).append(percent)
                 world.say(f"writes {run}: {who}: {note(figures, who, taken)}")
     return [
         Row(f"{what}, {who}, p{percent}", "ms", runs, None if who == PLAIN else Target("<=", TARGETS[what, percent]))
         for (who, what, percent), runs in figures.items()
-    ]
+    ] + [Row(f"{PER_S} writes/s, {who}, {name}", "% of a core", runs) for (who, name), runs in percents.items()]
 
 
 def note(figures: Figures, who: str, taken: list[Took]) -> str:
@@ -114,13 +134,15 @@ def reads(world: World, kind: str, url: str) -> list[Row]:
 
 
 @contextmanager
-def site(world: World, url: str) -> Iterator[int]:
-    """Run all that answers callers; give its port."""
+def site(world: World, url: str) -> Iterator[Site]:
+    """Run all that answers callers."""
     with world.service(users_latency_ms=USERS_LATENCY_MS, ORDERS_DATABASE_URL=url) as service:
-        processes = Site(service)
-        processes.worker.wait_lanes(service.partitions)
-        processes.projector.wait_ready()
-        yield processes.serve()[0].port
+        shop = Shop(service)
+        shop.worker.wait_lanes(service.partitions)
+        shop.projector.wait_ready()
+        caller, web = shop.serve()
+        processes = {"web": web, "worker": shop.worker, "projector": shop.projector}
+        yield Site(caller.port, {name: each.process.pid for name, each in processes.items()})
 
 
 @contextmanager

@@ -22,7 +22,8 @@ HOW = f"""\
 Resident memory of the worker's process after {FIRST:,} orders (so that buffers are there), and after {ORDERS:,} more; \
 the difference times {1_000_000 / ORDERS:g}. "Created" orders have seen one command, "delivered" ones all six. In the \
 table: what Python allocates (tracemalloc) for a table of {IN_TABLE:,} delivered orders with random ids of commands, \
-before and after they have forgotten them (`ORDERS_REMEMBER_CLOSED_DAYS`), per order."""
+before and after they have forgotten them (`ORDERS_REMEMBER_CLOSED_DAYS`), per order; and the value of such a record \
+of the changelog."""
 
 
 def measure(world: World) -> list[Row]:
@@ -32,6 +33,8 @@ def measure(world: World) -> list[Row]:
         Row("memory per million orders, delivered", "MB", [per_million_mb(world, len(LIFE)) for _ in range(RUNS)]),
         Row("in the table, per delivered order", "bytes", [in_table_bytes(lambda entry: entry)]),
         Row("the same, after it has forgotten its commands", "bytes", [in_table_bytes(short_of)]),
+        Row("its value in the changelog", "bytes", [in_changelog_bytes(lambda entry: entry)]),
+        Row("the same, after it has forgotten its commands", "bytes", [in_changelog_bytes(short_of)]),
     ]
 
 
@@ -45,6 +48,11 @@ def per_million_mb(world: World, steps: int) -> float:
         grown = worker.resident_bytes() - before
         world.say(f"memory: {grown / 1e6:.0f} MB for {ORDERS:,} orders after {steps} commands each")
         return grown / ORDERS
+
+
+def in_changelog_bytes(form_of: Callable[[Entry], Entry]) -> int:
+    """Return the size of the value that the changelog has of a delivered order, in this form of its entry."""
+    return len(encode(form_of(with_own_ids(entry_after(len(LIFE)), 0))))
 
 
 def in_table_bytes(form_of: Callable[[Entry], Entry]) -> float:

@@ -102,9 +102,17 @@ class Cluster:
         """Find the running node that coordinates the transactions of an id."""
         return self._coordinator(transactional_id, TRANSACTION)
 
-    def wait_all_in_sync(self, topics: Iterable[str] = (), *, within_s: float = PATIENCE_S) -> None:
-        """Wait until all nodes run, these topics exist, and all replicas, of Kafka's own topics too, are in sync."""
-        until(lambda: self._all_in_sync(set(topics)), "all replicas are in sync", within_s=within_s)
+    def wait_all_in_sync(self, topics: Iterable[str] = (), *, replicas: int = 1, within_s: float = PATIENCE_S) -> None:
+        """Wait until all nodes run, and know these topics with so many replicas or more, and all replicas in sync.
+
+        Those of Kafka's own topics count, too.
+        """
+        wanted = set(topics)
+        until(lambda: self._all_in_sync(wanted, replicas), "all replicas are in sync", within_s=within_s)
+
+    def wait_brokers(self, count: int) -> None:
+        """Wait until each running node knows that so many run."""
+        until(lambda: self._know_of(count), f"all nodes know of {count}", within_s=PATIENCE_S)
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
@@ -113,7 +121,7 @@ class Cluster:
                 self.proxies[node] = undo.enter_context(Proxy(self._ports[node].proxied))
             self._side_by_side(self._prepare, self.nodes)
             self.start(*self.nodes)
-            until(self._is_whole, "all nodes know of each other", within_s=PATIENCE_S)
+            self.wait_brokers(len(self.nodes))
             self._undo = undo.pop_all()
         return self
 
@@ -166,21 +174,25 @@ class Cluster:
         coordinator: int = until(find, f"{key} has a coordinator that runs", within_s=PATIENCE_S)
         return coordinator
 
-    def _is_whole(self) -> bool:
-        return all(_nodes_known_at(self._ports[node].direct) == len(self.nodes) for node in self.nodes)
+    def _know_of(self, count: int) -> bool:
+        return all(_nodes_known_at(self._ports[node].direct) == count for node in self.running)
 
-    def _all_in_sync(self, topics: set[str]) -> bool:
+    def _all_in_sync(self, topics: set[str], replicas: int) -> bool:
         # One that was killed is thought to be in sync until its session expires; one may know less than another.
-        return self.running == set(self.nodes) and all(self._knows_in_sync(node, topics) for node in self.nodes)
+        return self.running == set(self.nodes) and all(
+            self._knows_in_sync(node, topics, replicas) for node in self.nodes
+        )
 
-    def _knows_in_sync(self, node: int, topics: set[str]) -> bool:
+    def _knows_in_sync(self, node: int, topics: set[str], replicas: int) -> bool:
         admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{self._ports[node].direct}", "log_level": 0})
         try:
             found = admin.list_topics(timeout=ASK_WITHIN_S).topics
         except KafkaException:
             return False
         partitions = [partition for topic in found.values() for partition in topic.partitions.values()]
-        return topics <= found.keys() and all(set(one.isrs) == set(one.replicas) for one in partitions)
+        if not topics <= found.keys() or any(set(one.isrs) != set(one.replicas) for one in partitions):
+            return False
+        return all(len(one.replicas) >= replicas for topic in topics for one in found[topic].partitions.values())
 
 
 def find_coordinator(port: int, key: str, kind: int) -> int | None:

@@ -93,7 +93,7 @@ class Fleet:
         settings = {
             "ORDERS_INSTANCE_ID": member,
             "ORDERS_ADMIN_PORT": str(port),
-            "ORDERS_TABLE_DIR": str(self._service.directory / f"tables-{number}"),
+            "ORDERS_TABLE_DIR": str(self._tables_of(number)),
             "TEST_CLOCK_FILE": str(clock),
         }
         worker = self._service.start_worker(None, module=MODULE, **settings)
@@ -109,6 +109,13 @@ class Fleet:
 
     def _clock_of(self, number: int) -> Path:
         return self._service.directory / f"clock-{number}.s"
+
+    def tables_of(self, worker: WorkerProcess) -> Path:
+        """Return the directory of the tables of a worker, and of those that follow in its place."""
+        return self._tables_of(self._numbers[worker.process.pid])
+
+    def _tables_of(self, number: int) -> Path:
+        return self._service.directory / f"tables-{number}"
 
     def leave(self, pick: float) -> bool:
         """Stop one worker for good; return False if it is the last one."""

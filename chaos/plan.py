@@ -33,6 +33,7 @@ OUTPUTS: Final = ("events", "rejections", *CHANGELOGS)
 STRANGERS: Final = ("with another assignor", "with the assignor of the workers")
 CLOCKS: Final = ("7200", "-7200")
 OUTSIDE: Final = ("projector", "web", "subscriber")
+TABLE_DAMAGES: Final = ("torn", "flipped", "missing", "exchanged")
 REPEATED: Final = (
     *WORKER_FAULTS,
     "broker",
@@ -48,13 +49,15 @@ REPEATED: Final = (
 """These come as often as each other."""
 OF_THREE: Final = ("partition-away", "unwritable")
 """These come as often, with three brokers only: one is killed that a partition cannot do without."""
+ON_DISK: Final = ("damaged-table",)
+"""These come as often, with `ORDERS_TABLE=rocksdb` only: a worker is killed, and its tables on disk are damaged."""
 ONCE: Final = ("long-pause", "hang")
 """These take long, so a run has one of each."""
 STANDING: Final = ("static", "large-table", "short-segments", "forgetting")
 """These hold for the whole run."""
 LAST: Final = ("tail",)
 """These come when all is decided, for a partition rests afterwards."""
-KINDS: Final = (*REPEATED, *OF_THREE, *ONCE, *STANDING, *LAST)
+KINDS: Final = (*REPEATED, *OF_THREE, *ON_DISK, *ONCE, *STANDING, *LAST)
 TIMES_AGAIN: Final = 4
 """How often a fault is planned again that failed to happen, as one for which the broker was away."""
 PLANNED: Final = 0.9
@@ -74,7 +77,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     """How large a run is, as the make variables say.
 
     `rate` is commands per second; `old` is how many orders the tables hold before it; `kinds` can leave some out. With
-    `standbys` 1 each partition has a standby.
+    `standbys` 1 each partition has a standby. `table` is where the tables are: memory or rocksdb.
     """
 
     seed: int = 1
@@ -86,16 +89,21 @@ class Sizes(Struct, frozen=True, kw_only=True):
     faults: int = 3 * len(REPEATED) + len(ONCE)
     old: int = 20_000
     standbys: int = 0
+    table: str = "memory"
     kinds: tuple[str, ...] = KINDS
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read them from variables of their names in capitals, KINDS as words; an empty one is the default."""
-        given = {name: value for name in cls.__struct_fields__ if (value := environment.get(name.upper(), ""))}
-        kinds = tuple(given.pop("kinds", "").split()) or KINDS
+        """Read them from variables of their names in capitals, KINDS as words; an empty one is the default.
+
+        `table` is the setting of the workers, `ORDERS_TABLE`.
+        """
+        variables = {name: name.upper() for name in cls.__struct_fields__} | {"table": "ORDERS_TABLE"}
+        given = {name: value for name, variable in variables.items() if (value := environment.get(variable, ""))}
+        kinds, table = tuple(given.pop("kinds", "").split()) or KINDS, given.pop("table", "memory")
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"no such kinds of faults: {', '.join(sorted(unknown))}; there are: {', '.join(KINDS)}")
-        sizes = cls(kinds=kinds, **{name: int(value) for name, value in given.items()})
+        sizes = cls(kinds=kinds, table=table, **{name: int(value) for name, value in given.items()})
         if sizes.brokers not in BROKER_FAULTS or min(sizes.commands, sizes.orders, sizes.rate, sizes.workers) < 1:
             raise ValueError("BROKERS is 1 or 3, all others are at least 1 (FAULTS and OLD can be 0)")
         return sizes
@@ -114,7 +122,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
         """
         kinds = set(self.kinds) if self.faults else set()
         is_disturbed = bool(kinds & {"broker", "network", *OF_THREE})
-        is_moved = is_disturbed or bool(kinds & {*WORKER_FAULTS, *ONCE, "stranger"})
+        is_moved = is_disturbed or bool(kinds & {*WORKER_FAULTS, *ON_DISK, *ONCE, "stranger"})
         restored_s = self.old / RESTORED_PER_S if "large-table" in kinds else 0.0
         return SILENT_S + (MOVED_S + restored_s) * is_moved + DISTURBED_S * is_disturbed
 
@@ -148,6 +156,7 @@ def plan_faults(sizes: Sizes) -> list[Fault]:
         "unwritable": _deck(OUTPUTS, chance),
         "partition-away": _deck(OUTPUTS, chance),
         "clock": _deck(CLOCKS, chance),
+        "damaged-table": _deck(TABLE_DAMAGES, chance),
     }
     step = PLANNED * sizes.seconds / (sizes.faults + 1)
     return [
@@ -168,7 +177,8 @@ def planned_again(fault: Fault, at_s: float) -> Fault | None:
 
 def _kinds(sizes: Sizes, chance: random.Random) -> list[str]:
     once = [kind for kind in sizes.kinds if kind in ONCE][: sizes.faults]
-    possible = REPEATED if sizes.brokers == 1 else (*REPEATED, *OF_THREE)
+    possible: tuple[str, ...] = REPEATED if sizes.brokers == 1 else (*REPEATED, *OF_THREE)
+    possible += ON_DISK if sizes.table == "rocksdb" else ()
     repeated = tuple(kind for kind in sizes.kinds if kind in possible)
     dealt = islice(_deck(repeated, chance), sizes.faults - len(once)) if repeated else ()
     kinds = list(dealt)

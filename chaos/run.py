@@ -31,6 +31,7 @@ from chaos.faults.broker_data import (
     removed_by_compaction,
     wait_leaderless,
 )
+from chaos.faults.damaged_tables import damage
 from chaos.faults.proxy import Api
 from chaos.faults.registry import Registry, foreign
 from chaos.faults.strangers import FOREIGN, hold_transaction, visit_group
@@ -91,6 +92,7 @@ KEPT: Final = 0.05
 SLOWER: Final = 10
 """How many times slower."""
 LOAD_LOG: Final = "load.log"
+THROWN_AWAY: Final = "Table store thrown away; the table is restored from its changelog."
 
 
 class Sender(threading.Thread):
@@ -240,6 +242,8 @@ class Run:
             self.ends = self._fleet.ends
             if self.sizes.standbys:
                 self._count_takeovers()
+            if self.happened["damaged-table"]:
+                self._count_thrown_away()
             self.problems += self._watch.problems[:3]
             self.findings = check(kept, cluster.bootstrap_servers, self._say, self._watched, self._outside)
             self.problems += islice(problems_of_verify(service.environment, kept), SHOWN)
@@ -267,6 +271,13 @@ class Run:
         self._say(f"{continued} of {len(claims)} claims had their table from a standby or an interrupted claim")
         if not continued:
             self.problems.append("no claim had its table from a standby")
+
+    def _count_thrown_away(self) -> None:
+        """Report how many damaged tables were thrown away. A torn one need not be: it ends before what is torn."""
+        thrown_away = sum(len(worker.lines(THROWN_AWAY)) for worker in self._service.workers)
+        self._say(f"{thrown_away} tables on disk were thrown away and restored")
+        if not thrown_away:
+            self.problems.append("no damaged table was thrown away")
 
     def shortfalls(self, verdict: Verdict) -> Iterator[str]:
         """Yield what was not as planned, though nothing may have been lost by it."""
@@ -407,6 +418,7 @@ class Run:
             "pause": partial(self._put_to_sleep, SLEEP_S),
             "long-pause": partial(self._put_to_sleep, LONG_SLEEP_S),
             "hang": self._hang,
+            "damaged-table": self._damage_tables,
             "join": self._join,
             "leave": self._leave,
             "broker": self._end_brokers_and_note,
@@ -427,6 +439,17 @@ class Run:
         worker = self._fleet.pick(fault.pick)
         worker.send(number)
         self._watch.touch(fault.kind, partitions_of(worker))
+        return 1
+
+    def _damage_tables(self, fault: Fault) -> int:
+        """Kill a worker, and damage its tables before another one starts in its place."""
+        worker = self._fleet.pick(fault.pick)
+        worker.send(signal.SIGKILL)
+        worker.wait_ended()
+        self._watch.touch(fault.kind, partitions_of(worker))
+        if not damage(self._fleet.tables_of(worker), fault.detail):
+            self._plan_again(fault)
+            return 0
         return 1
 
     def _put_to_sleep(self, seconds: float, fault: Fault) -> int:

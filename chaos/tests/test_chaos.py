@@ -13,6 +13,7 @@ from chaos.plan import (
     KINDS,
     LAST,
     OF_THREE,
+    ON_DISK,
     ONCE,
     REPEATED,
     STANDING,
@@ -33,7 +34,7 @@ def test_the_same_seed_plans_the_same_faults_and_another_seed_others():
     assert plan == plan_faults(SIZES)
     assert plan != plan_faults(structs.replace(SIZES, seed=2))
     assert sorted(fault.kind for fault in plan) == sorted((*REPEATED, *REPEATED, *ONCE))
-    assert {*REPEATED, *OF_THREE, *ONCE, *STANDING, *LAST} == set(KINDS)
+    assert {*REPEATED, *OF_THREE, *ON_DISK, *ONCE, *STANDING, *LAST} == set(KINDS)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -46,6 +47,13 @@ def test_a_partition_is_taken_away_only_of_three_brokers():
     kinds = ("broker", "partition-away")
     assert {fault.kind for fault in plan_faults(Sizes(faults=4, kinds=kinds))} == {"broker"}
     assert {fault.kind for fault in plan_faults(Sizes(faults=4, kinds=kinds, brokers=3))} == set(kinds)
+
+
+def test_tables_are_damaged_only_where_they_are_on_disk():
+    kinds = ("kill", "damaged-table")
+    assert {fault.kind for fault in plan_faults(Sizes(faults=4, kinds=kinds))} == {"kill"}
+    on_disk = Sizes.of({"FAULTS": "4", "KINDS": " ".join(kinds), "ORDERS_TABLE": "rocksdb"})
+    assert {fault.kind for fault in plan_faults(on_disk)} == set(kinds)
 
 
 def test_kinds_that_are_not_asked_for_are_not_planned():
@@ -130,6 +138,5 @@ def test_whatever_is_killed_each_command_has_one_outcome(tmp_path):
     assert verdict.is_clean, str(verdict)
     assert not run.problems
     assert verdict.silence_s > 0
-    assert all(run.happened[kind] >= (2 if kind in WORKER_FAULTS else 1) for kind in KINDS if kind not in OF_THREE), (
-        run.happened
-    )
+    kinds = [kind for kind in KINDS if kind not in {*OF_THREE, *ON_DISK}]
+    assert all(run.happened[kind] >= (2 if kind in WORKER_FAULTS else 1) for kind in kinds), run.happened

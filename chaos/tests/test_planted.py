@@ -44,10 +44,8 @@ def asleep_between_two_commits(service, module):
     service.send(histories(20))
     sleeper.wait_stopped()
     service.start_worker(module=module).wait_lanes(4)
-    until(lambda: is_settled(service), "the heir has decided all")
-    sleeper.send(signal.SIGCONT)
-    until(has_ended_or(sleeper, lambda: sleeper.lanes() == 2), "the sleeper has ended, or is a member again")
-    service.start_worker(module=module)  # a rebalance: all read again, also a position that the sleeper has put back
+    until(lambda: is_decided(service), "the heir has decided all")
+    sleeper.send(signal.SIGCONT)  # it decides the rest of its partitions again
 
 
 def asleep_with_partitions_that_were_released(service, module):
@@ -56,10 +54,8 @@ def asleep_with_partitions_that_were_released(service, module):
     service.send(histories(20))
     sleeper.wait_stopped()
     first.wait_lanes(4)
-    until(lambda: is_settled(service), "the heir has decided all")
+    until(lambda: is_decided(service), "the heir has decided all")
     sleeper.send(signal.SIGCONT)
-    until(has_ended_or(sleeper, lambda: sleeper.lanes() == 2), "the sleeper has ended, or is a member again")
-    service.start_worker(module=module)
 
 
 def claimed_behind_an_open_transaction(service, module):
@@ -90,7 +86,7 @@ def asleep_while_timers_ran_elsewhere(service, module):
     other.send(signal.SIGTERM)
     other.wait_ended()
     sleeper.send(signal.SIGCONT)
-    until(lambda: len(sleeper.lines("Lane runs on.")) == 4, "the sleeper has its lanes again")
+    until(lambda: len(sleeper.lines("Lane runs on.")) >= 4, "the sleeper has its lanes again")
     service.send([but(pay, order_id=f"order-{n}", command_id=f"pay-{n}") for n in range(12)])
 
 
@@ -225,6 +221,9 @@ SCENARIOS = {
 def test_without_it_the_checker_sees_what_comes_of_it(service, name):
     scenario, kind = SCENARIOS[name]
     terms = scenario(service, ("chaos.faults.planted", name)) or {}
+    if kind == "duplicate":  # it stays; what a zombie makes wait again may wait for ever, as its lane runs elsewhere
+        until(lambda: found(service, **terms)[kind], "the checker sees a duplicate")
+        return
     until(lambda: is_decided(service), "all is decided")
     kinds = found(service, **terms)
     assert kinds[kind] > 0, kinds

@@ -16,15 +16,12 @@ from order_service.cli.history import Chain, Step, moment_of, steps, time_of
 from order_service.cli.options import AsJson, At
 from order_service.domain.messages import Contents, Event
 from order_service.domain.order import ABSENT, Order
-from order_service.errors import DecodeError, HistoryError
+from order_service.errors import HistoryError
 from order_service.kafka.reader import OutcomeRecord, Reader, decode
-from order_service.operations.verify import verify
-from order_service.operations.why.id_search import search_for
-from order_service.operations.why.why import why
+from order_service.operations.why.order_operations import operations_on
 from order_service.sdk.log_index import IndexEntries
 from order_service.settings import Settings
 from order_service.wire.operations import Operation
-from order_service.wire.operations import decode as decode_operation
 
 
 def tail(
@@ -100,10 +97,11 @@ async def _timeline(settings: Settings, order_id: str, at: datetime | None, *, f
         index = log_index_of(settings)
         entries = None if index is None else await index.find([order_id])
         ends = await reader.ends(partitions)  # after the index, which grows with the log
-        outcomes = None if entries is None else await _indexed_outcomes(reader, entries, ends, order_id)
-        if outcomes is None:
-            outcomes = await _outcomes(reader, ends, order_id)
-        operations = await _operations(reader, order_id)
+        records = None if entries is None else await _indexed_records(reader, entries, ends, order_id)
+        if records is None:
+            records = await _records(reader, ends, order_id)
+        outcomes = [decode(record, reader.names) for record in records]
+        operations = await operations_on(reader, order_id, records)
         chain = Chain()
         history = steps([outcome for outcome in outcomes if at is None or moment_of(outcome) <= at], chain)
         _show_history(history, as_json=as_json)
@@ -178,19 +176,19 @@ def _print_fault(order_id: str, step: Step) -> None:
     show.console(stderr=True).print(line, style="bold red", markup=False)
 
 
-async def _outcomes(reader: Reader, ends: Mapping[TopicPartition, int], order_id: str) -> list[OutcomeRecord]:
+async def _records(reader: Reader, ends: Mapping[TopicPartition, int], order_id: str) -> list[ConsumerRecord]:
     """Read all events and rejections of one order, with a progress bar: its partition holds other orders too."""
     starts = await reader.starts(list(ends))
     console = show.console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=sum(ends.values()) - sum(starts.values()))
         records = _counted(reader.until(ends), starts, lambda done: progress.update(task, completed=done))
-        return [decode(record, reader.names) async for record in records if _is_of(record, order_id)]
+        return [record async for record in records if _is_of(record, order_id)]
 
 
-async def _indexed_outcomes(
+async def _indexed_records(
     reader: Reader, entries: IndexEntries, ends: Mapping[TopicPartition, int], order_id: str
-) -> list[OutcomeRecord] | None:
+) -> list[ConsumerRecord] | None:
     """Read the events and rejections of one order where the views say that they are, and what the views lack yet.
 
     Return None if these records are not a whole history: the whole log decides then.
@@ -198,31 +196,15 @@ async def _indexed_outcomes(
     ranges = entries.ranges(ends)
     if ranges is None:
         return None
-    outcomes = [decode(record, reader.names) async for record in reader.within(ranges) if _is_of(record, order_id)]
+    records = [record async for record in reader.within(ranges) if _is_of(record, order_id)]
+    outcomes = [decode(record, reader.names) for record in records]
     chain = Chain()
     is_whole = not any(step.fault for step in steps(outcomes, chain)) and chain.order is not ABSENT
-    return outcomes if is_whole else None
+    return records if is_whole else None
 
 
 def _is_of(record: ConsumerRecord, order_id: str) -> bool:
     return bool(record.key == order_id.encode())
-
-
-async def _operations(reader: Reader, order_id: str) -> list[Operation]:
-    """Read the operations on an order, as `why` finds them. Records that cannot be decoded are left to `verify`."""
-    partitions = await reader.partitions_of(order_id, reader.names.operations)
-    recorded = {}
-    async for record in reader.until(await reader.ends(partitions)):
-        try:
-            recorded[record.offset] = decode_operation(record.value)
-        except DecodeError:
-            continue
-    search = search_for(order_id)
-    if not recorded or search is None:  # most partitions have none: then `why` need not read all topics
-        return []
-    stories = (await why(reader, search, verify.Progress(lambda _: None, lambda _: None))).orders
-    on_order = [operation for story in stories if story.order_id == order_id for operation in story.operations]
-    return [recorded[operation.offset] for operation in on_order if operation.offset in recorded]
 
 
 async def _counted(

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from order_service.errors import UserServiceUnavailable
+from order_service.runtime.deadline import deadline
 
 Clock = Callable[[], float]
 
@@ -212,7 +213,7 @@ class Slots:
             raise UserServiceUnavailable("too many lookups wait for a slot")
         self._queued += 1
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with deadline(self._wait_s):
                 await self._semaphore.acquire()
         except TimeoutError as error:
             raise UserServiceUnavailable("no slot was free in time") from error

@@ -29,6 +29,7 @@ from order_service.access_tokens import TIMEOUT_S, ClientCredentials, FileToken
 from order_service.domain.decision import UserCheck
 from order_service.errors import NoResponse, NoToken, ResponseTooLong, SetupError, UserServiceUnavailable
 from order_service.http_client import TRACE_HEADERS, HttpClient, Reply, TokenSource, tls_context
+from order_service.runtime.deadline import deadline
 from order_service.settings import Settings
 from order_service.users.breaker import Breaker, Clock, NoAnswers, Refusals, Slots, State, Unusable
 from order_service.wire.trace_context import TRACEPARENT, exemplar_of
@@ -85,6 +86,8 @@ class OAuthClient(Struct, frozen=True, kw_only=True):
 
 class CallPolicy(Struct, frozen=True, kw_only=True):
     """The policy of lookups. `total_s` bounds all tries of a lookup together, and separately the wait for a slot.
+
+    It is time of the running event loop, in ticks of `TICK_S`: after a SIGSTOP, answers may be in the sockets, unread.
 
     `active` are the values of the field that mean an active user, case-folded. Raises SetupError for credentials that
     cannot work.
@@ -230,7 +233,7 @@ class UserApi:
     async def ask(self, user_id: str) -> UserCheck:
         """Try until there is an answer. Raises UserServiceUnavailable if no retry can help, or after `total_s`."""
         try:
-            async with asyncio.timeout(self._policy.total_s):
+            async with deadline(self._policy.total_s):
                 return await self._tries(user_id)
         except TimeoutError as error:
             raise UserServiceUnavailable(f"no answer within {self._policy.total_s:g} s") from error

@@ -18,6 +18,10 @@ from order_service.errors import DatabaseError
 BUSY_S: Final = 10.0
 """How long a statement may take or wait for a lock, and how long connecting may take."""
 
+IDLE_S: Final = BUSY_S
+"""How long a transaction of a projector may be open without a statement. PostgreSQL then ends its session: a projector
+that hangs there must not keep its locks."""
+
 PERMISSION_DENIED: Final = "42501"
 NO_SCHEMA: Final = "3F000"
 
@@ -49,7 +53,8 @@ def open_postgresql(url: URL, schema: str, *, writes: bool) -> Engine:
         url, hide_parameters=True, connect_args=arguments, pool_pre_ping=writes, use_native_hstore=False
     )
     if writes:
-        begin = f"BEGIN; SET LOCAL synchronous_commit = off; {preamble}"  # rows lost in a crash are folded again
+        idle = f"SET LOCAL idle_in_transaction_session_timeout = {round(IDLE_S * 1000)}; "
+        begin = f"BEGIN; SET LOCAL synchronous_commit = off; {idle}{preamble}"  # rows lost in a crash are folded again
 
         @event.listens_for(engine, "begin")
         def begun(connection: Connection) -> None:

@@ -69,7 +69,8 @@ class WaitingCommand(Struct, frozen=True, array_like=True, gc=False):
     """A command in the waiting room, with the parts of its record that the outcome needs.
 
     The command is stored decoded, because its bytes may need a schema that only the receiving process knew.
-    Older records end with `traceparent`. Older versions read newer records, too, and leave `tracestate` out.
+    `timestamp_ms` is the time of its record. Records of earlier versions end with `traceparent`. Those versions read
+    newer records, too, and leave out what follows it.
     """
 
     command: Command
@@ -77,11 +78,17 @@ class WaitingCommand(Struct, frozen=True, array_like=True, gc=False):
     queued_at: datetime
     traceparent: bytes | None
     tracestate: bytes | None = None
+    timestamp_ms: int | None = None
 
     @property
     def trace(self) -> TraceContext | None:
         """The trace that the command belongs to, or None."""
         return None if self.traceparent is None else TraceContext(self.traceparent, self.tracestate)
+
+    @property
+    def undecided_since_ms(self) -> float:
+        """Since when it has been undecided, in milliseconds since 1970 UTC. Without a timestamp: since it was read."""
+        return self.queued_at.timestamp() * 1000 if self.timestamp_ms is None else self.timestamp_ms
 
     @property
     def key(self) -> bytes:
@@ -180,10 +187,12 @@ def decode_waiting(data: bytes) -> WaitingCommand:
     return _decode(_waiting, _WAITING_FORM, data)
 
 
-def waiting_command(command: Command, offset: int, queued_at: datetime, trace: TraceContext | None) -> WaitingCommand:
-    """Return a command in the waiting room, with the trace that it belongs to."""
-    parts = (None, None) if trace is None else (trace.traceparent, trace.tracestate)
-    return WaitingCommand(command, offset, queued_at, *parts)
+def waiting_command(
+    command: Command, offset: int, queued_at: datetime, trace: TraceContext | None, timestamp_ms: int
+) -> WaitingCommand:
+    """Return a command in the waiting room, with the trace that it belongs to and the time of its record."""
+    traceparent, tracestate = (None, None) if trace is None else (trace.traceparent, trace.tracestate)
+    return WaitingCommand(command, offset, queued_at, traceparent, tracestate, timestamp_ms)
 
 
 def waiting_key(order_id: str, offset: int) -> bytes:

@@ -226,6 +226,7 @@ class Assignment:
             context.clock,
             shorten=self.turns.shorten,
             is_shortening=self.turns.is_shortening,
+            is_unavailable=lambda partition: partition in self.turns.unavailable,
             failed=self._failed,
         )
 

@@ -26,7 +26,8 @@ class ClosedOrders:
     """Sweeps the tables of running lanes, one after the other.
 
     `shorten` makes the next turn shorten the entries of orders of a partition; `is_shortening` returns whether it has
-    not done so yet. So at most one slice is on its way. `failed` stops a lane whose table cannot be read.
+    not done so yet. So at most one slice of a lane is on its way. `is_unavailable` returns whether turns leave a lane
+    out, because Kafka cannot write to it. `failed` stops a lane whose table cannot be read.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ClosedOrders:
         *,
         shorten: Callable[[int, list[str]], None],
         is_shortening: Callable[[int], bool],
+        is_unavailable: Callable[[int], bool],
         failed: Callable[[int, str, Exception], None],
         pause_s: float = PAUSE_S,
     ) -> None:
@@ -45,6 +47,7 @@ class ClosedOrders:
         self._clock = clock
         self._shorten = shorten
         self._is_shortening = is_shortening
+        self._is_unavailable = is_unavailable
         self._failed = failed
         self._pause_s = pause_s
 
@@ -60,11 +63,17 @@ class ClosedOrders:
 
     async def _sweep_if_due(self, partition: int, age: timedelta, every: timedelta) -> None:
         lane = self._lanes.get(partition)
-        if lane is not None and (lane.swept_at is None or self._clock.now() - lane.swept_at >= every):
+        if lane is None or self._is_shortening(partition):
+            return
+        if lane.swept_at is None or self._clock.now() - lane.swept_at >= every:
             await self._sweep(lane, age)
 
     async def _sweep(self, lane: Lane, age: timedelta) -> None:
-        """Find the orders of a lane that have been closed for `age`. One that stops is swept after its next claim."""
+        """Find the orders of a lane that have been closed for `age`. One that stops is swept after its next claim.
+
+        A lane that turns leave out is swept from the beginning when they have taken its last slice: the other lanes
+        must not wait for it.
+        """
         began_at = self._clock.now()
         try:
             for orders in lane.table.sweep(RESTORED_AT_A_TIME):
@@ -72,7 +81,9 @@ class ClosedOrders:
                 if order_ids := [order_id for order_id, value in orders if changelog.has_been_closed(value, since)]:
                     self._shorten(lane.partition, order_ids)
                 await asyncio.sleep(self._pause_s)
-                while self._runs(lane) and self._is_shortening(lane.partition):  # noqa: ASYNC110, a turn ends it
+                while self._runs(lane) and self._is_shortening(lane.partition):
+                    if self._is_unavailable(lane.partition):
+                        return
                     await asyncio.sleep(self._pause_s)
                 if not self._runs(lane):
                     return

@@ -294,8 +294,7 @@ class Lane:
         order_id = command.order_id
         entry = self.table.get(order_id)
         waits = order_id in self.room
-        trace = trace_context_of(record.headers)
-        origin = self._origin(record.offset, trace, record.timestamp)
+        origin = self._origin(record.offset, trace_context_of(record.headers), record.timestamp)
         if record.key != order_id.encode() or (entry is None and not waits):
             try:  # a known order is in the right partition: only its key is compared
                 check_key(record.key, order_id, self.partition, self.policy.partition_count)
@@ -303,10 +302,10 @@ class Lane:
                 self._add_dead_letter(record, error, origin)
                 return True
         if waits:
-            return self._queue_up(command, origin, trace, now)
+            return self._queue_up(record, command, origin, now)
         user = self._known(command.user_id) if type(command) is CreateOrder else None
         if self._decide_command(command, entry, origin, now, user) is not None:
-            self._wait(command, origin, trace, now)
+            self._wait(record, command, origin, now)
             return False
         return True
 
@@ -315,10 +314,12 @@ class Lane:
         span = None if self._spans is None else self._spans.begin(self.partition, offset, trace, since_ms)
         return Origin(offset, trace) if span is None else Origin(offset, span.trace, span)
 
-    def _queue_up(self, command: Command, origin: Origin, trace: TraceContext | None, now: datetime) -> bool:
+    def _queue_up(
+        self, record: "ConsumerRecord[bytes, bytes]", command: Command, origin: Origin, now: datetime
+    ) -> bool:
         """Add a command behind the others of its order. Return whether it was decided instead."""
         if not self.room.is_full(command.order_id):
-            self._wait(command, origin, trace, now)
+            self._wait(record, command, origin, now)
             return False
         if self.room.holds(command):  # the outcome of the waiting copy answers both
             self._count_repeat(command, origin)
@@ -328,11 +329,11 @@ class Lane:
             self._add_rejection(rejection, origin)
         return True
 
-    def _wait(self, command: Command, origin: Origin, trace: TraceContext | None, now: datetime) -> None:
+    def _wait(self, record: "ConsumerRecord[bytes, bytes]", command: Command, origin: Origin, now: datetime) -> None:
         """Add a command to the waiting room and its changelog, with everything that a restart needs to decide it."""
-        assert origin.offset is not None
         # A trace that begins here goes on after the wait. Of any other, the sender's context is kept: see CommandSpans.
-        waiting = waiting_command(command, origin.offset, now, trace or origin.trace)
+        trace = trace_context_of(record.headers) or origin.trace
+        waiting = waiting_command(command, record.offset, now, trace, record.timestamp)
         if origin.span is not None:
             self._note(origin.span, type(command).__name__, command.order_id, "waiting")
         is_head = command.order_id not in self.room
@@ -348,7 +349,7 @@ class Lane:
             self.deciding, self._in_hand = f"the waiting command at offset {head.offset}", head
             if user is None and isinstance(head.command, CreateOrder):
                 user = self._known(head.command.user_id)
-            since_ms = head.queued_at.timestamp() * 1000
+            since_ms = head.undecided_since_ms
             origin = self._origin(head.offset, head.trace, since_ms)
             ask_user = self._decide_command(head.command, self.table.get(order_id), origin, now, user)
             if ask_user is not None:

@@ -51,7 +51,7 @@ TURN_COMMANDS: Final = Histogram(
 )
 COMMAND_AGE_SECONDS: Final = TurnHistogram(
     "orders_command_age_seconds",
-    "Age of a command when its outcome was committed. For one that waited for its user, the time since it was read.",
+    "Time from the record of a command to the commit of its outcome, also if the command waited for its user.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
 LAG: Final = Gauge("orders_lag_commands", "Offsets between the position and the end of the partition.", ["partition"])

@@ -8,6 +8,7 @@ RocksDB refuses it instead (`no_slowdown`), and it is tried again a moment later
 """
 
 import asyncio
+import errno
 import fcntl
 import shutil
 import time
@@ -344,7 +345,7 @@ def _locked(directory: Path) -> Any:
     """Create the directory and return its lock. Raises SetupError if it cannot be used or another process has it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("w")
+        lock = _opened_lock(directory / "lock")
     except OSError as error:
         raise SetupError(f"ORDERS_TABLE_DIR {directory} cannot be used: {error.strerror}") from error
     give_up_at = time.monotonic() + LOCK_WITHIN_S
@@ -360,6 +361,16 @@ def _locked(directory: Path) -> Any:
             time.sleep(0.1)
         else:
             return lock
+
+
+def _opened_lock(path: Path) -> Any:
+    """Open the file of a lock. A worker also starts on a disk that has become read-only, and its lanes wait."""
+    try:
+        return path.open("w")
+    except OSError as error:
+        if error.errno != errno.EROFS or not path.exists():
+            raise
+        return path.open()
 
 
 def _translated(path: Path, error: Exception) -> StoreError:

@@ -7,7 +7,7 @@ A failed turn or commit ends the process, or the assignment if Kafka refused it:
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +38,8 @@ RELEASED_BYTES: Final = Bound(4 * 1024 * 1024, 48 * 1024 * 1024)
 """Bytes of outcomes per turn after which no more waiting orders are released: a commit has a deadline."""
 RELEASE_ALL_WITHIN_S: Final = 5.0
 """How long a worker that leaves its group tries to release its partitions."""
+SAVED_WITHIN_S: Final = 0.05
+"""How long a turn waits for the stores of its lanes. A lane whose store takes longer is left out of the next turns."""
 AT_A_TIME: Final = 200
 """Commands decided before control returns to the event loop: about 5 ms."""
 
@@ -109,6 +111,8 @@ class TurnLoop:
         self._stopping = False
         self._is_leaving_all = False
         self._commit_task: asyncio.Task[None] | None = None
+        self._saves: dict[int, asyncio.Task[None]] = {}
+        """The newest write to the store of each lane whose last turn may not be in its store yet."""
         self._due: dict[int, list[str]] = {}
         self._closed_orders: dict[int, list[str]] = {}
         self._named = named
@@ -168,19 +172,23 @@ class TurnLoop:
         return True
 
     async def run(self) -> None:
-        """Take turns until `stop` is called. Returns when the last turn is committed."""
-        while not self._stopping:
-            await self._wait_for_work()
-            began_at = time.monotonic()
-            turn = await self._decide(began_at)
+        """Take turns until `stop` is called. Returns when the last turn is committed, and in the stores."""
+        try:
+            while not self._stopping:
+                await self._wait_for_work()
+                began_at = time.monotonic()
+                turn = await self._decide(began_at)
+                await self._wait_for_commit()
+                if turn is not None:
+                    self._commit_task = asyncio.create_task(self._commit(turn), name="commit of a turn")
+                    await asyncio.sleep(max(0.0, began_at + self._pace(turn.decided + turn.queued) - time.monotonic()))
             await self._wait_for_commit()
-            if turn is not None:
-                self._commit_task = asyncio.create_task(self._commit(turn), name="commit of a turn")
-                await asyncio.sleep(max(0.0, began_at + self._pace(turn.decided + turn.queued) - time.monotonic()))
-        await self._wait_for_commit()
-        await self._write_last_positions()
-        if self._is_leaving_all:
-            await self._release_all()
+            await self._write_last_positions()
+            if self._is_leaving_all:
+                await self._release_all()
+            await asyncio.gather(*self._saves.values())
+        finally:  # after an error, the next claim reads from the changelog what is not in a store
+            await _cancel(self._saves.values())
 
     def _pace(self, count: int) -> float:
         """Return the minimum time in seconds between the starts of a turn of `count` commands and the next.
@@ -250,6 +258,7 @@ class TurnLoop:
         Control returns to the event loop in between, so that the commit in flight makes progress.
         """
         self.update_unavailable()
+        self._end_saves()
         taken = self._inbox.take(MAX_COMMANDS, self._closed())
         self._fetch_before(began_at + self._pace(sum(map(len, taken.values()))))
         lanes = self._available()
@@ -326,14 +335,19 @@ class TurnLoop:
         lanes = self.lanes
         waiting_bytes = sum(lane.room.size_bytes for lane in lanes.values())
         full = {partition for partition, lane in lanes.items() if lane.is_full(waiting_bytes, len(lanes))}
-        return full | self.unavailable.keys()
+        return full | self._left_out()
 
     def _runs(self, lane: Lane) -> bool:
         """Return whether a lane still runs. It may have been parked, and even claimed again, while others ran."""
         return self.lanes.get(lane.partition) is lane
 
     def _available(self) -> list[Lane]:
-        return [lane for partition, lane in self.lanes.items() if partition not in self.unavailable]
+        left_out = self._left_out()
+        return [lane for partition, lane in self.lanes.items() if partition not in left_out]
+
+    def _left_out(self) -> set[int]:
+        """Return the partitions that turns leave out: Kafka cannot write to them, or their stores are slow."""
+        return self.unavailable.keys() | {partition for partition, save in self._saves.items() if not save.done()}
 
     async def _commit(self, turn: Turn) -> None:
         try:
@@ -345,9 +359,13 @@ class TurnLoop:
             ) from error
         exemplar = self._spans.committed(turn.spans, turn.began_at, turn.decided) if self._spans is not None else None
         _update_metrics(turn, self._clock.now(), exemplar)
-        saved = [(lane, changes) for lane, changes in turn.changes if lane.table.store is not None]
-        # A disk that is slow delays all of them at once. The commit is done, so its deadline does not count that.
-        await asyncio.gather(*(self._save(lane, changes, *positions[lane.partition]) for lane, changes in saved))
+        saves = [
+            self._start_save(lane, changes, *positions[lane.partition])
+            for lane, changes in turn.changes
+            if lane.table.store is not None
+        ]
+        if saves:  # the commit is done, so its deadline does not count a disk that is slow
+            await asyncio.wait(saves, timeout=SAVED_WITHIN_S)
 
     async def _write(self, turn: Turn) -> dict[int, tuple[Position, int]]:
         """Write a turn in one transaction. It is committed when the broker has acknowledged every batch.
@@ -383,8 +401,27 @@ class TurnLoop:
             positions[lane.partition] = position, acknowledged[index].offset + sent[index].record_count - 1
         return positions
 
-    async def _save(self, lane: Lane, changes: Changes, position: Position, offset: int) -> None:
+    def _start_save(self, lane: Lane, changes: Changes, position: Position, offset: int) -> "asyncio.Task[None]":
+        """Start to write what a lane has committed to its store. Turns leave the lane out until it is written."""
+        before = self._saves.get(lane.partition)  # the next turn is decided before this one is in the store
+        save = asyncio.create_task(self._save(lane, changes, position, offset, before), name="save of a turn")
+        save.add_done_callback(lambda _: self.wake())
+        self._saves[lane.partition] = save
+        return save
+
+    def _end_saves(self) -> None:
+        """Forget the writes that are done. Raises the error of one that failed."""
+        for partition, save in list(self._saves.items()):
+            if save.done():
+                del self._saves[partition]
+                save.result()
+
+    async def _save(
+        self, lane: Lane, changes: Changes, position: Position, offset: int, before: "asyncio.Task[None] | None"
+    ) -> None:
         """Write what a lane has committed to the store of its table, if the lane still runs."""
+        if before is not None:
+            await asyncio.wait({before})
         if not self._runs(lane):
             return
         try:
@@ -423,6 +460,14 @@ class TurnLoop:
             (self._names.dead_letters, changes.dead_letters),
         ]
         return [(topic, records) for topic, records in by_topic if records]
+
+
+async def _cancel(tasks: Iterable["asyncio.Task[None]"]) -> None:
+    """Cancel those tasks that are not done, and wait for their ends."""
+    if left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
 
 
 def _fault_of(lane: Lane) -> str:

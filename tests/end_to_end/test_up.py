@@ -118,7 +118,7 @@ def test_a_run_from_ready_to_ctrl_c(environment, tmp_path):
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(20) == 0
         assert time.monotonic() - began_at < 15
-        assert [args for pid, args in processes.items() if is_there(pid)] == []
+        until(lambda: not any(map(is_there, processes)), "no process remains")
     finally:
         up.process.kill()
         up.process.wait()
@@ -150,17 +150,20 @@ def states_of(environment):
     return sorted((row["component"], row["process_count"]) for row in rows if row["state"] == "ready")
 
 
+def lanes_of(environment):
+    """Return the number of lanes that each process of the worker runs, as they were measured last."""
+    address = f"http://127.0.0.1:{environment['ORDERS_ADMIN_PORT']}/metrics"
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        measured = answer.read().decode()
+    return re.findall(r'^orders_lanes{process="(\d)",state="running"} (\d)', measured, re.MULTILINE)
+
+
 def test_a_run_with_two_processes_of_the_worker(shared, tmp_path):
     """As on a machine with four cores."""
     up = Up(shared | {"ORDERS_WORKERS": "2"}, tmp_path)
     try:
         until(up.is_ready, "it is ready")
-        address = f"http://127.0.0.1:{shared['ORDERS_ADMIN_PORT']}"
-        with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
-            lanes = re.findall(
-                r'^orders_lanes{process="(\d)",state="running"} (\d)', answer.read().decode(), re.MULTILINE
-            )
-        assert lanes == [("1", "1"), ("2", "1")]
+        until(lambda: lanes_of(shared) == [("1", "1"), ("2", "1")], "each process runs one lane")
         until(lambda: states_of(shared) == [("projector", 1), ("web", 1), ("worker", 2)], "operators see all of them")
         CommandLine(shared)("create", "order-1", "--user", "dana", "--currency", "EUR", "--line", "mug:2:1250")
         processes = up.processes()

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+from aiokafka.admin.config_resource import ConfigResourceType
+from aiokafka.protocol.admin import DescribeConfigsRequest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, IsolationLevel, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
@@ -34,7 +36,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from order_service.domain.entry import Entry, after_event, after_rejection
 from order_service.domain.messages import Command, Event, Rejection
-from order_service.kafka.connection import ask_admin
+from order_service.kafka.connection import Admin, ask_admin
 from order_service.kafka.topics import COMMAND_RECORD_BYTES, create_topics, topic_names
 from order_service.local.broker import free_port
 from order_service.settings import Settings
@@ -135,8 +137,9 @@ class WorkerProcess:
         return body if status == 503 else ""
 
     def lines(self, sentence: str) -> list[dict[str, Any]]:
-        """Return the lines of its log with this sentence."""
-        found = [json.loads(line) for line in self.log().splitlines() if sentence in line]
+        """Return the lines of its log with this sentence. The last one may be under way."""
+        whole = self.log().rpartition("\n")[0]
+        found = [json.loads(line) for line in whole.splitlines() if sentence in line]
         return [line for line in found if line["event"] == sentence]
 
     def send(self, signal_number: signal.Signals) -> None:
@@ -348,7 +351,7 @@ class Service:
             consumer.close()
 
     def configure(self, topic: str, **settings: object) -> None:
-        """Change settings of a topic, underscores for dots, and wait until the broker has them from its controller."""
+        """Change settings of a topic, underscores for dots, and wait until all brokers have them."""
         entries = [
             ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
             for name, value in settings.items()
@@ -356,9 +359,10 @@ class Service:
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
         for future in self.kafka.incremental_alter_configs([resource]).values():
             future.result(30)
+        wanted = {entry.name: entry.value for entry in entries}
         until(
-            lambda: all(self.config_of(topic)[entry.name].value == entry.value for entry in entries),
-            "the broker has the settings from its controller",
+            lambda: all(wanted.items() <= config.items() for config in self.configs_of(topic)),
+            "all brokers have the settings from the controller",
         )
 
     def config_of(self, topic: str) -> dict[str, ConfigEntry]:
@@ -366,6 +370,10 @@ class Service:
         [described] = self.kafka.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
         settings: dict[str, ConfigEntry] = described.result(30)
         return settings
+
+    def configs_of(self, topic: str) -> list[dict[str, str | None]]:
+        """Return the settings of a topic as each broker has them: one hears of a change later than another."""
+        return asyncio.run(ask_admin(self.settings(), lambda admin: _configs_of(admin, topic)))
 
     def end_of(self, topic: str, partition: int) -> int:
         """Ask where a partition ends, control records included."""
@@ -487,6 +495,13 @@ class Service:
     async def _create_topics(self) -> None:
         settings = self.settings()
         await ask_admin(settings, lambda admin: create_topics(admin, settings))
+
+
+async def _configs_of(admin: Admin, topic: str) -> list[dict[str, str | None]]:
+    request = DescribeConfigsRequest([(ConfigResourceType.TOPIC, topic, None)], False)
+    nodes = [broker["node_id"] for broker in (await admin.describe_cluster())["brokers"]]
+    answers = [await admin._send_request(request, node) for node in nodes]  # `describe_configs` asks any node
+    return [{entry[0]: entry[1] for entry in described[4]} for answer in answers for described in answer.resources]
 
 
 def enqueue(producer: Producer, topic: str, key: str | bytes | None, value: bytes | None, **extra: Any) -> None:

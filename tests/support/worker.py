@@ -48,13 +48,14 @@ def _wall_clock() -> float:
     return time.time() + (float(Path(file).read_text()) if file else 0.0)
 
 
-_read_step: Any = Standbys._read_step
+def hold_standbys_while(file: Path) -> None:
+    """Make standbys read nothing while there is a file that a test makes."""
+    read: Any = Standbys._read_step
 
+    async def read_step(standbys: Standbys, *arguments: Any) -> bool:
+        return not file.exists() and await read(standbys, *arguments)  # noqa: ASYNC240, a file that is not there
 
-async def read_step(standbys: Standbys, *arguments: Any) -> bool:
-    """Read a step of a changelog, or nothing while there is a file that a test makes."""
-    is_stopped = os.path.exists(os.environ.get("TEST_STANDBY_STOP_FILE", "/nowhere"))  # noqa: ASYNC240, PTH110
-    return not is_stopped and await _read_step(standbys, *arguments)
+    Standbys._read_step = read_step  # type: ignore[method-assign, assignment]
 
 
 def main() -> None:
@@ -62,7 +63,8 @@ def main() -> None:
     exit_on_signal()
     logs.configure("json")
     topic_watch.LOOK_EVERY_S = float(os.environ.get("TEST_TOPICS_EVERY_S", topic_watch.LOOK_EVERY_S))
-    Standbys._read_step = read_step  # type: ignore[method-assign, assignment]
+    if stop_file := os.environ.get("TEST_STANDBY_STOP_FILE"):
+        hold_standbys_while(Path(stop_file))
     if os.environ.get("TEST_FEW_REPLICAS_ARE_ENOUGH"):
         topics._replica_faults = lambda topic, nodes: []  # noqa: ARG005
     if machine := os.environ.get("TEST_MACHINE"):

@@ -9,7 +9,7 @@ from msgspec import Struct
 from order_service.kafka.reader import Reader
 from order_service.operations.dead_letters.letter import LetterId, letter_of, name_of
 from order_service.operations.dead_letters.past_operations import PastOperations
-from order_service.operations.overview.bounded_reads import ends_of_a_read
+from order_service.operations.overview.bounded_reads import ends_of_a_read, in_slices
 
 SHOWN: Final = 20
 TAIL_OFFSETS: Final = 40
@@ -78,8 +78,9 @@ class NewestLetters:
         self._forget_if_recreated(ends)
         begins = {each: max(starts[each], ends[each] - TAIL_OFFSETS, self._read_to.get(each, 0)) for each in partitions}
         async for records in reader.between(begins, ends):
-            letters = sorted([*self._letters, *map(_row_of, records)], key=lambda each: (each.at, each.id))
-            self._letters = letters[: -SHOWN - 1 : -1]
+            async for taken in in_slices(records):
+                letters = sorted([*self._letters, *map(_row_of, taken)], key=lambda each: (each.at, each.id))
+                self._letters = letters[: -SHOWN - 1 : -1]
         self._read_to |= ends
 
     async def _read_operations(self, reader: Reader) -> bool:
@@ -88,8 +89,9 @@ class NewestLetters:
         begins = {each: max(starts[each], self._read_to.get(each, 0)) for each in partitions}
         stops = ends_of_a_read(begins, ends, OPERATIONS_MAX)
         async for records in reader.between(begins, stops):
-            for record in records:
-                self._past.add(record)
+            async for taken in in_slices(records):
+                for record in taken:
+                    self._past.add(record)
         self._read_to |= stops
         return stops == ends
 

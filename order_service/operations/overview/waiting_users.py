@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from order_service.domain.messages import CreateOrder
 from order_service.kafka.reader import Reader
-from order_service.operations.overview.bounded_reads import ends_of_a_read
+from order_service.operations.overview.bounded_reads import ends_of_a_read, in_slices
 from order_service.wire.changelog import decode_waiting
 
 OFFSETS_MAX: Final = 20_000
@@ -63,7 +63,8 @@ class WaitingUsers:
         begins = {each: max(starts[each], self._read_to.get(each, 0)) for each in partitions}
         stops = ends_of_a_read(begins, ends, self._offsets_max)
         async for records in reader.between(begins, stops):
-            self._apply(records)
+            async for taken in in_slices(records):
+                self._apply(taken)
         self._read_to |= stops
         # Sorting a full waiting room takes a second: in this thread, every request would wait for that.
         return await asyncio.to_thread(list_users, [*self._waiting.values()], is_complete=stops == ends)

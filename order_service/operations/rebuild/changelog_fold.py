@@ -423,7 +423,8 @@ class WaitingRoomFold:
             self.notes.append(f"{_name(record)} has no outcome. It may have been refused: old rejections are deleted")
             return
         queued_at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-        self._add(waiting_command(command, record.offset, queued_at, trace_context_of(record.headers)))
+        trace = trace_context_of(record.headers)
+        self._add(waiting_command(command, record.offset, queued_at, trace, record.timestamp))
 
     def _add(self, waiting: WaitingCommand) -> None:
         if waiting.command.order_id not in self._outcomes.entries:

@@ -135,6 +135,11 @@ class OrderRecords:
         return not letters.isdisjoint(letter_offsets_of(operation))
 
     @property
+    def operations(self) -> list[FoundOperation]:
+        """The operations on the order."""
+        return list(self._operations)
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is known under this key."""
         return not (self._command_count or self._outcome_count or self._waiting or self._table or self._operations)
@@ -152,7 +157,7 @@ class OrderRecords:
             table_version=None if self._entry is None else self._entry.version,
             lane=lane,
             commands=self._stories(evidence),
-            operations=list(self._operations),
+            operations=self.operations,
             omitted=self._command_count + self._outcome_count - kept,
         )
 

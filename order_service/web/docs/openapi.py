@@ -337,8 +337,9 @@ _PARAMETERS: Final = {
     ),
     "Last-Event-ID": _in_header(
         "The id of the last event received, an opaque text; the stream starts with the next one. With many partitions, "
-        "`/v1/events` starts up to 15 seconds of events earlier, or up to an hour if the id is more than a day old. "
-        "Such an id is valid for 90 days. An id that this server's views have not reached yet is waited for.",
+        "`/v1/events` starts up to 15 seconds of events earlier (30 if a projector has hung), or up to an hour if the "
+        "id is more than a day old. Such an id is valid for 90 days. An id that this server's views have not reached "
+        "yet is waited for.",
         TEXT,
         "2",
     ),

@@ -36,7 +36,7 @@ def test_a_lane_whose_output_has_no_leader_waits_and_the_others_go_on(cluster, s
     others = [command for command in commands if service.partition_of(command.order_id) != AWAY]
     service.send(others)
     until(lambda: len(service.read(service.names.events, partitions=[1, 2, 3])) == len(others), "the others go on")
-    assert worker.lanes("unavailable") == 1
+    until(lambda: worker.lanes("unavailable") == 1, "the metric counts it")
     waiting = [command for command in commands if command not in others]
     service.send(waiting)
     assert worker.process.poll() is None

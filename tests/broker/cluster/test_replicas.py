@@ -8,8 +8,8 @@ from order_service.kafka.topics import topic_configs, topic_specs
 from order_service.local.broker import free_port
 from tests.support.command_line import CommandLine
 from tests.support.samples import create
-from tests.support.service import Service, until, vars_of
-from tests.support.topic_settings import configs, run_lines
+from tests.support.service import Service, vars_of
+from tests.support.topic_settings import run_lines
 
 
 def test_replicas_are_as_many_as_the_cluster_can_have(cluster, users, tmp_path):
@@ -29,7 +29,7 @@ def test_replicas_are_as_many_as_the_cluster_can_have(cluster, users, tmp_path):
     lines = [line for line in told.stdout.splitlines() if line.startswith("kafka-")]
     assert len(lines) == 1, "one plan for all topics, since Kafka takes one at a time"
     run_lines(lines, tmp_path)
-    until(lambda: {count for count, _ in replication(service)} == {3}, "all have three replicas")
+    cluster.wait_all_in_sync(vars_of(service.names).values(), replicas=3)
     told = cli("topics", "check", code=13)
     assert f"the topic {service.names.table} has min.insync.replicas=1, expected 2 to 3 of 3 replicas" in told.stderr
     assert len(told.stdout.splitlines()) == 7
@@ -42,7 +42,7 @@ def test_replicas_are_as_many_as_the_cluster_can_have(cluster, users, tmp_path):
     service.configure(service.names.events, min_insync_replicas="2")
 
     cluster.stop(3)
-    until(lambda: brokers_of(service) == 2, "the cluster knows that one is away")
+    cluster.wait_brokers(2)
     cli("topics", "check")  # three replicas are more than two brokers need
     other = CommandLine(service.environment | {"ORDERS_TOPIC_PREFIX": "other."})
     assert "the topics have two replicas" in other("topics", "create").stderr
@@ -57,6 +57,7 @@ def test_one_replica_of_three_brokers_is_a_warning_everywhere_and_its_line_adds_
     made = [NewTopic(spec.name, spec.partitions, spec.replicas, config=spec.config) for spec in specs]
     for future in service.kafka.create_topics(made).values():
         future.result(30)
+    cluster.wait_all_in_sync(vars_of(service.names).values())
     risk = "the topics have one replica, though there are 3 brokers"
     with service:  # its topics are there
         told = cli("topics", "create")
@@ -74,20 +75,6 @@ def test_one_replica_of_three_brokers_is_a_warning_everywhere_and_its_line_adds_
         [logged] = worker.lines("The settings of the topics are a risk.")
         assert risk in logged["risk"]
         run_lines([line.removeprefix("# ")], tmp_path)
-        until(lambda: {count for count, _ in replication(service)} == {3}, "all have three replicas")
+        cluster.wait_all_in_sync(vars_of(service.names).values(), replicas=3)
         assert "min.insync.replicas=1, expected 2 to 3 of 3 replicas" in cli("topics", "check", code=13).stderr
         assert len(worker.lines("The settings of the topics are a risk.")) == 1
-
-
-def brokers_of(service):
-    return len(service.kafka.list_topics(timeout=30).brokers)
-
-
-def replication(service):
-    """Return replicas and min.insync.replicas of the topics."""
-    described = service.kafka.list_topics(timeout=30).topics
-    return {
-        (len(partition.replicas), config["min.insync.replicas"].value)
-        for field, config in configs(service).items()
-        for partition in described[getattr(service.names, field)].partitions.values()
-    }

@@ -81,7 +81,7 @@ def test_a_stranger_that_shares_the_partitions_shows_in_readiness_metric_and_log
     def is_seen():
         [(*partitions, _)] = until(lambda: re.findall(shown, worker.faults()), "readiness names it and what it holds")
         named.update(partitions)
-        assert "orders_group_strangers 1.0" in worker.admin("/metrics")[1]
+        until(lambda: "orders_group_strangers 1.0" in worker.admin("/metrics")[1], "the metric counts it")
         until(lambda: re.findall(shown, reasons()), "the log names it and what it holds")
         until(
             lambda: any(int(seen_s) > 0 for *_, seen_s in re.findall(shown, worker.faults())),
@@ -92,7 +92,7 @@ def test_a_stranger_that_shares_the_partitions_shows_in_readiness_metric_and_log
     assert len(held) == 2
     assert named == {f"{service.names.commands}-{partition}" for partition in held}
     worker.wait_lanes(4)
-    assert "orders_group_strangers 0.0" in worker.admin("/metrics")[1]
+    until(lambda: "orders_group_strangers 0.0" in worker.admin("/metrics")[1], "the metric counts none")
     until(lambda: worker.lines("No other program is in the group any more."), "the log says that it has left")
     commands = histories(4)
     service.send(commands)

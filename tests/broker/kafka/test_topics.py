@@ -212,14 +212,14 @@ def test_a_setting_that_becomes_less_shows_while_the_worker_runs(service):
     service.configure(topic, retention_bytes=str(1024 * MIB))
     fault = f"the topic {topic} has retention.bytes={1024 * MIB}, expected -1"
     until(lambda: fault in worker.faults(), "readiness names the setting")
-    assert "orders_topic_faults 1.0" in worker.admin("/metrics")[1]
+    until(lambda: "orders_topic_faults 1.0" in worker.admin("/metrics")[1], "the metric counts it")
     lines = until(lambda: worker.lines("A topic is below its required configuration."), "the log has it")
     assert [line["fault"] for line in lines] == [fault]
     service.send([create])
     service.wait_outcomes(1)
     service.configure(topic, retention_bytes="-1")
     worker.wait_ready()
-    assert "orders_topic_faults 0.0" in worker.admin("/metrics")[1]
+    until(lambda: "orders_topic_faults 0.0" in worker.admin("/metrics")[1], "the metric counts none")
     until(lambda: worker.lines("All topics meet their required configuration again."), "the log has it")
     assert worker.process.poll() is None
 

@@ -170,9 +170,8 @@ def test_no_broker_outlives_its_parent(tmp_path, number):
         os.kill(process.pid, number)
         process.wait(DEADLINE_S)
         deadline = time.monotonic() + DEADLINE_S
-        while is_alive(watcher) or is_alive(java):
+        while is_alive(watcher) or is_alive(java) or is_taken(port):  # the last thread of a killed process closes files
             assert time.monotonic() < deadline
-        assert not is_taken(port)
     assert "shut down completed" in (tmp_path / "kafka.log").read_text()
 
 

@@ -98,7 +98,7 @@ def until_parked(worker, operator, partition):
 def until_running(worker, partition):
     """Wait until the lane runs again, without a new claim of any other lane."""
     until(lambda: worker.lanes() == 4, "all lanes run")
-    [claimed] = worker.lines("Lane claimed again.")
+    [claimed] = until(lambda: worker.lines("Lane claimed again."), "the log has it")
     assert claimed["partition"] == partition
     assert len(worker.lines("Lane started.")) <= 4
 

@@ -96,7 +96,7 @@ def test_a_silent_registry_delays_only_the_partitions_that_need_it(service, fore
         garbage = [("foreign", prefix_of(5_000 + number) + b"?") for number in range(50)]
         service.send([("foreign", value), *garbage, *others])
         service.wait_outcomes(3 + len(others))
-        assert f"partition {held} waits for the schema registry" in worker.faults()
+        until(lambda: f"partition {held} waits for the schema registry" in worker.faults(), "readiness names it")
         assert service.outcome_count() == 3 + len(others)
     service.wait_outcomes(3 + len(others) + 51)
     assert b"foreign" in {event.key() for event in service.read(service.names.events)}

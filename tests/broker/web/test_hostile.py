@@ -369,9 +369,10 @@ class Crowd(ExitStack):
 
 
 @pytest.mark.timeout(240)
-def test_slow_callers_hurt_nobody_and_are_gone_in_time(http, process, order):
+def test_slow_callers_hurt_nobody_and_are_gone_in_time(shop, http, process, order):
+    """A server without slow callers answers in the same seconds, for comparison: others use this machine."""
     big = http.create(lines=[MUG | {"name": "x" * 80}] * 400).headers["location"]
-    before = min(rounds(http, order))
+    quiet, _ = shop.serve()
     at_first = sockets(process)
     assert connections_possible(4 * MANY) == 4 * MANY
     with Crowd(http) as crowd:
@@ -381,10 +382,9 @@ def test_slow_callers_hurt_nobody_and_are_gone_in_time(http, process, order):
         during = []
         for _ in range(3):
             crowd.add(MANY, HALF_A_HEAD, HEAD_WITHIN_S)
-            for took in rounds(http, order):
+            for both in zip(rounds(http, order, crowd.hear), rounds(quiet, order, crowd.hear), strict=True):
                 if sockets(process) >= all_there:
-                    during.append(took)
-                crowd.hear()
+                    during.append(both)  # noqa: PERF401, the sockets are counted after each pair
         for row in SLOW:
             crowd.add(*row)
         until(crowd.go_on, "all connections end")
@@ -393,18 +393,18 @@ def test_slow_callers_hurt_nobody_and_are_gone_in_time(http, process, order):
             assert (b" 408 " in caller.heard) == (caller.within_s == BODY_S)
         until(lambda: sockets(process) <= at_first, "no connection is left", within_s=TAKEN_WITHIN_S)
         assert all(0 < heard(one).count(b"HTTP/1.1 200") < ANSWERS for one in deaf)
-    usual_s = max(before, min(rounds(http, order)))
-    assert min(during) <= 2 * usual_s + 0.02, "others use this machine, so the best round counts"
+    assert any(took_s <= 2 * usual_s + 0.02 for took_s, usual_s in during), during
 
 
-def rounds(http, path):
+def rounds(http, path, meanwhile):
     """Measure the 99th percentile of a usual caller's answers, in seconds, again and again."""
     for _ in range(8):
         with closing(HTTPConnection("127.0.0.1", http.port, timeout=40)) as connection:
-            yield sorted(seconds(connection, path) for _ in range(100))[98]
+            yield sorted(seconds(connection, path, meanwhile) for _ in range(100))[98]
 
 
-def seconds(connection, path):
+def seconds(connection, path, meanwhile):
+    meanwhile()
     start = time.perf_counter()
     connection.request("GET", path)
     assert connection.getresponse().read()

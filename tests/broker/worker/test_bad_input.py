@@ -112,9 +112,9 @@ def test_what_is_no_command_becomes_a_dead_letter_between_good_commands(service)
     assert worker.is_ready()
     assert worker.process.pid == pid
     assert SECRET not in worker.log()
-    measured = worker.admin("/metrics")[1]
-    for reason, count in Counter(bad.reason for bad in BAD).items():
-        assert f'orders_dead_letters_total{{reason="{reason}"}} {float(count)}' in measured
+    counts = Counter(bad.reason for bad in BAD).items()
+    samples = [f'orders_dead_letters_total{{reason="{reason}"}} {float(count)}' for reason, count in counts]
+    until(lambda: all(sample in worker.admin("/metrics")[1] for sample in samples), "the dead letters are counted")
 
 
 def check_letter(bad, letter, origin, topic):

@@ -45,8 +45,11 @@ def test_a_worker_takes_over_what_it_stood_by_for_by_reading_the_ends_of_the_cha
     started_before = len(heir.lines("Lane started."))  # the first worker of the group had all of them for a moment
     killed.send(signal.SIGKILL)
     heir.wait_lanes(4)
-    taken_over = [line for line in heir.lines("Lane started.")[started_before:] if line["partition"] in lost]
-    assert len(taken_over) == 2
+
+    def started():
+        return [line for line in heir.lines("Lane started.")[started_before:] if line["partition"] in lost]
+
+    taken_over = until(lambda: len(started()) == 2 and started(), "the log has both lanes")
     assert all(line["orders"] > ORDERS // 8 and 0 < line["read_records"] <= READ_MAX for line in taken_over)
     assert lags(heir) == {}
     service.send(commands[4 * ORDERS :])

@@ -6,7 +6,6 @@ import time
 from tests.support.claiming import open_transaction
 from tests.support.deciding import creates, end
 from tests.support.prometheus import fires
-from tests.support.samples import but, pay
 from tests.support.service import histories, until
 
 
@@ -30,10 +29,7 @@ def test_an_open_transaction_of_another_program(watch):
         worker = watch.target(service.start_worker())
         until(lambda: worker.lanes() == 3, "the other lanes run")
         began_at = time.monotonic()
-        orders = creates(service, 12, 1)
-        # A create waits for its user first, and counts from then on.
-        payments = [but(pay, order_id=each.order_id, command_id=f"pay-{each.order_id}") for each in orders[6:]]
-        service.send([*orders[:6], *payments])
+        service.send(creates(service, 12, 1))
         until(lambda: watch.value("orders_lag_commands") >= 12, "they wait")
         until(lambda: watch.value("orders_foreign_transaction_seconds") > 20, "the transaction is open for long")
         watch.fault()

@@ -3,8 +3,13 @@
 import os
 import signal
 from functools import partial
+from typing import ClassVar
 
+from aiokafka import TopicPartition
+
+from chaos.faults.strangers import visit_group
 from order_service.wire.changelog import BARRIER_KEY
+from order_service.worker.membership import LaneAssignor
 from tests.support.damaged_topics import write
 from tests.support.prometheus import fires
 from tests.support.service import until
@@ -19,6 +24,15 @@ def has_grown(watch, lag):
     return watch.value("orders_standby_lag_offsets") > lag
 
 
+def has_lost_all(worker):
+    return worker.lines("Partitions assigned.")[-1]["partitions"] == []
+
+
+def claims_if_more(watch, claims):
+    counted = watch.value("orders_claims_total", outcome="restored")
+    return counted if counted > claims else 0.0
+
+
 @fires("OrdersTargetDown", "OrdersLanesNotRunning")
 def test_a_worker_that_ended(watch):
     worker = watch.target(watch.service.start_worker()).wait_lanes(4)
@@ -27,6 +41,30 @@ def test_a_worker_that_ended(watch):
     worker.wait_ended()
     watch.fault()
     watch.target(watch.service.start_worker()).wait_lanes(4)
+    watch.after()
+
+
+@fires("OrdersClaimsRepeated", ORDERS_PARTITIONS="1")
+def test_a_partition_that_another_member_takes_again_and_again(watch):
+    """The other member joins and leaves, as a worker does that is restarted again and again."""
+    service = watch.service
+    worker = watch.target(service.start_worker())
+
+    class Taking(LaneAssignor):
+        """Tells the leader that its member had the partition last, so that it gets it."""
+
+        generation = 2**31 - 1
+        member_assignment: ClassVar = [TopicPartition(service.names.commands, 0)]
+
+    def take():
+        until(partial(has_lost_all, worker), "the worker has lost the partition")
+
+    claims = until(partial(claims_if_more, watch, 0), "the partition is claimed")
+    watch.before()
+    for _ in range(10):
+        visit_group(service.bootstrap_servers, service.group_id, service.names.commands, take, [Taking])
+        claims = until(partial(claims_if_more, watch, claims), "the worker claims the partition again")
+        watch.fault()
     watch.after()
 
 

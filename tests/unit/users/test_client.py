@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,24 @@ async def test_nobody_listening_is_no_answer(open_client, unused_tcp_port):
 async def test_a_user_slower_than_the_time_is_no_answer(users, stub):
     await no_answer(users, "slow-5000-ann")
     assert stub.requests == {"slow-5000-ann": 1}
+
+
+async def test_the_time_in_which_the_process_was_stopped_does_not_count(open_client, monkeypatch):
+    """After a SIGSTOP the answer is in the socket, and the time of the lookup has passed."""
+    monkeypatch.setattr("order_service.runtime.deadline.TICK_S", 0.005)
+
+    async def stop_then_answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        time.sleep(1.0)  # noqa: ASYNC251, that is the point
+        writer.write(ok(b'{"status": "active"}'))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(stop_then_answer, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        users = await open_client(url=f"http://{host}:{port}", total_s=0.5, probe_every_s=0.6)
+        assert await users.check("ann") is UserCheck.ACTIVE
 
 
 async def test_a_retry_after_within_the_time_is_waited_for(open_client, stub, until):

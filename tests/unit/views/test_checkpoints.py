@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from aiokafka.structs import TopicPartition
 from sqlalchemy import func, make_url, select
+from sqlalchemy.exc import DBAPIError
 
 from order_service.errors import DatabaseError
 from order_service.kafka.topics import topic_names
 from order_service.views import checkpoints as stored
-from order_service.views import projector
+from order_service.views import postgresql, projector
 from order_service.views.checkpoints import (
     APART_S,
     DELETED_MAX,
@@ -28,6 +29,7 @@ from order_service.views.share import Share
 from order_service.views.tables import FORM, checkpoints, form, open_database, positions, prepare
 from tests.support.event_log import EVENTS, REJECTIONS, START, Log, Progress
 from tests.support.samples import but, order_created
+from tests.support.service import until
 
 NOON = 12 * HOUR_S
 MANY = {TopicPartition(topic, number): 0 for topic in (EVENTS[0], REJECTIONS[0]) for number in range(100)}
@@ -183,6 +185,21 @@ def test_a_projector_does_not_wait_for_one_that_hangs_while_it_stores_a_checkpoi
     hanging.dispose()
     assert projection.store_checkpoint()
     assert views.newest_checkpoint().total == 3
+
+
+def test_the_database_ends_a_projector_that_hangs_while_it_stores_a_checkpoint(url, projection, monkeypatch):
+    projection.positions(MANY)
+    if url.get_backend_name() == "sqlite":
+        return  # it has one projector
+    monkeypatch.setattr(postgresql, "IDLE_S", 0.2)
+    hanging = open_database(url, writes=True)
+    connection = hanging.connect()
+    assert connection.scalar(projector._LOCK_CHECKPOINTS) == FORM
+    until(projection.store_checkpoint, "another projector stores one", within_s=30.0)
+    with pytest.raises(DBAPIError):
+        connection.scalar(projector._LOCK_CHECKPOINTS)
+    connection.close()
+    hanging.dispose()
 
 
 def test_checkpoints_outlive_views_of_an_older_form_and_grow_on_when_these_are_built(

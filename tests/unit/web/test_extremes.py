@@ -203,7 +203,7 @@ def test_the_limits_follow_from_the_largest_order():
         names.commands: longest,
         names.events: len(encode_event(event)),
         names.table: len(changelog.encode(entry)),
-        names.waiting: len(changelog.encode(WaitingCommand(command, 1, NOW, None))),
+        names.waiting: len(changelog.encode(WaitingCommand(command, 1, NOW, None, None, 7))),
         names.dead_letters: int(topic_configs(names)[names.commands]["max.message.bytes"]),
     }
     for topic, size in records.items():
@@ -223,7 +223,7 @@ def test_contents_that_are_accepted_fit_the_topics_and_larger_ones_are_a_dead_le
     fits = but(command, **changes(MAX_CONTENT_BYTES - 200))
     fitting = decode_command(encode_json_command(fits))
     refused = encode_rejection(reject(fitting, None, NOW, Refusal(Reason.NOT_ALLOWED)))
-    waiting = changelog.encode(WaitingCommand(fitting, 1, NOW, None))
+    waiting = changelog.encode(WaitingCommand(fitting, 1, NOW, None, None, 7))
     names, configs = topic_names(), topic_configs(topic_names())
     for topic, size in ((names.rejections, len(refused)), (names.waiting, len(waiting))):
         assert size + OVERHEAD <= int(configs[topic]["max.message.bytes"]), topic
@@ -236,7 +236,7 @@ def test_many_small_lines_in_avro_count_as_large_as_they_are_stored(count, is_ac
     line = Line(sku="", quantity=-33, unit_price=-33)
     value = encode_command(AmendOrder(command_id="c", order_id="o", actor=SHOP, lines=(line,) * count))
     if is_accepted:
-        assert len(changelog.encode(WaitingCommand(decode_command(value), 1, NOW, None))) <= MAX_CONTENT_BYTES
+        assert len(changelog.encode(WaitingCommand(decode_command(value), 1, NOW, None, None, 7))) <= MAX_CONTENT_BYTES
     else:
         with pytest.raises(DecodeError, match="too_large"):
             decode_command(value)

@@ -37,6 +37,7 @@ class Turns:
     def __init__(self):
         self.handed: list[tuple[int, list[str]]] = []
         self.open: set[int] = set()
+        self.unavailable: set[int] = set()
         self.failed: list[tuple[int, Exception]] = []
 
     def shorten(self, partition, order_ids):
@@ -55,6 +56,7 @@ async def sweeping(lanes, turns, *, remember_s: float | None = DAY_S, now=NOW.ti
         clock,
         shorten=turns.shorten,
         is_shortening=turns.open.__contains__,
+        is_unavailable=turns.unavailable.__contains__,
         failed=lambda partition, _why, error: turns.failed.append((partition, error)),
         pause_s=0.0,
     )
@@ -117,6 +119,24 @@ async def test_a_lane_is_swept_again_after_a_tenth_of_the_time_and_a_lane_of_the
         turns.open.clear()
         lanes[0] = SweptLane(0, {"order": OLD})
         await becomes(lambda: len(turns.handed) == 2)
+
+
+async def test_a_lane_that_turns_leave_out_does_not_end_the_sweeps_of_the_others(monkeypatch):
+    monkeypatch.setattr("order_service.worker.closed_orders.CHECK_EVERY_S", 0.0)
+    lanes = {0: SweptLane(0, {"order": OLD}), 1: SweptLane(1, {"other": OLD})}
+    turns = Turns()
+    turns.unavailable = {0}
+    async with sweeping(lanes, turns):
+        await becomes(lambda: (1, ["other"]) in turns.handed)
+        turns.open.discard(1)
+        await becomes(lambda: lanes[1].swept_at)
+        assert turns.handed == [(0, ["order"]), (1, ["other"])], "no second slice of a lane while its first one waits"
+        turns.unavailable.clear()
+        turns.open.clear()  # a turn has taken it
+        await becomes(lambda: len(turns.handed) == 3)
+        turns.open.clear()
+        await becomes(lambda: lanes[0].swept_at)
+    assert turns.handed[2] == (0, ["order"])
 
 
 async def test_a_lane_that_stops_ends_its_sweep_and_not_that_of_the_others():

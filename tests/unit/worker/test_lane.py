@@ -77,14 +77,27 @@ def test_a_repeat_moves_the_position_and_makes_nothing_else():
 
 
 def test_each_decided_command_has_since_when_it_was_undecided():
-    """A dead letter counts, too; a command that waits does so when it is decided, from when it was read."""
+    """A dead letter counts, too; a command that waits does so when it is decided, from the time of its record."""
     world = World()
     assert world.send(create).decided_since_ms == []
     unreadable = world.record(b"no command", b"key")
     world.lane.decide([decode_record(unreadable)], LATER)
     assert world.changes().decided_since_ms == [7]
-    assert world.learn(USER_ID, UserCheck.ACTIVE, LATER).decided_since_ms == [NOW.timestamp() * 1000]
+    assert world.learn(USER_ID, UserCheck.ACTIVE, LATER).decided_since_ms == [7]
     assert world.send(create, pay, now=LATER).decided_since_ms == [7, 7]
+
+
+def test_a_command_that_waited_over_a_restart_has_the_time_of_its_record():
+    world, log = World(), Log()
+    log.write(world.send(create, amend))
+    world.restart(log)
+    assert world.learn(USER_ID, UserCheck.ACTIVE, LATER).decided_since_ms == [7, 7]
+
+
+def test_a_waiting_command_of_an_earlier_version_counts_from_when_it_was_read():
+    world = World()
+    world.lane.restore(Table(), [WaitingCommand(create, 0, NOW, None)], Position(1, "owner", 1, 7))
+    assert world.learn(USER_ID, UserCheck.ACTIVE, LATER).decided_since_ms == [NOW.timestamp() * 1000]
 
 
 def test_nothing_in_is_nothing_out():

@@ -18,7 +18,7 @@ from order_service.worker.inbox import Inbox
 from order_service.worker.lane import DUE, Lane
 from order_service.worker.table import Table
 from order_service.worker.turn import AT_A_TIME, TurnLoop
-from tests.support.samples import NOW, ORDER_ID, but, cancel, create, entry_after, pay, short_of
+from tests.support.samples import NOW, ORDER_ID, but, cancel, create, entry_after, pay, ship, short_of
 from tests.support.tables import table_of
 from tests.unit.worker.blocking import DEADLINE_S, block_loop, shorten
 from tests.unit.worker.lane_turns import NAMES, POLICY, Written, lane_with, received
@@ -145,6 +145,74 @@ async def test_disks_that_are_slow_neither_fail_a_commit_nor_wait_for_each_other
     async with asyncio.timeout(30):
         await turns.run()
     assert saving == ["begun", "begun", "done", "done"]
+
+
+async def test_a_lane_whose_store_is_slow_is_left_out_of_turns_and_the_others_go_on(monkeypatch):
+    slow, fast = (lane_with(partition, {ORDER_ID: entry_after([create])}) for partition in (1, 0))
+    store: Any = object()
+    slow.table.store = fast.table.store = store
+    written: Any = Written()
+    saves, commits = [], []
+    is_writable = asyncio.Event()
+    turns: TurnLoop
+
+    async def save(table, *_):
+        if table is not slow.table:
+            return
+        saves.append("begun")
+        if len(saves) == 1:
+            for partition in (0, 1):
+                inbox.put(partition, [received(ship, 1, partition)])
+            turns.wake()
+        await is_writable.wait()
+        saves.append("done")
+
+    def failpoint(name):
+        if name == "turn.committed":
+            commits.append((written.facts(0)[-1], written.facts(1)[-1]))
+            if len(commits) == 2:
+                is_writable.set()
+            if commits[-1] == ("OrderShipped", "OrderShipped"):
+                turns.stop()
+
+    monkeypatch.setattr(Table, "save", save)
+    turns, inbox = turns_over([slow, fast], written, failpoint)
+    for partition in (0, 1):
+        inbox.put(partition, [received(pay, 0, partition)])
+    async with asyncio.timeout(30):
+        await turns.run()
+    assert commits == [("OrderPaid", "OrderPaid"), ("OrderShipped", "OrderPaid"), ("OrderShipped", "OrderShipped")]
+    assert saves == ["begun", "done", "begun", "done"]
+
+
+async def test_a_turn_that_fails_ends_the_writes_to_stores_that_are_under_way(monkeypatch):
+    """Else they would use stores that the next claims have opened."""
+    lanes = [lane_with(partition, {ORDER_ID: entry_after([create])}) for partition in (0, 1)]
+    store: Any = object()
+    lanes[0].table.store = store
+    steps = []
+
+    async def save(*_):
+        inbox.put(1, [received(pay, 0, 1)])
+        turns.wake()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            steps.append("save ended")
+
+    def failpoint(name):
+        steps.append(name)
+        if steps.count("turn.begun") == 2:
+            raise Fenced("another worker has fenced this one")
+
+    monkeypatch.setattr(Table, "save", save)
+    turns: TurnLoop
+    turns, inbox = turns_over(lanes, Written(), failpoint)
+    inbox.put(0, [received(pay, 0, 0)])
+    with pytest.raises(Fenced):
+        async with asyncio.timeout(30):
+            await turns.run()
+    assert steps[-1] == "save ended"
 
 
 async def test_a_lane_that_was_parked_within_a_turn_decides_and_saves_nothing_more(monkeypatch):

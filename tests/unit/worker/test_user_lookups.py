@@ -1,39 +1,14 @@
 """Asking about users: ahead, again after a while, at once when the breaker closes, and not more than there is room."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from order_service.domain.decision import UserCheck
-from order_service.errors import UserServiceUnavailable
 from order_service.worker.user_lookups import UserLookups
-from tests.unit.worker.lookup_world import AskingWorld, asking_in
+from tests.unit.worker.lookup_world import AskingWorld, asking_in, users_that_wait
 
 PATIENCE_S = 30
-
-
-class Users:
-    """Stands in for the client: lookups end when the test says so."""
-
-    def __init__(self):
-        self.on_breaker_closed = []
-        self.retry_capacity = 2
-        self.asked = []
-        self.lookups = {}
-        self.problem = self.no_answer = None
-
-    def known(self, _user_id):
-        return None
-
-    async def check(self, user_id, *, again=False):
-        self.asked.append((user_id, again))
-        self.lookups[user_id] = asyncio.get_running_loop().create_future()
-        return await self.lookups[user_id]
-
-
-def stand_in() -> Any:
-    return Users()
 
 
 class World(AskingWorld):
@@ -41,7 +16,7 @@ class World(AskingWorld):
         super().__init__()
         self.wanted: set[str] = set()
         self.answered: list[tuple[str, UserCheck]] = []
-        self.users = stand_in()
+        self.users = users_that_wait()
         self.asking = UserLookups(
             self.users,
             self.wanted.__contains__,
@@ -56,7 +31,7 @@ class World(AskingWorld):
             self.asking.ask(user_id)
 
     async def fail(self, user_id, why="no answer"):
-        self.users.lookups.pop(user_id).set_exception(UserServiceUnavailable(why))
+        self.users.fail(user_id, why)
         await self.settled()
 
 

@@ -44,6 +44,7 @@ from order_service.worker.worker import SUSPECT_S, Worker
 from tests.support.samples import NOW, ORDER_ID, SHOP, but, cancel, create, entry_after
 from tests.unit.worker.ended_tasks import cancelled_from_within, until_told
 from tests.unit.worker.lane_turns import Written, lane_with, received
+from tests.unit.worker.lookup_world import users_that_wait
 
 ORDERS = 100_000
 ENTRY = entry_after([create])
@@ -822,6 +823,102 @@ async def test_a_lane_that_parked_for_a_bug_decides_again_after_a_resume(
     await reached(lambda: assignment.lanes)
     send(worker)
     await reached(lambda: len(assignment.turns._producer.rejected(0)) == 2)
+
+
+class Waiting:
+    """A worker of one partition, in which a create waits for its user."""
+
+    def __init__(self, context):
+        self.now = 0.0
+        self.users = users_that_wait()
+        self.worker: Any = Worker(replace(context, settings=Settings(partitions=1), users=self.users))
+        self.worker._user_lookups._clock = lambda: self.now
+        self.written: Any = Written()
+
+    async def assign(self):
+        await self.worker.assigned({0})
+        self.worker._assignment.turns._producer = self.written
+
+    async def until_asked(self, times):
+        await reached(lambda: len(self.users.asked) == times and self.users.lookups)
+
+    async def ended(self, end):
+        """End the lookup, and wait until that is noted."""
+        end(create.user_id)
+        await reached(lambda: self.worker._user_lookups._lookup_count == 0)
+
+    def pass_time(self):
+        self.now += 60.0
+        self.worker._user_lookups._wake.set()
+
+
+@pytest.fixture
+async def waiting(context, endless_claims, monkeypatch):
+    async def claimed(*_):
+        waits = WaitingCommand(but(create, actor=SHOP), 6, context.clock.now(), None)
+        return Claimed(Position(7, "me", 7, None), Table(), [waits])
+
+    monkeypatch.setattr("order_service.worker.assignment.claim_until_done", claimed)
+    context.fetching.end_of = lambda _partition: 0
+    made = Waiting(context)
+    looking = asyncio.create_task(made.worker._user_lookups.run())
+    await made.assign()
+    await made.until_asked(1)
+    yield made
+    await made.worker.stop()
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+async def answered_between(waiting):
+    await waiting.worker.revoked()
+    await waiting.ended(waiting.users.answer)
+    await waiting.assign()
+
+
+async def answered_after(waiting):
+    await waiting.worker.revoked()
+    await waiting.assign()
+    await waiting.ended(waiting.users.answer)
+
+
+async def failed_between(waiting):
+    await waiting.worker.revoked()
+    await waiting.ended(waiting.users.fail)
+    await waiting.assign()
+    await waiting.until_asked(2)
+    await waiting.ended(waiting.users.answer)
+
+
+async def due_again_between(waiting):
+    await waiting.ended(waiting.users.fail)
+    await waiting.worker.revoked()
+    waiting.pass_time()
+    await reached(lambda: not waiting.worker._user_lookups._again)
+    await waiting.assign()
+    await waiting.until_asked(2)
+    await waiting.ended(waiting.users.answer)
+
+
+async def due_again_after(waiting):
+    await waiting.ended(waiting.users.fail)
+    await waiting.worker.revoked()
+    await waiting.assign()
+    waiting.pass_time()
+    await waiting.until_asked(2)
+    await waiting.ended(waiting.users.answer)
+
+
+@pytest.mark.parametrize(
+    "story", [answered_between, answered_after, failed_between, due_again_between, due_again_after]
+)
+async def test_a_create_that_waits_over_a_rebalance_is_decided_whenever_its_lookup_ends(waiting, story):
+    """The lane runs on: what waits in it is not restored by a claim that would look its users up."""
+    [lane] = waiting.worker._assignment.lanes.values()
+    await story(waiting)
+    await reached(lambda: waiting.written.facts(0) == ["OrderCreated"])
+    assert list(waiting.worker._assignment.lanes.values()) == [lane]
+    assert len(lane.room) == 0
 
 
 async def test_a_lane_whose_next_command_was_out_of_range_decides_again_after_a_resume(resumable):

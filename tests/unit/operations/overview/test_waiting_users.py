@@ -9,7 +9,7 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from order_service.errors import HistoryError
-from order_service.operations.overview.bounded_reads import ends_of_a_read
+from order_service.operations.overview.bounded_reads import SLICE, SLICE_BYTES, ends_of_a_read, in_slices
 from order_service.operations.overview.waiting_users import USERS_MAX, WaitingUser, WaitingUsers, _Waiting
 from order_service.wire import changelog
 from order_service.wire.changelog import BARRIER_KEY, WaitingCommand
@@ -60,6 +60,34 @@ def test_only_so_many_users_are_listed_and_all_are_counted():
         topics.append(WAITING, *waiting(f"o-{number}", number, number, user_id=f"user-{number}"))
     room = room_of(topics)
     assert (room.user_count, len(room.users), room.users[0].user_id) == (USERS_MAX + 7, USERS_MAX, "user-0")
+
+
+@pytest.mark.parametrize(
+    ("count", "size_bytes", "most"),
+    [
+        pytest.param(3 * SLICE + 1, 10, SLICE, id="many commands"),
+        pytest.param(10, SLICE_BYTES // 2, 2, id="large commands"),
+    ],
+)
+async def test_a_fetch_is_handled_in_slices_between_which_the_server_answers(count, size_bytes, most):
+    record: Any = Topics().append(WAITING, b"key", b"x" * size_bytes)
+    handled = 0
+    at_once: list[int] = []
+
+    async def handle():
+        nonlocal handled
+        async for taken in in_slices([record] * count):
+            handled += len(taken)
+
+    async def answer():
+        last = 0
+        while last < count:
+            at_once.append(handled - last)
+            last = handled
+            await asyncio.sleep(0)
+
+    await asyncio.gather(handle(), answer())
+    assert (sum(at_once), max(at_once)) == (count, most)
 
 
 def test_a_full_waiting_room_is_sorted_beside_the_loop_that_serves_requests():

@@ -1,6 +1,7 @@
 """Reading a large changelog never holds the event loop for long."""
 
 import asyncio
+import gc
 import time
 from typing import Any
 
@@ -11,6 +12,8 @@ from aiokafka.errors import CorruptRecordException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from order_service.domain.messages import Line
+from order_service.domain.validation import MAX_LINES
 from order_service.errors import LaneParked
 from order_service.kafka.admin_requests import TopicIdentity
 from order_service.kafka.topics import topic_names
@@ -18,10 +21,11 @@ from order_service.wire.changelog import POSITION_KEY, Position, decode_entry, e
 from order_service.worker.claims.changelog_reader import DECODED_AT_A_TIME, READ_AT_A_TIME, Changelogs, ChangelogState
 from order_service.worker.claims.progress import ClaimSlots, Progress
 from order_service.worker.store import MEGABYTE, Stores
-from tests.support.samples import create, deliver, entry_after, pay, ship
+from tests.support.samples import but, create, deliver, entry_after, pay, ship
 
 NAMES = topic_names()
 ORDERS = 100_000
+WIDE = "\N{FOX FACE}"
 
 
 class Log:
@@ -94,6 +98,54 @@ async def test_a_large_table_is_restored_in_slices():
     assert logs.table.get("order-7") is None
     assert sum(slices) > 1.9 * ORDERS
     assert max(slices) <= max(READ_AT_A_TIME, DECODED_AT_A_TIME)
+
+
+@pytest.fixture
+def without_other_objects():
+    """Leave the objects of other tests out of garbage collections: a worker has fewer."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+LARGE_LINES = tuple(
+    Line(line_id=f"{number:03}{WIDE * 250}", sku=WIDE * 250, name=WIDE * 200, quantity=1, unit_price=1)
+    for number in range(MAX_LINES)
+)
+
+
+@pytest.mark.usefixtures("without_other_objects")
+@pytest.mark.parametrize(
+    ("count", "command"),
+    [
+        pytest.param(ORDERS, create, id="many orders"),
+        pytest.param(30, but(create, lines=LARGE_LINES, discount=0), id="orders of a megabyte"),
+    ],
+)
+async def test_no_slice_of_a_restore_keeps_the_loop_for_a_tenth_of_a_second(count, command):
+    """By the processor time of its thread: the time of other programs on the machine does not count."""
+    value = encode(entry_after([command]))
+    log: Any = Log([record(b"order-%d" % number, value, number) for number in range(count)])
+    longest_s = 0.0
+
+    async def watch():
+        nonlocal longest_s
+        began_s = time.thread_time()
+        while True:
+            await asyncio.sleep(0)
+            now_s = time.thread_time()
+            longest_s, began_s = max(longest_s, now_s - began_s), now_s
+
+    progress = Progress(ClaimSlots(1))
+    await progress.at("nothing")
+    logs = Changelogs(0, NAMES, log, ChangelogState(), progress)
+    watching = asyncio.create_task(watch())
+    await logs.read_to_end()
+    watching.cancel()
+    progress.leave()
+    assert len(logs.table) == count
+    assert 0 < longest_s <= 0.1
 
 
 async def test_a_damaged_batch_parks_its_lane_and_tells_where():
