@@ -22,10 +22,10 @@ BOUNDED := $(if $(shell type -P timeout),timeout 900)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check browser proxies chart format test-kafka container test-container openapi contracts chaos proof fuzz bench peers peers-setup lock version release audit clean
+.PHONY: help setup run test test-fast check browser proxies chart format test-kafka test-postgresql container test-container openapi contracts chaos proof fuzz bench peers peers-setup lock version release audit clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install all that the project needs into .venv
 
@@ -92,6 +92,11 @@ test-fast: setup proxies ## the tests that need neither Kafka nor a browser: a m
 KAFKA_TESTS := tests/broker/worker tests/broker/claims tests/broker/group tests/broker/kafka tests/broker/sdk tests/broker/views
 test-kafka: setup ## run the tests of the core on another Kafka, which Maven fetches: KAFKA_VERSION=3.9.2
 	$(BIN)/python -m tests.support.kafka_version "$(KAFKA_VERSION)" $(BIN)/pytest -n $(JOBS) $(KAFKA_TESTS)
+
+# What differs between versions of PostgreSQL: SQL, locks, privileges, and what it says when it refuses.
+POSTGRESQL_TESTS := tests/unit/views tests/broker/views tests/broker/sdk/test_once.py
+test-postgresql: setup proxies ## run the tests of the views on another PostgreSQL, which Maven fetches: POSTGRESQL_VERSION=17.6.0
+	$(BIN)/python -m tests.support.postgresql "$(POSTGRESQL_VERSION)" $(BIN)/pytest -n $(JOBS) $(POSTGRESQL_TESTS)
 
 # Of podman, a health check needs the format of Docker.
 container: ## build the images order-service:local and order-service-cli:local, with Docker or podman

@@ -19,6 +19,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
+from order_service.wire.schemas.files import RELEASED, ReleasedFile, digest_of, entries
+
 UV: Final = Path(sys.prefix) / "uv" / "bin" / "uv"
 VERSION: Final = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 """Source: semver.org 2.0.0, without pre-releases, which we do not make."""
@@ -28,6 +30,8 @@ VERSIONED: Final = (
     ("Dockerfile", r"^ARG VERSION=(.+)$"),
     ("deploy/helm/order-service/Chart.yaml", r"^version: (.+)$"),
     ("deploy/helm/order-service/Chart.yaml", r'^appVersion: "(.+)"$'),
+    ("deploy/helm/order-service/ci/production.yaml", r"^  tag: (.+)$"),
+    ("deploy/helm/order-service/ci/everything.yaml", r"^  image: \{tag: (.+)\}$"),
 )
 """Where the version is written by hand; `make openapi contracts` writes it into the generated documents."""
 CHANGELOG: Final = "CHANGELOG.md"
@@ -101,6 +105,14 @@ def faults(root: Path, *, changes: str) -> list[str]:
     if changes:
         lines.append(f"the tree differs from its commit: commit first\n{changes.rstrip()}")
     return lines
+
+
+def unpinned(listed: list[ReleasedFile]) -> list[str]:
+    """Return what to do before a release of these lines of `ids.json`: a schema never changes after it."""
+    if len(listed) in RELEASED:
+        return []
+    line = f'{len(listed)}: "{digest_of(listed)}"'
+    return [f"the newest schemas are not pinned: add {line} to RELEASED in order_service/wire/schemas/files.py"]
 
 
 def build(root: Path, output: Path) -> list[Path]:
@@ -186,22 +198,28 @@ def main(arguments: list[str]) -> int:
     root = Path.cwd()
     match arguments:
         case ["version", version]:
+            if lines := unpinned(entries(root / "schemas")):
+                return _refused(lines)
             try:
                 set_version(root, version, datetime.now(UTC).date().isoformat())
             except ValueError as error:
-                print(f"release: {error}", file=sys.stderr)
-                return 1
+                return _refused([str(error)])
             print(f"{version} is prepared: run `make openapi contracts`, read {CHANGELOG}, test and commit")
         case ["build"]:
-            if lines := faults(root, changes=_run(["git", "status", "--porcelain"], root)):
-                print("\n".join(f"release: {line}" for line in lines), file=sys.stderr)
-                return 1
+            changes = _run(["git", "status", "--porcelain"], root)
+            if lines := [*faults(root, changes=changes), *unpinned(entries(root / "schemas"))]:
+                return _refused(lines)
             for file in build(root, root / "dist"):
                 print(file.relative_to(root))
         case _:
             print(__doc__, file=sys.stderr)
             return 2
     return 0
+
+
+def _refused(reasons: list[str]) -> int:
+    print("\n".join(f"release: {reason}" for reason in reasons), file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,19 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+KEY_USAGE = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+"""Of a CA. From Python 3.13 on, TLS refuses one without it (VERIFY_X509_STRICT, RFC 5280 4.2.1.3)."""
+
 
 class CertificateAuthority:
     """A CA that writes its certificate, and those that it issues, into a folder."""
@@ -26,6 +39,7 @@ class CertificateAuthority:
             self._builder(self._name, self._key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .add_extension(KEY_USAGE, critical=True)
             .sign(self._key, hashes.SHA256())
         )
         self.file = directory / f"{name}.pem"

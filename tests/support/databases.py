@@ -1,7 +1,9 @@
 """Databases, all real: a SQLite file, and a PostgreSQL from the package registry, also behind a PgBouncer."""
 
+import importlib.util
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -11,6 +13,7 @@ from order_service.kafka.topics import topic_names
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import open_database, prepare
+from tests.support.postgresql import POSTGRESQL_BIN, PostgreSQL
 from tests.support.proxies import running_pgbouncer
 
 
@@ -37,13 +40,23 @@ def postgresql_server(tmp_path_factory):
 
 @contextmanager
 def running_postgresql(tmp_path_factory):
+    """Run the PostgreSQL of `POSTGRESQL_BIN` if it is set, and else that of the package pgserver."""
+    with TemporaryDirectory(prefix="orders-postgresql-") as place:  # another pytest locks others out of its directories
+        if programs := os.environ.get(POSTGRESQL_BIN):
+            server = PostgreSQL(Path(programs), Path(place))
+        else:
+            server = _packaged(Path(place), tmp_path_factory)
+        yield server
+        server.cleanup()
+
+
+def _packaged(place, tmp_path_factory):
+    if importlib.util.find_spec("pgserver") is None:
+        pytest.fail(f"pgserver does not support this Python: set {POSTGRESQL_BIN} to the folder of another PostgreSQL")
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where pgserver keeps its lock
     from pgserver.postgres_server import get_server  # noqa: PLC0415 - it looks for that place when imported
 
-    with TemporaryDirectory(prefix="orders-postgresql-") as place:  # another pytest locks others out of its directories
-        server = get_server(place, cleanup_mode="stop")
-        yield server
-        server.cleanup()
+    return get_server(place, cleanup_mode="stop")
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])

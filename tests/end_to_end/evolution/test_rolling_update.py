@@ -1,8 +1,8 @@
 """A rolling update and its way back: workers of the previous release and of this one share a group.
 
-`previous_release.tar.xz` has the packages of an earlier commit, without the files of the web pages:
-`git archive 7152a69 order_service schemas ':!order_service/web/static' | xz -9e`. It is older than one fetch per turn,
-several processes, standbys and tables on disk. When a release is made, replace it with the release before that.
+`previous_release.tar.xz` has the packages of a release, without the files of the web pages. 1.0.0 is the first release,
+so it is an earlier commit: `git archive 7152a69 order_service schemas ':!order_service/web/static' | xz -9e`. It
+is older than one fetch per turn, several processes, standbys and tables on disk. CONTRIBUTING says when to replace it.
 """
 
 import signal

@@ -8,8 +8,9 @@ import tomllib
 
 import pytest
 
+from order_service.wire.schemas.files import ReleasedFile, digest_of, entries, folder
 from tests.support.service import ROOT
-from tools.release import CHANGELOG, HEADINGS, VERSIONED, faults, normalise, released, set_version, versions
+from tools.release import CHANGELOG, HEADINGS, VERSIONED, faults, normalise, released, set_version, unpinned, versions
 
 [CURRENT] = versions(ROOT)["pyproject.toml"]
 POLICY = ROOT / "docs" / "reference" / "versioning.md"
@@ -66,6 +67,13 @@ def test_each_reason_against_a_build_is_a_line(tree):
         "CHANGELOG.md has no section for 0.1.0: run `make version VERSION=X.Y.Z` and commit",
         "the tree differs from its commit: commit first\n M README.md",
     ]
+
+
+def test_a_new_schema_is_pinned_before_it_is_released():
+    """Else a later commit could change it, and records of this version would be decoded incorrectly."""
+    listed = [*entries(folder()), ReleasedFile(1_000_000_099, "OrderPaid.v9.avsc", "0" * 64)]
+    [line] = unpinned(listed)
+    assert f'add {len(listed)}: "{digest_of(listed)}" to RELEASED' in line
 
 
 def test_two_sdists_of_the_same_files_are_equal_after_all(tmp_path):

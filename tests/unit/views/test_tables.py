@@ -20,7 +20,9 @@ from order_service.views.projector import Projection
 from order_service.views.queries import Views
 from order_service.views.tables import database_of, open_database, order_events, prepare
 from tests.support.event_log import EVENTS, START, after, order_of, seens
+from tests.support.process_tree import has_ended
 from tests.support.samples import but, events
+from tests.support.service import until
 
 
 @pytest.mark.parametrize(
@@ -139,8 +141,9 @@ def test_what_a_crash_of_postgresql_takes_is_taken_whole_and_folded_again(postgr
     for seen in log:
         projection.apply([seen], {EVENTS: seen.offset}, {EVENTS: seen.offset + 1})
     assert order_of(views, log[-1].order_id) is not None
-    os.kill(postgresql_server.get_pid(), signal.SIGQUIT)
-    postgresql_server.get_postmaster_info().process.wait(20)
+    first = postgresql_server.get_pid()
+    os.kill(first, signal.SIGQUIT)
+    until(lambda: has_ended(first), "PostgreSQL has ended")
     engine.dispose()
     postgresql_server.ensure_postgres_running()
     order_of(views, log[0].order_id)  # on a connection of before
