@@ -11,7 +11,7 @@ from aiohttp import web
 from order_service.contracts import asyncapi, blocks, catalogue, words
 from order_service.contracts.source import Source
 from order_service.kafka.topics import TopicNames
-from order_service.web.docs.pages import PAGE, file_handler, with_base_path
+from order_service.web.docs.pages import PAGE, built, file_handler
 from order_service.web.http.responses import JSON
 
 HEAD: Final = """\
@@ -24,7 +24,7 @@ def routes(names: TopicNames, partitions: int, base_path: str = "") -> list[web.
     """Return the routes of the page and of the document, built once. They need no token: they hold no order data."""
     source = Source(names, partitions)
     return [
-        web.get("/asyncapi", file_handler(with_base_path(page(source), base_path).encode(), "text/html")),
+        web.get("/asyncapi", file_handler(built(page(source), base_path).encode(), "text/html")),
         web.get("/asyncapi.json", file_handler(asyncapi.text(source).encode(), JSON)),
     ]
 

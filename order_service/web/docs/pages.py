@@ -41,6 +41,13 @@ SHORT: Final = {
 LINK: Final = re.compile(r'\b(href|src)="/')
 DOCUMENTED: Final = re.compile(rb"/(problems|asyncapi)\b")
 """Matches the links of the OpenAPI document to other pages."""
+LINKS: Final = """\
+<nav aria-label="Documents">
+    <a href="/operations">Operations</a> <a href="/docs">API</a>
+    <a href="/asyncapi">Events</a> <a href="/problems">Problems</a>
+  </nav>"""
+"""The links in the header of every page, which stand for `LINKS_HERE`."""
+LINKS_HERE: Final = "<!-- links -->"
 PIECE_BYTES: Final = 64 * 1024
 PAGE: Final = """\
 <!doctype html>
@@ -54,10 +61,7 @@ PAGE: Final = """\
 <link rel="stylesheet" href="/static/documents.css">
 <header>
   <a class="brand" href="/"><img src="/static/icon.svg" alt="" width="26" height="26">Orders</a>
-  <nav aria-label="Documents">
-    <a href="/operations">Operations</a> <a href="/docs">API</a>
-    <a href="/asyncapi">Events</a> <a href="/problems">Problems</a>
-  </nav>
+  <!-- links -->
 </header>
 <main>
 <h1>{title}</h1>
@@ -65,7 +69,7 @@ PAGE: Final = """\
 </main>
 </html>
 """
-"""A page of text. The static pages have the same header."""
+"""A page of text, `built` like the static pages."""
 
 
 def routes(base_path: str) -> list[web.RouteDef]:
@@ -83,19 +87,17 @@ def routes(base_path: str) -> list[web.RouteDef]:
     ]
 
 
-def with_base_path(html: str, base_path: str) -> str:
-    """Return a page whose links to this server begin with the base path."""
-    return LINK.sub(rf'\1="{base_path}/', html)
+def built(html: str, base_path: str) -> str:
+    """Return a page with the links of the header. Its links to this server begin with the base path."""
+    return LINK.sub(rf'\1="{base_path}/', html.replace(LINKS_HERE, LINKS))
 
 
 def _content(path: Path, base_path: str) -> bytes:
     """Return the content of a static file, with the base path in its links. Scripts find it by their own URL."""
     content = path.read_bytes()
-    if not base_path:
-        return content
     if path.suffix == ".html":
-        return with_base_path(content.decode(), base_path).encode()
-    if path.name == "openapi.json":
+        return built(content.decode(), base_path).encode()
+    if base_path and path.name == "openapi.json":
         content = content.replace(b'"url": "/"', f'"url": "{base_path}"'.encode())
         return DOCUMENTED.sub(rf"{base_path}/\1".encode(), content)
     return content
@@ -167,5 +169,5 @@ def _page(request: web.Request, heading: str, body: str, content: dict[str, Any]
     headers = HEADERS | {"Vary": "Accept"}
     if JSON in request.headers.get("Accept", ""):
         return web.Response(body=encode(content), content_type=JSON, headers=headers)
-    html = with_base_path(PAGE.format(title=escape(heading), body=body), base_path)
+    html = built(PAGE.format(title=escape(heading), body=body), base_path)
     return web.Response(text=html, content_type="text/html", charset="utf-8", headers=headers)
