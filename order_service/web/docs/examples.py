@@ -199,7 +199,7 @@ def _overview(event: Event) -> Overview:
     """Return the state of a service in which one lane is parked and one order waits for its user."""
     at, worker = event.occurred_at, "worker:9100"
     lanes = [
-        LaneRow(0, "running", None, "", worker, "orders-worker-4f0c", 2072, 0, 1, None),
+        LaneRow(0, "running", None, "", worker, "orders-worker-4f0c", 2072, 0, 1, "worker-2 at 10.0.0.12"),
         LaneRow(1, "parked", at, "Kafka refuses a record: it is too large", worker, None, 1840, 12, 0, None),
     ]
     processes = [

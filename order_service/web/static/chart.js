@@ -8,20 +8,25 @@ const HEIGHT = 120;
 const ROWS = 12; // of the table: one for five minutes
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Show one field of the points in a box. `what` completes its description: "12 commands are not decided". */
-export function showChart(box, points, field, what, format) {
+/**
+ * Show one field of the points in a box. `what` completes its description: "12 commands are not decided". `current` is
+ * the value above the line, null if it is unknown, and `when` says of what time it is.
+ */
+export function showChart(box, points, field, { what, current, when, format }) {
   const values = points.map((point) => point[field]);
   const known = values.filter((value) => value !== null);
   if (known.length === 0) {
     setChildren(box, [h("p", { class: "hint" }, "There are no figures yet.")]);
     return;
   }
-  const [last, most] = [known.at(-1), Math.max(...known)];
+  const most = Math.max(...known);
+  const value = current === null ? "unknown" : format(current);
+  const highest = `at most ${format(most)} in the last hour`;
   const details = box.querySelector("details") ?? createDetails(what); // it stays open
   details.querySelector("tbody").replaceChildren(...createRows(points, field, format));
   setChildren(box, [
-    h("p", { class: "big" }, h("strong", {}, format(last)), " ", h("span", {}, `at most ${format(most)}`)),
-    createDrawing(values, most, `So many ${what}. Last: ${format(last)}. Most in the last hour: ${format(most)}.`),
+    h("p", { class: "big" }, h("strong", {}, value), " ", h("span", {}, `${when}, ${highest}`)),
+    createDrawing(values, most, `So many ${what}: ${value} ${when}, ${highest}.`),
     h("p", { class: "axis", "aria-hidden": "true" }, ...createAxis(points)),
     details,
   ]);

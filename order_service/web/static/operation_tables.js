@@ -24,9 +24,11 @@ export function showTables({ at, lanes, processes, refusals, dead_letter_reasons
     createNumber(lane.waiting),
     createNumber(lane.position),
     createId(lane.worker),
+    createId(lane.standby, "id standby"),
     createMoment(lane.since),
     createText(lane.reason),
   ]);
+  byId("lanes-table").classList.toggle("without-standbys", !lanes.some(({ standby }) => standby));
   showRows("processes", processes, ({ address }) => address, (process) => [
     createHead(process.address, "id"),
     createText(process.component),
@@ -124,7 +126,7 @@ function showItems(id, items, createParts) {
 const createHead = (content, className = null, value = content) =>
   [value, () => h("th", { scope: "row", class: className }, typeof content === "number" ? String(content) : content)];
 const createText = (text) => [text, () => h("td", {}, text)];
-const createId = (text) => [text, () => h("td", { class: "id" }, text ?? "–")];
+const createId = (text, className = "id") => [text, () => h("td", { class: className }, text ?? "–")];
 const createNumber = (number) => [number, () => h("td", { class: "number" }, number?.toLocaleString() ?? "–")];
 const createMoment = (iso) => [iso, () => h("td", {}, iso ? createTime(iso) : "")];
 const createState = (state) => [state, () => h("td", {}, h("span", { class: "state", "data-state": state }, state))];

@@ -68,10 +68,20 @@ function show(overview) {
   byId("figures").hidden = overview.at === null;
   if (overview.at === null) return;
   showFindings(overview);
-  const { history } = overview;
-  showChart(byId("lag-chart"), history, "lag", "commands are not decided", formatCount);
-  showChart(byId("rate-chart"), history, "decided_per_s", "commands are decided", formatRate);
+  const { history, lanes } = overview;
+  showChart(byId("lag-chart"), history, "lag", {
+    what: "commands are not decided", current: sumOfLags(lanes), when: "now", format: formatCount,
+  });
+  showChart(byId("rate-chart"), history, "decided_per_s", {
+    what: "commands are decided", current: history.at(-1).decided_per_s, when: "in the last 30 s", format: formatRate,
+  });
   showTables(overview);
+}
+
+/** Return how many commands are not decided. A point of the history has the most of 30 s, which may be past. */
+function sumOfLags(lanes) {
+  const lags = lanes.map(({ lag }) => lag).filter((lag) => lag !== null);
+  return lags.length === 0 ? null : lags.reduce((sum, lag) => sum + lag, 0);
 }
 
 function describe({ at, since }) {

@@ -139,9 +139,9 @@ def test_what_needs_attention_leads_to_its_runbook(page):
 def test_charts_have_gaps_words_and_a_table(page):
     page.figures.change(history=history(5, 1000, None, 20, 40))
     page.goto("/operations")
-    chart = page.get_by_role("img", name="So many commands are not decided. Last: 40. Most in the last hour: 1,000.")
+    chart = page.get_by_role("img", name="So many commands are not decided: 12 now, at most 1,000 in the last hour.")
     expect(chart.locator(".line")).to_have_count(2)
-    expect(page.locator("#rate-chart .big")).to_have_text("40/s at most 1,000/s")
+    expect(page.locator("#rate-chart .big")).to_have_text("40/s in the last 30 s, at most 1,000/s in the last hour")
     page.locator("#lag-chart summary").click()
     expect(page.locator("#lag-chart tbody tr")).to_have_count(12)
     expect(page.locator("#lag-chart tbody tr").last).to_contain_text("1,000")
@@ -152,6 +152,26 @@ def test_charts_have_gaps_words_and_a_table(page):
     page.figures.change(history=history())
     page.figures.next()
     expect(page.locator("#lag-chart")).to_have_text("There are no figures yet.")
+
+
+def test_the_lag_is_that_of_the_lanes_now_and_unknown_without_kafka(page):
+    """A point of the history has the most of 30 s: after a short backlog, it is not the lag any more."""
+    page.figures.change(history=history(23), lanes=[{**lane, "lag": 0} for lane in EXAMPLE["lanes"]])
+    page.goto("/operations")
+    expect(page.locator("#lag-chart .big")).to_have_text("0 now, at most 23 in the last hour")
+    page.figures.change(history=history(23, None), lanes=[{**lane, "lag": None} for lane in EXAMPLE["lanes"]])
+    page.figures.next()
+    expect(page.locator("#lag-chart .big")).to_have_text("unknown now, at most 23 in the last hour")
+    expect(page.locator("#rate-chart .big")).to_contain_text("unknown in the last 30 s")
+
+
+def test_standbys_have_a_column_where_there_are_any(page):
+    page.goto("/operations")
+    expect(row(page, "lanes", "0")).to_contain_text(EXAMPLE["lanes"][0]["standby"])
+    expect(page.get_by_role("columnheader", name="Standby")).to_be_visible()
+    page.figures.change(lanes=[{**lane, "standby": None} for lane in EXAMPLE["lanes"]])
+    page.figures.next()
+    expect(page.get_by_role("columnheader", name="Standby")).to_be_hidden()
 
 
 def test_what_is_unchanged_keeps_its_focus(page):
