@@ -266,7 +266,8 @@ class Settings(BaseSettings):
         None,
         WORKER,
         "How long a delivered or cancelled order remembers its commands. Afterwards it takes less than half of the "
-        "memory, and a repeat of one of its commands is refused: see [closed orders](../operations/closed-orders.md).",
+        "memory, and a repeat of one of its commands is refused: see [closed orders](../operations/closed-orders.md). "
+        "With less than the retention of the commands topic, `topics check` and `doctor` warn.",
         unit="days",
         shown="for ever",
     )

@@ -275,7 +275,7 @@ def judge_topics(topics: list[Described], nodes: list[int], settings: Settings) 
         faults += [] if have_one_replica else _replica_faults(topic, nodes)
         faults += _in_sync_faults(topic)
         faults += _config_faults(topic, configs[topic.name])
-    risks = _unreported(topics, configs) + _in_sync_risks(topics, settings)
+    risks = _unreported(topics, configs) + _in_sync_risks(topics, settings) + _forgetting_risks(topics, settings)
     if topics and have_one_replica and len(nodes) > 1:
         risks = [_one_replica(topics, nodes, settings), *risks]
     elif any(topic.replica_count == 2 for topic in topics):
@@ -405,6 +405,28 @@ def _in_sync_risks(topics: list[Described], settings: Settings) -> list[Risk]:
         )
         for topic in topics
         if topic.in_sync == topic.replica_count > 1
+    ]
+
+
+def _forgetting_risks(topics: list[Described], settings: Settings) -> list[Risk]:
+    """Return the risk of closed orders that forget commands which are still in their topic.
+
+    No command of a closed order is accepted, so none takes effect twice. But one that an operator or its producer
+    repeats gets a second outcome: a rejection. If commands are kept for ever, the required retention counts.
+    """
+    names = topic_names(settings.topic_prefix)
+    required = topic_configs(names)[names.commands]["retention.ms"]
+    kept = next((topic.config.get("retention.ms", required) for topic in topics if topic.name == names.commands), "0")
+    kept_days = int(required if kept == "-1" else kept) / DAY_MS
+    days = settings.remember_closed_days
+    if days is None or days >= kept_days:
+        return []
+    return [
+        Risk(
+            f"closed orders forget their commands after {days:g} days, but {names.commands} keeps them for "
+            f"{kept_days:g} days: a repeat of an accepted command, which would else change nothing, is refused",
+            f"Set ORDERS_REMEMBER_CLOSED_DAYS of all workers to {kept_days:g} or more.",
+        )
     ]
 
 

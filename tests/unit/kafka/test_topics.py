@@ -130,3 +130,21 @@ def test_missing_topics_and_other_partitions_are_refused():
     ]
     faults, risks = judged([], [])
     assert (len(faults), risks) == (7, [])
+
+
+@pytest.mark.parametrize(
+    ("days", "retention_ms", "least"),
+    [
+        pytest.param(None, "604800000", None, id="orders remember for ever"),
+        pytest.param(7, "604800000", None, id="as long as the topic"),
+        pytest.param(6.5, "604800000", "7", id="half a day less than the topic"),
+        pytest.param(14, "2592000000", "30", id="less than a topic that keeps more"),
+        pytest.param(7, "-1", None, id="a topic that keeps all counts as one of seven days"),
+        pytest.param(1, "-1", "7", id="less than that"),
+    ],
+)
+def test_orders_that_forget_commands_which_are_still_in_the_topic_are_a_warning(days, retention_ms, least):
+    topics, nodes = cluster(3, 3, of=COMMANDS, **{"retention.ms": retention_ms})
+    risks = judge_topics(topics, nodes, SETTINGS.model_copy(update={"remember_closed_days": days})).risks
+    advice = [] if least is None else [f"Set ORDERS_REMEMBER_CLOSED_DAYS of all workers to {least} or more."]
+    assert [risk.advice for risk in risks] == advice
