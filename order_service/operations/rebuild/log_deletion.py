@@ -2,7 +2,8 @@
 
 Kafka refuses that for a topic with `cleanup.policy=compact` (POLICY_VIOLATION). So the topic also gets the policy
 `delete` for this moment, without a retention time: nothing else is deleted. A process that was killed in between
-leaves that policy; the next rebuild sets it back.
+leaves that policy; the next rebuild sets it back. It cannot tell whether another one still deletes: that one then sets
+the policy again.
 """
 
 import asyncio
@@ -37,25 +38,22 @@ async def delete_before(settings: Settings, topic_partition: TopicPartition, off
     topic = topic_partition.topic
     with _granted(f"AlterConfigs and Delete on {topic}"):
         try:
-            await ask_admin(settings, lambda admin: alter_topic(admin, topic, _DELETABLE))
             await ask_admin(settings, lambda admin: _delete(admin, topic_partition, offset))
         finally:
             await ask_admin(settings, lambda admin: _set_back(admin, topic))
 
 
 async def _delete(admin: Admin, topic_partition: TopicPartition, offset: int) -> None:
-    """Delete records. The leader refuses it until it has the new policy."""
+    """Set the policy, and delete records. The leader refuses it until it has the policy, or if it was set back."""
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + APPLIED_WITHIN_S
     while True:
+        await alter_topic(admin, topic_partition.topic, _DELETABLE)
         try:
             await admin.delete_records({topic_partition: RecordsToDelete(offset)})
         except PolicyViolationError as error:
             if loop.time() > give_up_at:
-                raise KafkaAwayError(
-                    f"{topic_partition.topic} does not get its new settings, or another rebuild has set them back:"
-                    f" {error!r}"
-                ) from error
+                raise KafkaAwayError(f"{topic_partition.topic} does not get its new settings: {error!r}") from error
         else:
             return
         await asyncio.sleep(LOOK_EVERY_S)

@@ -149,8 +149,7 @@ async def rebuild(
         await clients.close()
     for topic in restored:
         results[0].notes.append(
-            f"{topic} has cleanup.policy=compact again: a rebuild had changed it, and was interrupted. If it still"
-            " runs, run it again when it has ended"
+            f"{topic} has cleanup.policy=compact again: a rebuild had changed it, which was interrupted or still runs"
         )
     return results
 
