@@ -17,6 +17,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.chart import of_kind, process_of, rendered, tool
+from tests.support.runbooks import Sightings
 from tests.support.service import Service, WorkerProcess
 
 NAMESPACE = "shop"
@@ -45,12 +46,17 @@ Scrape = dict[str, float]
 
 
 def fires(*alerts: str, **settings: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Declare which alerts a test fires: each must fire during the fault, but not before it or after the repair."""
+    """Declare which alerts a test fires: each must fire during the fault, but not before it or after the repair.
+
+    What their runbooks show must be seen during the fault.
+    """
 
     def declare(test: Callable[..., None]) -> Callable[..., None]:
         @wraps(test)
         def run(watch: "Watch", **arguments: Any) -> None:
+            watch.sightings = Sightings(alerts)
             test(watch, **arguments)
+            watch.sightings.check(watch.service)
             watch.check(alerts)
 
         run.alerts = alerts  # type: ignore[attr-defined]
@@ -86,6 +92,7 @@ class Watch:
 
     def __init__(self, service: Service, settings: Mapping[str, str], directory: Path) -> None:
         self.service = service
+        self.sightings = Sightings(())
         self._groups = alert_groups(tuple(settings.items()))
         self._metrics = set(re.findall(r"\b(?:orders_\w+|up)\b", yaml.safe_dump(self._groups)))
         self._directory = directory
@@ -103,8 +110,9 @@ class Watch:
         self._phases[BEFORE].append(self._scrape())
 
     def fault(self) -> None:
-        """Scrape while the fault lasts."""
+        """Scrape while the fault lasts, and look at what the runbooks show of it."""
         self._phases[FAULT].append(self._scrape())
+        self.sightings.look(self.service, [process for (kind, _), process in self._targets.items() if kind == "worker"])
 
     def after(self) -> None:
         """Scrape after the repair."""

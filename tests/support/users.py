@@ -1,14 +1,19 @@
-"""A User Service that does not answer for a while."""
+"""A User Service that fails for a while."""
 
 from contextlib import contextmanager
 
 from order_service.users.stub import Mode
 
 
-@contextmanager
 def hanging(users):
     """Keep the User Service from answering."""
-    users.stub.mode = Mode.HANG
+    return failing(users, Mode.HANG)
+
+
+@contextmanager
+def failing(users, mode):
+    """Make the User Service fail in this way."""
+    users.stub.mode = mode
     try:
         yield
     finally:

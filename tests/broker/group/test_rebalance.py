@@ -70,6 +70,18 @@ def test_the_partitions_of_a_worker_that_was_stopped_are_claimed_without_a_fence
     service.check(commands)
 
 
+def test_workers_with_another_app_id_go_on_after_those_before_have_stopped(service):
+    commands = histories(10)
+    first = service.start_worker().wait_lanes(4)
+    service.send(commands[:25])
+    service.wait_outcomes(25)
+    end(first)
+    service.start_worker(ORDERS_APP_ID=f"{service.app_id}-other").wait_lanes(4)
+    service.send(commands[25:])
+    service.wait_outcomes(len(commands))
+    service.check(commands)
+
+
 def test_a_lane_that_another_worker_has_claimed_meanwhile_is_claimed_again(service):
     creates = [but(create, order_id=f"order-{n}", command_id=f"create-{n}", actor=SHOP) for n in range(20)]
     payments = [but(pay, order_id=f"order-{n}", command_id=f"pay-{n}") for n in range(20)]

@@ -20,6 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
     ScramCredentialInfo,
     ScramMechanism,
+    UserScramCredentialDeletion,
     UserScramCredentialUpsertion,
 )
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -32,10 +33,11 @@ from order_service.local.kafka import Embedded, choose_kafka
 from order_service.settings import Settings
 from tests.support.certificates import CertificateAuthority
 from tests.support.command_line import CommandLine
+from tests.support.deciding import end
 from tests.support.kafka import WITH_ACLS
 from tests.support.quick_kafka import quick_broker
 from tests.support.samples import create, pay
-from tests.support.service import Service, histories
+from tests.support.service import Service, histories, until
 from tests.support.token_endpoint import TokenEndpoint
 
 PASSWORD = "only-for-tests"
@@ -219,6 +221,33 @@ def test_workers_decide_with_a_password_or_a_certificate(kafka, tmp_path, users)
         service.wait_outcomes(2)
         service.check([create, pay])
         assert PASSWORD not in scram.log() + mutual.log()
+
+
+def test_a_second_user_takes_over_from_the_first_while_commands_are_decided(kafka, tmp_path, users):
+    """As docs/operations/credentials.md says: one worker after the other is started again with the second user."""
+    admin = AdminClient({"log_level": 0, "bootstrap.servers": kafka.servers})
+    names, commands = ("scram-1", "scram-2"), histories(60)
+    scram = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+    for name in names:
+        change = UserScramCredentialUpsertion(name, scram, PASSWORD.encode())
+        admin.alter_user_scram_credentials([change])[name].result(30)
+    first, second = (kafka.environments["scram"] | {"ORDERS_KAFKA_SASL_USERNAME": name} for name in names)
+    with Service(kafka.servers, tmp_path, users) as service:
+        workers = [service.start_worker(**first) for _ in range(2)]
+
+        def are_all_running():
+            return sum(worker.is_ready() and worker.lanes() for worker in workers) == service.partitions
+
+        until(are_all_running, "both workers share the partitions")
+        with service.sending(commands, per_s=40):
+            for index, worker in enumerate(workers):
+                end(worker)
+                workers[index] = service.start_worker(**second, ORDERS_ADMIN_PORT=str(worker.admin_port))
+                until(are_all_running, "the worker is back with the second user")
+        gone = UserScramCredentialDeletion(names[0], ScramMechanism.SCRAM_SHA_512)
+        admin.alter_user_scram_credentials([gone])[names[0]].result(30)
+        service.wait_outcomes(len(commands))
+        service.check(commands)
 
 
 async def test_a_worker_decides_with_access_tokens_over_several_sessions(kafka, tmp_path, users):

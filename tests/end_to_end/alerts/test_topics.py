@@ -7,9 +7,10 @@ from order_service.domain.messages import Line
 from order_service.worker.membership import LaneAssignor
 from tests.support.command_line import CommandLine
 from tests.support.damaged_topics import delete_all
-from tests.support.deciding import creates
+from tests.support.deciding import creates, end
 from tests.support.prometheus import fires
 from tests.support.service import histories, until
+from tests.support.topic_settings import run_lines
 
 REASON = ("--reason", "a test", "--actor", "user:alice", "--yes")
 
@@ -20,11 +21,16 @@ def has_parked(worker, more_than):
 
 @fires("OrdersNeverRead")
 def test_commands_that_are_deleted_before_a_worker_reads_them(watch):
+    service, commands = watch.service, histories(8)
     watch.before()
-    watch.service.send(histories(8))
-    delete_all(watch.service)
-    watch.target(watch.service.start_worker()).wait_lanes(4)
+    service.send(commands)
+    delete_all(service)
+    watch.target(service.start_worker()).wait_lanes(4)
     watch.fault()
+    service.send(commands)  # their senders send them again
+    service.wait_outcomes(len(commands))
+    [found] = CommandLine(service.environment).json("why", commands[0].command_id)
+    assert found["is_known"]
     watch.after()
 
 
@@ -44,20 +50,22 @@ def test_foreign_records_a_changed_topic_and_a_stranger(watch):
 
     visit_group(service.bootstrap_servers, service.group_id, service.names.commands, is_seen, [LaneAssignor])
     cli = CommandLine(service.environment)
-    assert "retention.bytes=-1" in cli("topics", "check", code=13).output
-    service.configure(service.names.events, retention_bytes=-1)
-    [letter] = service.dead_letters()
-    cli("dead-letters", "discard", f"{letter.partition()}:{letter.offset()}", "--why", "a test", "--yes")
+    [compared] = cli.json("topics", "check", code=13)
+    run_lines(compared["fix"], service.directory)
+    [letter] = cli.json("dead-letters", "list")
+    cli("dead-letters", "discard", f"{letter['partition']}:{letter['offset']}", "--why", "a test", "--yes")
+    until(lambda: not cli.json("dead-letters", "list"), "no dead letter is open")
     worker.wait_lanes(4)
     until(lambda: watch.value("orders_topic_faults") == 0, "the setting is repaired")
+    cli("topics", "check")
     until(lambda: watch.value("orders_group_strangers") == 0, "the stranger has left")
     watch.after()
 
 
 @fires("OrdersLaneParked", "OrdersTablesDiscarded", "OrdersTableStoreFault", ORDERS_TABLE="rocksdb")
-def test_a_parked_lane_whose_table_on_disk_is_damaged_and_then_forbidden(watch):
-    service = watch.service
-    worker = watch.target(service.start_worker(module=("tests.support.unprivileged",))).wait_lanes(4)
+def test_a_parked_lane_whose_table_on_disk_is_damaged_and_then_forbidden(watch, tmp_path):
+    service, module = watch.service, ("tests.support.unprivileged",)
+    worker = watch.target(service.start_worker(module=module)).wait_lanes(4)
     watch.before()
     service.configure(service.names.events, max_message_bytes=3000)
     lines = tuple(Line(line_id=f"{n}", sku="mug", name="n" * 100, quantity=1, unit_price=100) for n in range(200))
@@ -74,12 +82,15 @@ def test_a_parked_lane_whose_table_on_disk_is_damaged_and_then_forbidden(watch):
         until(partial(has_parked, worker, count), "the table is thrown away, and the lane is parked again")
         assert watch.value("orders_table_stores_discarded_total") == count
         watch.fault()
+    service.configure(service.names.events, max_message_bytes=4 * 1024 * 1024)
     current.parent.chmod(0)
     cli(*resume)
     until(lambda: watch.value("orders_table_store_fault") == 1, "the disk cannot be used")
     watch.fault()
-    service.configure(service.names.events, max_message_bytes=4 * 1024 * 1024)
     current.parent.chmod(0o755)
-    until(lambda: worker.lanes() == 4, "the lane runs")
+    worker.wait_lanes(4)
     service.wait_outcomes(1)
+    end(worker)
+    another_disk = str(tmp_path / "another disk")
+    watch.target(service.start_worker(module=module, ORDERS_TABLE_DIR=another_disk)).wait_lanes(4)
     watch.after()

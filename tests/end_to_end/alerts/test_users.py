@@ -3,11 +3,12 @@
 import signal
 
 from order_service.users.stub import Mode
+from tests.support.command_line import CommandLine
 from tests.support.deciding import end
 from tests.support.prometheus import fires
 from tests.support.samples import SHOP, but, create
 from tests.support.service import until
-from tests.support.users import hanging
+from tests.support.users import failing, hanging
 
 AHEAD_S = 400
 
@@ -64,9 +65,12 @@ def test_a_user_service_with_an_odd_and_a_slow_answer(watch, users):
     watch.target(service.start_worker()).wait_lanes(4)
     watch.before()
     watch.fault()
-    assert users.stub.mode is Mode.OK
-    service.send(creates(["status-418-a", "slow-1200-b"]))
-    service.wait_outcomes(1)
-    until(lambda: watch.value("orders_user_answers_unusable_total") >= 1, "the answer is counted")
+    with failing(users, Mode.GARBAGE):
+        service.send(creates(["odd"]))
+        until(lambda: watch.value("orders_user_answers_unusable_total") >= 1, "the answer is counted")
+        watch.fault()
+    service.send(creates(["slow-1200"]))
+    service.wait_outcomes(2)
     watch.fault()
+    CommandLine(service.environment)("users", "check", "odd")
     watch.after()

@@ -72,6 +72,7 @@ def test_a_record_that_stops_the_views_and_readers_that_wait(watch):
     [stopped] = cli.json("views", "stopped", code=1)
     cli("views", "skip", stopped["topic"], stopped["partition"], stopped["offset"])
     until(projector.is_ready, "the views go on")
+    assert "no partition is stopped" in cli("views", "stopped").output
     until(lambda: watch.value("orders_views_lag_offsets") == 0, "the views have all there is")
     until(lambda: watch.value("orders_http_requests_open") == 0, "the streams are closed")
     assert http.get(f"/v1/orders/{unknown}").status == 404

@@ -73,7 +73,9 @@ def test_the_index_lists_every_alert_with_its_link_and_severity():
 
 def commands_of(text):
     """Return the words of each call of the command line, in blocks and in the text."""
-    calls = re.findall(r"^order-service .*$", text, re.MULTILINE) + re.findall(r"`(order-service [^`]*)`", text)
+    calls = re.findall(r"^(?:\$ )?(order-service .*)$", text, re.MULTILINE) + re.findall(
+        r"`(order-service [^`]*)`", text
+    )
     return [split(call, comments=True)[1:] for call in calls]
 
 

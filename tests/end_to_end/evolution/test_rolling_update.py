@@ -53,6 +53,12 @@ class Fleet:
         self._workers[number].send(signal.SIGTERM)
         assert self._workers[number].wait_ended(within_s=GRACE_S) == 0
 
+    def check(self):
+        """Check what an operator looks at after an upgrade: each lane runs."""
+        workers = [word for each in self._workers.values() for word in ("--worker", f"127.0.0.1:{each.admin_port}")]
+        [listing] = CommandLine(self._service.environment).json("lanes", *workers)
+        assert [lane["state"] for lane in listing["lanes"]] == ["running"] * self._service.partitions
+
     def _is_whole(self):
         return sum(each.is_ready() and each.lanes() for each in self._workers.values()) == self._service.partitions
 
@@ -62,6 +68,7 @@ def test_workers_of_both_releases_share_a_group_forward_and_back(service, previo
     """While commands come, one worker after the other is replaced, some by kill -9. Only this release has standbys."""
     fleet = Fleet(service, previous)
     commands = histories(200)
+    CommandLine(service.environment)("topics", "check")
     fleet.start(1, "previous")
     fleet.start(2, "previous")
     with service.sending(commands, per_s=50):
@@ -71,6 +78,7 @@ def test_workers_of_both_releases_share_a_group_forward_and_back(service, previo
         fleet.start(1, "this")
         fleet.stop(2)
         fleet.start(2, "this")
+        fleet.check()
         fleet.stop(1)
         fleet.start(1, "previous")
         fleet.kill(1)

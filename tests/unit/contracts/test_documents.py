@@ -10,6 +10,13 @@ from order_service.contracts.blocks import anchor
 from tests.support.service import ROOT
 
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[a-z]*/README.md")})
+DEFINED = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
+TESTS = {
+    test
+    for folder in ("tests", "chaos")
+    for file in (ROOT / folder).rglob("test_*.py")
+    for test in DEFINED.findall(file.read_text(encoding="utf-8"))
+}
 LISTS = (ROOT / "llms.txt", ROOT / "docs" / "README.md")
 
 
@@ -53,6 +60,14 @@ def test_the_readme_has_the_program_of_the_sdk_s_docstring():
     description = sdk.__doc__ or ""
     example = description[description.index("    import asyncio") : description.index("There are two ways")]
     assert program == cleandoc("\n" + example) + "\n"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_each_test_that_a_document_names_exists(document):
+    text = document.read_text(encoding="utf-8")
+    paths = re.findall(r"`(tests/[\w/.]+)`", text)
+    assert [path for path in paths if not ((ROOT / path).exists() or (document.parent / path).exists())] == []
+    assert set(re.findall(r"`(test_\w+)`", text)) <= TESTS
 
 
 def test_each_safeguard_names_a_test_that_exists():

@@ -431,6 +431,8 @@ def test_views_are_late_only_by_the_age_of_what_they_lack():
     events = TopicPartition(NAMES.events, 0)
     assert statuses(judge_backlogs({events: Backlog(9, 1.0)})) == ["ok"]
     assert statuses(judge_backlogs({events: Backlog(9, 61.0)})) == ["problem"]
+    [result] = judge_backlogs({}, has_stopped=True)
+    assert result.text == "The views have all records, apart from the stopped partitions."
 
 
 # Transactions

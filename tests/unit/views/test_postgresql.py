@@ -1,5 +1,7 @@
 """PostgreSQL as platforms have it: behind a pooler, with a schema and roles of its own, by TLS, and refusing us."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 from sqlalchemy import URL, text
@@ -11,12 +13,14 @@ from order_service.settings import Settings
 from order_service.views.postgresql import quoted
 from order_service.views.projector import Projection
 from order_service.views.queries import Views
-from order_service.views.tables import database_of, describe, open_database, open_views, orders, prepare
+from order_service.views.tables import FORM, database_of, describe, form, open_database, open_views, orders, prepare
 from tests.support.certificates import CertificateAuthority
 from tests.support.event_log import EVENTS, START, order_of, seens
 from tests.support.proxies import running_pgbouncer
 from tests.support.samples import events
+from tests.support.service import ROOT
 
+OWNER, LOGINS = "orders_owner", ("orders_1", "orders_2")
 SCHEMA = 'Shop "A" 50%'
 NAME = '"Shop ""A"" 50%"'
 
@@ -151,6 +155,41 @@ def test_a_role_that_may_only_read_reads(opened, ask, role):
         Projection(writing, topic_names()).mark_built(START)
     assert describe(refused.value) == ("InsufficientPrivilege (42501): permission denied for table view_positions")
     writing.dispose()
+
+
+CREDENTIALS = (ROOT / "docs" / "operations" / "credentials.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def rotation(ask):
+    """Return the blocks of statements by which an operator rotates a login."""
+    yield [block.strip().split(";\n") for block in re.findall(r"```sql\n(.*?)```", CREDENTIALS, re.DOTALL)]
+    ask(
+        "DROP SCHEMA IF EXISTS orders CASCADE",
+        *(f"DROP ROLE IF EXISTS {name}" for name in LOGINS),
+        f"DROP ROLE {OWNER}",
+    )
+
+
+def test_a_second_login_takes_over_the_views_and_the_first_one_is_dropped(ask, postgresql, rotation):
+    create_first, create_second, drop_first = rotation
+    ask(*create_first)
+    first, second = (open_database(postgresql.set(username=name), "orders", writes=True) for name in LOGINS)
+    assert prepare(first, "orders")
+    order_id = project(first)
+    ask(*create_second)
+    assert not prepare(second, "orders"), "it finds the tables of the first one"
+    for engine in (first, second):
+        Projection(engine, topic_names()).mark_built(START)
+    with second.begin() as connection:
+        connection.execute(form.update().values(form=FORM - 1))
+    assert prepare(second, "orders"), "it replaces tables of an older form"
+    Projection(first, topic_names()).mark_built(START)
+    project(second)
+    first.dispose()
+    ask(*drop_first)
+    assert order_of(Views(second, topic_names()), order_id) is not None
+    second.dispose()
 
 
 def said_by(url, schema=""):

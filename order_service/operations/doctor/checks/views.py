@@ -65,17 +65,19 @@ async def check_projector(
         positions = {partition: max(starts[partition], state.positions.get(partition, 0)) for partition in led}
         stopped = {(topic, partition) for topic, partition, _, _ in state.stopped}
         backlogs = await backlogs_of(reader, positions, now())
-        return judge_backlogs({key: each for key, each in backlogs.items() if key not in stopped})
+        running = {key: each for key, each in backlogs.items() if key not in stopped}
+        return judge_backlogs(running, has_stopped=bool(stopped))
 
 
-def judge_backlogs(backlogs: Mapping[TopicPartition, Backlog]) -> list[Result]:
+def judge_backlogs(backlogs: Mapping[TopicPartition, Backlog], *, has_stopped: bool = False) -> list[Result]:
     """Return whether the projector is late; the check of the views reports stopped partitions."""
     behind = sum(backlog.offset_count for backlog in backlogs.values())
     late = [backlog.oldest_s for backlog in backlogs.values() if backlog.is_late]
     if late:
         text = f"The views are {counted(behind, 'offset')} behind; what they lack first is {max(late):.0f} s old."
         return [problem(text, PROJECTOR)]
-    return [ok(f"The views are {counted(behind, 'offset')} behind." if behind else "The views have all records.")]
+    missing = f"The views are {counted(behind, 'offset')} behind" if behind else "The views have all records"
+    return [ok(f"{missing}, apart from the stopped partitions." if has_stopped else f"{missing}.")]
 
 
 def _unset() -> Result:
