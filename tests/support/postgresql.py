@@ -55,7 +55,7 @@ class PostgreSQL:
         self._run("pg_ctl", "-w", "-m", "fast", "stop")
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [self._programs / program, "-D", self._data, *arguments]
+        command = [str(self._programs / program), "-D", str(self._data), *arguments]
         subprocess.run(command, cwd=self._place, user=self._account, check=True, stdout=subprocess.DEVNULL)
 
 
