@@ -25,7 +25,7 @@ START_WITHIN_S: Final = 60
 class PostgreSQL:
     """A server of the programs in a folder, with the methods of pgserver's that the tests use.
 
-    It refuses to run as root, so then it runs as `nobody`.
+    It refuses to run as root, so then it runs under an account without rights.
     """
 
     def __init__(self, programs: Path, place: Path) -> None:
