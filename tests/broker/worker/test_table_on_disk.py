@@ -62,7 +62,8 @@ def test_a_restart_reads_only_the_end_of_the_changelog_and_remembers_all(service
     stop(first)
     again = start().wait_lanes(4)
     assert set(opened_at(first).values()) == {0}
-    assert sum(opened_at(again).values()) > ORDERS
+    # What a store wrote last may be all that its lane has decided.
+    assert sum(opened_at(again).values()) > (0 if stop is lose_power else ORDERS)
     service.send(commands)  # all are repeats
     more = histories(5, first=ORDERS + 1)
     service.send(more)
