@@ -293,7 +293,8 @@ def fetch_jars(mvn: str, cache: Path, pom: Path = POM) -> Path:
 
 
 def _first_error(output: str) -> str:
-    lines = [line for line in output.splitlines() if line.strip()]
+    output = re.sub(r"\x1b\[[0-9;]*m", "", output)  # Maven resets colours before its first line, also without any
+    lines = [line for line in output.splitlines() if line.removeprefix("[ERROR]").strip()]
     errors = [line.removeprefix("[ERROR] ") for line in lines if line.startswith("[ERROR]")]
     return (errors or lines or ["it wrote no output"])[0][:300]
 

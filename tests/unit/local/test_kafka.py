@@ -172,7 +172,8 @@ def test_other_jars_are_another_folder(tmp_path):
 
 
 def test_a_maven_that_fails_is_one_line_and_leaves_nothing(tmp_path):
-    mvn = make_mvn(tmp_path, 'mkdir "$out"; touch "$out/half.jar"; echo "[ERROR] no route"; echo "[ERROR] x"; exit 1')
+    said = r'printf "\033[0m\033[0m[ERROR] no route\n[ERROR] \n[ERROR] x\n"'  # as Maven begins without a terminal
+    mvn = make_mvn(tmp_path, f'mkdir "$out"; touch "$out/half.jar"; {said}; exit 1')
     with pytest.raises(EmbeddedError, match=rf"^Maven could not fetch Kafka {VERSION}: no route$"):
         fetch_jars(mvn, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fetch.lock"]
