@@ -421,7 +421,7 @@ class TurnLoop:
     ) -> None:
         """Write what a lane has committed to the store of its table, if the lane still runs."""
         if before is not None:
-            await asyncio.wait({before})
+            await before  # if it failed, this one fails too: the store would have a hole
         if not self._runs(lane):
             return
         try:

@@ -215,6 +215,24 @@ async def test_a_turn_that_fails_ends_the_writes_to_stores_that_are_under_way(mo
     assert steps[-1] == "save ended"
 
 
+async def test_after_a_write_to_a_store_that_failed_nothing_more_is_written_to_it(monkeypatch):
+    """Else the store would seem to have all up to the later turn, without what the failed one decided."""
+    lane = lane_with(0, {})
+    saves = []
+
+    async def save(*_):
+        saves.append("begun")
+        await asyncio.sleep(0)
+        raise ValueError("no error of a store")
+
+    monkeypatch.setattr(Table, "save", save)
+    turns, _ = turns_over([lane], Written(), lambda _: None)
+    position: Any = None
+    tasks = [turns._start_save(lane, lane.take_changes(), position, offset) for offset in (1, 2)]
+    assert [str(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == ["no error of a store"] * 2
+    assert saves == ["begun"]
+
+
 async def test_a_lane_that_was_parked_within_a_turn_decides_and_saves_nothing_more(monkeypatch):
     """Its store is closed: a second error of the lane would start a claim, although it is parked."""
     parked = []
